@@ -1,0 +1,123 @@
+"""Index: a whole data set in memory as columns; the only thing scenarios, loaders and evaluation see of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass
+class Problems:
+    """What was wrong with a data set: a count and some examples a kind, never a flood."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    limit: int = 5
+
+    def add(self, kind: str, where: str) -> None:
+        """``kind`` is a sentence of a few words ("box of no area, left out"); ``where`` names file, image or id."""
+        self.counts[kind] += 1
+        shown = self.examples.setdefault(kind, [])
+        if len(shown) < self.limit:
+            shown.append(where)
+
+    def merge(self, other: Problems) -> None:
+        for kind, n in other.counts.items():
+            self.counts[kind] += n
+            shown = self.examples.setdefault(kind, [])
+            shown.extend(other.examples.get(kind, [])[: self.limit - len(shown)])
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    def lines(self) -> list[str]:
+        """One line a kind: count, what, the first examples."""
+        return [
+            f"{n} × {kind}: {', '.join(self.examples[kind])}{', …' if n > len(self.examples[kind]) else ''}"
+            for kind, n in self.counts.most_common()
+        ]
+
+
+@dataclass
+class Index:
+    """Images, boxes and class names of one split, columnar.
+
+    Boxes are clipped to their image and have positive area; what was left out is counted in ``problems``.
+    Box rows are sorted by image, so ``starts[i]:starts[i + 1]`` are the boxes of image i.
+    """
+
+    class_names: tuple[str, ...]  # in data set order (COCO: by category id; YOLO: by number; VOC: alphabetical)
+    files: list[Path]  # [I] absolute
+    sizes: np.ndarray  # [I, 2] int32 height, width as the boxes count them (after EXIF rotation if that applies)
+    image_ids: np.ndarray  # [I] int64, unique; the data set's own where it has numbers
+    image: np.ndarray  # [A] int64 row of the box's image
+    boxes: np.ndarray  # [A, 4] float32 xyxy in pixels of the original image
+    labels: np.ndarray  # [A] int64 row in class_names
+    crowd: np.ndarray  # [A] bool: COCO iscrowd
+    difficult: np.ndarray  # [A] bool: VOC difficult
+    area: np.ndarray  # [A] float32: the data set's own area if it gives one (COCO's mask area), else width × height
+    source: str = ""  # what it was read from, for messages
+    problems: Problems = field(default_factory=Problems)
+    starts: np.ndarray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.starts = np.searchsorted(self.image, np.arange(len(self.files) + 1))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def of_image(self, i: int) -> slice:
+        return slice(int(self.starts[i]), int(self.starts[i + 1]))
+
+    def select(self, images: np.ndarray | None = None, boxes: np.ndarray | None = None) -> Index:
+        """A smaller Index: ``images`` rows to keep ([k] ascending row numbers), ``boxes`` [A] bool to keep."""
+        rows = np.arange(len(self)) if images is None else np.asarray(images, dtype=np.int64)
+        place = np.full(len(self), -1, dtype=np.int64)
+        place[rows] = np.arange(len(rows))
+        keep = place[self.image] >= 0
+        if boxes is not None:
+            keep &= boxes
+        return replace(
+            self,
+            files=[self.files[i] for i in rows],
+            sizes=self.sizes[rows],
+            image_ids=self.image_ids[rows],
+            image=place[self.image[keep]],
+            boxes=self.boxes[keep],
+            labels=self.labels[keep],
+            crowd=self.crowd[keep],
+            difficult=self.difficult[keep],
+            area=self.area[keep],
+        )
+
+    def relabel(self, names: tuple[str, ...]) -> Index:
+        """The same boxes with labels counted in ``names``; boxes of classes that are not in it are dropped."""
+        where = {n: i for i, n in enumerate(names)}
+        table = np.array([where.get(n, -1) for n in self.class_names] or [0], dtype=np.int64)
+        labels = table[self.labels] if len(self.labels) else self.labels
+        kept = replace(self, class_names=names, labels=labels)
+        return kept.select(boxes=labels >= 0)
+
+    def boxes_per_class(self) -> np.ndarray:
+        """[C] counts."""
+        return np.bincount(self.labels, minlength=len(self.class_names))
+
+    def images_per_class(self) -> np.ndarray:
+        """[C] counts of images with at least one box of the class."""
+        pairs = np.unique(self.image * len(self.class_names) + self.labels) if len(self.labels) else self.labels
+        return np.bincount(pairs % max(1, len(self.class_names)), minlength=len(self.class_names))
+
+
+def empty_columns() -> dict[str, np.ndarray]:
+    """Box columns of an Index without boxes, with the right types."""
+    return {
+        "image": np.zeros(0, np.int64),
+        "boxes": np.zeros((0, 4), np.float32),
+        "labels": np.zeros(0, np.int64),
+        "crowd": np.zeros(0, bool),
+        "difficult": np.zeros(0, bool),
+        "area": np.zeros(0, np.float32),
+    }

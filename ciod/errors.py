@@ -1,0 +1,47 @@
+"""What ciod raises at people: sentences that say what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CiodError(Exception):
+    """A problem a user can mend. The command line prints the message alone and exits with code 2."""
+
+
+class ConfigError(CiodError):
+    """Every problem of a configuration in one message.
+
+    Args:
+        problems: one sentence each; the message numbers them when there are several.
+    """
+
+    def __init__(self, problems: Iterable[str]):
+        self.problems = list(problems)
+        if len(self.problems) == 1:
+            text = self.problems[0]
+        else:
+            lines = [f"  {i}. {p}" for i, p in enumerate(self.problems, 1)]
+            text = f"{len(self.problems)} problems:\n" + "\n".join(lines)
+        super().__init__(text)
+
+
+class DataError(CiodError):
+    """A data set that cannot be read or has nothing usable."""
+
+
+def did_you_mean(word: str, allowed: Iterable[str], *, listing: int = 12) -> str:
+    """A tail for an error message: the nearest right spelling, or what is allowed.
+
+    >>> did_you_mean("epoch", ["epochs", "batch"])
+    "did you mean 'epochs'?"
+    """
+    options = [str(a) for a in allowed]
+    near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
+    if not near:  # a case difference alone is below difflib's cut-off for short words
+        near = [o for o in options if o.lower() == word.lower()]
+    if near:
+        return f"did you mean '{near[0]}'?"
+    shown = ", ".join(options[:listing]) + (", …" if len(options) > listing else "")
+    return f"allowed: {shown}" if shown else "nothing is allowed here"

@@ -1,0 +1,138 @@
+"""Every tensor that crosses a boundary: its shape and unit, stated once.
+
+Letters: B images of a batch, P positions (grid cells) of a dense detector, C classes, N boxes of an image
+(padded to the batch's longest list), K matches of an image (padded).
+Boxes are ``xyxy`` in pixels of the batch image unless said otherwise. Labels are positions in the order in which
+classes arrived; the ids of a data set live only in ``data.formats`` and ``evaluate.ap``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Targets:
+    """What a batch should be detected as; padded, so that no step loops over images."""
+
+    boxes: Tensor  # [B, N, 4]
+    labels: Tensor  # [B, N] int64; padding is 0
+    valid: Tensor  # [B, N] bool; False = padding
+
+    @classmethod
+    def pad(cls, boxes: list[Tensor], labels: list[Tensor]) -> Targets:
+        """From one [n, 4] and one [n] tensor an image. N is at least 1, so shapes are never empty."""
+        n = max([1, *(len(b) for b in boxes)])
+        out = cls(
+            torch.zeros(len(boxes), n, 4),
+            torch.zeros(len(boxes), n, dtype=torch.long),
+            torch.zeros(len(boxes), n, dtype=torch.bool),
+        )
+        for i, (b, y) in enumerate(zip(boxes, labels, strict=True)):
+            out.boxes[i, : len(b)] = b
+            out.labels[i, : len(b)] = y
+            out.valid[i, : len(b)] = True
+        return out
+
+    def __add__(self, other: Targets) -> Targets:
+        """The boxes of ``self`` first, then those of ``other``; index < N of ``self`` tells them apart."""
+        return Targets(*(torch.cat([getattr(self, f.name), getattr(other, f.name)], 1) for f in fields(self)))
+
+    def to(self, device: torch.device | str) -> Targets:
+        return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+
+@dataclass
+class Batch:
+    """One batch, decoded and augmented once: teacher and student see the same pixels."""
+
+    images: Tensor  # [B, 3, H, W] RGB, 0..255 (uint8 from the loader; detectors normalise)
+    targets: Targets
+    names: list[str]  # the file of each image, for messages
+    sizes: Tensor  # [B, 2] height, width of each original image
+    scales: Tensor  # [B] batch pixels per original pixel
+    index: Tensor  # [B] row of each image in its Index
+    broken: list[str] = field(default_factory=list)  # files that could not be read; a neighbour stands in
+
+    def to(self, device: torch.device | str) -> Batch:
+        return replace(self, images=self.images.to(device, non_blocking=True), targets=self.targets.to(device))
+
+
+@dataclass
+class Outputs:
+    """Raw predictions of a dense detector, the same in train and eval mode.
+
+    Positions are flattened level by level, row-major inside; teacher and student share their order.
+    Everything is float32, also under AMP.
+    """
+
+    logits: Tensor  # [B, P, C]
+    boxes: Tensor  # [B, P, 4], decoded and differentiable
+    points: Tensor  # [P, 2] x, y of each position in pixels: the cell centre
+    strides: Tensor  # [P] pixels per cell
+    objectness: Tensor | None = None  # [B, P] logits
+    distribution: Tensor | None = None  # [B, P, 4, R] logits of the distances left, top, right, bottom
+    features: list[Tensor] = field(default_factory=list)  # [B, F, h, w] a level
+
+    def scores(self) -> Tensor:
+        """[B, P, C]: the probability a detection is ranked by (class, times objectness where there is one)."""
+        p = self.logits.sigmoid()
+        return p if self.objectness is None else p * self.objectness.sigmoid()[..., None]
+
+
+@dataclass
+class Matches:
+    """Which positions answer for which target: K slots an image, unused ones not ``valid``."""
+
+    position: Tensor  # [B, K] int64 in 0..P
+    target: Tensor  # [B, K] int64 in 0..N
+    iou: Tensor  # [B, K] IoU of the predicted box with the target's, no gradient
+    valid: Tensor  # [B, K] bool
+    positive: Tensor  # [B, P] bool: positions with a match
+
+
+@dataclass
+class Detections:
+    """What was found in one image; boxes in pixels of the original image. numpy, so that it is easy to use.
+
+    Raises:
+        ValueError: when the lengths or shapes do not fit.
+    """
+
+    boxes: np.ndarray  # [n, 4] xyxy
+    scores: np.ndarray  # [n] 0..1, highest first
+    labels: np.ndarray  # [n] positions in class_names
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.boxes = np.asarray(self.boxes, dtype=np.float32)
+        self.scores = np.asarray(self.scores, dtype=np.float32)
+        self.labels = np.asarray(self.labels, dtype=np.int64)
+        n = len(self.scores)
+        if self.boxes.shape != (n, 4) or self.labels.shape != (n,):
+            raise ValueError(
+                f"boxes must be [n, 4], scores [n], labels [n]; got {self.boxes.shape}, {self.scores.shape}, {self.labels.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def keep(self, mask: np.ndarray) -> Detections:
+        """The detections where ``mask`` is true (or whose indices it holds)."""
+        return Detections(self.boxes[mask], self.scores[mask], self.labels[mask], self.class_names)
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """One JSON-ready dict a detection: class, score, box (x1, y1, x2, y2)."""
+        return [
+            {
+                "class": self.class_names[y] if self.class_names else int(y),
+                "score": round(float(s), 4),
+                "box": [round(float(v), 2) for v in b],
+            }
+            for b, s, y in zip(self.boxes, self.scores, self.labels, strict=True)
+        ]
