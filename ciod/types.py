@@ -116,7 +116,8 @@ class Detections:
         n = len(self.scores)
         if self.boxes.shape != (n, 4) or self.labels.shape != (n,):
             raise ValueError(
-                f"boxes must be [n, 4], scores [n], labels [n]; got {self.boxes.shape}, {self.scores.shape}, {self.labels.shape}"
+                f"boxes must be [n, 4], scores [n], labels [n]; got {self.boxes.shape}, {self.scores.shape}, "
+                f"{self.labels.shape}"
             )
 
     def __len__(self) -> int:

@@ -1,0 +1,98 @@
+"""Box arithmetic on batched tensors: IoU, GIoU, compaction of masks, NMS. No loops over boxes, images or classes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# A greedy NMS decision depends on the chain of better boxes before it. On a GPU the chain is followed this many
+# links without asking the device whether it has ended; chains of real detections are shorter than ten.
+_NMS_ROUNDS = 64
+
+
+def area(boxes: Tensor) -> Tensor:
+    """[..., 4] xyxy → [...]; degenerate boxes have area 0."""
+    return (boxes[..., 2] - boxes[..., 0]).clamp(min=0) * (boxes[..., 3] - boxes[..., 1]).clamp(min=0)
+
+
+def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Intersection and union of boxes that broadcast against each other."""
+    low = torch.maximum(a[..., :2], b[..., :2])
+    high = torch.minimum(a[..., 2:], b[..., 2:])
+    side = (high - low).clamp(min=0)
+    both = side[..., 0] * side[..., 1]
+    return both, area(a) + area(b) - both
+
+
+def iou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
+    """Element by element: [..., 4], [..., 4] → [...]."""
+    both, union = _overlap(a, b)
+    return both / union.clamp(min=eps)
+
+
+def pairwise_iou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
+    """Every pair: [..., N, 4], [..., M, 4] → [..., N, M]."""
+    return iou(a[..., :, None, :], b[..., None, :, :], eps)
+
+
+def giou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
+    """Generalised IoU (Rezatofighi et al., CVPR 2019), element by element, in -1..1."""
+    both, union = _overlap(a, b)
+    union = union.clamp(min=eps)
+    side = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
+    hull = (side[..., 0] * side[..., 1]).clamp(min=eps)
+    return both / union - (hull - union) / hull
+
+
+def compact(mask: Tensor, score: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """The true places of ``mask`` as a padded list, ascending.
+
+    Args:
+        mask: [B, P] bool.
+        score: [B, P] in 0..; where an image has more than ``limit`` true places the best are taken.
+        limit: longest list. On a GPU lists always have this length (no size is read back from the device);
+            on a CPU, where reading is free, they are as long as the fullest image needs.
+
+    Returns:
+        index [B, K] int64 and valid [B, K] bool, K ≥ 1.
+    """
+    positions = mask.shape[1]
+    width = min(limit, positions)
+    if mask.device.type == "cpu":
+        width = max(1, min(width, int(mask.sum(1).amax().numpy())))
+    value, index = score.detach().masked_fill(~mask, -1.0).topk(width, dim=1)
+    valid = value >= 0
+    index, order = index.masked_fill(~valid, positions).sort(dim=1)
+    valid = valid.gather(1, order)
+    return index.masked_fill(~valid, 0), valid
+
+
+def gather_rows(values: Tensor, index: Tensor) -> Tensor:
+    """[B, P, ...] at [B, K] → [B, K, ...]."""
+    shape = (*index.shape, *values.shape[2:])
+    return values.gather(1, index.view(*index.shape, *[1] * (values.dim() - 2)).expand(shape))
+
+
+def nms_keep(boxes: Tensor, scores: Tensor, labels: Tensor, valid: Tensor, threshold: float) -> Tensor:
+    """Class-aware greedy NMS of a whole batch at once.
+
+    Args:
+        boxes, scores, labels, valid: [B, K, 4], [B, K], [B, K], [B, K] bool.
+        threshold: a box goes when its IoU with a better kept box of its class is above this.
+
+    Returns:
+        [B, K] bool: what greedy NMS keeps, in the order of the input. Equal scores: the earlier wins.
+    """
+    order = scores.masked_fill(~valid, -1.0).sort(dim=1, descending=True, stable=True).indices
+    b, y, ok = gather_rows(boxes, order), labels.gather(1, order), valid.gather(1, order)
+    rival = pairwise_iou(b, b) > threshold
+    rival &= y[:, :, None] == y[:, None, :]
+    rival &= torch.ones_like(rival[0]).tril(-1)  # only better boxes suppress
+    kept = ok
+    for _ in range(boxes.shape[1] if boxes.device.type == "cpu" else _NMS_ROUNDS):
+        # The greedy answer is the only fixed point: box i is right once the boxes before it are.
+        following = ok & ~(rival & kept[:, None, :]).any(2)
+        if boxes.device.type == "cpu" and torch.equal(following, kept):
+            break
+        kept = following
+    return torch.zeros_like(kept).scatter(1, order, kept)

@@ -1,0 +1,246 @@
+"""The contract of a detector, and what every detector gets for free: growing, freezing into a teacher, predicting."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from ciod.errors import CiodError
+from ciod.types import Detections, Matches, Outputs, Targets
+
+PRIOR = 0.01  # probability a new class starts with everywhere
+
+
+@dataclass(frozen=True)
+class Input:
+    """How a detector wants its pictures; part of its settings, so that a model file is enough to use it."""
+
+    size: int = 416  # the longest side is scaled to this; the batch image is size × size, filled at right and bottom
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  # subtracted, in 0..255, RGB order
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    bgr: bool = False  # swap channels after normalising
+    fill: float = 114.0  # value of the border, 0..255
+
+
+@dataclass
+class ClassRows:
+    """One tensor with a row per class: rows ``first .. first + len(tensor)`` in the order of arrival."""
+
+    name: str
+    tensor: nn.Parameter
+    first: int
+
+
+class ClassConv(nn.Module):
+    """A convolution to class logits that can grow.
+
+    Every growth appends a convolution of its own and their outputs are concatenated: the old ones keep not just their
+    weights but their arithmetic, so old logits stay bit-equal on any device. (One wider convolution may pick another
+    kernel, whose sums round differently.)
+    """
+
+    def __init__(self, channels: int, classes: int, kernel: int = 1):
+        super().__init__()
+        self.channels, self.kernel = channels, kernel
+        self.blocks = nn.ModuleList()
+        if classes:
+            self.grow(classes)
+
+    def grow(self, classes: int) -> None:
+        """Appends ``classes`` rows: weights N(0, 0.01), bias so that every new class starts at p = 0.01."""
+        block = nn.Conv2d(self.channels, classes, self.kernel, padding=self.kernel // 2)
+        nn.init.normal_(block.weight, std=0.01)
+        nn.init.constant_(block.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
+        if len(self.blocks):
+            block.to(next(self.blocks[0].parameters()))
+        self.blocks.append(block)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not len(self.blocks):
+            return x.new_zeros(x.shape[0], 0, *x.shape[2:])
+        parts = [block(x) for block in self.blocks]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def rows(self, name: str) -> Iterator[ClassRows]:
+        first = 0
+        for i, block in enumerate(self.blocks):
+            yield ClassRows(f"{name}.blocks.{i}.weight", block.weight, first)  # type: ignore[arg-type]
+            yield ClassRows(f"{name}.blocks.{i}.bias", block.bias, first)  # type: ignore[arg-type]
+            first += block.out_channels  # type: ignore[operator]
+
+
+class Detector(nn.Module):
+    """A detector. Subclasses write ``forward``, ``match``, ``loss`` and ``class_layers``, and set ``traits``.
+
+    ``forward`` is the same in train and eval mode (batch normalisation apart), so teacher and student speak one
+    language. A detector never sees ids of a data set: label ``i`` is ``class_names[i]``.
+    """
+
+    traits: ClassVar[frozenset[str]] = frozenset()
+    """What methods can rely on: ``dense``, ``objectness``, ``box_distribution``, ``features``."""
+
+    def __init__(self, class_names: Sequence[str], settings: dict[str, Any], taking: Input):
+        super().__init__()
+        self.class_names: tuple[str, ...] = tuple(class_names)
+        self.settings = settings  # JSON-ready; detectors.build(**settings) makes the same architecture
+        self.input = taking
+        self.lineage: list[dict[str, Any]] = []  # one entry a task: which classes came when, from what
+        self.score_threshold, self.nms_iou = 0.01, 0.65
+        self.register_buffer("mean", torch.tensor(taking.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(taking.std).view(3, 1, 1), persistent=False)
+
+    # What a subclass writes -------------------------------------------------------------------------------------
+
+    def forward(self, images: Tensor) -> Outputs:
+        """[B, 3, H, W] RGB 0..255 → Outputs in float32."""
+        raise NotImplementedError
+
+    def match(self, outputs: Outputs, targets: Targets) -> Matches:
+        """Which positions answer for which target. No gradient, no device synchronisation."""
+        raise NotImplementedError
+
+    def loss(
+        self,
+        outputs: Outputs,
+        targets: Targets,
+        matches: Matches,
+        *,
+        counted: Tensor | None = None,
+        channels: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The detector's own losses as a dict of float32 scalars.
+
+        Args:
+            counted: [B, K] bool, matches that enter the class and box losses (default: all valid ones). Objectness,
+                where there is one, always sees every match.
+            channels: [C] bool, class channels with supervision (default: all).
+        """
+        raise NotImplementedError
+
+    def class_layers(self) -> Iterator[ClassRows]:
+        """Every tensor with a row per class, in order of arrival."""
+        raise NotImplementedError
+
+    def class_modules(self) -> dict[str, ClassConv]:
+        """The growing layers by module name."""
+        return {n: m for n, m in self.named_modules() if isinstance(m, ClassConv)}
+
+    def trunk(self) -> list[nn.Module]:
+        """The parts without class knowledge that ``load=trunk`` takes over: backbone and neck."""
+        raise NotImplementedError
+
+    # Given for free ---------------------------------------------------------------------------------------------
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device  # type: ignore[return-value]
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 or float [B, 3, H, W] RGB 0..255 → what the backbone takes."""
+        x = (images.to(self.mean.dtype) - self.mean) / self.std  # type: ignore[operator]
+        return x.flip(1) if self.input.bgr else x
+
+    def grow(self, names: Sequence[str]) -> None:
+        """Adds classes. Old logits of any image stay bit-equal; new ones start at p = 0.01.
+
+        Raises:
+            CiodError: when a name is already known or comes twice.
+        """
+        twice = [n for i, n in enumerate(names) if n in self.class_names or n in list(names)[:i]]
+        if twice:
+            raise CiodError(f"The detector already knows {', '.join(map(repr, twice))}; a class can be added once.")
+        if not names:
+            return
+        for layer in self.class_modules().values():
+            layer.grow(len(names))
+        self.class_names = (*self.class_names, *names)
+
+    def frozen(self) -> Detector:
+        """A teacher: a copy of its own, in eval mode, without gradients; it holds nothing of the student."""
+        teacher = copy.deepcopy(self).eval()
+        return teacher.requires_grad_(False)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        outputs: Outputs,
+        *,
+        score_threshold: float | None = None,
+        nms_iou: float | None = None,
+        max_detections: int = 100,
+        classes: Tensor | None = None,
+    ) -> list[Detections]:
+        """Outputs → detections in pixels of the batch image: one label a position, class-aware NMS.
+
+        Args:
+            classes: [C] bool, labels that may be found (default: all).
+        """
+        floor = self.score_threshold if score_threshold is None else score_threshold
+        limit = self.nms_iou if nms_iou is None else nms_iou
+        scores = outputs.scores()
+        if classes is not None:
+            scores = scores.masked_fill(~classes, 0)
+        best, label = scores.max(2) if scores.shape[2] else (scores.new_zeros(scores.shape[:2]), None)
+        found = []
+        for i in range(len(best)):  # evaluation, not training: images have ragged numbers of detections
+            kept = torch.nonzero(best[i] > floor).squeeze(1)
+            if label is None or not len(kept):
+                found.append(Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0), self.class_names))
+                continue
+            kept = kept[best[i, kept].argsort(descending=True, stable=True)][:5000]
+            nms = torchvision.ops.batched_nms(outputs.boxes[i, kept], best[i, kept], label[i, kept], limit)
+            kept = kept[nms[:max_detections]]
+            found.append(
+                Detections(
+                    outputs.boxes[i, kept].float().cpu().numpy(),
+                    best[i, kept].float().cpu().numpy(),
+                    label[i, kept].cpu().numpy(),
+                    self.class_names,
+                )
+            )
+        return found
+
+    @torch.no_grad()
+    def predict(
+        self, image: str | Path | np.ndarray | Any, *, score_threshold: float = 0.3, max_detections: int = 100
+    ) -> Detections:
+        """Detections in one picture.
+
+        Args:
+            image: a file, an array [H, W, 3] RGB 0..255, or a PIL image.
+
+        Returns:
+            Boxes in pixels of the picture as it is looked at (EXIF rotation applied).
+        """
+        from ciod.data.augment import letterbox
+        from ciod.data.images import as_array
+
+        picture = as_array(image)
+        tensor, scale = letterbox(picture, self.input.size, self.input.fill)
+        training = self.training
+        self.eval()
+        outputs = self(tensor[None].to(self.device))
+        found = self.decode(outputs, score_threshold=score_threshold, max_detections=max_detections)[0]
+        self.train(training)
+        return in_original(found, scale, picture.shape[0], picture.shape[1])
+
+
+def in_original(found: Detections, scale: float, height: int, width: int) -> Detections:
+    """Boxes of a letterboxed picture → pixels of the original, clipped to it."""
+    boxes = found.boxes / scale
+    boxes[:, 0::2] = boxes[:, 0::2].clip(0, width)
+    boxes[:, 1::2] = boxes[:, 1::2].clip(0, height)
+    return Detections(boxes, found.scores, found.labels, found.class_names)

@@ -1,0 +1,178 @@
+"""YOLOX (Ge et al. 2021, arXiv 2107.08430): nano to x on CSPDarknet, and ResNets with a 128-channel PAFPN.
+
+The ResNet variants are the detector of ilYOLOX's tables.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ciod import losses as L
+from ciod.boxes import gather_rows
+from ciod.detectors.assign import sim_ota
+from ciod.detectors.backbones import CSPDarknet, ResNet
+from ciod.detectors.blocks import conv
+from ciod.detectors.detector import PRIOR, ClassConv, ClassRows, Detector, Input
+from ciod.detectors.necks import PAFPN
+from ciod.types import Matches, Outputs, Targets
+
+STRIDES = (8, 16, 32)
+
+# name: (deepen, widen, depthwise) on CSPDarknet, or the depth of a ResNet
+VARIANTS: dict[str, tuple[float, float, bool] | int] = {
+    "yolox-nano": (0.33, 0.25, True),
+    "yolox-tiny": (0.33, 0.375, False),
+    "yolox-s": (0.33, 0.50, False),
+    "yolox-m": (0.67, 0.75, False),
+    "yolox-l": (1.0, 1.0, False),
+    "yolox-x": (1.33, 1.25, False),
+    "yolox-r18": 18,
+    "yolox-r50": 50,
+    "yolox-r101": 101,
+}
+
+_IMAGENET = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
+
+
+def default_input(name: str, size: int | None) -> Input:
+    """Official YOLOX takes BGR without normalisation; the ResNets take ImageNet's RGB, filled with its mean."""
+    if isinstance(VARIANTS[name], int):
+        return Input(size=size or 640, fill=114.0, **_IMAGENET)
+    return Input(size=size or (416 if name in ("yolox-nano", "yolox-tiny") else 640), bgr=True)
+
+
+class Head(nn.Module):
+    """Decoupled head with weights of its own on each level: class tower, box tower; class, box, objectness layers."""
+
+    def __init__(self, width: int, classes: int, *, depthwise: bool):
+        super().__init__()
+
+        def tower() -> nn.Sequential:
+            return nn.Sequential(*(conv(width, width, 3, depthwise=depthwise) for _ in range(2)))
+
+        self.cls_tower = nn.ModuleList(tower() for _ in STRIDES)
+        self.reg_tower = nn.ModuleList(tower() for _ in STRIDES)
+        self.cls = nn.ModuleList(ClassConv(width, classes) for _ in STRIDES)
+        self.reg = nn.ModuleList(nn.Conv2d(width, 4, 1) for _ in STRIDES)
+        self.obj = nn.ModuleList(nn.Conv2d(width, 1, 1) for _ in STRIDES)
+        for layer in self.obj:
+            nn.init.constant_(layer.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        cls, reg, obj = [], [], []
+        for i, x in enumerate(features):
+            boxes = self.reg_tower[i](x)
+            cls.append(self.cls[i](self.cls_tower[i](x)))
+            reg.append(self.reg[i](boxes))
+            obj.append(self.obj[i](boxes))
+        return cls, reg, obj
+
+
+def assemble(
+    cls: Sequence[Tensor], reg: Sequence[Tensor], obj: Sequence[Tensor], features: Sequence[Tensor] = ()
+) -> Outputs:
+    """Raw maps of the levels → Outputs.
+
+    Args:
+        cls, reg, obj: [B, C | 4 | 1, h, w] for strides 8, 16, 32; reg is dx, dy, log w, log h in cells, from the
+            cell's corner.
+    """
+    corners, points, strides = [], [], []
+    for stride, x in zip(STRIDES, cls, strict=True):
+        height, width = x.shape[2:]
+        rows = torch.arange(height, device=x.device, dtype=torch.float32) * stride
+        columns = torch.arange(width, device=x.device, dtype=torch.float32) * stride
+        grid = torch.stack([columns.repeat(height), rows.repeat_interleave(width)], 1)
+        corners.append(grid)
+        points.append(grid + stride / 2)
+        strides.append(torch.full((height * width,), float(stride), device=x.device))
+    corner, point, stride = torch.cat(corners), torch.cat(points), torch.cat(strides)
+
+    def flat(maps: Sequence[Tensor]) -> Tensor:
+        return torch.cat([m.flatten(2) for m in maps], 2).transpose(1, 2).float()
+
+    raw = flat(reg)
+    centre = corner + raw[..., :2] * stride[:, None]
+    # An untrained log size can be huge: a box beyond 22 000 cells helps nobody and its infinity would spread.
+    half = raw[..., 2:].clamp(max=10).exp() * stride[:, None] / 2
+    boxes = torch.cat([centre - half, centre + half], -1)
+    return Outputs(flat(cls), boxes, point, stride, objectness=flat(obj)[..., 0], features=list(features))
+
+
+class YOLOX(Detector):
+    """See the module. ``settings`` are the keyword arguments of ``build``."""
+
+    traits = frozenset({"dense", "objectness", "features"})
+    box_weight = 5.0
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        *,
+        name: str = "yolox-nano",
+        size: int | None = None,
+        backbone_weights: str | None = None,
+        settings: dict[str, Any] | None = None,
+    ):
+        taking = default_input(name, size)
+        super().__init__(class_names, {"name": name, "size": taking.size, **(settings or {})}, taking)
+        shape = VARIANTS[name]
+        if isinstance(shape, int):
+            self.backbone: nn.Module = ResNet(shape, backbone_weights)
+            self.settings["frozen"] = self.backbone.pretrained
+            width, depth, depthwise = 128, 1, False
+        else:
+            deepen, widen, depthwise = shape
+            self.backbone = CSPDarknet(deepen, widen, depthwise=depthwise)
+            width, depth = int(256 * widen), round(3 * deepen)
+        self.neck = PAFPN(self.backbone.channels, width, depth, depthwise=depthwise)  # type: ignore[arg-type]
+        self.head = Head(width, len(class_names), depthwise=depthwise)
+
+    def forward(self, images: Tensor) -> Outputs:
+        features = self.neck(self.backbone(self.normalise(images)))
+        return assemble(*self.head(features), features)
+
+    def match(self, outputs: Outputs, targets: Targets) -> Matches:
+        return sim_ota(outputs, targets)
+
+    def loss(
+        self,
+        outputs: Outputs,
+        targets: Targets,
+        matches: Matches,
+        *,
+        counted: Tensor | None = None,
+        channels: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """cls (IoU-aware BCE), box (5 × (1 - IoU²)) over counted matches; obj (BCE) over all positions.
+
+        cls and box are divided by the number of counted matches, obj by the number of all matches.
+        """
+        counted = matches.valid if counted is None else counted & matches.valid
+        n = L.count(counted)
+        logits = gather_rows(outputs.logits, matches.position)
+        label = targets.labels.gather(1, matches.target)
+        quality = torch.zeros_like(logits).scatter(2, label[..., None], matches.iou[..., None])
+        cls = L.bce(logits, quality)
+        if channels is not None:
+            cls = cls * channels
+        box = L.iou_square(gather_rows(outputs.boxes, matches.position), gather_rows(targets.boxes, matches.target))
+        assert outputs.objectness is not None
+        obj = L.bce(outputs.objectness, matches.positive.float()).sum() / L.count(matches.valid)
+        return {
+            "cls": L.masked_sum(cls.sum(2), counted) / n,
+            "box": self.box_weight * L.masked_sum(box, counted) / n,
+            "obj": obj,
+        }
+
+    def class_layers(self) -> Iterator[ClassRows]:
+        for name, layer in self.class_modules().items():
+            yield from layer.rows(name)
+
+    def trunk(self) -> list[nn.Module]:
+        return [self.backbone, self.neck]

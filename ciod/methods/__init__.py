@@ -1,0 +1,61 @@
+"""Methods by name: one file each, found because it is here. ``path/to/file.py:Class`` loads one from anywhere."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ciod.errors import CiodError, did_you_mean
+
+if TYPE_CHECKING:
+    from ciod.methods.method import Method
+
+_PARTS = {"method", "selection"}  # modules here that are not methods
+
+
+def available() -> list[str]:
+    """Names that ``find`` takes; ``joint`` is fine-tuning on all classes at once."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _PARTS)
+
+
+def find(name: str) -> type[Method]:
+    """The class of a method.
+
+    Raises:
+        CiodError: no method has that name, or the file or class does not exist.
+    """
+    from ciod.methods.method import Method
+
+    if ".py" in name:
+        return _from_file(name)
+    if name not in available():
+        raise CiodError(f"method: there is no method '{name}'; {did_you_mean(name, available())}")
+    module = importlib.import_module(f"{__name__}.{name}")
+    return next(
+        v
+        for v in vars(module).values()
+        if isinstance(v, type) and issubclass(v, Method) and v.__module__ == module.__name__
+    )
+
+
+def _from_file(name: str) -> type[Method]:
+    from ciod.methods.method import Method
+
+    file, _, cls = name.partition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise CiodError(f"method: there is no file {file}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as e:
+        raise CiodError(f"method: {file} cannot be imported: {type(e).__name__}: {e}") from e
+    found = {k: v for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Method) and v is not Method}
+    if cls not in found:
+        raise CiodError(f"method: {file} has no Method '{cls}'; {did_you_mean(cls, found)} (write FILE.py:Class)")
+    return found[cls]

@@ -1,0 +1,95 @@
+"""The contract of a method. As it stands it is plain fine-tuning; a subclass is a paper."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, PrivateAttr
+from torch import Tensor
+
+from ciod.types import Batch, Outputs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ciod.data.scenario import Task
+    from ciod.detectors.detector import Detector
+
+
+class Method(BaseModel):
+    """Base of every method: its fields are the settings, with the paper's defaults; ``loss`` is the method.
+
+    The engine calls ``begin_task``, then ``loss`` for every batch, then ``end_task``. It owns backward, clipping,
+    the optimiser, AMP and EMA; a method never does. On the first task there is no teacher.
+    """
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, arbitrary_types_allowed=True)
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Traits of the detector without which the method makes no sense."""
+    uses_teacher: ClassVar[bool] = True
+    """False: no teacher is made, which saves its memory."""
+    paper: ClassVar[str] = ""
+
+    _student: Callable[[Tensor], Outputs] = PrivateAttr()
+    _detector: Detector = PrivateAttr()
+    _teacher: Detector | None = PrivateAttr(default=None)
+    _task: Task | None = PrivateAttr(default=None)
+
+    @property
+    def student(self) -> Callable[[Tensor], Outputs]:
+        """The forward to train: the detector, inside DDP where there is one."""
+        return self._student
+
+    @property
+    def detector(self) -> Detector:
+        """The detector itself, for ``match`` and ``loss``."""
+        return self._detector
+
+    @property
+    def teacher(self) -> Detector | None:
+        """The frozen detector of the task before, or None in the first task. Outside the student's module tree."""
+        return self._teacher
+
+    @property
+    def old(self) -> int:
+        """How many classes the teacher knows: labels ``0 .. old - 1``."""
+        return 0 if self._task is None else len(self._task.old_classes)
+
+    def attach(self, student: Callable[[Tensor], Outputs], detector: Detector, teacher: Detector | None) -> None:
+        """Called by the engine once a task, before ``begin_task``."""
+        self._student, self._detector, self._teacher = student, detector, teacher
+
+    def begin_task(self, task: Task) -> None:
+        """Before a task's first step: freeze parts, build buffers. Call super."""
+        self._task = task
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Named scalar losses of a batch; their sum is what is minimised. Every rank returns the same names."""
+        outputs = self.student(batch.images)
+        matches = self.detector.match(outputs, batch.targets)
+        return self.detector.loss(outputs, batch.targets, matches)
+
+    @torch.no_grad()  # not inference_mode: its tensors cannot take part in the student's backward
+    def teach(self, batch: Batch) -> Outputs:
+        """The teacher's outputs for the very pixels the student sees."""
+        assert self._teacher is not None and not self._teacher.training
+        return self._teacher(batch.images)
+
+    def before_step(self) -> None:
+        """After backward and clipping, before the optimiser's step."""
+
+    def end_task(self, task: Task) -> None:
+        """After a task's last step, before it is evaluated."""
+
+    def state(self) -> dict[str, Any]:
+        """What must survive a crash; tensors and plain values."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Takes back what ``state`` gave."""
+
+    def check(self) -> list[str]:
+        """Sentences about settings that contradict each other; shown with all other configuration errors."""
+        return []
