@@ -1,1 +1,39 @@
-"""Class-incremental object detection."""
+"""Class-incremental object detection: a trained detector learns new classes without the old data.
+
+Public names, imported when first used, so that ``import ciod`` is instant:
+
+    ciod.train(data="folder", split="3+3", method="ilyolox", out="runs/mine")
+    ciod.evaluate("runs/mine/task-2/model.safetensors", data="folder")
+    ciod.load("runs/mine/task-2/model.safetensors").predict("photo.jpg")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "train": "ciod.api",
+    "evaluate": "ciod.api",
+    "predict": "ciod.api",
+    "load": "ciod.detectors.weights",
+    "Scenario": "ciod.data.scenario",
+    "Detector": "ciod.detectors.detector",
+    "Method": "ciod.methods.method",
+    "Detections": "ciod.types",
+    "CiodError": "ciod.errors",
+}
+
+__all__ = ["CiodError", "Detections", "Detector", "Method", "Scenario", "evaluate", "load", "predict", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'ciod' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_WHERE]

@@ -1,0 +1,158 @@
+"""The verbs of the package, for Python; the command line calls these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ciod.errors import CiodError, did_you_mean
+
+if TYPE_CHECKING:
+    from ciod.detectors.detector import Detector
+    from ciod.evaluate.ap import APTable
+    from ciod.types import Detections
+
+IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+def train(config: str | Path | None = None, **settings: Any) -> dict[str, Any]:
+    """Runs a scenario, or goes on with it, and returns the content of its ``results.json``.
+
+    Args:
+        config: a YAML file of settings.
+        settings: override it; sections as mappings or leaf names: ``train(data="f", split="3+3", epochs=20)``.
+
+    Raises:
+        ConfigError: every problem of the settings, before any data is read.
+        CiodError: anything else a user can mend.
+    """
+    import json
+
+    from ciod import config as cfg
+    from ciod.engine.run import train as run
+
+    words = ", ".join(f"{k}={v!r}" for k, v in settings.items())
+    folder = run(cfg.load(config, settings), command=f"ciod.train({words})")
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+@dataclass
+class Scored:
+    """What ``evaluate`` found."""
+
+    table: APTable
+    scored: tuple[str, ...]  # classes both know
+    unknown_to_model: tuple[str, ...]  # in the data, not in the model
+    absent_from_data: tuple[str, ...]  # in the model, not in the data
+    images: int
+    broken: list[str]
+
+
+def evaluate(
+    model: str | Path | Detector,
+    data: str | Path,
+    *,
+    split: str = "val",
+    size: int | None = None,
+    score_threshold: float = 0.01,
+    nms_iou: float = 0.65,
+    max_detections: int = 100,
+    device: str = "auto",
+    classes: Sequence[str] | None = None,
+) -> Scored:
+    """COCO AP of a model on a data set; classes are matched by name and the others are named in the result.
+
+    Args:
+        model: a detector or a file ``ciod.load`` reads.
+        size: side of the input in pixels (default: the model's own).
+        classes: names for a checkpoint without them.
+
+    Raises:
+        CiodError: no file, no data, or not one class in common.
+    """
+    from ciod.config import Evaluation, data_folder
+    from ciod.data import formats
+    from ciod.engine.distributed import World, pick_device
+    from ciod.evaluate.detect import evaluate as run
+
+    detector = _detector(model, size, classes)
+    index = formats.read(data_folder(str(data)) or "", split)
+    both = tuple(n for n in index.class_names if n in detector.class_names)
+    if not both:
+        raise CiodError(
+            f"The model knows none of the classes of {data} ({', '.join(index.class_names[:8])}); it knows "
+            f"{', '.join(detector.class_names[:8])}{', …' if detector.num_classes > 8 else ''}. Names must be equal."
+        )
+    world = World(device=pick_device(device))
+    detector.to(world.device)
+    settings = Evaluation(score_threshold=score_threshold, nms_iou=nms_iou, max_detections=max_detections)
+    table, _, broken = run(detector, index, settings, classes=both, world=world)
+    return Scored(
+        table,
+        both,
+        tuple(n for n in index.class_names if n not in both),
+        tuple(n for n in detector.class_names if n not in both),
+        len(index),
+        broken,
+    )
+
+
+def predict(
+    model: str | Path | Detector,
+    images: str | Path | Iterable[str | Path],
+    *,
+    score_threshold: float = 0.3,
+    size: int | None = None,
+    device: str = "auto",
+    classes: Sequence[str] | None = None,
+) -> dict[Path, Detections]:
+    """Detections in files and folders of pictures.
+
+    Raises:
+        CiodError: no model, or no picture. An unreadable picture is left out of the result.
+    """
+    from ciod.engine.distributed import pick_device
+    from ciod.errors import DataError
+
+    detector = _detector(model, size, classes).to(pick_device(device))
+    found: dict[Path, Detections] = {}
+    for path in pictures(images):
+        try:
+            found[path] = detector.predict(path, score_threshold=score_threshold)
+        except DataError:
+            continue
+    return found
+
+
+def pictures(where: str | Path | Iterable[str | Path]) -> list[Path]:
+    """Files as they are, folders as the pictures below them, sorted."""
+    places = [where] if isinstance(where, (str, Path)) else list(where)
+    found: list[Path] = []
+    for place in map(Path, places):
+        if place.is_dir():
+            inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in IMAGES)
+            if not inside:
+                raise CiodError(f"There is no picture in {place} (looked for {', '.join(sorted(IMAGES))}).")
+            found += inside
+        elif place.is_file():
+            found.append(place)
+        else:
+            beside = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
+            raise CiodError(f"There is no file or folder {place}; {did_you_mean(place.name, beside, listing=4)}")
+    return found
+
+
+def _detector(model: str | Path | Detector, size: int | None, classes: Sequence[str] | None) -> Detector:
+    from dataclasses import replace
+
+    from ciod.detectors import weights
+    from ciod.detectors.detector import Detector
+
+    detector = model if isinstance(model, Detector) else weights.load(model, classes=classes)
+    if size is not None:
+        if size < 32 or size % 32:
+            raise CiodError(f"size: {size} is not a multiple of 32; try {max(32, round(size / 32) * 32)}.")
+        detector.input = replace(detector.input, size=size)
+    return detector

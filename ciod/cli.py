@@ -1,0 +1,228 @@
+"""ciod train data=FOLDER split=3+3 method=ilyolox out=DIR
+
+The command line: demo · train · eval · predict · report · list. Settings are written ``key=value``.
+Heavy imports happen inside the commands, so that ``ciod --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from ciod.errors import CiodError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="""Class-incremental object detection: a detector learns new classes without the old data.
+
+    **Start here:** `ciod demo`, then `ciod train data=FOLDER split=3+3 method=ilyolox out=runs/mine`.
+    """,
+)
+
+Words = Annotated[Optional[list[str]], typer.Argument(metavar="[key=value]...", show_default=False)]  # noqa: UP045
+
+
+def _split(words: list[str] | None) -> tuple[list[str], dict[str, Any]]:
+    """Plain words, and key=value ones with their values read as YAML.
+
+    Raises:
+        ConfigError: values that cannot be read.
+    """
+    from ciod.config import parse_overrides
+    from ciod.errors import ConfigError
+
+    plain = [w for w in words or [] if "=" not in w]
+    flat, problems = parse_overrides([w for w in words or [] if "=" in w])
+    if problems:
+        raise ConfigError(problems)
+    return plain, flat
+
+
+def _check(flat: dict[str, Any], allowed: list[str], *, needed: tuple[str, ...] = ()) -> None:
+    """All misspelt and missing settings of a command in one message."""
+    from ciod.errors import ConfigError, did_you_mean
+
+    problems = [f"{k}: there is no such setting here; {did_you_mean(k, allowed)}" for k in flat if k not in allowed]
+    problems += [f"{k}= is needed." for k in needed if k not in flat]
+    if problems:
+        raise ConfigError(problems)
+
+
+@app.command()
+def train(words: Words = None) -> None:
+    """Train a scenario task by task, or go on with an interrupted one.
+
+    The first word may be a YAML file of settings. Everything else is key=value:
+
+    - `data=FOLDER` COCO, VOC or YOLO, recognised by looking; or `scenario=shapes-6+4`
+    - `split=3+3` classes per task: `40+40`, `15+1x5`, `20x4`, or `split='[[cat, dog], [bird]]'`
+    - `method=ilyolox` see `ciod list methods`; its settings are `method.NAME=VALUE`
+    - `detector=yolox-nano` see `ciod list detectors`; `size=320`, `weights=FILE` (backbone and neck)
+    - `epochs=30 batch=16 lr=0.001 seed=0 out=DIR device=auto`
+
+    `ciod list settings` prints every setting. Run the same command again to resume.
+    """
+    from ciod import config
+    from ciod.engine.run import train as run
+
+    plain = [w for w in words or [] if "=" not in w]
+    settings = config.load(plain[0] if plain else None, [w for w in words or [] if w not in plain[:1]])
+    run(settings)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A ciod model, or an official or MMDetection YOLOX checkpoint.")],
+    words: Words = None,
+) -> None:
+    """Score a model on a data set: `ciod eval MODEL data=FOLDER`.
+
+    Classes are matched by name; what only one side knows is named and left out.
+    Settings: `data=` `split=val` `size=416` `score_threshold=0.01` `nms_iou=0.65` `max_detections=100` `device=auto`
+    `classes='[a, b]'` `json=FILE`.
+    """
+    from ciod import api
+
+    plain, flat = _split(words)
+    keys = ["data", "split", "size", "score_threshold", "nms_iou", "max_detections", "device", "classes", "json"]
+    _check({**flat, **dict.fromkeys(plain)}, keys, needed=("data",))
+    target = flat.pop("json", None)
+    scored = api.evaluate(model, **flat)
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("class", "AP", "AP50", "AP75", box=box.SIMPLE_HEAD)
+    for name in sorted(scored.scored, key=lambda n: scored.table.per_class[n]["AP"] or 0):
+        row = scored.table.per_class[name]
+        table.add_row(name, *("—" if row[k] is None else f"{row[k]:.3f}" for k in ("AP", "AP50", "AP75")))
+    console = Console(highlight=False)
+    console.print(table)
+    for what, names in (
+        ("not in the model, left out", scored.unknown_to_model),
+        ("not in the data, left out", scored.absent_from_data),
+    ):
+        if names:
+            console.print(f"{what}: {', '.join(names)}", markup=False, soft_wrap=True)
+    for file in scored.broken:
+        console.print(f"unreadable, scored as empty: {file}", markup=False, soft_wrap=True)
+    console.print(f"{scored.images} images, {len(scored.scored)} classes", markup=False)
+    console.print(scored.table.line(), markup=False, soft_wrap=True)
+    if target:
+        from ciod.report.log import write_json
+
+        write_json(Path(target), {"per_class": scored.table.per_class, "overall": scored.table.overall})
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="A ciod model, or an official or MMDetection YOLOX checkpoint.")],
+    words: Words = None,
+) -> None:
+    """Find objects in pictures: `ciod predict MODEL IMAGE... out=DIR` (folders too).
+
+    Writes each picture with its boxes, and `predictions.json`. Settings: `out=predictions` `score=0.3` `size=`
+    `device=auto` `classes=`.
+    """
+    from ciod import api
+    from ciod.data.images import read_image, save_image
+    from ciod.report.draw import draw_boxes
+    from ciod.report.log import write_json
+
+    plain, flat = _split(words)
+    _check(flat, ["out", "score", "size", "device", "classes"])
+    if not plain:
+        raise CiodError("predict: name at least one picture or folder: ciod predict MODEL IMAGE... out=DIR")
+    out = Path(str(flat.pop("out", "predictions")))
+    score = float(flat.pop("score", 0.3))
+    paths = api.pictures(plain)
+    found = api.predict(model, paths, score_threshold=score, **flat)
+    used: set[str] = set()
+    for path, detections in found.items():
+        name = path.stem
+        while name in used:  # equal names from several folders
+            name += "_"
+        used.add(name)
+        save_image(out / f"{name}.jpg", draw_boxes(read_image(path), detections))
+        typer.echo(f"{path}: " + (_count(detections.labels.tolist(), detections.class_names) or "nothing"))
+    write_json(out / "predictions.json", [{"image": str(p), "detections": d.to_list()} for p, d in found.items()])
+    for path in paths:
+        if path not in found:
+            typer.echo(f"{path}: cannot be read, left out", err=True)
+    typer.echo(f"{len(found)} pictures → {out}")
+    if not found:
+        raise CiodError("None of the pictures could be read.")
+
+
+def _count(labels: list[int], names: tuple[str, ...]) -> str:
+    return ", ".join(f"{labels.count(y)} {names[y]}" for y in sorted(set(labels)))
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Write a run's report.html again from its files and print its table."""
+    from rich.console import Console
+
+    from ciod.report.page import read_results, write_report
+    from ciod.report.summary import summary_table, verdict
+
+    page = write_report(folder)
+    results = read_results(folder)
+    Console().print(summary_table(results))
+    typer.echo(verdict(results))
+    typer.echo(f"report: {page}")
+
+
+@app.command()
+def demo(words: Words = None) -> None:
+    """Learn six shapes, then four more: fine-tuning, ilYOLOX and joint training side by side, in minutes.
+
+    Needs no data: the scenes are drawn. Settings: `out=demo` `seed=0` `device=auto`.
+    """
+    from ciod.demo import run
+
+    plain, flat = _split(words)
+    _check({**flat, **dict.fromkeys(plain)}, ["out", "seed", "device"])
+    run(Path(str(flat.get("out", "demo"))), seed=int(flat.get("seed", 0)), device=str(flat.get("device", "auto")))
+
+
+@app.command("list")
+def list_(
+    what: Annotated[
+        str, typer.Argument(help="detectors, methods, scenarios, settings, data PATH, a scenario or its file, a model.")
+    ] = "",
+    words: Words = None,
+) -> None:
+    """Show what there is: `detectors`, `methods`, `scenarios`, `settings`, `data PATH`, `SCENARIO`, `model.safetensors`.
+
+    `ciod list data PATH` reads a data set and prints its classes and every problem in it.
+    `ciod list SCENARIO.yaml data=PATH` prints what each task would see, and how many old boxes are hidden.
+    """
+    from ciod import listing
+
+    plain, flat = _split(words)
+    listing.show(what, plain, flat)
+
+
+def main() -> None:
+    """Entry point: a CiodError is one sentence and exit code 2, never a traceback."""
+    try:
+        app(standalone_mode=True)
+    except CiodError as e:
+        print(f"ciod: {e}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("ciod: interrupted; run the same command again to go on from the last epoch.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

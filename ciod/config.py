@@ -1,0 +1,399 @@
+"""Settings: YAML and ``key=value`` overrides → a validated Run, with every problem in one message."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ciod.data.augment import Augment
+from ciod.data.scenario import Protocol
+from ciod.errors import CiodError, ConfigError, did_you_mean
+
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class DetectorSettings(Section):
+    """Which detector, and what it starts from."""
+
+    name: str = "yolox-nano"
+    """See ``ciod list detectors``."""
+    size: Annotated[int, Field(ge=32, multiple_of=32)] | None = None
+    """Side of the (square) batch image in pixels; None: the detector's own (416 for nano and tiny, else 640)."""
+    head: Literal["grow", "full"] = "grow"
+    """``grow``: classes get their rows when they arrive. ``full``: all rows from the start (the paper's way)."""
+    weights: str | None = None
+    """A model file whose backbone and neck the detector starts from, with a new head: a ciod model, or an official or
+    MMDetection YOLOX checkpoint. What it was trained on may include the new classes: say so with the result."""
+    backbone_weights: str | None = None
+    """For ResNets: ``imagenet`` or a path to a torchvision state dict."""
+
+
+class Train(Section):
+    """The schedule of one task; it restarts at every task."""
+
+    epochs: Positive | list[Positive] = 30
+    """Epochs of each task; a list gives every task its own. Joint training takes their sum."""
+    batch: Positive = 16
+    """Images a step, over all processes."""
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    lr: Rate = 1e-3
+    lr_later: Rate | None = None
+    """Learning rate from the second task on; None: the same."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    decay_norms: bool = False
+    """Weight decay on biases and normalisation too (the paper does)."""
+    schedule: Literal["cosine", "step"] = "cosine"
+    milestones: list[Annotated[float, Field(gt=0, lt=1)]] = [0.67, 0.92]
+    """``step``: fractions of the task at which lr falls by 10 (the paper: epochs 8 and 11 of 12)."""
+    warmup: Annotated[int, Field(ge=0)] = 200
+    """Steps of linear warm-up, at most a fifth of the task."""
+    clip: Rate | None = 10.0
+    """Largest gradient norm; None: no clipping."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.998
+    """Decay of the averaged weights that are evaluated and handed on; 0: off."""
+    norm: Literal["auto", "train", "eval"] = "auto"
+    """Batch normalisation: ``train`` updates statistics, ``eval`` keeps them; ``auto``: train in the first task."""
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    """Mixed precision of the forward passes; losses are always float32."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Loader processes; None: by the machine (0 without a GPU)."""
+    log_every: Positive = 10
+    """Steps between readings of the losses: the only times the device is waited for."""
+    eval_every: Annotated[int, Field(ge=0)] = 0
+    """Epochs between evaluations inside a task; 0: only at its end."""
+
+
+class Evaluation(Section):
+    split: str = "val"
+    """Which split of the data is the test set."""
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Test on this share of the training images instead (for tuning: never tune on what you report on)."""
+    score_threshold: Annotated[float, Field(ge=0, le=1)] = 0.01
+    nms_iou: Annotated[float, Field(ge=0, le=1)] = 0.65
+    max_detections: Positive = 100
+    batch: Positive = 16
+
+
+class Run(Section):
+    """Everything that determines a training run."""
+
+    data: str | None = None
+    """Folder in COCO, VOC or YOLO format, or ``shapes`` for the built-in scenes."""
+    scenario: str | None = None
+    """A scenario of the package or a YAML file; its fields can be overridden: split, order, images, …"""
+    protocol: Protocol = Protocol()
+    detector: DetectorSettings = DetectorSettings()
+    method: dict[str, Any] = {"name": "ilyolox"}
+    train: Train = Train()
+    augment: Augment = Augment()
+    eval: Evaluation = Evaluation()
+    upper_bound: str | None = None
+    """Folder of a finished joint run of the same scenario; gives gaps and Ω."""
+    out: str = "runs/latest"
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
+    resume: Literal["auto", "never"] = "auto"
+    """``auto``: go on where a run in ``out`` stopped. ``never``: refuse a folder that has one."""
+
+
+# These settings of the protocol may stand at the top, where people look for them.
+_PROTOCOL = [k for k in Protocol.model_fields if k not in ("name", "description", "data")]
+_NAMED = ("detector", "method")  # a plain string there is the name
+
+
+def _leaves(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
+    """Leaf name → dotted key, of every setting; ``batch`` and the like mean training before evaluation."""
+    found: dict[str, list[str]] = {}
+    for key, f in model.model_fields.items():
+        kind = f.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            for leaf, dotted in _leaves(kind, f"{prefix}{key}.").items():
+                found.setdefault(leaf, []).append(dotted)
+        else:
+            found.setdefault(key, []).append(f"{prefix}{key}")
+    return {leaf: keys[0] for leaf, keys in found.items()}
+
+
+def shorthands() -> dict[str, str]:
+    """Settings that may be written without their section: ``epochs`` for ``train.epochs``."""
+    top = set(Run.model_fields)
+    short = {leaf: key for leaf, key in _leaves(Run).items() if "." in key and leaf not in top and leaf != "name"}
+    return {**short, **{k: f"protocol.{k}" for k in _PROTOCOL}}
+
+
+def parse_overrides(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """``key=value`` words → flat settings (values read as YAML), and problems."""
+    flat, problems = {}, []
+    for word in words:
+        key, eq, text = word.partition("=")
+        if not eq or not key:
+            problems.append(f"'{word}' is not a setting; write key=value, for example epochs=30.")
+            continue
+        try:
+            # 3+3 and 1e-3 are what people write; YAML 1.1 reads the latter as a string
+            flat[key.strip()] = _scalar(yaml.safe_load(text)) if text else None
+        except yaml.YAMLError:
+            problems.append(f"{key}: '{text}' cannot be read; quote it or check its brackets.")
+    return flat, problems
+
+
+def _scalar(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return float(value) if "e" in value.lower() and value[0] in "+-.0123456789" else value
+        except ValueError:
+            return value
+    return value
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, dict) and dotted.split(".")[0] in Run.model_fields:
+            flat |= _flatten(value, f"{dotted}.")
+        else:
+            flat[dotted] = value
+    return flat
+
+
+def _nest(flat: dict[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for dotted, value in flat.items():
+        *path, leaf = dotted.split(".")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[leaf] = value
+    return tree
+
+
+def _normal_key(key: str, short: dict[str, str]) -> str:
+    if key in _NAMED:
+        return f"{key}.name"
+    return short.get(key, key)
+
+
+def problems_of(model: type[BaseModel], content: dict[str, Any], *, where: str = "") -> list[str]:
+    """Sentences about everything in ``content`` that ``model`` refuses."""
+    try:
+        model.model_validate(content)
+        return []
+    except ValidationError as e:
+        return [_sentence(model, err, where) for err in _distinct(e.errors())]
+
+
+def _distinct(errors: Sequence[Any]) -> list[Any]:
+    """One error a setting: of a union, pydantic reports every member."""
+    seen, kept = set(), []
+    for err in errors:
+        key = tuple(p for p in err["loc"] if not (isinstance(p, str) and ("[" in p or p in ("int", "str", "float"))))
+        first = key[:2]
+        if first not in seen:
+            seen.add(first)
+            kept.append({**err, "loc": key})
+    return kept
+
+
+def _sentence(model: type[BaseModel], err: Any, where: str) -> str:
+    loc = [str(p) for p in err["loc"]]
+    key = ".".join([*([where] if where else []), *loc])
+    if err["type"] == "extra_forbidden":
+        allowed = _fields_at(model, loc[:-1])
+        return f"{key}: there is no such setting; {did_you_mean(loc[-1], allowed)}"
+    given = err.get("input")
+    shown = f" (got {given!r})" if not isinstance(given, dict) else ""
+    if err["type"] == "literal_error":
+        expected = err["ctx"]["expected"].replace("'", "")
+        options = [w.strip() for w in expected.replace(" or ", ", ").split(",")]
+        hint = did_you_mean(str(given), options)
+        return f"{key}: '{given}' is not allowed; " + (hint if "mean" in hint else f"allowed: {', '.join(options)}")
+    message = err["msg"].replace("Input should be", "should be")
+    return f"{key}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        f = model.model_fields.get(part)
+        kind = f.annotation if f else None
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return []
+        model = kind
+    return list(model.model_fields)
+
+
+def load(path: str | Path | None = None, overrides: Sequence[str] | dict[str, Any] = ()) -> Run:
+    """A validated Run from a YAML file (or nothing) and overrides; overrides win.
+
+    Args:
+        overrides: ``key=value`` words, or a mapping of dotted keys.
+
+    Raises:
+        ConfigError: every problem at once. Nothing of the data has been read except, at most, its class names.
+    """
+    problems: list[str] = []
+    content: dict[str, Any] = {}
+    if path is not None:
+        content, problems = _read_yaml(Path(path))
+    flat = {}
+    if isinstance(overrides, dict):
+        flat = dict(overrides)
+    else:
+        flat, more = parse_overrides(overrides)
+        problems += more
+    short = shorthands()
+    merged: dict[str, Any] = {}
+    for key, value in [*_flatten(content).items(), *_flatten(flat).items()]:
+        merged[_normal_key(key, short)] = value
+    problems += _unknown(merged, short)
+    known = {k: v for k, v in merged.items() if k.split(".")[0] in Run.model_fields}
+    tree = _nest(known)
+    protocol, trouble = _protocol(tree)
+    problems += trouble
+    tree["protocol"] = protocol
+    problems += [p for p in problems_of(Run, tree) if not any(p.split(":")[0] == q.split(":")[0] for q in problems)]
+    problems += _cross_check(tree)
+    if problems:
+        raise ConfigError(problems)
+    return Run.model_validate(tree)
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
+    if not path.is_file():
+        from ciod.data import scenario
+
+        return {}, [f"There is no settings file {path}; {did_you_mean(str(path), scenario.available())}"]
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as e:
+        return {}, [f"{path} is not YAML: {str(e).splitlines()[0]}"]
+    if not isinstance(content, dict):
+        return {}, [f"{path} must hold settings (key: value), not a {type(content).__name__}."]
+    return content, []
+
+
+def _unknown(flat: dict[str, Any], short: dict[str, str]) -> list[str]:
+    """Keys whose first part is no setting; nested ones are found by validation."""
+    names = [*Run.model_fields, *short]
+    out = []
+    for key in flat:
+        head = key.split(".")[0]
+        if head not in Run.model_fields:
+            out.append(f"{key}: there is no such setting; {did_you_mean(key.split('.')[-1], names)}")
+    return out
+
+
+def _protocol(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The scenario's switches with the run's on top."""
+    from ciod.data.scenario import read_protocol
+
+    base: dict[str, Any] = {}
+    problems = []
+    if tree.get("scenario"):
+        try:
+            base = read_protocol(str(tree["scenario"])).model_dump(exclude_unset=True)
+        except ConfigError as e:
+            problems += e.problems
+        except CiodError as e:
+            problems.append(str(e))
+    own = tree.get("protocol") or {}
+    if (tree.get("method") or {}).get("name") == "joint":
+        own = {**own, "joint": True}
+    return {**base, **own}, problems
+
+
+def _cross_check(tree: dict[str, Any]) -> list[str]:
+    """What one setting alone cannot show: names, files, and whether method and detector go together."""
+    return [*_check_method(tree), *_check_files(tree), *_check_data(tree)]
+
+
+def _check_method(tree: dict[str, Any]) -> list[str]:
+    from ciod import detectors, methods
+
+    problems = []
+    detector = tree.get("detector", {}).get("name", DetectorSettings().name)
+    settings = dict(tree.get("method", {}) or {})
+    name = settings.pop("name", "ilyolox")
+    known = detector in detectors.available()
+    if not known:
+        problems.append(
+            f"detector.name: no detector '{detector}'; {did_you_mean(str(detector), detectors.available())}"
+        )
+    try:
+        cls = methods.find(str(name))
+    except CiodError as e:
+        return [*problems, str(e)]
+    found = problems_of(cls, settings, where="method")
+    problems += found
+    if not found:
+        problems += cls.model_validate(settings).check()
+    lacking = cls.needs - detectors.traits(detector) if known else frozenset()
+    if lacking:
+        problems.append(
+            f"method: {name} needs a detector with {', '.join(sorted(lacking))}, which {detector} does not have."
+        )
+    return problems
+
+
+def _check_files(tree: dict[str, Any]) -> list[str]:
+    problems = []
+    detector = tree.get("detector", {}) or {}
+    for key in ("weights", "backbone_weights"):
+        value = detector.get(key)
+        if value and value != "imagenet" and not Path(str(value)).is_file():
+            problems.append(f"detector.{key}: there is no file {value}.")
+    bound = tree.get("upper_bound")
+    if bound and not (Path(bound) / "results.json").is_file():
+        problems.append(f"upper_bound: {bound} is not a finished run; it has no results.json.")
+    return problems
+
+
+def _check_data(tree: dict[str, Any]) -> list[str]:
+    """The folder exists and the split's and order's class names are in it."""
+    from ciod.data import formats
+    from ciod.data.scenario import groups_of
+
+    data = data_folder(tree.get("data") or (tree.get("protocol") or {}).get("data"))
+    if data is None:
+        return ["data: no data set is given; write data=FOLDER (COCO, VOC or YOLO format), or scenario=NAME."]
+    if problems_of(Protocol, tree.get("protocol") or {}):
+        return []
+    try:
+        if data == "shapes":
+            from ciod.data.shapes import CLASSES
+
+            names: Sequence[str] = CLASSES
+        elif not Path(data).exists():
+            return [f"data: there is no folder {data}{_nearest(Path(data))}"]
+        else:
+            names = formats.class_names(data)
+        groups_of(Protocol.model_validate(tree.get("protocol") or {}), names)
+    except ConfigError as e:
+        return e.problems
+    except CiodError as e:
+        return [f"data: {e}"]
+    return []
+
+
+def _nearest(path: Path) -> str:
+    parent = path.parent
+    beside = [p.name for p in parent.iterdir()] if parent.is_dir() else []
+    hint = did_you_mean(path.name, beside)
+    return f"; {hint}" if "mean" in hint else "."
+
+
+def data_folder(data: str | None) -> str | None:
+    """``data`` with ``~`` and ``${VARIABLES}`` replaced."""
+    return None if data is None else str(Path(os.path.expandvars(str(data))).expanduser())

@@ -1,0 +1,138 @@
+"""Pictures → batch images with torchvision transforms v2, once a step: teacher and student see equal pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Augment(BaseModel):
+    """What happens to a training picture. Sizes follow the detector's input size."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    flip: Probability = 0.5
+    """Probability of a horizontal flip."""
+    photometric: Probability = 0.5
+    """Probability of changed brightness, contrast, saturation and hue."""
+    scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.7, 1.3)
+    """Range of the zoom around "longest side fits"; [1, 1] is plain resizing."""
+    mosaic: Probability = 0.0
+    """Probability of four pictures in one."""
+
+
+def _as_image(picture: np.ndarray) -> tv_tensors.Image:
+    return tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1))
+
+
+def letterbox(picture: np.ndarray, size: int, fill: float) -> tuple[Tensor, float]:
+    """The whole picture at the top left of a square: uint8 [3, size, size] and batch pixels per original pixel."""
+    height, width = picture.shape[:2]
+    scale = min(size / height, size / width)
+    new = max(1, int(height * scale)), max(1, int(width * scale))
+    image = F.resize(_as_image(picture), list(new), antialias=True)
+    image = F.pad(image, [0, 0, size - new[1], size - new[0]], fill=fill)
+    return image.as_subclass(Tensor), scale
+
+
+class TrainTransform:
+    """Picture and boxes → a square uint8 image and its boxes. Random; draws from torch's generator alone.
+
+    Args:
+        settings: what may happen.
+        size: side of the batch image in pixels.
+        fill: border value, 0..255.
+    """
+
+    MIN_SIDE = 2.0  # pixels of the batch image; slivers of cut boxes teach nothing
+    MIN_VISIBLE = 0.2  # share of a box that must remain in the picture
+
+    def __init__(self, settings: Augment, size: int, fill: float):
+        self.settings, self.size, self.fill = settings, size, fill
+        self.photometric = v2.RandomPhotometricDistort(
+            brightness=(0.75, 1.25), contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=(-0.05, 0.05)
+        )
+
+    def __call__(
+        self, picture: np.ndarray, boxes: np.ndarray, labels: np.ndarray, another: Callable[[], tuple[Any, Any, Any]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One training image.
+
+        Args:
+            picture: [H, W, 3] uint8.
+            boxes, labels: [n, 4] xyxy pixels, [n].
+            another: gives one more random (picture, boxes, labels), for mosaic.
+        """
+        if self.settings.mosaic and _uniform(0, 1) < self.settings.mosaic:
+            image, xyxy, y = self._mosaic([(picture, boxes, labels), another(), another(), another()])
+        else:
+            image, xyxy, y = self._place(picture, boxes, labels, self.size, self.size, None)
+        if _uniform(0, 1) < self.settings.flip:
+            image, xyxy = F.horizontal_flip(image), F.horizontal_flip(xyxy)
+        if _uniform(0, 1) < self.settings.photometric:
+            image = self.photometric(image)
+        return image.as_subclass(Tensor), xyxy.as_subclass(Tensor), y
+
+    def _place(
+        self, picture: np.ndarray, boxes: np.ndarray, labels: np.ndarray, height: int, width: int, corner: int | None
+    ) -> tuple[tv_tensors.Image, tv_tensors.BoundingBoxes, Tensor]:
+        """Zooms a picture and puts it into height × width: cropped where larger, filled where smaller.
+
+        ``corner``: None places at random; 0..3 puts it into that corner of a mosaic cell (top-left first).
+        """
+        h, w = picture.shape[:2]
+        zoom = min(self.size / h, self.size / w) * _uniform(*self.settings.scale)
+        zoom *= 1.0 if corner is None else 0.6  # a mosaic cell is about half as wide
+        new = max(1, round(h * zoom)), max(1, round(w * zoom))
+        image = F.resize(_as_image(picture), list(new), antialias=True)
+        xyxy = torch.from_numpy(boxes).float().reshape(-1, 4) * torch.tensor([new[1] / w, new[0] / h]).repeat(2)
+        if corner is None:
+            top, left = (_offset(height - new[0]), _offset(width - new[1]))
+        else:  # the picture's edge lies at the centre of the mosaic
+            top, left = (height - new[0] if corner < 2 else 0), (width - new[1] if corner % 2 == 0 else 0)
+        image = F.pad(image, [max(0, left), max(0, top), max(0, width - new[1] - left), max(0, height - new[0] - top)],
+                      fill=self.fill)  # fmt: skip
+        image = F.crop(image, max(0, -top), max(0, -left), height, width)
+        moved = xyxy + torch.tensor([left, top, left, top])
+        clipped = torch.stack(
+            [moved[:, 0].clamp(0, width), moved[:, 1].clamp(0, height),
+             moved[:, 2].clamp(0, width), moved[:, 3].clamp(0, height)], 1
+        )  # fmt: skip
+        side = clipped[:, 2:] - clipped[:, :2]
+        share = side.prod(1) / (moved[:, 2:] - moved[:, :2]).prod(1).clamp(min=1e-6)
+        keep = (side.amin(1) >= self.MIN_SIDE) & (share >= self.MIN_VISIBLE)
+        framed = tv_tensors.BoundingBoxes(clipped[keep], format="XYXY", canvas_size=(height, width))  # type: ignore
+        return tv_tensors.Image(image), framed, torch.from_numpy(labels).long()[keep]
+
+    def _mosaic(self, four: list[tuple[Any, Any, Any]]) -> tuple[tv_tensors.Image, tv_tensors.BoundingBoxes, Tensor]:
+        cx, cy = (round(self.size * _uniform(0.35, 0.65)) for _ in range(2))
+        cells = [(0, 0, cy, cx), (0, cx, cy, self.size - cx), (cy, 0, self.size - cy, cx),
+                 (cy, cx, self.size - cy, self.size - cx)]  # fmt: skip
+        canvas = torch.empty(3, self.size, self.size, dtype=torch.uint8)
+        boxes, labels = [], []
+        for i, (top, left, height, width) in enumerate(cells):
+            image, xyxy, y = self._place(*four[i], height, width, i)
+            canvas[:, top : top + height, left : left + width] = image
+            boxes.append(xyxy.as_subclass(Tensor) + torch.tensor([left, top, left, top]))
+            labels.append(y)
+        framed = tv_tensors.BoundingBoxes(torch.cat(boxes), format="XYXY", canvas_size=(self.size, self.size))  # type: ignore
+        return tv_tensors.Image(canvas), framed, torch.cat(labels)
+
+
+def _uniform(low: float, high: float) -> float:
+    return low + (high - low) * float(torch.rand(()))
+
+
+def _offset(room: int) -> int:
+    """Where a picture starts, given the room left (negative: it is larger than the canvas)."""
+    return round(_uniform(0, 1) * room)

@@ -1,0 +1,190 @@
+"""A Task as batches: decoding, augmentation, order. Every random choice is a function of (seed, task, epoch, image).
+
+So workers, processes and resumption cannot change what a run sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ciod.data.augment import TrainTransform, letterbox
+from ciod.data.images import read_image
+from ciod.data.index import Index
+from ciod.errors import CiodError, DataError
+from ciod.types import Batch, Targets
+
+CACHE_BYTES = 1 << 30  # decoded pictures kept in memory when they fit in this
+
+
+class Pictures:
+    """Decoded pictures of an Index, kept in memory when all of them fit."""
+
+    def __init__(self, index: Index, *, cache: bool):
+        self.index = index
+        fits = int(index.sizes.astype(np.int64).prod(1).sum()) * 3 <= CACHE_BYTES
+        self._kept: dict[int, np.ndarray] | None = {} if cache and fits else None
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        """[H, W, 3] uint8. Raises DataError when the file cannot be read."""
+        if self._kept is not None and i in self._kept:
+            return self._kept[i]
+        height, width = self.index.sizes[i]
+        picture = read_image(self.index.files[i], (int(height), int(width)))
+        if self._kept is not None:
+            self._kept[i] = picture
+        return picture
+
+    def or_next(self, i: int) -> tuple[int, np.ndarray, list[str]]:
+        """Picture i, or the next readable one; and the files that were not readable."""
+        broken: list[str] = []
+        for step in range(len(self.index)):
+            j = (i + step) % len(self.index)
+            try:
+                return j, self[j], broken
+            except DataError:
+                broken.append(str(self.index.files[j]))
+        raise CiodError(f"None of the {len(self.index)} images of {self.index.source} can be read.")
+
+
+Sample = dict[str, Any]
+
+
+class TrainData(Dataset):
+    """Training images of a task; an item is asked for as (epoch, row)."""
+
+    def __init__(self, index: Index, transform: TrainTransform, *, seed: int, task: int, cache: bool):
+        self.index, self.transform, self.seed, self.task = index, transform, seed, task
+        self.pictures = Pictures(index, cache=cache)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def _sample(self, i: int) -> tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray], list[str]]:
+        j, picture, broken = self.pictures.or_next(i)
+        own = self.index.of_image(j)
+        return j, (picture, self.index.boxes[own], self.index.labels[own]), broken
+
+    def __getitem__(self, item: tuple[int, int]) -> Sample:
+        epoch, i = item
+        # A generator of its own: the global one belongs to the model and must not depend on the data.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_mix(self.seed, self.task, epoch, i))
+            j, own, broken = self._sample(i)
+
+            def another() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+                return self._sample(int(torch.randint(len(self.index), ())))[1]
+
+            image, boxes, labels = self.transform(*own, another)
+        return {"image": image, "boxes": boxes, "labels": labels, "row": j, "scale": 1.0, "broken": broken}
+
+
+class EvalData(Dataset):
+    """Test images, whole and letterboxed. An unreadable one becomes an empty picture and is reported."""
+
+    def __init__(self, index: Index, size: int, fill: float):
+        self.index, self.size, self.fill = index, size, fill
+        self.pictures = Pictures(index, cache=False)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: int) -> Sample:
+        broken = []
+        try:
+            picture = self.pictures[i]
+        except DataError:
+            broken.append(str(self.index.files[i]))
+            picture = np.full((*self.index.sizes[i], 3), int(self.fill), np.uint8)
+        image, scale = letterbox(picture, self.size, self.fill)
+        own = self.index.of_image(i)
+        boxes = torch.from_numpy(self.index.boxes[own] * scale)
+        labels = torch.from_numpy(self.index.labels[own])
+        return {"image": image, "boxes": boxes, "labels": labels, "row": i, "scale": scale, "broken": broken}
+
+
+class Collate:
+    """Samples → Batch; carries the index for names and sizes."""
+
+    def __init__(self, index: Index):
+        self.index = index
+
+    def __call__(self, samples: list[Sample]) -> Batch:
+        rows = [s["row"] for s in samples]
+        return Batch(
+            images=torch.stack([s["image"] for s in samples]),
+            targets=Targets.pad([s["boxes"] for s in samples], [s["labels"] for s in samples]),
+            names=[str(self.index.files[r]) for r in rows],
+            sizes=torch.from_numpy(self.index.sizes[rows].astype(np.int64)),
+            scales=torch.tensor([s["scale"] for s in samples]),
+            index=torch.tensor(rows),
+            broken=[b for s in samples for b in s["broken"]],
+        )
+
+
+class Order(Sampler):
+    """Batches of (epoch, row) for one rank. The whole batch of a step is the same for any number of processes.
+
+    The last batch of an epoch is filled up from the epoch's beginning, so every batch has the same shape.
+    """
+
+    def __init__(self, length: int, batch: int, *, seed: int, task: int, rank: int = 0, world: int = 1):
+        if batch % world:
+            raise CiodError(f"train.batch={batch} cannot be shared equally by {world} processes.")
+        self.length, self.batch, self.rank, self.world = length, batch, rank, world
+        self.seed, self.task, self.epoch = seed, task, 0
+
+    def __len__(self) -> int:
+        return -(-self.length // self.batch)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.random.default_rng([self.seed, self.task, self.epoch]).permutation(self.length)
+        order = np.resize(order, len(self) * self.batch)
+        share = self.batch // self.world
+        for step in range(len(self)):
+            first = step * self.batch + self.rank * share
+            yield [(self.epoch, int(i)) for i in order[first : first + share]]
+
+
+def train_loader(
+    index: Index,
+    transform: TrainTransform,
+    *,
+    batch: int,
+    seed: int,
+    task: int,
+    workers: int,
+    pin: bool,
+    rank: int = 0,
+    world: int = 1,
+) -> DataLoader:
+    """Batches of a task; set ``loader.batch_sampler.epoch`` before each epoch."""
+    data = TrainData(index, transform, seed=seed, task=task, cache=workers == 0)
+    order = Order(len(index), batch, seed=seed, task=task, rank=rank, world=world)
+    return DataLoader(
+        data,
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=Collate(index),
+        pin_memory=pin,
+        persistent_workers=workers > 0,
+    )
+
+
+def eval_loader(
+    index: Index, size: int, fill: float, *, batch: int, workers: int, pin: bool, rows: range | None = None
+) -> DataLoader:
+    """Test images in order; ``rows``: only those (one rank's share)."""
+    data: Dataset = EvalData(index, size, fill)
+    if rows is not None:
+        data = torch.utils.data.Subset(data, rows)
+    return DataLoader(data, batch_size=batch, num_workers=workers, collate_fn=Collate(index), pin_memory=pin)
+
+
+def _mix(*numbers: int) -> int:
+    """Some integers → one 63-bit seed; near inputs give unrelated seeds."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,0 +1,97 @@
+"""torchrun or SLURM environment → process group and device. Without either: one process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ciod.errors import CiodError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its equals."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, n: int) -> range:
+        """This rank's contiguous part of n items."""
+        return range(n * self.rank // self.size, n * (self.rank + 1) // self.size)
+
+    def gather(self, part: list[Any]) -> list[Any]:
+        """Concatenation of every rank's list, in rank order, on every rank."""
+        if self.size == 1:
+            return part
+        parts: list[Any] = [None] * self.size
+        dist.all_gather_object(parts, part)
+        return [x for p in parts for x in p]
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def agree(self, value: Any) -> Any:
+        """Rank 0's value on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+
+def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
+    """``auto`` takes a GPU where there is one.
+
+    Raises:
+        CiodError: the device does not exist.
+    """
+    if wanted == "auto":
+        return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise CiodError(f"device: '{wanted}' is not a device; allowed: auto, cpu, cuda, cuda:N.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise CiodError(f"device: {wanted} was asked for, but PyTorch sees no GPU here; use device=auto or device=cpu.")
+    return torch.device("cuda", local_rank) if device.type == "cuda" and device.index is None else device
+
+
+@contextmanager
+def world(wanted: str = "auto") -> Iterator[World]:
+    """Sets up the process group for as long as it is needed."""
+    rank, size, local = _environment()
+    device = pick_device(wanted, local)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    started = False
+    if size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size)
+        started = True
+    try:
+        yield World(rank, size, device)
+    finally:
+        if started:
+            dist.destroy_process_group()
+
+
+def _environment() -> tuple[int, int, int]:
+    """rank, number of processes, rank on this machine."""
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:  # torchrun
+        return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0))
+    if int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env and "MASTER_ADDR" in env:  # srun
+        env.setdefault("MASTER_PORT", "29500")
+        return int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env.get("SLURM_LOCALID", 0))
+    return 0, 1, 0

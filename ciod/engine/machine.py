@@ -1,0 +1,125 @@
+"""What a run records of its settings, versions and machine, and what it derives from the machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+from ciod.report.log import METRICS, atomic_write, read_metrics
+
+if TYPE_CHECKING:
+    from ciod.config import Run
+    from ciod.engine.distributed import World
+
+# Settings that change neither the weights nor the results of a run.
+_FREE = {"out", "resume", "device", "upper_bound", "train.workers", "train.log_every", "train.eval_every"}
+
+
+def fingerprint(settings: Run) -> dict[str, Any]:
+    """Everything that determines a run, flat and JSON-ready: resuming with other values is refused."""
+    flat: dict[str, Any] = {}
+
+    def walk(tree: dict[str, Any], prefix: str) -> None:
+        for k, v in tree.items():
+            key = f"{prefix}{k}"
+            if key in _FREE:
+                continue
+            if isinstance(v, dict):
+                walk(v, f"{key}.")
+            else:
+                flat[key] = list(v) if isinstance(v, tuple) else v
+
+    walk(settings.model_dump(), "")
+    return flat
+
+
+def plain(value: Any) -> Any:
+    """Tuples → lists, so that a state file holds only what loads without code."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return value
+
+
+def workers(wanted: int | None, world: World) -> int:
+    """Loader processes: on a CPU the network needs every core, on a GPU decoding must keep up."""
+    if wanted is not None:
+        return wanted
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if world.device.type == "cpu" else max(1, min(8, cores // world.size))
+
+
+def versions() -> dict[str, str]:
+    names = ("ciod", "torch", "torchvision", "numpy", "pillow", "faster-coco-eval", "safetensors")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def commit() -> str | None:
+    """Commit of the source tree ciod runs from, with ``+`` when it has changes; None outside a checkout."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def describe() -> str:
+    """Processor, cores, and GPU if there is one."""
+    processor = platform.processor() or platform.machine()
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}, {platform.system()}"
+
+
+def peak_memory_mb() -> float:
+    """Of the GPU where there is one, else of the process (which never falls)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    import resource
+
+    scale = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+
+
+def write_settings(out: Path, settings: Run, command: str) -> None:
+    """``run.yaml``: resolved settings and what they ran on."""
+    content = {
+        "command": command or " ".join(["ciod", *sys.argv[1:]]),
+        "seed": settings.seed,
+        "commit": commit(),
+        "machine": describe(),
+        "versions": versions(),
+        **json.loads(settings.model_dump_json()),
+    }
+    atomic_write(out / "run.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def trim_log(out: Path, task: int, epoch: int, main: bool) -> None:
+    """Drops logged steps that will be done again: those from ``epoch`` of ``task`` on."""
+    if not main:
+        return
+    kept = [m for m in read_metrics(out) if (m.get("task", 0), m.get("epoch", -1)) < (task, epoch)]
+    atomic_write(out / METRICS, "".join(json.dumps(m) + "\n" for m in kept))

@@ -1,0 +1,64 @@
+"""Optimiser, learning rate and averaged weights of one task."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from ciod.config import Train
+
+
+def optimizer(model: nn.Module, settings: Train, lr: float) -> torch.optim.Optimizer:
+    """Over trainable parameters; biases and normalisation without weight decay unless ``decay_norms``."""
+    decayed, plain = [], []
+    for p in model.parameters():
+        if p.requires_grad:
+            (decayed if p.dim() > 1 or settings.decay_norms else plain).append(p)
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [g for g in groups if g["params"]]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
+    return torch.optim.AdamW(groups, lr=lr, betas=(settings.momentum, 0.999))
+
+
+def rate(step: int, total: int, settings: Train, lr: float) -> float:
+    """Learning rate of a step: linear warm-up, then cosine to 1 % or ×0.1 at the milestones.
+
+    Warm-up is at most a fifth of the task: small tasks would otherwise be all warm-up (ilYOLOX trap T12).
+    """
+    warm = min(settings.warmup, total // 5)
+    if step < warm:
+        return lr * (0.001 + 0.999 * step / warm)
+    if settings.schedule == "step":
+        return lr * 0.1 ** sum(step >= m * total for m in settings.milestones)
+    progress = (step - warm) / max(1, total - warm)
+    return lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+class EMA:
+    """Exponential moving average of weights and statistics, starting fast: after n steps the decay is at most
+    (1 + n) / (10 + n), so that short tasks are averaged too."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay, self.steps = decay, 0
+        self.state = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        floats, news = [], []
+        for k, v in model.state_dict().items():
+            if v.dtype.is_floating_point:
+                floats.append(self.state[k])
+                news.append(v.detach())
+            else:
+                self.state[k].copy_(v)
+        torch._foreach_lerp_(floats, news, 1 - decay)
+
+    def copy_to(self, model: nn.Module) -> None:
+        model.load_state_dict(self.state)

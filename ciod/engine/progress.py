@@ -1,0 +1,73 @@
+"""What a person sees while a run goes on: a line that renews itself on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+
+def clock(seconds: float) -> str:
+    """75 → ``1:15``."""
+    minutes, s = divmod(int(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
+
+
+class Reporter:
+    """Progress of a run: task, epoch, step, losses, images a second, time left.
+
+    Args:
+        quiet: print nothing (all ranks but the first).
+        every: seconds between plain lines where there is no terminal.
+    """
+
+    def __init__(self, *, quiet: bool = False, console: Console | None = None, every: float = 15.0):
+        self.console = console or Console(quiet=quiet, highlight=False)
+        self.quiet, self.every = quiet, every
+        self.live = self.console.is_terminal and not quiet
+        self._bar: Progress | None = None
+        self._job: Any = None
+        self._began = self._said = 0.0
+        self._first = 0
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            self.console.print(text, markup=False, soft_wrap=True)
+
+    def show(self, renderable: Any) -> None:
+        if not self.quiet:
+            self.console.print(renderable)
+
+    def begin(self, title: str, total: int, done: int = 0) -> None:
+        """A task's training starts: ``total`` steps, ``done`` of them by an earlier process."""
+        self._began, self._first = time.monotonic(), done
+        self._said = self._began
+        if self.live:
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(),
+                TextColumn("{task.fields[info]}"),
+                console=self.console, transient=True,
+            )  # fmt: skip
+            self._bar.start()
+            self._job = self._bar.add_task(title, total=total, completed=done, info="")
+        self._title, self._total = title, total
+
+    def step(self, done: int, epoch: str, losses: dict[str, float], speed: float) -> None:
+        """``done`` steps are through; ``speed`` in images a second."""
+        now = time.monotonic()
+        left = (now - self._began) / max(1, done - self._first) * (self._total - done)
+        parts = "  ".join(f"{k} {v:.3f}" for k, v in losses.items())
+        info = f"{epoch}  {parts}  {speed:.0f} img/s  {clock(left)} left"
+        if self._bar is not None:
+            self._bar.update(self._job, completed=done, info=info)
+        elif not self.quiet and now - self._said >= self.every:
+            self._said = now
+            self.say(f"{self._title}  step {done}/{self._total}  {info}")
+
+    def end(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,67 @@
+"""A detector over a test set: detections of every image, shared among processes, then AP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ciod.data.dataset import eval_loader
+from ciod.detectors.detector import in_original
+from ciod.engine.distributed import World
+from ciod.evaluate.ap import APTable, coco_ap
+
+if TYPE_CHECKING:
+    from ciod.config import Evaluation
+    from ciod.data.index import Index
+    from ciod.detectors.detector import Detector
+    from ciod.types import Detections
+
+
+@torch.no_grad()
+def detect(
+    detector: Detector, index: Index, settings: Evaluation, world: World | None = None, workers: int = 0
+) -> tuple[list[Detections], list[str]]:
+    """Detections in pixels of the original images, one entry an image, on every rank; and unreadable files."""
+    world = world or World(device=detector.device)
+    training = detector.training
+    detector.eval()
+    loader = eval_loader(
+        index,
+        detector.input.size,
+        detector.input.fill,
+        batch=settings.batch,
+        workers=workers,
+        pin=world.device.type == "cuda",
+        rows=world.share(len(index)) if world.size > 1 else None,
+    )
+    found: list[Any] = []
+    broken: list[str] = []
+    for batch in loader:
+        outputs = detector(batch.images.to(world.device, non_blocking=True))
+        decoded = detector.decode(
+            outputs,
+            score_threshold=settings.score_threshold,
+            nms_iou=settings.nms_iou,
+            max_detections=settings.max_detections,
+        )
+        rows = zip(decoded, batch.scales.tolist(), batch.sizes.tolist(), strict=True)
+        found += [in_original(d, scale, *size) for d, scale, size in rows]
+        broken += batch.broken
+    detector.train(training)
+    return world.gather(found), sorted(set(world.gather(broken)))
+
+
+def evaluate(
+    detector: Detector,
+    index: Index,
+    settings: Evaluation,
+    *,
+    classes: Sequence[str] | None = None,
+    world: World | None = None,
+    workers: int = 0,
+) -> tuple[APTable, list[Detections], list[str]]:
+    """COCO AP over ``classes`` (default: the index's), the detections, and unreadable files."""
+    found, broken = detect(detector, index, settings, world, workers)
+    return coco_ap(found, index, classes=classes, max_detections=settings.max_detections), found, broken

@@ -1,0 +1,53 @@
+"""Pictures for the report: teacher beside student on test images, and what is really there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ciod.data.images import read_image, save_image
+from ciod.errors import DataError
+from ciod.report.draw import draw_boxes, side_by_side
+
+if TYPE_CHECKING:
+    from ciod.data.scenario import Task
+    from ciod.detectors.detector import Detector
+    from ciod.types import Detections
+
+SCORE = 0.3  # what is drawn
+
+
+def choose(task: Task, count: int) -> list[int]:
+    """Rows of test images with old and new objects, the fullest first; then any with objects."""
+    test, first = task.test, len(task.old_classes)
+    old = np.bincount(test.image[test.labels < first], minlength=len(test))
+    new = np.bincount(test.image[test.labels >= first], minlength=len(test))
+    value = 1000 * ((old > 0) & (new > 0)) + np.minimum(old, 4) + np.minimum(new, 4)
+    order = np.argsort(-value, kind="stable")
+    return [int(i) for i in order[:count] if value[i] > 0]
+
+
+def write_examples(
+    folder: Path, task: Task, teacher: Detector, found: list[Detections], device: torch.device, count: int = 6
+) -> None:
+    """Writes ``folder/NN.jpg``: the detector before this task, the detector after it."""
+    teacher = teacher.to(device)
+    from ciod.types import Detections as D
+
+    for place, row in enumerate(choose(task, count)):
+        height, width = (int(v) for v in task.test.sizes[row])
+        try:
+            picture = read_image(task.test.files[row], (height, width))
+        except DataError:
+            continue
+        before = teacher.predict(picture, score_threshold=SCORE)
+        own = task.test.of_image(row)
+        truth = D(task.test.boxes[own], np.ones(own.stop - own.start), task.test.labels[own], task.seen_classes)
+        after = found[row]
+        panels = [draw_boxes(picture, d, new=task.new_classes, truth=truth, min_score=SCORE) for d in (before, after)]
+        titles = ["before: the teacher", f"after task {task.index + 1}: the student"]
+        folder.mkdir(parents=True, exist_ok=True)
+        save_image(folder / f"{place:02d}.jpg", side_by_side(panels, titles))
