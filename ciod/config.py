@@ -199,7 +199,7 @@ def _distinct(errors: Sequence[Any]) -> list[Any]:
     """One error a setting: of a union, pydantic reports every member."""
     seen, kept = set(), []
     for err in errors:
-        key = tuple(p for p in err["loc"] if not (isinstance(p, str) and ("[" in p or p in ("int", "str", "float"))))
+        key = tuple(p for p in err["loc"] if not (isinstance(p, str) and ("[" in p or p in ("int", "str", "float", "constrained-int", "constrained-float"))))
         first = key[:2]
         if first not in seen:
             seen.add(first)

@@ -1,0 +1,153 @@
+"""What is in a data set and what is wrong with it, as a practitioner wants to read it before training."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from ciod.data.columns import Check
+from ciod.data.formats import merge_names, open_split, recognise
+from ciod.data.index import Index
+from ciod.data.layout import Layout
+from ciod.errors import DataError
+
+_NAMES = {"coco": "COCO", "voc": "PASCAL VOC", "yolo": "YOLO"}
+
+
+def describe(path: str | Path, check: Check = "pixels") -> RenderableType:
+    """Splits, problems and classes of a data set, for a rich console.
+
+    Args:
+        path: as ``formats.recognise`` takes it.
+        check: how closely to look at the pictures; see ``formats.read``.
+
+    Raises:
+        DataError: it is no data set, or none of its splits can be read.
+    """
+    layout = recognise(path)
+    indexes, failures = _read(layout, check)
+    names = merge_names(indexes.values())
+    indexes = {split: index.relabel(names) for split, index in indexes.items()}
+    looked = {"files": "exist", "headers": "have a readable header", "pixels": "decode"}[check]
+    parts: list[RenderableType] = [
+        Text.assemble((str(layout.root), "bold"), f": {_NAMES[layout.kind]}, {len(names)} classes"),
+        _splits_table(indexes),
+    ]
+    for split, text in failures.items():
+        parts.append(Text(f"{split} cannot be used: {text}", style="red"))
+    for split, index in indexes.items():
+        if index.problems:
+            parts.append(Text(f"Problems in {split}:", style="yellow"))
+            parts.extend(Padding(Text(line), (0, 0, 0, 2)) for line in index.problems.lines())
+    if not failures and not any(index.problems for index in indexes.values()):
+        parts.append(Text(f"No problems found; all pictures {looked}.", style="green"))
+    parts.extend(Text(f"Note: {remark}") for remark in _remarks(indexes, names))
+    parts.append(_class_table(indexes, names))
+    return Group(*parts)
+
+
+def describe_text(path: str | Path, check: Check = "pixels", width: int = 120) -> str:
+    """``describe`` as plain text of at most ``width`` columns.
+
+    Raises:
+        DataError: as ``describe``.
+    """
+    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
+    with console.capture() as captured:
+        console.print(describe(path, check))
+    return captured.get()
+
+
+def _read(layout: Layout, check: Check) -> tuple[dict[str, Index], dict[str, str]]:
+    """The readable splits, and why the others are not."""
+    # VOC's trainval is train and val once more: reading it would count every box twice.
+    splits = [s for s in layout.splits if s != "trainval" or not {"train", "val"} <= layout.splits.keys()]
+    indexes: dict[str, Index] = {}
+    failures = {split: f"{text}." for split, text in layout.absent.items() if split not in layout.splits}
+    for split in splits:
+        try:
+            indexes[split] = open_split(layout, split, check)
+        except DataError as error:
+            if len(splits) == 1:
+                raise
+            failures[split] = str(error)
+    if not indexes:
+        raise DataError(" ".join(failures.values()))
+    return indexes, failures
+
+
+def _splits_table(indexes: dict[str, Index]) -> Table:
+    table = Table("split", *_SPLIT_COLUMNS, box=None, header_style="bold")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for split, index in indexes.items():
+        numbers = (
+            len(index),
+            len(index.labels),
+            int((np.diff(index.starts) == 0).sum()),
+            int(index.crowd.sum()),
+            int(index.difficult.sum()),
+            sum(index.problems.counts.values()),
+        )
+        table.add_row(split, *(f"{n:,}" for n in numbers))
+    return table
+
+
+_SPLIT_COLUMNS = ("images", "boxes", "images without boxes", "crowd", "difficult", "problems")
+
+
+def _class_table(indexes: dict[str, Index], names: tuple[str, ...]) -> Table:
+    """A row a class: boxes and images of every split; crowd, difficult and the median size over all of them."""
+    crowd = sum(np.bincount(i.labels[i.crowd], minlength=len(names)) for i in indexes.values())
+    difficult = sum(np.bincount(i.labels[i.difficult], minlength=len(names)) for i in indexes.values())
+    assert isinstance(crowd, np.ndarray) and isinstance(difficult, np.ndarray)
+    table = Table(box=None, header_style="bold")
+    table.add_column("class")
+    rows = [[Text(name)] for name in names]
+    for split, index in indexes.items():
+        table.add_column(f"{split} boxes", justify="right")
+        table.add_column("images", justify="right")
+        for row, boxes, images in zip(rows, index.boxes_per_class(), index.images_per_class()):
+            row += [Text(f"{boxes:,}", style="" if boxes else "red"), Text(f"{images:,}")]
+    for title, counts in (("crowd", crowd), ("difficult", difficult)):
+        if counts.any():
+            table.add_column(title, justify="right")
+            for row, n in zip(rows, counts):
+                row.append(Text(f"{n:,}"))
+    table.add_column("median box, px", justify="right")
+    boxes = np.concatenate([i.boxes for i in indexes.values()])
+    labels = np.concatenate([i.labels for i in indexes.values()])
+    for c, row in enumerate(rows):
+        own = boxes[labels == c]
+        size = np.median(own[:, 2:] - own[:, :2], axis=0) if len(own) else None
+        row.append(Text("–" if size is None else f"{size[0]:.0f} × {size[1]:.0f}"))
+        table.add_row(*row)
+    return table
+
+
+def _remarks(indexes: dict[str, Index], names: tuple[str, ...]) -> list[str]:
+    """What is not wrong with any single file, and still worth knowing before training."""
+    remarks = []
+    for split, index in indexes.items():
+        empty = [n for n, boxes in zip(names, index.boxes_per_class()) if not boxes]
+        if empty:
+            shown = ", ".join(empty[:8]) + (", …" if len(empty) > 8 else "")
+            remarks.append(f"{len(empty)} of {len(names)} classes have no box in {split}: {shown}.")
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(name.lower(), []).append(name)
+    remarks += [f"classes that differ in case only: {', '.join(same)}." for same in alike.values() if len(same) > 1]
+    if {"train", "val"} <= indexes.keys():
+        shared = set(indexes["train"].files) & set(indexes["val"].files)
+        if shared:
+            example = min(shared).name
+            remarks.append(
+                f"{len(shared)} pictures are in both train and val, such as {example}; AP on val is too high."
+            )
+    return remarks

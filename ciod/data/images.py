@@ -1,0 +1,194 @@
+"""Pictures in and out: every mode Pillow knows becomes RGB, every failure a sentence naming the file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ciod.errors import DataError
+
+# The grey that pads a letterboxed picture: what is transparent looks like padding and adds no edge. White or black
+# would draw one around every cut-out object, and the colours stored under alpha 0 are arbitrary.
+BACKGROUND = (114, 114, 114)
+
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jp2", ".avif")
+)
+
+Size = tuple[int, int]  # height, width
+
+
+def read_image(path: str | Path, size: Size | None = None) -> np.ndarray:
+    """A picture as [H, W, 3] uint8 RGB.
+
+    EXIF rotation is applied, unless the annotations count the pixels before it: ``size`` equals the picture as it
+    is stored and not the rotated one. Transparency is laid over grey (114). Pictures of 16 bits and more are brought
+    to 8: divided by 257 if any value is above 255, else taken as they are.
+
+    Args:
+        path: the file; of several frames the first counts.
+        size: (height, width) as the annotations have it, in pixels.
+
+    Raises:
+        DataError: the file is absent, empty, no picture, truncated, or too large (``PIL.Image.MAX_IMAGE_PIXELS``).
+    """
+    with _opened(path) as picture:
+        turn = _orientation(picture)
+        rotated, stored = _sizes(picture, turn)
+        pixels = _rgb(picture)
+    if size is not None and tuple(size) == stored and tuple(size) != rotated:
+        turn = 1
+    return np.ascontiguousarray(_turned(pixels, turn))
+
+
+def as_array(image: str | Path | np.ndarray | Image.Image) -> np.ndarray:
+    """A picture however it is given, as [H, W, 3] uint8 RGB: a file, a PIL image, or an array of 0..255.
+
+    Raises:
+        DataError: as ``read_image``; or an array that is not [H, W, 3] (or grey [H, W]) with values 0..255.
+    """
+    if isinstance(image, (str, Path)):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        return np.ascontiguousarray(_turned(_rgb(image), _orientation(image)))
+    array = np.asarray(image)
+    if array.ndim == 2:
+        array = np.repeat(array[..., None], 3, axis=2)
+    if array.ndim != 3 or array.shape[2] != 3 or not array.size or array.dtype.kind not in "uif":
+        raise DataError(f"A picture must be an array [H, W, 3] RGB, not {array.dtype} {list(array.shape)}.")
+    if array.dtype != np.uint8:
+        low, high = float(array.min()), float(array.max())
+        if not (low >= 0 and high <= 255):
+            raise DataError(f"The values of a picture must be 0..255; this array has {low:g}..{high:g}.")
+        array = np.rint(array).astype(np.uint8)
+    return np.ascontiguousarray(array)
+
+
+def image_size(path: str | Path) -> Size:
+    """(height, width) in pixels after EXIF rotation, from the header alone.
+
+    Raises:
+        DataError: as ``read_image``, as far as the header shows it.
+    """
+    return header_sizes(path)[0]
+
+
+def header_sizes(path: str | Path) -> tuple[Size, Size]:
+    """(height, width) after EXIF rotation, and as stored.
+
+    Raises:
+        DataError: as ``image_size``.
+    """
+    with _opened(path) as picture:
+        return _sizes(picture, _orientation(picture))
+
+
+def save_image(path: str | Path, array: np.ndarray) -> None:
+    """Writes [H, W, 3] (or [H, W]) uint8 in the format of the suffix, beside and then renamed: never half a file.
+
+    Raises:
+        DataError: the suffix is not that of a picture format, or the file cannot be written.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(array, dtype=np.uint8)).save(beside, quality=95)  # formats without it ignore it
+        beside.replace(path)
+    except (OSError, ValueError) as error:  # ValueError: Pillow does not know the suffix
+        raise DataError(f"The picture {path} cannot be written: {error}.") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    path = Path(path)
+    try:
+        with Image.open(path) as picture:
+            # Pillow itself refuses at twice the limit only and warns below; changing warning filters is not safe
+            # in threads, so the limit is checked here.
+            if Image.MAX_IMAGE_PIXELS and picture.width * picture.height > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError
+            yield picture
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(
+            f"The picture {path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels, which may be an attack; "
+            "raise PIL.Image.MAX_IMAGE_PIXELS if it is real."
+        ) from error
+    except Exception as error:  # decoders of broken files raise almost anything: SyntaxError, struct.error, …
+        raise DataError(_why(path, error)) from error
+
+
+def _why(path: Path, error: Exception) -> str:
+    if not path.exists():
+        return f"The picture {path} does not exist."
+    if path.is_dir():
+        return f"{path} is a folder, not a picture."
+    try:
+        if path.stat().st_size == 0:
+            return f"The picture {path} is empty (0 bytes)."
+    except OSError:
+        pass
+    if isinstance(error, Image.UnidentifiedImageError):
+        return f"{path} is not a picture that Pillow can read."
+    return f"The picture {path} cannot be read: {error or type(error).__name__}."
+
+
+def _orientation(picture: Image.Image) -> int:
+    """EXIF orientation 1..8. Asked before loading, so that header and pixels never disagree."""
+    if picture.format == "TIFF":
+        return 1  # Pillow turns TIFF itself, header size included
+    if picture.format == "PNG" and not {"exif", "Raw profile type exif", "xmp"} & picture.info.keys():
+        return 1  # Pillow would decode the whole picture to look for a late EXIF chunk
+    try:
+        turn = picture.getexif().get(0x0112, 1)
+    except Exception:  # broken EXIF around a good picture
+        return 1
+    return turn if turn in range(1, 9) else 1
+
+
+def _sizes(picture: Image.Image, turn: int) -> tuple[Size, Size]:
+    stored = (picture.height, picture.width)
+    return ((picture.width, picture.height) if turn >= 5 else stored), stored
+
+
+def _turned(pixels: np.ndarray, turn: int) -> np.ndarray:
+    if turn in (5, 7):  # the transpose, or the one over the other diagonal
+        pixels = (pixels if turn == 5 else pixels[::-1, ::-1]).transpose(1, 0, 2)
+    elif turn in (6, 8):  # a quarter clockwise, counter-clockwise
+        pixels = np.rot90(pixels, -1 if turn == 6 else 1)
+    elif turn in (3, 4):
+        pixels = pixels[::-1, ::-1] if turn == 3 else pixels[::-1]
+    elif turn == 2:
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def _rgb(picture: Image.Image) -> np.ndarray:
+    """[H, W, 3] uint8."""
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        return np.repeat(_eight_bits(np.asarray(picture))[..., None], 3, axis=2)
+    if picture.mode in ("La", "RGBa"):  # premultiplied alpha converts to its plain twin only
+        picture = picture.convert(picture.mode.upper())
+    if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        ground = Image.new("RGBA", picture.size, (*BACKGROUND, 255))
+        picture = Image.alpha_composite(ground, picture)
+    return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+
+
+def _eight_bits(grey: np.ndarray) -> np.ndarray:
+    """Grey of 16 or 32 bits, or float, as uint8; one rule for all pictures, so brightness stays comparable."""
+    values = np.nan_to_num(grey.astype(np.float32))
+    top = float(values.max(initial=0.0))
+    if grey.dtype.kind == "f" and top <= 1:
+        values = values * 255
+    elif top > 255:
+        values = values / 257
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)

@@ -1,0 +1,157 @@
+"""What a task × class table of AP says about learning and forgetting: pure functions, whatever made the table.
+
+``table[t]`` holds the AP (or AP50, …) of every seen class after task t, ``tasks[t]`` the classes that were new in it.
+Values may be fractions or points; results are in the same unit, except Ω, RelGap and retention, which are ratios.
+None and NaN mean "no ground truth" and are left out of every mean; what cannot be computed is None, never 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+Row = Mapping[str, "float | None"]
+
+
+def _known(value: float | None) -> bool:
+    return value is not None and not math.isnan(value)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [v for v in values if v is not None and not math.isnan(v)]
+    return math.fsum(known) / len(known) if known else None
+
+
+def group_mean(row: Row, names: Iterable[str]) -> float | None:
+    """Mean AP of a group of classes, those without ground truth left out; None when none has any.
+
+    A class that is not in ``row`` was not scored and is left out too.
+    """
+    return _mean(row.get(n) for n in names)
+
+
+def omega(final_per_task: Sequence[float | None], upper: Sequence[float | None]) -> float | None:
+    """Ω(T) = (1/T) Σ_{t=1..T} X_t / UB_t: how much of joint training is kept, over the whole stream.
+
+    X_t is the mean AP over all classes seen up to task t, UB_t that of a model trained on them jointly. The first
+    term is 1 when ``upper[0]`` is None: a first task is its own joint training.
+
+    Returns:
+        None when a later upper bound (or AP) is missing or an upper bound is 0.
+
+    Raises:
+        ValueError: when the lengths differ.
+
+    Source: Hayes et al., New Metrics and Experimental Paradigms for Continual Learning (CVPR workshops 2018), Ω_all,
+    in the form that reproduces every Ω of ILYOLOX's two-step table (its own rows and those of LwF, RILOD, SID, ERD).
+    """
+    if len(final_per_task) != len(upper):
+        raise ValueError(
+            f"{len(final_per_task)} tasks but {len(upper)} upper bounds; give one a task, None where unknown"
+        )
+    ratios = [_ratio(x, ub) for x, ub in zip(final_per_task, upper)]
+    if ratios and not _known(upper[0]):
+        ratios[0] = 1.0
+    known = [r for r in ratios if r is not None]
+    return math.fsum(known) / len(known) if known and len(known) == len(ratios) else None
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    if part is None or whole is None or math.isnan(part) or math.isnan(whole) or whole == 0:
+        return None
+    return part / whole
+
+
+def abs_gap(final: float | None, upper: float | None) -> float | None:
+    """AbsGap = UB_T − X_T: what is missing to joint training after the last task. Source: the tables of ILYOLOX."""
+    return upper - final if final is not None and upper is not None and _known(final) and _known(upper) else None
+
+
+def rel_gap(final: float | None, upper: float | None) -> float | None:
+    """RelGap = (UB_T − X_T) / UB_T, a fraction (papers print percent). Source: the tables of ILYOLOX."""
+    return _ratio(abs_gap(final, upper), upper)
+
+
+def _old(tasks: Sequence[Sequence[str]]) -> list[str]:
+    return [n for names in tasks[:-1] for n in names]
+
+
+def forgetting(table: Sequence[Row], tasks: Sequence[Sequence[str]]) -> float | None:
+    """F = mean over old classes c of (max_{t<T} AP_{t,c} − AP_{T,c}); negative when old classes got better.
+
+    Old are the classes of all tasks but the last; each is measured against its best earlier task.
+    Source: Chaudhry et al., Riemannian Walk (ECCV 2018), with AP for accuracy and classes for tasks.
+    """
+    drops: list[float | None] = []
+    for name in _old(tasks):
+        earlier = [v for row in table[:-1] if (v := row.get(name)) is not None and not math.isnan(v)]
+        drops.append(abs_gap(table[-1].get(name), max(earlier, default=None)))
+    return _mean(drops)
+
+
+def forgetting_points(table: Sequence[Row], tasks: Sequence[Sequence[str]]) -> float | None:
+    """FPP = mean AP of the base classes (task 1) after task 1 − after task T.
+
+    Source: the "forgetting percentage points" that papers on incremental DETRs report on COCO 70+10.
+    """
+    if len(table) < 2:
+        return None
+    return abs_gap(group_mean(table[-1], tasks[0]), group_mean(table[0], tasks[0]))
+
+
+def retention(table: Sequence[Row], tasks: Sequence[Sequence[str]]) -> float | None:
+    """Retention = Σ_c AP_{T,c} / Σ_c AP_{t(c),c} over old classes; t(c) is the task that class c was learnt in.
+
+    1 = nothing lost. A ratio of means and not a mean of ratios, so a class that was never learnt cannot blow it up.
+    """
+    pairs = []
+    for learnt, names in zip(table, tasks[:-1]):
+        pairs += [(learnt.get(n), table[-1].get(n)) for n in names]
+    both = [(before, after) for before, after in pairs if _known(before) and _known(after)]
+    return _ratio(_mean(a for _, a in both), _mean(b for b, _ in both))
+
+
+def harmonic_mean(old: float | None, new: float | None) -> float | None:
+    """H = 2·old·new / (old + new): high only when both the old and the new classes are. 0 when both are 0."""
+    if old is None or new is None or math.isnan(old) or math.isnan(new):
+        return None
+    return 2 * old * new / (old + new) if old + new else 0.0
+
+
+def summary(
+    table: Sequence[Row], tasks: Sequence[Sequence[str]], upper: Sequence[float | None] | None = None
+) -> dict[str, float | None]:
+    """Every metric of this file after the last task in ``table``; a run that is not finished may be summed up too.
+
+    Args:
+        table: per finished task, the AP of each class seen so far.
+        tasks: per task, its new classes; at least as many as ``table`` has rows.
+        upper: per task, the joint-training AP over the classes seen up to it; None where unknown.
+
+    Returns:
+        omega, abs_gap, rel_gap, forgetting, retention, forgetting_points, harmonic_mean (of the mean AP of the old
+        classes and of the last task's); None where undefined, as most are after one task.
+
+    Raises:
+        ValueError: when the table has more rows than there are tasks.
+    """
+    if len(table) > len(tasks):
+        raise ValueError(f"the table has {len(table)} rows for {len(tasks)} tasks")
+    tasks = [list(names) for names in tasks[: len(table)]]
+    keys = ("omega", "abs_gap", "rel_gap", "forgetting", "retention", "forgetting_points", "harmonic_mean")
+    if not table:
+        return dict.fromkeys(keys)
+    seen = [[n for names in tasks[: t + 1] for n in names] for t in range(len(table))]
+    final = [group_mean(row, names) for row, names in zip(table, seen)]
+    bounds = (list(upper or []) + [None] * len(table))[: len(table)]
+    new, old = group_mean(table[-1], tasks[-1]), group_mean(table[-1], _old(tasks))
+    values = (
+        omega(final, bounds) if upper is not None else None,
+        abs_gap(final[-1], bounds[-1]),
+        rel_gap(final[-1], bounds[-1]),
+        forgetting(table, tasks),
+        retention(table, tasks),
+        forgetting_points(table, tasks),
+        harmonic_mean(old, new),
+    )
+    return dict(zip(keys, values))

@@ -1,0 +1,176 @@
+"""ciod list detectors · methods · scenarios · settings · data PATH · SCENARIO · model.safetensors"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ciod.errors import CiodError, did_you_mean
+
+TOPICS = ("detectors", "methods", "scenarios", "settings", "data")
+
+
+def show(what: str, words: list[str], settings: dict[str, Any]) -> None:
+    """Prints one topic; see the module.
+
+    Raises:
+        CiodError: nothing of that name.
+    """
+    console = Console(highlight=False)
+    if not what:
+        console.print(
+            "ciod list " + " | ".join((*TOPICS[:-1], "data PATH", "SCENARIO", "model.safetensors")), markup=False
+        )
+    elif what == "detectors":
+        console.print(_detectors())
+    elif what == "methods":
+        console.print(_methods())
+    elif what == "scenarios":
+        console.print(_scenarios())
+    elif what == "settings":
+        console.print(_settings())
+    elif what == "data":
+        from ciod.data.describe import describe
+
+        if not words:
+            raise CiodError("list data: name a folder: ciod list data PATH")
+        console.print(describe(words[0]))
+    elif what.endswith(".safetensors"):
+        _model(console, Path(what))
+    else:
+        _scenario(console, what, settings)
+
+
+def _plain(text: str | None) -> str:
+    """First paragraph of a docstring on one line."""
+    return " ".join((text or "").split("\n\n")[0].split())
+
+
+def _table(*columns: str) -> Table:
+    return Table(*columns, box=box.SIMPLE_HEAD)
+
+
+def _detectors() -> Table:
+    from ciod import detectors
+
+    table = _table("detector", "offers", "parameters (80 classes)")
+    import torch
+
+    for name in detectors.available():
+        with torch.device("meta"):
+            n = sum(p.numel() for p in detectors.build([str(i) for i in range(80)], name=name).parameters())
+        table.add_row(name, ", ".join(sorted(detectors.traits(name))), f"{n / 1e6:.1f} M")
+    return table
+
+
+def _methods() -> Table:
+    from ciod import methods
+
+    table = _table("method", "what it does", "needs", "settings (default)")
+    for name in methods.available():
+        cls = methods.find(name)
+        fields = ", ".join(f"{k}={f.default}" for k, f in cls.model_fields.items())
+        table.add_row(name, _plain(cls.__doc__), ", ".join(sorted(cls.needs)) or "any detector", fields or "—")
+    return table
+
+
+def _scenarios() -> Table:
+    from ciod.data import scenario
+
+    table = _table("scenario", "split", "order", "what")
+    for name in scenario.available():
+        p = scenario.read_protocol(name)
+        order = p.order if isinstance(p.order, str) else "a list"
+        table.add_row(name, str(p.split), order, p.description)
+    return table
+
+
+def _settings() -> Table:
+    import ast
+    import inspect
+
+    from pydantic import BaseModel
+
+    from ciod.config import Run
+
+    table = _table("setting", "default", "what")
+
+    def notes(model: type[BaseModel]) -> dict[str, str]:
+        """The string below each field, which is its documentation."""
+        body = ast.parse(inspect.getsource(model).lstrip()).body[0].body  # type: ignore[attr-defined]
+        found = {}
+        for field, after in zip(body, [*body[1:], None]):
+            if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr):
+                found[field.target.id] = " ".join(ast.literal_eval(after.value).split())  # type: ignore[attr-defined]
+        return found
+
+    def walk(model: type[BaseModel], prefix: str) -> None:
+        said = notes(model)
+        for key, f in model.model_fields.items():
+            kind = f.annotation
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                walk(kind, f"{prefix}{key}.")
+            else:
+                name = f"{prefix}{key}".removeprefix("protocol.")
+                table.add_row(name, _default(f.default), said.get(key, ""))
+
+    walk(Run, "")
+    return table
+
+
+def _default(value: Any) -> str:
+    return "—" if value is None else str(value)
+
+
+def _model(console: Console, path: Path) -> None:
+    from ciod.detectors.weights import read_metadata
+
+    if not path.is_file():
+        beside = [p.name for p in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
+        raise CiodError(f"There is no model file {path}; {did_you_mean(path.name, beside)}")
+    meta = read_metadata(path)
+    settings = ", ".join(f"{k}={v}" for k, v in meta["detector"].items())
+    console.print(f"{path}: {settings}; {len(meta['class_names'])} classes", markup=False, soft_wrap=True)
+    table = _table("task", "classes", "from", "images", "boxes", "method", "epochs", "seed")
+    for i, step in enumerate(meta["lineage"], 1):
+        method = step.get("method") or {}
+        table.add_row(
+            str(i),
+            ", ".join(step.get("classes", [])),
+            str(step.get("data", step.get("from", ""))),
+            *(str(step.get(k, "")) for k in ("images", "boxes")),
+            str(method.get("name", "")),
+            *(str(step.get(k, "")) for k in ("epochs", "seed")),
+        )
+    console.print(table)
+
+
+def _scenario(console: Console, name: str, settings: dict[str, Any]) -> None:
+    """Images, boxes and hidden boxes of every task, before any training."""
+    from ciod import config
+    from ciod.data import scenario
+    from ciod.data.scenario import Scenario
+    from ciod.engine.run import open_data
+
+    if not name.endswith((".yaml", ".yml")) and name not in scenario.available():
+        hint = did_you_mean(name, (*TOPICS, *scenario.available()), listing=20)
+        raise CiodError(f"list: there is no '{name}'; {hint}")
+    run = config.load(None, {"scenario": name, **settings})
+    made = Scenario(run.protocol, *open_data(run))
+    for sentence in run.protocol.sentences():
+        console.print(f"- {sentence}", markup=False)
+    table = _table("task", "new classes", "images", "boxes", "old boxes hidden", "future boxes hidden", "test images")
+    for task in made:
+        names = ", ".join(task.new_classes[:12]) + (
+            f", … ({len(task.new_classes)})" if len(task.new_classes) > 12 else ""
+        )
+        counts = (len(task.train), len(task.train.labels), task.hidden_boxes, task.future_boxes, len(task.test))
+        table.add_row(str(task.index + 1), names, *map(str, counts))
+    console.print(table)
+    left = [n for n in made.protocol.order if n not in made.classes] if isinstance(made.protocol.order, list) else []
+    if left:
+        console.print(f"in no task: {', '.join(left)}", markup=False)

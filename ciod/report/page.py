@@ -1,0 +1,372 @@
+"""The report of a run, and of several runs side by side: one HTML file each that needs nothing else.
+
+Reads the files of a run folder and nothing of the run itself, so it works on unfinished, copied and old runs alike.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import yaml
+
+from ciod.errors import CiodError
+from ciod.report import plots
+from ciod.report.log import METRICS, atomic_write, read_metrics
+from ciod.report.summary import (
+    COMPARISON,
+    Results,
+    best_cells,
+    changes,
+    comparison_cells,
+    comparison_markdown,
+    comparison_rows,
+    comparison_table,
+    count,
+    done,
+    duration,
+    percent,
+    planned,
+    retention,
+    score,
+    summary_table,
+    verdict,
+)
+
+__all__ = [
+    "comparison_markdown",
+    "comparison_table",
+    "read_results",
+    "summary_table",
+    "verdict",
+    "write_comparison",
+    "write_report",
+]
+
+_ABOUT_RUN = ("versions", "command", "commit", "machine", "seed")
+_MOST_EXAMPLES = 12  # pictures a task: a report is to be mailed, not to hold the test set
+_CONTINUAL = (
+    ("retention", "Retention", "AP of the old classes now ÷ when they were learnt (%); 100 = nothing forgotten"),
+    ("forgetting", "Forgetting", "mean loss of the old classes against their best earlier task (AP points)"),
+    ("forgetting_points", "FPP", "what the classes of task 1 lost since task 1 (AP points)"),
+    ("harmonic_mean", "Harmonic mean", "of old and new AP (%): high only when both are"),
+    ("omega", "Ω", "mean over tasks of AP ÷ the joint model's AP; 1 = as good as training on everything at once"),
+    ("abs_gap", "AbsGap", "AP points below joint training after the last task"),
+    ("rel_gap", "RelGap", "the same gap relative to joint training (%)"),
+)
+
+
+def write_report(folder: Path | str) -> Path:
+    """Write ``report.html`` into a run folder from what is there: settings, metrics, results, example pictures.
+
+    Missing pieces are left out of the page; a run with fewer tasks than its scenario is called unfinished.
+
+    Raises:
+        CiodError: when the folder holds none of a run's files, or one that cannot be read.
+    """
+    folder = Path(folder)
+    run, results, metrics = read_run(folder), read_results(folder), read_metrics(folder)
+    if not (run or results or metrics):
+        raise CiodError(f"{folder} is not a run folder: it has no run.yaml, {METRICS} or results.json.")
+    text = _environment().get_template("page.html.j2").render(_report(folder, run, results, metrics))
+    return atomic_write(folder / "report.html", text)
+
+
+def write_comparison(folders: Mapping[str, Path], out: Path) -> Path:
+    """Write one page that compares runs: {name to show: run folder}; links to their reports are relative to ``out``.
+
+    Raises:
+        CiodError: when there are no runs, or a folder has no readable ``results.json``.
+    """
+    out = Path(out)
+    folders = {name: Path(folder) for name, folder in folders.items()}
+    if not folders:
+        raise CiodError("There are no runs to compare.")
+    runs = []
+    for name, folder in folders.items():
+        results = read_results(folder)
+        if not results:
+            raise CiodError(
+                f"{folder} has no results.json: the run '{name}' cannot be compared before its first task ends."
+            )
+        runs.append((name, results))
+    text = _environment().get_template("comparison.html.j2").render(_comparison(folders, runs, out))
+    return atomic_write(out, text)
+
+
+def read_results(folder: Path | str) -> dict[str, Any]:
+    """``results.json`` of a run; {} before its first task is done.
+
+    Raises:
+        CiodError: when the file is there and is not results.
+    """
+    path = Path(folder) / "results.json"
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CiodError(f"{path} is not JSON ({error}).") from error
+    if not isinstance(found, dict) or found.get("format", 1) != 1:
+        raise CiodError(f"{path} is not results of a format this version of ciod reads (1).")
+    return found
+
+
+def read_run(folder: Path | str) -> dict[str, Any]:
+    """``run.yaml`` of a run: its settings, versions, command, seed; {} without the file.
+
+    Raises:
+        CiodError: when the file is there and is not a YAML mapping.
+    """
+    path = Path(folder) / "run.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        found = yaml.safe_load(path.read_bytes())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CiodError(f"{path} is not YAML ({error}).") from error
+    if not isinstance(found, dict):
+        raise CiodError(f"{path} is not a mapping of settings.")
+    return found
+
+
+def _report(folder: Path, run: Mapping[str, Any], results: Results, metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """Everything page.html.j2 shows."""
+    scenario = results.get("scenario") or {}
+    method, detector = results.get("method") or {}, results.get("detector") or {}
+    lost, kept = changes(results), {c.name: c for c in changes(results, "AP")}
+    versions = {k: v for k, v in (run.get("versions") or {}).items() if v is not None}
+    settings = {k: v for k, v in run.items() if k not in _ABOUT_RUN}
+    return {
+        "title": " · ".join(str(v) for v in (scenario.get("name"), method.get("name"), detector.get("name")) if v)
+        or folder.resolve().name,
+        "verdict": _unbroken(verdict(results)),
+        "unfinished": len(done(results)) < max(planned(results), 1),
+        "warnings": results.get("warnings") or [],
+        "tiles": _tiles(results),
+        "tasks": _task_rows(results),
+        "continual": _continual(results),
+        "protocol": _protocol(results),
+        "options": {
+            k: scenario[k] for k in ("order", "images", "boxes", "eval_images", "metric", "data") if scenario.get(k)
+        },
+        "matrices": [(m, _svg(plots.ap_matrix(results, metric=m))) for m in ("AP50", "AP")],
+        "task_curves": _svg(plots.task_curves(results)),
+        "changes": [
+            {
+                "name": c.name,
+                "task": c.task + 1,
+                "cells": _change_cells(c),
+                "ap": _change_cells(kept.get(c.name)),
+                "bad": _bad(c),
+            }
+            for c in lost
+        ],
+        "class_change": _svg(plots.class_change(results)),
+        "losses": _svg(plots.losses(metrics)),
+        "examples": [(i, _data_urls(p)) for i, p in _examples(folder)],
+        "settings": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=100) if settings else "",
+        "method_settings": method.get("settings") or {},
+        "facts": _facts(run, results, versions),
+        "command": run.get("command") or "",
+        "has_run": bool(run),
+    }
+
+
+def _tiles(results: Results) -> list[tuple[str, str, str]]:
+    """(figure, what it is, detail): the numbers someone looks for first."""
+    tasks = done(results)
+    if not tasks:
+        return []
+
+    def ap50(group: str, what: str) -> tuple[str, str, str]:
+        return (
+            percent(score(results, -1, group, "AP50")),
+            f"AP50, {what}",
+            f"AP {percent(score(results, -1, group, 'AP'))}",
+        )
+
+    tiles = [ap50("all", "all classes")]
+    if len(tasks) > 1:
+        n_old, n_new = (len(tasks[-1].get(k) or []) for k in ("old_classes", "new_classes"))
+        kept = (percent(retention(results), " %"), "of the old AP50 kept", count(n_old, "old class"))
+        new = f"{'new' if len(tasks) == 2 else 'newest'} class{'es' * (n_new != 1)}"
+        tiles = [kept, ap50("old", "old classes"), ap50("new", new), *tiles]
+    return tiles
+
+
+def _task_rows(results: Results) -> list[dict[str, Any]]:
+    rows = []
+    for i, task in enumerate(done(results)):
+        group = task.get("all") or {}
+        memory = task.get("peak_memory_mb")
+        rows.append(
+            {
+                "number": i + 1,
+                "new": task.get("new_classes") or [],
+                "n_old": len(task.get("old_classes") or []),
+                "hidden": _count(task.get("hidden_boxes")),
+                "scores": [percent(score(results, i, g, m)) for g in ("old", "new", "all") for m in ("AP", "AP50")],
+                "more": [percent(group.get(k)) for k in ("AP75", "APs", "APm", "APl")],
+                "counts": [
+                    _count(task.get(k)) for k in ("train_images", "train_boxes", "test_images", "epochs", "steps")
+                ],
+                "seconds": duration(task.get("seconds")),
+                "memory": "–" if memory is None else f"{memory:,.0f} MB",
+            }
+        )
+    return rows
+
+
+def _continual(results: Results) -> list[tuple[str, str, str, str]]:
+    """(name, AP, AP50, meaning) of each metric that is known."""
+    found = []
+    for key, name, meaning in _CONTINUAL:
+        values = [((results.get("continual") or {}).get(m) or {}).get(key) for m in ("AP", "AP50")]
+        if any(v is not None for v in values):
+            shown = ["–" if v is None else f"{v:.3f}" if key == "omega" else percent(v) for v in values]
+            found.append((name, *shown, meaning))
+    return found
+
+
+def _protocol(results: Results) -> list[str]:
+    """The scenario's own sentences, then what the run counted."""
+    scenario = results.get("scenario") or {}
+    lines = list(scenario.get("protocol") or [])
+    split = scenario.get("split") or []
+    if scenario.get("joint"):
+        lines.append(f"Joint training: all {count(sum(split), 'class')} at once, the upper bound of the scenario.")
+    elif len(split) > 1:
+        steps = " + ".join(map(str, split))
+        lines.append(f"{count(sum(split), 'class')} arrive in {len(split)} tasks: {steps}.")
+    if len(done(results)) > 4:
+        hidden = sum(t.get("hidden_boxes") or 0 for t in done(results))
+        return [*lines, f"{count(hidden, 'box')} of old classes stayed hidden in the training images, as listed above."]
+    for i, task in enumerate(done(results), 1):
+        if task.get("train_images") is None or task.get("train_boxes") is None:
+            continue
+        seen = f"{count(task['train_images'], 'image')} with {count(task['train_boxes'], 'box')}"
+        kinds = (("old", task.get("hidden_boxes")), ("future", task.get("future_boxes")))
+        hidden = [f"{count(n, 'box')} of {kind} classes" for kind, n in kinds if n]
+        other = f"; {' and '.join(hidden)} in them stayed hidden" if hidden else ""
+        lines.append(f"Task {i} trained on {seen}{other}.")
+    return lines
+
+
+def _facts(run: Mapping[str, Any], results: Results, versions: Mapping[str, Any]) -> list[tuple[str, str]]:
+    facts = [
+        ("Versions", ", ".join(f"{k} {v}" for k, v in versions.items())),
+        ("Seed", run.get("seed", results.get("seed"))),
+        ("Commit", run.get("commit")),
+        ("Machine", run.get("machine")),
+    ]
+    return [(k, str(v)) for k, v in facts if v not in (None, "")]
+
+
+def _change_cells(change: Any) -> list[str]:
+    if change is None:
+        return ["–"] * 3
+    delta = (
+        "–"
+        if change.loss is None
+        else f"{-100 * change.loss:+.1f}".replace("-0.0", "0.0").replace("+0.0", "0.0").replace("-", "−")
+    )
+    return [percent(change.before), percent(change.after), delta]
+
+
+def _bad(change: Any) -> bool:
+    """Lost more than a quarter of what it had: worth a colour."""
+    return change.loss is not None and change.before > 0 and change.loss > 0.25 * change.before
+
+
+def _examples(folder: Path) -> list[tuple[int, list[Path]]]:
+    """(task, counting from 1, and its pictures) in the order of tasks."""
+    found = []
+    for path in folder.glob("task-*/examples"):
+        number = re.fullmatch(r"task-(\d+)", path.parent.name)
+        pictures = sorted(p for p in path.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+        if number and pictures:
+            found.append((int(number[1]), pictures[:_MOST_EXAMPLES]))
+    return sorted(found)
+
+
+def _data_urls(paths: list[Path]) -> list[tuple[str, str]]:
+    """(name, picture as a data: address)."""
+    return [(p.stem, _data_url(p)) for p in paths]
+
+
+def _data_url(path: Path) -> str:
+    kind = "png" if path.suffix.lower() == ".png" else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _comparison(folders: Mapping[str, Path], runs: list[tuple[str, dict[str, Any]]], out: Path) -> dict[str, Any]:
+    rows = comparison_rows(runs)
+    best = best_cells(rows)
+    links = {}
+    for name, folder in folders.items():
+        if (folder / "report.html").is_file():
+            links[name] = quote(
+                Path(os.path.relpath(folder.resolve() / "report.html", out.resolve().parent)).as_posix()
+            )
+    scenario = next(((r.get("scenario") or {}) for _, r in runs if not (r.get("scenario") or {}).get("joint")), {})
+    return {
+        "title": " · ".join(["Comparison", *([str(scenario["name"])] if scenario.get("name") else [])]),
+        "columns": list(COMPARISON.values()),
+        "rows": [
+            {
+                "name": row["name"],
+                "link": links.get(row["name"]),
+                "unfinished": row["unfinished"],
+                "joint": row["joint"],
+                "cells": [(c, (i, k) in best) for k, c in zip(COMPARISON, comparison_cells(row)[1:], strict=True)],
+            }
+            for i, row in enumerate(rows)
+        ],
+        "verdicts": [(name, _unbroken(verdict(results))) for name, results in runs],
+        "plot": _svg(plots.comparison(runs)),
+        "pictures": _shared_examples(folders),
+        "warnings": [f"{name}: {w}" for name, results in runs for w in results.get("warnings") or []],
+    }
+
+
+def _shared_examples(folders: Mapping[str, Path]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(picture, [(run, address)]): the last task's pictures that at least two runs have, else nothing."""
+    last = {name: {p.name: p for p in found[-1][1]} for name, folder in folders.items() if (found := _examples(folder))}
+    names = dict.fromkeys(n for pictures in last.values() for n in pictures)
+    shared = [(n, [(run, pictures[n]) for run, pictures in last.items() if n in pictures]) for n in names]
+    return [(Path(n).stem, [(run, _data_url(p)) for run, p in found]) for n, found in shared if len(found) > 1][:6]
+
+
+def _svg(element: str) -> Any:
+    """A figure from ``plots`` may go into the page as it is: matplotlib has escaped the text in it."""
+    from markupsafe import Markup
+
+    return Markup(element)
+
+
+def _unbroken(sentence: str) -> str:
+    """No line break between a number and its sign."""
+    return sentence.replace(" %", "\u00a0%").replace(" → ", "\u00a0→\u00a0")
+
+
+def _count(n: int | None) -> str:
+    return "–" if n is None else f"{n:,}"
+
+
+def _environment() -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("ciod", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

@@ -1,0 +1,306 @@
+"""What the numbers of a run say: a verdict in words, and tables for a terminal or Markdown.
+
+``results`` is the content of a run's ``results.json``. All of it copes with missing keys, nulls and unfinished runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Results = Mapping[str, Any]
+Runs = Sequence[tuple[str, Results]]
+NONE = "–"  # what a person sees where there is no number
+
+
+@dataclass(frozen=True)
+class Change:
+    """One old class: its AP when it was learnt and after the last task (fractions; None = not known)."""
+
+    name: str
+    task: int  # the index of the task that taught it
+    before: float | None
+    after: float | None
+
+    @property
+    def loss(self) -> float | None:
+        return None if self.before is None or self.after is None else self.before - self.after
+
+
+def percent(value: float | None, sign: str = "") -> str:
+    """A fraction as a percentage with one decimal; "–" for None and NaN.
+
+    >>> percent(0.6213, " %")
+    '62.1 %'
+    """
+    if value is None or value != value:
+        return NONE
+    return f"{100 * value:.1f}".replace("-0.0", "0.0") + sign
+
+
+def duration(seconds: float | None) -> str:
+    """
+    >>> duration(83)
+    '1 min 23 s'
+    """
+    if seconds is None or seconds != seconds:
+        return NONE
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, s = divmod(round(seconds), 60)
+    return f"{minutes} min {s:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def count(n: int, noun: str) -> str:
+    """A number with its noun: "1 class", "4 classes"."""
+    if n == 1:
+        return f"1 {noun}"
+    return f"{n:,} {noun}{'es' if noun.endswith(('s', 'x')) else 's'}"
+
+
+def done(results: Results) -> list[Mapping[str, Any]]:
+    """The tasks that are finished."""
+    return list(results.get("tasks") or [])
+
+
+def planned(results: Results) -> int:
+    """How many tasks the scenario has."""
+    scenario = results.get("scenario") or {}
+    return 1 if scenario.get("joint") else max(len(scenario.get("split") or []), len(done(results)))
+
+
+def score(results: Results, task: int, group: str, metric: str) -> float | None:
+    """AP or AP50 of the ``old``, ``new`` or ``all`` classes after a task (negative counts from the last)."""
+    tasks = done(results)
+    if not -len(tasks) <= task < len(tasks):
+        return None
+    return (tasks[task].get(group) or {}).get(metric)
+
+
+def ap_rows(results: Results, metric: str) -> list[Mapping[str, float | None]]:
+    """One {class: AP} a finished task."""
+    rows = list((results.get("ap") or {}).get(metric) or [])[: len(done(results))]
+    return [row or {} for row in rows]
+
+
+def class_order(results: Results) -> list[str]:
+    """Class names in the order of arrival, as far as known."""
+    names = dict.fromkeys((results.get("scenario") or {}).get("classes") or [])
+    for task in done(results):
+        names |= dict.fromkeys([*(task.get("old_classes") or []), *(task.get("new_classes") or [])])
+    for row in ap_rows(results, "AP") + ap_rows(results, "AP50"):
+        names |= dict.fromkeys(row)
+    return list(names)
+
+
+def changes(results: Results, metric: str = "AP50") -> list[Change]:
+    """Every class that was old in the last finished task, the greatest loss first, unknown ones last."""
+    tasks, rows = done(results), ap_rows(results, metric)
+    if len(tasks) < 2 or len(rows) < len(tasks):
+        return []
+    found = [
+        Change(name, i, rows[i].get(name), rows[-1].get(name))
+        for i, task in enumerate(tasks[:-1])
+        for name in task.get("new_classes") or []
+    ]
+    return sorted(found, key=lambda c: (c.loss is None, -(c.loss or 0.0)))
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean of what is known; None when nothing is."""
+    known = [v for v in values if v is not None and v == v]
+    return sum(known) / len(known) if known else None
+
+
+def before_after(results: Results, metric: str = "AP50") -> tuple[float | None, float | None]:
+    """Mean AP of the old classes when they were learnt, and after the last task; classes known at both times."""
+    both = [c for c in changes(results, metric) if c.loss is not None]
+    return mean([c.before for c in both]), mean([c.after for c in both])
+
+
+def retention(results: Results, metric: str = "AP50") -> float | None:
+    """The run's own figure; computed from the table where the run does not give one."""
+    given = ((results.get("continual") or {}).get(metric) or {}).get("retention")
+    if given is not None:
+        return given
+    before, after = before_after(results, metric)
+    return after / before if before and after is not None else None
+
+
+def verdict(results: Results) -> str:
+    """How it went, in one or two sentences for someone who has never heard of AP matrices."""
+    tasks, total = done(results), planned(results)
+    if not tasks:
+        return "Unfinished: no task is done yet, so nothing has been measured."
+    start = "" if len(tasks) >= total else f"Unfinished, {len(tasks)} of {total} tasks done. "
+    if len(tasks) == 1:
+        return start + _one_task(results)
+    n_old, n_new = len(tasks[-1].get("old_classes") or []), len(tasks[-1].get("new_classes") or [])
+    later = sum(len(t.get("new_classes") or []) for t in tasks[1:])
+    learnt = f"After learning {count(later, 'new class')}" + (f" in {len(tasks) - 1} steps" if len(tasks) > 2 else "")
+    if len(tasks) == 2:
+        old, of = (f"{n_old} old classes", "its AP50 on the") if n_old != 1 else ("old class", "its AP50 on the")
+        had = ""
+    else:
+        old, of = (f"{n_old} earlier classes" if n_old != 1 else "earlier class"), "the AP50 that the"
+        had = " had when they were learnt" if n_old != 1 else " had when it was learnt"
+    kept, (before, after) = retention(results), before_after(results)
+    if kept is None and before == 0:
+        their = "its AP50 was 0 when it was" if n_old == 1 else "their AP50 was 0 when they were"
+        first = f"{learnt}, there is nothing that the {old} could have lost: {their} learnt."
+    elif kept is None:
+        be = "is" if n_old == 1 else "are"
+        first = f"{learnt}, how well the {old} {be} kept is not known: there is no AP50 to compare."
+    else:
+        figures = "" if before is None else f" ({percent(before)} → {percent(after)})"
+        only = "only " if kept < 0.5 else ""
+        first = f"{learnt} the detector keeps {only}{percent(kept, ' %')} of {of} {old}{had}{figures}."
+    new = score(results, -1, "new", "AP50")
+    if new is None:
+        second = "There is no AP50 for the new classes."
+    else:
+        which = "new" if len(tasks) == 2 else "newest"
+        subject = f"The {which} class reaches" if n_new == 1 else f"The {n_new} {which} classes reach"
+        second = f"{subject} {percent(new, ' %')} AP50."
+    return f"{start}{first} {second}"
+
+
+def _one_task(results: Results) -> str:
+    scenario, n = results.get("scenario") or {}, len(done(results)[0].get("new_classes") or [])
+    value = score(results, 0, "all", "AP50")
+    reached = "there is no AP50 to report" if value is None else f"the detector reaches {percent(value, ' %')} AP50"
+    if scenario.get("joint"):
+        return f"Trained on all {count(n, 'class')} at once (joint training, the upper bound), {reached}."
+    if planned(results) > 1:
+        return f"On its first {count(n, 'class')} {reached}."
+    return f"Trained on {count(n, 'class')}, {reached}."
+
+
+def summary_table(results: Results) -> Table:
+    """Old, new and all AP and AP50 after each task, for the terminal."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, title="AP after each task (%)", title_style="bold", title_justify="left")
+    for name in ("task", "classes", "old AP", "old AP50", "new AP", "new AP50", "all AP", "all AP50"):
+        table.add_column(name, justify="left" if name in ("task", "classes") else "right")
+    for i, task in enumerate(done(results)):
+        n_old, n_new = len(task.get("old_classes") or []), len(task.get("new_classes") or [])
+        cells = [percent(score(results, i, g, m)) for g in ("old", "new", "all") for m in ("AP", "AP50")]
+        table.add_row(str(i + 1), Text(f"{n_old}+{n_new}" if n_old else str(n_new)), *cells)
+    return table
+
+
+COMPARISON = {
+    "old_before": "old AP50 before",
+    "old_after": "old AP50 after",
+    "retention": "retention",
+    "new": "new AP50",
+    "all_ap": "all AP",
+    "all_ap50": "all AP50",
+    "rel_gap": "RelGap",
+    "seconds": "time",
+}
+
+
+def comparison_rows(runs: Runs) -> list[dict[str, Any]]:
+    """The numbers of each run under the keys of ``COMPARISON`` (fractions; None = not known), plus ``name``,
+    ``joint``, ``unfinished`` and old and all and new in AP (``old_ap``, ``new_ap``).
+
+    A joint run has no old classes; its old and new are the classes that were old and new in the other runs.
+    RelGap is the run's own, or else the gap to the joint run's AP if one is among ``runs`` with the same classes.
+    """
+    split = next((done(r)[-1] for _, r in runs if len(done(r)) > 1), {})
+    joint = next((r for _, r in runs if _is_joint(r) and done(r)), None)
+    return [_comparison_row(name, r, split, joint) for name, r in runs]
+
+
+def _comparison_row(name: str, results: Results, split: Mapping[str, Any], joint: Results | None) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": name,
+        "joint": _is_joint(results),
+        "unfinished": len(done(results)) < planned(results),
+    }
+    for key, group, metric in (
+        ("old_after", "old", "AP50"), ("new", "new", "AP50"), ("old_ap", "old", "AP"), ("new_ap", "new", "AP"),
+    ):  # fmt: skip
+        if row["joint"]:
+            names = split.get(f"{group}_classes") or []
+            aps = (ap_rows(results, metric) or [{}])[-1]
+            row[key] = mean([aps.get(n) for n in names])
+        else:
+            row[key] = score(results, -1, group, metric)
+    row["old_before"] = before_after(results)[0]
+    row["retention"] = retention(results)
+    row["all_ap"], row["all_ap50"] = score(results, -1, "all", "AP"), score(results, -1, "all", "AP50")
+    row["rel_gap"] = ((results.get("continual") or {}).get("AP") or {}).get("rel_gap")
+    bound = score(joint, -1, "all", "AP") if joint is not None and not row["joint"] and not row["unfinished"] else None
+    same = joint is not None and set(class_order(joint)) == set(class_order(results))
+    if row["rel_gap"] is None and bound and same and row["all_ap"] is not None:
+        row["rel_gap"] = (bound - row["all_ap"]) / bound
+    seconds = [t.get("seconds") for t in done(results)]
+    row["seconds"] = sum(s for s in seconds if s is not None) if any(s is not None for s in seconds) else None
+    return row
+
+
+def comparison_cells(row: Mapping[str, Any]) -> list[str]:
+    """A row of ``comparison_rows`` as text, the name first."""
+    name = row["name"] + (" (unfinished)" if row["unfinished"] else "")
+    return [name, *(duration(row[k]) if k == "seconds" else percent(row[k]) for k in COMPARISON)]
+
+
+def comparison_table(runs: Runs) -> Table:
+    """One row a run, for the terminal; the best of each column among the runs that are not joint is bold."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = comparison_rows(runs)
+    best = best_cells(rows)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        caption="AP, retention and RelGap in %",
+        caption_justify="left",
+    )
+    table.add_column("method", min_width=min(20, max((len(r["name"]) for r in rows), default=6)))
+    for title in COMPARISON.values():
+        table.add_column("\n".join(title.rsplit(" ", 1)), justify="right", vertical="bottom", no_wrap=True)
+    for i, row in enumerate(rows):
+        name, *cells = comparison_cells(row)
+        cells[-1] = "–" if row["seconds"] is None else f"{row['seconds']:.0f} s"  # narrow enough for 80 columns
+        marked = [Text(c, "bold" if (i, k) in best else "") for k, c in zip(COMPARISON, cells, strict=True)]
+        table.add_row(Text(name), *marked)
+    return table
+
+
+def comparison_markdown(runs: Runs) -> str:
+    """The same as a Markdown table, percentages without sign."""
+    lines = ["| method | " + " | ".join(COMPARISON.values()) + " |", "| --- |" + " ---: |" * len(COMPARISON)]
+    for row in comparison_rows(runs):
+        cells = (" ".join(c.split()).replace("\\", "\\\\").replace("|", "\\|") for c in comparison_cells(row))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def best_cells(rows: Sequence[Mapping[str, Any]]) -> set[tuple[int, str]]:
+    """(row, column) of the best value a column; upper bounds do not compete, nor does a column where all are equal."""
+    best: set[tuple[int, str]] = set()
+    for key in ("old_after", "retention", "new", "all_ap", "all_ap50", "rel_gap"):
+        known = [
+            (r[key], i) for i, r in enumerate(rows) if r[key] is not None and not r["joint"] and not r["unfinished"]
+        ]
+        if len({v for v, _ in known}) > 1:
+            top = (min if key == "rel_gap" else max)(v for v, _ in known)
+            best |= {(i, key) for v, i in known if v == top}
+    return best
+
+
+def _is_joint(results: Results) -> bool:
+    return bool((results.get("scenario") or {}).get("joint"))

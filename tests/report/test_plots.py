@@ -1,0 +1,106 @@
+"""Figures at the odd shapes runs have; each is well-formed SVG of a modest size."""
+
+from __future__ import annotations
+
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib
+import pytest
+
+from ciod.report import plots
+
+from . import fake
+
+RUNS: dict[str, dict[str, Any]] = {
+    "two tasks": fake.results((6, 4)),
+    "joint": fake.results((6, 4), joint=True),
+    "one class": fake.results((1,)),
+    "10 x 80": fake.results((8,) * 10, nulls=("class 3", "class 40")),
+    "a class a task": fake.results((1,) * 12),
+    "unfinished": fake.results((6, 4), tasks=1),
+    "all unknown": fake.results((2, 2), names=list("abcd"), nulls=tuple("abcd")),
+    "names": fake.results((2, 2), names=["<script>&", "$x^2$ and $", "鳥 🐈", "long name " * 20]),
+}
+
+
+def texts(svg: str) -> str:
+    assert "<script" not in svg
+    root = ElementTree.fromstring(svg)
+    assert root.tag.endswith("svg")
+    return " ".join("".join(t.itertext()) for t in root.iter() if t.tag.endswith(("text", "tspan")))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_figure_of_every_shape(name: str) -> None:
+    run = RUNS[name]
+    for draw in (plots.ap_matrix, plots.task_curves, plots.class_change):
+        svg = draw(run)
+        assert len(svg) < 200_000
+        assert not svg or texts(svg)
+    assert texts(plots.ap_matrix(run, metric="AP50"))
+    assert texts(plots.comparison([("a", run), ("b", RUNS["joint"])]))
+
+
+def test_matrix_writes_values_and_names() -> None:
+    found = fake.results((1, 1), names=["cat", "dog"])
+    found["ap"]["AP50"] = [{"cat": 0.5}, {"cat": 0.25, "dog": None}]
+    svg = plots.ap_matrix(found, metric="AP50")
+    said = texts(svg)
+    assert all(t in said for t in ("cat", "dog", "50.0", "25.0", "task 1")) and "nan" not in said
+    assert "<pattern" in svg, "what is unknown is hatched"
+    assert "31.0" not in texts(plots.ap_matrix(RUNS["10 x 80"])), "no values in 80 columns"
+
+
+def test_names_are_text() -> None:
+    said = texts(plots.ap_matrix(RUNS["names"]))
+    assert "<script>&" in said and "$x^2$ and $" in said and "鳥 🐈" in said
+
+
+def test_class_change_is_empty_without_old_classes() -> None:
+    assert plots.class_change(RUNS["joint"]) == "" and plots.class_change(RUNS["all unknown"]) == ""
+
+
+def test_nothing_from_nothing() -> None:
+    assert [
+        plots.ap_matrix({}),
+        plots.task_curves({}),
+        plots.class_change({}),
+        plots.losses([]),
+        plots.comparison([]),
+    ] == [""] * 5
+
+
+@pytest.mark.parametrize(("tasks", "steps"), [(1, 1), (2, 60), (10, 3), (3, 2000)])
+def test_losses(tasks: int, steps: int) -> None:
+    svg = plots.losses(fake.metrics(tasks, steps))
+    said = texts(svg)
+    assert all(n in said for n in ("cls", "box", "obj")) and ("distill_cls" in said) == (tasks > 1)
+    assert len(svg) < 250_000
+
+
+def test_losses_of_odd_lines() -> None:
+    odd = [
+        {"kind": "step", "step": 1},
+        {"kind": "step", "task": None, "step": 2, "losses": None},
+        {"kind": "epoch"},
+        {},
+    ]
+    assert plots.losses(odd) == ""
+    assert texts(plots.losses([*odd, {"kind": "step", "task": 1, "step": 3, "losses": {"cls": None, "box": "x"}}]))
+
+
+def test_timeline_of_a_resumed_run_and_of_restarting_counts() -> None:
+    lines = [{"kind": "step", "task": t, "step": s, "losses": {"a": v}} for t, s, v in
+             [(0, 1, 9.0), (0, 2, 9.0), (0, 2, 1.0), (0, 3, 1.0), (1, 1, 2.0), (1, 2, 2.0)]]  # fmt: skip
+    x, steps, starts = plots._timeline(lines)
+    assert list(x) == [1, 2, 3, 4, 5] and [s["losses"]["a"] for s in steps] == [9, 1, 1, 2, 2]
+    assert starts == [(0, 1), (1, 4)]
+    x, _, _ = plots._timeline([{"kind": "step", "task": t, "step": s} for t, s in [(0, 10), (0, 20), (1, 30)]])
+    assert list(x) == [10, 20, 30], "a count that runs through is kept"
+
+
+def test_reproducible_and_nothing_global() -> None:
+    before = dict(matplotlib.rcParams)
+    assert plots.ap_matrix(RUNS["two tasks"]) == plots.ap_matrix(RUNS["two tasks"])
+    assert dict(matplotlib.rcParams) == before
