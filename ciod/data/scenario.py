@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from ciod.data.index import Index
 from ciod.errors import CiodError, ConfigError, did_you_mean
@@ -45,6 +45,12 @@ class Protocol(BaseModel):
     image_seed: int = 123
     """Seed of ``images: disjoint``."""
     metric: Literal["coco"] = "coco"
+
+    @field_validator("split", mode="before")
+    @classmethod
+    def _number(cls, value: object) -> object:
+        """``split=6`` is read as a number, and means a first task of six classes."""
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     def sentences(self) -> list[str]:
         """The protocol in words, for reports."""

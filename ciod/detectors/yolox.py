@@ -25,6 +25,7 @@ STRIDES = (8, 16, 32)
 
 # name: (deepen, widen, depthwise) on CSPDarknet, or the depth of a ResNet
 VARIANTS: dict[str, tuple[float, float, bool] | int] = {
+    "yolox-pico": (0.33, 0.125, False),  # ours: for demonstrations and small machines; no official weights
     "yolox-nano": (0.33, 0.25, True),
     "yolox-tiny": (0.33, 0.375, False),
     "yolox-s": (0.33, 0.50, False),
@@ -43,7 +44,7 @@ def default_input(name: str, size: int | None) -> Input:
     """Official YOLOX takes BGR without normalisation; the ResNets take ImageNet's RGB, filled with its mean."""
     if isinstance(VARIANTS[name], int):
         return Input(size=size or 640, fill=114.0, **_IMAGENET)
-    return Input(size=size or (416 if name in ("yolox-nano", "yolox-tiny") else 640), bgr=True)
+    return Input(size=size or (416 if name in ("yolox-pico", "yolox-nano", "yolox-tiny") else 640), bgr=True)
 
 
 class Head(nn.Module):
