@@ -46,7 +46,7 @@ class Train(Section):
     batch: Positive = 16
     """Images a step, over all processes."""
     optimizer: Literal["sgd", "adamw"] = "adamw"
-    lr: Rate = 1e-3
+    lr: Rate = 2e-3
     lr_later: Rate | None = None
     """Learning rate from the second task on; None: the same."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -100,6 +100,9 @@ class Run(Section):
     eval: Evaluation = Evaluation()
     upper_bound: str | None = None
     """Folder of a finished joint run of the same scenario; gives gaps and Ω."""
+    first: str | None = None
+    """Run folder whose first task is taken over instead of trained: it is the same for every method, so a comparison
+    of methods needs it once. All settings but the method must be equal."""
     out: str = "runs/latest"
     seed: Annotated[int, Field(ge=0)] = 0
     device: str = "auto"
@@ -199,7 +202,14 @@ def _distinct(errors: Sequence[Any]) -> list[Any]:
     """One error a setting: of a union, pydantic reports every member."""
     seen, kept = set(), []
     for err in errors:
-        key = tuple(p for p in err["loc"] if not (isinstance(p, str) and ("[" in p or p in ("int", "str", "float", "constrained-int", "constrained-float"))))
+        key = tuple(
+            p
+            for p in err["loc"]
+            if not (
+                isinstance(p, str)
+                and ("[" in p or p in ("int", "str", "float", "constrained-int", "constrained-float"))
+            )
+        )
         first = key[:2]
         if first not in seen:
             seen.add(first)
@@ -354,6 +364,9 @@ def _check_files(tree: dict[str, Any]) -> list[str]:
         value = detector.get(key)
         if value and value != "imagenet" and not Path(str(value)).is_file():
             problems.append(f"detector.{key}: there is no file {value}.")
+    first = tree.get("first")
+    if first and not (Path(first) / "task-1" / "model.safetensors").is_file():
+        problems.append(f"first: {first} has no finished first task (task-1/model.safetensors).")
     bound = tree.get("upper_bound")
     if bound and not (Path(bound) / "results.json").is_file():
         problems.append(f"upper_bound: {bound} is not a finished run; it has no results.json.")

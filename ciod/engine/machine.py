@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ciod.engine.distributed import World
 
 # Settings that change neither the weights nor the results of a run.
-_FREE = {"out", "resume", "device", "upper_bound", "train.workers", "train.log_every", "train.eval_every"}
+_FREE = {"out", "first", "resume", "device", "upper_bound", "train.workers", "train.log_every", "train.eval_every"}
 
 
 def fingerprint(settings: Run) -> dict[str, Any]:
@@ -40,6 +40,13 @@ def fingerprint(settings: Run) -> dict[str, Any]:
 
     walk(settings.model_dump(), "")
     return flat
+
+
+def differences(mine: dict[str, Any], theirs: dict[str, Any], *, but: str = " ") -> str:
+    """What differs between two fingerprints, in words; keys that start with ``but`` do not count."""
+    keys = sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k) and not k.startswith(but))
+    said = [f"{k} was {theirs.get(k)!r}, is {mine.get(k)!r}" for k in keys[:4]]
+    return "; ".join(said) + ("; …" if len(keys) > 4 else "")
 
 
 def plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ This is the page to read first. ``fit.py`` is the training loop, ``methods/`` ho
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ from ciod.engine.results import Results
 from ciod.errors import CiodError
 from ciod.evaluate.detect import evaluate
 from ciod.methods.method import Method
-from ciod.report.log import RunLog
+from ciod.report.log import METRICS, RunLog, atomic_write, read_metrics
 
 SHAPES = {"train": 800, "val": 200}  # images of the built-in scenes
 
@@ -275,16 +276,39 @@ class Runner:
         if state is None:
             if (self.out / "results.json").exists():
                 raise CiodError(f"out: {self.out} holds a run without its last/ folder; choose another out=.")
-            return None
+            return self._take_over()
         if self.settings.resume == "never":
             raise CiodError(
                 f"out: {self.out} already holds a run; choose another out=, or resume=auto to go on with it."
             )
-        mine, theirs = machine.fingerprint(self.settings), state["settings"]
-        differ = sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k))
+        differ = machine.differences(machine.fingerprint(self.settings), state["settings"])
         if differ:
-            shown = "; ".join(f"{k} was {theirs.get(k)!r}, is {mine.get(k)!r}" for k in differ[:4])
-            raise CiodError(f"out: {self.out} holds a run with other settings ({shown}). Choose another out=.")
+            raise CiodError(f"out: {self.out} holds a run with other settings ({differ}). Choose another out=.")
+        return state
+
+    def _take_over(self) -> dict[str, Any] | None:
+        """The state after another run's first task (``first=``), put into this run's folder."""
+        s = self.settings
+        if not s.first:
+            return None
+        source = Path(s.first)
+        theirs = checkpoint.load_state(source / "last" / "state.pt")
+        if theirs is None or theirs["task"] < 1:
+            raise CiodError(f"first: {source} has not finished its first task.")
+        mine = machine.fingerprint(s)
+        differ = machine.differences(mine, theirs["settings"], but="method.")
+        if differ:
+            raise CiodError(f"first: {source} was trained with other settings ({differ}); only the method may differ.")
+        results = json.loads((source / "results.json").read_text(encoding="utf-8"))
+        results["tasks"], results["continual"] = results["tasks"][:1], {}
+        results["ap"] = {m: rows[:1] for m, rows in results["ap"].items()}
+        state = {"task": 1, "seconds": 0.0, "settings": mine, "results": results, "warnings": theirs["warnings"]}
+        if self.world.main:
+            shutil.copytree(source / "task-1", self.out / "task-1", dirs_exist_ok=True)
+            logged = [m for m in read_metrics(source) if m.get("task") == 0]
+            atomic_write(self.out / METRICS, "".join(json.dumps(m) + "\n" for m in logged))
+            checkpoint.save_state(self.out / "last" / "state.pt", state)
+        self.world.barrier()
         return state
 
     def _restore(self, detector: Detector) -> int:
