@@ -10,7 +10,16 @@ Public names, imported when first used, so that ``import ciod`` is instant:
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors and type checkers; at run time see __getattr__
+    from ciod.api import evaluate, predict, train
+    from ciod.data.scenario import Scenario
+    from ciod.detectors.detector import Detector
+    from ciod.detectors.weights import load
+    from ciod.errors import CiodError
+    from ciod.methods.method import Method
+    from ciod.types import Detections
 
 __version__ = "0.1.0"
 

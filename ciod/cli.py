@@ -199,7 +199,9 @@ def list_(
     ] = "",
     words: Words = None,
 ) -> None:
-    """Show what there is: `detectors`, `methods`, `scenarios`, `settings`, `data PATH`, `SCENARIO`, `model.safetensors`.
+    """Show what there is.
+
+    `detectors`, `methods`, `scenarios`, `settings`, `data PATH`, a scenario or its file, `model.safetensors`.
 
     `ciod list data PATH` reads a data set and prints its classes and every problem in it.
     `ciod list SCENARIO.yaml data=PATH` prints what each task would see, and how many old boxes are hidden.

@@ -118,7 +118,7 @@ def parse_split(split: str, total: int) -> list[int]:
 def class_order(order: str | Sequence[str], names: Sequence[str]) -> list[str]:
     """The data set's names (in its own order) arranged by ``order``."""
     if not isinstance(order, str):
-        return [*order]
+        return [str(n) for n in order]
     if order == "alphabetical":
         return sorted(names)
     if order in ("dataset", "coco_id"):

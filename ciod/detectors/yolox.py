@@ -37,13 +37,13 @@ VARIANTS: dict[str, tuple[float, float, bool] | int] = {
     "yolox-r101": 101,
 }
 
-_IMAGENET = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
+_MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet, RGB, 0..255
 
 
 def default_input(name: str, size: int | None) -> Input:
     """Official YOLOX takes BGR without normalisation; the ResNets take ImageNet's RGB, filled with its mean."""
     if isinstance(VARIANTS[name], int):
-        return Input(size=size or 640, fill=114.0, **_IMAGENET)
+        return Input(size=size or 640, mean=_MEAN, std=_STD)
     return Input(size=size or (416 if name in ("yolox-pico", "yolox-nano", "yolox-tiny") else 640), bgr=True)
 
 
@@ -136,7 +136,8 @@ class YOLOX(Detector):
 
     def forward(self, images: Tensor) -> Outputs:
         features = self.neck(self.backbone(self.normalise(images)))
-        return assemble(*self.head(features), features)
+        cls, reg, obj = self.head(features)
+        return assemble(cls, reg, obj, features)
 
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
         return sim_ota(outputs, targets)
