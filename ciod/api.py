@@ -56,7 +56,7 @@ def evaluate(
     *,
     split: str = "val",
     size: int | None = None,
-    score_threshold: float = 0.01,
+    score_threshold: float = 0.001,
     nms_iou: float = 0.65,
     max_detections: int = 100,
     device: str = "auto",

@@ -84,7 +84,7 @@ def evaluate(
     """Score a model on a data set: `ciod eval MODEL data=FOLDER`.
 
     Classes are matched by name; what only one side knows is named and left out.
-    Settings: `data=` `split=val` `size=416` `score_threshold=0.01` `nms_iou=0.65` `max_detections=100` `device=auto`
+    Settings: `data=` `split=val` `size=416` `score_threshold=0.001` `nms_iou=0.65` `max_detections=100` `device=auto`
     `classes='[a, b]'` `json=FILE`.
     """
     from ciod import api

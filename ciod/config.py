@@ -35,7 +35,8 @@ class DetectorSettings(Section):
     """A model file whose backbone and neck the detector starts from, with a new head: a ciod model, or an official or
     MMDetection YOLOX checkpoint. What it was trained on may include the new classes: say so with the result."""
     backbone_weights: str | None = None
-    """For ResNets: ``imagenet`` or a path to a torchvision state dict."""
+    """For ResNets: ``imagenet`` (the default; random with a warning where it cannot be downloaded), a path to a
+    torchvision state dict, or ``random``."""
 
 
 class Train(Section):
@@ -79,9 +80,11 @@ class Evaluation(Section):
     """Which split of the data is the test set."""
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Test on this share of the training images instead (for tuning: never tune on what you report on)."""
-    score_threshold: Annotated[float, Field(ge=0, le=1)] = 0.01
+    score_threshold: Annotated[float, Field(ge=0, le=1)] = 0.001
+    """Detections below this are not scored."""
     nms_iou: Annotated[float, Field(ge=0, le=1)] = 0.65
     max_detections: Positive = 100
+    """COCO's maxDets: the best so many of each class and image count."""
     batch: Positive = 16
 
 
@@ -362,7 +365,7 @@ def _check_files(tree: dict[str, Any]) -> list[str]:
     detector = tree.get("detector", {}) or {}
     for key in ("weights", "backbone_weights"):
         value = detector.get(key)
-        if value and value != "imagenet" and not Path(str(value)).is_file():
+        if value and value not in ("imagenet", "random") and not Path(str(value)).is_file():
             problems.append(f"detector.{key}: there is no file {value}.")
     first = tree.get("first")
     if first and not (Path(first) / "task-1" / "model.safetensors").is_file():

@@ -119,10 +119,11 @@ def class_order(order: str | Sequence[str], names: Sequence[str]) -> list[str]:
     """The data set's names (in its own order) arranged by ``order``."""
     if not isinstance(order, str):
         return [str(n) for n in order]
+    names = [*names]
     if order == "alphabetical":
         return sorted(names)
     if order in ("dataset", "coco_id"):
-        return list(names)
+        return names
     m = re.fullmatch(r"seed:(\d+)", order)
     if m:
         return [names[i] for i in np.random.default_rng(int(m[1])).permutation(len(names))]

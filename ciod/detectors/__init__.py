@@ -26,6 +26,13 @@ def traits(name: str) -> frozenset[str]:
     return YOLOX.traits
 
 
+def default_backbone(name: str) -> str | None:
+    """What the backbone of a new detector starts from when nothing is asked for: ResNets from ImageNet weights."""
+    from ciod.detectors.yolox import VARIANTS
+
+    return "imagenet" if isinstance(VARIANTS[name], int) else None
+
+
 def build(class_names: Sequence[str], *, name: str, **settings: Any) -> Detector:
     """A detector with random weights (backbone weights as its settings say).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import warnings
 from pathlib import Path
 
@@ -77,19 +78,17 @@ class ResNet(nn.Module):
     Args:
         depth: 18, 50 or 101.
         weights: ``imagenet`` (downloaded by torchvision), a path to a torchvision state dict, or None.
+        frozen: fix stem, first stage and statistics although ``weights`` is None: they will be loaded.
     """
 
-    def __init__(self, depth: int, weights: str | None = None):
+    def __init__(self, depth: int, weights: str | None = None, *, frozen: bool = False):
         super().__init__()
         net = getattr(torchvision.models, f"resnet{depth}")(weights=None)
         wide = 1 if depth == 18 else 4
         self.channels = (128 * wide, 256 * wide, 512 * wide)
-        self.pretrained = bool(weights) and _load_resnet(net, depth, str(weights))
+        self.pretrained = frozen or (bool(weights) and _load_resnet(net, depth, str(weights)))
         self.stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
         self.stage1, self.stage2, self.stage3, self.stage4 = net.layer1, net.layer2, net.layer3, net.layer4
-        self.fix()
-
-    def fix(self) -> None:
         if self.pretrained:
             self.stem.requires_grad_(False)
             self.stage1.requires_grad_(False)
@@ -113,7 +112,9 @@ class ResNet(nn.Module):
 
 def _load_resnet(net: nn.Module, depth: int, weights: str) -> bool:
     if weights == "imagenet":
+        patience = socket.getdefaulttimeout()
         try:
+            socket.setdefaulttimeout(15)  # a machine without a network must not hang here
             entry = torchvision.models.get_model_weights(f"resnet{depth}")["IMAGENET1K_V1"]
             net.load_state_dict(entry.get_state_dict(progress=False, check_hash=True))
             return True
@@ -124,6 +125,8 @@ def _load_resnet(net: nn.Module, depth: int, weights: str) -> bool:
                 stacklevel=2,
             )
             return False
+        finally:
+            socket.setdefaulttimeout(patience)
     if not Path(weights).is_file():
         raise CiodError(f"detector.backbone_weights: there is no file {weights}.")
     state = torch.load(weights, map_location="cpu", weights_only=True)

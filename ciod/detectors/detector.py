@@ -94,7 +94,7 @@ class Detector(nn.Module):
         self.settings = settings  # JSON-ready; detectors.build(**settings) makes the same architecture
         self.input = taking
         self.lineage: list[dict[str, Any]] = []  # one entry a task: which classes came when, from what
-        self.score_threshold, self.nms_iou = 0.01, 0.65
+        self.score_threshold, self.nms_iou = 0.001, 0.65
         self.register_buffer("mean", torch.tensor(taking.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(taking.std).view(3, 1, 1), persistent=False)
 

@@ -140,7 +140,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"Save its state dict alone with torch.save(model.state_dict(), ...). ({str(e).splitlines()[0]})"
         ) from e
     except (RuntimeError, EOFError, OSError, ValueError) as e:
-        raise CiodError(f"{path} is not a readable PyTorch file: {str(e).splitlines()[0]}") from e
+        why = next(iter(str(e).splitlines()), "it is empty")
+        raise CiodError(f"{path} is not a readable PyTorch file: {why}") from e
     if not isinstance(content, dict):
         raise CiodError(f"{path} holds a {type(content).__name__}, not a state dict.")
     return content

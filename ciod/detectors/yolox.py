@@ -118,14 +118,15 @@ class YOLOX(Detector):
         name: str = "yolox-nano",
         size: int | None = None,
         backbone_weights: str | None = None,
-        settings: dict[str, Any] | None = None,
+        frozen: bool = False,
     ):
         taking = default_input(name, size)
-        super().__init__(class_names, {"name": name, "size": taking.size, **(settings or {})}, taking)
+        settings: dict[str, Any] = {"name": name, "size": taking.size}
+        super().__init__(class_names, settings, taking)
         shape = VARIANTS[name]
         if isinstance(shape, int):
-            self.backbone: nn.Module = ResNet(shape, backbone_weights)
-            self.settings["frozen"] = self.backbone.pretrained
+            self.backbone: nn.Module = ResNet(shape, backbone_weights, frozen=frozen)
+            settings["frozen"] = self.backbone.pretrained
             width, depth, depthwise = 128, 1, False
         else:
             deepen, widen, depthwise = shape

@@ -38,17 +38,17 @@ class World:
         dist.all_gather_object(parts, part)
         return [x for p in parts for x in p]
 
+    def all(self, yes: bool) -> bool:
+        """Whether every rank says yes."""
+        if self.size == 1:
+            return yes
+        vote = torch.tensor(int(yes), device=self.device)
+        dist.all_reduce(vote, op=dist.ReduceOp.MIN)
+        return bool(vote)
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
-
-    def agree(self, value: Any) -> Any:
-        """Rank 0's value on every rank."""
-        if self.size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box)
-        return box[0]
 
 
 def pick_device(wanted: str, local_rank: int = 0) -> torch.device:

@@ -126,7 +126,10 @@ class Fit:
         """The only place where the device is waited for: losses of the last steps are read, checked, logged."""
         names = list(self.window[0][0])
         values = torch.stack([torch.stack(list(losses.values())) for losses, _ in self.window]).cpu()
-        if not values.isfinite().all():
+        finite = bool(values.isfinite().all())
+        if not self.world.all(finite):
+            if finite:
+                raise NotFinite(f"A loss of another process became NaN or infinite in task {self.task + 1}.")
             row = int((~values.isfinite().all(1)).int().argmax())
             bad = [n for n, v in zip(names, values[row], strict=True) if not v.isfinite()]
             raise NotFinite(

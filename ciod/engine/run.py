@@ -76,7 +76,12 @@ def start(settings: Run, scenario: Scenario, reporter: Reporter) -> tuple[Detect
     torch.manual_seed(settings.seed)
     d = settings.detector
     names = scenario.classes if d.head == "full" else ()
-    detector = detectors.build(names, name=d.name, size=d.size, backbone_weights=d.backbone_weights)
+    backbone = (
+        None
+        if d.weights or d.backbone_weights == "random"
+        else d.backbone_weights or detectors.default_backbone(d.name)
+    )
+    detector = detectors.build(names, name=d.name, size=d.size, backbone_weights=backbone)
     warnings = []
     if d.weights:
         taken = weights.load_trunk(detector, Path(d.weights))

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from ciod.detectors.detector import Detector
     from ciod.types import Detections
 
+# COCO's maxDets counts per class; a cap of 100 over all classes would take detections away before it is applied.
+PER_IMAGE = 1000
+
 
 @torch.no_grad()
 def detect(
@@ -44,7 +47,7 @@ def detect(
             outputs,
             score_threshold=settings.score_threshold,
             nms_iou=settings.nms_iou,
-            max_detections=settings.max_detections,
+            max_detections=max(PER_IMAGE, settings.max_detections),
         )
         rows = zip(decoded, batch.scales.tolist(), batch.sizes.tolist(), strict=True)
         found += [in_original(d, scale, *size) for d, scale, size in rows]
