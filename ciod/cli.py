@@ -7,6 +7,8 @@ Heavy imports happen inside the commands, so that ``ciod --help`` answers at onc
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -54,6 +56,16 @@ def _check(flat: dict[str, Any], allowed: list[str], *, needed: tuple[str, ...] 
         raise ConfigError(problems)
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C says how to go on; typer would only say "Aborted"."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("ciod: interrupted; run the same command again to go on from the last epoch.", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
 @app.command()
 def train(words: Words = None) -> None:
     """Train a scenario task by task, or go on with an interrupted one.
@@ -73,7 +85,8 @@ def train(words: Words = None) -> None:
 
     plain = [w for w in words or [] if "=" not in w]
     settings = config.load(plain[0] if plain else None, [w for w in words or [] if w not in plain[:1]])
-    run(settings)
+    with _interruptible():
+        run(settings)
 
 
 @app.command("eval")
@@ -189,7 +202,8 @@ def demo(words: Words = None) -> None:
 
     plain, flat = _split(words)
     _check({**flat, **dict.fromkeys(plain)}, ["out", "seed", "device"])
-    run(Path(str(flat.get("out", "demo"))), seed=int(flat.get("seed", 0)), device=str(flat.get("device", "auto")))
+    with _interruptible():
+        run(Path(str(flat.get("out", "demo"))), seed=int(flat.get("seed", 0)), device=str(flat.get("device", "auto")))
 
 
 @app.command("list")
@@ -219,9 +233,6 @@ def main() -> None:
     except CiodError as e:
         print(f"ciod: {e}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("ciod: interrupted; run the same command again to go on from the last epoch.", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)
 

@@ -202,8 +202,8 @@ def problems_of(model: type[BaseModel], content: dict[str, Any], *, where: str =
 
 
 def _distinct(errors: Sequence[Any]) -> list[Any]:
-    """One error a setting: of a union, pydantic reports every member."""
-    seen, kept = set(), []
+    """One error a setting: of a union pydantic reports every member; the one furthest inside the value counts."""
+    kept: dict[Any, Any] = {}
     for err in errors:
         key = tuple(
             p
@@ -213,11 +213,9 @@ def _distinct(errors: Sequence[Any]) -> list[Any]:
                 and ("[" in p or p in ("int", "str", "float", "constrained-int", "constrained-float"))
             )
         )
-        first = key[:2]
-        if first not in seen:
-            seen.add(first)
-            kept.append({**err, "loc": key})
-    return kept
+        if key[:2] not in kept or len(key) > len(kept[key[:2]]["loc"]):
+            kept[key[:2]] = {**err, "loc": key}
+    return list(kept.values())
 
 
 def _sentence(model: type[BaseModel], err: Any, where: str) -> str:

@@ -21,11 +21,11 @@ SETTINGS: dict[str, Any] = {
     "scenario": "shapes-6+4",
     "detector.name": "yolox-pico",
     "detector.size": 128,
-    "train.epochs": 6,
+    "train.epochs": [8, 5],  # from scratch, then from a trained detector; joint training has 13
     "train.batch": 8,
-    "train.lr": 2e-3,
+    "train.lr": 3e-3,
     "train.warmup": 50,
-    "augment.scale": [0.8, 1.2],
+    "augment.scale": [0.9, 1.1],
     "augment.photometric": 0.0,
 }
 

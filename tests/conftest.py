@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
-_BESIDE = Path(__file__).resolve().parents[2] / "shared"
-
-
-def _folder(variable: str, default: str) -> Path:
-    return Path(os.environ.get(variable) or _BESIDE / default)
+from tests import paths
 
 
 def _require(path: Path, variable: str) -> Path:
@@ -23,16 +18,16 @@ def _require(path: Path, variable: str) -> Path:
 @pytest.fixture(scope="session")
 def datasets() -> Path:
     """Folder of real photographs: tiny, cards6, coco671, fod31, voc07, each in COCO format."""
-    return _require(_folder("CIOD_DATASETS", "datasets"), "CIOD_DATASETS")
+    return _require(paths.DATASETS, "CIOD_DATASETS")
 
 
 @pytest.fixture(scope="session")
 def weights() -> Path:
     """Folder of real weights: yolox_nano_coco.pth, yolox_nano_416.onnx, …"""
-    return _require(_folder("CIOD_WEIGHTS", "weights"), "CIOD_WEIGHTS")
+    return _require(paths.WEIGHTS, "CIOD_WEIGHTS")
 
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """Folder of outputs of the published implementations."""
-    return _require(_folder("CIOD_GOLDEN", "golden"), "CIOD_GOLDEN")
+    return _require(paths.GOLDEN, "CIOD_GOLDEN")

@@ -121,7 +121,7 @@ def _reduce(image: Image.Image) -> np.ndarray:
 
 def _draw_object(rng: np.random.Generator, label: int, diameter: float) -> _Item:
     """A turned, slightly stretched shape in a patch just larger than itself."""
-    turn, stretch = rng.uniform(0, math.tau), rng.uniform(-0.12, 0.12)
+    turn, stretch = rng.uniform(-0.7, 0.7), rng.uniform(-0.12, 0.12)  # up to 40 degrees: few things stand on their head
     cos, sin = math.cos(turn), math.sin(turn)
     half = int(diameter * 0.75) + 2  # room for corners (radius 1.2), the stretch and the outline
     middle, scale = half * _FINE, diameter / 2 * _FINE
@@ -156,12 +156,12 @@ def _overlap(item: _Item, size: int) -> tuple[tuple[slice, slice], np.ndarray]:
 
 
 def _place(rng: np.random.Generator, size: int) -> list[_Item]:
-    """2 to 6 objects, later ones on top; each shows ``_VISIBLE`` of itself, or it is tried elsewhere and given up."""
+    """2 to 5 objects, later ones on top; each shows ``_VISIBLE`` of itself, or it is tried elsewhere and given up."""
     items: list[_Item] = []
     top = np.full((size, size), -1)  # the number of the topmost object at each pixel
     shown, whole = np.zeros(0), np.zeros(0)  # pixels in sight of each object; and were it all in sight
-    for _ in range(int(rng.integers(2, 7))):
-        item = _draw_object(rng, int(rng.integers(len(CLASSES))), rng.uniform(22, 54) * size / 128)
+    for _ in range(int(rng.integers(2, 6))):
+        item = _draw_object(rng, int(rng.integers(len(CLASSES))), rng.uniform(26, 58) * size / 128)
         w = len(item.alpha)  # patches are square
         whole_after = np.append(whole, (item.alpha >= 0.5).sum())
         for _try in range(12):
@@ -186,12 +186,12 @@ def _colour(rng: np.random.Generator) -> np.ndarray:
 
 
 def _typical(rng: np.random.Generator, label: int) -> np.ndarray:
-    """[3, 1, 1]: a colour things of this class often have, as a tomato is mostly red; one in ten has any.
+    """[3, 1, 1]: a colour things of this class often have, as a tomato is mostly red; one in twenty has any.
 
     Without it, minutes of training on a small machine would not be enough to tell ten shapes apart.
     """
-    hue = label / len(CLASSES) + rng.normal(0, 0.035)
-    saturation, value, odd = rng.uniform(0.55, 1.0), rng.uniform(0.5, 1.0), rng.random() < 0.1
+    hue = label / len(CLASSES) + rng.normal(0, 0.025)
+    saturation, value, odd = rng.uniform(0.55, 1.0), rng.uniform(0.5, 1.0), rng.random() < 0.05
     if odd:
         return _colour(rng)
     return 255 * np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value), np.float32).reshape(3, 1, 1)
@@ -227,7 +227,7 @@ def _ramp(rng: np.random.Generator, h: int, w: int, period: float) -> np.ndarray
 
 def _texture(rng: np.random.Generator, h: int, w: int, base: np.ndarray) -> np.ndarray:
     """[3, h, w]: plain, gradient, stripes, dots, checks or clouds of ``base`` and a second colour."""
-    other = base + (_colour(rng) - base) * rng.uniform(0.2, 0.5)
+    other = base + (_colour(rng) - base) * rng.uniform(0.15, 0.4)
     kind = int(rng.integers(6))
     if kind == 0:
         mix = np.zeros((h, w), np.float32)
@@ -322,7 +322,7 @@ def _scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[_Item]
 
 
 def draw_scene(rng: np.random.Generator, size: int = 128) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One scene of 1 to 6 objects on a square canvas of ``size`` pixels (at least 32).
+    """One scene of 1 to 5 objects on a square canvas of ``size`` pixels (at least 32).
 
     Returns:
         image [size, size, 3] uint8 RGB; boxes [n, 4] float32 xyxy in pixels, tight around each shape's own mask (also

@@ -111,7 +111,6 @@ class Runner:
         self.scenario = Scenario(s.protocol, train_index, test_index)
         self.results = Results.begin(s, self.scenario)
         self._main_only(self._write_settings)
-        self.log = RunLog(self.out) if self.world.main else None
         detector, said = start(s, self.scenario, self.reporter)
         self.warnings += said
         detector.to(self.world.device)
@@ -119,6 +118,7 @@ class Runner:
         first = 0
         if self.saved:
             first = self._restore(detector)
+        self.log = RunLog(self.out) if self.world.main else None  # after _restore, which writes the file anew
         for task in self.scenario:
             if task.index < first:
                 continue

@@ -1,0 +1,320 @@
+"""The command line: one sentence and exit code 2 for every mistake, and what each command prints and writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ciod
+from ciod import cli
+from ciod.data.images import read_image, save_image
+from ciod.data.shapes import write_shapes
+from tests.data.writers import sample_index, write_coco
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Calls the entry point in this process: exit code, what was printed, what was complained."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ciod", *words])
+        monkeypatch.setenv("COLUMNS", "200")
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as e:
+            code = int(e.code or 0)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory) -> Path:
+    """Classes cat, dog, fork & knife."""
+    folder = tmp_path_factory.mktemp("pets")
+    for split in ("train", "val"):
+        write_coco(sample_index(folder / "source"), folder / "data", split)
+    return folder / "data"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    import torch
+
+    from ciod import detectors
+    from ciod.detectors.weights import save_model
+
+    torch.manual_seed(0)
+    detector = detectors.build(("cat", "dog", "owl"), name="yolox-pico", size=64)
+    detector.lineage = [{"classes": ["cat", "dog", "owl"], "data": "a farm", "images": 7, "method": {"name": "joint"}}]
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    save_model(path, detector)
+    return path
+
+
+# Mistakes -------------------------------------------------------------------------------------------------------------
+
+MISTAKES = [
+    ("train data=PETS epoch=3", "epoch: there is no such setting; did you mean 'epochs'"),
+    ("train data=PETS split=[[cat],[dgo]]", "the data has no class 'dgo'; did you mean 'dog'"),
+    ("train data=/no/such/folder", "data: there is no folder /no/such/folder"),
+    ("train", "no data set is given; write data=FOLDER"),
+    ("train absent.yaml data=PETS", "There is no settings file absent.yaml"),
+    ("train data=PETS method=ilyollox", "did you mean 'ilyolox'"),
+    ("train data=PETS detector=yolox-nan", "did you mean 'yolox-nano'"),
+    ("eval MODEL", "data= is needed"),
+    ("eval MODEL data=PETS sise=64", "sise: there is no such setting here; did you mean 'size'"),
+    ("eval MODEL data=PETS size=100", "size: 100 is not a multiple of 32; try 96"),
+    ("eval MODEL data=/no/such/folder", "/no/such/folder does not exist"),
+    ("eval absent.safetensors data=PETS", "There is no model file absent.safetensors"),
+    ("eval MODEL data=PETS device=gpu", "'gpu' is not a device"),
+    ("predict MODEL", "name at least one picture or folder"),
+    ("predict MODEL absent.jpg", "There is no file or folder absent.jpg"),
+    ("predict MODEL PETS scor=0.1", "scor: there is no such setting here; did you mean 'score'"),
+    ("list detector", "list: there is no 'detector'; did you mean 'detectors'"),
+    ("list data", "list data: name a folder"),
+    ("list data /no/such/folder", "/no/such/folder does not exist"),
+    ("list absent.safetensors", "There is no model file absent.safetensors"),
+    ("report /no/such/folder", "/no/such/folder"),
+    ("demo seeds=1", "seeds: there is no such setting here; did you mean 'seed'"),
+]
+
+
+@pytest.mark.parametrize(("words", "sentence"), MISTAKES, ids=[w for w, _ in MISTAKES])
+def test_a_mistake_is_one_sentence_and_exit_code_2(run, pets, model, words, sentence):
+    places = {"PETS": str(pets), "MODEL": str(model)}
+    code, out, err = run(*(re.sub("PETS|MODEL", lambda m: places[m[0]], w) for w in words.split()))
+    assert code == 2, (out, err)
+    assert sentence in err and err.startswith("ciod: ") and err.count("\n") == 1
+    assert "Traceback" not in out + err
+
+
+def test_several_mistakes_in_one_message(run, pets):
+    code, _, err = run("train", f"data={pets}", "epoch=3", "lr=-1", "detector=yolox-nan", "split=2+2")
+    assert code == 2 and err.startswith("ciod: 4 problems:\n  1. ")
+    assert "Traceback" not in err and len(err.strip().splitlines()) == 5
+
+
+def test_an_unknown_command(run):
+    code, out, err = run("trian")
+    assert code == 2 and "trian" in out + err and "Traceback" not in out + err
+
+
+def test_an_interruption_says_how_to_go_on(run, monkeypatch, pets):
+    from ciod.engine import run as engine
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "train", interrupted)
+    code, _, err = run("train", f"data={pets}")
+    assert code == 130 and "run the same command again" in err
+
+
+def test_from_outside(tmp_path):
+    """As a process of its own, where an uncaught error would show its traceback."""
+    root = str(Path(ciod.__file__).parents[1])
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+    }
+    words = [sys.executable, "-m", "ciod.cli", "train", "data=/no/such/folder", "epoch=3"]
+    done = subprocess.run(words, capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "2 problems" in done.stderr
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
+
+
+def test_help_does_not_load_torch(tmp_path):
+    code = "\n".join(
+        [
+            "import sys",
+            "sys.argv = ['ciod', '--help']",
+            "from ciod import cli",
+            "try:",
+            "    cli.main()",
+            "except SystemExit:",
+            "    pass",
+            "assert 'torch' not in sys.modules and 'numpy' not in sys.modules",
+        ]
+    )
+    root = str(Path(ciod.__file__).parents[1])
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "ciod demo" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "report", "demo", "list"])
+def test_help_of_every_command(run, command):
+    code, out, _ = run(command, "--help")
+    assert code == 0 and len(out) > 200
+
+
+# eval -----------------------------------------------------------------------------------------------------------------
+
+LINE = re.compile(r"^AP (\d\.\d{3})  AP50 (\d\.\d{3})  AP75 ", re.M)
+
+
+def test_eval_matches_classes_by_name_and_says_what_it_leaves_out(run, model, pets, tmp_path):
+    code, out, err = run("eval", str(model), f"data={pets}", f"json={tmp_path / 'ap.json'}", "device=cpu")
+    assert code == 0, err
+    assert "not in the model, left out: fork & knife" in out
+    assert "not in the data, left out: owl" in out
+    assert "4 images, 2 classes" in out and LINE.search(out)
+    written = json.loads((tmp_path / "ap.json").read_text())
+    assert set(written["per_class"]) == {"cat", "dog"} and "AP50" in written["overall"]
+
+
+def test_eval_without_a_class_in_common(run, model, tmp_path):
+    index = sample_index(tmp_path / "source", names=("left", "right"))
+    write_coco(index, tmp_path / "data", "val")
+    write_coco(index, tmp_path / "data", "train")
+    code, _, err = run("eval", str(model), f"data={tmp_path / 'data'}")
+    assert code == 2 and "knows none of the classes of" in err and "left, right" in err and "cat, dog, owl" in err
+
+
+def test_eval_of_the_real_nano_on_photographs(run, weights, datasets):
+    code, out, err = run("eval", str(weights / "yolox_nano_coco.pth"), f"data={datasets / 'tiny'}", "device=cpu")
+    assert code == 0, err
+    assert "12 images, 6 classes" in out
+    found = LINE.search(out)
+    assert found and float(found[1]) > 0.3 and float(found[2]) > 0.5  # a broken pipeline has some hundredths
+
+
+@pytest.mark.slow
+def test_ap_of_the_real_nano_is_the_independent_evaluators(run, weights, datasets):
+    """AP 0.272, AP50 0.426 on the 328 test images of coco671 at 416 pixels."""
+    model, data = weights / "yolox_nano_coco.pth", datasets / "coco671"
+    code, out, err = run("eval", str(model), f"data={data}", "size=416")
+    assert code == 0, err
+    found = LINE.search(out)
+    assert found, out
+    assert float(found[1]) == pytest.approx(0.272, abs=0.002)
+    assert float(found[2]) == pytest.approx(0.426, abs=0.003)
+
+
+# predict --------------------------------------------------------------------------------------------------------------
+
+
+def test_predict_writes_pictures_and_json(run, model, pets, tmp_path):
+    save_image(tmp_path / "in" / "000001.png", np.zeros((30, 50, 3), np.uint8))  # the same name from another folder
+    (tmp_path / "in" / "torn.jpg").write_bytes(b"torn")
+    words = [str(pets / "images"), str(tmp_path / "in"), f"out={tmp_path / 'out'}", "score=0.0001", "device=cpu"]
+    code, out, err = run("predict", str(model), *words)
+    assert code == 0, err
+    names = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert names == ["000001.jpg", "000001_.jpg", "000002.jpg", "000003.jpg", "000004.jpg", "predictions.json"]
+    found = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert len(found) == 5 and all(set(entry) == {"image", "detections"} for entry in found)
+    detection = found[0]["detections"][0]
+    assert set(detection) == {"class", "score", "box"} and detection["class"] in ("cat", "dog", "owl")
+    x0, y0, x1, y1 = detection["box"]
+    height, width = read_image(found[0]["image"]).shape[:2]
+    assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
+    assert read_image(tmp_path / "out" / "000001.jpg").ndim == 3
+    assert "5 pictures →" in out and "torn.jpg: cannot be read, left out" in err
+
+
+def test_predict_of_nothing_readable(run, model, tmp_path):
+    (tmp_path / "torn.jpg").write_bytes(b"torn")
+    code, _, err = run("predict", str(model), str(tmp_path / "torn.jpg"), f"out={tmp_path / 'out'}")
+    assert code == 2 and "None of the pictures could be read" in err
+
+
+def test_predict_in_a_folder_without_pictures(run, model, tmp_path):
+    code, _, err = run("predict", str(model), str(tmp_path))
+    assert code == 2 and "There is no picture in" in err
+
+
+# list -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], ["detectors", "methods", "scenarios", "settings"]),
+        (["detectors"], ["yolox-nano", "0.9 M", "objectness"]),
+        (["methods"], ["finetune", "joint", "pseudo_label", "ilyolox", "other_score=0.1", "any detector"]),
+        (["scenarios"], ["shapes-6+4", "6+4"]),
+        (["settings"], ["train.epochs", "Epochs of each task", "detector.size", "augment.flip", "split"]),
+    ],
+    ids=["nothing", "detectors", "methods", "scenarios", "settings"],
+)
+def test_list(run, words, said):
+    code, out, err = run("list", *words)
+    assert code == 0, err
+    for part in said:
+        assert part in out, part
+
+
+def test_list_settings_documents_every_one():
+    """The text below a setting is its documentation; names that need none are few."""
+    from ciod.listing import _settings
+
+    table = _settings()
+    names, _, notes = (list(c.cells) for c in table.columns)
+    silent = {n for n, note in zip(names, notes) if not note}
+    assert len(silent) <= len(names) / 2 and "epochs" not in silent
+
+
+def test_list_data(run, pets):
+    code, out, err = run("list", "data", str(pets))
+    assert code == 0, err
+    assert "cat" in out and "fork & knife" in out
+
+
+def test_list_model(run, model):
+    code, out, err = run("list", str(model))
+    assert code == 0, err
+    assert "name=yolox-pico" in out and "3 classes" in out and "a farm" in out and "joint" in out
+
+
+def test_list_scenario_counts_before_training(run, pets, tmp_path):
+    (tmp_path / "mine.yaml").write_text("split: 2+1\n")
+    code, out, err = run("list", str(tmp_path / "mine.yaml"), f"data={pets}")
+    assert code == 0, err
+    rows = [line.split() for line in out.splitlines() if line.strip().startswith(("1 ", "2 "))]
+    # three of four images have every class once: task 2 hides cat and dog of each
+    assert rows[0][-5:] == ["3", "6", "0", "3", "4"] and rows[1][-5:] == ["3", "3", "6", "0", "4"]
+    assert "old and future objects stand there unlabelled" in out
+
+
+# train and report -----------------------------------------------------------------------------------------------------
+
+
+def test_train_and_report(run, tmp_path):
+    data = write_shapes(tmp_path / "data", train=8, val=4, size=64)
+    words = [f"data={data}", "split=5+5", "method=finetune", "detector=yolox-pico", "size=64", "epochs=1", "batch=4",
+             f"out={tmp_path / 'run'}", "device=cpu"]  # fmt: skip
+    code, out, err = run("train", *words)
+    assert code == 0, err
+    assert "task 1/2: arrow, circle" in out and "task 2/2" in out and "boxes of old classes hidden" in out
+    assert "report:" in out and "after each task" in out
+    (tmp_path / "run" / "report.html").unlink()
+    code, out, err = run("report", str(tmp_path / "run"))
+    assert code == 0, err
+    assert (tmp_path / "run" / "report.html").is_file() and "after each task" in out
+    code, out, _ = run("list", str(tmp_path / "run" / "task-2" / "model.safetensors"))
+    assert code == 0 and "finetune" in out
+    code, out, _ = run("train", *words)
+    assert code == 0 and "is finished; nothing is left to train" in out
+
+
+def test_train_from_a_file_with_overrides(run, tmp_path):
+    data = write_shapes(tmp_path / "data", train=8, val=4, size=64)
+    (tmp_path / "mine.yaml").write_text(
+        f"data: {data}\nsplit: 10\nepochs: 50\ndetector: {{name: yolox-pico, size: 64}}\nmethod: finetune\n"
+    )
+    code, _, err = run("train", str(tmp_path / "mine.yaml"), "epochs=1", "batch=4", f"out={tmp_path / 'run'}")
+    assert code == 0, err
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["tasks"][0]["epochs"] == 1
