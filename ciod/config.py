@@ -43,7 +43,10 @@ class Train(Section):
     """The schedule of one task; it restarts at every task."""
 
     epochs: Positive | list[Positive] = 30
-    """Epochs of each task; a list gives every task its own. Joint training takes their sum."""
+    """Epochs of each task; a list gives every task its own."""
+    joint_epochs: Positive | None = None
+    """Epochs of joint training; None: the same recipe as the longest task, as in ilYOLOX and ERD. The sum of all
+    tasks' epochs makes the upper bound higher."""
     batch: Positive = 16
     """Images a step, over all processes."""
     optimizer: Literal["sgd", "adamw"] = "adamw"

@@ -22,11 +22,12 @@ class Reporter:
     Args:
         quiet: print nothing (all ranks but the first).
         every: seconds between plain lines where there is no terminal.
+        prefix: before every line, where several runs write to one place; tables are then left out.
     """
 
-    def __init__(self, *, quiet: bool = False, console: Console | None = None, every: float = 15.0):
+    def __init__(self, *, quiet: bool = False, console: Console | None = None, every: float = 15.0, prefix: str = ""):
         self.console = console or Console(quiet=quiet, highlight=False)
-        self.quiet, self.every = quiet, every
+        self.quiet, self.every, self.prefix = quiet, every, prefix
         self.live = self.console.is_terminal and not quiet
         self._bar: Progress | None = None
         self._job: Any = None
@@ -35,10 +36,10 @@ class Reporter:
 
     def say(self, text: str) -> None:
         if not self.quiet:
-            self.console.print(text, markup=False, soft_wrap=True)
+            self.console.print(self.prefix + text, markup=False, soft_wrap=True)
 
     def show(self, renderable: Any) -> None:
-        if not self.quiet:
+        if not self.quiet and not self.prefix:
             self.console.print(renderable)
 
     def begin(self, title: str, total: int, done: int = 0) -> None:

@@ -201,16 +201,14 @@ class Runner:
         return fit
 
     def epochs(self, task: int) -> int:
-        """Epochs of a task; a joint run trains as long as all tasks together."""
-        e = self.settings.train.epochs
-        if isinstance(e, int):
-            groups = len(self.scenario.parts) if self.settings.protocol.joint else 1
-            return e * groups
-        if self.settings.protocol.joint:
-            return sum(e)
-        if len(e) < len(self.scenario):
-            raise CiodError(f"train.epochs has {len(e)} entries and the scenario {len(self.scenario)} tasks.")
-        return e[task]
+        """Epochs of a task."""
+        t = self.settings.train
+        listed = t.epochs if isinstance(t.epochs, list) else [t.epochs] * len(self.scenario.parts)
+        if len(listed) < len(self.scenario.parts):
+            raise CiodError(
+                f"train.epochs has {len(listed)} entries, but the scenario {len(self.scenario.parts)} tasks."
+            )
+        return t.joint_epochs or max(listed) if self.settings.protocol.joint else listed[task]
 
     def _evaluate(
         self, task: Task, detector: Detector, teacher: Detector | None, done: dict[str, Any], resuming: Any
