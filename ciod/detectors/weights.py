@@ -106,8 +106,10 @@ def load(path: str | Path, *, classes: Sequence[str] | None = None) -> Detector:
     """
     path = Path(path)
     if not path.is_file():
-        beside = [p.name for p in path.parent.glob("*") if p.is_file()] if path.parent.is_dir() else []
-        raise CiodError(f"There is no model file {path}; " + did_you_mean(path.name, beside, listing=5))
+        suffixes = (".safetensors", ".pth", ".pt")
+        beside = [p.name for p in path.parent.glob("*") if p.suffix in suffixes] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, beside)
+        raise CiodError(f"There is no model file {path}" + (f"; {hint}" if "mean" in hint else "."))
     return _load_own(path) if path.suffix == ".safetensors" else _load_foreign(path, classes)
 
 
