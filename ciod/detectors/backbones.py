@@ -40,7 +40,25 @@ class SPP(nn.Module):
         return self.conv2(torch.cat([x, *(pool(x) for pool in self.pools)], 1))
 
 
-class CSPDarknet(nn.Module):
+class Backbone(nn.Module):
+    """A stem and four stages; gives the maps of the last three, at strides 8, 16 and 32."""
+
+    stem: nn.Module
+    stage1: nn.Module
+    stage2: nn.Module
+    stage3: nn.Module
+    stage4: nn.Module
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.stage1(self.stem(x))
+        maps = []
+        for stage in (self.stage2, self.stage3, self.stage4):
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+class CSPDarknet(Backbone):
     """YOLOX's backbone (Ge et al. 2021; CSPDarknet of YOLOv5)."""
 
     def __init__(self, deepen: float, widen: float, *, depthwise: bool = False):
@@ -59,16 +77,8 @@ class CSPDarknet(nn.Module):
         self.stage3 = stage(4 * c, 8 * c, 3 * n)
         self.stage4 = stage(8 * c, 16 * c, n, SPP(16 * c, 16 * c), shortcut=False)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        x = self.stage1(self.stem(x))
-        maps = []
-        for stage in (self.stage2, self.stage3, self.stage4):
-            x = stage(x)
-            maps.append(x)
-        return maps
 
-
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """torchvision's ResNet without its classifier.
 
     As in the paper (ilYOLOX, R50): with ImageNet weights the stem and the first stage are frozen and every batch
@@ -100,14 +110,6 @@ class ResNet(nn.Module):
                 if isinstance(m, nn.BatchNorm2d):
                     m.eval()
         return self
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        x = self.stage1(self.stem(x))
-        maps = []
-        for stage in (self.stage2, self.stage3, self.stage4):
-            x = stage(x)
-            maps.append(x)
-        return maps
 
 
 def _load_resnet(net: nn.Module, depth: int, weights: str) -> bool:
