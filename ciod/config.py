@@ -5,117 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from ciod.data.augment import Augment
 from ciod.data.scenario import Protocol
 from ciod.errors import CiodError, ConfigError, did_you_mean
+from ciod.settings import DetectorSettings, Evaluation, Run, Train
 
-Positive = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class DetectorSettings(Section):
-    """Which detector, and what it starts from."""
-
-    name: str = "yolox-nano"
-    """See ``ciod list detectors``."""
-    size: Annotated[int, Field(ge=32, multiple_of=32)] | None = None
-    """Side of the (square) batch image in pixels; None: the detector's own (416 for nano and tiny, else 640)."""
-    head: Literal["grow", "full"] = "grow"
-    """``grow``: classes get their rows when they arrive. ``full``: all rows from the start (the paper's way)."""
-    weights: str | None = None
-    """A model file whose backbone and neck the detector starts from, with a new head: a ciod model, or an official or
-    MMDetection YOLOX checkpoint. What it was trained on may include the new classes: say so with the result."""
-    backbone_weights: str | None = None
-    """For ResNets: ``imagenet`` (the default; random with a warning where it cannot be downloaded), a path to a
-    torchvision state dict, or ``random``."""
-
-
-class Train(Section):
-    """The schedule of one task; it restarts at every task."""
-
-    epochs: Positive | list[Positive] = 30
-    """Epochs of each task; a list gives every task its own."""
-    joint_epochs: Positive | None = None
-    """Epochs of joint training; None: the same recipe as the longest task, as in ilYOLOX and ERD. The sum of all
-    tasks' epochs makes the upper bound higher."""
-    batch: Positive = 16
-    """Images a step, over all processes."""
-    optimizer: Literal["sgd", "adamw"] = "adamw"
-    lr: Rate = 2e-3
-    lr_later: Rate | None = None
-    """Learning rate from the second task on; None: the same."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    decay_norms: bool = False
-    """Weight decay on biases and normalisation too (the paper does)."""
-    schedule: Literal["cosine", "step"] = "cosine"
-    milestones: list[Annotated[float, Field(gt=0, lt=1)]] = [0.67, 0.92]
-    """``step``: fractions of the task at which lr falls by 10 (the paper: epochs 8 and 11 of 12)."""
-    warmup: Annotated[int, Field(ge=0)] = 200
-    """Steps of linear warm-up, at most a fifth of the task."""
-    clip: Rate | None = 10.0
-    """Largest gradient norm; None: no clipping."""
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.998
-    """Decay of the averaged weights that are evaluated and handed on; 0: off."""
-    norm: Literal["auto", "train", "eval"] = "auto"
-    """Batch normalisation: ``train`` updates statistics, ``eval`` keeps them; ``auto``: train in the first task."""
-    amp: Literal["off", "bf16", "fp16"] = "off"
-    """Mixed precision of the forward passes; losses are always float32."""
-    workers: Annotated[int, Field(ge=0)] | None = None
-    """Loader processes; None: by the machine (0 without a GPU)."""
-    log_every: Positive = 10
-    """Steps between readings of the losses: the only times the device is waited for."""
-    eval_every: Annotated[int, Field(ge=0)] = 0
-    """Epochs between evaluations inside a task; 0: only at its end."""
-
-
-class Evaluation(Section):
-    split: str = "val"
-    """Which split of the data is the test set."""
-    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Test on this share of the training images instead (for tuning: never tune on what you report on)."""
-    score_threshold: Annotated[float, Field(ge=0, le=1)] = 0.001
-    """Detections below this are not scored."""
-    nms_iou: Annotated[float, Field(ge=0, le=1)] = 0.65
-    max_detections: Positive = 100
-    """COCO's maxDets: the best so many of each class and image count."""
-    batch: Positive = 16
-
-
-class Run(Section):
-    """Everything that determines a training run."""
-
-    data: str | None = None
-    """Folder in COCO, VOC or YOLO format, or ``shapes`` for the built-in scenes."""
-    scenario: str | None = None
-    """A scenario of the package or a YAML file; its fields can be overridden: split, order, images, …"""
-    protocol: Protocol = Protocol()
-    detector: DetectorSettings = DetectorSettings()
-    method: dict[str, Any] = {"name": "ilyolox"}
-    train: Train = Train()
-    augment: Augment = Augment()
-    eval: Evaluation = Evaluation()
-    upper_bound: str | None = None
-    """Folder of a finished joint run of the same scenario; gives gaps and Ω."""
-    first: str | None = None
-    """Run folder whose first task is taken over instead of trained: it is the same for every method, so a comparison
-    of methods needs it once. All settings but the method must be equal."""
-    out: str = "runs/latest"
-    seed: Annotated[int, Field(ge=0)] = 0
-    device: str = "auto"
-    """``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
-    resume: Literal["auto", "never"] = "auto"
-    """``auto``: go on where a run in ``out`` stopped. ``never``: refuse a folder that has one."""
-
+__all__ = ["DetectorSettings", "Evaluation", "Run", "Train", "data_folder", "load", "parse_overrides", "problems_of"]
 
 # These settings of the protocol may stand at the top, where people look for them.
 _PROTOCOL = [k for k in Protocol.model_fields if k not in ("name", "description", "data")]
