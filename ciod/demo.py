@@ -54,7 +54,7 @@ def run(out: Path, *, seed: int = 0, device: str = "auto") -> dict[str, Path]:
         CiodError: a lane failed; its own message has been printed.
     """
     from ciod.data.shapes import write_shapes
-    from ciod.engine.run import SHAPES
+    from ciod.engine.start import SHAPES
     from ciod.report.page import read_results, write_comparison
     from ciod.report.summary import comparison_table
 

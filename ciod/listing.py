@@ -154,7 +154,7 @@ def _scenario(console: Console, name: str, settings: dict[str, Any]) -> None:
     from ciod import config
     from ciod.data import scenario
     from ciod.data.scenario import Scenario
-    from ciod.engine.run import open_data
+    from ciod.engine.start import open_data
 
     if not name.endswith((".yaml", ".yml")) and name not in scenario.available():
         hint = did_you_mean(name, (*TOPICS, *scenario.available()), listing=20)

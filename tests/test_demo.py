@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 from ciod import demo
-from ciod.engine import run as engine
+from ciod.engine import start
 
 
 def test_the_demo_compares_three_methods(tmp_path, monkeypatch, capsys):
     small = {"train.epochs": 1, "detector.size": 64, "train.batch": 4}
     monkeypatch.setattr(demo, "SETTINGS", {**demo.SETTINGS, **small})
-    monkeypatch.setattr(engine, "SHAPES", {"train": 12, "val": 6})
+    monkeypatch.setattr(start, "SHAPES", {"train": 12, "val": 6})
     lanes = []
 
     def one_after_the_other(words, console):

@@ -5,37 +5,33 @@ This is the page to read first. ``fit.py`` is the training loop, ``methods/`` ho
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from ciod import detectors, methods
-from ciod.config import Run, data_folder
-from ciod.data import formats
+from ciod import methods
+from ciod.config import Run
 from ciod.data.augment import TrainTransform
 from ciod.data.dataset import train_loader
 from ciod.data.index import Index
 from ciod.data.scenario import Scenario, Task
 from ciod.detectors import weights
 from ciod.detectors.detector import Detector
-from ciod.engine import checkpoint, machine
+from ciod.engine import checkpoint, machine, resume
 from ciod.engine.distributed import World, world
 from ciod.engine.fit import Fit
 from ciod.engine.progress import Reporter
 from ciod.engine.results import Results
+from ciod.engine.start import open_data, start
 from ciod.errors import CiodError
 from ciod.evaluate.detect import evaluate
 from ciod.methods.method import Method
-from ciod.report.log import METRICS, RunLog, atomic_write, read_metrics
-
-SHAPES = {"train": 800, "val": 200}  # images of the built-in scenes
+from ciod.report.log import RunLog
 
 
 def train(settings: Run, *, command: str = "", reporter: Reporter | None = None) -> Path:
@@ -54,45 +50,6 @@ def train(settings: Run, *, command: str = "", reporter: Reporter | None = None)
     return runner.out
 
 
-def open_data(settings: Run) -> tuple[Index, Index]:
-    """Training and test Index of a run; the built-in scenes are drawn when first needed."""
-    folder = data_folder(settings.data or settings.protocol.data)
-    if folder is None:
-        raise CiodError("data: no data set is given; write data=FOLDER, or scenario=NAME.")
-    if folder == "shapes":
-        from ciod.data.shapes import write_shapes
-
-        folder = str(write_shapes(Path(settings.out).resolve().parent / "shapes-data", **SHAPES))
-    train = formats.read(folder, "train")
-    if settings.eval.holdout:
-        chosen = np.random.default_rng([settings.seed, 1]).permutation(len(train))
-        cut = round(len(train) * settings.eval.holdout)
-        return train.select(np.sort(chosen[cut:])), train.select(np.sort(chosen[:cut]))
-    return train, formats.read(folder, settings.eval.split)
-
-
-def start(settings: Run, scenario: Scenario, reporter: Reporter) -> tuple[Detector, list[str]]:
-    """The detector before the first task, and warnings about what it starts from."""
-    torch.manual_seed(settings.seed)
-    d = settings.detector
-    names = scenario.classes if d.head == "full" else ()
-    backbone = (
-        None
-        if d.weights or d.backbone_weights == "random"
-        else d.backbone_weights or detectors.default_backbone(d.name)
-    )
-    detector = detectors.build(names, name=d.name, size=d.size, backbone_weights=backbone)
-    warnings = []
-    if d.weights:
-        taken = weights.load_trunk(detector, Path(d.weights))
-        reporter.say(f"{taken} tensors of backbone and neck from {d.weights}; the head is new")
-        warnings.append(
-            f"Backbone and neck come from {Path(d.weights).name}. If it was trained on the classes of this scenario, "
-            "new classes are not new to it: compare only runs with the same start."
-        )
-    return detector, warnings
-
-
 @dataclass
 class Runner:
     """State of one run on one rank."""
@@ -106,7 +63,7 @@ class Runner:
     def run(self) -> None:
         s = self.settings
         self.out = Path(s.out)
-        self.saved = self._earlier()
+        self.saved = resume.earlier(s, self.world)
         train_index, test_index = self._data()
         self.scenario = Scenario(s.protocol, train_index, test_index)
         self.results = Results.begin(s, self.scenario)
@@ -117,8 +74,10 @@ class Runner:
         method = self._method()
         first = 0
         if self.saved:
-            first = self._restore(detector)
-        self.log = RunLog(self.out) if self.world.main else None  # after _restore, which writes the file anew
+            self.results.load(self.saved["results"])
+            self.warnings = list(dict.fromkeys([*self.warnings, *self.saved["warnings"]]))
+            first = resume.restore(self.saved, s, self.world, self.scenario, detector, self.reporter)
+        self.log = RunLog(self.out) if self.world.main else None  # after restore, which writes the file anew
         for task in self.scenario:
             if task.index < first:
                 continue
@@ -271,69 +230,6 @@ class Runner:
     def _method(self) -> Method:
         given = dict(self.settings.method)
         return methods.find(given.pop("name", "ilyolox")).model_validate(given)
-
-    def _earlier(self) -> dict[str, Any] | None:
-        """State of an earlier process in this folder, if the settings allow to go on with it."""
-        path = self.out / "last" / "state.pt"
-        state = checkpoint.load_state(path)
-        if state is None:
-            if (self.out / "results.json").exists():
-                raise CiodError(f"out: {self.out} holds a run without its last/ folder; choose another out=.")
-            return self._take_over()
-        if self.settings.resume == "never":
-            raise CiodError(
-                f"out: {self.out} already holds a run; choose another out=, or resume=auto to go on with it."
-            )
-        differ = machine.differences(machine.fingerprint(self.settings), state["settings"])
-        if differ:
-            raise CiodError(f"out: {self.out} holds a run with other settings ({differ}). Choose another out=.")
-        return state
-
-    def _take_over(self) -> dict[str, Any] | None:
-        """The state after another run's first task (``first=``), put into this run's folder."""
-        s = self.settings
-        if not s.first:
-            return None
-        source = Path(s.first)
-        theirs = checkpoint.load_state(source / "last" / "state.pt")
-        if theirs is None or theirs["task"] < 1:
-            raise CiodError(f"first: {source} has not finished its first task.")
-        mine = machine.fingerprint(s)
-        differ = machine.differences(mine, theirs["settings"], but="method.")
-        if differ:
-            raise CiodError(f"first: {source} was trained with other settings ({differ}); only the method may differ.")
-        results = json.loads((source / "results.json").read_text(encoding="utf-8"))
-        results["tasks"], results["continual"] = results["tasks"][:1], {}
-        results["ap"] = {m: rows[:1] for m, rows in results["ap"].items()}
-        state = {"task": 1, "seconds": 0.0, "settings": mine, "results": results, "warnings": theirs["warnings"]}
-        if self.world.main:
-            shutil.copytree(source / "task-1", self.out / "task-1", dirs_exist_ok=True)
-            logged = [m for m in read_metrics(source) if m.get("task") == 0]
-            atomic_write(self.out / METRICS, "".join(json.dumps(m) + "\n" for m in logged))
-            checkpoint.save_state(self.out / "last" / "state.pt", state)
-        self.world.barrier()
-        return state
-
-    def _restore(self, detector: Detector) -> int:
-        """Brings the detector and the results to where the saved state is. Returns the task to go on with."""
-        assert self.saved is not None
-        task = self.saved["task"]
-        self.results.load(self.saved["results"])
-        self.warnings = list(dict.fromkeys([*self.warnings, *self.saved["warnings"]]))
-        machine.trim_log(self.out, task, self.saved["fit"]["epoch"] if "fit" in self.saved else 0, self.world.main)
-        if task == 0:
-            return 0
-        if task >= len(self.scenario):
-            self.reporter.say(f"{self.out} is finished; nothing is left to train.")
-            return task
-        model = weights.load(self.out / f"task-{task}" / "model.safetensors")
-        if self.settings.detector.head == "grow":
-            for i in range(task):
-                detector.grow(self.scenario.groups[i])
-        detector.load_state_dict(model.state_dict())
-        detector.lineage = model.lineage
-        self.reporter.say(f"going on with task {task + 1} of {len(self.scenario)} in {self.out}")
-        return task
 
     def _save(self, task: int, *, seconds: float, **more: Any) -> None:
         if not self.world.main:
