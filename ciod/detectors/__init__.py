@@ -11,26 +11,38 @@ if TYPE_CHECKING:
     from ciod.detectors.detector import Detector
 
 
+def families() -> Sequence[type[Any]]:
+    """Every Detector class, each with its ``variants``. A new detector is its file and its name here."""
+    from ciod.detectors.yolox import YOLOX
+
+    return (YOLOX,)
+
+
 def available() -> list[str]:
     """Names that ``build`` takes."""
-    from ciod.detectors.yolox import VARIANTS
+    return [name for family in families() for name in family.variants]
 
-    return list(VARIANTS)
+
+def find(name: str) -> type[Any]:
+    """The Detector class that has a variant of this name.
+
+    Raises:
+        CiodError: no detector has that name.
+    """
+    for family in families():
+        if name in family.variants:
+            return family
+    raise CiodError(f"There is no detector '{name}'; {did_you_mean(name, available())}")
 
 
 def traits(name: str) -> frozenset[str]:
     """What a detector offers, without building it."""
-    from ciod.detectors.yolox import YOLOX
-
-    del name  # every detector so far is a YOLOX
-    return YOLOX.traits
+    return find(name).traits
 
 
 def default_backbone(name: str) -> str | None:
     """What the backbone of a new detector starts from when nothing is asked for: ResNets from ImageNet weights."""
-    from ciod.detectors.yolox import VARIANTS
-
-    return "imagenet" if isinstance(VARIANTS[name], int) else None
+    return find(name).default_backbone(name)
 
 
 def build(class_names: Sequence[str], *, name: str, **settings: Any) -> Detector:
@@ -39,8 +51,4 @@ def build(class_names: Sequence[str], *, name: str, **settings: Any) -> Detector
     Raises:
         CiodError: no detector has that name.
     """
-    from ciod.detectors.yolox import VARIANTS, YOLOX
-
-    if name not in VARIANTS:
-        raise CiodError(f"There is no detector '{name}'; {did_you_mean(name, VARIANTS)}")
-    return YOLOX(class_names, name=name, **settings)
+    return find(name)(class_names, name=name, **settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -64,6 +64,11 @@ class ClassConv(nn.Module):
             block.to(next(self.blocks[0].parameters()))
         self.blocks.append(block)
 
+    @property
+    def sizes(self) -> list[int]:
+        """Classes of each block, in order of arrival."""
+        return [block.out_channels for block in self.blocks]  # type: ignore[misc]
+
     def forward(self, x: Tensor) -> Tensor:
         if not len(self.blocks):
             return x.new_zeros(x.shape[0], 0, *x.shape[2:])
@@ -79,7 +84,7 @@ class ClassConv(nn.Module):
 
 
 class Detector(nn.Module):
-    """A detector. Subclasses write ``forward``, ``match``, ``loss`` and ``class_layers``, and set ``traits``.
+    """A detector. Subclasses write ``forward``, ``match``, ``loss`` and ``trunk``, and set ``traits`` and ``variants``.
 
     ``forward`` is the same in train and eval mode (batch normalisation apart), so teacher and student speak one
     language. A detector never sees ids of a data set: label ``i`` is ``class_names[i]``.
@@ -87,6 +92,8 @@ class Detector(nn.Module):
 
     traits: ClassVar[frozenset[str]] = frozenset()
     """What methods can rely on: ``dense``, ``objectness``, ``box_distribution``, ``features``."""
+    variants: ClassVar[Mapping[str, Any]] = {}
+    """Names of this family and what each is made of."""
 
     def __init__(self, class_names: Sequence[str], settings: dict[str, Any], taking: Input):
         super().__init__()
@@ -97,6 +104,11 @@ class Detector(nn.Module):
         self.score_threshold, self.nms_iou = 0.001, 0.65
         self.register_buffer("mean", torch.tensor(taking.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(taking.std).view(3, 1, 1), persistent=False)
+
+    @classmethod
+    def default_backbone(cls, name: str) -> str | None:
+        """What the backbone of variant ``name`` starts from when nothing is asked for: ``imagenet`` or None."""
+        return None
 
     # What a subclass writes -------------------------------------------------------------------------------------
 
@@ -127,8 +139,10 @@ class Detector(nn.Module):
         raise NotImplementedError
 
     def class_layers(self) -> Iterator[ClassRows]:
-        """Every tensor with a row per class, in order of arrival."""
-        raise NotImplementedError
+        """Every tensor with a row per class, in order of arrival. A subclass with other layers than ClassConv extends
+        this."""
+        for name, layer in self.class_modules().items():
+            yield from layer.rows(name)
 
     def class_modules(self) -> dict[str, ClassConv]:
         """The growing layers by module name."""

@@ -1,11 +1,10 @@
-"""Models in and out: ciod's own safetensors files, official YOLOX checkpoints and MMDetection's YOLOX checkpoints."""
+"""Models in and out: ciod's own safetensors files, and the checkpoints of other projects (``foreign``)."""
 
 from __future__ import annotations
 
 import json
 import os
 import pickle
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,51 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ciod.data import names as known
+from ciod.detectors import foreign
 from ciod.detectors.detector import Detector
-from ciod.detectors.yolox import VARIANTS
 from ciod.errors import CiodError, did_you_mean
 
 FORMAT = 1
-
-_SHARED = [("dconv", "depth"), ("pconv", "point"), ("depthwise_conv", "depth"), ("pointwise_conv", "point")]
-
-# Official key names (Megvii YOLOX) → ours, applied in order.
-_OFFICIAL = [
-    (r"^backbone\.backbone\.stem\.", "backbone.stem."),
-    (r"^backbone\.backbone\.dark(\d)\.", lambda m: f"backbone.stage{int(m[1]) - 1}."),
-    (r"^backbone\.lateral_conv0\.", "neck.reduce.0."),
-    (r"^backbone\.reduce_conv1\.", "neck.reduce.1."),
-    (r"^backbone\.C3_p4\.", "neck.top_down.0."),
-    (r"^backbone\.C3_p3\.", "neck.top_down.1."),
-    (r"^backbone\.bu_conv2\.", "neck.downsample.0."),
-    (r"^backbone\.bu_conv1\.", "neck.downsample.1."),
-    (r"^backbone\.C3_n3\.", "neck.bottom_up.0."),
-    (r"^backbone\.C3_n4\.", "neck.bottom_up.1."),
-    (r"\.m\.", ".blocks."),
-    (r"^(backbone\.stage(?:[123]\.1|4\.2)|neck\.(?:top_down|bottom_up)\.\d)\.conv1\.", r"\1.main."),
-    (r"^(backbone\.stage(?:[123]\.1|4\.2)|neck\.(?:top_down|bottom_up)\.\d)\.conv2\.", r"\1.short."),
-    (r"^(backbone\.stage(?:[123]\.1|4\.2)|neck\.(?:top_down|bottom_up)\.\d)\.conv3\.", r"\1.final."),
-    (r"^head\.stems\.", "neck.out."),
-    (r"^head\.(cls|reg)_convs\.", r"head.\1_tower."),
-    (r"^head\.cls_preds\.(\d)\.", r"head.cls.\1.blocks.0."),
-    (r"^head\.(reg|obj)_preds\.", r"head.\1."),
-]
-
-# MMDetection's names (YOLOX on CSPDarknet or ResNet) → ours.
-_MMDET = [
-    (r"^backbone\.conv1\.", "backbone.stem.0."),
-    (r"^backbone\.bn1\.", "backbone.stem.1."),
-    (r"^backbone\.layer(\d)\.", r"backbone.stage\1."),
-    (r"\.(main|short|final)_conv\.", r".\1."),
-    (r"^neck\.reduce_layers\.", "neck.reduce."),
-    (r"^neck\.top_down_blocks\.", "neck.top_down."),
-    (r"^neck\.downsamples\.", "neck.downsample."),
-    (r"^neck\.bottom_up_blocks\.", "neck.bottom_up."),
-    (r"^neck\.out_convs\.", "neck.out."),
-    (r"^bbox_head\.multi_level_(cls|reg)_convs\.", r"head.\1_tower."),
-    (r"^bbox_head\.multi_level_conv_cls\.(\d)\.", r"head.cls.\1.blocks.0."),
-    (r"^bbox_head\.multi_level_conv_(reg|obj)\.", r"head.\1."),
-]
 
 
 def save_model(path: Path, detector: Detector, **extra: Any) -> None:
@@ -69,7 +28,7 @@ def save_model(path: Path, detector: Detector, **extra: Any) -> None:
         "format": FORMAT,
         "class_names": list(detector.class_names),
         "detector": detector.settings,
-        "blocks": [len(m.bias) for m in next(iter(detector.class_modules().values())).blocks],  # type: ignore
+        "blocks": next(iter(detector.class_modules().values())).sizes,
         "lineage": detector.lineage,
         **extra,
     }
@@ -149,47 +108,24 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Official or MMDetection key names → ours; unknown names pass unchanged."""
-    rules = _MMDET if any(k.startswith("bbox_head.") for k in state) else _OFFICIAL
-    out = {}
-    for key, value in state.items():
-        for pattern, to in rules:
-            key = re.sub(pattern, to, key)
-        for old, new in _SHARED:
-            key = key.replace(f".{old}.", f".{new}.")
-        out[key] = value
-    return out
-
-
-def _recognise(state: dict[str, Tensor], path: Path) -> str:
-    """Which YOLOX variant a renamed state dict is."""
-    from ciod import detectors
-
-    shapes = {k: v.shape for k, v in state.items() if not k.startswith("head.cls.")}
-    for name in VARIANTS:
-        with torch.device("meta"):
-            wanted = detectors.build(("x",), name=name, backbone_weights=None).state_dict()
-        if all(
-            shapes.get(k) == v.shape
-            for k, v in wanted.items()
-            if not k.startswith("head.cls.") and "num_batches" not in k
-        ):
-            return name
-    raise CiodError(
-        f"{path} is not a checkpoint of a detector ciod knows ({', '.join(VARIANTS)}). Its tensors are called, for "
-        f"example, {', '.join(list(state)[:3])}."
-    )
+def _foreign_state(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint under our names."""
+    raw = next((content[k] for k in ("model", "state_dict") if isinstance(content.get(k), dict)), content)
+    return foreign.rename({k: v for k, v in raw.items() if isinstance(v, Tensor)})
 
 
 def _load_foreign(path: Path, classes: Sequence[str] | None) -> Detector:
     from ciod import detectors
 
     content = read_checkpoint(path)
-    raw = next((content[k] for k in ("model", "state_dict") if isinstance(content.get(k), dict)), content)
-    state = rename({k: v for k, v in raw.items() if isinstance(v, Tensor)})
-    name = _recognise(state, path)
-    count = len(state["head.cls.0.blocks.0.bias"])
+    state = _foreign_state(content)
+    name = foreign.recognise(state)
+    if name is None:
+        raise CiodError(
+            f"{path} is not a checkpoint of a detector ciod knows ({', '.join(detectors.available())}). Its tensors "
+            f"are called, for example, {', '.join(list(state)[:3])}."
+        )
+    count = foreign.count_classes(state)
     meta = content.get("meta", {})
     found = classes or (meta.get("dataset_meta") or {}).get("classes") or meta.get("CLASSES")
     if not found and count == len(known.COCO):
@@ -207,6 +143,9 @@ def _load_foreign(path: Path, classes: Sequence[str] | None) -> Detector:
 def load_trunk(detector: Detector, path: Path) -> int:
     """Copies backbone and neck of a model file into ``detector``; its head stays as it is.
 
+    Detectors that share a backbone share trunks: of another kind of detector the backbone is taken, and the neck
+    where it has the same shape.
+
     Returns:
         How many tensors were taken.
 
@@ -214,17 +153,20 @@ def load_trunk(detector: Detector, path: Path) -> int:
         CiodError: the file is of another architecture.
     """
     donor = load(path, classes=None if path.suffix == ".safetensors" else _anonymous(path))
-    taken = {k: v for k, v in donor.state_dict().items() if not k.startswith("head.")}
-    own = detector.state_dict()
-    if donor.settings["name"] != detector.settings["name"]:
-        raise CiodError(f"{path} is a {donor.settings['name']}, but detector.name is {detector.settings['name']}.")
-    detector.load_state_dict({**own, **taken})
-    return len(taken)
+    taken = 0
+    for i, (theirs, own) in enumerate(zip(donor.trunk(), detector.trunk(), strict=False)):
+        state, wanted = theirs.state_dict(), own.state_dict()
+        if {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in wanted.items()}:
+            own.load_state_dict(state)
+            taken += len(state)
+        elif i == 0:
+            raise CiodError(
+                f"{path} is a {donor.settings['name']}, but detector.name is {detector.settings['name']}: their "
+                "backbones differ."
+            )
+    return taken
 
 
 def _anonymous(path: Path) -> list[str]:
     """Placeholder names as long as the checkpoint's class layer: its head is not used."""
-    content = read_checkpoint(path)
-    raw = next((content[k] for k in ("model", "state_dict") if isinstance(content.get(k), dict)), content)
-    bias = next((v for k, v in rename(raw).items() if k == "head.cls.0.blocks.0.bias"), None)
-    return [str(i) for i in range(0 if bias is None else len(bias))]
+    return [str(i) for i in range(foreign.count_classes(_foreign_state(read_checkpoint(path))))]

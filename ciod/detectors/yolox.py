@@ -6,7 +6,7 @@ The ResNet variants are the detector of ilYOLOX's tables.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from ciod.boxes import gather_rows
 from ciod.detectors.assign import sim_ota
 from ciod.detectors.backbones import CSPDarknet, ResNet
 from ciod.detectors.blocks import conv
-from ciod.detectors.detector import PRIOR, ClassConv, ClassRows, Detector, Input
+from ciod.detectors.detector import PRIOR, ClassConv, Detector, Input
 from ciod.detectors.necks import PAFPN
 from ciod.types import Matches, Outputs, Targets
 
@@ -109,6 +109,7 @@ class YOLOX(Detector):
     """See the module. ``settings`` are the keyword arguments of ``build``."""
 
     traits = frozenset({"dense", "objectness", "features"})
+    variants = VARIANTS
     box_weight = 5.0
 
     def __init__(
@@ -134,6 +135,10 @@ class YOLOX(Detector):
             width, depth = int(256 * widen), round(3 * deepen)
         self.neck = PAFPN(self.backbone.channels, width, depth, depthwise=depthwise)  # type: ignore[arg-type]
         self.head = Head(width, len(class_names), depthwise=depthwise)
+
+    @classmethod
+    def default_backbone(cls, name: str) -> str | None:
+        return "imagenet" if isinstance(VARIANTS[name], int) else None
 
     def forward(self, images: Tensor) -> Outputs:
         features = self.neck(self.backbone(self.normalise(images)))
@@ -172,10 +177,6 @@ class YOLOX(Detector):
             "box": self.box_weight * L.masked_sum(box, counted) / n,
             "obj": obj,
         }
-
-    def class_layers(self) -> Iterator[ClassRows]:
-        for name, layer in self.class_modules().items():
-            yield from layer.rows(name)
 
     def trunk(self) -> list[nn.Module]:
         return [self.backbone, self.neck]

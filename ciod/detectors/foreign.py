@@ -1,0 +1,86 @@
+"""Checkpoints of other projects: their tensor names in ours, and which detector they are.
+
+Official YOLOX, MMDetection's YOLOX.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+
+_SHARED = [("dconv", "depth"), ("pconv", "point"), ("depthwise_conv", "depth"), ("pointwise_conv", "point")]
+
+# Official key names (Megvii YOLOX) → ours, applied in order.
+_OFFICIAL = [
+    (r"^backbone\.backbone\.stem\.", "backbone.stem."),
+    (r"^backbone\.backbone\.dark(\d)\.", lambda m: f"backbone.stage{int(m[1]) - 1}."),
+    (r"^backbone\.lateral_conv0\.", "neck.reduce.0."),
+    (r"^backbone\.reduce_conv1\.", "neck.reduce.1."),
+    (r"^backbone\.C3_p4\.", "neck.top_down.0."),
+    (r"^backbone\.C3_p3\.", "neck.top_down.1."),
+    (r"^backbone\.bu_conv2\.", "neck.downsample.0."),
+    (r"^backbone\.bu_conv1\.", "neck.downsample.1."),
+    (r"^backbone\.C3_n3\.", "neck.bottom_up.0."),
+    (r"^backbone\.C3_n4\.", "neck.bottom_up.1."),
+    (r"\.m\.", ".blocks."),
+    (r"^(backbone\.stage(?:[123]\.1|4\.2)|neck\.(?:top_down|bottom_up)\.\d)\.conv1\.", r"\1.main."),
+    (r"^(backbone\.stage(?:[123]\.1|4\.2)|neck\.(?:top_down|bottom_up)\.\d)\.conv2\.", r"\1.short."),
+    (r"^(backbone\.stage(?:[123]\.1|4\.2)|neck\.(?:top_down|bottom_up)\.\d)\.conv3\.", r"\1.final."),
+    (r"^head\.stems\.", "neck.out."),
+    (r"^head\.(cls|reg)_convs\.", r"head.\1_tower."),
+    (r"^head\.cls_preds\.(\d)\.", r"head.cls.\1.blocks.0."),
+    (r"^head\.(reg|obj)_preds\.", r"head.\1."),
+]
+
+# MMDetection's names (YOLOX on CSPDarknet or ResNet) → ours.
+_MMDET = [
+    (r"^backbone\.conv1\.", "backbone.stem.0."),
+    (r"^backbone\.bn1\.", "backbone.stem.1."),
+    (r"^backbone\.layer(\d)\.", r"backbone.stage\1."),
+    (r"\.(main|short|final)_conv\.", r".\1."),
+    (r"^neck\.reduce_layers\.", "neck.reduce."),
+    (r"^neck\.top_down_blocks\.", "neck.top_down."),
+    (r"^neck\.downsamples\.", "neck.downsample."),
+    (r"^neck\.bottom_up_blocks\.", "neck.bottom_up."),
+    (r"^neck\.out_convs\.", "neck.out."),
+    (r"^bbox_head\.multi_level_(cls|reg)_convs\.", r"head.\1_tower."),
+    (r"^bbox_head\.multi_level_conv_cls\.(\d)\.", r"head.cls.\1.blocks.0."),
+    (r"^bbox_head\.multi_level_conv_(reg|obj)\.", r"head.\1."),
+]
+
+_CLASS_BIAS = r"head\.cls(\.0)?\.blocks\.0\.bias"
+
+
+def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Key names of another project → ours; unknown names pass unchanged."""
+    rules = _MMDET if any(k.startswith("bbox_head.") for k in state) else _OFFICIAL
+    out = {}
+    for key, value in state.items():
+        for pattern, to in rules:
+            key = re.sub(pattern, to, key)
+        for old, new in _SHARED:
+            key = key.replace(f".{old}.", f".{new}.")
+        out[key] = value
+    return out
+
+
+def count_classes(state: dict[str, Tensor]) -> int:
+    """Classes of a renamed state dict; 0 where it has no class layer."""
+    return next((len(v) for k, v in state.items() if re.fullmatch(_CLASS_BIAS, k)), 0)
+
+
+def recognise(state: dict[str, Tensor]) -> str | None:
+    """Which detector a renamed state dict is, by the shapes of everything but its class layers."""
+    from ciod import detectors
+
+    shapes = {k: v.shape for k, v in state.items()}
+    for name in detectors.available():
+        with torch.device("meta"):
+            model = detectors.build(("x",), name=name, backbone_weights=None)
+        rows = {r.name for r in model.class_layers()}
+        wanted = {k: v.shape for k, v in model.state_dict().items() if k not in rows and "num_batches" not in k}
+        if all(shapes.get(k) == shape for k, shape in wanted.items()) and rows <= shapes.keys():
+            return name
+    return None
