@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from ciod import boxes as bx
+from ciod.types import Matches, Outputs, Targets
+
+SPARE = 0.3  # score from which the student's own view of a class that is not drawn keeps a position from background
 
 
 def count(mask: Tensor) -> Tensor:
@@ -42,3 +47,50 @@ def iou_square(predicted: Tensor, target: Tensor) -> Tensor:
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
     """Sum where ``mask``; a value that is not finite elsewhere does not spread."""
     return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device)).sum()
+
+
+@dataclass
+class Supervision:
+    """What a batch's labels speak about. A mask that is None leaves nothing out."""
+
+    counted: Tensor  # [B, K] bool: matches in the class and box losses
+    matched: Tensor  # [B, K] bool: matches that are positive for objectness
+    channels: Tensor | None  # [1 or B, 1, C] bool: class channels with supervision
+    positions: Tensor | None  # [B, P] bool: positions in the losses over all positions
+    objectness: Tensor | None  # [B, P] bool: the same for class-agnostic objectness
+
+
+def supervise(
+    outputs: Outputs, targets: Targets, matches: Matches, counted: Tensor | None = None, channels: Tensor | None = None
+) -> Supervision:
+    """Partial labels as masks, for the loss of any dense detector (methods.md §1.5).
+
+    - A class an image's boxes are not drawn for (``targets.known``) has no class loss in that image. Objectness knows
+      no classes: positions the student itself scores ``SPARE`` or more for such a class are no negatives there.
+    - Positions matched with a doubtful box are neither positive nor negative.
+    - Where ``targets.background`` is False, positions without a match are not negatives.
+
+    Args:
+        counted, channels: as in ``Detector.loss``.
+    """
+    counted = matches.valid if counted is None else counted & matches.valid
+    matched, positions = matches.valid, None
+    mask = None if channels is None else channels.view(-1, 1, channels.shape[-1])
+    if targets.doubtful is not None:
+        doubtful = targets.doubtful.gather(1, matches.target) & matches.valid
+        counted, matched = counted & ~doubtful, matched & ~doubtful
+        positions = ~torch.zeros_like(matches.positive).scatter_reduce(
+            1, matches.position, doubtful, "amax", include_self=True
+        )
+    if targets.background is not None:
+        spoken = matches.positive | targets.background[:, None]
+        positions = spoken if positions is None else positions & spoken
+    objectness = positions
+    if targets.known is not None:
+        known = targets.known[:, None, :]
+        mask = known if mask is None else mask & known
+        if outputs.objectness is not None:
+            seen = outputs.scores().detach().masked_fill(known, 0).amax(2) >= SPARE
+            spoken = matches.positive | ~seen
+            objectness = spoken if objectness is None else objectness & spoken
+    return Supervision(counted, matched, mask, positions, objectness)

@@ -8,6 +8,7 @@ classes arrived; the ids of a data set live only in ``data.formats`` and ``evalu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -23,6 +24,12 @@ class Targets:
     boxes: Tensor  # [B, N, 4]
     labels: Tensor  # [B, N] int64; padding is 0
     valid: Tensor  # [B, N] bool; False = padding
+    # What the boxes do not say. None: nothing is left open.
+    doubtful: Tensor | None = None  # [B, N] bool; positions matched to such a box are neither positive nor negative
+    known: Tensor | None = None  # [B, C] bool; False = boxes of that class are not drawn in that image
+    background: Tensor | None = (
+        None  # [B] bool; False = a position without a match may still be an object (a pool image)
+    )
 
     @classmethod
     def pad(cls, boxes: list[Tensor], labels: list[Tensor]) -> Targets:
@@ -40,11 +47,34 @@ class Targets:
         return out
 
     def __add__(self, other: Targets) -> Targets:
-        """The boxes of ``self`` first, then those of ``other``; index < N of ``self`` tells them apart."""
-        return Targets(*(torch.cat([getattr(self, f.name), getattr(other, f.name)], 1) for f in fields(self)))
+        """The boxes of ``self`` first, then those of ``other``; index < N of ``self`` tells them apart.
+
+        An image's ``known`` classes are those of either side; its background counts where both sides say so.
+        """
+        doubtful = None
+        if self.doubtful is not None or other.doubtful is not None:
+            sides = (t.doubtful if t.doubtful is not None else torch.zeros_like(t.valid) for t in (self, other))
+            doubtful = torch.cat([*sides], 1)
+        return Targets(
+            torch.cat([self.boxes, other.boxes], 1),
+            torch.cat([self.labels, other.labels], 1),
+            torch.cat([self.valid, other.valid], 1),
+            doubtful,
+            _either(self.known, other.known, torch.logical_or),
+            _either(self.background, other.background, torch.logical_and),
+        )
 
     def to(self, device: torch.device | str) -> Targets:
-        return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in given.items() if v is not None})
+
+
+def _either(a: Tensor | None, b: Tensor | None, both: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
+    """The one that is there, or ``both`` of them."""
+    return b if a is None else a if b is None else both(a, b)
+
+
+TASK, MEMORY, POOL = 0, 1, 2  # where an image of a batch comes from
 
 
 @dataclass
@@ -58,9 +88,12 @@ class Batch:
     scales: Tensor  # [B] batch pixels per original pixel
     index: Tensor  # [B] row of each image in its Index
     broken: list[str] = field(default_factory=list)  # files that could not be read; a neighbour stands in
+    source: Tensor | None = None  # [B] int64 TASK, MEMORY or POOL; None: every image is the task's
 
     def to(self, device: torch.device | str) -> Batch:
-        return replace(self, images=self.images.to(device, non_blocking=True), targets=self.targets.to(device))
+        source = None if self.source is None else self.source.to(device, non_blocking=True)
+        images = self.images.to(device, non_blocking=True)
+        return replace(self, images=images, targets=self.targets.to(device), source=source)
 
 
 @dataclass

@@ -131,10 +131,13 @@ class Detector(nn.Module):
     ) -> dict[str, Tensor]:
         """The detector's own losses as a dict of float32 scalars.
 
+        ``losses.supervise`` turns these arguments and what ``targets`` leave open (classes that are not drawn, doubtful
+        boxes, images without labels) into masks; a detector multiplies its losses with them.
+
         Args:
             counted: [B, K] bool, matches that enter the class and box losses (default: all valid ones). Objectness,
                 where there is one, always sees every match.
-            channels: [C] bool, class channels with supervision (default: all).
+            channels: [C] or [B, C] bool, class channels with supervision (default: all).
         """
         raise NotImplementedError
 

@@ -159,23 +159,25 @@ class YOLOX(Detector):
     ) -> dict[str, Tensor]:
         """cls (IoU-aware BCE), box (5 × (1 - IoU²)) over counted matches; obj (BCE) over all positions.
 
-        cls and box are divided by the number of counted matches, obj by the number of all matches.
+        cls and box are divided by the number of counted matches, obj by the number of all matches (but doubtful ones).
         """
-        counted = matches.valid if counted is None else counted & matches.valid
-        n = L.count(counted)
+        said = L.supervise(outputs, targets, matches, counted, channels)
+        n = L.count(said.counted)
         logits = gather_rows(outputs.logits, matches.position)
         label = targets.labels.gather(1, matches.target)
         quality = torch.zeros_like(logits).scatter(2, label[..., None], matches.iou[..., None])
         cls = L.bce(logits, quality)
-        if channels is not None:
-            cls = cls * channels
+        if said.channels is not None:
+            cls = cls * said.channels
         box = L.iou_square(gather_rows(outputs.boxes, matches.position), gather_rows(targets.boxes, matches.target))
         assert outputs.objectness is not None
-        obj = L.bce(outputs.objectness, matches.positive.float()).sum() / L.count(matches.valid)
+        obj = L.bce(outputs.objectness, matches.positive.float())
+        if said.objectness is not None:
+            obj = obj * said.objectness
         return {
-            "cls": L.masked_sum(cls.sum(2), counted) / n,
-            "box": self.box_weight * L.masked_sum(box, counted) / n,
-            "obj": obj,
+            "cls": L.masked_sum(cls.sum(2), said.counted) / n,
+            "box": self.box_weight * L.masked_sum(box, said.counted) / n,
+            "obj": obj.sum() / L.count(said.matched),
         }
 
     def trunk(self) -> list[nn.Module]:

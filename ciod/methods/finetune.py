@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
 
 from ciod.methods.method import Method
+from ciod.types import TASK, Batch
 
 
 class Finetune(Method):
     """Trains on the new classes' boxes alone. What it forgets is what there is to save."""
 
     uses_teacher: ClassVar[bool] = False
+
+    mask: Literal["all", "new"] = "all"
+    """``new``: class channels of old classes are neither rewarded nor punished. The fairer lower bound: what is still
+    forgotten is drift of the shared weights, not training old objects as background (methods.md §1.5, §5)."""
+    spare: bool = True
+    """With ``mask=new`` on a detector with objectness: positions the student scores 0.3 or more for an old class are no
+    negatives of objectness, which knows no classes and would unlearn old objects. False: they are."""
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        if self.mask == "all" or not self.old:
+            return super().loss(batch)
+        outputs = self.student(batch.images)
+        taught = self.taught(batch, outputs.logits.shape[2])
+        targets = batch.targets
+        if self.spare:
+            known = taught if targets.known is None else targets.known & taught
+            targets = replace(targets, known=known)
+        matches = self.detector.match(outputs, targets)
+        return self.detector.loss(outputs, targets, matches, channels=taught)
+
+    def taught(self, batch: Batch, classes: int) -> Tensor:
+        """[B, C] bool: the new classes in images of the task, all in exemplars, whose labels say what they know."""
+        new = torch.arange(classes, device=batch.images.device) >= self.old
+        if batch.source is None:
+            return new.expand(len(batch.images), -1)
+        return new | (batch.source != TASK)[:, None]
