@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ciod.data import shapes
+from ciod.data import shape_objects, shape_paint, shapes
 from ciod.data.shapes import CLASSES, draw_scene, write_shapes
 from ciod.errors import DataError
 
@@ -39,7 +39,7 @@ def content(root: Path) -> dict[str, bytes]:
 def test_classes_are_alphabetical_and_all_can_be_drawn():
     assert list(CLASSES) == sorted(CLASSES)
     assert len(CLASSES) == 10
-    assert set(shapes._OUTLINES) == set(CLASSES)
+    assert set(shape_objects.OUTLINES) == set(CLASSES)
 
 
 @pytest.mark.parametrize("size", [32, 128, 200])
@@ -84,12 +84,12 @@ def test_objects_differ_from_their_surroundings():
     """Nothing to learn from, if colours were the background's: the paint must change the picture."""
     for i in range(10):
         rng = np.random.default_rng([0, 0, i])
-        items = shapes._place(rng, 128)
-        image = shapes._background(rng, 128)
+        items = shape_objects.place(rng, 128)
+        image = shape_paint.background(rng, 128)
         for item in items:
             before = image.copy()
-            shapes._paint(rng, image, item)
-            (ys, xs), patch = shapes._overlap(item, 128)
+            shape_paint.paint(rng, image, item)
+            (ys, xs), patch = shape_objects.overlap(item, 128)
             assert np.abs(image - before)[:, ys, xs][:, patch].mean() > 8
 
 
