@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time see __getattr__
     from ciod.detectors.detector import Detector
     from ciod.detectors.weights import load
     from ciod.errors import CiodError
+    from ciod.inference.onnx_file import export
     from ciod.methods.method import Method
     from ciod.types import Detections
 
@@ -27,6 +28,7 @@ _WHERE = {
     "train": "ciod.api",
     "evaluate": "ciod.api",
     "predict": "ciod.api",
+    "export": "ciod.inference.onnx_file",
     "load": "ciod.detectors.weights",
     "Scenario": "ciod.data.scenario",
     "Detector": "ciod.detectors.detector",
@@ -35,7 +37,18 @@ _WHERE = {
     "CiodError": "ciod.errors",
 }
 
-__all__ = ["CiodError", "Detections", "Detector", "Method", "Scenario", "evaluate", "load", "predict", "train"]
+__all__ = [
+    "CiodError",
+    "Detections",
+    "Detector",
+    "Method",
+    "Scenario",
+    "evaluate",
+    "export",
+    "load",
+    "predict",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -77,7 +77,7 @@ def evaluate(
     from ciod.engine.distributed import World, pick_device
     from ciod.evaluate.detect import evaluate as run
 
-    detector = _detector(model, size, classes)
+    detector = open_detector(model, size, classes)
     index = formats.read(data_folder(str(data)) or "", split)
     both = tuple(n for n in index.class_names if n in detector.class_names)
     if not both:
@@ -116,7 +116,7 @@ def predict(
     from ciod.engine.distributed import pick_device
     from ciod.errors import DataError
 
-    detector = _detector(model, size, classes).to(pick_device(device))
+    detector = open_detector(model, size, classes).to(pick_device(device))
     found: dict[Path, Detections] = {}
     for path in pictures(images):
         try:
@@ -144,13 +144,20 @@ def pictures(where: str | Path | Iterable[str | Path]) -> list[Path]:
     return found
 
 
-def _detector(model: str | Path | Detector, size: int | None, classes: Sequence[str] | None) -> Detector:
+def open_detector(
+    model: str | Path | Detector, size: int | None = None, names: Sequence[str] | None = None
+) -> Detector:
+    """A detector, or the one of a file, taking pictures of ``size`` pixels.
+
+    Raises:
+        CiodError: as ``ciod.load``; or a size that is not a multiple of 32.
+    """
     from dataclasses import replace
 
     from ciod.detectors import weights
     from ciod.detectors.detector import Detector
 
-    detector = model if isinstance(model, Detector) else weights.load(model, classes=classes)
+    detector = model if isinstance(model, Detector) else weights.load(model, classes=names)
     if size is not None:
         if size < 32 or size % 32:
             raise CiodError(f"size: {size} is not a multiple of 32; try {max(32, round(size / 32) * 32)}.")

@@ -1,6 +1,6 @@
 """ciod train data=FOLDER split=3+3 method=ilyolox out=DIR
 
-The command line: demo · train · eval · predict · report · list. Settings are written ``key=value``.
+The command line: demo · train · eval · predict · export · report · list. Settings are written ``key=value``.
 Heavy imports happen inside the commands, so that ``ciod --help`` answers at once.
 """
 
@@ -175,6 +175,40 @@ def predict(
 
 def _count(labels: list[int], names: tuple[str, ...]) -> str:
     return ", ".join(f"{labels.count(y)} {names[y]}" for y in sorted(set(labels)))
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A ciod model, or an official or MMDetection YOLOX checkpoint.")],
+    words: Words = None,
+) -> None:
+    """Write a model as ONNX: `ciod export MODEL onnx=FILE`. It then runs without torch; see docs/deploy.md.
+
+    The file is compared with the model before it gets its name. Needs `pip install 'ciod[onnx]'`.
+    Settings: `onnx=` `nms=true` (non-maximum suppression in the graph) `size=` `dynamic_size=true` `opset=17`
+    `score_threshold=` `nms_iou=` `max_detections=100` `images=FOLDER` (to compare on) `names='[a, b]'`.
+    """
+    from ciod import arguments as a
+
+    kinds = {
+        "onnx": a.text, "nms": a.switch, "size": a.whole, "dynamic_size": a.switch, "opset": a.whole,
+        "score_threshold": a.share, "nms_iou": a.share, "max_detections": a.whole, "images": a.text, "names": a.names,
+    }  # fmt: skip
+    plain, settings = a.read(words, kinds, needed=("onnx",))
+    if plain:
+        raise CiodError(f"export takes one model; '{plain[0]}' is neither a setting nor needed.")
+    from ciod.inference.onnx_file import export as run
+
+    done = run(model, **settings)
+    typer.echo(f"{done.path}: opset {done.opset}, {done.path.stat().st_size / 1e6:.1f} MB")
+    if not done.verified:
+        typer.echo("Not compared with the model: onnxruntime is not installed (pip install 'ciod[onnx]').", err=True)
+        return
+    found = "" if done.detections is None else f"; {done.detections} detections are those of the model"
+    typer.echo(
+        f"compared with the model: largest difference of a score {done.score_difference:.1e}, of a box "
+        f"{done.box_difference:.1e} pixels{found}"
+    )
 
 
 @app.command()
