@@ -32,7 +32,13 @@ def iou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
 
 def pairwise_iou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
     """Every pair: [..., N, 4], [..., M, 4] → [..., N, M]."""
-    return iou(a[..., :, None, :], b[..., None, :, :], eps)
+    x1, y1, x2, y2 = a[..., :, None, :].unbind(-1)
+    u1, v1, u2, v2 = b[..., None, :, :].unbind(-1)
+    # Coordinate by coordinate and in place: the table of pairs is the largest thing here, and each pass over it counts.
+    both = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp_(min=0)
+    both = both * (torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp_(min=0)
+    union = (area(a)[..., :, None] + area(b)[..., None, :]) - both
+    return both / union.clamp_(min=eps)
 
 
 def giou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:

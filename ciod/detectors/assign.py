@@ -12,17 +12,16 @@ _FAR = 1e8  # the published penalty of a candidate that is not both in the box a
 _NEVER = float("inf")
 
 
-def class_cost(outputs: Outputs, labels: Tensor) -> Tensor:
-    """[B, N, P]: BCE of q = sqrt(class × objectness probability) with one-hot labels, summed over classes.
+def class_cost(q: Tensor, labels: Tensor) -> Tensor:
+    """[B, N, P]: BCE of ``q`` [B, P, C] = sqrt(class × objectness probability) with one-hot labels, summed over classes.
 
     Closed form: Σ_c BCE = -Σ_c log(1 - q_c) + log(1 - q_y) - log q_y, so memory is B × P × C + B × N × P, never
     B × N × P × C. Logarithms are clamped at -100 as in the published cost.
     """
-    q = outputs.scores().sqrt()
-    yes, no = q.log().clamp(min=-100), torch.log1p(-q).clamp(min=-100)
+    no = (1 - q).log_().clamp_(min=-100)  # log1p is seven times slower; its last digits are lost in the sum
     base = no.sum(2)[:, None, :]  # [B, 1, P]
-    rows = labels[:, :, None].expand(-1, -1, q.shape[1])
-    return (no - yes).transpose(1, 2).gather(1, rows) - base
+    rest = no.sub_(q.log().clamp_(min=-100)).transpose(1, 2)
+    return rest.gather(1, labels[:, :, None].expand(-1, -1, q.shape[1])).sub_(base)
 
 
 @torch.no_grad()
@@ -41,31 +40,63 @@ def sim_ota(
     Returns:
         Matches with at most ``top`` positions a box. Of boxes that claim one position the cheapest gets it.
     """
-    boxes, valid = targets.boxes, targets.valid
+    inside, near = _reach(outputs, targets, radius)
+    candidate = (inside | near).any(1)  # [B, P]
+    prime = inside & near
+    place = None
+    if candidate.device.type == "cpu":
+        # Most positions are nowhere near a box. On a CPU, where a length is free to read, only the others are looked at.
+        place, some = bx.compact(candidate, candidate.float(), candidate.shape[1])
+        prime = prime.gather(2, place[:, None, :].expand(-1, prime.shape[1], -1))
+    else:
+        some = candidate
+    ok = some[:, None, :] & targets.valid[:, :, None]  # [B, N, P'], as everything below
+
+    overlap = bx.pairwise_iou(targets.boxes, _at(outputs.boxes.detach(), place)).masked_fill_(~ok, 0)
+    cost = class_cost(_at(outputs.scores(), place).sqrt(), targets.labels)
+    cost.sub_((overlap + 1e-7).log_(), alpha=iou_weight).add_(~prime, alpha=_FAR)
+    cost.masked_fill_(~ok | ~cost.isfinite(), _NEVER)
+    positive, target = _cheapest(overlap, cost, top)
+
+    achieved = overlap.gather(1, target[:, None]).squeeze(1)
+    row, valid = bx.compact(positive, achieved, limit=min(cost.shape[2], top * cost.shape[1]))
+    position = row if place is None else place.gather(1, row)
+    taken = torch.zeros_like(candidate, dtype=torch.int32).scatter_add_(1, position, valid.int()) > 0
+    return Matches(position, target.gather(1, row), achieved.gather(1, row), valid, taken)
+
+
+def _reach(outputs: Outputs, targets: Targets, radius: float) -> tuple[Tensor, Tensor]:
+    """[B, N, P] bool: positions inside a box, and positions within ``radius`` cells of its centre."""
     x, y = outputs.points[:, 0], outputs.points[:, 1]  # [P]
-    left, up, right, down = (boxes[:, :, None, i] for i in range(4))  # [B, N, 1]
-    inside = (x > left) & (x < right) & (y > up) & (y < down) & valid[:, :, None]
-    reach = radius * outputs.strides
-    near = ((x - (left + right) / 2).abs() < reach) & ((y - (up + down) / 2).abs() < reach) & valid[:, :, None]
-    candidate = (inside | near).any(1, keepdim=True) & valid[:, :, None]  # [B, N, P]
+    left, up, right, down = (targets.boxes[:, :, None, i] for i in range(4))  # [B, N, 1]
+    valid = targets.valid[:, :, None]
+    inside = ((x > left) & (x < right)).logical_and_(y > up).logical_and_(y < down).logical_and_(valid)
+    far = radius * outputs.strides
+    middle, centre = (left + right) / 2, (up + down) / 2
+    near = ((x + far > middle) & (x - far < middle)).logical_and_(y + far > centre).logical_and_(y - far < centre)
+    return inside, near.logical_and_(valid)
 
-    overlap = bx.pairwise_iou(boxes, outputs.boxes.detach())
-    overlap = overlap.masked_fill(~candidate, 0)
-    cost = class_cost(outputs, targets.labels) + iou_weight * -(overlap + 1e-7).log() + _FAR * ~(inside & near)
-    cost = torch.where(candidate & cost.isfinite(), cost, _NEVER)
 
+def _at(values: Tensor, place: Tensor | None) -> Tensor:
+    return values if place is None else bx.gather_rows(values, place)
+
+
+def _cheapest(overlap: Tensor, cost: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Which positions are taken [B, P'], and the box each goes to [B, P']."""
     best = min(top, cost.shape[2])
     k = overlap.topk(best, dim=2).values.sum(2).int().clamp(min=1)  # [B, N]
     price, place = cost.topk(best, dim=2, largest=False)
-    taken = (torch.arange(best, device=k.device) < k[:, :, None]) & price.isfinite()
-    claims = torch.zeros_like(candidate).scatter(2, place, taken)
-
-    claimants = claims.sum(1)  # [B, P]
-    single = claims.int().argmax(1)
+    taken = ((torch.arange(best, device=k.device) < k[:, :, None]) & price.isfinite()).flatten(1).long()
+    box = torch.arange(cost.shape[1], device=k.device).repeat_interleave(best).expand_as(taken)
+    place = place.flatten(1)
+    claimants = cost.new_zeros(cost.shape[0], cost.shape[2], dtype=torch.long).scatter_add(1, place, taken)
+    single = torch.zeros_like(claimants).scatter_add(1, place, taken * box)  # the sum of one number is the number
     # The published rule: a contested position goes to the box for which it costs least, of all boxes.
-    target = torch.where(claimants > 1, cost.argmin(1), single)
-    positive = claimants > 0
-
-    achieved = overlap.gather(1, target[:, None]).squeeze(1)
-    position, ok = bx.compact(positive, achieved, limit=min(cost.shape[2], top * boxes.shape[1]))
-    return Matches(position, target.gather(1, position), achieved.gather(1, position), ok, positive)
+    contested = claimants > 1
+    if cost.device.type == "cpu":
+        few, some = bx.compact(contested, contested.float(), contested.shape[1])
+        winner = cost.gather(2, few[:, None, :].expand(-1, cost.shape[1], -1)).argmin(1).masked_fill(~some, 0)
+        winner = torch.zeros_like(single).scatter_reduce(1, few, winner, "amax", include_self=True)
+    else:
+        winner = cost.argmin(1)
+    return claimants > 0, torch.where(contested, winner, single.clamp(max=cost.shape[1] - 1))

@@ -202,7 +202,7 @@ def test_closed_form_of_the_class_cost():
     outputs.logits[0, :3] = torch.tensor([60.0, -60, 0, 60, -60, 0])  # where logarithms are clamped
     outputs.objectness[0, :3] = torch.tensor([60.0, -200, 60])
     labels = torch.tensor([[0, 5, 2], [1, 1, 4]])
-    found = class_cost(outputs, labels)
+    found = class_cost(outputs.scores().sqrt(), labels)
     assert found.shape == (2, 3, outputs.logits.shape[1])
     for b in range(2):
         for n in range(3):

@@ -1,0 +1,1 @@
+"""Speed and memory as ratios: each module is a command that compares alternatives in one interleaved run."""
