@@ -13,10 +13,10 @@ _NEVER = float("inf")
 
 
 def class_cost(q: Tensor, labels: Tensor) -> Tensor:
-    """[B, N, P]: BCE of ``q`` [B, P, C] = sqrt(class × objectness probability) with one-hot labels, summed over classes.
+    """[B, N, P]: BCE of ``q`` [B, P, C], the root of class × objectness probability, with one-hot labels.
 
-    Closed form: Σ_c BCE = -Σ_c log(1 - q_c) + log(1 - q_y) - log q_y, so memory is B × P × C + B × N × P, never
-    B × N × P × C. Logarithms are clamped at -100 as in the published cost.
+    Summed over C, in closed form: Σ_c BCE = -Σ_c log(1 - q_c) + log(1 - q_y) - log q_y, so memory is B × P × C +
+    B × N × P, never B × N × P × C. Logarithms are clamped at -100 as in the published cost.
     """
     no = (1 - q).log_().clamp_(min=-100)  # log1p is seven times slower; its last digits are lost in the sum
     base = no.sum(2)[:, None, :]  # [B, 1, P]
@@ -45,7 +45,7 @@ def sim_ota(
     prime = inside & near
     place = None
     if candidate.device.type == "cpu":
-        # Most positions are nowhere near a box. On a CPU, where a length is free to read, only the others are looked at.
+        # Most positions are nowhere near a box. On a CPU, where a length is free to read, they are left out.
         place, some = bx.compact(candidate, candidate.float(), candidate.shape[1])
         prime = prime.gather(2, place[:, None, :].expand(-1, prime.shape[1], -1))
     else:

@@ -36,30 +36,8 @@ def test_the_scene_is_as_large_as_the_paper():
 
 
 def test_the_head_benchmark_runs(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(
-        "sys.argv",
-        [
-            "head",
-            *[
-                "--images",
-                "2",
-                "--size",
-                "96",
-                "--classes",
-                "6",
-                "--old",
-                "3",
-                "--objects",
-                "4",
-                "--rounds",
-                "1",
-                "--threads",
-                "1",
-                "--json",
-            ],
-            str(tmp_path / "a.json"),
-        ],
-    )
+    words = "head --images 2 --size 96 --classes 6 --old 3 --objects 4 --rounds 1 --threads 1 --json"
+    monkeypatch.setattr("sys.argv", [*words.split(), str(tmp_path / "a.json")])
     head.main()
     assert "times as fast" in capsys.readouterr().out
     assert (tmp_path / "a.json").exists()
