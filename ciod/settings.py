@@ -65,6 +65,12 @@ class Train(Section):
     """Batch normalisation: ``train`` updates statistics, ``eval`` keeps them; ``auto``: train in the first task."""
     amp: Literal["off", "bf16", "fp16"] = "off"
     """Mixed precision of the forward passes; losses are always float32."""
+    teacher: Literal["exact", "folded", "bf16", "fp16"] = "folded"
+    """How the teacher is computed: as it was trained; with its batch normalisation folded into the convolutions, which
+    changes outputs by rounding (about 1e-6) only; or folded and in lower precision, which is much cheaper where the
+    machine has it and changes losses by up to about a percent."""
+    channels_last: bool = True
+    """Memory layout of the weights: faster convolutions, the same results but for rounding."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Loader processes; None: by the machine (0 without a GPU)."""
     log_every: Positive = 10

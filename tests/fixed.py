@@ -23,6 +23,7 @@ class Returns:
     """A network in eval mode that gives the same outputs whatever it sees, and counts how often it is asked."""
 
     training = False
+    precision = None
 
     def __init__(self, outputs: Outputs):
         self.outputs, self.calls = outputs, 0

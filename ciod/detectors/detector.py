@@ -102,6 +102,7 @@ class Detector(nn.Module):
         self.input = taking
         self.lineage: list[dict[str, Any]] = []  # one entry a task: which classes came when, from what
         self.score_threshold, self.nms_iou = 0.001, 0.65
+        self.precision: torch.dtype | None = None  # of a teacher's forward; None: as the surroundings say
         self.register_buffer("mean", torch.tensor(taking.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(taking.std).view(3, 1, 1), persistent=False)
 

@@ -22,7 +22,7 @@ from ciod.data.index import Index
 from ciod.data.scenario import Scenario, Task
 from ciod.detectors import weights
 from ciod.detectors.detector import Detector
-from ciod.engine import checkpoint, machine, resume
+from ciod.engine import checkpoint, machine, resume, speed
 from ciod.engine.distributed import World, world
 from ciod.engine.fit import Fit
 from ciod.engine.progress import Reporter
@@ -71,6 +71,7 @@ class Runner:
         detector, said = start(s, self.scenario, self.reporter)
         self.warnings += said
         detector.to(self.world.device)
+        speed.lay_out(detector, s.train)
         method = self._method()
         first = 0
         if self.saved:
@@ -201,9 +202,8 @@ class Runner:
     def _teacher(self, task: Task, detector: Detector) -> Detector:
         """The model as it was after the task before: also after a crash in the middle of this one."""
         if self.saved and "fit" in self.saved:
-            model = weights.load(self.out / f"task-{task.index}" / "model.safetensors")
-            return model.to(self.world.device).frozen()
-        return detector.frozen()
+            detector = weights.load(self.out / f"task-{task.index}" / "model.safetensors").to(self.world.device)
+        return speed.cheap_teacher(detector, self.settings.train)
 
     def _grow(self, detector: Detector, task: Task, resuming: bool) -> None:
         """New rows are drawn from a seed of the task, so that every rank and a resumed run draw the same."""

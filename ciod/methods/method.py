@@ -75,7 +75,11 @@ class Method(BaseModel):
     def teach(self, batch: Batch) -> Outputs:
         """The teacher's outputs for the very pixels the student sees."""
         assert self._teacher is not None and not self._teacher.training
-        return self._teacher(batch.images)
+        precision = self._teacher.precision
+        if precision is None:
+            return self._teacher(batch.images)
+        with torch.autocast(batch.images.device.type, dtype=precision):
+            return self._teacher(batch.images)
 
     def before_step(self) -> None:
         """After backward and clipping, before the optimiser's step."""
