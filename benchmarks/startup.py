@@ -1,0 +1,66 @@
+"""python -m benchmarks.startup
+
+How long the parts a user waits for take: ``import ciod``, ``ciod --help``, and loading YOLOX-nano with its first
+prediction, each in fresh processes; the empty interpreter beside them.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks import timing
+
+PREDICT = """
+import sys, ciod
+print(len(ciod.load(sys.argv[1]).predict(sys.argv[2])))
+"""
+
+
+def seconds(argv: list[str], rounds: int) -> float:
+    """Median of the processes' own CPU time: other work on the machine does not count."""
+    spent = []
+    for _ in range(rounds):
+        before = os.times()
+        subprocess.run([sys.executable, *argv], check=True, capture_output=True)
+        after = os.times()
+        spent.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    return statistics.median(spent)
+
+
+def main() -> None:
+    args = timing.parser(__doc__, rounds=5).parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        model, picture = Path(folder) / "nano.safetensors", Path(folder) / "noise.jpg"
+        _write(model, picture)
+        rounds = args.rounds
+        figures = {
+            "python": seconds(["-c", "pass"], rounds),
+            "import ciod": seconds(["-c", "import ciod"], rounds),
+            "ciod --help": seconds(["-m", "ciod.cli", "--help"], rounds),
+            "import torch": seconds(["-c", "import torch"], rounds),
+            "load and first prediction": seconds(["-c", PREDICT, str(model), str(picture)], rounds),
+        }
+    timing.tell([f"{name:26s} {value:.2f} s" for name, value in figures.items()], {"seconds": figures}, args.json)
+
+
+def _write(model: Path, picture: Path) -> None:
+    from ciod import detectors
+    from ciod.detectors import weights
+
+    weights.save_model(model, detectors.build([f"class {i}" for i in range(80)], name="yolox-nano"))
+    noise = np.random.default_rng(int(time.time())).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(picture)
+
+
+if __name__ == "__main__":
+    main()

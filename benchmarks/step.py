@@ -1,0 +1,141 @@
+"""python -m benchmarks.step
+
+A training step of every method against one of fine-tuning: forward, teacher, losses, backward, optimiser. Time as
+ratios from one interleaved run, and peak memory from a process of its own for each method.
+
+    python -m benchmarks.step --detector yolox-r50 --size 640 --batch 8 --methods ilyolox,pseudo_label --teacher bf16
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import timing
+from ciod import detectors, methods
+from ciod.config import Train
+from ciod.data.index import Index, empty_columns
+from ciod.data.scenario import Task
+from ciod.engine import optim, speed
+from ciod.types import Batch, Targets
+
+
+def task(old: tuple[str, ...], new: tuple[str, ...]) -> Task:
+    """A second task without images: what a method needs to begin."""
+    index = Index(old + new, [], np.zeros((0, 2), np.int32), np.zeros(0, np.int64), **empty_columns())
+    return Task(1, new, old, index, index, 0, 0)
+
+
+def batch(images: int, size: int, classes: int, old: int, device: torch.device) -> Batch:
+    """Noise with eight boxes of new classes an image."""
+    g = torch.Generator().manual_seed(0)
+    corner = torch.rand(images, 8, 2, generator=g) * size * 0.7
+    boxes = torch.cat([corner, corner + size * (0.05 + 0.2 * torch.rand(images, 8, 2, generator=g))], 2)
+    labels = torch.randint(old, classes, (images, 8), generator=g)
+    targets = Targets(boxes, labels, torch.ones(images, 8, dtype=torch.bool))
+    pixels = torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8, generator=g)
+    names = [f"{i}.jpg" for i in range(images)]
+    sizes, scales = torch.full((images, 2), size), torch.ones(images)
+    return Batch(pixels, targets, names, sizes, scales, torch.arange(images)).to(device)
+
+
+def stepper(name: str, args: argparse.Namespace, device: torch.device) -> Callable[[], None]:
+    """One whole training step of method ``name`` on the second of two tasks."""
+    torch.manual_seed(0)
+    train = Train(teacher=args.teacher, amp=args.amp, optimizer="sgd", lr=1e-4)
+    frozen = {"frozen": True} if args.detector.startswith("yolox-r") else {}
+    known = tuple(f"class {i}" for i in range(args.old))
+    detector = detectors.build(known, name=args.detector, size=args.size, backbone_weights=None, **frozen).to(device)
+    for rows in detector.class_layers():  # a teacher that has something to say
+        torch.nn.init.normal_(rows.tensor, 0, 0.2)
+    speed.lay_out(detector, train)
+    method = methods.find(name)()
+    teacher = speed.cheap_teacher(detector, train) if method.uses_teacher else None
+    new = tuple(f"class {i}" for i in range(args.old, args.classes))
+    detector.grow(new)
+    detector.train()
+    method.attach(detector, detector, teacher)
+    method.begin_task(task(known, new))
+    optimizer = optim.optimizer(detector, train, train.lr)
+    data = batch(args.batch, args.size, args.classes, args.old, device)
+    kind = speed.PRECISION.get(args.amp)
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype=kind, enabled=kind is not None):
+            losses = method.loss(data)
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(losses.values())).sum().backward()
+        method.before_step()
+        optimizer.step()
+
+    return step
+
+
+def memory(name: str, argv: list[str]) -> float:
+    """Peak MB of a process that takes three steps; of the GPU where there is one."""
+    command = [sys.executable, "-m", "benchmarks.step", *argv, "--methods", name, "--memory-of"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    return float(done.stdout.split()[-1])
+
+
+def main() -> None:
+    parse = timing.parser(
+        __doc__,
+        detector="yolox-r50",
+        size=640,
+        batch=8,
+        classes=80,
+        old=40,
+        rounds=5,
+        methods="",
+        teacher="folded",
+        amp="off",
+    )
+    parse.add_argument("--memory-of", action="store_true", help=argparse.SUPPRESS)
+    args = parse.parse_args()
+    torch.set_num_threads(args.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if args.memory_of:
+        step = stepper(args.methods, args, device)
+        for _ in range(3):
+            step()
+        print(torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else timing.peak_mb())
+        return
+    traits = detectors.traits(args.detector)
+    asked = args.methods.split(",") if args.methods else methods.available()
+    names = [n for n in asked if n not in ("finetune", "joint") and methods.find(n).needs <= traits]
+    steps = {n: stepper(n, args, device) for n in ("finetune", *names)}
+    seconds = timing.medians(timing.interleaved(steps, rounds=args.rounds))
+    argv = _without(sys.argv[1:], ("--methods", "--json", "--rounds"))
+    peak = {n: memory(n, argv) for n in steps}
+    lines = [f"{args.detector}, {args.size} px, batch {args.batch}, {args.classes} classes, teacher {args.teacher}"]
+    figures: dict[str, Any] = {"settings": {k: str(v) for k, v in vars(args).items()}, "methods": {}}
+    for n in steps:
+        ratio, room = seconds[n] / seconds["finetune"], peak[n] / peak["finetune"]
+        figures["methods"][n] = {"seconds": seconds[n], "ratio": ratio, "peak_mb": peak[n], "memory_ratio": room}
+        lines.append(f"  {n:14s} {seconds[n]:7.3f} s  × {ratio:.3f}   {peak[n]:7.0f} MB  × {room:.3f}")
+    timing.tell(lines, figures, args.json)
+
+
+def _without(argv: list[str], options: tuple[str, ...]) -> list[str]:
+    """``argv`` without these options and their values."""
+    kept, skip = [], False
+    for word in argv:
+        if skip:
+            skip = False
+        elif word.split("=")[0] in options:
+            skip = "=" not in word
+        else:
+            kept.append(word)
+    return kept
+
+
+if __name__ == "__main__":
+    main()
