@@ -14,6 +14,7 @@ import torch
 from benchmarks import scenes, timing
 from ciod.data.index import Index
 from ciod.detectors.yolox import YOLOX
+from ciod.engine.machine import peak_memory_mb
 from ciod.evaluate.ap import coco_ap
 from ciod.types import Detections
 
@@ -69,7 +70,7 @@ def main() -> None:
     began = time.perf_counter()
     table = coco_ap(found, index)
     scored = time.perf_counter() - began
-    peak = timing.peak_mb()
+    peak = peak_memory_mb()
     timing.tell(
         [
             f"{args.images} images, {args.classes} classes, {args.detections} detections an image",

@@ -24,6 +24,7 @@ from ciod.config import Train
 from ciod.data.index import Index, empty_columns
 from ciod.data.scenario import Task
 from ciod.engine import optim, speed
+from ciod.engine.machine import peak_memory_mb
 from ciod.types import Batch, Targets
 
 
@@ -106,7 +107,7 @@ def main() -> None:
         step = stepper(args.methods, args, device)
         for _ in range(3):
             step()
-        print(torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else timing.peak_mb())
+        print(peak_memory_mb())
         return
     traits = detectors.traits(args.detector)
     asked = args.methods.split(",") if args.methods else methods.available()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import time
@@ -51,15 +50,6 @@ def parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
     for name, value in defaults.items():
         out.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     return out
-
-
-def peak_mb() -> float:
-    """Peak resident memory of this process in MB. Not ``ru_maxrss``, which a child inherits from its parent."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    line = next(x for x in status.read_text(encoding="utf-8").splitlines() if x.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
 
 
 def machine() -> dict[str, Any]:

@@ -105,6 +105,10 @@ def peak_memory_mb() -> float:
     """Of the GPU where there is one, else of the process (which never falls)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():  # where there is one, because a child inherits its parent's ru_maxrss
+        line = next(x for x in status.read_text(encoding="utf-8").splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
     import resource
 
     scale = 2**20 if sys.platform == "darwin" else 2**10

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +13,7 @@ from torch import nn
 from ciod import detectors
 from ciod.config import Train
 from ciod.detectors.detector import Detector
-from ciod.engine import speed
+from ciod.engine import machine, speed
 from ciod.methods.ilyolox import ILYOLOX
 from ciod.types import Targets
 from tests import fixed
@@ -104,3 +108,14 @@ def test_channels_last_changes_rounding_only():
     weight = next(p for p in detector.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1)
     assert weight.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(before.logits, after.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_peak_memory_is_of_this_process_and_not_of_its_parent():
+    """A run started by a larger process (``ciod compare``) must not report that one's peak."""
+    ballast = bytearray(400 << 20)
+    ballast[:: 1 << 12] = b"x" * len(ballast[:: 1 << 12])
+    code = "from ciod.engine.machine import peak_memory_mb; print(peak_memory_mb())"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    if not Path("/proc/self/status").exists():
+        pytest.skip("only Linux tells a process's own peak")
+    assert float(child.stdout) < machine.peak_memory_mb() - 300
