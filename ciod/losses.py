@@ -21,7 +21,12 @@ def count(mask: Tensor) -> Tensor:
     DDP averages gradients over ranks, so a loss divided by this equals the loss of one process with the whole
     batch. A batch without any positive divides by 1, not by a tiny epsilon. Stays on the device.
     """
-    n = mask.sum().float()
+    return normaliser(mask.sum().float())
+
+
+def normaliser(n: Tensor) -> Tensor:
+    """The same for a sum of weights. Changes no gradient: ``n`` is detached."""
+    n = n.detach().clone()
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(n)
         return n.clamp(min=1) / dist.get_world_size()
@@ -42,6 +47,25 @@ def entropy(p: Tensor) -> Tensor:
 def iou_square(predicted: Tensor, target: Tensor) -> Tensor:
     """YOLOX's box loss 1 - IoU² (Ge et al. 2021): [..., 4], [..., 4] → [...]."""
     return 1 - bx.iou(predicted, target).clamp(min=1e-16).square()
+
+
+def quality_focal(logits: Tensor, quality: Tensor, beta: float = 2.0) -> Tensor:
+    """Quality focal loss (Li et al. 2020, arXiv 2006.04388, eq. 2), element by element; quality 0 is background."""
+    return bce(logits, quality) * (quality - logits.sigmoid()).abs().pow(beta)
+
+
+def distribution_focal(logits: Tensor, value: Tensor) -> Tensor:
+    """Distribution focal loss (Li et al. 2020, eq. 6): cross-entropy with the two bins around ``value``.
+
+    Args:
+        logits: [..., R].
+        value: [...] in bins, 0 ≤ value < R - 1.
+    """
+    log_p = logits.log_softmax(-1)
+    low = value.long()
+    left = log_p.gather(-1, low[..., None])[..., 0]
+    right = log_p.gather(-1, low[..., None] + 1)[..., 0]
+    return -(left * (low + 1 - value) + right * (value - low))
 
 
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:

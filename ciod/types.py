@@ -106,16 +106,26 @@ class Outputs:
 
     logits: Tensor  # [B, P, C]
     boxes: Tensor  # [B, P, 4], decoded and differentiable
-    points: Tensor  # [P, 2] x, y of each position in pixels: the cell centre
+    points: Tensor  # [P, 2] x, y of each position in pixels, as the detector counts: the cell's centre, or its corner
     strides: Tensor  # [P] pixels per cell
-    objectness: Tensor | None = None  # [B, P] logits
+    objectness: Tensor | None = None  # [B, P] logits of what the score has beside the class; FCOS: centre-ness
     distribution: Tensor | None = None  # [B, P, 4, R] logits of the distances left, top, right, bottom
     features: list[Tensor] = field(default_factory=list)  # [B, F, h, w] a level
+    levels: tuple[int, ...] = ()  # positions of each level; their sum is P
+    anchors: Tensor | None = None  # [P, 4] the boxes that predictions correct, where a detector has them
+    root: bool = False  # scores are square roots of class × objectness (torchvision's FCOS)
 
     def scores(self) -> Tensor:
         """[B, P, C]: the probability a detection is ranked by (class, times objectness where there is one)."""
-        p = self.logits.sigmoid()
-        return p if self.objectness is None else p * self.objectness.sigmoid()[..., None]
+        return self.combine(self.logits.sigmoid())
+
+    def combine(self, probability: Tensor) -> Tensor:
+        """Class probabilities [B, P] or [B, P, C] → scores of that shape."""
+        if self.objectness is None:
+            return probability
+        quality = self.objectness.sigmoid()
+        product = probability * (quality if probability.dim() == 2 else quality[..., None])
+        return product.sqrt() if self.root else product
 
 
 @dataclass
@@ -127,6 +137,7 @@ class Matches:
     iou: Tensor  # [B, K] IoU of the predicted box with the target's, no gradient
     valid: Tensor  # [B, K] bool
     positive: Tensor  # [B, P] bool: positions with a match
+    ignored: Tensor | None = None  # [B, P] bool: positions without one that are no background either
 
 
 @dataclass

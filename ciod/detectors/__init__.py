@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 def families() -> Sequence[type[Any]]:
     """Every Detector class, each with its ``variants``. A new detector is its file and its name here."""
+    from ciod.detectors.gfl import GFL
     from ciod.detectors.yolox import YOLOX
 
-    return (YOLOX,)
+    return YOLOX, GFL
 
 
 def available() -> list[str]:

@@ -18,6 +18,7 @@ from ciod.errors import CiodError
 from ciod.types import Detections, Matches, Outputs, Targets
 
 PRIOR = 0.01  # probability a new class starts with everywhere
+IMAGENET: dict[str, Any] = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}  # of an Input, 0..255
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Checkpoints of other projects: their tensor names in ours, and which detector they are.
 
-Official YOLOX, MMDetection's YOLOX.
+Official YOLOX, MMDetection's YOLOX and GFL.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _OFFICIAL = [
     (r"^head\.(reg|obj)_preds\.", r"head.\1."),
 ]
 
-# MMDetection's names (YOLOX on CSPDarknet or ResNet) → ours.
+# MMDetection's names (YOLOX on CSPDarknet or ResNet; GFL on ResNet with FPN) → ours.
 _MMDET = [
     (r"^backbone\.conv1\.", "backbone.stem.0."),
     (r"^backbone\.bn1\.", "backbone.stem.1."),
@@ -48,6 +48,13 @@ _MMDET = [
     (r"^bbox_head\.multi_level_(cls|reg)_convs\.", r"head.\1_tower."),
     (r"^bbox_head\.multi_level_conv_cls\.(\d)\.", r"head.cls.\1.blocks.0."),
     (r"^bbox_head\.multi_level_conv_(reg|obj)\.", r"head.\1."),
+    (r"^neck\.lateral_convs\.(\d)\.conv\.", r"neck.inner_blocks.\1.0."),
+    (r"^neck\.fpn_convs\.([012])\.conv\.", r"neck.layer_blocks.\1.0."),
+    (r"^neck\.fpn_convs\.([34])\.conv\.", lambda m: f"neck.extra_blocks.p{int(m[1]) + 3}."),
+    (r"^bbox_head\.(cls|reg)_convs\.", r"head.\1_tower."),
+    (r"^bbox_head\.gfl_cls\.", "head.cls.blocks.0."),
+    (r"^bbox_head\.gfl_reg\.", "head.reg."),
+    (r"^bbox_head\.scales\.(\d)\.scale$", r"head.scales.\1"),
 ]
 
 _CLASS_BIAS = r"head\.cls(\.0)?\.blocks\.0\.bias"

@@ -1,18 +1,22 @@
-"""PAFPN, the neck of YOLOX: top-down, then bottom-up, then one 1×1 convolution a level to equal channels."""
+"""Necks: PAFPN (YOLOX) and FPN (GFL, RetinaNet, FCOS)."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from ciod.detectors.blocks import CSP, ConvBN, conv
 
 
 class PAFPN(nn.Module):
-    """Path-aggregation feature pyramid over three maps.
+    """Path-aggregation feature pyramid over three maps: top-down, then bottom-up, then one 1×1 convolution a level to
+    equal channels.
 
     Args:
         channels: of the three inputs, stride 8 first.
@@ -44,3 +48,27 @@ class PAFPN(nn.Module):
         n4 = self.bottom_up[0](torch.cat([self.downsample[0](p3), r4], 1))
         n5 = self.bottom_up[1](torch.cat([self.downsample[1](n4), r5], 1))
         return [out(x) for out, x in zip(self.out, (p3, n4, n5), strict=True)]
+
+
+class FPN(FeaturePyramidNetwork):
+    """torchvision's feature pyramid over three maps, with two coarser levels convolved from its last: five maps of
+    ``width`` channels, at strides 8 to 128.
+
+    Args:
+        channels: of the three inputs, stride 8 first.
+        relu: ReLU before the last level (RetinaNet, FCOS); without it in GFL.
+    """
+
+    def __init__(self, channels: Sequence[int], width: int, *, relu: bool):
+        super().__init__(list(channels), width, extra_blocks=(LastLevelP6P7 if relu else PlainP6P7)(width, width))
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:  # type: ignore[override]
+        return list(super().forward(OrderedDict(zip("345", maps, strict=True))).values())
+
+
+class PlainP6P7(LastLevelP6P7):
+    """Two levels more, one convolution of stride 2 each."""
+
+    def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        p6 = self.p6(p[-1])
+        return [*p, p6, self.p7(p6)], [*names, "6", "7"]

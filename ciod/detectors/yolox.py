@@ -17,7 +17,8 @@ from ciod.boxes import gather_rows
 from ciod.detectors.assign import sim_ota
 from ciod.detectors.backbones import CSPDarknet, ResNet
 from ciod.detectors.blocks import conv
-from ciod.detectors.detector import PRIOR, ClassConv, Detector, Input
+from ciod.detectors.dense import flatten, grid
+from ciod.detectors.detector import IMAGENET, PRIOR, ClassConv, Detector, Input
 from ciod.detectors.necks import PAFPN
 from ciod.types import Matches, Outputs, Targets
 
@@ -37,13 +38,11 @@ VARIANTS: dict[str, tuple[float, float, bool] | int] = {
     "yolox-r101": 101,
 }
 
-_MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet, RGB, 0..255
-
 
 def default_input(name: str, size: int | None) -> Input:
     """Official YOLOX takes BGR without normalisation; the ResNets take ImageNet's RGB, filled with its mean."""
     if isinstance(VARIANTS[name], int):
-        return Input(size=size or 640, mean=_MEAN, std=_STD)
+        return Input(size=size or 640, **IMAGENET)
     return Input(size=size or (416 if name in ("yolox-pico", "yolox-nano", "yolox-tiny") else 640), bgr=True)
 
 
@@ -83,26 +82,15 @@ def assemble(
         cls, reg, obj: [B, C | 4 | 1, h, w] for strides 8, 16, 32; reg is dx, dy, log w, log h in cells, from the
             cell's corner.
     """
-    corners, points, strides = [], [], []
-    for stride, x in zip(STRIDES, cls, strict=True):
-        height, width = x.shape[2:]
-        rows = torch.arange(height, device=x.device, dtype=torch.float32) * stride
-        columns = torch.arange(width, device=x.device, dtype=torch.float32) * stride
-        grid = torch.stack([columns.repeat(height), rows.repeat_interleave(width)], 1)
-        corners.append(grid)
-        points.append(grid + stride / 2)
-        strides.append(torch.full((height * width,), float(stride), device=x.device))
-    corner, point, stride = torch.cat(corners), torch.cat(points), torch.cat(strides)
-
-    def flat(maps: Sequence[Tensor]) -> Tensor:
-        return torch.cat([m.flatten(2) for m in maps], 2).transpose(1, 2).float()
-
-    raw = flat(reg)
+    corner, stride, levels = grid(cls, STRIDES)
+    raw = flatten(reg)
     centre = corner + raw[..., :2] * stride[:, None]
     # An untrained log size can be huge: a box beyond 22 000 cells helps nobody and its infinity would spread.
     half = raw[..., 2:].clamp(max=10).exp() * stride[:, None] / 2
     boxes = torch.cat([centre - half, centre + half], -1)
-    return Outputs(flat(cls), boxes, point, stride, objectness=flat(obj)[..., 0], features=list(features))
+    point = corner + stride[:, None] / 2
+    objectness = flatten(obj)[..., 0]
+    return Outputs(flatten(cls), boxes, point, stride, objectness, features=list(features), levels=levels)
 
 
 class YOLOX(Detector):

@@ -51,7 +51,7 @@ class Responses:
 def respond(outputs: Outputs, classes: int | None) -> Responses:
     """s, f and k; ``classes``: only labels below it may be kept (None: any)."""
     s, k = outputs.logits.sigmoid().max(2)
-    f = s if outputs.objectness is None else s * outputs.objectness.sigmoid()
+    f = outputs.combine(s)
     old = torch.ones_like(k, dtype=torch.bool) if classes is None else k < classes
     return Responses(s, f, k, old)
 

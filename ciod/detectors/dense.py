@@ -1,0 +1,50 @@
+"""What dense detectors share: maps to rows of positions, their points, and class targets of positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ciod.types import Matches
+
+
+def flatten(maps: Sequence[Tensor]) -> Tensor:
+    """[B, F, h, w] a level → [B, P, F] float32, level by level, row by row."""
+    return torch.cat([m.flatten(2) for m in maps], 2).transpose(1, 2).float()
+
+
+def grid(maps: Sequence[Tensor], strides: Sequence[int]) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """Upper left corners of all cells [P, 2] in pixels, the stride of each [P], and how many cells a level has."""
+    corners, steps, levels = [], [], []
+    for stride, x in zip(strides, maps, strict=True):
+        height, width = x.shape[2:]
+        rows = torch.arange(height, device=x.device, dtype=torch.float32) * stride
+        columns = torch.arange(width, device=x.device, dtype=torch.float32) * stride
+        corners.append(torch.stack([columns.repeat(height), rows.repeat_interleave(width)], 1))
+        steps.append(torch.full((height * width,), float(stride), device=x.device))
+        levels.append(height * width)
+    return torch.cat(corners), torch.cat(steps), tuple(levels)
+
+
+def class_targets(logits: Tensor, matches: Matches, labels: Tensor, value: Tensor, counted: Tensor) -> Tensor:
+    """[B, P, C]: ``value`` at the label of each counted match, 0 elsewhere.
+
+    Args:
+        logits: [B, P, C], for the shape alone.
+        labels, value, counted: [B, K], of the matches.
+    """
+    out = torch.zeros_like(logits)
+    if not logits.shape[2]:
+        return out
+    place = matches.position * logits.shape[2] + labels
+    # Unused slots stand at position 0, where another match may be: the larger of the two is the real one.
+    return out.flatten(1).scatter_reduce(1, place, value.masked_fill(~counted, 0), "amax").view_as(out)
+
+
+def uncounted(matches: Matches, counted: Tensor) -> Tensor:
+    """[B, P] bool: positions that are neither foreground nor background: their match is not counted, or ignored."""
+    taken = torch.zeros_like(matches.positive).scatter_reduce(1, matches.position, counted, "amax")
+    out = matches.positive & ~taken
+    return out if matches.ignored is None else out | matches.ignored

@@ -1,0 +1,180 @@
+"""GFL, generalized focal loss (Li et al., NeurIPS 2020, arXiv 2006.04388): a box side is a distribution over bins.
+
+ResNets with FPN are the detector of ERD's tables; the light variants stand on YOLOX's backbones and necks, so that
+both heads can be compared on one trunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ciod import losses as L
+from ciod.boxes import gather_rows, giou
+from ciod.detectors.assign import atss
+from ciod.detectors.backbones import CSPDarknet, ResNet
+from ciod.detectors.dense import class_targets, flatten, grid, uncounted
+from ciod.detectors.detector import IMAGENET, ClassConv, Detector, Input
+from ciod.detectors.necks import FPN, PAFPN
+from ciod.types import Matches, Outputs, Targets
+
+BINS = 17  # a side is the mean of a distribution over 0, 1, …, 16 strides
+
+# name: the depth of a ResNet, or (deepen, widen, depthwise) of the YOLOX trunk below the head
+VARIANTS: dict[str, int | tuple[float, float, bool]] = {
+    "gfl-pico": (0.33, 0.125, False),
+    "gfl-nano": (0.33, 0.25, True),  # the trunk of yolox-nano: weights=yolox_nano.pth fits
+    "gfl-r18": 18,
+    "gfl-r50": 50,
+    "gfl-r101": 101,
+}
+
+
+class ConvGN(nn.Module):
+    """3×3 convolution, group normalisation, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.gn = nn.GroupNorm(min(32, outputs // 4), outputs)
+        nn.init.normal_(self.conv.weight, std=0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gn(self.conv(x)).relu()
+
+
+class Head(nn.Module):
+    """One head for all levels: class tower, box tower, and a factor for the boxes of each level."""
+
+    def __init__(self, width: int, convs: int, classes: int, levels: int):
+        super().__init__()
+        self.cls_tower = nn.Sequential(*(ConvGN(width, width) for _ in range(convs)))
+        self.reg_tower = nn.Sequential(*(ConvGN(width, width) for _ in range(convs)))
+        self.cls = ClassConv(width, classes, 3)
+        self.reg = nn.Conv2d(width, 4 * BINS, 3, padding=1)
+        self.scales = nn.ParameterList(nn.Parameter(torch.tensor(1.0)) for _ in range(levels))
+        nn.init.normal_(self.reg.weight, std=0.01)
+        nn.init.zeros_(self.reg.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        cls = [self.cls(self.cls_tower(x)) for x in features]
+        reg = [self.reg(self.reg_tower(x)) * s for x, s in zip(features, self.scales, strict=True)]
+        return cls, reg
+
+
+def integral(distribution: Tensor) -> Tensor:
+    """Mean of a distribution given by its logits: [..., R] → [...] in bins."""
+    bins = torch.arange(distribution.shape[-1], device=distribution.device, dtype=distribution.dtype)
+    return (distribution.softmax(-1) * bins).sum(-1)
+
+
+def assemble(
+    cls: Sequence[Tensor], reg: Sequence[Tensor], strides: Sequence[int], features: Sequence[Tensor] = ()
+) -> Outputs:
+    """Raw maps of the levels → Outputs.
+
+    Args:
+        cls, reg: [B, C | 4 × 17, h, w] a level; reg is the logits of the distances to left, top, right, bottom in
+            strides, from the cell's upper left corner (MMDetection's anchors have no offset).
+    """
+    point, stride, levels = grid(cls, strides)
+    distribution = flatten(reg).unflatten(2, (4, BINS))
+    side = integral(distribution) * stride[:, None]
+    boxes = torch.cat([point - side[..., :2], point + side[..., 2:]], -1)
+    return Outputs(
+        flatten(cls), boxes, point, stride, distribution=distribution, features=list(features), levels=levels
+    )
+
+
+class GFL(Detector):
+    """See the module. ``settings`` are the keyword arguments of ``build``."""
+
+    traits = frozenset({"dense", "box_distribution", "features"})
+    variants = VARIANTS
+    box_weight, distribution_weight = 2.0, 0.25
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        *,
+        name: str = "gfl-nano",
+        size: int | None = None,
+        backbone_weights: str | None = None,
+        frozen: bool = False,
+    ):
+        shape = VARIANTS[name]
+        if isinstance(shape, int):
+            taking = Input(size=size or 640, **IMAGENET)
+        else:
+            taking = Input(size=size or 416, bgr=True)
+        settings: dict[str, Any] = {"name": name, "size": taking.size}
+        super().__init__(class_names, settings, taking)
+        self.nms_iou = 0.6
+        if isinstance(shape, int):
+            self.backbone: nn.Module = ResNet(shape, backbone_weights, frozen=frozen)
+            settings["frozen"] = self.backbone.pretrained
+            width, convs, self.strides = 256, 4, (8, 16, 32, 64, 128)
+            self.neck: nn.Module = FPN(self.backbone.channels, width, relu=False)
+        else:
+            deepen, widen, depthwise = shape
+            width, convs, self.strides = int(256 * widen), 2, (8, 16, 32)
+            self.backbone = CSPDarknet(deepen, widen, depthwise=depthwise)
+            self.neck = PAFPN(self.backbone.channels, width, round(3 * deepen), depthwise=depthwise)
+        self.head = Head(width, convs, len(class_names), len(self.strides))
+
+    @classmethod
+    def default_backbone(cls, name: str) -> str | None:
+        return "imagenet" if isinstance(VARIANTS[name], int) else None
+
+    def forward(self, images: Tensor) -> Outputs:
+        features = self.neck(self.backbone(self.normalise(images)))
+        cls, reg = self.head(features)
+        return assemble(cls, reg, self.strides, features)
+
+    def match(self, outputs: Outputs, targets: Targets) -> Matches:
+        return atss(outputs, targets)
+
+    def loss(
+        self,
+        outputs: Outputs,
+        targets: Targets,
+        matches: Matches,
+        *,
+        counted: Tensor | None = None,
+        channels: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """cls (quality focal loss) over all positions but those whose match is not counted; box (2 × (1 - GIoU)) and
+        dfl (0.25 × distribution focal loss, mean of four sides) over counted matches.
+
+        cls is divided by the number of counted matches. box and dfl are weighted by the position's best probability
+        (of ``channels``) and divided by the sum of these weights.
+        """
+        assert outputs.distribution is not None
+        counted = matches.valid if counted is None else counted & matches.valid
+        at, which = matches.position, matches.target
+        quality = class_targets(outputs.logits, matches, targets.labels.gather(1, which), matches.iou, counted)
+        cls = L.quality_focal(outputs.logits, quality)
+        seen = outputs.logits.detach().sigmoid()
+        if channels is not None:
+            cls, seen = cls * channels, seen * channels
+        weight = gather_rows(seen.amax(2), at).masked_fill(~counted, 0)
+        total = L.normaliser(weight.sum())
+
+        wanted = gather_rows(targets.boxes, which)
+        box = 1 - giou(gather_rows(outputs.boxes, at), wanted)
+        point, stride = outputs.points[at], outputs.strides[at][..., None]
+        side = torch.cat([point - wanted[..., :2], wanted[..., 2:] - point], -1) / stride
+        side = side.clamp(min=0, max=BINS - 1.1)
+        dfl = L.distribution_focal(gather_rows(outputs.distribution, at), side).mean(2)
+        background = ~uncounted(matches, counted)
+        return {
+            "cls": L.masked_sum(cls.sum(2), background) / L.count(counted),
+            "box": self.box_weight * L.masked_sum(box * weight, counted) / total,
+            "dfl": self.distribution_weight * L.masked_sum(dfl * weight, counted) / total,
+        }
+
+    def trunk(self) -> list[nn.Module]:
+        return [self.backbone, self.neck]
