@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ciod.losses import Supervision
 from ciod.types import Matches
 
 
@@ -43,8 +44,11 @@ def class_targets(logits: Tensor, matches: Matches, labels: Tensor, value: Tenso
     return out.flatten(1).scatter_reduce(1, place, value.masked_fill(~counted, 0), "amax").view_as(out)
 
 
-def uncounted(matches: Matches, counted: Tensor) -> Tensor:
-    """[B, P] bool: positions that are neither foreground nor background: their match is not counted, or ignored."""
-    taken = torch.zeros_like(matches.positive).scatter_reduce(1, matches.position, counted, "amax")
-    out = matches.positive & ~taken
-    return out if matches.ignored is None else out | matches.ignored
+def in_class_loss(matches: Matches, said: Supervision) -> Tensor:
+    """[B, P] bool: positions of a class loss over all positions. Neither foreground nor background, so not in it, are
+    positions whose match is not counted, that the matcher ignores, or that the labels do not speak about."""
+    taken = torch.zeros_like(matches.positive).scatter_reduce(1, matches.position, said.counted, "amax")
+    inside = taken | ~matches.positive
+    for out in (None if matches.ignored is None else ~matches.ignored, said.positions):
+        inside = inside if out is None else inside & out
+    return inside

@@ -16,7 +16,7 @@ from ciod import losses as L
 from ciod.boxes import gather_rows, giou
 from ciod.detectors.assign import atss
 from ciod.detectors.backbones import CSPDarknet, ResNet
-from ciod.detectors.dense import class_targets, flatten, grid, uncounted
+from ciod.detectors.dense import class_targets, flatten, grid, in_class_loss
 from ciod.detectors.detector import IMAGENET, ClassConv, Detector, Input
 from ciod.detectors.necks import FPN, PAFPN
 from ciod.types import Matches, Outputs, Targets
@@ -153,14 +153,14 @@ class GFL(Detector):
         (of ``channels``) and divided by the sum of these weights.
         """
         assert outputs.distribution is not None
-        counted = matches.valid if counted is None else counted & matches.valid
+        said = L.supervise(outputs, targets, matches, counted, channels)
         at, which = matches.position, matches.target
-        quality = class_targets(outputs.logits, matches, targets.labels.gather(1, which), matches.iou, counted)
+        quality = class_targets(outputs.logits, matches, targets.labels.gather(1, which), matches.iou, said.counted)
         cls = L.quality_focal(outputs.logits, quality)
         seen = outputs.logits.detach().sigmoid()
-        if channels is not None:
-            cls, seen = cls * channels, seen * channels
-        weight = gather_rows(seen.amax(2), at).masked_fill(~counted, 0)
+        if said.channels is not None:
+            cls, seen = cls * said.channels, seen * said.channels
+        weight = gather_rows(seen.amax(2), at).masked_fill(~said.counted, 0)
         total = L.normaliser(weight.sum())
 
         wanted = gather_rows(targets.boxes, which)
@@ -169,11 +169,10 @@ class GFL(Detector):
         side = torch.cat([point - wanted[..., :2], wanted[..., 2:] - point], -1) / stride
         side = side.clamp(min=0, max=BINS - 1.1)
         dfl = L.distribution_focal(gather_rows(outputs.distribution, at), side).mean(2)
-        background = ~uncounted(matches, counted)
         return {
-            "cls": L.masked_sum(cls.sum(2), background) / L.count(counted),
-            "box": self.box_weight * L.masked_sum(box * weight, counted) / total,
-            "dfl": self.distribution_weight * L.masked_sum(dfl * weight, counted) / total,
+            "cls": L.masked_sum(cls.sum(2), in_class_loss(matches, said)) / L.count(said.counted),
+            "box": self.box_weight * L.masked_sum(box * weight, said.counted) / total,
+            "dfl": self.distribution_weight * L.masked_sum(dfl * weight, said.counted) / total,
         }
 
     def trunk(self) -> list[nn.Module]:

@@ -32,8 +32,6 @@ def test_loss_of_new_classes_alone(file):
     detector = GFL(NAMES, name="gfl-pico", size=128)
     outputs, _ = heads.read(case, "student")
     targets = heads.targets(case)
-    losses = detector.loss(
-        outputs, targets, detector.match(outputs, targets), channels=torch.arange(len(NAMES)) >= 6
-    )
+    losses = detector.loss(outputs, targets, detector.match(outputs, targets), channels=torch.arange(len(NAMES)) >= 6)
     for ours, theirs in {"cls": "loss_cls", "box": "loss_bbox", "dfl": "loss_dfl"}.items():
         assert losses[ours].item() == pytest.approx(float(case[f"loss.{theirs}"]), rel=1e-4), ours

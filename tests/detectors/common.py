@@ -1,0 +1,45 @@
+"""Small detectors, pictures and boxes for the tests of this folder."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ciod import detectors
+from ciod.detectors.detector import Detector
+from ciod.types import Targets
+from tests import fixed
+
+SIZE = 64
+NAMES = ("ant", "bee", "cow")
+
+
+def make(name: str = "yolox-nano", names=NAMES, seed: int = 0) -> Detector:
+    torch.manual_seed(seed)
+    return detectors.build(names, name=name, size=SIZE)
+
+
+def pictures(n: int = 2, seed: int = 0) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, 3, SIZE, SIZE), generator=g, dtype=torch.uint8)
+
+
+def some_boxes(classes: int = len(NAMES)) -> Targets:
+    return fixed.boxes_at_random(1, [3, 1], classes=classes, size=SIZE)
+
+
+def train_step(detector: Detector, targets: Targets | None = None, lr: float = 0.1) -> None:
+    optimizer = torch.optim.SGD(detector.parameters(), lr=lr)
+    outputs = detector.train()(pictures())
+    targets = some_boxes(detector.num_classes) if targets is None else targets
+    losses = detector.loss(outputs, targets, detector.match(outputs, targets))
+    optimizer.zero_grad()
+    torch.stack(list(losses.values())).sum().backward()
+    optimizer.step()
+
+
+def bn_eval(detector: Detector) -> Detector:
+    for m in detector.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.eval()
+    return detector

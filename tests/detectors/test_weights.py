@@ -1,0 +1,171 @@
+"""Model files: torn, strange, foreign; and trunks taken from them."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+
+import pytest
+import torch
+
+from ciod.detectors import weights as files
+from ciod.detectors.detector import Detector
+from ciod.errors import CiodError
+from tests.detectors.common import NAMES, make
+
+
+@pytest.fixture
+def model(tmp_path):
+    files.save_model(tmp_path / "model.safetensors", make())
+    return tmp_path / "model.safetensors"
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.999])
+def test_a_truncated_model_is_said_to_be_one(model, share):
+    content = model.read_bytes()
+    model.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(CiodError, match=r"is not a readable model file .* It may be truncated"):
+        files.load(model)
+
+
+def test_a_strange_safetensors_file(model, tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, tmp_path / "strange.safetensors")
+    with pytest.raises(CiodError, match="not a ciod model: it has no class names"):
+        files.load(tmp_path / "strange.safetensors")
+
+
+def test_metadata_of_another_architecture(model):
+    """The header says tiny, the tensors are nano's."""
+    content = model.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8 : 8 + length])
+    meta = json.loads(header["__metadata__"]["ciod"])
+    meta["detector"]["name"] = "yolox-tiny"
+    header["__metadata__"]["ciod"] = json.dumps(meta)
+    changed = json.dumps(header).encode()
+    model.write_bytes(struct.pack("<Q", len(changed)) + changed + content[8 + length :])
+    with pytest.raises(CiodError, match="does not fit the detector its metadata describes"):
+        files.load(model)
+
+
+def test_no_such_model_file(model):
+    with pytest.raises(CiodError, match=r"no model file .*did you mean 'model\.safetensors'"):
+        files.load(model.with_name("modell.safetensors"))
+
+
+class Canary:
+    """Unpickling this makes a folder: code that a checkpoint must never be able to run."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path, protocol):
+    canary = tmp_path / "canary"
+    torch.save({"model": {}, "extra": Canary(canary)}, tmp_path / "evil.pth", pickle_protocol=protocol)
+    with pytest.raises(CiodError, match="loading it could run code; it is refused"):
+        files.load(tmp_path / "evil.pth")
+    assert not canary.exists()
+    torch.load(tmp_path / "evil.pth", weights_only=False)
+    assert canary.exists()  # the payload works: the refusal was not luck
+
+
+def test_a_plain_pickle_is_refused_and_not_run(tmp_path):
+    import pickle
+
+    canary = tmp_path / "canary"
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps(Canary(canary)))
+    with pytest.raises(CiodError, match=r"refused|not a readable PyTorch file"):
+        files.load(tmp_path / "evil.pth")
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", b"PK\x03\x04 torn"])
+def test_a_torn_checkpoint(tmp_path, content):
+    (tmp_path / "torn.pth").write_bytes(content)
+    with pytest.raises(CiodError, match=r"torn\.pth"):
+        files.load(tmp_path / "torn.pth")
+
+
+def test_a_checkpoint_of_something_else(tmp_path):
+    torch.save({"state_dict": {"layer.weight": torch.zeros(2, 2)}}, tmp_path / "other.pth")
+    with pytest.raises(CiodError, match=r"not a checkpoint of a detector ciod knows .*layer\.weight"):
+        files.load(tmp_path / "other.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(CiodError, match="holds a list, not a state dict"):
+        files.load(tmp_path / "list.pth")
+
+
+def official(detector: Detector) -> dict[str, torch.Tensor]:
+    """A state dict under Megvii's key names, made by turning the rules round. Enough for nano."""
+    parts = [
+        ("backbone.stem.", "backbone.backbone.stem."),
+        ("neck.reduce.0.", "backbone.lateral_conv0."),
+        ("neck.reduce.1.", "backbone.reduce_conv1."),
+        ("neck.top_down.0.", "backbone.C3_p4."),
+        ("neck.top_down.1.", "backbone.C3_p3."),
+        ("neck.downsample.0.", "backbone.bu_conv2."),
+        ("neck.downsample.1.", "backbone.bu_conv1."),
+        ("neck.bottom_up.0.", "backbone.C3_n3."),
+        ("neck.bottom_up.1.", "backbone.C3_n4."),
+        ("neck.out.", "head.stems."),
+        ("head.cls_tower.", "head.cls_convs."),
+        ("head.reg_tower.", "head.reg_convs."),
+        ("head.reg.", "head.reg_preds."),
+        ("head.obj.", "head.obj_preds."),
+    ] + [(f"backbone.stage{i}.", f"backbone.backbone.dark{i + 1}.") for i in range(1, 5)]
+    out = {}
+    for key, value in detector.state_dict().items():
+        new = next((to + key.removeprefix(ours) for ours, to in parts if key.startswith(ours)), key)
+        if new.startswith("head.cls."):
+            new = new.replace("head.cls.", "head.cls_preds.").replace(".blocks.0.", ".")
+        new = new.replace(".depth.", ".dconv.").replace(".point.", ".pconv.").replace(".blocks.", ".m.")
+        for ours, theirs in ((".main.", ".conv1."), (".short.", ".conv2."), (".final.", ".conv3.")):
+            new = new.replace(ours, theirs)
+        out[new] = value
+    return out
+
+
+@pytest.mark.parametrize("name", ["yolox-nano", "yolox-tiny", "yolox-s"])
+def test_official_key_names(name, tmp_path):
+    detector = make(name).eval()
+    torch.save({"model": official(detector)}, tmp_path / "official.pth")
+    loaded = files.load(tmp_path / "official.pth", classes=NAMES)
+    assert loaded.settings["name"] == name and loaded.class_names == NAMES
+    assert loaded.lineage == [{"from": "official.pth", "classes": list(NAMES)}]
+    for key, value in detector.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+
+
+def test_class_names_of_a_checkpoint(tmp_path):
+    path = tmp_path / "official.pth"
+    torch.save({"model": official(make())}, path)
+    with pytest.raises(CiodError, match="has 3 classes and does not name them; give their names with --classes a,b,c"):
+        files.load(path)
+    with pytest.raises(CiodError, match="has 3 classes, but 2 names were given"):
+        files.load(path, classes=["a", "b"])
+    torch.save({"state_dict": official(make()), "meta": {"dataset_meta": {"classes": list(NAMES)}}}, path)
+    assert files.load(path).class_names == NAMES
+
+
+def test_trunk_of_another_model(tmp_path, model):
+    other = make(names=("x", "y"), seed=9)
+    head = {k: v.clone() for k, v in other.state_dict().items() if k.startswith("head.")}
+    taken = files.load_trunk(other, model)
+    donor = files.load(model).state_dict()
+    assert taken == sum(not k.startswith("head.") for k in donor)
+    for key, value in other.state_dict().items():
+        assert torch.equal(value, head[key] if key.startswith("head.") else donor[key]), key
+    assert other.class_names == ("x", "y")
+
+    torch.save(official(make(names=("p",))), tmp_path / "nameless.pth")  # its head is not used: no names needed
+    assert files.load_trunk(other, tmp_path / "nameless.pth") == taken
+    with pytest.raises(CiodError, match=r"is a yolox-nano, but detector\.name is yolox-tiny"):
+        files.load_trunk(make("yolox-tiny"), model)
