@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ciod.detectors.detector import Detector
     from ciod.engine.distributed import World
     from ciod.engine.progress import Reporter
+    from ciod.methods.method import Method
 
 
 def earlier(settings: Run, world: World) -> dict[str, Any] | None:
@@ -81,3 +82,17 @@ def restore(
     detector.lineage = model.lineage
     reporter.say(f"going on with task {task + 1} of {len(scenario)} in {out}")
     return task
+
+
+def recall(saved: dict[str, Any], method: Method, scenario: Scenario) -> None:
+    """Gives the method back what it knew after the finished tasks.
+
+    Of a first task that another run trained (``first=``) it knows nothing: it ends that task here, on the restored
+    detector, which it was attached to before.
+    """
+    if "fit" in saved:
+        method.load_state(saved["fit"]["method"])
+    elif "method" in saved:
+        method.load_state(saved["method"])
+    elif saved["task"] == 1:
+        method.end_task(scenario.task(0))

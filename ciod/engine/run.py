@@ -72,12 +72,16 @@ class Runner:
         self.warnings += said
         detector.to(self.world.device)
         speed.lay_out(detector, s.train)
-        method = self._method()
+        method = self.method = self._method()
         first = 0
         if self.saved:
             self.results.load(self.saved["results"])
             self.warnings = list(dict.fromkeys([*self.warnings, *self.saved["warnings"]]))
+            if "method" not in self.saved and self.saved["task"] == 1:  # taken over: the method never saw the task
+                method.attach(detector, detector, None)
+                method.begin_task(self.scenario.task(0))
             first = resume.restore(self.saved, s, self.world, self.scenario, detector, self.reporter)
+            resume.recall(self.saved, method, self.scenario)
         self.log = RunLog(self.out) if self.world.main else None  # after restore, which writes the file anew
         for task in self.scenario:
             if task.index < first:
@@ -97,12 +101,11 @@ class Runner:
             teacher = None
         self._grow(detector, task, resuming is not None)
         self.reporter.say(self._title(task))
-        student: Any = detector
-        if self.world.size > 1:
-            ids = [self.world.device.index] if self.world.device.type == "cuda" else None
-            student = DistributedDataParallel(detector, device_ids=ids)
-        method.attach(student, detector, teacher)
+        method.attach(detector, detector, teacher)
         method.begin_task(task)
+        if self.world.size > 1:  # after begin_task, which may freeze parts
+            ids = [self.world.device.index] if self.world.device.type == "cuda" else None
+            method.attach(DistributedDataParallel(detector, device_ids=ids), detector, teacher)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         if resuming:
@@ -195,7 +198,7 @@ class Runner:
             self.results.write(self.out)
             assert self.log is not None
             self.log.write("task", task=task.index, seconds=seconds, **table.overall)
-        self._save(task.index + 1, seconds=0.0)
+        self._save(task.index + 1, seconds=0.0, method=self.method.state())
         self.reporter.say(f"  {table.line()}")
         self.world.barrier()
 

@@ -58,7 +58,7 @@ class Method(BaseModel):
         return 0 if self._task is None else len(self._task.old_classes)
 
     def attach(self, student: Callable[[Tensor], Outputs], detector: Detector, teacher: Detector | None) -> None:
-        """Called by the engine once a task, before ``begin_task``."""
+        """Called by the engine before ``begin_task``; again with the student inside DDP where there are processes."""
         self._student, self._detector, self._teacher = student, detector, teacher
 
     def begin_task(self, task: Task) -> None:
@@ -88,7 +88,7 @@ class Method(BaseModel):
         """After a task's last step, before it is evaluated."""
 
     def state(self) -> dict[str, Any]:
-        """What must survive a crash; tensors and plain values."""
+        """What must survive a crash and go from task to task; tensors and plain values."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:

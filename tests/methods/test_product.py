@@ -1,0 +1,182 @@
+"""Every method on every kind of detector it fits, through the engine: three steps of a second task after a shared one.
+
+A family of detectors is represented by its lightest variant.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ciod import config, detectors, methods
+from ciod.data.shapes import write_shapes
+from ciod.detectors.detector import Detector
+from ciod.engine import run as engine
+from ciod.engine.fit import Fit
+from ciod.engine.progress import Reporter
+from ciod.methods.method import Method
+from ciod.report.log import read_metrics
+
+# What a method needs beside its defaults to do anything within three steps of a detector that knows nothing yet.
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "ilyolox": ("method.center_score=0", "method.other_score=0"),
+    "pseudo_label": ("method.score=0",),
+    "merge": ("method.rule=duet",),
+}
+# The setting that weighs everything a method adds to fine-tuning; without it the method is fine-tuning.
+WEIGHT = {"l2sp": "method.weight", "ewc": "method.weight"}
+
+
+@functools.cache
+def lightest() -> dict[str, str]:
+    """Family → its variant with the fewest parameters."""
+    found = {}
+    for family in detectors.families():
+        sizes = {}
+        for name in family.variants:
+            with torch.device("meta"):
+                model = detectors.build(("a",), name=name)
+            sizes[name] = sum(p.numel() for p in model.parameters())
+        found[family.__name__] = min(sizes, key=sizes.__getitem__)
+    return found
+
+
+def pairs() -> list[tuple[str, str]]:
+    return [
+        (method, detector)
+        for detector in lightest().values()
+        for method in methods.available()
+        if method != "joint" and methods.find(method).needs <= detectors.traits(detector)
+    ]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_shapes(tmp_path_factory.mktemp("shapes") / "data", train=6, val=2, size=64)
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+    """The page and the pictures are tested elsewhere and take longer than the steps."""
+    monkeypatch.setattr("ciod.report.page.write_report", lambda out: None)
+    monkeypatch.setattr("ciod.report.examples.write_examples", lambda *_: None)
+
+
+def go(data: Path, out: Path, detector: str, *words: str) -> Path:
+    """Each task is three epochs of one step."""
+    given = ["split=6+4", f"detector={detector}", "size=64", "epochs=3", "batch=6", "log_every=1", "warmup=0",
+             f"data={data}", "device=cpu", f"out={out}", *words]  # fmt: skip
+    return engine.train(config.load(None, given), command="a test", reporter=Reporter(quiet=True))
+
+
+@pytest.fixture(scope="module")
+def firsts(data, tmp_path_factory):
+    """Detector → the folder of a finished run whose first task the others take over."""
+    made: dict[str, Path] = {}
+
+    def first(detector: str) -> Path:
+        if detector not in made:
+            made[detector] = go(data, tmp_path_factory.mktemp(detector) / "first", detector, "method=finetune")
+        return made[detector]
+
+    return first
+
+
+def weights_of(out: Path, task: int = 2) -> dict[str, torch.Tensor]:
+    return load_file(out / f"task-{task}" / "model.safetensors")
+
+
+def losses_of(out: Path) -> list[dict[str, float]]:
+    return [m["losses"] for m in read_metrics(out) if m["kind"] == "step" and m["task"] == 1]
+
+
+def assert_equal(a: Path, b: Path) -> None:
+    x, y = weights_of(a), weights_of(b)
+    assert x.keys() == y.keys()
+    for key in x:
+        assert torch.equal(x[key], y[key]), key
+
+
+class Killed(BaseException):
+    """Nothing catches it."""
+
+
+class Watch:
+    """What the engine does with the teacher, seen from outside."""
+
+    def __init__(self, monkeypatch):
+        self.before: list[dict[str, torch.Tensor]] = []
+        self.teachers: list[Detector] = []
+        real, watch = Method.attach, self
+
+        def attach(method, student, detector, teacher):
+            if teacher is not None and not any(teacher is t for t in watch.teachers):
+                watch.teachers.append(teacher)
+                watch.before.append({k: v.clone() for k, v in teacher.state_dict().items()})
+            real(method, student, detector, teacher)
+
+        monkeypatch.setattr(Method, "attach", attach)
+
+    def check(self) -> None:
+        for teacher, before in zip(self.teachers, self.before, strict=True):
+            assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+            assert not any(m.training for m in teacher.modules())
+            assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
+
+
+@pytest.mark.parametrize(("name", "detector"), pairs())
+def test_a_second_task_of_three_steps(name, detector, data, firsts, tmp_path, monkeypatch):
+    first = firsts(detector)
+    words = (f"first={first}", f"method={name}", *SETTINGS.get(name, ()))
+    watch = Watch(monkeypatch)
+    whole = go(data, tmp_path / "whole", detector, *words)
+
+    logged = losses_of(whole)
+    assert len(logged) == 3 and len({tuple(step) for step in logged}) == 1
+    assert all(torch.tensor(v).isfinite() for step in logged for v in step.values())
+    old, new = weights_of(whole, 1), weights_of(whole)
+    assert old.keys() < new.keys()
+    assert any(not torch.equal(v, new[k]) for k, v in old.items()) != (name == "freeze")  # its default: new rows only
+    assert len(watch.teachers) == int(bool(methods.find(name)().uses_teacher))
+    watch.check()
+    results = json.loads((whole / "results.json").read_text())
+    assert [t["index"] for t in results["tasks"]] == [0, 1]
+
+    with monkeypatch.context() as m:
+        real = Fit._step
+
+        def dying(fit, batch, at, total):
+            if at == 2:
+                raise Killed
+            real(fit, batch, at, total)
+
+        m.setattr(Fit, "_step", dying)
+        with pytest.raises(Killed):
+            go(data, tmp_path / "cut", detector, *words)
+    torch.manual_seed(99)
+    assert_equal(whole, go(data, tmp_path / "cut", detector, *words))
+
+
+@pytest.mark.parametrize("name", sorted(WEIGHT))
+def test_zero_weight_is_fine_tuning(name, data, firsts, tmp_path):
+    detector = min(lightest().values())
+    first = firsts(detector)
+    zero = go(data, tmp_path / "zero", detector, f"first={first}", f"method={name}", f"{WEIGHT[name]}=0")
+    assert_equal(go(data, tmp_path / "plain", detector, f"first={first}", "method=finetune"), zero)
+    some = go(data, tmp_path / "some", detector, f"first={first}", f"method={name}", f"{WEIGHT[name]}=1e4")
+    with pytest.raises(AssertionError):
+        assert_equal(zero, some)
+
+
+@pytest.mark.parametrize("name", ["ewc", "merge"])
+def test_a_first_task_taken_over_equals_one_s_own(name, data, firsts, tmp_path):
+    """Methods that keep something of a finished task get it although another run trained it."""
+    detector = min(lightest().values())
+    words = (f"method={name}", *SETTINGS.get(name, ()))
+    own = go(data, tmp_path / "own", detector, *words)
+    assert_equal(own, go(data, tmp_path / "taken", detector, f"first={firsts(detector)}", *words))
