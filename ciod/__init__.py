@@ -13,12 +13,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time see __getattr__
-    from ciod.api import evaluate, predict, train
+    from ciod.api import evaluate, train
     from ciod.data.scenario import Scenario
     from ciod.detectors.detector import Detector
     from ciod.detectors.weights import load
     from ciod.errors import CiodError
     from ciod.inference.onnx_file import export
+    from ciod.inference.pictures import predict
+    from ciod.inference.video import frames
     from ciod.methods.method import Method
     from ciod.types import Detections
 
@@ -27,7 +29,8 @@ __version__ = "0.1.0"
 _WHERE = {
     "train": "ciod.api",
     "evaluate": "ciod.api",
-    "predict": "ciod.api",
+    "predict": "ciod.inference.pictures",
+    "frames": "ciod.inference.video",
     "export": "ciod.inference.onnx_file",
     "load": "ciod.detectors.weights",
     "Scenario": "ciod.data.scenario",
@@ -45,6 +48,7 @@ __all__ = [
     "Scenario",
     "evaluate",
     "export",
+    "frames",
     "load",
     "predict",
     "train",

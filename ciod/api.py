@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ciod.errors import CiodError, did_you_mean
+from ciod.errors import CiodError
 
 if TYPE_CHECKING:
     from ciod.detectors.detector import Detector
     from ciod.evaluate.ap import APTable
-    from ciod.types import Detections
-
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 def train(config: str | Path | None = None, **settings: Any) -> dict[str, Any]:
@@ -61,23 +58,26 @@ def evaluate(
     max_detections: int = 100,
     device: str = "auto",
     classes: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Scored:
     """COCO AP of a model on a data set; classes are matched by name and the others are named in the result.
 
     Args:
         model: a detector or a file ``ciod.load`` reads.
         size: side of the input in pixels (default: the model's own).
-        classes: names for a checkpoint without them.
+        classes: only these are scored (default: all that both know).
+        names: class names for a checkpoint without them.
 
     Raises:
-        CiodError: no file, no data, or not one class in common.
+        CiodError: no file, no data, a class the data does not have, or not one class in common.
     """
     from ciod.config import Evaluation, data_folder
     from ciod.data import formats
     from ciod.engine.distributed import World, pick_device
     from ciod.evaluate.detect import evaluate as run
+    from ciod.inference.pictures import mask_of
 
-    detector = open_detector(model, size, classes)
+    detector = open_detector(model, size, names)
     index = formats.read(data_folder(str(data)) or "", split)
     both = tuple(n for n in index.class_names if n in detector.class_names)
     if not both:
@@ -85,6 +85,9 @@ def evaluate(
             f"The model knows none of the classes of {data} ({', '.join(index.class_names[:8])}); it knows "
             f"{', '.join(detector.class_names[:8])}{', …' if detector.num_classes > 8 else ''}. Names must be equal."
         )
+    if classes is not None:
+        mask_of(both, classes)
+        both = tuple(n for n in both if n in classes)
     world = World(device=pick_device(device))
     detector.to(world.device)
     settings = Evaluation(score_threshold=score_threshold, nms_iou=nms_iou, max_detections=max_detections)
@@ -92,56 +95,11 @@ def evaluate(
     return Scored(
         table,
         both,
-        tuple(n for n in index.class_names if n not in both),
-        tuple(n for n in detector.class_names if n not in both),
+        tuple(n for n in index.class_names if n not in detector.class_names),
+        tuple(n for n in detector.class_names if n not in index.class_names),
         len(index),
         broken,
     )
-
-
-def predict(
-    model: str | Path | Detector,
-    images: str | Path | Iterable[str | Path],
-    *,
-    score_threshold: float = 0.3,
-    size: int | None = None,
-    device: str = "auto",
-    classes: Sequence[str] | None = None,
-) -> dict[Path, Detections]:
-    """Detections in files and folders of pictures.
-
-    Raises:
-        CiodError: no model, or no picture. An unreadable picture is left out of the result.
-    """
-    from ciod.engine.distributed import pick_device
-    from ciod.errors import DataError
-
-    detector = open_detector(model, size, classes).to(pick_device(device))
-    found: dict[Path, Detections] = {}
-    for path in pictures(images):
-        try:
-            found[path] = detector.predict(path, score_threshold=score_threshold)
-        except DataError:
-            continue
-    return found
-
-
-def pictures(where: str | Path | Iterable[str | Path]) -> list[Path]:
-    """Files as they are, folders as the pictures below them, sorted."""
-    places = [where] if isinstance(where, (str, Path)) else list(where)
-    found: list[Path] = []
-    for place in map(Path, places):
-        if place.is_dir():
-            inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in IMAGES)
-            if not inside:
-                raise CiodError(f"There is no picture in {place} (looked for {', '.join(sorted(IMAGES))}).")
-            found += inside
-        elif place.is_file():
-            found.append(place)
-        else:
-            beside = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
-            raise CiodError(f"There is no file or folder {place}; {did_you_mean(place.name, beside, listing=4)}")
-    return found
 
 
 def open_detector(

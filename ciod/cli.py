@@ -57,12 +57,12 @@ def _check(flat: dict[str, Any], allowed: list[str], *, needed: tuple[str, ...] 
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def _interruptible(then: str = "run the same command again to go on from the last epoch") -> Iterator[None]:
     """Ctrl-C says how to go on; typer would only say "Aborted"."""
     try:
         yield
     except KeyboardInterrupt:
-        print("ciod: interrupted; run the same command again to go on from the last epoch.", file=sys.stderr)
+        print(f"ciod: interrupted; {then}.", file=sys.stderr)
         raise typer.Exit(130) from None
 
 
@@ -98,13 +98,18 @@ def evaluate(
 
     Classes are matched by name; what only one side knows is named and left out.
     Settings: `data=` `split=val` `size=416` `score_threshold=0.001` `nms_iou=0.65` `max_detections=100` `device=auto`
-    `classes='[a, b]'` `json=FILE`.
+    `classes='[a, b]'` (score only these) `names='[a, b]'` (of a checkpoint without) `json=FILE`.
     """
     from ciod import api
+    from ciod import arguments as a
 
-    plain, flat = _split(words)
-    keys = ["data", "split", "size", "score_threshold", "nms_iou", "max_detections", "device", "classes", "json"]
-    _check({**flat, **dict.fromkeys(plain)}, keys, needed=("data",))
+    kinds = {
+        "data": a.text, "split": a.text, "size": a.whole, "score_threshold": a.share, "nms_iou": a.share,
+        "max_detections": a.whole, "device": a.text, "classes": a.names, "names": a.names, "json": a.text,
+    }  # fmt: skip
+    plain, flat = a.read(words, kinds, needed=("data",))
+    if plain:
+        raise CiodError(f"eval takes one model; '{plain[0]}' is neither a setting nor needed.")
     target = flat.pop("json", None)
     scored = api.evaluate(model, **flat)
     from rich import box
@@ -138,43 +143,51 @@ def predict(
     model: Annotated[str, typer.Argument(help="A ciod model, or an official or MMDetection YOLOX checkpoint.")],
     words: Words = None,
 ) -> None:
-    """Find objects in pictures: `ciod predict MODEL IMAGE... out=DIR` (folders too).
+    """Find objects: `ciod predict MODEL FILE... out=DIR`: pictures, videos, folders of them.
 
-    Writes each picture with its boxes, and `predictions.json`. Settings: `out=predictions` `score=0.3` `size=`
-    `device=auto` `classes=`.
+    Writes each picture with its boxes and `predictions.json`; each video with its boxes and a `.jsonl` with a line a
+    frame (needs `pip install 'ciod[video]'`). See docs/predict.md. Settings:
+
+    - `out=predictions` `score=0.3` `classes=cat,dog` (only these) `draw=false` (JSON alone)
+    - `coco=FILE` also writes COCO results; `data=FOLDER split=val` takes image and category ids from a data set, and
+      its pictures where no file is named
+    - `batch=8` `size=` `nms_iou=0.65` `max_detections=100` `device=auto` `names='[a, b]'` (of a checkpoint without)
     """
-    from ciod import api
-    from ciod.data.images import read_image, save_image
-    from ciod.report.draw import draw_boxes
-    from ciod.report.log import write_json
+    from ciod import arguments as a
 
-    plain, flat = _split(words)
-    _check(flat, ["out", "score", "size", "device", "classes"])
-    if not plain:
-        raise CiodError("predict: name at least one picture or folder: ciod predict MODEL IMAGE... out=DIR")
-    out = Path(str(flat.pop("out", "predictions")))
-    score = float(flat.pop("score", 0.3))
-    paths = api.pictures(plain)
-    found = api.predict(model, paths, score_threshold=score, **flat)
-    used: set[str] = set()
-    for path, detections in found.items():
-        name = path.stem
-        while name in used:  # equal names from several folders
-            name += "_"
-        used.add(name)
-        save_image(out / f"{name}.jpg", draw_boxes(read_image(path), detections))
-        typer.echo(f"{path}: " + (_count(detections.labels.tolist(), detections.class_names) or "nothing"))
-    write_json(out / "predictions.json", [{"image": str(p), "detections": d.to_list()} for p, d in found.items()])
-    for path in paths:
-        if path not in found:
-            typer.echo(f"{path}: cannot be read, left out", err=True)
-    typer.echo(f"{len(found)} pictures → {out}")
-    if not found:
-        raise CiodError("None of the pictures could be read.")
+    kinds = {
+        "out": a.text, "score": a.share, "classes": a.names, "draw": a.switch, "coco": a.text, "data": a.text,
+        "split": a.text, "batch": a.whole, "size": a.whole, "nms_iou": a.share, "max_detections": a.whole,
+        "device": a.text, "names": a.names,
+    }  # fmt: skip
+    plain, flat = a.read(words, kinds)
+    if not plain and "data" not in flat:
+        raise CiodError("predict: name at least one picture, video or folder: ciod predict MODEL FILE... out=DIR")
+    from ciod.api import open_detector
+    from ciod.engine.distributed import pick_device
+    from ciod.inference.results import Job
 
+    detector = open_detector(model, flat.pop("size", None), flat.pop("names", None))
+    detector.to(pick_device(flat.pop("device", "auto")))
+    data, split, coco = flat.pop("data", None), flat.pop("split", "val"), flat.pop("coco", None)
+    if data is not None:
+        from ciod.config import data_folder
+        from ciod.data import formats
 
-def _count(labels: list[int], names: tuple[str, ...]) -> str:
-    return ", ".join(f"{labels.count(y)} {names[y]}" for y in sorted(set(labels)))
+        data = formats.read(data_folder(data) or data, split)
+    job = Job(
+        detector,
+        plain,
+        Path(flat.pop("out", "predictions")),
+        coco=Path(coco) if coco else None,
+        data=data,
+        say=typer.echo,
+        complain=lambda text: typer.echo(text, err=True),
+        **flat,
+    )
+    with _interruptible("what is finished stays"):
+        done = job.run()
+    typer.echo(f"{done} {'file' if done == 1 else 'files'} → {job.out}")
 
 
 @app.command()

@@ -140,12 +140,13 @@ class Matches:
     ignored: Tensor | None = None  # [B, P] bool: positions without one that are no background either
 
 
-@dataclass
+@dataclass(repr=False, eq=False)
 class Detections:
     """What was found in one image; boxes in pixels of the original image. numpy, so that it is easy to use.
 
     Raises:
-        ValueError: when the lengths or shapes do not fit.
+        ValueError: when lengths or shapes do not fit, a score is not in 0..1, a label has no name, or a box is not
+            finite or has its corners in the wrong order.
     """
 
     boxes: np.ndarray  # [n, 4] xyxy
@@ -163,9 +164,61 @@ class Detections:
                 f"boxes must be [n, 4], scores [n], labels [n]; got {self.boxes.shape}, {self.scores.shape}, "
                 f"{self.labels.shape}"
             )
+        if not ((self.scores >= 0) & (self.scores <= 1)).all():
+            raise ValueError(f"scores must be in 0..1; got {self.scores.min()}..{self.scores.max()}")
+        if n and (self.labels.min() < 0 or (self.class_names and self.labels.max() >= len(self.class_names))):
+            raise ValueError(f"labels must be 0..{len(self.class_names) - 1}; got {np.unique(self.labels).tolist()}")
+        if not np.isfinite(self.boxes).all() or (self.boxes[:, 2:] < self.boxes[:, :2]).any():
+            raise ValueError("boxes must be finite x1, y1, x2, y2 with x1 <= x2 and y1 <= y2")
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def __repr__(self) -> str:
+        if not len(self):
+            return "Detections(nothing)"
+        count = {int(y): int((self.labels == y).sum()) for y in np.unique(self.labels)}
+        told = ", ".join(f"{n} {self._name(y)}" for y, n in count.items())
+        return f"Detections({told}; scores {self.scores.min():.2f} to {self.scores.max():.2f})"
+
+    def _name(self, label: int) -> str:
+        return self.class_names[label] if self.class_names else f"class {label}"
+
+    def above(self, score: float) -> Detections:
+        """The detections whose score is above ``score``."""
+        return self.keep(self.scores > score)
+
+    def only(self, *names: str) -> Detections:
+        """The detections of these classes.
+
+        Raises:
+            CiodError: a name that is no class.
+        """
+        from ciod.errors import CiodError, did_you_mean
+
+        for name in names:
+            if name not in self.class_names:
+                raise CiodError(f"There is no class '{name}'; {did_you_mean(name, self.class_names)}")
+        return self.keep(np.isin(self.labels, [self.class_names.index(n) for n in names]))
+
+    def to_supervision(self) -> Any:
+        """As ``supervision.Detections``, with ``data["class_name"]``, for its annotators, trackers and zones.
+
+        Raises:
+            CiodError: supervision is not installed.
+        """
+        try:
+            import supervision  # type: ignore[import-not-found]
+        except ImportError as error:
+            from ciod.errors import CiodError
+
+            raise CiodError("supervision is not installed: pip install supervision") from error
+        return supervision.Detections(
+            xyxy=self.boxes,
+            confidence=self.scores,
+            class_id=self.labels.astype(int),
+            data={"class_name": np.array([self._name(int(y)) for y in self.labels])},
+        )
 
     def keep(self, mask: np.ndarray) -> Detections:
         """The detections where ``mask`` is true (or whose indices it holds)."""

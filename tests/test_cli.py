@@ -77,9 +77,22 @@ MISTAKES = [
     ("eval MODEL data=/no/such/folder", "/no/such/folder does not exist"),
     ("eval absent.safetensors data=PETS", "There is no model file absent.safetensors"),
     ("eval MODEL data=PETS device=gpu", "'gpu' is not a device"),
-    ("predict MODEL", "name at least one picture or folder"),
+    ("predict MODEL", "name at least one picture, video or folder"),
     ("predict MODEL absent.jpg", "There is no file or folder absent.jpg"),
     ("predict MODEL PETS scor=0.1", "scor: there is no such setting here; did you mean 'score'"),
+    ("predict MODEL PETS classes=cat,dgo", "classes: the model has no class 'dgo'; did you mean 'dog'"),
+    ("predict MODEL PETS score=high", "score: 'high' is not a number from 0 to 1"),
+    ("predict MODEL PETS batch=0", "batch: 0 is not at least 1"),
+    ("predict MODEL PETS size=big", "size: 'big' is not a whole number"),
+    ("predict MODEL PETS/images out=PETS/images", "drawn pictures would overwrite it"),
+    ("eval MODEL data=PETS max_detections=2.5", "max_detections: 2.5 is not a whole number"),
+    ("eval MODEL data=PETS classes=[cat,owl]", "the model has no class 'owl'"),
+    ("eval MODEL PETS data=PETS", "eval takes one model"),
+    ("export MODEL", "onnx= is needed"),
+    ("export MODEL onnx=a.onnx nms=perhaps", "nms: 'perhaps' is not true or false"),
+    ("export MODEL onnx=a.pt", "a.pt must end in .onnx"),
+    ("export MODEL a.onnx onnx=a.onnx", "export takes one model"),
+    ("export absent.safetensors onnx=a.onnx", "There is no model file absent.safetensors"),
     ("list detector", "list: there is no 'detector'; did you mean 'detectors'"),
     ("list data", "list data: name a folder"),
     ("list data /no/such/folder", "/no/such/folder does not exist"),
@@ -154,7 +167,7 @@ def test_help_does_not_load_torch(tmp_path):
     assert "ciod demo" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "predict", "report", "demo", "list"])
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "export", "report", "demo", "list"])
 def test_help_of_every_command(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0 and len(out) > 200
@@ -222,18 +235,18 @@ def test_predict_writes_pictures_and_json(run, model, pets, tmp_path):
     height, width = read_image(found[0]["image"]).shape[:2]
     assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
     assert read_image(tmp_path / "out" / "000001.jpg").ndim == 3
-    assert "5 pictures →" in out and "torn.jpg: cannot be read, left out" in err
+    assert "5 files →" in out and "torn.jpg: cannot be read, left out" in err
 
 
 def test_predict_of_nothing_readable(run, model, tmp_path):
     (tmp_path / "torn.jpg").write_bytes(b"torn")
     code, _, err = run("predict", str(model), str(tmp_path / "torn.jpg"), f"out={tmp_path / 'out'}")
-    assert code == 2 and "None of the pictures could be read" in err
+    assert code == 2 and "None of the files could be read" in err
 
 
 def test_predict_in_a_folder_without_pictures(run, model, tmp_path):
     code, _, err = run("predict", str(model), str(tmp_path))
-    assert code == 2 and "There is no picture in" in err
+    assert code == 2 and "There is no picture or video in" in err
 
 
 # list -----------------------------------------------------------------------------------------------------------------

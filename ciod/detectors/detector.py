@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -16,6 +16,11 @@ from torch import Tensor, nn
 
 from ciod.errors import CiodError
 from ciod.types import Detections, Matches, Outputs, Targets
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    Picture: TypeAlias = str | Path | np.ndarray | Image.Image
 
 PRIOR = 0.01  # probability a new class starts with everywhere
 IMAGENET: dict[str, Any] = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}  # of an Input, 0..255
@@ -215,7 +220,8 @@ class Detector(nn.Module):
         best, label = scores.max(2) if scores.shape[2] else (scores.new_zeros(scores.shape[:2]), None)
         found = []
         for i in range(len(best)):  # evaluation, not training: images have ragged numbers of detections
-            kept = torch.nonzero(best[i] > floor).squeeze(1)
+            finite = outputs.boxes[i].isfinite().all(1)  # of a network that diverged; NaN is above no floor
+            kept = torch.nonzero((best[i] > floor) & finite).squeeze(1)
             if label is None or not len(kept):
                 found.append(Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0), self.class_names))
                 continue
@@ -232,29 +238,70 @@ class Detector(nn.Module):
             )
         return found
 
-    @torch.no_grad()
+    @overload
     def predict(
-        self, image: str | Path | np.ndarray | Any, *, score_threshold: float = 0.3, max_detections: int = 100
-    ) -> Detections:
-        """Detections in one picture.
+        self,
+        image: Picture,
+        *,
+        score_threshold: float = ...,
+        nms_iou: float | None = ...,
+        max_detections: int = ...,
+        classes: Sequence[str] | None = ...,
+        batch: int = ...,
+    ) -> Detections: ...
+    @overload
+    def predict(
+        self,
+        image: Sequence[Picture],
+        *,
+        score_threshold: float = ...,
+        nms_iou: float | None = ...,
+        max_detections: int = ...,
+        classes: Sequence[str] | None = ...,
+        batch: int = ...,
+    ) -> list[Detections]: ...
+    def predict(
+        self,
+        image: Picture | Sequence[Picture],
+        *,
+        score_threshold: float = 0.3,
+        nms_iou: float | None = None,
+        max_detections: int = 100,
+        classes: Sequence[str] | None = None,
+        batch: int = 8,
+    ) -> Detections | list[Detections]:
+        """Detections in one picture, or in each of a list.
 
         Args:
-            image: a file, an array [H, W, 3] RGB 0..255, or a PIL image.
+            image: a file, an array [H, W, 3] RGB 0..255, a PIL image; or a list (or [B, H, W, 3]) of them.
+            classes: only these are found (default: all).
+            batch: pictures a forward pass.
 
         Returns:
             Boxes in pixels of the picture as it is looked at (EXIF rotation applied).
-        """
-        from ciod.data.augment import letterbox
-        from ciod.data.images import as_array
 
-        picture = as_array(image)
-        tensor, scale = letterbox(picture, self.input.size, self.input.fill)
-        training = self.training
-        self.eval()
-        outputs = self(tensor[None].to(self.device))
-        found = self.decode(outputs, score_threshold=score_threshold, max_detections=max_detections)[0]
-        self.train(training)
-        return in_original(found, scale, picture.shape[0], picture.shape[1])
+        Raises:
+            DataError: a picture that cannot be read.
+            ConfigError: a class the detector does not know.
+        """
+        from ciod.inference.pictures import stream
+
+        several = isinstance(image, (list, tuple)) or (isinstance(image, np.ndarray) and image.ndim == 4)
+        results = stream(
+            self,
+            image if several else [image],  # type: ignore[arg-type]
+            batch=batch,
+            score_threshold=score_threshold,
+            nms_iou=nms_iou,
+            max_detections=max_detections,
+            classes=classes,
+        )
+        found = []
+        for _, _, detections in results:
+            if isinstance(detections, Exception):
+                raise detections
+            found.append(detections)
+        return found if several else found[0]
 
 
 def in_original(found: Detections, scale: float, height: int, width: int) -> Detections:

@@ -131,7 +131,7 @@ def _load_foreign(path: Path, classes: Sequence[str] | None) -> Detector:
     if not found and count == len(known.COCO):
         found = known.COCO
     if not found:
-        raise CiodError(f"{path} has {count} classes and does not name them; give their names with --classes a,b,c.")
+        raise CiodError(f"{path} has {count} classes and does not name them; give their names: names=a,b,c.")
     if len(found) != count:
         raise CiodError(f"{path} has {count} classes, but {len(found)} names were given.")
     detector = detectors.build(tuple(found), name=name)

@@ -289,12 +289,11 @@ def pictures_to_compare(detector: Detector, images: str | Path | None) -> Tensor
     """[3, 3, size, size] float32: three pictures of the user, or noise coarse and fine, the same every time."""
     size = detector.input.size
     if images is not None:
-        from ciod.api import pictures
         from ciod.data.augment import letterbox
         from ciod.data.images import read_image
+        from ciod.inference.pictures import files
 
-        files = pictures(images)[:3]
-        found = [letterbox(read_image(f), size, detector.input.fill)[0].float() for f in files]
+        found = [letterbox(read_image(f), size, detector.input.fill)[0].float() for f in files(images)[:3]]
         return torch.stack([found[i % len(found)] for i in range(3)])
     random = torch.Generator().manual_seed(0)
     drawn = torch.zeros(3, 3, size, size)

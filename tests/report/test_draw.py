@@ -16,7 +16,10 @@ def picture(h: int = 120, w: int = 160) -> np.ndarray:
 
 
 def found(boxes: list[list[float]], labels: list[int], names: tuple[str, ...] = NAMES) -> Detections:
-    return Detections(np.array(boxes).reshape(-1, 4), np.linspace(0.9, 0.4, len(labels)), np.array(labels), names)
+    n = len(labels)
+    d = Detections(np.zeros((n, 4)), np.linspace(0.9, 0.4, n), np.zeros(n), names)
+    d.boxes, d.labels = np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64)  # also ones refused
+    return d
 
 
 @pytest.mark.parametrize(("h", "w"), [(120, 160), (320, 200), (1, 1), (7, 400), (600, 800)])

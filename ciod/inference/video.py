@@ -1,0 +1,142 @@
+"""Videos in and out with PyAV (an extra: ``pip install 'ciod[video]'``), which decodes what FFmpeg decodes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ciod.errors import CiodError, DataError
+
+# The clock of written videos: 24, 25, 30, 50, 60 and 29.97 frames a second are whole numbers of it, and MPEG-4 allows
+# no finer one than 1/65535.
+_TICK = Fraction(1, 60000)
+_CODECS = ("libx264", "h264", "mpeg4")  # the first there is; mpeg4 is part of every FFmpeg
+
+
+def need_av() -> Any:
+    """PyAV.
+
+    Raises:
+        CiodError: it is not installed.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise CiodError("Videos need PyAV, which is not installed: pip install 'ciod[video]'") from error
+    return av
+
+
+class Video:
+    """A video file to read: iterating gives (seconds, picture [H, W, 3] uint8 RGB), turned as a player turns it.
+
+    Raises:
+        CiodError: PyAV is not installed.
+        DataError: the file is no video. While iterating: it breaks off; what was before has been given.
+    """
+
+    def __init__(self, path: str | Path):
+        av = need_av()
+        self.path = Path(path)
+        try:
+            with av.open(str(self.path)) as file:
+                streams = file.streams.video
+                if not streams:
+                    raise DataError(f"{self.path} has no pictures, only sound.")
+                self.rate = float(streams[0].average_rate or streams[0].guessed_rate or 25)  # frames a second
+                self.frames = int(streams[0].frames or 0)  # 0: the file does not say
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise DataError(f"{self.path} is not a video that FFmpeg can read: {_reason(error)}.") from error
+
+    def __iter__(self) -> Iterator[tuple[float, np.ndarray]]:
+        av = need_av()
+        count = 0
+        try:
+            with av.open(str(self.path)) as file:
+                file.streams.video[0].thread_type = "AUTO"
+                for frame in file.decode(video=0):
+                    seconds = count / self.rate if frame.time is None else frame.time
+                    picture = frame.to_ndarray(format="rgb24")
+                    quarters = round(getattr(frame, "rotation", 0) / 90)  # counter-clockwise, as rot90 counts
+                    yield seconds, np.ascontiguousarray(np.rot90(picture, quarters))
+                    count += 1
+        except (need_av().FFmpegError, OSError, ValueError) as error:
+            raise DataError(f"{self.path} breaks off after {count} frames: {_reason(error)}.") from error
+        if not count:
+            raise DataError(f"{self.path} has no frame that can be read.")
+
+
+def frames(path: str | Path) -> Iterator[np.ndarray]:
+    """The pictures of a video one by one: [H, W, 3] uint8 RGB, as ``Detector.predict`` takes them.
+
+    Raises:
+        CiodError: PyAV is not installed, or the file is no video or breaks off.
+    """
+    return (picture for _, picture in Video(path))
+
+
+class VideoWriter:
+    """Writes pictures as an MP4 (H.264 where PyAV has it, else MPEG-4), beside and then renamed; without sound.
+
+    Args:
+        path: ends in .mp4.
+        rate: frames a second, as a hint; each picture keeps the time it is given.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, rate: float):
+        self.path, self.rate = path, rate
+        self.beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+        self._file: Any = None
+        self._stream: Any = None
+        self._last = -1
+
+    def write(self, seconds: float, picture: np.ndarray) -> None:
+        """One picture [H, W, 3] uint8; all have the size of the first. Odd sides are cut by a pixel."""
+        av = need_av()
+        try:
+            if self._file is None:
+                self._file = self._begin(av, picture)
+            height, width = self._stream.height, self._stream.width
+            if picture.shape[0] < height or picture.shape[1] < width:
+                return  # a stream that changes its size midway: rare, and no player shows it
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
+            self._last = max(self._last + 1, round(seconds / _TICK))  # times must grow
+            frame.pts, frame.time_base = self._last, _TICK
+            self._file.mux(self._stream.encode(frame.reformat(format="yuv420p")))
+        except (need_av().FFmpegError, OSError, ValueError) as error:
+            raise DataError(f"{self.path} cannot be written: {_reason(error)}.") from error
+
+    def _begin(self, av: Any, picture: np.ndarray) -> Any:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = av.open(str(self.beside), "w", format="mp4")
+        codec = next(c for c in _CODECS if c in av.codecs_available)
+        self._stream = file.add_stream(codec, rate=Fraction(self.rate).limit_denominator(1001))
+        self._stream.height, self._stream.width = (max(2, n // 2 * 2) for n in picture.shape[:2])
+        self._stream.pix_fmt = "yuv420p"  # what every player and browser shows
+        self._stream.codec_context.time_base = _TICK
+        return file
+
+    def close(self, *, keep: bool = True) -> None:
+        """Gives the file its name; without ``keep``, or without a picture, nothing is left."""
+        try:
+            if self._file is not None:
+                if keep:
+                    self._file.mux(self._stream.encode(None))
+                self._file.close()
+                if keep:
+                    self.beside.replace(self.path)
+        except (need_av().FFmpegError, OSError, ValueError) as error:
+            raise DataError(f"{self.path} cannot be written: {_reason(error)}.") from error
+        finally:
+            self.beside.unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
