@@ -50,6 +50,14 @@ def giou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
     return both / union - (hull - union) / hull
 
 
+def diou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
+    """Distance IoU (Zheng et al., AAAI 2020), element by element, in -1..1: IoU less the squared distance of the
+    centres over that of the common hull's corners."""
+    side = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
+    apart = (a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]) / 2
+    return iou(a, b, eps) - apart.square().sum(-1) / side.square().sum(-1).clamp(min=eps)
+
+
 def compact(mask: Tensor, score: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     """The true places of ``mask`` as a padded list, ascending.
 

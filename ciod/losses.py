@@ -38,6 +38,16 @@ def bce(logits: Tensor, target: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none")
 
 
+def bernoulli_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher ‖ student) of independent Bernoulli logits, element by element: ``bce`` less the teacher's entropy.
+
+    Its gradient is that of ``bce`` with the teacher's probabilities as target; its value is 0 at equal logits.
+    """
+    yes = F.logsigmoid(teacher) - F.logsigmoid(student)
+    no = F.logsigmoid(-teacher) - F.logsigmoid(-student)
+    return teacher.sigmoid() * yes + (-teacher).sigmoid() * no
+
+
 def entropy(p: Tensor) -> Tensor:
     """Entropy of independent Bernoulli probabilities, element by element: the floor of ``bce`` for a soft target."""
     p = p.clamp(1e-7, 1 - 1e-7)
@@ -71,6 +81,18 @@ def distribution_focal(logits: Tensor, value: Tensor) -> Tensor:
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
     """Sum where ``mask``; a value that is not finite elsewhere does not spread."""
     return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device)).sum()
+
+
+def over_images(values: Tensor, reduction: str) -> Tensor:
+    """One value an image, [B] → scalar.
+
+    Args:
+        reduction: ``image_mean``, or ``image_sum``: over the images of all ranks, whose gradients DDP averages.
+    """
+    if reduction == "image_mean":
+        return values.mean()
+    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return values.sum() * ranks
 
 
 @dataclass

@@ -110,7 +110,8 @@ class Outputs:
     strides: Tensor  # [P] pixels per cell
     objectness: Tensor | None = None  # [B, P] logits of what the score has beside the class; FCOS: centre-ness
     distribution: Tensor | None = None  # [B, P, 4, R] logits of the distances left, top, right, bottom
-    features: list[Tensor] = field(default_factory=list)  # [B, F, h, w] a level
+    features: list[Tensor] = field(default_factory=list)  # [B, F, h, w] a level, of the neck
+    towers: list[Tensor] = field(default_factory=list)  # [B, F, h, w] a level: what the class layer takes
     levels: tuple[int, ...] = ()  # positions of each level; their sum is P
     anchors: Tensor | None = None  # [P, 4] the boxes that predictions correct, where a detector has them
     root: bool = False  # scores are square roots of class × objectness (torchvision's FCOS)

@@ -59,10 +59,11 @@ class Head(nn.Module):
         nn.init.normal_(self.reg.weight, std=0.01)
         nn.init.zeros_(self.reg.bias)  # type: ignore[arg-type]
 
-    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        cls = [self.cls(self.cls_tower(x)) for x in features]
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """cls, reg, and the class tower's features."""
+        towers = [self.cls_tower(x) for x in features]
         reg = [self.reg(self.reg_tower(x)) * s for x, s in zip(features, self.scales, strict=True)]
-        return cls, reg
+        return [self.cls(x) for x in towers], reg, towers
 
 
 def integral(distribution: Tensor) -> Tensor:
@@ -72,7 +73,11 @@ def integral(distribution: Tensor) -> Tensor:
 
 
 def assemble(
-    cls: Sequence[Tensor], reg: Sequence[Tensor], strides: Sequence[int], features: Sequence[Tensor] = ()
+    cls: Sequence[Tensor],
+    reg: Sequence[Tensor],
+    strides: Sequence[int],
+    features: Sequence[Tensor] = (),
+    towers: Sequence[Tensor] = (),
 ) -> Outputs:
     """Raw maps of the levels → Outputs.
 
@@ -85,7 +90,14 @@ def assemble(
     side = integral(distribution) * stride[:, None]
     boxes = torch.cat([point - side[..., :2], point + side[..., 2:]], -1)
     return Outputs(
-        flatten(cls), boxes, point, stride, distribution=distribution, features=list(features), levels=levels
+        flatten(cls),
+        boxes,
+        point,
+        stride,
+        distribution=distribution,
+        features=list(features),
+        towers=list(towers),
+        levels=levels,
     )
 
 
@@ -131,8 +143,8 @@ class GFL(Detector):
 
     def forward(self, images: Tensor) -> Outputs:
         features = self.neck(self.backbone(self.normalise(images)))
-        cls, reg = self.head(features)
-        return assemble(cls, reg, self.strides, features)
+        cls, reg, towers = self.head(features)
+        return assemble(cls, reg, self.strides, features, towers)
 
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
         return atss(outputs, targets)

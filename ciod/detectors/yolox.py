@@ -63,18 +63,24 @@ class Head(nn.Module):
         for layer in self.obj:
             nn.init.constant_(layer.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
 
-    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        cls, reg, obj = [], [], []
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+        """cls, reg, obj, and the class towers' features."""
+        cls, reg, obj, towers = [], [], [], []
         for i, x in enumerate(features):
+            towers.append(self.cls_tower[i](x))
             boxes = self.reg_tower[i](x)
-            cls.append(self.cls[i](self.cls_tower[i](x)))
+            cls.append(self.cls[i](towers[i]))
             reg.append(self.reg[i](boxes))
             obj.append(self.obj[i](boxes))
-        return cls, reg, obj
+        return cls, reg, obj, towers
 
 
 def assemble(
-    cls: Sequence[Tensor], reg: Sequence[Tensor], obj: Sequence[Tensor], features: Sequence[Tensor] = ()
+    cls: Sequence[Tensor],
+    reg: Sequence[Tensor],
+    obj: Sequence[Tensor],
+    features: Sequence[Tensor] = (),
+    towers: Sequence[Tensor] = (),
 ) -> Outputs:
     """Raw maps of the levels → Outputs.
 
@@ -90,7 +96,9 @@ def assemble(
     boxes = torch.cat([centre - half, centre + half], -1)
     point = corner + stride[:, None] / 2
     objectness = flatten(obj)[..., 0]
-    return Outputs(flatten(cls), boxes, point, stride, objectness, features=list(features), levels=levels)
+    return Outputs(
+        flatten(cls), boxes, point, stride, objectness, features=list(features), towers=list(towers), levels=levels
+    )
 
 
 class YOLOX(Detector):
@@ -130,8 +138,8 @@ class YOLOX(Detector):
 
     def forward(self, images: Tensor) -> Outputs:
         features = self.neck(self.backbone(self.normalise(images)))
-        cls, reg, obj = self.head(features)
-        return assemble(cls, reg, obj, features)
+        cls, reg, obj, towers = self.head(features)
+        return assemble(cls, reg, obj, features, towers)
 
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
         return sim_ota(outputs, targets)

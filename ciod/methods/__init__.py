@@ -13,7 +13,7 @@ from ciod.errors import CiodError, did_you_mean
 if TYPE_CHECKING:
     from ciod.methods.method import Method
 
-_PARTS = {"method", "parameters", "selection"}  # modules here that are not methods
+_PARTS = {"distillation", "method", "parameters", "selection"}  # modules here that are not methods
 
 
 def available() -> list[str]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from ciod.methods.method import Method
-from ciod.types import TASK, Batch
+from ciod.types import Batch
 
 
 class Finetune(Method):
@@ -35,10 +34,3 @@ class Finetune(Method):
             targets = replace(targets, known=known)
         matches = self.detector.match(outputs, targets)
         return self.detector.loss(outputs, targets, matches, channels=taught)
-
-    def taught(self, batch: Batch, classes: int) -> Tensor:
-        """[B, C] bool: the new classes in images of the task, all in exemplars, whose labels say what they know."""
-        new = torch.arange(classes, device=batch.images.device) >= self.old
-        if batch.source is None:
-            return new.expand(len(batch.images), -1)
-        return new | (batch.source != TASK)[:, None]

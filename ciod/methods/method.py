@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 from torch import Tensor
 
-from ciod.types import Batch, Outputs
+from ciod.types import TASK, Batch, Outputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +80,13 @@ class Method(BaseModel):
             return self._teacher(batch.images)
         with torch.autocast(batch.images.device.type, dtype=precision):
             return self._teacher(batch.images)
+
+    def taught(self, batch: Batch, classes: int) -> Tensor:
+        """[B, C] bool: the new classes in images of the task, all in exemplars, whose labels say what they know."""
+        new = torch.arange(classes, device=batch.images.device) >= self.old
+        if batch.source is None:
+            return new.expand(len(batch.images), -1)
+        return new | (batch.source != TASK)[:, None]
 
     def before_step(self) -> None:
         """After backward and clipping, before the optimiser's step."""

@@ -69,6 +69,12 @@ def suppress(outputs: Outputs, r: Responses, candidates: Tensor, nms_iou: float)
 
 
 @torch.no_grad()
+def above_spread(values: Tensor, deviations: float) -> Tensor:
+    """[B, P] → [B, P] bool: above mean + ``deviations`` × (unbiased) standard deviation of that image (ERD §2.1)."""
+    return values > values.mean(1, keepdim=True) + deviations * values.std(1, keepdim=True)
+
+
+@torch.no_grad()
 def by_threshold(outputs: Outputs, *, score: float, nms_iou: float, classes: int | None) -> Kept:
     """``all_by_one``: f ≥ ``score``."""
     r = respond(outputs, classes)
