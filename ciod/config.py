@@ -147,15 +147,10 @@ def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
-def load(path: str | Path | None = None, overrides: Sequence[str] | dict[str, Any] = ()) -> Run:
-    """A validated Run from a YAML file (or nothing) and overrides; overrides win.
-
-    Args:
-        overrides: ``key=value`` words, or a mapping of dotted keys.
-
-    Raises:
-        ConfigError: every problem at once. Nothing of the data has been read except, at most, its class names.
-    """
+def gather(
+    path: str | Path | None = None, overrides: Sequence[str] | dict[str, Any] = ()
+) -> tuple[dict[str, Any], list[str]]:
+    """Settings of a YAML file (or nothing) with ``overrides`` on top, by full dotted key, and problems so far."""
     problems: list[str] = []
     content: dict[str, Any] = {}
     if path is not None:
@@ -170,7 +165,19 @@ def load(path: str | Path | None = None, overrides: Sequence[str] | dict[str, An
     merged: dict[str, Any] = {}
     for key, value in [*_flatten(content).items(), *_flatten(flat).items()]:
         merged[_normal_key(key, short)] = value
-    problems += _unknown(merged, short)
+    return merged, problems + _unknown(merged, short)
+
+
+def load(path: str | Path | None = None, overrides: Sequence[str] | dict[str, Any] = ()) -> Run:
+    """A validated Run from a YAML file (or nothing) and overrides; overrides win.
+
+    Args:
+        overrides: ``key=value`` words, or a mapping of dotted keys.
+
+    Raises:
+        ConfigError: every problem at once. Nothing of the data has been read except, at most, its class names.
+    """
+    merged, problems = gather(path, overrides)
     known = {k: v for k, v in merged.items() if k.split(".")[0] in Run.model_fields}
     tree = _nest(known)
     protocol, trouble = _protocol(tree)
@@ -270,9 +277,10 @@ def _check_files(tree: dict[str, Any]) -> list[str]:
     first = tree.get("first")
     if first and not (Path(first) / "task-1" / "model.safetensors").is_file():
         problems.append(f"first: {first} has no finished first task (task-1/model.safetensors).")
-    bound = tree.get("upper_bound")
-    if bound and not (Path(bound) / "results.json").is_file():
-        problems.append(f"upper_bound: {bound} is not a finished run; it has no results.json.")
+    given = tree.get("upper_bound") or []
+    for bound in [given] if isinstance(given, str) else given:
+        if not (Path(str(bound)) / "results.json").is_file():
+            problems.append(f"upper_bound: {bound} is not a finished run; it has no results.json.")
     return problems
 
 

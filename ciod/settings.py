@@ -105,11 +105,12 @@ class Run(Section):
     train: Train = Train()
     augment: Augment = Augment()
     eval: Evaluation = Evaluation()
-    upper_bound: str | None = None
-    """Folder of a finished joint run of the same scenario; gives gaps and Ω."""
+    upper_bound: str | list[str] | None = None
+    """Folder of a finished joint run of the same scenario; gives gaps and Ω. Of more than two tasks, Ω needs a list:
+    one joint run for each class prefix (``ciod compare`` trains them)."""
     first: str | None = None
     """Run folder whose first task is taken over instead of trained: it is the same for every method, so a comparison
-    of methods needs it once. All settings but the method must be equal."""
+    of methods needs it once. All settings but the method and those of later tasks must be equal."""
     out: str = "runs/latest"
     seed: Annotated[int, Field(ge=0)] = 0
     device: str = "auto"

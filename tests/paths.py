@@ -15,3 +15,4 @@ def _folder(variable: str, default: str) -> Path:
 DATASETS = _folder("CIOD_DATASETS", "datasets")
 WEIGHTS = _folder("CIOD_WEIGHTS", "weights")
 GOLDEN = _folder("CIOD_GOLDEN", "golden")
+REFERENCE = _folder("CIOD_REFERENCE", "reference")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,41 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 METRICS = ("AP", "AP50")
+SIX = (*METRICS, "AP75", "APs", "APm", "APl")  # COCO's six: Ω and the gaps are ratios of each with itself
+
+
+@dataclass(frozen=True)
+class Upper:
+    """What joint training reaches: the bounds of Ω, the gaps, RSD, RPD and RAI.
+
+    Args:
+        tasks: per task, COCO's six APs of the model trained jointly on the classes seen up to it; None where there is
+            no such model. The first task is its own joint training and needs none.
+        classes: metric → class → AP of the model trained jointly on all classes; empty without one.
+    """
+
+    tasks: list[dict[str, float | None] | None]
+    classes: dict[str, dict[str, float | None]]
+
+    @classmethod
+    def read(cls, folders: Sequence[Path], groups: Sequence[Sequence[str]]) -> Upper:
+        """Finds for each class prefix of ``groups`` the folder of the joint run that was trained on just these.
+
+        Raises:
+            CiodError: a folder is no finished joint run, or its classes are no prefix of the scenario.
+        """
+        seen = [{n for names in groups[: t + 1] for n in names} for t in range(len(groups))]
+        tasks: list[dict[str, float | None] | None] = [None] * len(groups)
+        classes: dict[str, dict[str, float | None]] = {}
+        for folder in folders:
+            theirs = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+            names = set(theirs["scenario"]["classes"])
+            if names not in seen or len(theirs["tasks"]) != 1:
+                raise CiodError(f"upper_bound: {folder} is not a finished joint run of the same classes.")
+            tasks[seen.index(names)] = theirs["tasks"][0]["all"]
+            if names == seen[-1]:
+                classes = {m: rows[0] for m, rows in theirs["ap"].items()}
+        return cls(tasks, classes)
 
 
 class Results:
@@ -52,7 +89,8 @@ class Results:
                 "seed": settings.seed,
                 "tasks": [],
                 "ap": {m: [] for m in METRICS},
-                "continual": {m: {} for m in METRICS},
+                "continual": {m: {} for m in SIX},
+                "upper_bounds": None,
                 "warnings": [],
             }
         )
@@ -91,20 +129,24 @@ class Results:
     def warn(self, sentences: list[str]) -> None:
         self.content["warnings"] = list(dict.fromkeys([*self.content["warnings"], *sentences]))
 
-    def finish(self, upper_bound: Path | None) -> None:
-        """The continual metrics, with gaps if a joint run is known."""
-        self._continual(upper_bound)
-
-    def _continual(self, upper_bound: Path | None) -> None:
-        upper = None
-        if upper_bound is not None:
-            upper = json.loads((upper_bound / "results.json").read_text(encoding="utf-8"))
-            if set(upper["scenario"]["classes"]) != set(self.content["scenario"]["classes"]) or not upper["tasks"]:
-                raise CiodError(f"upper_bound: {upper_bound} is not a finished joint run of the same classes.")
+    def finish(self, upper_bounds: Sequence[Path]) -> None:
+        """The continual metrics, with gaps and Ω as far as joint runs of the class prefixes are known."""
         groups = [t["new_classes"] for t in self.content["tasks"]]
-        for m in METRICS:
-            bounds = [None] * (len(groups) - 1) + [upper["tasks"][-1]["all"][m]] if upper and groups else None
-            self.content["continual"][m] = continual.summary(self.content["ap"][m], groups, bounds)
+        upper = Upper.read(upper_bounds, groups) if upper_bounds and groups else None
+        self.content["upper_bounds"] = None if upper is None else upper.tasks
+        self._continual(upper)
+
+    def _continual(self, upper: Upper | None) -> None:
+        tasks = self.content["tasks"]
+        groups = [t["new_classes"] for t in tasks]
+        for m in SIX:
+            bounds = None if upper is None else [None if b is None else b.get(m) for b in upper.tasks]
+            if m in METRICS:
+                joint = None if upper is None else upper.classes.get(m)
+                found = continual.summary(self.content["ap"][m], groups, bounds, joint)
+            else:
+                found = continual.against_upper([t["all"].get(m) for t in tasks], bounds)
+            self.content["continual"][m] = found
 
     def write(self, folder: Path) -> None:
         write_json(folder / "results.json", self.content)

@@ -1,7 +1,7 @@
 """What a task × class table of AP says about learning and forgetting: pure functions, whatever made the table.
 
 ``table[t]`` holds the AP (or AP50, …) of every seen class after task t, ``tasks[t]`` the classes that were new in it.
-Values may be fractions or points; results are in the same unit, except Ω, RelGap and retention, which are ratios.
+Values may be fractions or points; results are in the same unit, except the ratios Ω, RelGap, retention, RSD, RPD, RAI.
 None and NaN mean "no ground truth" and are left out of every mean; what cannot be computed is None, never 0.
 """
 
@@ -111,6 +111,36 @@ def retention(table: Sequence[Row], tasks: Sequence[Sequence[str]]) -> float | N
     return _ratio(_mean(a for _, a in both), _mean(b for b, _ in both))
 
 
+def deficiency(row: Row, joint: Row, names: Iterable[str]) -> float | None:
+    """Mean over ``names`` of (AP_joint,c − AP_c) / AP_joint,c, a fraction (papers print percent).
+
+    Over the old classes it is RSD, the rate of stability deficiency; over the last task's classes RPD, of plasticity.
+    A class whose joint AP is 0 or unknown is left out.
+
+    Source: Menezes et al., Continual Object Detection: A Review of Definitions, Strategies, and Challenges
+    (Neural Networks 2023).
+    """
+    return _mean(_ratio(abs_gap(row.get(n), joint.get(n)), joint.get(n)) for n in names)
+
+
+def retention_adaptability(table: Sequence[Row], tasks: Sequence[Sequence[str]], joint: Row) -> float | None:
+    """RAI = (mean retention + mean generalisation) / 2 over the tasks from the second on.
+
+    Retention of task t: mean AP of its old classes ÷ that of the same classes when each was learnt. Generalisation:
+    mean AP of its new classes ÷ their mean AP in the joint model. DuET's reference model belongs to a stream of
+    domains; in a stream of classes of one data set the joint model takes its place, so the numbers are not DuET's.
+
+    Source: Monga et al., DuET (ICCV 2025), the retention-adaptability index.
+    """
+    kept = [retention(table[: t + 1], tasks[: t + 1]) for t in range(1, len(table))]
+    learnt = []
+    for row, names in zip(table[1:], tasks[1:]):
+        both = [(row.get(n), joint.get(n)) for n in names if _known(row.get(n)) and _known(joint.get(n))]
+        learnt.append(_ratio(_mean(a for a, _ in both), _mean(b for _, b in both)))
+    r, g = _mean(kept), _mean(learnt)
+    return None if r is None or g is None else (r + g) / 2
+
+
 def harmonic_mean(old: float | None, new: float | None) -> float | None:
     """H = 2·old·new / (old + new): high only when both the old and the new classes are. 0 when both are 0."""
     if old is None or new is None or math.isnan(old) or math.isnan(new):
@@ -118,8 +148,42 @@ def harmonic_mean(old: float | None, new: float | None) -> float | None:
     return 2 * old * new / (old + new) if old + new else 0.0
 
 
+KEYS = (
+    "omega",
+    "abs_gap",
+    "rel_gap",
+    "forgetting",
+    "retention",
+    "forgetting_points",
+    "harmonic_mean",
+    "stability_deficiency",
+    "plasticity_deficiency",
+    "retention_adaptability",
+)
+
+
+def against_upper(final: Sequence[float | None], upper: Sequence[float | None] | None) -> dict[str, float | None]:
+    """Ω, AbsGap and RelGap of means over the classes seen: of any of COCO's six APs, also those by object size.
+
+    Args:
+        final: per finished task, the AP over the classes seen so far.
+        upper: per task, the joint-training AP over the same classes; missing ones count as unknown.
+    """
+    if not final:
+        return dict.fromkeys(KEYS[:3])
+    bounds = (list(upper or []) + [None] * len(final))[: len(final)]
+    return {
+        "omega": omega(final, bounds) if upper is not None else None,
+        "abs_gap": abs_gap(final[-1], bounds[-1]),
+        "rel_gap": rel_gap(final[-1], bounds[-1]),
+    }
+
+
 def summary(
-    table: Sequence[Row], tasks: Sequence[Sequence[str]], upper: Sequence[float | None] | None = None
+    table: Sequence[Row],
+    tasks: Sequence[Sequence[str]],
+    upper: Sequence[float | None] | None = None,
+    joint: Row | None = None,
 ) -> dict[str, float | None]:
     """Every metric of this file after the last task in ``table``; a run that is not finished may be summed up too.
 
@@ -127,10 +191,12 @@ def summary(
         table: per finished task, the AP of each class seen so far.
         tasks: per task, its new classes; at least as many as ``table`` has rows.
         upper: per task, the joint-training AP over the classes seen up to it; None where unknown.
+        joint: the AP of each class in the model trained on all of them jointly.
 
     Returns:
-        omega, abs_gap, rel_gap, forgetting, retention, forgetting_points, harmonic_mean (of the mean AP of the old
-        classes and of the last task's); None where undefined, as most are after one task.
+        ``KEYS``: omega, abs_gap, rel_gap, forgetting, retention, forgetting_points, harmonic_mean (of the mean AP of
+        the old classes and of the last task's), stability_deficiency (RSD), plasticity_deficiency (RPD),
+        retention_adaptability (RAI); None where undefined, as most are after one task.
 
     Raises:
         ValueError: when the table has more rows than there are tasks.
@@ -138,20 +204,20 @@ def summary(
     if len(table) > len(tasks):
         raise ValueError(f"the table has {len(table)} rows for {len(tasks)} tasks")
     tasks = [list(names) for names in tasks[: len(table)]]
-    keys = ("omega", "abs_gap", "rel_gap", "forgetting", "retention", "forgetting_points", "harmonic_mean")
     if not table:
-        return dict.fromkeys(keys)
+        return dict.fromkeys(KEYS)
     seen = [[n for names in tasks[: t + 1] for n in names] for t in range(len(table))]
     final = [group_mean(row, names) for row, names in zip(table, seen)]
-    bounds = (list(upper or []) + [None] * len(table))[: len(table)]
     new, old = group_mean(table[-1], tasks[-1]), group_mean(table[-1], _old(tasks))
+    later = joint if joint is not None and len(table) > 1 else {}  # after one task nothing is old or new
     values = (
-        omega(final, bounds) if upper is not None else None,
-        abs_gap(final[-1], bounds[-1]),
-        rel_gap(final[-1], bounds[-1]),
+        *against_upper(final, upper).values(),
         forgetting(table, tasks),
         retention(table, tasks),
         forgetting_points(table, tasks),
         harmonic_mean(old, new),
+        deficiency(table[-1], later, _old(tasks)),
+        deficiency(table[-1], later, tasks[-1]),
+        retention_adaptability(table, tasks, later),
     )
-    return dict(zip(keys, values))
+    return dict(zip(KEYS, values, strict=True))

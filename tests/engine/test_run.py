@@ -100,7 +100,10 @@ def test_the_folder_has_what_it_promises(whole):
 
 def test_results(whole):
     results = json.loads((whole / "results.json").read_text())
-    assert list(results) == ["format", "scenario", "detector", "method", "seed", "tasks", "ap", "continual", "warnings"]
+    assert list(results) == [
+        "format", "scenario", "detector", "method", "seed", "tasks", "ap", "continual", "upper_bounds", "warnings"
+    ]  # fmt: skip
+    assert results["upper_bounds"] is None  # no joint run is known
     assert results["format"] == 1 and results["seed"] == 0 and results["warnings"] == []
     assert results["scenario"]["classes"] == list(CLASSES) and results["scenario"]["split"] == [6, 4]
     assert {"order", "images", "boxes", "eval_images", "joint", "metric", "data", "protocol"} <= set(
@@ -457,6 +460,7 @@ def test_an_upper_bound_gives_gaps(whole, joint, data, tmp_path):
         assert found["continual"][metric]["abs_gap"] == pytest.approx(upper - final)
         assert found["continual"][metric]["rel_gap"] == pytest.approx((upper - final) / upper)
         assert found["continual"][metric]["omega"] is not None
+    assert found["upper_bounds"] == [None, results["tasks"][-1]["all"]]
     for task in (1, 2):  # it changes no weight
         a, b = weights_of(whole, task), weights_of(with_bound, task)
         assert all(torch.equal(a[k], b[k]) for k in a)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ciod.evaluate.continual import (
+    KEYS,
     abs_gap,
+    against_upper,
+    deficiency,
     forgetting,
     forgetting_points,
     group_mean,
@@ -19,8 +20,10 @@ from ciod.evaluate.continual import (
     omega,
     rel_gap,
     retention,
+    retention_adaptability,
     summary,
 )
+from tests.paths import REFERENCE
 
 TASKS = [["a", "b"], ["c"], ["d"]]
 TABLE = [
@@ -28,7 +31,9 @@ TABLE = [
     {"a": 0.5, "b": 0.3, "c": 0.8},
     {"a": 0.3, "b": 0.3, "c": 0.6, "d": 0.4},
 ]
-KEYS = ["omega", "abs_gap", "rel_gap", "forgetting", "retention", "forgetting_points", "harmonic_mean"]
+
+
+JOINT = {"a": 0.5, "b": 0.6, "c": 0.8, "d": 0.5}
 
 
 # -- against the papers -----------------------------------------------------------------------------------------------
@@ -53,12 +58,49 @@ def test_published_multi_step_curve():
     assert omega([1, 0.897 * 40.2, 32.4], [None, 40.2, 40.2]) == pytest.approx(0.901, abs=5e-4)
 
 
-def table2():
-    folder = os.environ.get("CIOD_REFERENCE") or Path(__file__).resolve().parents[3] / "shared" / "reference"
-    path = Path(folder) / "ilyolox_published.json"
+def published():
+    path = REFERENCE / "ilyolox_published.json"
     if not path.exists():
         pytest.skip(f"{path} is absent; set CIOD_REFERENCE to run this test")
-    return json.loads(path.read_text())["table2"]
+    return json.loads(path.read_text())
+
+
+def table2():
+    return published()["table2"]
+
+
+KINDS = {"all": "AP", "50": "AP50", "75": "AP75", "S": "APs", "M": "APm", "L": "APl"}
+
+
+def test_every_kind_of_omega_of_the_two_step_table():
+    """The four rows whose raw numbers are known: Ω of AP, AP50, AP75 and by size is the ratio of each with itself."""
+    raw = published()["submetric_check"]
+    bounds = dict(zip(KINDS, raw["upper_bound"].values(), strict=True))
+    rows = {r["method"]: r for r in table2() if r["scenario"] == "40+40" and r["method"] in raw["raw_40_40"]}
+    assert len(rows) == 4
+    for name, row in rows.items():
+        for kind, final in zip(KINDS, raw["raw_40_40"][name], strict=True):
+            got = against_upper([99, final], [None, bounds[kind]])["omega"]
+            assert got == pytest.approx(row[f"Omega_{kind}"], abs=5.1e-4), (name, kind)
+
+
+def test_every_kind_of_omega_belongs_to_the_final_ratio_of_its_row():
+    for row in table2():
+        for kind, ratio in row["implied_final_over_UB"].items():
+            got = omega([1, ratio], [None, 1])
+            assert got == pytest.approx(row[f"Omega_{kind}"], abs=1.1e-3), (row["scenario"], row["method"], kind)
+
+
+def test_the_multi_step_curves():
+    """Every point of both methods' curves: the cumulative mean of AP ÷ upper bound over the steps so far."""
+    series = published()["multi_step_plot"]["series"]
+    assert [len(s["points"]) for s in series] == [3, 3, 4, 5, 5]
+    for s in series:
+        ratios = list(s["implied_ratio_mAPt_over_UBt"].values())
+        for t, point in enumerate(s["points"].values(), 1):
+            assert omega(ratios[:t], [None, *[1.0] * (t - 1)]) == pytest.approx(point, abs=1.1e-3), s["method"]
+        upper = 33.61 if s["method"] == "Ours" else 40.2
+        assert 100 * rel_gap(s["implied_final_mAP"], upper) == pytest.approx(s["implied_final_RelGap_pct"], abs=0.15)
 
 
 def test_every_row_of_the_two_step_table():
@@ -132,6 +174,28 @@ def test_forgetting_by_hand():
     assert retention(TABLE, TASKS) == pytest.approx(1.2 / 1.8)
 
 
+def test_deficiency_leaves_out_what_joint_training_did_not_learn():
+    assert deficiency({"a": 0.2, "b": 0.6}, {"a": 0.4, "b": 0.5}, "ab") == pytest.approx((0.5 - 0.2) / 2)
+    assert deficiency({"a": 0.2, "b": 0.6, "c": None}, {"a": 0.4, "b": 0.0, "c": 0.3}, "abc") == pytest.approx(0.5)
+    assert deficiency({"a": float("nan")}, {"a": 0.4}, "a") is None
+    assert deficiency({"a": 0.2}, {}, "a") is None
+
+
+def test_retention_adaptability_by_hand():
+    # kept: (0.5 + 0.3) ÷ (0.4 + 0.6) and 1.2 ÷ 1.8; learnt: c 0.8 of 0.8, d 0.4 of 0.5
+    expected = ((0.8 + 1.2 / 1.8) / 2 + (1 + 0.8) / 2) / 2
+    assert retention_adaptability(TABLE, TASKS, JOINT) == pytest.approx(expected)
+    assert retention_adaptability(TABLE, TASKS, {}) is None
+    assert retention_adaptability(TABLE[:1], TASKS, JOINT) is None
+
+
+def test_the_gaps_of_any_ap():
+    assert against_upper([0.2, 0.3], [None, 0.4]) == pytest.approx({"omega": 0.875, "abs_gap": 0.1, "rel_gap": 0.25})
+    assert set(against_upper([0.2, None], [None, 0.4]).values()) == {None}
+    assert set(against_upper([], [None]).values()) == {None}
+    assert set(against_upper([0.2, 0.3], None).values()) == {None}
+
+
 def test_harmonic_mean():
     assert harmonic_mean(0.2, 0.6) == pytest.approx(0.3)
     assert harmonic_mean(0.0, 0.6) == 0
@@ -141,9 +205,9 @@ def test_harmonic_mean():
 
 
 def test_summary_by_hand():
-    got = summary(TABLE, TASKS, [None, 0.7, 0.5])
+    got = summary(TABLE, TASKS, [None, 0.7, 0.5], JOINT)
     final = 1.6 / 4
-    assert list(got) == KEYS
+    assert list(got) == list(KEYS)
     assert got == pytest.approx(
         {
             "omega": (1 + (1.6 / 3) / 0.7 + final / 0.5) / 3,
@@ -153,6 +217,9 @@ def test_summary_by_hand():
             "retention": 1.2 / 1.8,
             "forgetting_points": 0.2,
             "harmonic_mean": 2 * 0.4 * 0.4 / 0.8,
+            "stability_deficiency": (0.2 / 0.5 + 0.3 / 0.6 + 0.2 / 0.8) / 3,
+            "plasticity_deficiency": 0.1 / 0.5,
+            "retention_adaptability": ((0.8 / 1.0 + 1.2 / 1.8) / 2 + (0.8 / 0.8 + 0.4 / 0.5) / 2) / 2,
         }
     )
 
@@ -163,7 +230,7 @@ def test_summary_of_an_unfinished_run_is_that_of_its_tasks():
 
 def test_summary_without_upper_bounds():
     got = summary(TABLE, TASKS)
-    assert [k for k, v in got.items() if v is None] == ["omega", "abs_gap", "rel_gap"]
+    assert [k for k, v in got.items() if v is None] == [*KEYS[:3], *KEYS[-3:]]
     only_last = summary(TABLE, TASKS, [None, None, 0.5])
     assert only_last["omega"] is None
     assert only_last["abs_gap"] == pytest.approx(0.1)
@@ -232,11 +299,14 @@ def test_nothing_changed_means_nothing_forgotten(run):
 def test_ratios_have_no_unit_and_differences_scale(run, factor):
     table, tasks = run
     bounds = [None] + [0.5] * (len(tasks) - 1)
-    before = summary(table, tasks, bounds)
+    joint = {n: 0.5 for names in tasks for n in names}
+    before = summary(table, tasks, bounds, joint)
     scaled = [{n: None if v is None else v * factor for n, v in row.items()} for row in table]
-    after = summary(scaled, tasks, [None if b is None else b * factor for b in bounds])
+    after = summary(
+        scaled, tasks, [None if b is None else b * factor for b in bounds], {n: v * factor for n, v in joint.items()}
+    )
     for key, value in before.items():
-        scale = 1 if key in ("omega", "rel_gap", "retention") else factor
+        scale = factor if key in ("abs_gap", "forgetting", "forgetting_points", "harmonic_mean") else 1
         expected = None if value is None else pytest.approx(value * scale, rel=1e-6, abs=1e-9)
         assert after[key] == expected
 
