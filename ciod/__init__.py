@@ -3,6 +3,7 @@
 Public names, imported when first used, so that ``import ciod`` is instant:
 
     ciod.train(data="folder", split="3+3", method="ilyolox", out="runs/mine")
+    ciod.compare("shapes-6+4", methods="finetune,pseudo_label,ilyolox", seeds=3)
     ciod.evaluate("runs/mine/task-2/model.safetensors", data="folder")
     ciod.load("runs/mine/task-2/model.safetensors").predict("photo.jpg")
 """
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time see __getattr__
     from ciod.api import evaluate, train
+    from ciod.comparison import compare
     from ciod.data.scenario import Scenario
     from ciod.detectors.detector import Detector
     from ciod.detectors.weights import load
@@ -28,6 +30,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "train": "ciod.api",
+    "compare": "ciod.comparison",
     "evaluate": "ciod.api",
     "predict": "ciod.inference.pictures",
     "frames": "ciod.inference.video",
@@ -46,6 +49,7 @@ __all__ = [
     "Detector",
     "Method",
     "Scenario",
+    "compare",
     "evaluate",
     "export",
     "frames",

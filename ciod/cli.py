@@ -1,6 +1,6 @@
 """ciod train data=FOLDER split=3+3 method=ilyolox out=DIR
 
-The command line: demo · train · eval · predict · export · report · list. Settings are written ``key=value``.
+The command line: demo · train · compare · eval · predict · export · report · list. Settings are written ``key=value``.
 Heavy imports happen inside the commands, so that ``ciod --help`` answers at once.
 """
 
@@ -87,6 +87,33 @@ def train(words: Words = None) -> None:
     settings = config.load(plain[0] if plain else None, [w for w in words or [] if w not in plain[:1]])
     with _interruptible():
         run(settings)
+
+
+@app.command()
+def compare(words: Words = None) -> None:
+    """Compare methods on one scenario, over seeds: `ciod compare SCENARIO methods=finetune,ilyolox seeds=3`.
+
+    SCENARIO is one of `ciod list scenarios` or a YAML file of settings; or leave it out and give `data=` and `split=`.
+    The first task is trained once a seed and shared; joint training gives the upper bounds.
+
+    - `methods=a,b,c`, with settings `methods='[finetune, {name: ilyolox, nms_iou: 0.65}]'`
+    - `seeds=3` (0, 1, 2) or `seeds='[4, 7]'`; `jobs=2` runs at a time
+    - `upper=prefixes` joint models for every class prefix, `final`, `none`
+    - `out=DIR`; `cache=DIR` keeps first tasks and joint models for other comparisons
+    - every other setting as in `ciod train`
+
+    Run the same command again to go on. Exit code 1: some runs failed; the table has the others.
+    """
+    from ciod.comparison import FAILED, run
+
+    plain, flat = _split(words)
+    if len(plain) > 1:
+        raise CiodError(f"compare takes one scenario, not {len(plain)} ({', '.join(plain)}); write key=value settings.")
+    own = {k: flat.pop(k) for k in ("methods", "seeds", "jobs", "upper", "out", "cache") if k in flat}
+    with _interruptible():
+        content = run(plain[0] if plain else None, settings=flat, **own)
+    if any(c["status"] == FAILED for c in content["runs"]):
+        raise typer.Exit(1)
 
 
 @app.command("eval")

@@ -4,38 +4,44 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from ciod import demo
+from ciod.comparison import schedule, worker
 from ciod.engine import start
+from ciod.errors import CiodError
+
+
+def small(monkeypatch, run):
+    monkeypatch.setattr(demo, "SETTINGS", {**demo.SETTINGS, "train.epochs": 1, "detector.size": 64, "train.batch": 4})
+    monkeypatch.setattr(start, "SHAPES", {"train": 12, "val": 6})
+    monkeypatch.setattr(schedule, "run", run)
 
 
 def test_the_demo_compares_three_methods(tmp_path, monkeypatch, capsys):
-    small = {"train.epochs": 1, "detector.size": 64, "train.batch": 4}
-    monkeypatch.setattr(demo, "SETTINGS", {**demo.SETTINGS, **small})
-    monkeypatch.setattr(start, "SHAPES", {"train": 12, "val": 6})
-    lanes = []
+    trained = []
 
-    def one_after_the_other(words, console):
-        for out, seed, device, *methods in words:
-            lanes.append(methods)
-            demo.lane(demo.Path(out), int(seed), device, methods)
+    def one_after_the_other(cells, **_):
+        for cell in cells:
+            trained.append(cell.name)
+            worker.work(cell.job())
+        return {}
 
-    monkeypatch.setattr(demo, "_side_by_side", one_after_the_other)
+    small(monkeypatch, one_after_the_other)
     folders = demo.run(tmp_path / "demo", device="cpu")
-    assert sorted(m for lane in lanes for m in lane) == sorted(demo.METHODS)
+    assert trained == ["first-seed0", "joint-seed0", "finetune-seed0", "ilyolox-seed0"]
+    assert list(folders) == list(demo.METHODS)
     assert (tmp_path / "demo" / "report.html").is_file()
     results = {m: json.loads((f / "results.json").read_text()) for m, f in folders.items()}
     assert len(results["joint"]["tasks"]) == 1 and len(results["ilyolox"]["tasks"]) == 2
     assert results["ilyolox"]["ap"]["AP"][0] == results["finetune"]["ap"]["AP"][0], "the first task is shared"
     assert results["ilyolox"]["method"]["settings"] == {"guard_iou": 0.5, "nms_iou": 0.65}
+    assert results["ilyolox"]["upper_bounds"] == [None, results["joint"]["tasks"][0]["all"]]
     printed = capsys.readouterr().out
     assert all(m in printed for m in demo.METHODS) and "RelGap" in printed
 
 
-def test_a_lane_that_fails_is_reported(tmp_path):
-    import pytest
-    from rich.console import Console
-
-    from ciod.errors import CiodError
-
+def test_a_run_that_fails_is_reported(tmp_path, monkeypatch):
+    small(monkeypatch, lambda cells, **_: {cells[0].name: "no room"})
     with pytest.raises(CiodError, match="a run stopped; its message is above"):
-        demo._side_by_side([[str(tmp_path), "0", "no-such-device", "finetune"]], Console(quiet=True))
+        demo.run(tmp_path / "demo", device="cpu")

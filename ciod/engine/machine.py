@@ -42,9 +42,17 @@ def fingerprint(settings: Run) -> dict[str, Any]:
     return flat
 
 
-def differences(mine: dict[str, Any], theirs: dict[str, Any], *, but: str = " ") -> str:
-    """What differs between two fingerprints, in words; keys that start with ``but`` do not count."""
-    keys = sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k) and not k.startswith(but))
+def first_task(settings: dict[str, Any]) -> dict[str, Any]:
+    """The part of a fingerprint that the first task depends on: no method, and nothing of later tasks."""
+    later = ("train.lr_later", "train.joint_epochs", "train.teacher")
+    kept = {k: v for k, v in settings.items() if not k.startswith("method.") and k not in later}
+    epochs = kept.get("train.epochs")
+    return {**kept, "train.epochs": epochs[0] if isinstance(epochs, list) else epochs}
+
+
+def differences(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """What differs between two fingerprints, in words."""
+    keys = sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k))
     said = [f"{k} was {theirs.get(k)!r}, is {mine.get(k)!r}" for k in keys[:4]]
     return "; ".join(said) + ("; …" if len(keys) > 4 else "")
 

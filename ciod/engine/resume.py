@@ -47,9 +47,12 @@ def take_over(settings: Run, world: World) -> dict[str, Any] | None:
     if theirs is None or theirs["task"] < 1:
         raise CiodError(f"first: {source} has not finished its first task.")
     mine = machine.fingerprint(settings)
-    differ = machine.differences(mine, theirs["settings"], but="method.")
+    differ = machine.differences(machine.first_task(mine), machine.first_task(theirs["settings"]))
     if differ:
-        raise CiodError(f"first: {source} was trained with other settings ({differ}); only the method may differ.")
+        raise CiodError(
+            f"first: {source} was trained with other settings ({differ}); only the method may differ, and what "
+            "later tasks alone depend on."
+        )
     results = json.loads((source / "results.json").read_text(encoding="utf-8"))
     results["tasks"], results["continual"] = results["tasks"][:1], {}
     results["ap"] = {m: rows[:1] for m, rows in results["ap"].items()}

@@ -34,8 +34,11 @@ from ciod.methods.method import Method
 from ciod.report.log import RunLog
 
 
-def train(settings: Run, *, command: str = "", reporter: Reporter | None = None) -> Path:
+def train(settings: Run, *, command: str = "", reporter: Reporter | None = None, until: int | None = None) -> Path:
     """Runs a whole scenario, or goes on where an earlier process stopped.
+
+    Args:
+        until: stop after so many tasks; the folder is then an unfinished run that others take over with ``first``.
 
     Returns:
         The run folder: results.json, report.html, task-N/model.safetensors, …
@@ -45,7 +48,7 @@ def train(settings: Run, *, command: str = "", reporter: Reporter | None = None)
     """
     with world(settings.device) as here:
         reporter = reporter or Reporter(quiet=not here.main)
-        runner = Runner(settings, here, reporter, command)
+        runner = Runner(settings, here, reporter, command, until)
         runner.run()
     return runner.out
 
@@ -58,6 +61,7 @@ class Runner:
     world: World
     reporter: Reporter
     command: str = ""
+    until: int | None = None
     warnings: list[str] = field(default_factory=list)
 
     def run(self) -> None:
@@ -86,6 +90,8 @@ class Runner:
         for task in self.scenario:
             if task.index < first:
                 continue
+            if self.until is not None and task.index >= self.until:
+                return  # unfinished on purpose: no report
             self._task(task, detector, method)
             self.saved = None
         self._finish()
@@ -249,7 +255,8 @@ class Runner:
 
     def _finish(self) -> None:
         s = self.settings
-        self.results.finish(Path(s.upper_bound) if s.upper_bound else None)
+        given = s.upper_bound or []
+        self.results.finish([Path(f) for f in ([given] if isinstance(given, str) else given)])
         if not self.world.main:
             return
         self.results.write(self.out)

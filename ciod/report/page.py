@@ -1,4 +1,4 @@
-"""The report of a run, and of several runs side by side: one HTML file each that needs nothing else.
+"""The report of a run: one HTML file that needs nothing else.
 
 Reads the files of a run folder and nothing of the run itself, so it works on unfinished, copied and old runs alike.
 """
@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import yaml
 
@@ -20,14 +18,8 @@ from ciod.errors import CiodError
 from ciod.report import plots
 from ciod.report.log import METRICS, atomic_write, read_metrics
 from ciod.report.summary import (
-    COMPARISON,
     Results,
-    best_cells,
     changes,
-    comparison_cells,
-    comparison_markdown,
-    comparison_rows,
-    comparison_table,
     count,
     done,
     duration,
@@ -40,12 +32,9 @@ from ciod.report.summary import (
 )
 
 __all__ = [
-    "comparison_markdown",
-    "comparison_table",
     "read_results",
     "summary_table",
     "verdict",
-    "write_comparison",
     "write_report",
 ]
 
@@ -59,6 +48,13 @@ _CONTINUAL = (
     ("omega", "Ω", "mean over tasks of AP ÷ the joint model's AP; 1 = as good as training on everything at once"),
     ("abs_gap", "AbsGap", "AP points below joint training after the last task"),
     ("rel_gap", "RelGap", "the same gap relative to joint training (%)"),
+    (
+        "stability_deficiency",
+        "RSD",
+        "mean over the old classes of what is missing to joint training, relative to it (%)",
+    ),
+    ("plasticity_deficiency", "RPD", "the same over the new classes (%)"),
+    ("retention_adaptability", "RAI", "mean of retention and of new AP ÷ joint AP, over the tasks (%)"),
 )
 
 
@@ -74,30 +70,8 @@ def write_report(folder: Path | str) -> Path:
     run, results, metrics = read_run(folder), read_results(folder), read_metrics(folder)
     if not (run or results or metrics):
         raise CiodError(f"{folder} is not a run folder: it has no run.yaml, {METRICS} or results.json.")
-    text = _environment().get_template("page.html.j2").render(_report(folder, run, results, metrics))
+    text = environment().get_template("page.html.j2").render(_report(folder, run, results, metrics))
     return atomic_write(folder / "report.html", text)
-
-
-def write_comparison(folders: Mapping[str, Path], out: Path) -> Path:
-    """Write one page that compares runs: {name to show: run folder}; links to their reports are relative to ``out``.
-
-    Raises:
-        CiodError: when there are no runs, or a folder has no readable ``results.json``.
-    """
-    out = Path(out)
-    folders = {name: Path(folder) for name, folder in folders.items()}
-    if not folders:
-        raise CiodError("There are no runs to compare.")
-    runs = []
-    for name, folder in folders.items():
-        results = read_results(folder)
-        if not results:
-            raise CiodError(
-                f"{folder} has no results.json: the run '{name}' cannot be compared before its first task ends."
-            )
-        runs.append((name, results))
-    text = _environment().get_template("comparison.html.j2").render(_comparison(folders, runs, out))
-    return atomic_write(out, text)
 
 
 def read_results(folder: Path | str) -> dict[str, Any]:
@@ -146,7 +120,7 @@ def _report(folder: Path, run: Mapping[str, Any], results: Results, metrics: lis
     return {
         "title": " · ".join(str(v) for v in (scenario.get("name"), method.get("name"), detector.get("name")) if v)
         or folder.resolve().name,
-        "verdict": _unbroken(verdict(results)),
+        "verdict": unbroken(verdict(results)),
         "unfinished": len(done(results)) < max(planned(results), 1),
         "warnings": results.get("warnings") or [],
         "tiles": _tiles(results),
@@ -156,8 +130,8 @@ def _report(folder: Path, run: Mapping[str, Any], results: Results, metrics: lis
         "options": {
             k: scenario[k] for k in ("order", "images", "boxes", "eval_images", "metric", "data") if scenario.get(k)
         },
-        "matrices": [(m, _svg(plots.ap_matrix(results, metric=m))) for m in ("AP50", "AP")],
-        "task_curves": _svg(plots.task_curves(results)),
+        "matrices": [(m, svg(plots.ap_matrix(results, metric=m))) for m in ("AP50", "AP")],
+        "task_curves": svg(plots.task_curves(results)),
         "changes": [
             {
                 "name": c.name,
@@ -168,9 +142,9 @@ def _report(folder: Path, run: Mapping[str, Any], results: Results, metrics: lis
             }
             for c in lost
         ],
-        "class_change": _svg(plots.class_change(results)),
-        "losses": _svg(plots.losses(metrics)),
-        "examples": [(i, _data_urls(p)) for i, p in _examples(folder)],
+        "class_change": svg(plots.class_change(results)),
+        "losses": svg(plots.losses(metrics)),
+        "examples": [(i, _data_urls(p)) for i, p in examples(folder)],
         "settings": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=100) if settings else "",
         "method_settings": method.get("settings") or {},
         "facts": _facts(run, results, versions),
@@ -285,7 +259,7 @@ def _bad(change: Any) -> bool:
     return change.loss is not None and change.before > 0 and change.loss > 0.25 * change.before
 
 
-def _examples(folder: Path) -> list[tuple[int, list[Path]]]:
+def examples(folder: Path) -> list[tuple[int, list[Path]]]:
     """(task, counting from 1, and its pictures) in the order of tasks."""
     found = []
     for path in folder.glob("task-*/examples"):
@@ -298,60 +272,22 @@ def _examples(folder: Path) -> list[tuple[int, list[Path]]]:
 
 def _data_urls(paths: list[Path]) -> list[tuple[str, str]]:
     """(name, picture as a data: address)."""
-    return [(p.stem, _data_url(p)) for p in paths]
+    return [(p.stem, data_url(p)) for p in paths]
 
 
-def _data_url(path: Path) -> str:
+def data_url(path: Path) -> str:
     kind = "png" if path.suffix.lower() == ".png" else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def _comparison(folders: Mapping[str, Path], runs: list[tuple[str, dict[str, Any]]], out: Path) -> dict[str, Any]:
-    rows = comparison_rows(runs)
-    best = best_cells(rows)
-    links = {}
-    for name, folder in folders.items():
-        if (folder / "report.html").is_file():
-            links[name] = quote(
-                Path(os.path.relpath(folder.resolve() / "report.html", out.resolve().parent)).as_posix()
-            )
-    scenario = next(((r.get("scenario") or {}) for _, r in runs if not (r.get("scenario") or {}).get("joint")), {})
-    return {
-        "title": " · ".join(["Comparison", *([str(scenario["name"])] if scenario.get("name") else [])]),
-        "columns": list(COMPARISON.values()),
-        "rows": [
-            {
-                "name": row["name"],
-                "link": links.get(row["name"]),
-                "unfinished": row["unfinished"],
-                "joint": row["joint"],
-                "cells": [(c, (i, k) in best) for k, c in zip(COMPARISON, comparison_cells(row)[1:], strict=True)],
-            }
-            for i, row in enumerate(rows)
-        ],
-        "verdicts": [(name, _unbroken(verdict(results))) for name, results in runs],
-        "plot": _svg(plots.comparison(runs)),
-        "pictures": _shared_examples(folders),
-        "warnings": [f"{name}: {w}" for name, results in runs for w in results.get("warnings") or []],
-    }
-
-
-def _shared_examples(folders: Mapping[str, Path]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """(picture, [(run, address)]): the last task's pictures that at least two runs have, else nothing."""
-    last = {name: {p.name: p for p in found[-1][1]} for name, folder in folders.items() if (found := _examples(folder))}
-    names = dict.fromkeys(n for pictures in last.values() for n in pictures)
-    shared = [(n, [(run, pictures[n]) for run, pictures in last.items() if n in pictures]) for n in names]
-    return [(Path(n).stem, [(run, _data_url(p)) for run, p in found]) for n, found in shared if len(found) > 1][:6]
-
-
-def _svg(element: str) -> Any:
+def svg(element: str) -> Any:
     """A figure from ``plots`` may go into the page as it is: matplotlib has escaped the text in it."""
     from markupsafe import Markup
 
     return Markup(element)
 
 
-def _unbroken(sentence: str) -> str:
+def unbroken(sentence: str) -> str:
     """No line break between a number and its sign."""
     return sentence.replace(" %", "\u00a0%").replace(" → ", "\u00a0→\u00a0")
 
@@ -360,7 +296,7 @@ def _count(n: int | None) -> str:
     return "–" if n is None else f"{n:,}"
 
 
-def _environment() -> Any:
+def environment() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(

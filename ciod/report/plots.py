@@ -22,12 +22,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 
-from ciod.report.summary import Change, Results, Runs, ap_rows, changes, class_order, comparison_rows, done, score
+from ciod.report.summary import Change, Results, ap_rows, changes, class_order, done, score
 
 OLD, NEW, ALL = "#0072B2", "#D55E00", "#3F3F46"
 GROUPS = {"old": OLD, "new": NEW, "all": ALL}
-_GRID, _MUTED = "#E4E4E7", "#71717A"
-_WIDE = 10.6  # inches of 96 CSS pixels: the width of the report's column
+GRID, MUTED = "#E4E4E7", "#71717A"
+WIDE = 10.6  # inches of 96 CSS pixels: the width of the report's column
 _BLUES = LinearSegmentedColormap.from_list("ap", ["#F7FBFF", "#C6DBEF", "#6BAED6", "#2171B5", "#08306B"])
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -48,7 +48,7 @@ _RC: dict[Any, Any] = {
 }
 
 
-def _svg(draw: Callable[..., Figure | None]) -> Callable[..., str]:
+def svg(draw: Callable[..., Figure | None]) -> Callable[..., str]:
     """Turns a function that draws a Figure into one that returns it as an SVG element."""
 
     @functools.wraps(draw)
@@ -68,13 +68,13 @@ def _svg(draw: Callable[..., Figure | None]) -> Callable[..., str]:
     return drawn
 
 
-@_svg
+@svg
 def ap_matrix(results: Results, *, metric: str = "AP") -> Figure | None:
     """Heat map of AP, task × class; blank before a class is learnt, hatched where AP is unknown."""
     rows, names = ap_rows(results, metric), class_order(results)
     if not rows or not names:
         return None
-    table = np.array([[_number(row.get(n)) for n in names] for row in rows])
+    table = np.array([[number(row.get(n)) for n in names] for row in rows])
     seen = np.array([[n in row for n in names] for row in rows])
     figure, axes = _matrix_axes(len(rows), names)
     top = max(0.05, math.ceil(20 * np.nanmax(table, initial=0)) / 20)  # np.nanmax(initial) also covers all-null tables
@@ -94,16 +94,16 @@ def ap_matrix(results: Results, *, metric: str = "AP") -> Figure | None:
     bar = figure.colorbar(image, cax=bar_axes, format=lambda v, _: f"{100 * v:.0f}")
     bar.outline.set_visible(False)  # type: ignore[operator]
     bar.set_ticks([0, top / 2, top] if top * 100 % 2 == 0 else [0, top])
-    bar_axes.set_title(f"{metric} %", fontsize=8, color=_MUTED)
+    bar_axes.set_title(f"{metric} %", fontsize=8, color=MUTED)
     return figure
 
 
 def _matrix_axes(n_rows: int, names: Sequence[str]) -> tuple[Figure, Axes]:
     """Axes whose cells have a readable size, with room under them for the names."""
     slanted = len(names) <= 25
-    width = min(_WIDE - 1.7, 0.75 * len(names))
+    width = min(WIDE - 1.7, 0.75 * len(names))
     height = n_rows * (0.34 if n_rows <= 6 else 0.26)
-    shown = [_short(n, 22) for n in names]
+    shown = [short(n, 22) for n in names]
     size = 8 if len(names) <= 50 else 6.5
     below = 0.15 + max(map(len, shown)) * size * (0.0058 if slanted else 0.0085)
     total = (max(width + 1.7, 3), height + below + 0.35)
@@ -135,24 +135,24 @@ def _task_borders(axes: Axes, results: Results, names: Sequence[str], n_rows: in
     at, said = 0, "would be task" if (results.get("scenario") or {}).get("joint") else "learnt in task"
     for i, n in enumerate(sizes, 1):
         label = f"{said} {i}" if n * cell > 1.1 else f"task {i}" if n * cell > 0.5 else str(i)
-        axes.text(at + n / 2 - 0.5, -0.62, label, ha="center", va="bottom", fontsize=8, color=_MUTED)
+        axes.text(at + n / 2 - 0.5, -0.62, label, ha="center", va="bottom", fontsize=8, color=MUTED)
         at += n
         if at < len(names):
             axes.plot([at - 0.5] * 2, [-0.9, n_rows - 0.5], color="#18181B", linewidth=1.1, clip_on=False)
     axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(n_rows - 0.5, -0.5))
 
 
-@_svg
+@svg
 def task_curves(results: Results) -> Figure | None:
     """AP and AP50 of old, new and all classes after each task; dotted: what a task does to the classes before it."""
     n = len(done(results))
     if not n:
         return None
-    figure = Figure(figsize=(_WIDE * 0.86, 2.7), layout="constrained")
+    figure = Figure(figsize=(WIDE * 0.86, 2.7), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, metric in zip(panels, ("AP", "AP50"), strict=True):
         for group, colour in GROUPS.items():
-            values = np.array([_number(score(results, i, group, metric)) for i in range(n)]) * 100
+            values = np.array([number(score(results, i, group, metric)) for i in range(n)]) * 100
             known = ~np.isnan(values)
             if known.any():
                 style = {"all": "--"}.get(group, "-")
@@ -160,11 +160,11 @@ def task_curves(results: Results) -> Figure | None:
                     np.flatnonzero(known), values[known], style, marker="o", markersize=4.5, color=colour, label=group
                 )
         for i in range(1, n):  # the old classes of a task are all classes of the one before it
-            ends = [_number(score(results, i - 1, "all", metric)), _number(score(results, i, "old", metric))]
+            ends = [number(score(results, i - 1, "all", metric)), number(score(results, i, "old", metric))]
             axes.plot([i - 1, i], np.array(ends) * 100, ":", color=OLD, linewidth=1.2)
         axes.set_xticks(range(n), [f"task {i + 1}" if n <= 8 else str(i + 1) for i in range(n)])
         axes.set(title=f"{metric} after each task (%)", xlim=(-0.35, n - 0.65))
-        axes.grid(axis="y", color=_GRID)
+        axes.grid(axis="y", color=GRID)
         axes.set_axisbelow(True)
     panels[0].set_ylim(0, max(5, 1.06 * panels[0].get_ylim()[1]))
     handles, labels = max((a.get_legend_handles_labels() for a in panels), key=lambda found: len(found[0]))
@@ -173,7 +173,7 @@ def task_curves(results: Results) -> Figure | None:
     return figure
 
 
-@_svg
+@svg
 def class_change(results: Results, *, metric: str = "AP50") -> Figure | None:
     """Per old class: AP when it was learnt (hollow) and at the end (filled), the greatest loss first."""
     known = [c for c in changes(results, metric) if c.before is not None or c.after is not None]
@@ -181,7 +181,7 @@ def class_change(results: Results, *, metric: str = "AP50") -> Figure | None:
         return None
     columns = 1 if len(known) <= 30 else 2
     per = -(-len(known) // columns)
-    figure = Figure(figsize=(4.6 if columns == 1 else _WIDE, 0.75 + 0.2 * per), layout="constrained")
+    figure = Figure(figsize=(4.6 if columns == 1 else WIDE, 0.75 + 0.2 * per), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, columns, sharex=True))
     for k, axes in enumerate(panels):
         _dumbbells(axes, known[k * per : (k + 1) * per], per)
@@ -191,21 +191,21 @@ def class_change(results: Results, *, metric: str = "AP50") -> Figure | None:
 
 
 def _dumbbells(axes: Axes, part: Sequence[Change], height: int) -> None:
-    before = np.array([_number(c.before) for c in part]) * 100
-    after = np.array([_number(c.after) for c in part]) * 100
+    before = np.array([number(c.before) for c in part]) * 100
+    after = np.array([number(c.after) for c in part]) * 100
     y = np.arange(len(part))
     worse = after < before
     for mask, colour in ((worse, NEW), (~worse, "#009E73")):
         axes.hlines(y[mask], before[mask], after[mask], color=colour, linewidth=2.2, alpha=0.55)
     axes.scatter(before, y, s=24, facecolor="white", edgecolor=OLD, linewidth=1.3, zorder=3, label="when learnt")
     axes.scatter(after, y, s=24, color=OLD, zorder=4, label="after the last task")
-    axes.set_yticks(y, [_short(c.name, 22) for c in part], fontsize=8)
+    axes.set_yticks(y, [short(c.name, 22) for c in part], fontsize=8)
     axes.set(ylim=(height - 0.4, -0.6), xlim=(-2, max(10, axes.get_xlim()[1])))
-    axes.grid(axis="x", color=_GRID)
+    axes.grid(axis="x", color=GRID)
     axes.set_axisbelow(True)
 
 
-@_svg
+@svg
 def losses(metrics: Sequence[Mapping[str, Any]]) -> Figure | None:
     """One small panel a loss over the steps of all tasks; dashed lines where a task begins."""
     x, steps, starts = _timeline(metrics)
@@ -214,15 +214,15 @@ def losses(metrics: Sequence[Mapping[str, Any]]) -> Figure | None:
         return None
     columns = 3 if len(names) in (5, 6, 9) else min(4, len(names))
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(min(_WIDE, 3.3 * columns), 0.35 + 1.65 * rows), layout="constrained")
+    figure = Figure(figsize=(min(WIDE, 3.3 * columns), 0.35 + 1.65 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels[len(names) :]:
         axes.set_visible(False)
     for axes, name in zip(panels, names):
-        values = np.array([_number(_losses_of(s).get(name)) for s in steps])
+        values = np.array([number(_losses_of(s).get(name)) for s in steps])
         _curve(axes, x, values, NEW if name.startswith("distill") else OLD)
         for task, start in starts[1:]:
-            axes.axvline(start, color=_MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
+            axes.axvline(start, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
             if len(starts) <= 4:
                 axes.text(
                     start,
@@ -231,15 +231,15 @@ def losses(metrics: Sequence[Mapping[str, Any]]) -> Figure | None:
                     transform=axes.get_xaxis_transform(),
                     fontsize=7,
                     va="top",
-                    color=_MUTED,
+                    color=MUTED,
                 )
-        axes.set_title(_short(name, 30))
+        axes.set_title(short(name, 30))
         axes.set_xlim(x[0] - 0.5, x[-1] + 0.5)
         axes.tick_params(labelsize=7.5)
-        axes.grid(axis="y", color=_GRID)
+        axes.grid(axis="y", color=GRID)
         axes.locator_params(axis="both", nbins=4)
         axes.set_axisbelow(True)
-    figure.supxlabel("step, all tasks in a row", fontsize=8, color=_MUTED)
+    figure.supxlabel("step, all tasks in a row", fontsize=8, color=MUTED)
     return figure
 
 
@@ -293,41 +293,11 @@ def _curve(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str) -> None:
         axes.set_ylim(0, top * 1.15 or 1)
 
 
-@_svg
-def comparison(runs: Runs) -> Figure | None:
-    """Bars of AP50 and of AP of old, new and all classes after the last task, for several runs."""
-    rows = comparison_rows(runs)
-    if not rows:
-        return None
-    figure = Figure(figsize=(min(_WIDE, 3 + 1.9 * len(rows)), 3), layout="constrained")
-    keys = {"AP50": ("old_after", "new", "all_ap50"), "AP": ("old_ap", "new_ap", "all_ap")}
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, (metric, columns) in zip(panels, keys.items(), strict=True):
-        for k, (group, column) in enumerate(zip(GROUPS, columns, strict=True)):
-            values = np.array([_number(row[column]) for row in rows]) * 100
-            at = np.arange(len(rows)) + 0.26 * (k - 1)
-            axes.bar(at, np.nan_to_num(values), 0.24, color=GROUPS[group], label=f"{group} classes")
-            for x, v in zip(at, values):
-                if len(rows) <= 8:
-                    axes.text(
-                        x, np.nan_to_num(v), "–" if np.isnan(v) else f" {v:.0f}", ha="center", va="bottom", fontsize=7.5
-                    )
-        axes.set_title(f"{metric} after the last task (%)")
-        axes.set_xticks(range(len(rows)))
-        for text in axes.set_xticklabels([_short(r["name"], 16) for r in rows]):
-            if len(rows) > 5:
-                text.set(rotation=30, ha="right", rotation_mode="anchor")
-        axes.grid(axis="y", color=_GRID)
-        axes.set_axisbelow(True)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return figure
-
-
-def _number(value: Any) -> float:
+def number(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else math.nan
 
 
-def _short(name: str, length: int) -> str:
+def short(name: str, length: int) -> str:
     name = " ".join("".join(c if c.isprintable() else " " for c in str(name)).split())
     return name if len(name) <= length else name[: length - 1] + "…"
 

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from ciod.errors import CiodError
-from ciod.report.page import write_comparison, write_report
+from ciod.report.comparison import write_comparison
+from ciod.report.page import write_report
 
 from . import fake
 

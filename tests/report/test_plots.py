@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import matplotlib
 import pytest
 
-from ciod.report import plots
+from ciod.report import compared_plots, plots
 
 from . import fake
 
@@ -39,7 +39,7 @@ def test_every_figure_of_every_shape(name: str) -> None:
         assert len(svg) < 200_000
         assert not svg or texts(svg)
     assert texts(plots.ap_matrix(run, metric="AP50"))
-    assert texts(plots.comparison([("a", run), ("b", RUNS["joint"])]))
+    assert texts(compared_plots.bars([("a", run), ("b", RUNS["joint"])]))
 
 
 def test_matrix_writes_values_and_names() -> None:
@@ -67,7 +67,7 @@ def test_nothing_from_nothing() -> None:
         plots.task_curves({}),
         plots.class_change({}),
         plots.losses([]),
-        plots.comparison([]),
+        compared_plots.bars([]),
     ] == [""] * 5
 
 

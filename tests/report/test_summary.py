@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ciod.report.page import comparison_markdown, comparison_table, summary_table, verdict
-from ciod.report.summary import changes, comparison_rows, duration, percent, retention
+from ciod.report.compared import comparison_markdown, comparison_rows, comparison_table
+from ciod.report.summary import changes, duration, percent, retention, summary_table, verdict
 
 from . import fake
 

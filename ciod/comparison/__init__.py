@@ -1,0 +1,91 @@
+"""Methods side by side on one scenario: what to train, training it in worker processes, and what came out.
+
+``plan`` lists the runs, ``schedule`` trains them, ``outcome`` writes the tables and the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ciod.errors import ConfigError
+
+__all__ = ["FAILED", "compare", "run"]
+
+FAILED = "failed"
+
+
+def compare(
+    scenario: str | Path | None = None,
+    *,
+    methods: str | Sequence[str | Mapping[str, Any]],
+    seeds: int | Sequence[int] = 1,
+    jobs: int = 1,
+    upper: str | None = None,
+    out: str | Path | None = None,
+    cache: str | Path | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Trains every method with every seed, or goes on with it, and returns the content of ``compare.json``.
+
+    The first task is the same for all methods of a seed and is trained once.
+
+    Args:
+        scenario: a name of ``ciod list scenarios``, or a YAML file of settings; None with ``data=`` and ``split=``.
+        methods: names, ``"finetune,ilyolox"`` or a list; a mapping of name, settings and (if wanted) label for a
+            method with settings: ``["finetune", {"name": "ilyolox", "nms_iou": 0.65}]``. ``joint`` is the upper bound.
+        seeds: 3 for 0, 1, 2; or a list.
+        jobs: runs that are trained at a time, each in its own process; they share the cores.
+        upper: joint models that are trained for Ω and the gaps: of all class ``prefixes``, the ``final`` one, ``none``;
+            None: ``final`` for two tasks (all that Ω needs there), ``prefixes`` for more.
+        out: folder for runs, tables and page; None: ``runs/compare-SCENARIO``.
+        cache: folder for first tasks and joint models, to share them between comparisons; None: ``out``.
+        settings: of every run, as in ``ciod.train``.
+
+    Raises:
+        ConfigError: every problem of the settings, before any data is read.
+        CiodError: data that cannot be used, or an ``out`` with runs of other settings. A run that fails raises
+            nothing: the content says so in ``runs``.
+    """
+    words = {"methods": methods, "seeds": seeds, "jobs": jobs, "upper": upper, "out": out, "cache": cache, **settings}
+    shown = ", ".join([*([repr(str(scenario))] if scenario else []), *(f"{k}={v!r}" for k, v in words.items() if v)])
+    return run(
+        scenario,
+        methods=methods,
+        seeds=seeds,
+        jobs=jobs,
+        upper=upper,
+        out=out,
+        cache=cache,
+        settings=settings,
+        command=f"ciod.compare({shown})",
+    )
+
+
+def run(
+    scenario: str | Path | None = None, *, jobs: int = 1, command: str = "", quiet: bool = False, **given: Any
+) -> dict[str, Any]:
+    """As ``compare``, with the settings of the runs as a mapping; what ``ciod compare`` calls."""
+    import shlex
+    import sys
+
+    from rich.console import Console
+
+    from ciod.comparison import outcome, plan, schedule
+
+    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
+        raise ConfigError([f"jobs: {jobs!r} must be a number from 1."])
+    command = command or shlex.join(["ciod", *sys.argv[1:]])
+    made = plan.build(scenario, command=command, **given)
+    console = Console(highlight=False, quiet=quiet)
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
+    for line in outcome.announcement(made):
+        say(line)
+    failed = schedule.run(made.cells, jobs=jobs, logs=made.out / "logs", say=say)
+    content = outcome.write(made, failed)
+    outcome.show(made, content, console)
+    return content

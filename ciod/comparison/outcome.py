@@ -1,0 +1,179 @@
+"""What came out of a comparison: bounds into every run's results, then compare.json, tables and the page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from ciod.comparison.plan import Cell, Plan, pairs
+from ciod.comparison.worker import finished
+from ciod.report import compared
+from ciod.report.comparison import About, write_comparison
+from ciod.report.log import atomic_write, write_json
+from ciod.report.page import read_results, write_report
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FORMAT = 1
+PAGE = "compare.html"
+
+
+def announcement(plan: Plan) -> list[str]:
+    """What is going to happen, in a few lines."""
+    open_ = [c for c in plan.cells if not finished(c.folder, c.key)]
+    kinds = {k: sum(c.kind == k for c in plan.cells) for k in ("first", "joint", "run")}
+    parts = [f"{n} {what}" for k, what in (("first", "shared first tasks"), ("joint", "joint models"),
+             ("run", "runs")) if (n := kinds[k])]  # fmt: skip
+    labels = ", ".join(e.label for e in plan.entries)
+    return [
+        f"comparing {labels} on {len(plan.scenario)} tasks, seeds {', '.join(map(str, plan.seeds))}",
+        f"{', '.join(parts)}; {len(plan.cells) - len(open_)} of {len(plan.cells)} are there already ({plan.out})",
+        *plan.warnings,
+    ]
+
+
+def write(plan: Plan, failed: Mapping[str, str], *, page: str = PAGE) -> dict[str, Any]:
+    """Gives every finished run its bounds, and writes all files of the comparison.
+
+    Returns:
+        The content of compare.json.
+    """
+    from ciod.engine import machine
+
+    _give_bounds(plan, failed)
+    good = [(e, seed, c) for e, seed, c in pairs(plan) if c.name not in failed]
+    runs = [(e.label, read_results(c.folder)) for e, _, c in good]
+    rows = {row["name"]: row for row in compared.comparison_rows(runs)}
+    by_seed = compared.seed_rows(runs)
+    content = {
+        "format": FORMAT,
+        "command": plan.command,
+        "scenario": _scenario(plan),
+        "seeds": plan.seeds,
+        "upper": plan.upper,
+        "methods": [
+            {"label": e.label, "name": e.name, "settings": e.settings, **_numbers(rows.get(e.label))}
+            for e in plan.entries
+        ],
+        "runs": [_run(plan, e.label, seed, c, failed) for e, seed, c in pairs(plan)],
+        "by_seed": by_seed,
+        "shared": [
+            {"name": c.name, "kind": c.kind, "seed": c.seed, "tasks": c.tasks or c.until, "folder": _near(c, plan)}
+            for c in plan.cells
+            if c.kind != "run"
+        ],
+        "warnings": plan.warnings,
+        "commit": machine.commit(),
+        "versions": machine.versions(),
+        "machine": machine.describe(),
+    }
+    write_json(plan.out / "compare.json", content)
+    atomic_write(plan.out / "compare.csv", compared.comparison_csv(runs))
+    said = "".join(f"\n{name} failed: {why}\n" for name, why in failed.items())
+    atomic_write(plan.out / "compare.md", compared.comparison_markdown(runs, compared.PAGE) + said)
+    atomic_write(plan.out / "compare.tex", compared.comparison_latex(runs) + said.replace("\n", "\n% ").rstrip("% "))
+    _page(plan, failed, plan.out / page)
+    return content
+
+
+def _page(plan: Plan, failed: Mapping[str, str], out: Path) -> Path:
+    """The HTML page of what is finished."""
+    from ciod.engine import machine
+
+    folders: dict[str, list[Path]] = {}
+    for e, _, c in pairs(plan):
+        if c.name not in failed:
+            folders.setdefault(e.label, []).append(c.folder)
+    versions = ", ".join(f"{k} {v}" for k, v in machine.versions().items())
+    facts = [
+        ("Seeds", ", ".join(map(str, plan.seeds))),
+        ("Detector", plan.settings.detector.name),
+        ("Upper bounds", plan.upper),
+        ("Versions", versions),
+        ("Commit", machine.commit() or "not a checkout"),
+        ("Machine", machine.describe()),
+    ]
+    settings = plan.settings.model_dump(mode="json", exclude={"method", "seed", "out", "first", "upper_bound"})
+    about = About(
+        command=plan.command,
+        failures=list(failed.items()),
+        warnings=plan.warnings,
+        facts=facts,
+        methods={e.label: {"method": e.name, **e.settings} for e in plan.entries},
+        settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
+    )
+    return write_comparison(folders, out, about)
+
+
+def show(plan: Plan, content: Mapping[str, Any], console: Console) -> None:
+    """The tables and where the files are, for the terminal."""
+    runs = [(r["label"], read_results(plan.out / r["folder"])) for r in content["runs"] if r["status"] == "finished"]
+    if runs:
+        width = console.width if console.is_terminal else 120  # a file has no edge
+        for columns in (compared.SCORES, compared.REST):
+            console.print(compared.comparison_table(runs, columns), width=width)
+    many = f"mean ± standard deviation over {len(plan.seeds)} seeds; " if len(plan.seeds) > 1 else ""
+    broken = [r for r in content["runs"] if r["status"] != "finished"]
+    for r in broken:
+        console.print(f"failed: {r['label']}, seed {r['seed']}: {r['error']}", markup=False, soft_wrap=True)
+    console.print(f"{many}page: {plan.out / PAGE}", markup=False, soft_wrap=True)
+
+
+def _give_bounds(plan: Plan, failed: Mapping[str, str]) -> None:
+    """Ω and gaps into each run's results.json and report, from the joint models of the same seed."""
+    from ciod.engine.results import Results
+
+    for cell in plan.cells:
+        if cell.kind != "run" or cell.name in failed:
+            continue
+        results = Results(read_results(cell.folder))
+        before = str(results.content)
+        results.finish([b.folder for b in plan.bounds(cell.seed) if b.name not in failed])
+        if str(results.content) != before:
+            results.write(cell.folder)
+            write_report(cell.folder)
+
+
+def _scenario(plan: Plan) -> dict[str, Any]:
+    p = plan.settings.protocol
+    return {
+        "name": p.name or Path(str(plan.settings.data)).name,
+        "groups": [list(g) for g in plan.scenario.groups],
+        "protocol": p.sentences(),
+        "data": str(plan.settings.data or p.data),
+        "detector": plan.settings.detector.name,
+    }
+
+
+def _numbers(row: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Mean and standard deviation of each column; how many seeds they are of."""
+    if row is None:
+        return {"finished_seeds": 0, "mean": {}, "std": {}}
+    return {
+        "finished_seeds": row["seeds"],
+        "joint": row["joint"],
+        "mean": {k: row[k] for k in compared.COLUMNS},
+        "std": row["std"],
+    }
+
+
+def _run(plan: Plan, label: str, seed: int, cell: Cell, failed: Mapping[str, str]) -> dict[str, Any]:
+    state = "failed" if cell.name in failed else "finished"
+    return {
+        "label": label,
+        "seed": seed,
+        "folder": _near(cell, plan),
+        "status": state,
+        "error": failed.get(cell.name),
+        "key": cell.key,
+    }
+
+
+def _near(cell: Cell, plan: Plan) -> str:
+    """The folder as seen from the comparison's own."""
+    return Path(os.path.relpath(cell.folder.resolve(), plan.out.resolve())).as_posix()

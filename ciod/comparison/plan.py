@@ -1,0 +1,384 @@
+"""What a comparison consists of: every run it needs, with its settings, its folder and its key."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ciod import config
+from ciod.comparison import identity
+from ciod.comparison.worker import mark
+from ciod.config import Run
+from ciod.data.scenario import Scenario
+from ciod.errors import CiodError, ConfigError, did_you_mean
+
+Upper = Literal["prefixes", "final", "none"]
+# What a comparison sets for each of its runs, and what to write instead.
+_OWN = {
+    "seed": "seeds=3 means 0, 1, 2; seeds='[4, 7]' lists them",
+    "method.name": "write methods=a,b,c",
+    "first": "the first task is shared without asking",
+    "upper_bound": "write upper=prefixes, final or none",
+    "resume": "an interrupted comparison goes on when the command is repeated",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the table: a method with its settings."""
+
+    label: str
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Cell:
+    """One run. ``kind``: ``first`` task for others to start from, ``joint`` training of a class prefix, or ``run``."""
+
+    kind: Literal["first", "joint", "run"]
+    name: str
+    label: str
+    seed: int
+    folder: Path
+    settings: Run
+    facts: dict[str, Any]
+    command: str
+    starts_from: str | None = None
+    until: int | None = None
+    tasks: int = 0
+    """joint: of how many tasks it knows the classes."""
+
+    def __post_init__(self) -> None:
+        self.key = identity.key(self.facts)
+
+    @property
+    def begun(self) -> bool:
+        return (self.folder / "last" / "state.pt").is_file()
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Cells that must be finished before this one can start."""
+        return (self.starts_from,) if self.starts_from and not self.begun else ()
+
+    def job(self) -> dict[str, Any]:
+        """What the worker is told, JSON-ready."""
+        return {
+            "name": self.name,
+            "folder": str(self.folder),
+            "key": self.key,
+            "facts": self.facts,
+            "settings": self.settings.model_dump(mode="json"),
+            "until": self.until,
+            "command": self.command,
+        }
+
+
+@dataclass
+class Plan:
+    """A comparison before it runs."""
+
+    out: Path
+    entries: list[Entry]
+    seeds: list[int]
+    scenario: Scenario
+    settings: Run
+    upper: Upper
+    cells: list[Cell]
+    command: str
+    warnings: list[str]
+
+    def of(self, entry: Entry, seed: int) -> Cell | None:
+        """The run behind a row of the table."""
+        found = [c for c in self.cells if c.seed == seed and c.label == entry.label and c.kind != "first"]
+        return found[-1] if found else None
+
+    def bounds(self, seed: int) -> list[Cell]:
+        return [c for c in self.cells if c.kind == "joint" and c.seed == seed]
+
+
+def entries(methods: str | Sequence[str | Mapping[str, Any]]) -> list[Entry]:
+    """Methods by name or as mappings of name, settings and (if wanted) label → entries with distinct labels.
+
+    Raises:
+        ConfigError: a mapping without name, or two equal entries.
+    """
+    given = [m.strip() for m in methods.split(",") if m.strip()] if isinstance(methods, str) else list(methods)
+    problems, found = [], []
+    for m in given:
+        settings: dict[str, Any] = {"name": m} if isinstance(m, str) else dict(m) if isinstance(m, Mapping) else {}
+        if not isinstance(settings.get("name"), str):
+            problems.append(f"methods: {m!r} is neither a method's name nor a mapping with name: and its settings.")
+            continue
+        found.append((settings.pop("label", None), settings.pop("name"), settings))
+    if not given:
+        problems.append("methods= is needed: methods=finetune,pseudo_label,ilyolox")
+    made = [Entry(str(label or _label(name, s, [o for _, n, o in found if n == name])), name, s)
+            for label, name, s in found]  # fmt: skip
+    twice = sorted({e.label for e in made if [o.label for o in made].count(e.label) > 1})
+    problems += [f"methods: there are two entries '{t}'; give them other settings, or a label: each." for t in twice]
+    if problems:
+        raise ConfigError(problems)
+    return made
+
+
+def _label(name: str, settings: Mapping[str, Any], variants: Sequence[Mapping[str, Any]]) -> str:
+    """The name, and of several variants of a method the settings that tell this one from the others."""
+    stem = name.partition(":")[2] or name
+    telling = [k for k in settings if any(o.get(k) != settings[k] for o in variants)]
+    shown = ", ".join(f"{k}={_written(settings[k])}" for k in telling)
+    return f"{stem} ({shown})" if shown else stem
+
+
+def _written(value: Any) -> str:
+    """As in YAML."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
+def seeds_of(given: int | Sequence[int] | str) -> list[int]:
+    """3 → [0, 1, 2]; a list is taken as it is.
+
+    Raises:
+        ConfigError: neither a number from 1 nor a list of different numbers from 0.
+    """
+    if isinstance(given, str) and "," in given:
+        given = [int(s) if s.strip().isdecimal() else -1 for s in given.split(",")]
+    if isinstance(given, int) and not isinstance(given, bool) and given >= 1:
+        return list(range(given))
+    listed = list(given) if isinstance(given, (list, tuple)) else []
+    if not listed or any(not isinstance(s, int) or s < 0 for s in listed) or len({*listed}) < len(listed):
+        raise ConfigError([f"seeds: {given!r} must be a number from 1, or a list of different numbers from 0."])
+    return listed
+
+
+def build(
+    scenario: str | Path | None = None,
+    *,
+    methods: str | Sequence[str | Mapping[str, Any]] = (),
+    seeds: int | Sequence[int] | str = 1,
+    upper: str | None = None,
+    out: str | Path | None = None,
+    cache: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    command: str = "",
+) -> Plan:
+    """Reads settings and data and lists the runs; nothing is trained.
+
+    Args:
+        scenario: name of a scenario of the package, or a YAML file: of settings, or a scenario.
+        out: folder of the comparison; None: ``runs/compare-SCENARIO``.
+        cache: folder of first tasks and joint models; None: ``out``.
+        settings: of every run, as in ``ciod train``.
+
+    Raises:
+        ConfigError: every problem of the settings, before any data is read.
+        CiodError: data that cannot be used, or an ``out`` with runs of other settings.
+    """
+    base, problems = _base(scenario, settings or {})
+    rows, numbers = [], [0]
+    try:
+        rows = entries(methods)
+    except ConfigError as e:
+        problems += e.problems
+    try:
+        numbers = seeds_of(seeds)
+    except ConfigError as e:
+        problems += e.problems
+    if upper not in (None, "prefixes", "final", "none"):
+        problems.append(f"upper: '{upper}' is not allowed; allowed: prefixes, final, none")
+    folder = Path(out) if out else Path("runs") / f"compare-{_slug(str(base.get('scenario') or 'data'))}"
+    loaded = [_load({**base, **_method(e)}, folder, numbers[0], problems) for e in rows] or [
+        _load(base, folder, 0, problems)
+    ]
+    if problems:
+        raise ConfigError(dict.fromkeys(problems))
+    run = next((r for r, e in zip(loaded, rows) if r and e.name != "joint"), None)
+    if run is None:
+        raise ConfigError(["methods: there is nothing to compare but joint training; add a method."])
+    return _Builder(base, rows, numbers, run, upper, folder, Path(cache or folder), command).plan()
+
+
+def _base(scenario: str | Path | None, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Settings of every run by full key, without those that the comparison sets itself."""
+    from ciod.data import scenario as scenarios
+
+    path, given = None, dict(settings)
+    if scenario is not None:
+        name = str(scenario)
+        if name in scenarios.available() or _is_protocol(Path(name)):
+            given = {"scenario": name, **given}
+        elif name.endswith((".yaml", ".yml")):
+            path = Path(name)
+        else:
+            return {}, [f"compare: there is no scenario '{name}'; {did_you_mean(name, scenarios.available())}"]
+    own, problems = config.gather(None, given)
+    for k, why in _OWN.items():
+        if k in own:
+            problems.append(f"{k.removesuffix('.name')}: not a setting of a comparison; {why}.")
+    for k in own:
+        if k.startswith("method.") and k not in _OWN:
+            leaf = k.removeprefix("method.")
+            problems.append(f"{k}: whose? Write methods='[{{name: ilyolox, {leaf}: {_written(own[k])}}}, …]'.")
+    merged, more = config.gather(path, given)
+    kept = {k: v for k, v in merged.items() if k not in (*_OWN, "out") and not k.startswith("method.")}
+    return kept, [*problems, *(p for p in more if p not in problems)]
+
+
+def _is_protocol(path: Path) -> bool:
+    """A scenario's file holds switches of the protocol and nothing else."""
+    import yaml
+
+    from ciod.data.scenario import Protocol
+
+    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        return False
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError:
+        return False
+    return (
+        isinstance(content, dict)
+        and bool({"description", "name"} & set(content))
+        and set(content) <= set(Protocol.model_fields)
+    )
+
+
+def _method(entry: Entry) -> dict[str, Any]:
+    return {"method.name": entry.name, **{f"method.{k}": v for k, v in entry.settings.items()}}
+
+
+def _load(flat: dict[str, Any], out: Path, seed: int, problems: list[str]) -> Run | None:
+    try:
+        return config.load(None, {**flat, "seed": seed, "out": str(out)})
+    except ConfigError as e:
+        problems += e.problems
+        return None
+
+
+@dataclass
+class _Builder:
+    """Turns checked settings into cells."""
+
+    base: dict[str, Any]
+    entries: list[Entry]
+    seeds: list[int]
+    run: Run
+    upper: str | None
+    out: Path
+    cache: Path
+    command: str
+
+    def plan(self) -> Plan:
+        from ciod.engine.distributed import pick_device
+        from ciod.engine.start import open_data
+
+        pair = {}
+        for place in dict.fromkeys((self.out, self.cache)):  # the built-in scenes are drawn beside the runs
+            pair = dict(zip(("train", "test"), open_data(self.run.model_copy(update={"out": str(place / "run")}))))
+        self.scenario = Scenario(self.run.protocol, pair["train"], pair["test"])
+        if self.run.protocol.joint:
+            raise ConfigError(["joint: write methods=joint,… for the upper bound; the scenario itself has its tasks."])
+        self.groups = [list(g) for g in self.scenario.groups]
+        self.data = {k: identity.fingerprint(v) for k, v in pair.items()}
+        self.device = pick_device(self.run.device).type
+        self.warnings: list[str] = []
+        upper = self._upper()
+        cells = [c for seed in self.seeds for c in self._of_seed(seed, upper)]
+        for cell in cells:
+            self._check(cell)
+        return Plan(
+            self.out, self.entries, self.seeds, self.scenario, self.run, upper, cells, self.command, self.warnings
+        )
+
+    def _upper(self) -> Upper:
+        """Of two tasks the first is its own joint training, so the final model is all that Ω needs."""
+        if len(self.groups) < 2:
+            return "none"
+        if self.upper in ("prefixes", "final"):
+            return self.upper  # type: ignore[return-value]
+        if self.upper == "none":
+            return "final" if any(e.name == "joint" for e in self.entries) else "none"
+        return "final" if len(self.groups) == 2 else "prefixes"
+
+    def _of_seed(self, seed: int, upper: Upper) -> list[Cell]:
+        methods = [e for e in self.entries if e.name != "joint"]
+        first = self._first(seed) if len(self.groups) > 1 else None
+        cells = [first] if first else []
+        if upper != "none":
+            last = len(self.groups)
+            cells += [self._joint(seed, k) for k in (range(2, last + 1) if upper == "prefixes" else [last])]
+        for e in methods:
+            cells.append(self._run(seed, e, first))
+        return cells
+
+    def _settings(self, seed: int, folder: Path, **more: Any) -> Run:
+        return config.load(None, {**self.base, "seed": seed, "out": str(folder), **more})
+
+    def _first(self, seed: int) -> Cell:
+        """Without old classes every method trains alike, so the plainest stands for all."""
+        run = self._settings(seed, self.cache, **{"method.name": "finetune"})
+        facts = identity.facts(run, self.groups, self.data, device=self.device, first=True)
+        folder = self.cache / f"first-{identity.key(facts)}"
+        run = run.model_copy(update={"out": str(folder)})
+        return Cell("first", f"first-seed{seed}", "first task", seed, folder, run, facts, self.command, until=1)
+
+    def _joint(self, seed: int, tasks: int) -> Cell:
+        entry = next((e for e in self.entries if e.name == "joint"), Entry("joint", "joint"))
+        more = _method(entry)
+        if tasks < len(self.groups):
+            more["protocol.split"] = self.groups[:tasks]
+        run = self._settings(seed, self.cache, **more)
+        facts = identity.facts(run, self.groups[:tasks], self.data, device=self.device, first=False)
+        folder = self.cache / f"joint-{identity.key(facts)}"
+        run = run.model_copy(update={"out": str(folder)})
+        final = tasks == len(self.groups)
+        name, label = (entry.label, entry.label) if final else (f"joint-{tasks}-tasks", f"joint, {tasks} tasks")
+        return Cell("joint", f"{_slug(name)}-seed{seed}", label, seed, folder, run, facts, self.command, tasks=tasks)
+
+    def _run(self, seed: int, entry: Entry, first: Cell | None) -> Cell:
+        same = [e for e in self.entries if _slug(e.label) == _slug(entry.label)]
+        name = _slug(entry.label) + (f"-{same.index(entry) + 1}" if same.index(entry) else "") + f"-seed{seed}"
+        folder = self.out / name
+        run = self._settings(seed, folder, **_method(entry))
+        if first:
+            run = run.model_copy(update={"first": str(first.folder)})
+        facts = identity.facts(run, self.groups, self.data, device=self.device, first=False)
+        starts = first.name if first else None
+        return Cell("run", name, entry.label, seed, folder, run, facts, self.command, starts_from=starts)
+
+    def _check(self, cell: Cell) -> None:
+        """A folder with a run of other settings is refused; one of another version of the code is used, and said."""
+        from ciod.engine import machine
+
+        theirs = mark(cell.folder).get("facts")
+        if not theirs or theirs == cell.facts:
+            return
+        old, new = (_settings_of(f) for f in (theirs, cell.facts))
+        if differ := machine.differences(new, old):
+            raise CiodError(f"out: {cell.folder} holds a run with other settings ({differ}). Choose another out=.")
+        said = ", ".join(f"{k} {theirs[k]}" for k in ("ciod", "torch", "device") if theirs[k] != cell.facts[k])
+        self.warnings.append(f"{cell.name} was begun with other code or on another device than now ({said}).")
+        cell.facts = theirs
+        cell.key = identity.key(theirs)
+
+
+def _settings_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {**facts["settings"], **{k: facts[k] for k in ("groups", "data", "files")}}
+
+
+def _slug(label: str) -> str:
+    """A label as part of a file name."""
+    return re.sub(r"[^a-z0-9._+]+", "-", label.lower()).strip("-.") or "run"
+
+
+def pairs(plan: Plan) -> Iterable[tuple[Entry, int, Cell]]:
+    """Every row's runs: entry, seed, cell."""
+    for e in plan.entries:
+        for seed in plan.seeds:
+            cell = plan.of(e, seed)
+            if cell is not None:
+                yield e, seed, cell

@@ -1,0 +1,127 @@
+"""Runs of a comparison in worker processes: which may start, what they print, and what became of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ciod.comparison.plan import Cell
+from ciod.comparison.worker import finished
+from ciod.report.log import write_json
+
+Say = Callable[[str], None]
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run(cells: Sequence[Cell], *, jobs: int, logs: Path, say: Say) -> dict[str, str]:
+    """Trains what is not finished, ``jobs`` runs at a time; a run waits for those it needs.
+
+    Args:
+        logs: folder for each run's output.
+        say: takes the lines that the runs print.
+
+    Returns:
+        Name of each cell that failed → why. The others are finished.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    failed: dict[str, str] = {}
+    ready = {c.name for c in cells if finished(c.folder, c.key)}
+    waiting = [c for c in cells if c.name not in ready and _wanted(c, cells, ready)]
+    running: list[_Worker] = []
+    try:
+        while waiting or running:
+            for cell in list(waiting):
+                broken = [n for n in cell.needs if n in failed]
+                if broken:
+                    failed[cell.name] = f"it starts from {broken[0]}, which failed: {failed[broken[0]]}"
+                    waiting.remove(cell)
+                elif ready.issuperset(cell.needs) and len(running) < jobs:
+                    running.append(_Worker(cell, logs, max(1, cores() // jobs), say))
+                    waiting.remove(cell)
+            time.sleep(0.05)
+            for worker in [w for w in running if not w.alive]:
+                running.remove(worker)
+                problem = worker.problem()
+                if problem is None:
+                    ready.add(worker.cell.name)
+                else:
+                    failed[worker.cell.name] = problem
+                    say(f"{worker.cell.name}: failed: {problem}")
+    finally:
+        for worker in running:
+            worker.stop()
+    return failed
+
+
+def _wanted(cell: Cell, cells: Sequence[Cell], ready: set[str]) -> bool:
+    """A first task is trained for runs that have not started yet; others no longer need it."""
+    return not cell.until or any(cell.name in c.needs and c.name not in ready and not c.begun for c in cells)
+
+
+class _Worker:
+    """A process that trains one cell."""
+
+    def __init__(self, cell: Cell, logs: Path, threads: int, say: Say):
+        self.cell = cell
+        self._last: list[str] = []
+        self._log = (logs / f"{cell.name}.log").open("a", encoding="utf-8")
+        job = write_json(logs / f"{cell.name}.json", cell.job())
+        env = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONUNBUFFERED": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "ciod.comparison.worker", str(job)],
+            env=env,
+            stdin=subprocess.PIPE,  # never written to: its end tells the worker that this process has ended
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+        self._readers = [
+            threading.Thread(target=self._follow, args=(pipe, sink), daemon=True)
+            for pipe, sink in ((self._process.stdout, say), (self._process.stderr, self._last.append))
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _follow(self, pipe: Sequence[str], sink: Say) -> None:
+        for line in pipe:
+            self._log.write(line)
+            self._log.flush()
+            sink(line.rstrip())
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def problem(self) -> str | None:
+        """Why it failed, or None; after its end."""
+        self._close()
+        code = self._process.returncode
+        if code == 0:
+            return None
+        said = next((line for line in reversed(self._last) if line.strip()), "")
+        if code < 0:
+            return f"its process was ended by signal {-code}" + (" (out of memory?)" if code == -9 else "")
+        return said or f"its process ended with code {code}"
+
+    def stop(self) -> None:
+        if self.alive:
+            self._process.terminate()
+        self._process.wait()
+        self._close()
+
+    def _close(self) -> None:
+        for reader in self._readers:
+            reader.join()
+        for file in (self._process.stdin, self._process.stdout, self._process.stderr, self._log):
+            if file is not None:
+                file.close()

@@ -1,0 +1,101 @@
+"""One run of a comparison, in a process of its own: ``python -m ciod.comparison.worker JOB.json``.
+
+A process of its own because a run that dies (out of memory, say) must not take the others with it, and because the peak
+memory of a process never falls.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ciod.errors import CiodError
+
+MARK = "cell.json"
+
+
+def finished(folder: Path, key: str) -> bool:
+    """Whether the run in ``folder`` was finished under this key."""
+    return mark(folder) == {**mark(folder), "key": key, "finished": True}
+
+
+def mark(folder: Path) -> dict[str, Any]:
+    """What ``cell.json`` of a run folder says; {} without a readable one."""
+    try:
+        found = json.loads((folder / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def work(job: dict[str, Any]) -> None:
+    """Trains a run and marks it finished.
+
+    Args:
+        job: name, folder, key, facts, settings (a dumped Run), until (tasks; None for all), command.
+
+    Raises:
+        CiodError: whatever a user can mend.
+    """
+    from rich.console import Console
+
+    from ciod.config import Run
+    from ciod.engine import run as engine
+    from ciod.engine.progress import Reporter
+    from ciod.report.log import write_json
+
+    folder = Path(job["folder"])
+    with _alone(folder):
+        if finished(folder, job["key"]):  # by a process that worked here at the same time
+            return
+        told = {"key": job["key"], "finished": False, "facts": job["facts"]}
+        write_json(folder / MARK, told)
+        console = Console(highlight=False, width=1000, force_terminal=False)
+        reporter = Reporter(console=console, prefix=f"{job['name']}: ")
+        engine.train(Run.model_validate(job["settings"]), command=job["command"], reporter=reporter, until=job["until"])
+        write_json(folder / MARK, {**told, "finished": True})
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process trains in ``folder``: comparisons may share first tasks."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
+def _die_with_parent() -> None:
+    """Standard input ends when the comparison does, however it ends; a run that went on alone would be in the way."""
+
+    def wait() -> None:
+        while os.read(0, 1):  # not sys.stdin: its lock would be held when the interpreter shuts down
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def main(path: str) -> int:
+    """Returns the exit code; what went wrong is the last line on standard error."""
+    _die_with_parent()
+    try:
+        work(json.loads(Path(path).read_text(encoding="utf-8")))
+    except CiodError as e:
+        print(" ".join(str(e).split()), file=sys.stderr, flush=True)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

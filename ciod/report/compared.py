@@ -1,0 +1,259 @@
+"""Several runs side by side: the numbers of a table, and the table for a terminal, Markdown, LaTeX and CSV.
+
+``runs`` is a list of (name to show, ``results.json``). Runs of one name are one row: seeds of the same settings, shown
+as mean ± standard deviation.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ciod.report.summary import (
+    NONE,
+    Results,
+    Runs,
+    ap_rows,
+    before_after,
+    class_order,
+    done,
+    duration,
+    is_joint,
+    mean,
+    percent,
+    planned,
+    retention,
+    score,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+COLUMNS = {
+    "old_before": "old AP50 before",
+    "old_ap": "old AP",
+    "old_after": "old AP50",
+    "new_ap": "new AP",
+    "new": "new AP50",
+    "all_ap": "all AP",
+    "all_ap50": "all AP50",
+    "retention": "retention",
+    "forgetting": "forgetting",
+    "rel_gap": "RelGap",
+    "omega": "Ω",
+    "stability": "RSD",
+    "plasticity": "RPD",
+    "rai": "RAI",
+    "seconds": "time",
+    "memory": "peak memory",
+}
+"""Every number of a row. AP of old, new and all classes is that after the last task; retention is of AP50, the other
+metrics of AP; RSD, RPD and RAI are defined in ``evaluate.continual``."""
+
+DEMO = {
+    "old_before": "old AP50 before",
+    "old_after": "old AP50 after",
+    **{k: COLUMNS[k] for k in ("retention", "new", "all_ap", "all_ap50", "rel_gap", "seconds")},
+}
+SCORES = {k: COLUMNS[k] for k in ("old_ap", "old_after", "new_ap", "new", "all_ap", "all_ap50")}
+REST = {k: COLUMNS[k] for k in ("retention", "rel_gap", "omega", "seconds", "memory")}
+PAGE = {k: COLUMNS[k] for k in (*SCORES, *REST)}
+
+_CONTINUAL = {
+    "forgetting": "forgetting",
+    "rel_gap": "rel_gap",
+    "omega": "omega",
+    "stability": "stability_deficiency",
+    "plasticity": "plasticity_deficiency",
+    "rai": "retention_adaptability",
+}
+_LOWER = {"forgetting", "rel_gap", "stability", "plasticity"}  # the less the better
+_NO_CONTEST = {"old_before", "seconds", "memory"}
+
+
+def comparison_rows(runs: Runs) -> list[dict[str, Any]]:
+    """One row a name: means under the keys of ``COLUMNS`` (fractions, seconds, MB; None = not known), their standard
+    deviations under ``std`` (None for one run), ``name``, ``joint``, ``unfinished``, ``seeds`` (how many runs).
+
+    A joint run has no old classes; its old and new are the classes that were old and new in the other runs.
+    RelGap is the run's own, or else the gap to the joint run's AP if one is among ``runs`` with the same classes.
+    """
+    every = seed_rows(runs)
+    rows = []
+    for name in dict.fromkeys(n for n, _ in runs):
+        seeds = [row for row in every if row["name"] == name]
+        rows.append(
+            {
+                "name": name,
+                "joint": all(s["joint"] for s in seeds),
+                "unfinished": any(s["unfinished"] for s in seeds),
+                "seeds": len(seeds),
+                **{k: mean([s[k] for s in seeds]) for k in COLUMNS},
+                "std": {k: deviation([s[k] for s in seeds]) for k in COLUMNS},
+            }
+        )
+    return rows
+
+
+def seed_rows(runs: Runs) -> list[dict[str, Any]]:
+    """The numbers of each run under the keys of ``COLUMNS``, with ``name``, ``seed``, ``joint``, ``unfinished``."""
+    split = next((done(r)[-1] for _, r in runs if len(done(r)) > 1), {})
+    joint = {r.get("seed"): r for _, r in reversed(runs) if is_joint(r) and done(r)}
+    other = next(iter(joint.values()), None)  # of another seed is better than none
+    return [{"name": n, "seed": r.get("seed"), **_row(r, split, joint.get(r.get("seed"), other))} for n, r in runs]
+
+
+def deviation(values: Sequence[float | None]) -> float | None:
+    """Standard deviation of a sample (n − 1) of what is known; None for fewer than two values."""
+    known = [v for v in values if v is not None and v == v]
+    if len(known) < 2:
+        return None
+    middle = math.fsum(known) / len(known)
+    return math.sqrt(math.fsum((v - middle) ** 2 for v in known) / (len(known) - 1))
+
+
+def _row(results: Results, split: Mapping[str, Any], joint: Results | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"joint": is_joint(results), "unfinished": len(done(results)) < planned(results)}
+    for key, group, metric in (
+        ("old_after", "old", "AP50"), ("new", "new", "AP50"), ("old_ap", "old", "AP"), ("new_ap", "new", "AP"),
+    ):  # fmt: skip
+        if row["joint"]:
+            names = split.get(f"{group}_classes") or []
+            aps = (ap_rows(results, metric) or [{}])[-1]
+            row[key] = mean([aps.get(n) for n in names])
+        else:
+            row[key] = score(results, -1, group, metric)
+    row["old_before"] = before_after(results)[0]
+    row["retention"] = retention(results)
+    row["all_ap"], row["all_ap50"] = score(results, -1, "all", "AP"), score(results, -1, "all", "AP50")
+    continual = (results.get("continual") or {}).get("AP") or {}
+    row |= {key: None if row["joint"] else continual.get(theirs) for key, theirs in _CONTINUAL.items()}
+    bound = score(joint, -1, "all", "AP") if joint is not None and not row["joint"] and not row["unfinished"] else None
+    same = joint is not None and set(class_order(joint)) == set(class_order(results))
+    if row["rel_gap"] is None and bound and same and row["all_ap"] is not None:
+        row["rel_gap"] = (bound - row["all_ap"]) / bound
+    seconds = [t.get("seconds") for t in done(results)]
+    row["seconds"] = sum(s for s in seconds if s is not None) if any(s is not None for s in seconds) else None
+    memory = [m for t in done(results) if (m := t.get("peak_memory_mb")) is not None]
+    row["memory"] = max(memory, default=None)
+    return row
+
+
+def comparison_cells(row: Mapping[str, Any], columns: Mapping[str, str] = DEMO) -> list[str]:
+    """A row of ``comparison_rows`` as text, the name first."""
+    name = row["name"] + (" (unfinished)" if row["unfinished"] else "")
+    return [name, *(cell(k, row[k], row["std"][k]) for k in columns)]
+
+
+def cell(key: str, value: float | None, std: float | None = None) -> str:
+    """A number of a column with its spread: "47.3 ± 1.2"; "–" for None.
+
+    >>> cell("all_ap", 0.473, 0.012), cell("omega", 0.9)
+    ('47.3 ± 1.2', '0.900')
+    """
+    if value is None or value != value:
+        return NONE
+    if key == "seconds":  # the spread of a time says more about the machine than about the method
+        return duration(value)
+    if key == "memory":
+        return f"{value:,.0f} MB"
+    show = (lambda v: f"{v:.3f}") if key == "omega" else percent
+    return show(value) + ("" if std is None else f" ± {show(std)}")
+
+
+def comparison_table(runs: Runs, columns: Mapping[str, str] = DEMO) -> Table:
+    """One row a name, for the terminal; the best of each column among the runs that are not joint is bold."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = comparison_rows(runs)
+    best = best_cells(rows)
+    shares = [t for k, t in columns.items() if k in ("retention", "rel_gap")]
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        caption=", ".join(["AP", *shares[:-1]]) + (f" and {shares[-1]}" if shares else "") + " in %",
+        caption_justify="left",
+    )
+    table.add_column(
+        "method",
+        min_width=min(14 if any(r["seeds"] > 1 for r in rows) else 20, max((len(r["name"]) for r in rows), default=6)),
+    )
+    for title in columns.values():
+        table.add_column("\n".join(title.rsplit(" ", 1)), justify="right", vertical="bottom", no_wrap=True)
+    for i, row in enumerate(rows):
+        name, *cells = comparison_cells(row, columns)
+        if "seconds" in columns:  # narrow enough for 80 columns
+            cells[[*columns].index("seconds")] = NONE if row["seconds"] is None else f"{row['seconds']:.0f} s"
+        marked = [
+            Text(c.replace(" ± ", " ±"), "bold" if (i, k) in best else "") for k, c in zip(columns, cells, strict=True)
+        ]
+        table.add_row(Text(name), *marked)
+    return table
+
+
+def comparison_markdown(runs: Runs, columns: Mapping[str, str] = DEMO) -> str:
+    """The same as a Markdown table, percentages without sign."""
+    lines = ["| method | " + " | ".join(columns.values()) + " |", "| --- |" + " ---: |" * len(columns)]
+    for row in comparison_rows(runs):
+        cells = (" ".join(c.split()).replace("\\", "\\\\").replace("|", "\\|") for c in comparison_cells(row, columns))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def comparison_latex(runs: Runs, columns: Mapping[str, str] = PAGE) -> str:
+    """A ``tabular`` with booktabs' rules; upper bounds below a line, the best in bold."""
+    rows = comparison_rows(runs)
+    best = best_cells(rows)
+    heads = " & ".join(_latex(t) for t in ("method", *columns.values()))
+    lines = ["% \\usepackage{booktabs}", f"\\begin{{tabular}}{{l{'r' * len(columns)}}}", "\\toprule", f"{heads} \\\\"]
+    for joint in (False, True):
+        part = [(i, r) for i, r in enumerate(rows) if r["joint"] == joint]
+        lines += ["\\midrule"] if part else []
+        for i, row in part:
+            name, *cells = map(_latex, comparison_cells(row, columns))
+            cells = [f"\\textbf{{{c}}}" if (i, k) in best else c for k, c in zip(columns, cells, strict=True)]
+            lines.append(" & ".join([name, *cells]) + " \\\\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
+_TEX = {
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}",
+    "±": "$\\pm$", "Ω": "$\\Omega$", "–": "--", "<": "$<$", ">": "$>$",
+}  # fmt: skip
+
+
+def _latex(text: str) -> str:
+    return "".join(_TEX.get(c, c) for c in text)
+
+
+def comparison_csv(runs: Runs) -> str:
+    """Every number of every run, a line a seed, in full precision: fractions, seconds, MB; empty where not known."""
+    out = io.StringIO()
+    sheet = csv.writer(out, lineterminator="\n")
+    sheet.writerow(["method", "seed", "joint", "unfinished", *COLUMNS])
+    for row in seed_rows(runs):
+        values = ["" if row[k] is None else row[k] for k in COLUMNS]
+        sheet.writerow([row["name"], row["seed"], row["joint"], row["unfinished"], *values])
+    return out.getvalue()
+
+
+def best_cells(rows: Sequence[Mapping[str, Any]]) -> set[tuple[int, str]]:
+    """(row, column) of the best value a column; upper bounds do not compete, nor does a column where all are equal."""
+    best: set[tuple[int, str]] = set()
+    for key in COLUMNS:
+        known = [
+            (r[key], i)
+            for i, r in enumerate(rows)
+            if r[key] is not None and key not in _NO_CONTEST and not r["joint"] and not r["unfinished"]
+        ]
+        if len({v for v, _ in known}) > 1:
+            top = (min if key in _LOWER else max)(v for v, _ in known)
+            best |= {(i, key) for v, i in known if v == top}
+    return best

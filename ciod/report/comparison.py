@@ -1,0 +1,157 @@
+"""Several runs side by side on one HTML page that needs nothing else: table, curves, classes, literature, pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from ciod.errors import CiodError
+from ciod.report import compared_plots, published
+from ciod.report.compared import PAGE, best_cells, cell, comparison_cells, comparison_rows, deviation
+from ciod.report.log import atomic_write
+from ciod.report.page import data_url, environment, examples, read_results, svg, unbroken
+from ciod.report.summary import Runs, ap_rows, class_order, done, is_joint, mean, percent, verdict
+
+Folders = Mapping[str, "Path | Sequence[Path]"]
+
+
+@dataclass
+class About:
+    """What a page says besides the numbers of its runs; all of it may be left out."""
+
+    command: str = ""
+    failures: Sequence[tuple[str, str]] = ()
+    """Runs that failed, and why."""
+    warnings: Sequence[str] = ()
+    facts: Sequence[tuple[str, str]] = ()
+    """Versions, seeds, machine: (what, value)."""
+    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Label → the method's settings that are not its defaults."""
+    settings: str = ""
+    """Settings of every run, as YAML."""
+
+
+def write_comparison(folders: Folders, out: Path, about: About | None = None) -> Path:
+    """Write one page that compares runs: {name to show: run folder, or one folder a seed}.
+
+    Links to the runs' reports are relative to ``out``.
+
+    Raises:
+        CiodError: when there are no runs, or a folder has no readable ``results.json``.
+    """
+    out = Path(out)
+    listed = [(n, Path(f)) for n, fs in folders.items() for f in ([fs] if isinstance(fs, (str, Path)) else fs)]
+    if not listed and not (about and about.failures):
+        raise CiodError("There are no runs to compare.")
+    runs = []
+    for name, folder in listed:
+        results = read_results(folder)
+        if not results:
+            raise CiodError(
+                f"{folder} has no results.json: the run '{name}' cannot be compared before its first task ends."
+            )
+        runs.append((name, results))
+    content = _content(listed, runs, out, about or About())
+    return atomic_write(out, environment().get_template("comparison.html.j2").render(content))
+
+
+def _content(listed: list[tuple[str, Path]], runs: Runs, out: Path, about: About) -> dict[str, Any]:
+    """Everything comparison.html.j2 shows."""
+    rows = comparison_rows(runs)
+    best = best_cells(rows)
+    scenario = next(((r.get("scenario") or {}) for _, r in runs if not is_joint(r)), {})
+    first: dict[str, Path] = {}
+    for name, folder in listed:
+        first.setdefault(name, folder)
+    several = any(row["seeds"] > 1 for row in rows)
+    return {
+        "title": " · ".join(["Comparison", *([str(scenario["name"])] if scenario.get("name") else [])]),
+        "columns": list(PAGE.values()),
+        "rows": [
+            {
+                "name": row["name"],
+                "links": _links(row["name"], listed, runs, out),
+                "unfinished": row["unfinished"],
+                "joint": row["joint"],
+                "seeds": row["seeds"],
+                "cells": [(c, (i, k) in best) for k, c in zip(PAGE, comparison_cells(row, PAGE)[1:], strict=True)],
+            }
+            for i, row in enumerate(rows)
+        ],
+        "several": several,
+        "details": _details(rows),
+        "failures": about.failures,
+        "warnings": [*about.warnings, *_warnings(runs)],
+        "verdicts": [(n, unbroken(verdict(r))) for n, r in dict(reversed(runs)).items()][::-1],
+        "curves": svg(compared_plots.curves(runs)),
+        "bars": svg(compared_plots.bars(runs)) if len(rows) <= 12 else "",
+        "classes": _classes(runs),
+        "names": [row["name"] for row in rows],
+        "protocol": scenario.get("protocol") or [],
+        "literature": published.of(scenario),
+        "pictures": _shared_examples(first),
+        "about": about,
+    }
+
+
+def _links(name: str, listed: list[tuple[str, Path]], runs: Runs, out: Path) -> list[tuple[str, str]]:
+    """(seed, address) of each run's own report that is there."""
+    found = []
+    for (n, folder), (_, results) in zip(listed, runs, strict=True):
+        if n == name and (folder / "report.html").is_file():
+            path = Path(os.path.relpath(folder.resolve() / "report.html", out.resolve().parent)).as_posix()
+            found.append((str(results.get("seed", "")), quote(path)))
+    return found
+
+
+def _details(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """The metrics that the first table has no room for, where any is known."""
+    keys = ("old_before", "forgetting", "stability", "plasticity", "rai")
+    if not any(row[k] is not None for row in rows for k in keys[1:]):
+        return []
+    return [(row["name"], [cell(k, row[k], row["std"][k]) for k in keys]) for row in rows if not row["joint"]]
+
+
+def _warnings(runs: Runs) -> list[str]:
+    """Each sentence once, with the runs it is about."""
+    said: dict[str, list[str]] = {}
+    for name, results in runs:
+        for w in results.get("warnings") or []:
+            said.setdefault(w, []).append(name)
+    return [f"{', '.join(dict.fromkeys(names))}: {w}" for w, names in said.items()]
+
+
+def _classes(runs: Runs) -> list[dict[str, Any]]:
+    """AP50 of each class after the last task, a cell a method, in the order of arrival."""
+    reference = next((r for _, r in runs if not is_joint(r)), None)
+    if reference is None:
+        return []
+    finals: dict[str, list[Mapping[str, float | None]]] = {}
+    for name, results in runs:
+        finals.setdefault(name, []).append((ap_rows(results, "AP50") or [{}])[-1])
+    task_of = {n: i for i, t in enumerate(done(reference), 1) for n in t.get("new_classes") or []}
+    found, before = [], 0
+    for c in class_order(reference):
+        means = {n: mean([row.get(c) for row in seeds]) for n, seeds in finals.items()}
+        top = max((v for v in means.values() if v is not None), default=None)
+        cells = []
+        for name, seeds in finals.items():
+            v, std = means[name], deviation([row.get(c) for row in seeds])
+            text = percent(v) + ("" if std is None else f" ± {percent(std)}")
+            cells.append({"text": text, "share": round(100 * v) if v is not None else None, "best": v == top})
+        task = task_of.get(c, 0)
+        found.append({"name": c, "task": task, "starts": task != before, "cells": cells})
+        before = task
+    return found
+
+
+def _shared_examples(folders: Mapping[str, Path]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(picture, [(run, address)]): the last task's pictures that at least two runs have, else nothing."""
+    last = {name: {p.name: p for p in found[-1][1]} for name, folder in folders.items() if (found := examples(folder))}
+    names = dict.fromkeys(n for pictures in last.values() for n in pictures)
+    shared = [(n, [(run, pictures[n]) for run, pictures in last.items() if n in pictures]) for n in names]
+    return [(Path(n).stem, [(run, data_url(p)) for run, p in found]) for n, found in shared if len(found) > 1][:6]

@@ -1,0 +1,125 @@
+"""The literature's numbers, as a table beside ours: each with its source, detector, protocol and pre-training.
+
+The rows are facts gathered from papers and repositories (``published.json``); they are never mixed into one ranking
+with runs of this package, nor with each other: scenarios of one name differ in class order, images, detector, metric.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ciod.data.scenario import parse_split
+from ciod.errors import CiodError
+
+FILE = Path(__file__).with_name("published.json")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One published result; what a source does not say is None."""
+
+    dataset: str
+    """COCO2017, VOC2007, LoCo-COCO, …"""
+    scenario: str
+    method: str
+    detector: str
+    backbone: str | None
+    metric: str
+    """What ``value`` is: AP (COCO's), AP50, … over all classes after the last task."""
+    value: float | None
+    """In points, as printed."""
+    ap50: float | None
+    ap75: float | None
+    upper_bound: float | None
+    abs_gap: float | None
+    rel_gap_pct: float | None
+    omega_all: float | None
+    exemplars: str | None
+    """Old data the method keeps; None: none."""
+    extra_pretraining: str | None
+    """Training of the detector beyond an ImageNet backbone; None: none."""
+    protocol: str | None
+    source: str
+    """Labels of ``sources``, joined by ``+``."""
+    confidence: str
+    note: str | None
+
+    @property
+    def source_text(self) -> str:
+        """What the source is, in words."""
+        return "; ".join(sources()[s]["what"] for s in self.source.split("+"))
+
+    def shown(self, key: str) -> str:
+        """A number as printed; "–" for None."""
+        value = getattr(self, key)
+        return "–" if value is None else f"{value:g}"
+
+
+def rows() -> list[Row]:
+    """All rows, in the file's order.
+
+    Raises:
+        CiodError: a row whose source is not listed.
+    """
+    content = _content()
+    found = [Row(**dict(zip(content["columns"], r, strict=True))) for r in content["rows"]]
+    unknown = sorted({s for r in found for s in r.source.split("+")} - set(content["sources"]))
+    if unknown:
+        raise CiodError(f"{FILE.name}: no source {', '.join(unknown)}.")
+    return found
+
+
+def sources() -> Mapping[str, Mapping[str, str]]:
+    """Label → ``what`` the source is, ``grade``, and ``where`` it is public."""
+    return _content()["sources"]
+
+
+@cache
+def _content() -> dict[str, Any]:
+    return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def of(scenario: Mapping[str, Any]) -> list[Row]:
+    """The rows under the same name as a scenario, by method; without those of unreliable sources.
+
+    Args:
+        scenario: that of a ``results.json``: classes, split, images, name.
+    """
+    dataset, split = _dataset(scenario), list(scenario.get("split") or [])
+    if dataset is None or len(split) < 2:
+        return []
+    turned = "last40" in str(scenario.get("name"))
+    total = sum(split)
+    kept = [
+        r
+        for r in rows()
+        if r.dataset == dataset
+        and _sizes(r.scenario, total) == split
+        and r.scenario.startswith("last") == turned
+        and r.confidence != "low"
+    ]
+    return sorted(kept, key=lambda r: (r.method.lower(), r.detector, r.source))
+
+
+def _dataset(scenario: Mapping[str, Any]) -> str | None:
+    """Which data set of the literature, by its class names."""
+    classes = {str(c).replace(" ", "").lower() for c in scenario.get("classes") or []}
+    if len(classes) == 80 and {"toothbrush", "hairdrier", "frisbee", "zebra"} <= classes:
+        return "LoCo-COCO" if scenario.get("images") == "loco" else "COCO2017"
+    if len(classes) == 20 and {"diningtable", "pottedplant", "tvmonitor", "aeroplane"} <= classes:
+        return "VOC2007"
+    return None
+
+
+def _sizes(name: str, total: int) -> list[int] | None:
+    """``40+10x4`` → [40, 10, 10, 10, 10]; None for what is no split."""
+    inside = name.partition("(")[2].rstrip(")") if name.startswith("MD-DETR") else name.replace("last", "")
+    try:
+        return parse_split(inside.replace("first", ""), total)
+    except CiodError:
+        return None

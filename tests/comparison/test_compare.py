@@ -1,0 +1,160 @@
+"""Whole comparisons: the files, an interruption by force, a run that dies."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import ciod
+from ciod.comparison import schedule
+from ciod.errors import ConfigError
+
+from .conftest import ILYOLOX, SETTINGS, in_this_process
+
+
+def read(out: Path) -> dict:
+    return json.loads((out / "compare.json").read_text())
+
+
+def words(scenes: Path, out: Path, methods: list) -> list[str]:
+    settings = [f"{k}={v}" for k, v in SETTINGS.items()]
+    own = [f"methods={yaml.safe_dump(methods, default_flow_style=True, width=1000).strip()}", f"out={out}"]
+    return [sys.executable, "-m", "ciod.cli", "compare", f"data={scenes}", *own, *settings]
+
+
+def environment() -> dict[str, str]:
+    """As many threads as this process has, so that sums come out the same."""
+    return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
+def table(out: Path) -> list[tuple]:
+    """The numbers of every run but time and memory."""
+    return [tuple(v for k, v in row.items() if k not in ("seconds", "memory")) for row in read(out)["by_seed"]]
+
+
+def test_files(compared):
+    content = read(compared)
+    assert [m["label"] for m in content["methods"]] == ["finetune", "ilyolox"]
+    assert [r["status"] for r in content["runs"]] == ["finished"] * 2
+    assert content["methods"][1]["settings"] == {"center_score": 0, "other_score": 0}
+    assert content["methods"][0]["mean"]["seconds"] > 0 and content["methods"][0]["std"]["all_ap"] is None
+    lines = list(csv.DictReader((compared / "compare.csv").open()))
+    assert [(x["method"], x["seed"]) for x in lines] == [("finetune", "0"), ("ilyolox", "0")]
+    assert (compared / "compare.md").read_text().startswith("| method | old AP |")
+    assert "\\begin{tabular}" in (compared / "compare.tex").read_text()
+    page = (compared / "compare.html").read_text()
+    assert "finetune-seed0/report.html" in page and "ciod.compare(" in page and "<svg" in page
+    assert "The literature" not in page, "nothing was published on these scenes"
+
+
+def test_the_first_task_is_shared_and_bounds_reach_every_run(compared):
+    firsts = [f for f in compared.iterdir() if f.name.startswith("first-")]
+    joint = [f for f in compared.iterdir() if f.name.startswith("joint-")]
+    assert len(firsts) == len(joint) == 1
+    model = load_file(firsts[0] / "task-1" / "model.safetensors")
+    bound = json.loads((joint[0] / "results.json").read_text())["tasks"][0]["all"]
+    for name in ("finetune-seed0", "ilyolox-seed0"):
+        mine = load_file(compared / name / "task-1" / "model.safetensors")
+        assert all(torch.equal(model[k], mine[k]) for k in model)
+        results = json.loads((compared / name / "results.json").read_text())
+        assert results["upper_bounds"] == [None, bound]
+        assert set(results["continual"]) == {"AP", "AP50", "AP75", "APs", "APm", "APl"}
+
+
+def test_the_same_command_again_trains_nothing(compared, scenes, monkeypatch):
+    seen = []
+
+    def look(cells, **given):
+        seen.extend(c for c in cells if not schedule.finished(c.folder, c.key))
+        return {}
+
+    before = table(compared)
+    monkeypatch.setattr(schedule, "run", look)
+    again = ciod.compare(methods=["finetune", ILYOLOX], seeds=1, out=compared, data=str(scenes), **SETTINGS)
+    assert seen == [] and table(compared) == before
+    assert [r["status"] for r in again["runs"]] == ["finished"] * 2
+
+
+def test_another_comparison_uses_its_cache(compared, scenes, tmp_path, monkeypatch):
+    trained = []
+
+    def look(cells, **given):
+        trained.extend(c.name for c in cells if not schedule.finished(c.folder, c.key))
+        return in_this_process(cells)
+
+    monkeypatch.setattr(schedule, "run", look)
+    ciod.compare(
+        methods="pseudo_label,joint", seeds=1, out=tmp_path / "b", cache=compared, data=str(scenes), **SETTINGS
+    )
+    assert trained == ["pseudo_label-seed0"]
+    assert [m["label"] for m in read(tmp_path / "b")["methods"]] == ["pseudo_label", "joint"]
+
+
+def test_jobs_are_a_number(scenes, tmp_path):
+    with pytest.raises(ConfigError, match="jobs: 0 must be a number from 1"):
+        ciod.compare(methods="finetune", jobs=0, out=tmp_path, data=str(scenes), **SETTINGS)
+
+
+def kill_when(command: list[str], sign: str, out: Path) -> None:
+    """Runs a command and ends it by force when a file appears in ``out``."""
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(out.glob(sign)):
+        time.sleep(0.01)
+    assert process.poll() is None, f"it ended before {sign} appeared"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.slow
+def test_killed_twice_and_resumed_it_gives_the_same_table(compared, scenes, tmp_path):
+    out = tmp_path / "out"
+    command = words(scenes, out, ["finetune", ILYOLOX])
+    kill_when(command, "first-*/last/state.pt", out)
+    kill_when(command, "ilyolox-seed0/last/state.pt", out)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "are there already" in done.stdout and "ilyolox" in done.stdout
+    assert table(out) == table(compared)
+    for name in ("finetune-seed0", "ilyolox-seed0"):
+        ours, theirs = (load_file(f / name / "task-2" / "model.safetensors") for f in (out, compared))
+        assert all(torch.equal(ours[k], theirs[k]) for k in theirs), f"{name} learnt something else"
+
+
+CRASH = """
+import os, signal
+from ciod.methods.method import Method
+
+class Crash(Method):
+    def loss(self, batch):
+        if self.teacher is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().loss(batch)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_dies_is_named_and_the_others_are_compared(compared, scenes, tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(CRASH)
+    out = tmp_path / "out"
+    command = [*words(scenes, out, [{"name": f"{mine}:Crash"}, "finetune"]), f"cache={compared}", "jobs=2"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    why = "its process was ended by signal 9"
+    assert f"failed: Crash, seed 0: {why}" in done.stdout
+    content = read(out)
+    assert {r["label"]: r["status"] for r in content["runs"]} == {"Crash": "failed", "finetune": "finished"}
+    assert why in content["runs"][0]["error"] and content["methods"][0]["finished_seeds"] == 0
+    assert why in (out / "compare.html").read_text() and why in (out / "compare.md").read_text()
+    assert table(out) == [row for row in table(compared) if row[0] == "finetune"]

@@ -1,0 +1,242 @@
+"""What a comparison would train: labels, seeds, bounds, and keys that change with everything that matters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ciod.comparison import identity, plan
+from ciod.comparison.worker import MARK
+from ciod.errors import CiodError, ConfigError
+
+from .conftest import SETTINGS
+
+
+def build(scenes: Path, out: Path, methods="finetune,ilyolox", **given):
+    own = {k: given.pop(k) for k in ("seeds", "upper", "cache", "scenario") if k in given}
+    return plan.build(
+        own.pop("scenario", None), methods=methods, out=out, settings={"data": str(scenes), **SETTINGS, **given}, **own
+    )
+
+
+def first_of(made: plan.Plan) -> plan.Cell:
+    return next(c for c in made.cells if c.kind == "first")
+
+
+def test_labels_tell_variants_apart():
+    found = plan.entries(
+        [
+            "finetune",
+            "ilyolox",
+            {"name": "ilyolox", "nms_iou": 0.65},
+            {"name": "ilyolox", "nms_iou": 0.95, "detach_weights": False},
+            {"name": "pseudo_label", "score": 0.5},
+            {"name": "ilyolox", "weighted": False, "label": "no CKD weights"},
+            {"name": "papers/mine.py:Mine"},
+        ]
+    )
+    assert [e.label for e in found] == [
+        "finetune",
+        "ilyolox",
+        "ilyolox (nms_iou=0.65)",
+        "ilyolox (nms_iou=0.95, detach_weights=false)",
+        "pseudo_label",
+        "no CKD weights",
+        "Mine",
+    ]
+    assert found[5].settings == {"weighted": False}
+    assert [e.name for e in plan.entries("finetune, joint")] == ["finetune", "joint"]
+
+
+@pytest.mark.parametrize(
+    ("methods", "said"),
+    [
+        ("", "methods= is needed"),
+        ("ilyolox,ilyolox", "two entries 'ilyolox'"),
+        ([{"nms_iou": 0.5}], "neither a method's name nor a mapping"),
+        ([3], "neither a method's name nor a mapping"),
+    ],
+)
+def test_methods_that_cannot_be_read(methods, said):
+    with pytest.raises(ConfigError, match=said):
+        plan.entries(methods)
+
+
+@pytest.mark.parametrize(("given", "seeds"), [(3, [0, 1, 2]), ([4, 7], [4, 7]), ("4,7", [4, 7]), (1, [0])])
+def test_seeds(given, seeds):
+    assert plan.seeds_of(given) == seeds
+
+
+@pytest.mark.parametrize("given", [0, -1, True, [], [1, 1], [-1], "many", "1,x", [0.5]])
+def test_no_seeds(given):
+    with pytest.raises(ConfigError, match=r"seeds: .* must be a number from 1, or a list"):
+        plan.seeds_of(given)
+
+
+def test_two_tasks_need_the_final_joint_model_alone(scenes, tmp_path):
+    made = build(scenes, tmp_path / "out", seeds=2)
+    assert made.upper == "final"
+    assert [c.name for c in made.cells] == [
+        f"{n}-seed{s}" for s in (0, 1) for n in ("first", "joint", "finetune", "ilyolox")
+    ]
+    first, _, tuned, _ = made.cells[:4]
+    assert first.until == 1 and tuned.settings.first == str(first.folder) and tuned.needs == (first.name,)
+    assert {e.label for e, _, _ in plan.pairs(made)} == {"finetune", "ilyolox"}, "joint is a row when it is listed"
+    assert [c.seed for c in made.bounds(1)] == [1]
+
+
+def test_more_tasks_get_a_joint_model_for_every_prefix(scenes, tmp_path):
+    made = build(scenes, tmp_path / "out", "finetune,joint", split="4+3+3")
+    joint = made.bounds(0)
+    assert made.upper == "prefixes" and [c.tasks for c in joint] == [2, 3]
+    assert [len(c.facts["groups"]) for c in joint] == [2, 3]
+    assert joint[0].settings.protocol.joint and joint[0].settings.protocol.split == [
+        list(g) for g in made.scenario.groups[:2]
+    ]
+    assert made.of(made.entries[1], 0) is joint[1]
+    assert [c.tasks for c in build(scenes, tmp_path / "out", split="4+3+3", upper="final").bounds(0)] == [3]
+    assert build(scenes, tmp_path / "out", upper="none").bounds(0) == []
+    assert len(build(scenes, tmp_path / "out", "finetune,joint", upper="none").bounds(0)) == 1
+
+
+def test_one_task_has_neither_first_nor_bound(scenes, tmp_path):
+    made = build(scenes, tmp_path / "out", split="all")
+    assert [c.kind for c in made.cells] == ["run", "run"] and made.upper == "none"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lr": 1e-3},
+        {"epochs": 2},
+        {"epochs": [2, 1]},
+        {"size": 96},
+        {"detector": "yolox-nano"},
+        {"seeds": [1]},
+        {"split": "5+5"},
+        {"split": "6+3"},
+        {"order": "seed:1"},
+        {"boxes": "seen"},
+        {"augment.flip": 0.1},
+        {"head": "full"},
+        {"score_threshold": 0.01},
+    ],
+)
+def test_a_changed_setting_never_finds_the_old_first_task(scenes, tmp_path, change):
+    assert first_of(build(scenes, tmp_path / "a")).key != first_of(build(scenes, tmp_path / "a", **change)).key
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"methods": "finetune"},
+        {"methods": [{"name": "ilyolox", "nms_iou": 0.6}]},
+        {"lr_later": 1e-4},
+        {"joint_epochs": 7},
+        {"epochs": [1, 5]},
+        {"workers": 1},
+        {"teacher": "exact"},
+        {"seeds": 2},
+        {"upper": "none"},
+    ],
+)
+def test_what_only_later_tasks_need_shares_the_first(scenes, tmp_path, change):
+    same = build(scenes, tmp_path / "b", cache=tmp_path / "a", **change)
+    one = first_of(build(scenes, tmp_path / "a"))
+    assert first_of(same).key == one.key and first_of(same).folder == one.folder
+
+
+def test_the_data_is_part_of_the_key(scenes, tmp_path):
+    from ciod.data import formats
+
+    index = formats.read(scenes, "train")
+    before = identity.fingerprint(index)
+    assert identity.fingerprint(formats.read(scenes, "train")) == before
+    index.boxes[0, 0] += 1
+    assert identity.fingerprint(index) != before
+    fewer = index.select(images=index.image[:0])
+    assert identity.fingerprint(fewer) not in (before, identity.fingerprint(index))
+
+
+def test_a_file_of_the_data_that_changes_its_size(tmp_path):
+    from ciod.data import formats
+    from ciod.data.shapes import write_shapes
+
+    folder = write_shapes(tmp_path / "data", train=3, val=1, size=64)
+    index = formats.read(folder, "train")
+    before = identity.fingerprint(index)
+    with index.files[0].open("ab") as f:
+        f.write(b"x")
+    assert identity.fingerprint(index) != before
+
+
+def test_the_code_is_part_of_the_key(tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text("a = 1")
+    identity.source.cache_clear()
+    before, first = identity.source(f"{mine}:Mine"), identity.source(None)
+    assert before != identity.source("ilyolox") != first
+    mine.write_text("a = 2")
+    identity.source.cache_clear()
+    assert identity.source(f"{mine}:Mine") != before and identity.source(None) == first
+
+
+def test_a_weights_file_counts_by_its_content(tmp_path):
+    path = tmp_path / "w.pth"
+    path.write_bytes(b"one")
+    one = identity._file(str(path))
+    path.write_bytes(b"two")
+    assert one != identity._file(str(path)) and identity._file(None) is None
+
+
+def test_every_problem_at_once(scenes, tmp_path):
+    with pytest.raises(ConfigError) as e:
+        build(scenes, tmp_path, "finetun,ilyolox", seeds=0, upper="all", epoch=3, seed=1, first="x", nms_iou_x=1)
+    said = str(e.value)
+    for part in (
+        "no method 'finetun'; did you mean 'finetune'?",
+        "seeds: 0 must be",
+        "upper: 'all' is not allowed",
+        "did you mean 'epochs'?",
+        "seed: not a setting of a comparison; seeds=3 means",
+        "first: not a setting of a comparison",
+        "nms_iou_x: there is no such setting",
+    ):
+        assert part in said, said
+    with pytest.raises(ConfigError, match=r"method.nms_iou: whose\? Write methods='\[\{name: ilyolox, nms_iou: 0.6\}"):
+        build(scenes, tmp_path, **{"method.nms_iou": 0.6})
+    with pytest.raises(ConfigError, match="there is nothing to compare but joint"):
+        build(scenes, tmp_path, "joint")
+    with pytest.raises(ConfigError, match="there is no scenario 'shapes-6\\+5'; did you mean 'shapes-6\\+4'"):
+        plan.build("shapes-6+5", methods="finetune")
+
+
+def test_a_scenario_may_be_a_file_of_settings_or_of_a_protocol(scenes, tmp_path):
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(
+        yaml.safe_dump({"data": str(scenes), **SETTINGS, "method": {"name": "ilyolox", "nms_iou": 0.5}})
+    )
+    made = plan.build(settings, methods="finetune", out=tmp_path / "out", settings={"epochs": 3})
+    assert made.settings.train.epochs == 3 and made.settings.method == {"name": "finetune"}
+    protocol = tmp_path / "mine.yaml"
+    protocol.write_text(yaml.safe_dump({"description": "Mine.", "data": str(scenes), "split": "5+5"}))
+    made = plan.build(protocol, methods="finetune", out=tmp_path / "out", settings={"detector": "yolox-pico"})
+    assert made.settings.protocol.name == "mine" and [len(g) for g in made.scenario.groups] == [5, 5]
+
+
+def test_a_folder_with_other_settings_is_refused(scenes, tmp_path):
+    made = build(scenes, tmp_path / "out")
+    run = made.cells[-1]
+    run.folder.mkdir(parents=True)
+    (run.folder / MARK).write_text(json.dumps({"key": run.key, "facts": run.facts, "finished": True}))
+    assert build(scenes, tmp_path / "out").warnings == []
+    with pytest.raises(CiodError, match=r"holds a run with other settings \(train.lr was .* is 0.5\)"):
+        build(scenes, tmp_path / "out", lr=0.5)
+    theirs = {**run.facts, "ciod": "0.0.9 older"}
+    (run.folder / MARK).write_text(json.dumps({"key": identity.key(theirs), "facts": theirs, "finished": True}))
+    made = build(scenes, tmp_path / "out")
+    assert "begun with other code or on another device than now (ciod 0.0.9 older)" in made.warnings[0]
+    assert made.cells[-1].key == identity.key(theirs), "a finished run stays finished"

@@ -1,0 +1,123 @@
+"""Which run starts when, and what one that fails means for the others; no process is started here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from ciod.comparison import schedule
+
+
+@dataclass
+class Cell:
+    name: str
+    folder: object
+    starts_from: str | None = None
+    until: int | None = None
+    begun: bool = False
+    key: str = "k"
+    kind: str = "run"
+
+    @property
+    def needs(self):
+        return (self.starts_from,) if self.starts_from and not self.begun else ()
+
+
+@dataclass
+class World:
+    """Stands in for processes: each lives for two looks."""
+
+    broken: set[str] = field(default_factory=set)
+    started: list[str] = field(default_factory=list)
+    most: int = 0
+    now: int = 0
+    stopped: list[str] = field(default_factory=list)
+    interrupt: str = ""
+
+    def worker(self, cell, logs, threads, say):
+        if cell.name == self.interrupt:
+            raise KeyboardInterrupt
+        self.started.append(cell.name)
+        self.now += 1
+        self.most = max(self.most, self.now)
+        return Process(self, cell)
+
+
+class Process:
+    def __init__(self, world, cell):
+        self.world, self.cell, self.looks = world, cell, 0
+
+    @property
+    def alive(self):
+        self.looks += 1
+        return self.looks < 3
+
+    def problem(self):
+        self.world.now -= 1
+        return "no room" if self.cell.name in self.world.broken else None
+
+    def stop(self):
+        self.world.stopped.append(self.cell.name)
+
+
+@pytest.fixture
+def go(monkeypatch, tmp_path):
+    def run(cells, jobs=2, done=(), **given):
+        world = World(**given)
+        monkeypatch.setattr(schedule, "_Worker", world.worker)
+        monkeypatch.setattr(schedule, "finished", lambda folder, key: folder in done)
+        monkeypatch.setattr(schedule.time, "sleep", lambda _: None)
+        world.failed = lambda: schedule.run(cells, jobs=jobs, logs=tmp_path / "logs", say=lambda _: None)  # type: ignore
+        return world
+
+    return run
+
+
+def cells(**begun):
+    return [
+        Cell("first", "first", until=1, kind="first"),
+        Cell("joint", "joint", kind="joint"),
+        Cell("a", "a", "first", begun=begun.get("a", False)),
+        Cell("b", "b", "first", begun=begun.get("b", False)),
+    ]
+
+
+def test_runs_wait_for_their_first_task(go):
+    world = go(cells())
+    assert world.failed() == {}
+    assert world.started == ["first", "joint", "a", "b"] and world.most == 2
+
+
+def test_one_at_a_time(go):
+    world = go(cells(), jobs=1)
+    assert world.failed() == {} and world.most == 1
+
+
+def test_what_is_finished_is_not_started(go):
+    world = go(cells(), done={"first", "a"})
+    assert world.failed() == {} and world.started == ["joint", "b"]
+
+
+def test_a_first_task_nobody_waits_for_is_not_trained(go):
+    world = go(cells(b=True), done={"joint", "a"})
+    assert world.failed() == {} and world.started == ["b"]
+
+
+def test_the_others_go_on_when_one_fails(go):
+    world = go(cells(), broken={"a"})
+    assert world.failed() == {"a": "no room"} and world.started == ["first", "joint", "a", "b"]
+
+
+def test_runs_whose_first_task_failed_say_so(go):
+    world = go(cells(), broken={"first"})
+    failed = world.failed()
+    assert set(failed) == {"first", "a", "b"} and world.started == ["first", "joint"]
+    assert failed["b"] == "it starts from first, which failed: no room"
+
+
+def test_an_interruption_stops_what_runs(go):
+    world = go(cells(), interrupt="b")
+    with pytest.raises(KeyboardInterrupt):
+        world.failed()
+    assert world.stopped == ["a"]

@@ -1,0 +1,112 @@
+"""Seeds become one row: mean and standard deviation by hand, and every way to write the table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from ciod.report import compared
+from ciod.report.compared import COLUMNS, PAGE, REST, SCORES, comparison_rows
+from ciod.report.comparison import About, write_comparison
+
+from . import fake
+from .test_page import Page
+
+
+def run(seed: int, all_ap: float | None, **given: Any) -> dict[str, Any]:
+    found = fake.results((4, 2), seed=seed, **given)
+    found["tasks"][-1]["all"]["AP"] = all_ap
+    return found | {"seed": seed}
+
+
+def test_mean_and_deviation_over_seeds() -> None:
+    runs = [("a", run(0, 0.30)), ("b", run(0, 0.2)), ("a", run(1, 0.40)), ("a", run(2, 0.38))]
+    a, b = comparison_rows(runs)
+    assert (a["name"], a["seeds"], b["name"], b["seeds"]) == ("a", 3, "b", 1)
+    assert a["all_ap"] == pytest.approx(0.36) and a["std"]["all_ap"] == pytest.approx(
+        statistics.stdev([0.30, 0.40, 0.38])
+    )
+    assert b["std"]["all_ap"] is None
+    assert compared.comparison_cells(a, {"all_ap": "all AP"}) == ["a", "36.0 ± 5.3"]
+
+
+def test_unknown_values_are_left_out_of_mean_and_deviation() -> None:
+    row = comparison_rows([("a", run(0, None)), ("a", run(1, 0.4))])[0]
+    assert row["all_ap"] == pytest.approx(0.4) and row["std"]["all_ap"] is None
+    assert comparison_rows([("a", run(0, None))])[0]["all_ap"] is None
+    assert compared.deviation([0.1, float("nan"), 0.3]) == pytest.approx(statistics.stdev([0.1, 0.3]))
+
+
+def test_each_seed_is_measured_against_the_joint_run_of_its_seed() -> None:
+    runs: list[tuple[str, dict[str, Any]]] = [("a", run(0, 0.3)), ("a", run(1, 0.3))]
+    for _, found in runs:
+        found["continual"] = {}
+    for seed, bound in ((0, 0.4), (1, 0.6)):
+        joint = fake.results((4, 2), joint=True, seed=seed) | {"seed": seed}
+        joint["tasks"][0]["all"]["AP"] = bound
+        runs.append(("joint", joint))
+    row = comparison_rows(runs)[0]
+    assert row["rel_gap"] == pytest.approx((0.25 + 0.5) / 2)
+    assert comparison_rows(runs)[1]["joint"] and comparison_rows(runs)[1]["rel_gap"] is None
+
+
+def test_csv_has_a_line_a_seed() -> None:
+    runs = [("a, b", run(0, 0.3)), ("a, b", run(1, 0.5))]
+    lines = list(csv.DictReader(io.StringIO(compared.comparison_csv(runs))))
+    assert [(x["method"], x["seed"], float(x["all_ap"])) for x in lines] == [("a, b", "0", 0.3), ("a, b", "1", 0.5)]
+    assert set(COLUMNS) < set(lines[0])
+
+
+def test_latex_escapes_and_separates_the_upper_bound() -> None:
+    runs = [("a_b & 50%", run(0, 0.3)), ("joint", fake.results((4, 2), joint=True))]
+    text = compared.comparison_latex(runs)
+    assert "a\\_b \\& 50\\% &" in text and "$\\Omega$" in text
+    assert text.count("\\midrule") == 2 and text.index("joint") > text.rindex("\\midrule")
+    assert all(line.count(" & ") == len(PAGE) for line in text.splitlines() if line.endswith("\\\\"))
+
+
+def test_the_tables_of_seeds_fit_a_terminal() -> None:
+    runs = [(n, run(s, 0.3 + s / 10)) for n in ("finetune", "ilyolox (nms_iou=0.65)") for s in (0, 1)]
+    console = Console(width=80, record=True)
+    for columns in (SCORES, REST):
+        console.print(compared.comparison_table(runs, columns))
+    text = console.export_text()
+    assert "…" not in text and "35.0 ±7.1" in text and "Ω" in text
+
+
+def test_page_of_seeds(tmp_path: Path) -> None:
+    folders: dict[str, list[Path]] = {}
+    for name, keep in (("finetune", 0.1), ("ilyolox", 0.9)):
+        for seed in (0, 1, 2):
+            found = fake.results((4, 2, 2), keep=keep, seed=seed, warnings=("12 boxes left out",)) | {"seed": seed}
+            found["upper_bounds"] = [None, {"AP": 0.5, "AP50": 0.8}, {"AP": 0.4, "AP50": 0.7}]
+            folder = fake.write_run(tmp_path / f"{name}{seed}", found)
+            (folder / "report.html").write_text("there")
+            folders.setdefault(name, []).append(folder)
+    about = About(command="ciod compare x", failures=[("ilyolox-seed3", "no <room>")], methods={"ilyolox": {"a": 1}})
+    page = Page(write_comparison(folders, tmp_path / "compare.html", about))
+    for part in ("mean ± standard deviation", "3 seeds", "ilyolox-seed3", "no <room>", "joint (upper bound)", "a=1"):
+        assert part in page.text, part
+    assert page.text.count("12 boxes left out") == 1, "each warning once"
+    assert [x for x in page.links if "report" in x] == [f"{n}{s}/report.html" for n in folders for s in range(3)]
+    assert "class 7" in page.text and "The literature" not in page.text
+
+
+def test_page_with_the_literature(tmp_path: Path) -> None:
+    names = ["toothbrush", "hair drier", "frisbee", "zebra", *(f"c{i}" for i in range(76))]
+    folder = fake.write_run(tmp_path / "run", fake.results((40, 40), names=names))
+    page = Page(write_comparison({"ours": folder}, tmp_path / "compare.html"))
+    ours, literature = page.text.split("The literature on this scenario")
+    assert "RILOD" in literature and "RILOD" not in ours, "never in one table"
+    assert "no ranking" in literature and "Deformable DETR" in literature and "vision-language" in literature
+
+
+def test_everything_failed(tmp_path: Path) -> None:
+    page = Page(write_comparison({}, tmp_path / "c.html", About(failures=[("a-seed0", "no room")])))
+    assert "One run failed" in page.text
