@@ -87,6 +87,13 @@ def gather_rows(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(1, index.view(*index.shape, *[1] * (values.dim() - 2)).expand(shape))
 
 
+def marked(index: Tensor, mask: Tensor, length: int) -> Tensor:
+    """[B, length] bool: the places [B, K] of ``index`` where ``mask`` is true. Counted, because a maximum of truth
+    values is not available on every device."""
+    seen = torch.zeros(index.shape[0], length, dtype=torch.int32, device=index.device)
+    return seen.scatter_add_(1, index, mask.int()) > 0 if length else seen > 0
+
+
 def nms_keep(boxes: Tensor, scores: Tensor, labels: Tensor, valid: Tensor, threshold: float) -> Tensor:
     """Class-aware greedy NMS of a whole batch at once.
 

@@ -125,9 +125,7 @@ def supervise(
     if targets.doubtful is not None:
         doubtful = targets.doubtful.gather(1, matches.target) & matches.valid
         counted, matched = counted & ~doubtful, matched & ~doubtful
-        positions = ~torch.zeros_like(matches.positive).scatter_reduce(
-            1, matches.position, doubtful, "amax", include_self=True
-        )
+        positions = ~bx.marked(matches.position, doubtful, matches.positive.shape[1])
     if targets.background is not None:
         spoken = matches.positive | targets.background[:, None]
         positions = spoken if positions is None else positions & spoken

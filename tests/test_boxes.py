@@ -131,3 +131,10 @@ def test_gather_rows():
     assert bx.gather_rows(values, index).tolist() == [[[9, 10, 11], [0, 1, 2]], [[15, 16, 17], [15, 16, 17]]]
     assert bx.gather_rows(values[..., 0], index).tolist() == [[9, 0], [15, 15]]
     assert bx.gather_rows(values.view(2, 4, 3, 1), index).shape == (2, 2, 3, 1)
+
+
+def test_marked_places():
+    index = torch.tensor([[0, 2, 2, 0], [1, 1, 0, 3]])
+    mask = torch.tensor([[False, True, False, False], [True, True, False, True]])
+    assert bx.marked(index, mask, 4).tolist() == [[False, False, True, False], [False, True, False, True]]
+    assert bx.marked(torch.zeros(2, 0, dtype=torch.long), torch.zeros(2, 0, dtype=torch.bool), 0).shape == (2, 0)

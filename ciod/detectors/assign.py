@@ -61,7 +61,7 @@ def sim_ota(
     achieved = overlap.gather(1, target[:, None]).squeeze(1)
     row, valid = bx.compact(positive, achieved, limit=min(cost.shape[2], top * cost.shape[1]))
     position = row if place is None else place.gather(1, row)
-    taken = torch.zeros_like(candidate, dtype=torch.int32).scatter_add_(1, position, valid.int()) > 0
+    taken = bx.marked(position, valid, candidate.shape[1])
     return Matches(position, target.gather(1, row), achieved.gather(1, row), valid, taken)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ciod import boxes as bx
 from ciod.losses import Supervision
 from ciod.types import Matches
 
@@ -47,7 +48,7 @@ def class_targets(logits: Tensor, matches: Matches, labels: Tensor, value: Tenso
 def in_class_loss(matches: Matches, said: Supervision) -> Tensor:
     """[B, P] bool: positions of a class loss over all positions. Neither foreground nor background, so not in it, are
     positions whose match is not counted, that the matcher ignores, or that the labels do not speak about."""
-    taken = torch.zeros_like(matches.positive).scatter_reduce(1, matches.position, said.counted, "amax")
+    taken = bx.marked(matches.position, said.counted, matches.positive.shape[1])
     inside = taken | ~matches.positive
     for out in (None if matches.ignored is None else ~matches.ignored, said.positions):
         inside = inside if out is None else inside & out

@@ -34,8 +34,7 @@ class Kept:
 
     def mask(self, positions: int) -> Tensor:
         """[B, P] bool."""
-        out = torch.zeros(len(self.position), positions, dtype=torch.bool, device=self.position.device)
-        return out.scatter_reduce(1, self.position, self.valid, "amax", include_self=True) if positions else out
+        return bx.marked(self.position, self.valid, positions)
 
 
 @dataclass
@@ -124,7 +123,7 @@ def center_resampling(
     close = bx.pairwise_iou(bx.gather_rows(outputs.boxes, q), bx.gather_rows(outputs.boxes, c)) >= other_iou
     close &= r.label.gather(1, q)[:, :, None] == r.label.gather(1, c)[:, None, :]
     stays = q_ok & (close & c_ok[:, None, :]).any(2)
-    candidates = torch.zeros_like(gated).scatter_reduce(1, q, stays, "amax", include_self=True)
+    candidates = bx.marked(q, stays, gated.shape[1])
     return suppress(outputs, r, candidates, nms_iou)
 
 
