@@ -21,8 +21,9 @@ def optimizer(model: nn.Module, settings: Train, lr: float) -> torch.optim.Optim
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     groups = [g for g in groups if g["params"]]
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
-    return torch.optim.AdamW(groups, lr=lr, betas=(settings.momentum, 0.999))
+        return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum, nesterov=settings.momentum > 0, foreach=True)
+    # foreach: hundreds of small tensors in a few calls; on a CPU PyTorch would take them one by one
+    return torch.optim.AdamW(groups, lr=lr, betas=(settings.momentum, 0.999), foreach=True)
 
 
 def rate(step: int, total: int, settings: Train, lr: float) -> float:
@@ -45,20 +46,20 @@ class EMA:
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay, self.steps = decay, 0
-        self.state = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        # Listed once: the model's tensors are changed in place, and listing them costs as much as averaging them.
+        self.model, self.now = model, {k: v.detach() for k, v in model.state_dict().items()}
+        self.state = {k: v.clone() for k, v in self.now.items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
+        """After a step of ``model``, which is the one that was given at the beginning."""
+        assert model is self.model
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        floats, news = [], []
-        for k, v in model.state_dict().items():
-            if v.dtype.is_floating_point:
-                floats.append(self.state[k])
-                news.append(v.detach())
-            else:
-                self.state[k].copy_(v)
-        torch._foreach_lerp_(floats, news, 1 - decay)
+        floats = [k for k, v in self.now.items() if v.dtype.is_floating_point]
+        torch._foreach_lerp_([self.state[k] for k in floats], [self.now[k] for k in floats], 1 - decay)
+        for k in self.now.keys() - floats:
+            self.state[k].copy_(self.now[k])
 
     def copy_to(self, model: nn.Module) -> None:
         model.load_state_dict(self.state)
