@@ -257,14 +257,24 @@ def _check_method(tree: dict[str, Any]) -> list[str]:
         return [*problems, str(e)]
     found = problems_of(cls, settings, where="method")
     problems += found
+    needs = cls.needs
     if not found:
-        problems += cls.model_validate(settings).check()
-    lacking = cls.needs - detectors.traits(detector) if known else frozenset()
+        method = cls.model_validate(settings)
+        problems += method.check()
+        needs = method.requires()
+    lacking = needs - detectors.traits(detector) if known else frozenset()
     if lacking:
+        able = _one_a_family(detectors.offering(needs))
         problems.append(
-            f"method: {name} needs a detector with {', '.join(sorted(lacking))}, which {detector} does not have."
+            f"method: {name} needs a detector with {', '.join(sorted(lacking))}, which {detector} does not have"
+            + (f"; {', '.join(able)} would do." if able else ", nor any other.")
         )
     return problems
+
+
+def _one_a_family(names: Sequence[str]) -> list[str]:
+    """The first of each run of names with the same beginning: yolox-pico for all of YOLOX."""
+    return list({name.split("-")[0]: name for name in reversed(names)}.values())[::-1]
 
 
 def _check_files(tree: dict[str, Any]) -> list[str]:

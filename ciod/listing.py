@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def show(what: str, words: list[str], settings: dict[str, Any]) -> None:
     elif what == "detectors":
         console.print(_detectors())
     elif what == "methods":
-        console.print(_methods())
+        console.print(_method(words[0]) if words else _methods())
     elif what == "scenarios":
         console.print(_scenarios())
     elif what == "settings":
@@ -67,14 +68,58 @@ def _detectors() -> Table:
     return table
 
 
+def fits() -> dict[str, dict[str, bool]]:
+    """Method → family of detectors (the beginning of their names) → whether they go together."""
+    from ciod import detectors, methods
+
+    offered = {name.split("-")[0]: detectors.traits(name) for name in detectors.available()}
+    return {
+        method: {family: methods.find(method).needs <= traits for family, traits in offered.items()}
+        for method in methods.available()
+    }
+
+
+def _summary(name: str) -> str:
+    """A method's first paragraph, without pointers into design notes."""
+    from ciod import methods
+
+    return re.sub(r" \((?:methods|ilyolox)\.md[^)]*\)", "", _plain(methods.find(name).__doc__)).replace("``", "`")
+
+
+def methods_markdown() -> str:
+    """``fits`` as the README shows it."""
+    rows = fits()
+    families = list(next(iter(rows.values())))
+    lines = [f"| method | {' | '.join(families)} | what it does |", f"| --- |{' :-: |' * len(families)} --- |"]
+    for method, row in rows.items():
+        marks = " | ".join("✓" if row[f] else "–" for f in families)
+        lines.append(f"| `{method}` | {marks} | {_summary(method)} |")
+    return "\n".join(lines)
+
+
 def _methods() -> Table:
     from ciod import methods
 
-    table = _table("method", "what it does", "needs", "settings (default)")
-    for name in methods.available():
-        cls = methods.find(name)
-        fields = ", ".join(f"{k}={f.default}" for k, f in cls.model_fields.items())
-        table.add_row(name, _plain(cls.__doc__), ", ".join(sorted(cls.needs)) or "any detector", fields or "—")
+    rows = fits()
+    families = list(next(iter(rows.values())))
+    table = _table("method", *families, "what it does", "paper")
+    for method, row in rows.items():
+        cls = methods.find(method)
+        table.add_row(method, *("✓" if row[f] else "–" for f in families), _summary(method), cls.paper or "—")
+    return table
+
+
+def _method(name: str) -> Table:
+    """The settings of one method."""
+    from ciod import methods
+    from ciod.methods.method import Method
+
+    cls = methods.find(name)
+    ours = [base for base in reversed(cls.__mro__) if issubclass(base, Method)]
+    said = {k: v for base in ours for k, v in _notes(base).items()}
+    table = _table(f"method.…  ({name})", "default", "what")
+    for key, f in cls.model_fields.items():
+        table.add_row(key, _default(f.default), said.get(key, ""))
     return table
 
 
@@ -89,27 +134,31 @@ def _scenarios() -> Table:
     return table
 
 
-def _settings() -> Table:
+def _notes(model: type) -> dict[str, str]:
+    """The string below each field, which is its documentation."""
     import ast
     import inspect
 
+    try:
+        body = ast.parse(inspect.getsource(model).lstrip()).body[0].body  # type: ignore[attr-defined]
+    except (OSError, TypeError):  # a class without Python source
+        return {}
+    found = {}
+    for field, after in zip(body, [*body[1:], None]):
+        if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr):
+            found[field.target.id] = " ".join(ast.literal_eval(after.value).split())  # type: ignore[attr-defined]
+    return found
+
+
+def _settings() -> Table:
     from pydantic import BaseModel
 
     from ciod.config import Run
 
     table = _table("setting", "default", "what")
 
-    def notes(model: type[BaseModel]) -> dict[str, str]:
-        """The string below each field, which is its documentation."""
-        body = ast.parse(inspect.getsource(model).lstrip()).body[0].body  # type: ignore[attr-defined]
-        found = {}
-        for field, after in zip(body, [*body[1:], None]):
-            if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr):
-                found[field.target.id] = " ".join(ast.literal_eval(after.value).split())  # type: ignore[attr-defined]
-        return found
-
     def walk(model: type[BaseModel], prefix: str) -> None:
-        said = notes(model)
+        said = _notes(model)
         for key, f in model.model_fields.items():
             kind = f.annotation
             if isinstance(kind, type) and issubclass(kind, BaseModel):

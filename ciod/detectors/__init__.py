@@ -41,6 +41,11 @@ def traits(name: str) -> frozenset[str]:
     return find(name).traits
 
 
+def offering(needs: frozenset[str]) -> list[str]:
+    """Names of the detectors that have all of these traits."""
+    return [name for name in available() if needs <= traits(name)]
+
+
 def default_backbone(name: str) -> str | None:
     """What the backbone of a new detector starts from when nothing is asked for: ResNets from ImageNet weights."""
     return find(name).default_backbone(name)

@@ -47,7 +47,7 @@ def fold(detector: Detector) -> Detector:
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and _fit(conv, norm):
                 setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
                 setattr(module, norm_name, nn.Identity())
-    folded.requires_grad_(False)
+    folded.eval().requires_grad_(False)  # what took the place of a normalisation starts in train mode
     return folded if same(detector, folded) else detector
 
 

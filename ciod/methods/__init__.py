@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,9 +49,10 @@ def _from_file(name: str) -> type[Method]:
     path = Path(file)
     if not path.is_file():
         raise CiodError(f"method: there is no file {file}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"ciod_method_file.{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where pydantic looks for the names in a class's annotations
     try:
         spec.loader.exec_module(module)
     except Exception as e:

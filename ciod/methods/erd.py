@@ -98,3 +98,6 @@ class ERD(Distillation):
             mine, theirs = (bx.gather_rows(box_code(o), position) for o in (outputs, knowledge))
             return F.smooth_l1_loss(mine, theirs, reduction="none").mean(2)
         return 1 - bx.giou(bx.gather_rows(outputs.boxes, position), bx.gather_rows(knowledge.boxes, position))
+
+    def requires(self) -> frozenset[str]:
+        return self.needs | ({"box_distribution"} if self.box_term == "ld" else set())

@@ -88,6 +88,10 @@ class Method(BaseModel):
             return new.expand(len(batch.images), -1)
         return new | (batch.source != TASK)[:, None]
 
+    def requires(self) -> frozenset[str]:
+        """Traits these settings need: ``needs``, and what an option asks for beyond it."""
+        return self.needs
+
     def before_step(self) -> None:
         """After backward and clipping, before the optimiser's step."""
 

@@ -1,0 +1,84 @@
+"""docs/adding-a-method.md: its code is a method that trains, resumes, is reported and whose mistakes are explained."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from ciod import config
+from ciod.data.shapes import write_shapes
+from ciod.engine import run as engine
+from ciod.engine.fit import Fit
+from ciod.engine.progress import Reporter
+from ciod.errors import ConfigError
+from ciod.report.log import read_metrics
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "adding-a-method.md"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with the page's file and a data set."""
+    root = tmp_path_factory.mktemp("adding")
+    code = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    assert code
+    (root / "feature_distill.py").write_text(code[1], encoding="utf-8")
+    write_shapes(root / "coco", train=6, val=2, size=64)
+    return root
+
+
+def words(*more: str) -> list[str]:
+    """The page's command, made small."""
+    command = re.search(r"^ciod train (.*)$", PAGE.read_text(encoding="utf-8"), re.M)
+    assert command
+    small = ["detector=yolox-pico", "size=64", "epochs=2", "batch=6", "log_every=1", "warmup=0", "device=cpu"]
+    return [*command[1].split(), *small, "split=6+4", *more]
+
+
+def go(*more: str) -> Path:
+    return engine.train(config.load(None, words(*more)), command="a test", reporter=Reporter(quiet=True))
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_it_trains_resumes_and_is_reported(place, monkeypatch):
+    monkeypatch.chdir(place)
+    real = Fit._step
+
+    def dying(fit, batch, at, total):
+        if fit.task and at == 1:
+            raise Killed
+        real(fit, batch, at, total)
+
+    with monkeypatch.context() as m:
+        m.setattr(Fit, "_step", dying)
+        with pytest.raises(Killed):
+            go()
+    out = go()
+
+    steps = [m["losses"] for m in read_metrics(out) if m["kind"] == "step"]
+    assert "distill_feature" not in steps[0] and steps[-1]["distill_feature"] > 0
+    results = json.loads((out / "results.json").read_text())
+    assert results["method"] == {"name": "feature_distill.py:FeatureDistill", "settings": {"weight": 2}}
+    assert len(results["tasks"]) == 2
+    assert "FeatureDistill" in (out / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("word", "match"),
+    [
+        ("method.weight=-1", "method.weight: should be greater than or equal to 0"),
+        ("method.wieght=1", "method.wieght: there is no such setting; did you mean 'weight'"),
+        ("method=feature_distill.py:Feature", "has no Method 'Feature'; did you mean 'FeatureDistill'"),
+        ("method=feature.py:FeatureDistill", "there is no file feature.py"),
+    ],
+)
+def test_mistakes_are_explained(place, monkeypatch, word, match):
+    monkeypatch.chdir(place)
+    with pytest.raises(ConfigError, match=match):
+        config.load(None, words(word))
