@@ -8,13 +8,14 @@ from matplotlib.figure import Figure
 
 from ciod.report.compared import comparison_rows, deviation
 from ciod.report.plots import GRID, GROUPS, MUTED, WIDE, number, short, svg
-from ciod.report.summary import Results, Runs, done, is_joint, mean, score
+from ciod.report.summary import Results, Runs, ap_rows, done, is_joint, mean, score
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, and then the same with other lines.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#3F3F46")
 _LINES = ("-", "--", "-.", ":")
+# Of the first task's classes and not of "the old ones", which are other classes after every task.
 _PANELS = (("all", "AP50", "AP50 of all classes seen (%)"), ("all", "AP", "AP of all classes seen (%)"),
-           ("old", "AP50", "AP50 of the old classes (%)"))  # fmt: skip
+           ("first", "AP50", "AP50 of the first task's classes (%)"))  # fmt: skip
 
 
 @svg
@@ -43,15 +44,22 @@ def curves(runs: Runs) -> Figure | None:
         axes.grid(axis="y", color=GRID)
         axes.set_axisbelow(True)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
     return figure
 
 
 def _middle(seeds: list[Results], group: str, metric: str, tasks: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation after each task, in percent."""
-    values = [[score(r, t, group, metric) for r in seeds if t < len(done(r))] for t in range(tasks)]
+    values = [[_score(r, t, group, metric) for r in seeds if t < len(done(r))] for t in range(tasks)]
     middle = np.array([number(mean(v)) for v in values]) * 100
     return middle, np.nan_to_num(np.array([number(deviation(v)) for v in values])) * 100
+
+
+def _score(results: Results, task: int, group: str, metric: str) -> float | None:
+    if group != "first":
+        return score(results, task, group, metric)
+    rows = ap_rows(results, metric)
+    return mean([rows[task].get(n) for n in done(results)[0].get("new_classes") or []]) if task < len(rows) else None
 
 
 def _bounds(axes: Axes, runs: list[Results], metric: str, tasks: int) -> None:

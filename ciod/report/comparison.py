@@ -78,7 +78,9 @@ def _content(listed: list[tuple[str, Path]], runs: Runs, out: Path, about: About
                 "unfinished": row["unfinished"],
                 "joint": row["joint"],
                 "seeds": row["seeds"],
-                "cells": [(c, (i, k) in best) for k, c in zip(PAGE, comparison_cells(row, PAGE)[1:], strict=True)],
+                "cells": [
+                    (*_parts(c), (i, k) in best) for k, c in zip(PAGE, comparison_cells(row, PAGE)[1:], strict=True)
+                ],
             }
             for i, row in enumerate(rows)
         ],
@@ -108,6 +110,12 @@ def _links(name: str, listed: list[tuple[str, Path]], runs: Runs, out: Path) -> 
     return found
 
 
+def _parts(text: str) -> tuple[str, str]:
+    """A mean and its spread, which stands below it."""
+    value, sign, spread = text.partition(" ± ")
+    return value, f"±\u00a0{spread}" if sign else ""
+
+
 def _details(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     """The metrics that the first table has no room for, where any is known."""
     keys = ("old_before", "forgetting", "stability", "plasticity", "rai")
@@ -130,6 +138,7 @@ def _classes(runs: Runs) -> list[dict[str, Any]]:
     reference = next((r for _, r in runs if not is_joint(r)), None)
     if reference is None:
         return []
+    joint = {n for n, r in runs if is_joint(r)}
     finals: dict[str, list[Mapping[str, float | None]]] = {}
     for name, results in runs:
         finals.setdefault(name, []).append((ap_rows(results, "AP50") or [{}])[-1])
@@ -137,12 +146,18 @@ def _classes(runs: Runs) -> list[dict[str, Any]]:
     found, before = [], 0
     for c in class_order(reference):
         means = {n: mean([row.get(c) for row in seeds]) for n, seeds in finals.items()}
-        top = max((v for v in means.values() if v is not None), default=None)
+        top = max((v for n, v in means.items() if v is not None and n not in joint), default=None)
         cells = []
         for name, seeds in finals.items():
             v, std = means[name], deviation([row.get(c) for row in seeds])
             text = percent(v) + ("" if std is None else f" ± {percent(std)}")
-            cells.append({"text": text, "share": round(100 * v) if v is not None else None, "best": v == top})
+            cells.append(
+                {
+                    "text": text,
+                    "share": max(0, round(100 * v)) if v is not None else None,
+                    "best": v == top and name not in joint and len(finals) - len(joint) > 1,
+                }
+            )
         task = task_of.get(c, 0)
         found.append({"name": c, "task": task, "starts": task != before, "cells": cells})
         before = task
