@@ -68,7 +68,7 @@ def _alone(folder: Path) -> Iterator[None]:
     import fcntl
 
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as f:
+    with (folder / ".cell.lock").open("w") as f:
         fcntl.flock(f, fcntl.LOCK_EX)
         yield
 
