@@ -8,8 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from ciod import config
+from ciod.cli import app
 from ciod.data import formats
 from ciod.engine import run as engine
 from tests.data.writers import write_coco, write_voc, write_yolo
@@ -48,6 +50,25 @@ def test_a_train_example_for_each_format(photographs, monkeypatch):
     assert len(seen[0]) == 2 and seen[0][1]["hidden_boxes"] == 18
     assert seen[0] == seen[1] == seen[2], "the format must not matter"
     shutil.rmtree(photographs / "runs")
+
+
+def test_the_comparison_is_one_command(tmp_path, monkeypatch):
+    """As it stands, up to training: three methods and the bound, three seeds, a shared first task each."""
+    from ciod.comparison import outcome, plan, schedule
+    from ciod.engine import start
+
+    made: list[plan.Plan] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(start, "SHAPES", {"train": 12, "val": 6})
+    monkeypatch.setattr(schedule, "run", lambda cells, **given: {"jobs": str(given["jobs"])})
+    monkeypatch.setattr(outcome, "write", lambda p, failed: made.append(p) or {"runs": [], **failed})
+    monkeypatch.setattr(outcome, "show", lambda *_: None)
+    (words,) = commands("compare")
+    done = CliRunner().invoke(app, ["compare", *words])
+    assert done.exit_code == 0, done.output
+    kinds = [c.kind for c in made[0].cells]
+    assert {k: kinds.count(k) for k in kinds} == {"first": 3, "joint": 3, "run": 9}
+    assert made[0].out == Path("runs/compare-shapes-6+4")
 
 
 def test_make_targets_exist():
