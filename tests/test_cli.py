@@ -257,7 +257,7 @@ def test_predict_in_a_folder_without_pictures(run, model, tmp_path):
     [
         ([], ["detectors", "methods", "scenarios", "settings"]),
         (["detectors"], ["yolox-nano", "0.9 M", "objectness"]),
-        (["methods"], ["finetune", "joint", "pseudo_label", "ilyolox", "other_score=0.1", "any detector"]),
+        (["methods"], ["finetune", "joint", "pseudo_label", "ilyolox", "yolox", "✓"]),
         (["scenarios"], ["shapes-6+4", "6+4"]),
         (["settings"], ["train.epochs", "Epochs of each task", "detector.size", "augment.flip", "split"]),
     ],
