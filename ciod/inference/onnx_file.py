@@ -153,11 +153,13 @@ def export(
     """
     from ciod.api import open_detector
 
+    path = Path(onnx)
+    if path.suffix.lower() != ".onnx":
+        raise CiodError(f"onnx: {path} must end in .onnx.")
     detector = open_detector(model, size, names).frozen().cpu()
     floor = detector.score_threshold if score_threshold is None else score_threshold
     limit = detector.nms_iou if nms_iou is None else nms_iou
-    path = Path(onnx)
-    _check(path, opset, floor, limit, max_detections, detector)
+    _check(opset, floor, limit, max_detections, detector)
     check = _require("onnx")
     if nms:
         graph: Raw = Suppressed(detector, score_threshold=floor, nms_iou=limit, max_detections=max_detections)
@@ -203,10 +205,8 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     return json.loads(found)
 
 
-def _check(path: Path, opset: int, floor: float, iou: float, most: int, detector: Detector) -> None:
+def _check(opset: int, floor: float, iou: float, most: int, detector: Detector) -> None:
     problems = []
-    if path.suffix.lower() != ".onnx":
-        problems.append(f"onnx: {path} must end in .onnx.")
     if opset not in OPSETS:
         problems.append(f"opset: {opset} is not possible; allowed: {OPSETS[0]} to {OPSETS[-1]}.")
     for name, value in (("score_threshold", floor), ("nms_iou", iou)):

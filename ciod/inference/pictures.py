@@ -47,6 +47,8 @@ def files(where: str | Path | Iterable[str | Path], *, videos: bool = False, wit
             found += inside
         elif place.is_file():
             found.append(place)
+        elif place.exists():
+            raise CiodError(f"{place} is neither a file nor a folder.")
         else:
             beside = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
             raise CiodError(f"There is no file or folder {place}; {did_you_mean(place.name, beside, listing=4)}")

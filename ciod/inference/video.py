@@ -61,7 +61,7 @@ class Video:
                 for frame in file.decode(video=0):
                     seconds = count / self.rate if frame.time is None else frame.time
                     picture = frame.to_ndarray(format="rgb24")
-                    quarters = round(getattr(frame, "rotation", 0) / 90)  # counter-clockwise, as rot90 counts
+                    quarters = round(frame.rotation / 90)  # counter-clockwise, as rot90 counts
                     yield seconds, np.ascontiguousarray(np.rot90(picture, quarters))
                     count += 1
         except (need_av().FFmpegError, OSError, ValueError) as error:

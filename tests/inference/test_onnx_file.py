@@ -181,10 +181,12 @@ def test_a_file_that_finds_other_objects_is_not_left(pico, tmp_path, monkeypatch
 
 
 def test_every_mistake_at_once(pico, tmp_path):
-    with pytest.raises(ConfigError, match="4 problems") as caught:
-        export(pico, tmp_path / "a.pt", opset=9, nms_iou=1.5, max_detections=0)
+    with pytest.raises(ConfigError, match="3 problems") as caught:
+        export(pico, tmp_path / "a.onnx", opset=9, nms_iou=1.5, max_detections=0)
     text = str(caught.value)
-    assert "a.pt must end in .onnx" in text and "opset: 9 is not possible; allowed: 13 to 20" in text
+    assert "nms_iou: 1.5 is not in 0..1" in text and "opset: 9 is not possible; allowed: 13 to 20" in text
+    with pytest.raises(CiodError, match=r"a\.pt must end in \.onnx"):
+        export("absent.safetensors", tmp_path / "a.pt")
     with pytest.raises(CiodError, match="no classes yet"):
         export(detectors.build((), name="yolox-pico", size=64), tmp_path / "a.onnx")
 
