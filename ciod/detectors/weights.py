@@ -100,8 +100,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} holds more than tensors and plain values, and loading it could run code; it is refused. "
             f"Save its state dict alone with torch.save(model.state_dict(), ...). ({str(e).splitlines()[0]})"
         ) from e
-    except (RuntimeError, EOFError, OSError, ValueError) as e:
-        why = next(iter(str(e).splitlines()), "it is empty")
+    except Exception as e:  # the unpickler raises almost anything on what is no pickle: a text file is a KeyError
+        known = isinstance(e, (RuntimeError, OSError, ValueError))
+        why = next(iter(str(e).splitlines()), "it is empty") if known else "it is empty or of another kind"
         raise CiodError(f"{path} is not a readable PyTorch file: {why}") from e
     if not isinstance(content, dict):
         raise CiodError(f"{path} holds a {type(content).__name__}, not a state dict.")

@@ -77,6 +77,13 @@ def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path, protocol):
     assert canary.exists()  # the payload works: the refusal was not luck
 
 
+@pytest.mark.parametrize("content", [b"hi\n", b"", b"\x89PNG\r\n\x1a\n", b"{}", b"import torch\n"])
+def test_a_file_of_another_kind(tmp_path, content):
+    (tmp_path / "notes.txt").write_bytes(content)
+    with pytest.raises(CiodError, match=r"notes\.txt (is not a readable PyTorch file|holds more than tensors)"):
+        files.load(tmp_path / "notes.txt")
+
+
 def test_a_plain_pickle_is_refused_and_not_run(tmp_path):
     import pickle
 
