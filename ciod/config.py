@@ -18,7 +18,8 @@ __all__ = ["DetectorSettings", "Evaluation", "Run", "Train", "data_folder", "loa
 
 # These settings of the protocol may stand at the top, where people look for them.
 _PROTOCOL = [k for k in Protocol.model_fields if k not in ("name", "description", "data")]
-_NAMED = ("detector", "method")  # a plain string there is the name
+# A plain value of these sections is their most important setting.
+_NAMED = {"detector": "detector.name", "method": "method.name", "memory": "memory.size", "pool": "pool.folder"}
 
 
 def _leaves(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
@@ -38,6 +39,7 @@ def shorthands() -> dict[str, str]:
     """Settings that may be written without their section: ``epochs`` for ``train.epochs``."""
     top = set(Run.model_fields)
     short = {leaf: key for leaf, key in _leaves(Run).items() if "." in key and leaf not in top and leaf != "name"}
+    short = {leaf: key for leaf, key in short.items() if key.split(".")[0] not in ("memory", "pool")}
     return {**short, **{k: f"protocol.{k}" for k in _PROTOCOL}}
 
 
@@ -89,9 +91,7 @@ def _nest(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def _normal_key(key: str, short: dict[str, str]) -> str:
-    if key in _NAMED:
-        return f"{key}.name"
-    return short.get(key, key)
+    return _NAMED.get(key) or short.get(key, key)
 
 
 def problems_of(model: type[BaseModel], content: dict[str, Any], *, where: str = "") -> list[str]:
@@ -165,6 +165,8 @@ def gather(
     merged: dict[str, Any] = {}
     for key, value in [*_flatten(content).items(), *_flatten(flat).items()]:
         merged[_normal_key(key, short)] = value
+    for key, value in _method_defaults(merged).items():
+        merged.setdefault(key, value)
     return merged, problems + _unknown(merged, short)
 
 
@@ -204,6 +206,16 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
     return content, []
 
 
+def _method_defaults(flat: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the run that a method brings along."""
+    from ciod import methods
+
+    try:
+        return methods.find(str(flat.get("method.name", "ilyolox"))).run_defaults
+    except CiodError:
+        return {}  # said by _check_method
+
+
 def _unknown(flat: dict[str, Any], short: dict[str, str]) -> list[str]:
     """Keys whose first part is no setting; nested ones are found by validation."""
     names = [*Run.model_fields, *short]
@@ -236,7 +248,7 @@ def _protocol(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 def _cross_check(tree: dict[str, Any]) -> list[str]:
     """What one setting alone cannot show: names, files, and whether method and detector go together."""
-    return [*_check_method(tree), *_check_files(tree), *_check_data(tree)]
+    return [*_check_method(tree), *_check_extra(tree), *_check_files(tree), *_check_data(tree)]
 
 
 def _check_method(tree: dict[str, Any]) -> list[str]:
@@ -275,6 +287,50 @@ def _check_method(tree: dict[str, Any]) -> list[str]:
 def _one_a_family(names: Sequence[str]) -> list[str]:
     """The first of each run of names with the same beginning: yolox-pico for all of YOLOX."""
     return list({name.split("-")[0]: name for name in reversed(names)}.values())[::-1]
+
+
+def _check_extra(tree: dict[str, Any]) -> list[str]:
+    """Memory and pool against the method, the detector and each other."""
+    from ciod import detectors, methods
+    from ciod.data.memory import MemorySettings
+    from ciod.data.pool import PoolSettings
+
+    given, pool = tree.get("memory") or {}, tree.get("pool") or {}
+    if problems_of(MemorySettings, given) or problems_of(PoolSettings, pool):
+        return []
+    memory, pool = MemorySettings.model_validate(given), PoolSettings.model_validate(pool)
+    name = str((tree.get("method") or {}).get("name", "ilyolox"))
+    try:
+        method = methods.find(name)
+    except CiodError:
+        return []
+    problems = []
+    unlabelled = [
+        k for k, on in (("pool", pool.folder), ("memory.labels=none", memory.labels == "none" and memory.size)) if on
+    ]
+    if unlabelled and not method.uses_teacher and name != "joint":  # which has no later task to use them in
+        problems.append(
+            f"{unlabelled[0]}: {name} has no teacher and learns nothing from images without labels; choose a method "
+            "that distils or labels (distill_pool, pseudo_label, ilyolox, …)."
+        )
+    if method.needs_unlabelled and not unlabelled:
+        problems.append(
+            f"method: {name} needs images without labels; write pool=FOLDER, or memory=N memory.labels=none."
+        )
+    if pool.folder and memory.size and memory.batches == "share" and memory.share + pool.share >= 1:
+        problems.append(
+            f"pool.share={pool.share} and memory.share={memory.share} leave no room in a batch for the task's own "
+            "images."
+        )
+    if pool.folder and not Path(pool.folder).expanduser().is_dir():
+        problems.append(f"pool.folder: there is no folder {pool.folder}{_nearest(Path(pool.folder).expanduser())}")
+    detector = (tree.get("detector") or {}).get("name", DetectorSettings().name)
+    herds = memory.size and memory.select == "herding"
+    if herds and detector in detectors.available() and "features" not in detectors.traits(detector):
+        problems.append(f"memory.select=herding needs a detector with features, which {detector} does not have.")
+    if (tree.get("train") or {}).get("batch") == 1 and (memory.size or pool.folder) and memory.batches != "merged":
+        problems.append("train.batch=1 has no room for images of memory or pool beside the task's own.")
+    return problems
 
 
 def _check_files(tree: dict[str, Any]) -> list[str]:

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ciod.data.augment import Augment
+from ciod.data.memory import MemorySettings
+from ciod.data.pool import PoolSettings
 from ciod.data.scenario import Protocol
 
 Positive = Annotated[int, Field(ge=1)]
@@ -105,6 +107,8 @@ class Run(Section):
     train: Train = Train()
     augment: Augment = Augment()
     eval: Evaluation = Evaluation()
+    memory: MemorySettings = MemorySettings()
+    pool: PoolSettings = PoolSettings()
     upper_bound: str | list[str] | None = None
     """Folder of a finished joint run of the same scenario; gives gaps and Ω. Of more than two tasks, Ω needs a list:
     one joint run for each class prefix (``ciod compare`` trains them)."""

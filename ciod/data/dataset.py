@@ -5,8 +5,8 @@ So workers, processes and resumption cannot change what a run sees.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from ciod.data.images import read_image
 from ciod.data.index import Index
 from ciod.errors import CiodError, DataError
 from ciod.types import Batch, Targets
+
+if TYPE_CHECKING:
+    from ciod.data.extra import Mixture
 
 CACHE_BYTES = 1 << 30  # decoded pictures kept in memory when they fit in this
 
@@ -57,9 +60,19 @@ Sample = dict[str, Any]
 class TrainData(Dataset):
     """Training images of a task; an item is asked for as (epoch, row)."""
 
-    def __init__(self, index: Index, transform: TrainTransform, *, seed: int, task: int, cache: bool):
+    def __init__(
+        self,
+        index: Index,
+        transform: TrainTransform,
+        *,
+        seed: int,
+        task: int,
+        cache: bool,
+        alike: np.ndarray | None = None,
+    ):
         self.index, self.transform, self.seed, self.task = index, transform, seed, task
         self.pictures = Pictures(index, cache=cache)
+        self.alike = alike  # [I] images with equal numbers may be put into one mosaic; None: all
 
     def __len__(self) -> int:
         return len(self.index)
@@ -77,7 +90,10 @@ class TrainData(Dataset):
             j, own, broken = self._sample(i)
 
             def another() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-                return self._sample(int(torch.randint(len(self.index), ())))[1]
+                if self.alike is None:
+                    return self._sample(int(torch.randint(len(self.index), ())))[1]
+                partners = np.flatnonzero(self.alike == self.alike[j])
+                return self._sample(int(partners[int(torch.randint(len(partners), ()))]))[1]
 
             image, boxes, labels = self.transform(*own, another)
         return {"image": image, "boxes": boxes, "labels": labels, "row": j, "scale": 1.0, "broken": broken}
@@ -108,16 +124,23 @@ class EvalData(Dataset):
 
 
 class Collate:
-    """Samples → Batch; carries the index for names and sizes."""
+    """Samples → Batch; carries the index for names and sizes, and what a mixture says of its images."""
 
-    def __init__(self, index: Index):
-        self.index = index
+    def __init__(self, index: Index, mixture: Mixture | None = None):
+        self.index, self.mixture = index, mixture
 
     def __call__(self, samples: list[Sample]) -> Batch:
         rows = [s["row"] for s in samples]
+        targets = Targets.pad([s["boxes"] for s in samples], [s["labels"] for s in samples])
+        source = None
+        if self.mixture is not None:
+            targets.known = torch.from_numpy(self.mixture.known[rows])
+            targets.background = torch.from_numpy(self.mixture.background[rows])
+            source = torch.from_numpy(self.mixture.source[rows])
         return Batch(
+            source=source,
             images=torch.stack([s["image"] for s in samples]),
-            targets=Targets.pad([s["boxes"] for s in samples], [s["labels"] for s in samples]),
+            targets=targets,
             names=[str(self.index.files[r]) for r in rows],
             sizes=torch.from_numpy(self.index.sizes[rows].astype(np.int64)),
             scales=torch.tensor([s["scale"] for s in samples]),
@@ -130,24 +153,52 @@ class Order(Sampler):
     """Batches of (epoch, row) for one rank. The whole batch of a step is the same for any number of processes.
 
     The last batch of an epoch is filled up from the epoch's beginning, so every batch has the same shape.
+
+    Args:
+        length: images; with ``parts`` the rows are theirs.
+        parts, counts: rows that are drawn from together, and how many of each a batch has. An epoch is one pass over
+            the first part; the others are gone through again and again, in a new order each time.
     """
 
-    def __init__(self, length: int, batch: int, *, seed: int, task: int, rank: int = 0, world: int = 1):
+    def __init__(
+        self,
+        length: int,
+        batch: int,
+        *,
+        seed: int,
+        task: int,
+        rank: int = 0,
+        world: int = 1,
+        parts: Sequence[np.ndarray] | None = None,
+        counts: Sequence[int] | None = None,
+    ):
+        self.parts, self.counts = parts or [np.arange(length)], counts or [batch]
         if batch % world:
             raise CiodError(f"train.batch={batch} cannot be shared equally by {world} processes.")
         self.length, self.batch, self.rank, self.world = length, batch, rank, world
         self.seed, self.task, self.epoch = seed, task, 0
 
     def __len__(self) -> int:
-        return -(-self.length // self.batch)
+        return -(-len(self.parts[0]) // self.counts[0])
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng([self.seed, self.task, self.epoch]).permutation(self.length)
-        order = np.resize(order, len(self) * self.batch)
+        order = np.concatenate([self._drawn(p).reshape(len(self), -1) for p in range(len(self.parts))], 1)
+        if len(self.parts) > 1:  # interleaved, so that every process has its share of each part
+            place = np.concatenate([(np.arange(n) + 0.5) / n for n in self.counts])
+            order = order[:, np.argsort(place, kind="stable")]
         share = self.batch // self.world
-        for step in range(len(self)):
-            first = step * self.batch + self.rank * share
-            yield [(self.epoch, int(i)) for i in order[first : first + share]]
+        for batch in order:
+            yield [(self.epoch, int(i)) for i in batch[self.rank * share : (self.rank + 1) * share]]
+
+    def _drawn(self, part: int) -> np.ndarray:
+        """The rows of one part for a whole epoch."""
+        rows, wanted = self.parts[part], len(self) * self.counts[part]
+        if part == 0:
+            order = np.random.default_rng([self.seed, self.task, self.epoch]).permutation(len(rows))
+            return rows[np.resize(order, wanted)]
+        rng = np.random.default_rng([self.seed, self.task, self.epoch, part])
+        passes = -(-wanted // len(rows))
+        return rows[np.concatenate([rng.permutation(len(rows)) for _ in range(passes)])[:wanted]]
 
 
 def train_loader(
@@ -161,15 +212,23 @@ def train_loader(
     pin: bool,
     rank: int = 0,
     world: int = 1,
+    mixture: Mixture | None = None,
 ) -> DataLoader:
-    """Batches of a task; set ``loader.batch_sampler.epoch`` before each epoch."""
-    data = TrainData(index, transform, seed=seed, task=task, cache=workers == 0)
-    order = Order(len(index), batch, seed=seed, task=task, rank=rank, world=world)
+    """Batches of a task; set ``loader.batch_sampler.epoch`` before each epoch.
+
+    Args:
+        mixture: the task's images with exemplars and pool; it takes the place of ``index``.
+    """
+    alike = parts = counts = None
+    if mixture is not None:
+        index, alike, parts, counts = mixture.index, mixture.alike(), mixture.parts, mixture.counts
+    data = TrainData(index, transform, seed=seed, task=task, cache=workers == 0, alike=alike)
+    order = Order(len(index), batch, seed=seed, task=task, rank=rank, world=world, parts=parts, counts=counts)
     return DataLoader(
         data,
         batch_sampler=order,
         num_workers=workers,
-        collate_fn=Collate(index),
+        collate_fn=Collate(index, mixture),
         pin_memory=pin,
         persistent_workers=workers > 0,
     )

@@ -230,16 +230,33 @@ class Scenario:
             rows = rows[self._owner[rows] == i]
         return rows
 
+    def rows(self, i: int) -> np.ndarray:
+        """Rows of task i's training images in ``train``, ascending."""
+        return self._images(i)
+
+    def new(self, i: int) -> range:
+        """Labels of the classes task i brings."""
+        return range(*self._bounds(i))
+
+    def seen(self, i: int) -> int:
+        """How many classes have arrived with task i."""
+        return self._bounds(i)[1]
+
+    def shown(self, i: int) -> np.ndarray:
+        """[C] bool: classes whose boxes the images of task i show."""
+        first, end = self._bounds(i)
+        label = np.arange(len(self.classes))
+        lowest = {"new": first, "seen": 0, "all": 0}[self.protocol.boxes]
+        return (label >= lowest) & (label < (len(self.classes) if self.protocol.boxes == "all" else end))
+
+    def usable(self, index: Index) -> np.ndarray:
+        """[A] bool: boxes to learn. Crowd regions count for choosing images alone, as in the published protocols."""
+        return ~index.crowd & ~(index.difficult & (self.protocol.difficult == "drop"))
+
     def task(self, i: int) -> Task:
         first, end = self._bounds(i)
         images = self.train.select(self._images(i))
-        lowest = {"new": first, "seen": 0, "all": 0}[self.protocol.boxes]
-        highest = len(self.classes) if self.protocol.boxes == "all" else end
-        shown = (images.labels >= lowest) & (images.labels < highest)
-        # Crowd regions are not boxes to learn; they count for choosing images, as in the published protocols.
-        usable = shown & ~images.crowd
-        if self.protocol.difficult == "drop":
-            usable &= ~images.difficult
+        usable = self.shown(i)[images.labels] & self.usable(images)
         seen = self.test.select(boxes=self.test.labels < end)
         if self.protocol.eval_images == "seen":
             seen = seen.select(np.unique(seen.image))

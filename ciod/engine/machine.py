@@ -43,9 +43,9 @@ def fingerprint(settings: Run) -> dict[str, Any]:
 
 
 def first_task(settings: dict[str, Any]) -> dict[str, Any]:
-    """The part of a fingerprint that the first task depends on: no method, and nothing of later tasks."""
+    """The part of a fingerprint that the first task depends on: nothing of method, memory, pool and later tasks."""
     later = ("train.lr_later", "train.joint_epochs", "train.teacher")
-    kept = {k: v for k, v in settings.items() if not k.startswith("method.") and k not in later}
+    kept = {k: v for k, v in settings.items() if not k.startswith(("method.", "memory.", "pool.")) and k not in later}
     epochs = kept.get("train.epochs")
     return {**kept, "train.epochs": epochs[0] if isinstance(epochs, list) else epochs}
 

@@ -14,6 +14,7 @@ from ciod.report.log import METRICS, atomic_write, read_metrics
 
 if TYPE_CHECKING:
     from ciod.config import Run
+    from ciod.data.extra import Extra
     from ciod.data.scenario import Scenario
     from ciod.detectors.detector import Detector
     from ciod.engine.distributed import World
@@ -50,8 +51,8 @@ def take_over(settings: Run, world: World) -> dict[str, Any] | None:
     differ = machine.differences(machine.first_task(mine), machine.first_task(theirs["settings"]))
     if differ:
         raise CiodError(
-            f"first: {source} was trained with other settings ({differ}); only the method may differ, and what "
-            "later tasks alone depend on."
+            f"first: {source} was trained with other settings ({differ}); only method, memory and pool may differ, "
+            "and what later tasks alone depend on."
         )
     results = json.loads((source / "results.json").read_text(encoding="utf-8"))
     results["tasks"], results["continual"] = results["tasks"][:1], {}
@@ -87,15 +88,17 @@ def restore(
     return task
 
 
-def recall(saved: dict[str, Any], method: Method, scenario: Scenario) -> None:
-    """Gives the method back what it knew after the finished tasks.
+def recall(saved: dict[str, Any], method: Method, scenario: Scenario, extra: Extra, world: World) -> None:
+    """Gives method and memory back what they knew after the finished tasks.
 
-    Of a first task that another run trained (``first=``) it knows nothing: it ends that task here, on the restored
-    detector, which it was attached to before.
+    Of a first task that another run trained (``first=``) they know nothing: it is ended for them here, on the restored
+    detector, which the method was attached to before.
     """
+    extra.load_state(saved.get("memory", {}))
     if "fit" in saved:
         method.load_state(saved["fit"]["method"])
     elif "method" in saved:
         method.load_state(saved["method"])
     elif saved["task"] == 1:
         method.end_task(scenario.task(0))
+        extra.update(0, method.detector, world)

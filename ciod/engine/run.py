@@ -18,6 +18,7 @@ from ciod import methods
 from ciod.config import Run
 from ciod.data.augment import TrainTransform
 from ciod.data.dataset import train_loader
+from ciod.data.extra import Extra
 from ciod.data.index import Index
 from ciod.data.scenario import Scenario, Task
 from ciod.detectors import weights
@@ -70,6 +71,8 @@ class Runner:
         self.saved = resume.earlier(s, self.world)
         train_index, test_index = self._data()
         self.scenario = Scenario(s.protocol, train_index, test_index)
+        self.extra = Extra.begin(s, self.scenario)
+        self._say_problems("pool", str(s.pool.folder), self.extra.problems())
         self.results = Results.begin(s, self.scenario)
         self._main_only(self._write_settings)
         detector, said = start(s, self.scenario, self.reporter)
@@ -85,7 +88,7 @@ class Runner:
                 method.attach(detector, detector, None)
                 method.begin_task(self.scenario.task(0))
             first = resume.restore(self.saved, s, self.world, self.scenario, detector, self.reporter)
-            resume.recall(self.saved, method, self.scenario)
+            resume.recall(self.saved, method, self.scenario, self.extra, self.world)
         self.log = RunLog(self.out) if self.world.main else None  # after restore, which writes the file anew
         for task in self.scenario:
             if task.index < first:
@@ -136,6 +139,7 @@ class Runner:
             pin=self.world.device.type == "cuda",
             rank=self.world.rank,
             world=self.world.size,
+            mixture=self.extra.mixture(task, detector.num_classes),
         )
         began = time.monotonic()
         before = self.saved["seconds"] if self.saved and "fit" in self.saved else 0.0
@@ -204,6 +208,7 @@ class Runner:
             self.results.write(self.out)
             assert self.log is not None
             self.log.write("task", task=task.index, seconds=seconds, **table.overall)
+        self.extra.update(task.index, detector, self.world)
         self._save(task.index + 1, seconds=0.0, method=self.method.state())
         self.reporter.say(f"  {table.line()}")
         self.world.barrier()
@@ -231,10 +236,13 @@ class Runner:
         if self.world.main:
             self.world.barrier()
         for index in pair:
-            for line in index.problems.lines():
-                self.reporter.say(f"data: {line}")
-                self.warnings.append(f"{index.source}: {line}")
+            self._say_problems("data", index.source, index.problems.lines())
         return pair
+
+    def _say_problems(self, what: str, source: str, lines: list[str]) -> None:
+        for line in lines:
+            self.reporter.say(f"{what}: {line}")
+            self.warnings.append(f"{source}: {line}")
 
     def _method(self) -> Method:
         given = dict(self.settings.method)
@@ -249,6 +257,7 @@ class Runner:
             "settings": machine.fingerprint(self.settings),
             "results": self.results.content,
             "warnings": self.warnings,
+            "memory": self.extra.state(),
             **more,
         }
         checkpoint.save_state(self.out / "last" / "state.pt", machine.plain(state))

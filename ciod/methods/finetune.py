@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from ciod.methods.method import Method
-from ciod.types import Batch
+from ciod.types import Batch, Outputs
 
 
 class Finetune(Method):
@@ -24,9 +24,12 @@ class Finetune(Method):
     negatives of objectness, which knows no classes and would unlearn old objects. False: they are."""
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
+        return self.supervised(self.student(batch.images), batch)
+
+    def supervised(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """The detector's loss with the channels ``mask`` leaves."""
         if self.mask == "all" or not self.old:
-            return super().loss(batch)
-        outputs = self.student(batch.images)
+            return self.detector.loss(outputs, batch.targets, self.detector.match(outputs, batch.targets))
         taught = self.taught(batch, outputs.logits.shape[2])
         targets = batch.targets
         if self.spare:

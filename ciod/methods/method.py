@@ -30,6 +30,10 @@ class Method(BaseModel):
     """Traits of the detector without which the method makes no sense."""
     uses_teacher: ClassVar[bool] = True
     """False: no teacher is made, which saves its memory."""
+    needs_unlabelled: ClassVar[bool] = False
+    """True: the method is about images without labels (a pool); the run must have some."""
+    run_defaults: ClassVar[dict[str, Any]] = {}
+    """Settings of the run, by dotted key, that are on with this method unless the user says otherwise."""
     paper: ClassVar[str] = ""
 
     _student: Callable[[Tensor], Outputs] = PrivateAttr()

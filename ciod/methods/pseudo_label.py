@@ -1,15 +1,23 @@
-"""Pseudo-labels: the teacher's confident boxes of old classes are added to the real ones. Simple and hard to beat."""
+"""Pseudo-labels: the teacher's confident boxes of old classes are added to the real ones. Simple and hard to beat.
+
+methods.md §4–5. Thresholds: SIKD, GCD (fixed), CL-DETR (top 10), SDDGR (top 30 above 0.3), PseDet (per class, 2-means).
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+import torch
+from pydantic import Field, PrivateAttr
 from torch import Tensor
 
 from ciod.methods import selection
 from ciod.methods.method import Method
-from ciod.types import Batch
+from ciod.types import Batch, Targets
+
+if TYPE_CHECKING:
+    from ciod.data.scenario import Task
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -19,8 +27,21 @@ class PseudoLabel(Method):
 
     needs: ClassVar[frozenset[str]] = frozenset({"dense"})
 
+    threshold: Literal["fixed", "adaptive"] = "fixed"
+    """``adaptive``: each class has its own, between the two clusters of the teacher's scores in the task's images
+    (PseDet); ``score`` for classes with fewer than four detections."""
     score: Fraction = 0.4
     """Lowest score of a pseudo box (0.4: SIKD, GCD)."""
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    """The best so many of an image alone. CL-DETR: score=0 top_k=10. SDDGR: score=0.3 top_k=30."""
+    buffer: Fraction = 0.0
+    """``adaptive``: how far below the upper cluster's smallest score the threshold lies."""
+    floor: Fraction = 0.05
+    """``adaptive``: scores below this are not clustered."""
+    images: Annotated[int, Field(ge=1)] = 500
+    """``adaptive``: clustered are detections in so many of the task's images, evenly spaced."""
+    doubt: Fraction | None = None
+    """Ignore band: boxes from this score up to the threshold are neither object nor background. None: no band."""
     nms_iou: Fraction = 0.65
     """NMS among pseudo boxes of a class."""
     guard_iou: Fraction | None = 0.7
@@ -28,16 +49,90 @@ class PseudoLabel(Method):
     only_old: bool = True
     """Keep only labels the teacher was taught (False: parity with the published ``pseudo_hard``)."""
 
+    _limits: Tensor | None = PrivateAttr(default=None)  # [C_old] a threshold each
+
+    def begin_task(self, task: Task) -> None:
+        super().begin_task(task)
+        self._limits = None
+        if self.teacher is not None and self.threshold == "adaptive":
+            self._limits = self.adapt(task)
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         if self.teacher is None:
             return super().loss(batch)
         outputs = self.student(batch.images)
         knowledge = self.teach(batch)
-        kept = selection.by_threshold(
-            knowledge, score=self.score, nms_iou=self.nms_iou, classes=self.old if self.only_old else None
-        )
+        kept = self.choose(knowledge.logits.shape[2], knowledge)
         if self.guard_iou is not None:
             kept = selection.without_real(kept, batch.targets, self.guard_iou)
-        targets = kept.targets + batch.targets
+        targets = self.pseudo(kept, batch, outputs.logits.shape[2]) + batch.targets
         matches = self.detector.match(outputs, targets)
         return self.detector.loss(outputs, targets, matches)
+
+    def choose(self, classes: int, knowledge: Any) -> selection.Kept:
+        """The teacher's boxes, doubtful ones too."""
+        sure = self.score if self._limits is None else min(self.score, self.floor)
+        lowest = sure if self.doubt is None else min(sure, self.doubt)
+        kept = selection.by_threshold(
+            knowledge, score=lowest, nms_iou=self.nms_iou, classes=self.old if self.only_old else None
+        )
+        if self.top_k is not None:
+            ranked = kept.scores.masked_fill(~kept.valid, -1)
+            best = ranked.topk(min(self.top_k, ranked.shape[1]), dim=1).values[:, -1:]
+            kept = replace(kept, valid=kept.valid & (ranked >= best))
+        if self.doubt is None:
+            kept = replace(kept, valid=kept.valid & (kept.scores >= self.limit(kept)))
+        return kept
+
+    def limit(self, kept: selection.Kept) -> Tensor | float:
+        """Threshold of each box: [B, M], or one for all."""
+        if self._limits is None:
+            return self.score
+        limits = torch.nn.functional.pad(self._limits, (0, 1), value=self.score)  # one place for labels beyond old
+        return limits[kept.labels.clamp(max=len(self._limits))]
+
+    def pseudo(self, kept: selection.Kept, batch: Batch, classes: int) -> Targets:
+        """Kept boxes as targets; in images whose labels leave classes open they answer for the old ones."""
+        targets = kept.targets
+        if self.doubt is not None:
+            targets = replace(targets, doubtful=kept.scores < self.limit(kept))
+        if batch.targets.known is not None:
+            old = torch.arange(classes, device=kept.scores.device) < self.old
+            targets = replace(targets, known=old.expand(len(kept.scores), -1))
+        return targets
+
+    @torch.no_grad()
+    def adapt(self, task: Task) -> Tensor:
+        """[C_old] thresholds: the smallest score of the upper of two clusters, less ``buffer``."""
+        from ciod.data.dataset import eval_loader
+
+        assert self.teacher is not None
+        taking, device = self.teacher.input, self.detector.device
+        rows = range(0, len(task.train), max(1, len(task.train) // self.images))[: self.images]
+        scores, labels = [torch.zeros(0)], [torch.zeros(0, dtype=torch.long)]
+        for batch in eval_loader(task.train, taking.size, taking.fill, batch=8, workers=0, pin=False, rows=rows):
+            kept = selection.by_threshold(
+                self.teacher(batch.images.to(device)), score=self.floor, nms_iou=self.nms_iou, classes=self.old
+            )
+            scores.append(kept.scores[kept.valid].cpu())
+            labels.append(kept.labels[kept.valid].cpu())
+        s, y = torch.cat(scores), torch.cat(labels)
+        each = [upper_cluster(s[y == c]) for c in range(self.old)]
+        limits = [self.score if v is None else max(self.floor, v - self.buffer) for v in each]
+        return torch.tensor(limits, device=device)
+
+
+def upper_cluster(scores: Tensor) -> float | None:
+    """1-D 2-means, exactly: of all cuts of the sorted scores the one with the smallest sum of squares.
+
+    Returns:
+        The smallest score above the cut; None with fewer than four scores, which make no clusters.
+    """
+    if len(scores) < 4:
+        return None
+    x = scores.double().sort().values
+    n = torch.arange(1, len(x), dtype=torch.float64)
+    below, above = x.cumsum(0)[:-1], x.sum() - x.cumsum(0)[:-1]
+    # Σx² is the same for every cut: the best has the largest Σ (sum²/count).
+    cut = int((below.square() / n + above.square() / (len(x) - n)).argmax())
+    return float(x[cut + 1])

@@ -1,0 +1,63 @@
+"""Distillation on images without labels: a memory nobody has to annotate (methods.md §3.5, §5).
+
+In YOLO LwF's published replay (De Monte et al., CoLLAs 2026, arXiv 2503.04688) exemplars are used without their labels;
+any pictures that show old objects can stand in for them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from ciod import boxes as bx
+from ciod import losses as L
+from ciod.methods.finetune import Finetune
+from ciod.types import Batch, Outputs
+
+Weight = Annotated[float, Field(ge=0)]
+
+
+class DistillPool(Finetune):
+    """Fine-tuning of the new classes; old outputs are distilled, weighted by the teacher's score (ours, §5)."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"dense"})
+    uses_teacher: ClassVar[bool] = True
+    needs_unlabelled: ClassVar[bool] = True
+    run_defaults: ClassVar[dict[str, Any]] = {}
+
+    mask: Literal["all", "new"] = "new"
+    weight: Weight = 1.0
+    """Of all distillation terms; 0 is fine-tuning."""
+    box_weight: Weight = 5.0
+    """Of 1 − GIoU beside the class term."""
+    on: Literal["all", "unlabelled"] = "all"
+    """Where the teacher is followed: in every image, or in those without labels alone."""
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        if self.teacher is None:
+            return super().loss(batch)
+        outputs = self.student(batch.images)
+        knowledge = self.teach(batch)
+        return self.supervised(outputs, batch) | self.distill(outputs, knowledge, batch)
+
+    def distill(self, outputs: Outputs, knowledge: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """Class: BCE − entropy, a KL that reaches 0. Box: 1 − GIoU. Both weighted by the teacher's best old score and
+        divided by the sum of the weights. Objectness: the same KL, weighted alike."""
+        soft = knowledge.logits[..., : self.old].sigmoid()
+        score = knowledge.scores()[..., : self.old].amax(2)
+        if self.on == "unlabelled" and batch.targets.known is not None:
+            score = score * ~batch.targets.known.any(1, keepdim=True)
+        n = L.normaliser(score.sum())
+        cls = (L.bce(outputs.logits[..., : self.old], soft) - L.entropy(soft)).sum(2)
+        box = 1 - bx.giou(outputs.boxes, knowledge.boxes)
+        losses = {
+            "distill_cls": self.weight * (score * cls).sum() / n,
+            "distill_box": self.weight * self.box_weight * (score * box).sum() / n,
+        }
+        if outputs.objectness is not None and knowledge.objectness is not None:
+            sure = knowledge.objectness.sigmoid()
+            obj = score * (L.bce(outputs.objectness, sure) - L.entropy(sure))
+            losses["distill_obj"] = self.weight * obj.sum() / n
+        return losses

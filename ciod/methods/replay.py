@@ -1,0 +1,16 @@
+"""Replay: fine-tuning with an exemplar memory. Few old images hold much (methods.md §5)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from ciod.methods.finetune import Finetune
+
+
+class Replay(Finetune):
+    """Fine-tuning with a tenth of the old images in half of every batch; ``memory.…`` says which and how.
+
+    Any other method takes the same memory: ``method=ilyolox memory=50``.
+    """
+
+    run_defaults: ClassVar[dict[str, Any]] = {"memory.size": 0.1}
