@@ -20,7 +20,7 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class DistillPool(Finetune):
-    """Fine-tuning of the new classes; old outputs are distilled, weighted by the teacher's score (ours, §5)."""
+    """Fine-tuning of the new classes; old outputs are distilled, weighted by the teacher's score."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"dense"})
     uses_teacher: ClassVar[bool] = True

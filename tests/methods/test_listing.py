@@ -18,7 +18,7 @@ def test_the_readme_shows_the_computed_matrix():
     assert wanted in README.read_text(encoding="utf-8"), f"README, section Methods: put in what this prints: {command}"
 
 
-def test_the_matrix_says_what_the_configuration_does():
+def test_the_matrix_says_what_the_configuration_does(tmp_path):
     fits = listing.fits()
     assert fits["finetune"] == dict.fromkeys(fits["finetune"], True)
     assert not fits["ilyolox"]["gfl"] and fits["ilyolox"]["yolox"]
@@ -26,6 +26,7 @@ def test_the_matrix_says_what_the_configuration_does():
         for family, fit in row.items():
             detector = next(d for d in detectors.available() if d.startswith(f"{family}-"))
             words = ["data=shapes", "split=6+4", f"method={method}", f"detector={detector}"]
+            words += [f"pool={tmp_path}"] if methods.find(method).needs_unlabelled else []
             if fit:
                 config.load(None, words)
             else:
