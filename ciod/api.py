@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ciod.errors import CiodError
+from ciod.errors import CiodError, did_you_mean
 
 if TYPE_CHECKING:
     from ciod.detectors.detector import Detector
@@ -59,6 +59,7 @@ def evaluate(
     device: str = "auto",
     classes: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
+    metric: str = "coco",
 ) -> Scored:
     """COCO AP of a model on a data set; classes are matched by name and the others are named in the result.
 
@@ -67,16 +68,20 @@ def evaluate(
         size: side of the input in pixels (default: the model's own).
         classes: only these are scored (default: all that both know).
         names: class names for a checkpoint without them.
+        metric: ``voc07`` (11-point) or ``voc`` (area) puts VOC's AP beside COCO's, under its own name.
 
     Raises:
-        CiodError: no file, no data, a class the data does not have, or not one class in common.
+        CiodError: no file, no data, no such metric, a class the data does not have, or not one class in common.
     """
     from ciod.config import Evaluation, data_folder
     from ciod.data import formats
     from ciod.engine.distributed import World, pick_device
     from ciod.evaluate.detect import evaluate as run
+    from ciod.evaluate.voc import NAMES
     from ciod.inference.pictures import mask_of
 
+    if metric != "coco" and metric not in NAMES:
+        raise CiodError(f"metric: there is no '{metric}'; {did_you_mean(metric, ['coco', *NAMES])}")
     detector = open_detector(model, size, names)
     index = formats.read(data_folder(str(data)) or "", split)
     both = tuple(n for n in index.class_names if n in detector.class_names)
@@ -91,7 +96,7 @@ def evaluate(
     world = World(device=pick_device(device))
     detector.to(world.device)
     settings = Evaluation(score_threshold=score_threshold, nms_iou=nms_iou, max_detections=max_detections)
-    table, _, broken = run(detector, index, settings, classes=both, world=world)
+    table, _, broken = run(detector, index, settings, classes=both, world=world, metric=metric)
     return Scored(
         table,
         both,

@@ -67,10 +67,13 @@ def _interruptible(then: str = "run the same command again to go on from the las
 
 
 @app.command()
-def train(words: Words = None) -> None:
+def train(
+    words: Words = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained, and stop.")] = False,
+) -> None:
     """Train a scenario task by task, or go on with an interrupted one.
 
-    The first word may be a YAML file of settings. Everything else is key=value:
+    The first word may be a YAML file of settings or a recipe (`ciod list recipes`). Everything else is key=value:
 
     - `data=FOLDER` COCO, VOC or YOLO, recognised by looking; or `scenario=shapes-6+4`
     - `split=3+3` classes per task: `40+40`, `15+1x5`, `20x4`, or `split='[[cat, dog], [bird]]'`
@@ -79,12 +82,22 @@ def train(words: Words = None) -> None:
     - `epochs=30 batch=16 lr=0.001 seed=0 out=DIR device=auto`
 
     `ciod list settings` prints every setting. Run the same command again to resume.
+    `--dry-run` prints tasks, classes, images, boxes, steps and learning rates; it needs no weights, and without the
+    data it prints what it can and says what is missing.
     """
     from ciod import config
-    from ciod.engine.run import train as run
 
     plain = [w for w in words or [] if "=" not in w]
-    settings = config.load(plain[0] if plain else None, [w for w in words or [] if w not in plain[:1]])
+    file, rest = plain[0] if plain else None, [w for w in words or [] if w not in plain[:1]]
+    if dry_run:
+        from ciod.engine.plan import show
+
+        absent: list[str] = []
+        show(config.load(file, rest, absent=absent), absent)
+        return
+    from ciod.engine.run import train as run
+
+    settings = config.load(file, rest)
     with _interruptible():
         run(settings)
 
@@ -125,14 +138,16 @@ def evaluate(
 
     Classes are matched by name; what only one side knows is named and left out.
     Settings: `data=` `split=val` `size=416` `score_threshold=0.001` `nms_iou=0.65` `max_detections=100` `device=auto`
-    `classes='[a, b]'` (score only these) `names='[a, b]'` (of a checkpoint without) `json=FILE`.
+    `classes='[a, b]'` (score only these) `names='[a, b]'` (of a checkpoint without) `json=FILE`
+    `metric=coco` (or `voc07`: 11-point, `voc`: area, beside COCO's).
     """
     from ciod import api
     from ciod import arguments as a
 
     kinds = {
         "data": a.text, "split": a.text, "size": a.whole, "score_threshold": a.share, "nms_iou": a.share,
-        "max_detections": a.whole, "device": a.text, "classes": a.names, "names": a.names, "json": a.text,
+        "max_detections": a.whole, "device": a.text, "classes": a.names, "names": a.names, "metric": a.text,
+        "json": a.text,
     }  # fmt: skip
     plain, flat = a.read(words, kinds, needed=("data",))
     if plain:
@@ -143,10 +158,11 @@ def evaluate(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("class", "AP", "AP50", "AP75", box=box.SIMPLE_HEAD)
+    columns = [k for k in scored.table.overall if k not in ("APs", "APm", "APl")]
+    table = Table("class", *columns, box=box.SIMPLE_HEAD)
     for name in sorted(scored.scored, key=lambda n: scored.table.per_class[n]["AP"] or 0):
         row = scored.table.per_class[name]
-        table.add_row(name, *("—" if row[k] is None else f"{row[k]:.3f}" for k in ("AP", "AP50", "AP75")))
+        table.add_row(name, *("—" if row[k] is None else f"{row[k]:.3f}" for k in columns))
     console = Console(highlight=False)
     console.print(table)
     for what, names in (
@@ -283,13 +299,17 @@ def demo(words: Words = None) -> None:
 @app.command("list")
 def list_(
     what: Annotated[
-        str, typer.Argument(help="detectors, methods, scenarios, settings, data PATH, a scenario or its file, a model.")
+        str,
+        typer.Argument(
+            help="detectors, methods, scenarios, recipes, settings, data PATH, a scenario or its file, a model."
+        ),
     ] = "",
     words: Words = None,
 ) -> None:
     """Show what there is.
 
-    `detectors`, `methods`, `scenarios`, `settings`, `data PATH`, a scenario or its file, `model.safetensors`.
+    `detectors`, `methods`, `scenarios`, `recipes`, `settings`, `data PATH`, a scenario or its file,
+    `model.safetensors`.
 
     `ciod list data PATH` reads a data set and prints its classes and every problem in it.
     `ciod list SCENARIO.yaml data=PATH` prints what each task would see, and how many old boxes are hidden.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -147,10 +148,18 @@ def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
+RECIPES = Path(__file__).resolve().parent / "recipes"
+
+
+def recipes() -> list[str]:
+    """Names of the recipes in the package: settings of published experiments."""
+    return sorted(p.stem for p in RECIPES.glob("*.yaml"))
+
+
 def gather(
     path: str | Path | None = None, overrides: Sequence[str] | dict[str, Any] = ()
 ) -> tuple[dict[str, Any], list[str]]:
-    """Settings of a YAML file (or nothing) with ``overrides`` on top, by full dotted key, and problems so far."""
+    """Settings of a YAML file, a recipe or nothing, ``overrides`` on top, by full dotted key, and problems so far."""
     problems: list[str] = []
     content: dict[str, Any] = {}
     if path is not None:
@@ -170,11 +179,17 @@ def gather(
     return merged, problems + _unknown(merged, short)
 
 
-def load(path: str | Path | None = None, overrides: Sequence[str] | dict[str, Any] = ()) -> Run:
-    """A validated Run from a YAML file (or nothing) and overrides; overrides win.
+def load(
+    path: str | Path | None = None,
+    overrides: Sequence[str] | dict[str, Any] = (),
+    *,
+    absent: list[str] | None = None,
+) -> Run:
+    """A validated Run from a YAML file, a recipe of the package, or nothing, and overrides; overrides win.
 
     Args:
         overrides: ``key=value`` words, or a mapping of dotted keys.
+        absent: takes the sentences about data and weights that are not there, which then are no errors; for plans.
 
     Raises:
         ConfigError: every problem at once. Nothing of the data has been read except, at most, its class names.
@@ -186,17 +201,24 @@ def load(path: str | Path | None = None, overrides: Sequence[str] | dict[str, An
     problems += trouble
     tree["protocol"] = protocol
     problems += [p for p in problems_of(Run, tree) if not any(p.split(":")[0] == q.split(":")[0] for q in problems)]
-    problems += _cross_check(tree)
+    missing = [*_check_files(tree), *_absent_data(tree)]
+    if absent is None:
+        problems += missing
+    else:
+        absent += missing
+    problems += [*_check_method(tree), *_check_extra(tree), *_check_data(tree)]
     if problems:
         raise ConfigError(problems)
     return Run.model_validate(tree)
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
+    if not path.is_file() and str(path) in recipes():
+        path = RECIPES / f"{path}.yaml"
     if not path.is_file():
-        from ciod.data import scenario
-
-        return {}, [f"There is no settings file {path}; {did_you_mean(str(path), scenario.available())}"]
+        hint = did_you_mean(path.stem, recipes())
+        hint = hint if "mean" in hint else "'ciod list recipes' names those of the package."
+        return {}, [f"There is no settings file {path}, nor a recipe of that name; {hint}"]
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as e:
@@ -246,12 +268,8 @@ def _protocol(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return {**base, **own}, problems
 
 
-def _cross_check(tree: dict[str, Any]) -> list[str]:
-    """What one setting alone cannot show: names, files, and whether method and detector go together."""
-    return [*_check_method(tree), *_check_extra(tree), *_check_files(tree), *_check_data(tree)]
-
-
 def _check_method(tree: dict[str, Any]) -> list[str]:
+    """Names, and whether method and detector go together."""
     from ciod import detectors, methods
 
     problems = []
@@ -350,26 +368,49 @@ def _check_files(tree: dict[str, Any]) -> list[str]:
     return problems
 
 
+def _data(tree: dict[str, Any]) -> str | None:
+    return data_folder(tree.get("data") or (tree.get("protocol") or {}).get("data"))
+
+
+def _absent_data(tree: dict[str, Any]) -> list[str]:
+    data = _data(tree)
+    if data is None or data == "shapes" or Path(data).exists():
+        return []
+    variable = re.fullmatch(r"\$\{(\w+)\}", data)
+    if variable:
+        get = f"ciod data {variable[1].lower()}"
+        return [
+            f"data: the environment variable {variable[1]}, which names the data set's folder, is not set; set it, or "
+            f"write data=FOLDER ('{get}' tells how to get the data)."
+        ]
+    return [f"data: there is no folder {data}{_nearest(Path(data))}"]
+
+
+def known_classes(given: str | None) -> tuple[str, ...] | None:
+    """Class names of a data set that may be absent: of the shapes, and of scenarios of COCO and VOC."""
+    from ciod.data import names
+    from ciod.data.shapes import CLASSES
+
+    return {"shapes": CLASSES, "${COCO}": names.COCO, "${VOC}": names.VOC}.get(given or "")
+
+
 def _check_data(tree: dict[str, Any]) -> list[str]:
-    """The folder exists and the split's and order's class names are in it."""
+    """The split's and order's class names are in the data."""
     from ciod.data import formats
     from ciod.data.scenario import groups_of
 
-    data = data_folder(tree.get("data") or (tree.get("protocol") or {}).get("data"))
+    data, protocol = _data(tree), tree.get("protocol") or {}
     if data is None:
         return ["data: no data set is given; write data=FOLDER (COCO, VOC or YOLO format), or scenario=NAME."]
-    if problems_of(Protocol, tree.get("protocol") or {}):
+    if problems_of(Protocol, protocol):
         return []
     try:
-        if data == "shapes":
-            from ciod.data.shapes import CLASSES
-
-            names: Sequence[str] = CLASSES
-        elif not Path(data).exists():
-            return [f"data: there is no folder {data}{_nearest(Path(data))}"]
+        if data == "shapes" or not Path(data).exists():
+            names = known_classes(data if data == "shapes" else protocol.get("data"))
         else:
             names = formats.class_names(data)
-        groups_of(Protocol.model_validate(tree.get("protocol") or {}), names)
+        if names:
+            groups_of(Protocol.model_validate(protocol), names)
     except ConfigError as e:
         return e.problems
     except CiodError as e:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ciod.errors import CiodError, did_you_mean
 
-TOPICS = ("detectors", "methods", "scenarios", "settings", "data")
+TOPICS = ("detectors", "methods", "scenarios", "recipes", "settings", "data")
 
 
 def show(what: str, words: list[str], settings: dict[str, Any]) -> None:
@@ -32,6 +32,8 @@ def show(what: str, words: list[str], settings: dict[str, Any]) -> None:
         console.print(_method(words[0]) if words else _methods())
     elif what == "scenarios":
         console.print(_scenarios())
+    elif what == "recipes":
+        console.print(_recipes())
     elif what == "settings":
         console.print(_settings())
     elif what == "data":
@@ -134,6 +136,21 @@ def _scenarios() -> Table:
     return table
 
 
+def _recipes() -> Table:
+    from ciod.config import RECIPES, recipes
+
+    table = _table("recipe", "published", "expected time")
+    for name in recipes():
+        table.add_row(name, *(said_in(RECIPES / f"{name}.yaml", word) for word in ("published", "time")))
+    return table
+
+
+def said_in(recipe: Path, word: str) -> str:
+    """What the comments at the top of a recipe say after ``# word:``."""
+    head = [line[1:].strip() for line in recipe.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    return next((line.partition(":")[2].strip() for line in head if line.startswith(f"{word}:")), "—")
+
+
 def _notes(model: type) -> dict[str, str]:
     """The string below each field, which is its documentation."""
     import ast
@@ -220,6 +237,13 @@ def _scenario(console: Console, name: str, settings: dict[str, Any]) -> None:
         counts = (len(task.train), len(task.train.labels), task.hidden_boxes, task.future_boxes, len(task.test))
         table.add_row(str(task.index + 1), names, *map(str, counts))
     console.print(table)
+    if made.protocol.images == "loco":
+        from ciod.data import loco
+
+        for i, names in enumerate(made.groups, 1):
+            console.print(f"cluster {i}: {', '.join(names)}", markup=False, soft_wrap=True)
+        shared = loco.shared_images(made.train, made.groups)
+        console.print(f"{shared} training images show classes of more than one cluster", markup=False)
     left = [n for n in made.protocol.order if n not in made.classes] if isinstance(made.protocol.order, list) else []
     if left:
         console.print(f"in no task: {', '.join(left)}", markup=False)

@@ -51,6 +51,8 @@ class Train(Section):
     lr_later: Rate | None = None
     """Learning rate from the second task on; None: the same."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = True
+    """SGD with Nesterov momentum, as YOLOX; the paper has plain momentum."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     decay_norms: bool = False
     """Weight decay on biases and normalisation too (the paper does)."""
@@ -58,7 +60,9 @@ class Train(Section):
     milestones: list[Annotated[float, Field(gt=0, lt=1)]] = [0.67, 0.92]
     """``step``: fractions of the task at which lr falls by 10 (the paper: epochs 8 and 11 of 12)."""
     warmup: Annotated[int, Field(ge=0)] = 200
-    """Steps of linear warm-up, at most a fifth of the task."""
+    """Steps of linear warm-up, at most ``warmup_share`` of the task."""
+    warmup_share: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Largest part of a task that is warm-up (1: the paper's, where a small task may be all warm-up)."""
     clip: Rate | None = 10.0
     """Largest gradient norm; None: no clipping."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.998
@@ -82,15 +86,15 @@ class Train(Section):
 
 
 class Evaluation(Section):
-    split: str = "val"
-    """Which split of the data is the test set."""
+    split: str | None = None
+    """Which split of the data is the test set; None: the scenario's ``test_split``."""
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Test on this share of the training images instead (for tuning: never tune on what you report on)."""
     score_threshold: Annotated[float, Field(ge=0, le=1)] = 0.001
     """Detections below this are not scored."""
     nms_iou: Annotated[float, Field(ge=0, le=1)] = 0.65
     max_detections: Positive = 100
-    """COCO's maxDets: the best so many of each class and image count."""
+    """COCO's maxDets: the best so many of each class and image count (VOC has no such limit)."""
     batch: Positive = 16
 
 

@@ -31,3 +31,9 @@ def weights() -> Path:
 def golden() -> Path:
     """Folder of outputs of the published implementations."""
     return _require(paths.GOLDEN, "CIOD_GOLDEN")
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """Folder of published numbers: ilyolox_published.json, …"""
+    return _require(paths.REFERENCE, "CIOD_REFERENCE")

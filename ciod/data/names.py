@@ -1,4 +1,4 @@
-"""Class names of public data sets, for checkpoints that do not carry their own."""
+"""Class names of public data sets, for checkpoints that do not carry their own and for plans without the data."""
 
 # COCO 2017, by category id (1..90 with holes): the label order of official COCO-trained detectors
 # fmt: off
@@ -13,3 +13,9 @@ COCO = (
     "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
 )
 # fmt: on
+
+# Pascal VOC, alphabetical
+VOC = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip

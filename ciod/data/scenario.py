@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from ciod.data import loco
 from ciod.data.index import Index
 from ciod.errors import CiodError, ConfigError, did_you_mean
 
@@ -31,9 +32,12 @@ class Protocol(BaseModel):
     """How classes are dealt out: ``40+40``, ``15+1x5`` (15, then five times 1), ``20x4``, or lists of names."""
     order: str | list[str] = "alphabetical"
     """Class order before the split: ``alphabetical``, ``dataset`` (COCO: by category id), ``seed:N``, or names."""
-    images: Literal["any-new", "only-new", "disjoint"] = "any-new"
+    reverse: bool = False
+    """The groups of the split arrive in reverse: ``40+40`` reversed is last40+first40 (ilYOLOX)."""
+    images: Literal["any-new", "only-new", "disjoint", "loco"] = "any-new"
     """Training images of a task: with any box of a new class; with boxes of new classes only; every image in one
-    task only, dealt at random in proportion to the classes (CL-DETR)."""
+    task only, dealt at random in proportion to the classes (``disjoint``, CL-DETR), or in one of the tasks that it
+    shows classes of, with classes grouped so that few images are contested (``loco``)."""
     boxes: Literal["new", "seen", "all"] = "new"
     """Which boxes of those images are shown. ``new`` hides old objects, as in real life."""
     eval_images: Literal["all", "seen"] = "all"
@@ -43,8 +47,13 @@ class Protocol(BaseModel):
     joint: bool = False
     """All classes in one task: the upper bound."""
     image_seed: int = 123
-    """Seed of ``images: disjoint``."""
-    metric: Literal["coco"] = "coco"
+    """Seed of ``images: disjoint`` and ``loco``."""
+    train_split: str = "train"
+    """The split of the data that is trained on; VOC: trainval."""
+    test_split: str = "val"
+    """The split that is tested on (``eval.split`` overrides it); VOC: test."""
+    metric: Literal["coco", "voc07", "voc"] = "coco"
+    """``coco``: AP at IoU 0.50:0.95. ``voc07``: 11-point AP at IoU 0.5. ``voc``: area AP at IoU 0.5 (VOC 2010 on)."""
 
     @field_validator("split", mode="before")
     @classmethod
@@ -52,16 +61,24 @@ class Protocol(BaseModel):
         """``split=6`` is read as a number, and means a first task of six classes."""
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
+    @property
+    def grouped(self) -> bool:
+        """The split names the classes of each task."""
+        return isinstance(self.split, list) and bool(self.split) and all(isinstance(g, list) for g in self.split)
+
     def sentences(self) -> list[str]:
         """The protocol in words, for reports."""
         order = self.order if isinstance(self.order, str) else "given by a list"
+        order = "given by the groups" if self.grouped else order
         said = [
-            f"Class order: {order}.",
+            f"Class order: {order}{', groups in reverse' if self.reverse else ''}.",
             {
                 "any-new": "A task trains on every image with at least one box of its new classes; an image can come "
                 "back in a later task.",
                 "only-new": "A task trains on the images whose boxes are all of its new classes.",
                 "disjoint": f"Every training image belongs to one task only (dealt at random, seed {self.image_seed}).",
+                "loco": "Classes are grouped so that few images show several groups, and each such image is given to "
+                f"one of its tasks (at random, seed {self.image_seed}); no image comes back.",
             }[self.images],
             {
                 "new": "Only boxes of the new classes are shown; old and future objects stand there unlabelled.",
@@ -75,7 +92,17 @@ class Protocol(BaseModel):
         ]
         if self.joint:
             said = ["Joint training: all classes in one task, with all their boxes (upper bound).", said[0], said[-1]]
-        return said
+        if self.difficult == "drop":
+            said.append("Difficult boxes are not trained on.")
+        return [*said, METRIC_SENTENCES[self.metric]]
+
+
+METRIC_SENTENCES = {
+    "coco": "Metric: COCO AP, the mean over IoU 0.50:0.95 at 101 recall points, and AP50.",
+    "voc07": "Metric: VOC07, 11-point AP at IoU 0.5; difficult boxes are ignored. AP and AP50 are COCO's.",
+    "voc": "Metric: VOC, AP as area under the precision envelope at IoU 0.5 (VOC 2010 on); difficult boxes are "
+    "ignored. AP and AP50 are COCO's.",
+}
 
 
 @dataclass(frozen=True)
@@ -147,7 +174,7 @@ def groups_of(protocol: Protocol, names: Sequence[str]) -> list[tuple[str, ...]]
                 problems.append(f"{key}: the data has no class '{name}'; {did_you_mean(name, names)}")
 
     split = protocol.split
-    if isinstance(split, list) and split and all(isinstance(g, list) for g in split):
+    if protocol.grouped:
         flat = [n for g in split for n in g]  # type: ignore[union-attr]
         known(flat, "split")
         twice = sorted({n for n in flat if flat.count(n) > 1})
@@ -173,7 +200,7 @@ def groups_of(protocol: Protocol, names: Sequence[str]) -> list[tuple[str, ...]]
             raise ConfigError(problems)
         ends = np.cumsum(sizes)
         found = [tuple(ordered[e - s : e]) for s, e in zip(sizes, ends, strict=True)]
-    return found
+    return found[::-1] if protocol.reverse else found
 
 
 class Scenario:
@@ -191,10 +218,13 @@ class Scenario:
         self.protocol = protocol
         known = train.class_names + tuple(n for n in test.class_names if n not in train.class_names)
         self.parts = groups_of(protocol, known)  # what a joint run puts into one task
+        if protocol.images == "loco" and not protocol.grouped:
+            ordered = [n for n in class_order(protocol.order, known) if n in known]
+            self.parts = loco.groups(train, ordered, [len(g) for g in self.parts])
         self.groups = [tuple(n for g in self.parts for n in g)] if protocol.joint else self.parts
         self.classes: tuple[str, ...] = tuple(n for g in self.groups for n in g)
         self.train, self.test = train.relabel(self.classes), test.relabel(self.classes)
-        self._owner = self._deal() if protocol.images == "disjoint" else None
+        self._owner = self._deal()
         empty = [i for i in range(len(self.groups)) if not len(self._images(i))]
         if empty:
             what = "; ".join(f"task {i + 1} ({', '.join(self.groups[i][:5])})" for i in empty)
@@ -206,8 +236,15 @@ class Scenario:
     def __iter__(self) -> Iterator[Task]:
         return (self.task(i) for i in range(len(self)))
 
-    def _deal(self) -> np.ndarray:
-        """Owner task of every training image: shuffled, cut in proportion to the number of classes."""
+    def _deal(self) -> np.ndarray | None:
+        """[I] owner task of every training image, or None where images may come back.
+
+        ``disjoint``: shuffled, cut in proportion to the number of classes (CL-DETR's image split).
+        """
+        if self.protocol.images == "loco":
+            return loco.deal(self.train, self.groups, self.protocol.image_seed)
+        if self.protocol.images != "disjoint":
+            return None
         shuffled = np.random.default_rng(self.protocol.image_seed).permutation(len(self.train))
         ends = np.cumsum([len(g) for g in self.groups]) / len(self.classes) * len(self.train)
         owner = np.empty(len(self.train), dtype=np.int64)

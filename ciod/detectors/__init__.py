@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 def families() -> Sequence[type[Any]]:
     """Every Detector class, each with its ``variants``. A new detector is its file and its name here."""
     from ciod.detectors.gfl import GFL
+    from ciod.detectors.mobilenet import YOLOXMobileNet
     from ciod.detectors.yolox import YOLOX
 
-    return YOLOX, GFL
+    return YOLOX, YOLOXMobileNet, GFL
 
 
 def available() -> list[str]:

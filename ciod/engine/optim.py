@@ -21,17 +21,23 @@ def optimizer(model: nn.Module, settings: Train, lr: float) -> torch.optim.Optim
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     groups = [g for g in groups if g["params"]]
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum, nesterov=settings.momentum > 0, foreach=True)
+        nesterov = settings.nesterov and settings.momentum > 0
+        return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum, nesterov=nesterov, foreach=True)
     # foreach: hundreds of small tensors in a few calls; on a CPU PyTorch would take them one by one
     return torch.optim.AdamW(groups, lr=lr, betas=(settings.momentum, 0.999), foreach=True)
+
+
+def warmup_steps(total: int, settings: Train) -> int:
+    """Steps of warm-up in a task of ``total`` steps."""
+    return min(settings.warmup, int(total * settings.warmup_share))
 
 
 def rate(step: int, total: int, settings: Train, lr: float) -> float:
     """Learning rate of a step: linear warm-up, then cosine to 1 % or ×0.1 at the milestones.
 
-    Warm-up is at most a fifth of the task: small tasks would otherwise be all warm-up (ilYOLOX trap T12).
+    Warm-up is at most a fifth of the task by default: small tasks would otherwise be all warm-up (ilYOLOX trap T12).
     """
-    warm = min(settings.warmup, total // 5)
+    warm = warmup_steps(total, settings)
     if step < warm:
         return lr * (0.001 + 0.999 * step / warm)
     if settings.schedule == "step":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ciod.engine import machine
 from ciod.errors import CiodError
 from ciod.evaluate import continual
+from ciod.evaluate.voc import NAMES
 from ciod.report.log import write_json
 
 if TYPE_CHECKING:
@@ -57,6 +58,11 @@ class Upper:
         return cls(tasks, classes)
 
 
+def metrics_of(metric: str) -> tuple[str, ...]:
+    """What is kept per class under a protocol's metric: COCO's AP and AP50, and VOC's under its own name."""
+    return (*METRICS, *([NAMES[metric]] if metric in NAMES else []))
+
+
 class Results:
     """The content of results.json while a run fills it."""
 
@@ -67,6 +73,7 @@ class Results:
     def begin(cls, settings: Run, scenario: Scenario) -> Results:
         p = settings.protocol
         method = dict(settings.method)
+        metrics = metrics_of(p.metric)
         groups = [list(g) for g in scenario.groups]
         return cls(
             {
@@ -80,7 +87,11 @@ class Results:
                     "boxes": p.boxes,
                     "eval_images": p.eval_images,
                     "joint": p.joint,
+                    "reverse": p.reverse,
+                    "difficult": p.difficult,
+                    "image_seed": p.image_seed,
                     "metric": p.metric,
+                    "max_detections": settings.eval.max_detections,
                     "data": str(settings.data or p.data),
                     "protocol": p.sentences(),
                 },
@@ -88,8 +99,8 @@ class Results:
                 "method": {"name": method.pop("name", "ilyolox"), "settings": method},
                 "seed": settings.seed,
                 "tasks": [],
-                "ap": {m: [] for m in METRICS},
-                "continual": {m: {} for m in SIX},
+                "ap": {m: [] for m in metrics},
+                "continual": {m: {} for m in dict.fromkeys((*SIX, *metrics))},
                 "upper_bounds": None,
                 "warnings": [],
             }
@@ -101,12 +112,13 @@ class Results:
 
     def add(self, task: Task, table: APTable, **facts: Any) -> None:
         """One finished task."""
-        for m in METRICS:
+        metrics = tuple(self.content["ap"])
+        for m in metrics:
             rows = self.content["ap"][m][: task.index]
             self.content["ap"][m] = [*rows, {n: table.per_class[n][m] for n in task.seen_classes}]
 
         def group(names: tuple[str, ...]) -> dict[str, float | None] | None:
-            return {m: table.mean(names, m) for m in METRICS} if names else None
+            return {m: table.mean(names, m) for m in metrics} if names else None
 
         entry = {
             "index": task.index,
@@ -139,9 +151,9 @@ class Results:
     def _continual(self, upper: Upper | None) -> None:
         tasks = self.content["tasks"]
         groups = [t["new_classes"] for t in tasks]
-        for m in SIX:
+        for m in dict.fromkeys((*SIX, *self.content["ap"])):
             bounds = None if upper is None else [None if b is None else b.get(m) for b in upper.tasks]
-            if m in METRICS:
+            if m in self.content["ap"]:
                 joint = None if upper is None else upper.classes.get(m)
                 found = continual.summary(self.content["ap"][m], groups, bounds, joint)
             else:

@@ -28,7 +28,7 @@ from ciod.engine.distributed import World, world
 from ciod.engine.fit import Fit
 from ciod.engine.progress import Reporter
 from ciod.engine.results import Results
-from ciod.engine.start import open_data, start
+from ciod.engine.start import epochs_of, open_data, start
 from ciod.errors import CiodError
 from ciod.evaluate.detect import evaluate
 from ciod.methods.method import Method
@@ -151,7 +151,14 @@ class Runner:
         def after_epoch(epoch: int) -> None:
             every = s.train.eval_every
             if every and (epoch + 1) % every == 0 and epoch + 1 < fit.epochs:
-                table, _, _ = evaluate(detector, task.test, s.eval, classes=task.seen_classes, world=self.world)
+                table, _, _ = evaluate(
+                    detector,
+                    task.test,
+                    s.eval,
+                    classes=task.seen_classes,
+                    world=self.world,
+                    metric=s.protocol.metric,
+                )
                 if self.log:
                     self.log.write("epoch", task=task.index, epoch=epoch, seconds=None, **table.overall)
                 self.reporter.say(f"  epoch {epoch + 1}: {table.line()}")
@@ -174,14 +181,7 @@ class Runner:
         return fit
 
     def epochs(self, task: int) -> int:
-        """Epochs of a task."""
-        t = self.settings.train
-        listed = t.epochs if isinstance(t.epochs, list) else [t.epochs] * len(self.scenario.parts)
-        if len(listed) < len(self.scenario.parts):
-            raise CiodError(
-                f"train.epochs has {len(listed)} entries, but the scenario {len(self.scenario.parts)} tasks."
-            )
-        return t.joint_epochs or max(listed) if self.settings.protocol.joint else listed[task]
+        return epochs_of(self.settings, task, len(self.scenario.parts))
 
     def _evaluate(
         self, task: Task, detector: Detector, teacher: Detector | None, done: dict[str, Any], resuming: Any
@@ -190,7 +190,13 @@ class Runner:
         detector.eval()
         workers = machine.workers(s.train.workers, self.world)
         table, found, broken = evaluate(
-            detector, task.test, s.eval, classes=task.seen_classes, world=self.world, workers=workers
+            detector,
+            task.test,
+            s.eval,
+            classes=task.seen_classes,
+            world=self.world,
+            workers=workers,
+            metric=s.protocol.metric,
         )
         self._note_broken([*done["broken"], *broken])
         seconds = done["seconds"] + (resuming["seconds"] if resuming else 0.0)

@@ -33,12 +33,28 @@ def open_data(settings: Run) -> tuple[Index, Index]:
         from ciod.data.shapes import write_shapes
 
         folder = str(write_shapes(Path(settings.out).resolve().parent / "shapes-data", **SHAPES))
-    train = formats.read(folder, "train")
+    p, have = settings.protocol, formats.recognise(folder).splits
+    # Not every copy of VOC has trainval and test; train and val are what is meant then.
+    train = formats.read(folder, p.train_split if p.train_split in have else "train")
     if settings.eval.holdout:
         chosen = np.random.default_rng([settings.seed, 1]).permutation(len(train))
         cut = round(len(train) * settings.eval.holdout)
         return train.select(np.sort(chosen[cut:])), train.select(np.sort(chosen[:cut]))
-    return train, formats.read(folder, settings.eval.split)
+    test = p.test_split if p.test_split in have else "val"
+    return train, formats.read(folder, settings.eval.split or test)
+
+
+def epochs_of(settings: Run, task: int, tasks: int) -> int:
+    """Epochs of a task.
+
+    Raises:
+        CiodError: the list of epochs is shorter than the scenario.
+    """
+    t = settings.train
+    listed = t.epochs if isinstance(t.epochs, list) else [t.epochs] * tasks
+    if len(listed) < tasks:
+        raise CiodError(f"train.epochs has {len(listed)} entries, but the scenario {tasks} tasks.")
+    return t.joint_epochs or max(listed) if settings.protocol.joint else listed[task]
 
 
 def start(settings: Run, scenario: Scenario, reporter: Reporter) -> tuple[Detector, list[str]]:

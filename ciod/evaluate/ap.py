@@ -24,7 +24,7 @@ OVERALL = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 class APTable:
     """Average precisions 0..1; None where there is no ground truth to find."""
 
-    per_class: dict[str, dict[str, float | None]]  # name → AP, AP50, AP75
+    per_class: dict[str, dict[str, float | None]]  # name → AP, AP50, AP75; and what ``include`` added
     overall: dict[str, float | None]  # AP, AP50, AP75, APs, APm, APl: means over the classes with ground truth
 
     def mean(self, names: Iterable[str], key: str = "AP") -> float | None:
@@ -36,9 +36,15 @@ class APTable:
         values = [v for n in names if (v := self.per_class[n][key]) is not None]
         return float(np.mean(values)) if values else None
 
+    def include(self, key: str, values: dict[str, float | None]) -> None:
+        """Adds another metric of the same classes, under a name of its own."""
+        for name, row in self.per_class.items():
+            row[key] = values[name]
+        self.overall[key] = self.mean(self.per_class, key)
+
     def line(self) -> str:
-        """``AP 0.272  AP50 0.426  AP75 0.281  APs 0.096  APm 0.314  APl 0.430``; — for None."""
-        shown = {k: self.overall[k] for k in OVERALL}
+        """``AP 0.272  AP50 0.426  AP75 0.281  APs 0.096  APm 0.314  APl 0.430``; — for None. An added metric first."""
+        shown = {k: self.overall[k] for k in (*(k for k in self.overall if k not in OVERALL), *OVERALL)}
         return "  ".join(f"{k} {'—' if v is None else f'{v:.3f}'}" for k, v in shown.items())
 
 

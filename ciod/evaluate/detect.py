@@ -11,6 +11,7 @@ from ciod.data.dataset import eval_loader
 from ciod.detectors.detector import in_original
 from ciod.engine.distributed import World
 from ciod.evaluate.ap import APTable, coco_ap
+from ciod.evaluate.voc import NAMES, voc_ap
 
 if TYPE_CHECKING:
     from ciod.config import Evaluation
@@ -64,7 +65,15 @@ def evaluate(
     classes: Sequence[str] | None = None,
     world: World | None = None,
     workers: int = 0,
+    metric: str = "coco",
 ) -> tuple[APTable, list[Detections], list[str]]:
-    """COCO AP over ``classes`` (default: the index's), the detections, and unreadable files."""
+    """COCO AP over ``classes`` (default: the index's), the detections, and unreadable files.
+
+    Args:
+        metric: ``voc07`` or ``voc`` puts VOC07 or VOC beside it.
+    """
     found, broken = detect(detector, index, settings, world, workers)
-    return coco_ap(found, index, classes=classes, max_detections=settings.max_detections), found, broken
+    table = coco_ap(found, index, classes=classes, max_detections=settings.max_detections)
+    if metric in NAMES:
+        table.include(NAMES[metric], voc_ap(found, index, metric=metric, classes=classes))  # type: ignore[arg-type]
+    return table, found, broken

@@ -126,8 +126,8 @@ def _row(results: Results, split: Mapping[str, Any], joint: Results | None) -> d
             row[key] = mean([aps.get(n) for n in names])
         else:
             row[key] = score(results, -1, group, metric)
-    row["old_before"] = before_after(results)[0]
-    row["retention"] = retention(results)
+    row["old_before"] = before_after(results, "AP50")[0]
+    row["retention"] = retention(results, "AP50")
     row["all_ap"], row["all_ap50"] = score(results, -1, "all", "AP"), score(results, -1, "all", "AP50")
     continual = (results.get("continual") or {}).get("AP") or {}
     row |= {key: None if row["joint"] else continual.get(theirs) for key, theirs in _CONTINUAL.items()}

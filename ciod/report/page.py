@@ -23,6 +23,7 @@ from ciod.report.summary import (
     count,
     done,
     duration,
+    headline,
     percent,
     planned,
     retention,
@@ -128,9 +129,12 @@ def _report(folder: Path, run: Mapping[str, Any], results: Results, metrics: lis
         "continual": _continual(results),
         "protocol": _protocol(results),
         "options": {
-            k: scenario[k] for k in ("order", "images", "boxes", "eval_images", "metric", "data") if scenario.get(k)
+            k: scenario[k]
+            for k in ("order", "images", "boxes", "eval_images", "metric", "max_detections", "data")
+            if scenario.get(k)
         },
-        "matrices": [(m, svg(plots.ap_matrix(results, metric=m))) for m in ("AP50", "AP")],
+        "matrices": [(m, svg(plots.ap_matrix(results, metric=m))) for m in (headline(results), "AP")],
+        "headline": headline(results),
         "task_curves": svg(plots.task_curves(results)),
         "changes": [
             {
@@ -161,15 +165,15 @@ def _tiles(results: Results) -> list[tuple[str, str, str]]:
 
     def ap50(group: str, what: str) -> tuple[str, str, str]:
         return (
-            percent(score(results, -1, group, "AP50")),
-            f"AP50, {what}",
+            percent(score(results, -1, group, headline(results))),
+            f"{headline(results)}, {what}",
             f"AP {percent(score(results, -1, group, 'AP'))}",
         )
 
     tiles = [ap50("all", "all classes")]
     if len(tasks) > 1:
         n_old, n_new = (len(tasks[-1].get(k) or []) for k in ("old_classes", "new_classes"))
-        kept = (percent(retention(results), " %"), "of the old AP50 kept", count(n_old, "old class"))
+        kept = (percent(retention(results), " %"), f"of the old {headline(results)} kept", count(n_old, "old class"))
         new = f"{'new' if len(tasks) == 2 else 'newest'} class{'es' * (n_new != 1)}"
         tiles = [kept, ap50("old", "old classes"), ap50("new", new), *tiles]
     return tiles
@@ -186,7 +190,9 @@ def _task_rows(results: Results) -> list[dict[str, Any]]:
                 "new": task.get("new_classes") or [],
                 "n_old": len(task.get("old_classes") or []),
                 "hidden": _count(task.get("hidden_boxes")),
-                "scores": [percent(score(results, i, g, m)) for g in ("old", "new", "all") for m in ("AP", "AP50")],
+                "scores": [
+                    percent(score(results, i, g, m)) for g in ("old", "new", "all") for m in ("AP", headline(results))
+                ],
                 "more": [percent(group.get(k)) for k in ("AP75", "APs", "APm", "APl")],
                 "counts": [
                     _count(task.get(k)) for k in ("train_images", "train_boxes", "test_images", "epochs", "steps")
@@ -199,10 +205,10 @@ def _task_rows(results: Results) -> list[dict[str, Any]]:
 
 
 def _continual(results: Results) -> list[tuple[str, str, str, str]]:
-    """(name, AP, AP50, meaning) of each metric that is known."""
+    """(name, AP, headline metric, meaning) of each metric that is known."""
     found = []
     for key, name, meaning in _CONTINUAL:
-        values = [((results.get("continual") or {}).get(m) or {}).get(key) for m in ("AP", "AP50")]
+        values = [((results.get("continual") or {}).get(m) or {}).get(key) for m in ("AP", headline(results))]
         if any(v is not None for v in values):
             shown = ["–" if v is None else f"{v:.3f}" if key == "omega" else percent(v) for v in values]
             found.append((name, *shown, meaning))

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 
-from ciod.report.summary import Change, Results, ap_rows, changes, class_order, done, score
+from ciod.report.summary import Change, Results, ap_rows, changes, class_order, done, headline, score
 
 OLD, NEW, ALL = "#0072B2", "#D55E00", "#3F3F46"
 GROUPS = {"old": OLD, "new": NEW, "all": ALL}
@@ -150,7 +150,7 @@ def task_curves(results: Results) -> Figure | None:
         return None
     figure = Figure(figsize=(WIDE * 0.86, 2.7), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, metric in zip(panels, ("AP", "AP50"), strict=True):
+    for axes, metric in zip(panels, ("AP", headline(results)), strict=True):
         for group, colour in GROUPS.items():
             values = np.array([number(score(results, i, group, metric)) for i in range(n)]) * 100
             known = ~np.isnan(values)
@@ -174,8 +174,9 @@ def task_curves(results: Results) -> Figure | None:
 
 
 @svg
-def class_change(results: Results, *, metric: str = "AP50") -> Figure | None:
+def class_change(results: Results, *, metric: str | None = None) -> Figure | None:
     """Per old class: AP when it was learnt (hollow) and at the end (filled), the greatest loss first."""
+    metric = metric or headline(results)
     known = [c for c in changes(results, metric) if c.before is not None or c.after is not None]
     if not known:
         return None

@@ -73,6 +73,14 @@ def planned(results: Results) -> int:
     return 1 if scenario.get("joint") else max(len(scenario.get("split") or []), len(done(results)))
 
 
+def headline(results: Results) -> str:
+    """The metric a scenario is judged by beside AP: AP50, or VOC's under its own name."""
+    return _HEADLINES.get((results.get("scenario") or {}).get("metric") or "", "AP50")
+
+
+_HEADLINES = {"voc07": "VOC07", "voc": "VOC"}
+
+
 def score(results: Results, task: int, group: str, metric: str) -> float | None:
     """AP or AP50 of the ``old``, ``new`` or ``all`` classes after a task (negative counts from the last)."""
     tasks = done(results)
@@ -92,14 +100,17 @@ def class_order(results: Results) -> list[str]:
     names = dict.fromkeys((results.get("scenario") or {}).get("classes") or [])
     for task in done(results):
         names |= dict.fromkeys([*(task.get("old_classes") or []), *(task.get("new_classes") or [])])
-    for row in ap_rows(results, "AP") + ap_rows(results, "AP50"):
+    for row in ap_rows(results, "AP") + ap_rows(results, headline(results)):
         names |= dict.fromkeys(row)
     return list(names)
 
 
-def changes(results: Results, metric: str = "AP50") -> list[Change]:
-    """Every class that was old in the last finished task, the greatest loss first, unknown ones last."""
-    tasks, rows = done(results), ap_rows(results, metric)
+def changes(results: Results, metric: str | None = None) -> list[Change]:
+    """Every class that was old in the last finished task, the greatest loss first, unknown ones last.
+
+    ``metric``: None means the scenario's headline, here and below.
+    """
+    tasks, rows = done(results), ap_rows(results, metric or headline(results))
     if len(tasks) < 2 or len(rows) < len(tasks):
         return []
     found = [
@@ -116,15 +127,15 @@ def mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def before_after(results: Results, metric: str = "AP50") -> tuple[float | None, float | None]:
+def before_after(results: Results, metric: str | None = None) -> tuple[float | None, float | None]:
     """Mean AP of the old classes when they were learnt, and after the last task; classes known at both times."""
     both = [c for c in changes(results, metric) if c.loss is not None]
     return mean([c.before for c in both]), mean([c.after for c in both])
 
 
-def retention(results: Results, metric: str = "AP50") -> float | None:
+def retention(results: Results, metric: str | None = None) -> float | None:
     """The run's own figure; computed from the table where the run does not give one."""
-    given = ((results.get("continual") or {}).get(metric) or {}).get("retention")
+    given = ((results.get("continual") or {}).get(metric or headline(results)) or {}).get("retention")
     if given is not None:
         return given
     before, after = before_after(results, metric)
@@ -137,42 +148,44 @@ def verdict(results: Results) -> str:
     if not tasks:
         return "Unfinished: no task is done yet, so nothing has been measured."
     start = "" if len(tasks) >= total else f"Unfinished, {len(tasks)} of {total} tasks done. "
+    m = headline(results)
     if len(tasks) == 1:
         return start + _one_task(results)
     n_old, n_new = len(tasks[-1].get("old_classes") or []), len(tasks[-1].get("new_classes") or [])
     later = sum(len(t.get("new_classes") or []) for t in tasks[1:])
     learnt = f"After learning {count(later, 'new class')}" + (f" in {len(tasks) - 1} steps" if len(tasks) > 2 else "")
     if len(tasks) == 2:
-        old, of = (f"{n_old} old classes", "its AP50 on the") if n_old != 1 else ("old class", "its AP50 on the")
+        old, of = (f"{n_old} old classes", f"its {m} on the") if n_old != 1 else ("old class", f"its {m} on the")
         had = ""
     else:
-        old, of = (f"{n_old} earlier classes" if n_old != 1 else "earlier class"), "the AP50 that the"
+        old, of = (f"{n_old} earlier classes" if n_old != 1 else "earlier class"), f"the {m} that the"
         had = " had when they were learnt" if n_old != 1 else " had when it was learnt"
     kept, (before, after) = retention(results), before_after(results)
     if kept is None and before == 0:
-        their = "its AP50 was 0 when it was" if n_old == 1 else "their AP50 was 0 when they were"
+        their = f"its {m} was 0 when it was" if n_old == 1 else f"their {m} was 0 when they were"
         first = f"{learnt}, there is nothing that the {old} could have lost: {their} learnt."
     elif kept is None:
         be = "is" if n_old == 1 else "are"
-        first = f"{learnt}, how well the {old} {be} kept is not known: there is no AP50 to compare."
+        first = f"{learnt}, how well the {old} {be} kept is not known: there is no {m} to compare."
     else:
         figures = "" if before is None else f" ({percent(before)} → {percent(after)})"
         only = "only " if kept < 0.5 else ""
         first = f"{learnt} the detector keeps {only}{percent(kept, ' %')} of {of} {old}{had}{figures}."
-    new = score(results, -1, "new", "AP50")
+    new = score(results, -1, "new", m)
     if new is None:
-        second = "There is no AP50 for the new classes."
+        second = f"There is no {m} for the new classes."
     else:
         which = "new" if len(tasks) == 2 else "newest"
         subject = f"The {which} class reaches" if n_new == 1 else f"The {n_new} {which} classes reach"
-        second = f"{subject} {percent(new, ' %')} AP50."
+        second = f"{subject} {percent(new, ' %')} {m}."
     return f"{start}{first} {second}"
 
 
 def _one_task(results: Results) -> str:
     scenario, n = results.get("scenario") or {}, len(done(results)[0].get("new_classes") or [])
-    value = score(results, 0, "all", "AP50")
-    reached = "there is no AP50 to report" if value is None else f"the detector reaches {percent(value, ' %')} AP50"
+    m = headline(results)
+    value = score(results, 0, "all", m)
+    reached = f"there is no {m} to report" if value is None else f"the detector reaches {percent(value, ' %')} {m}"
     if scenario.get("joint"):
         return f"Trained on all {count(n, 'class')} at once (joint training, the upper bound), {reached}."
     if planned(results) > 1:
@@ -181,17 +194,18 @@ def _one_task(results: Results) -> str:
 
 
 def summary_table(results: Results) -> Table:
-    """Old, new and all AP and AP50 after each task, for the terminal."""
+    """Old, new and all AP and AP50 (or VOC's) after each task, for the terminal."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, title="AP after each task (%)", title_style="bold", title_justify="left")
-    for name in ("task", "classes", "old AP", "old AP50", "new AP", "new AP50", "all AP", "all AP50"):
+    m = headline(results)
+    for name in ("task", "classes", "old AP", f"old {m}", "new AP", f"new {m}", "all AP", f"all {m}"):
         table.add_column(name, justify="left" if name in ("task", "classes") else "right")
     for i, task in enumerate(done(results)):
         n_old, n_new = len(task.get("old_classes") or []), len(task.get("new_classes") or [])
-        cells = [percent(score(results, i, g, m)) for g in ("old", "new", "all") for m in ("AP", "AP50")]
+        cells = [percent(score(results, i, g, k)) for g in ("old", "new", "all") for k in ("AP", m)]
         table.add_row(str(i + 1), Text(f"{n_old}+{n_new}" if n_old else str(n_new)), *cells)
     return table
 

@@ -1,0 +1,151 @@
+"""YOLOX on MobileNetV1 (Howard et al. 2017, arXiv 1704.04861): a small backbone that has seen ImageNet and no boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ciod.detectors.backbones import Backbone
+from ciod.detectors.detector import Detector, Input
+from ciod.detectors.necks import PAFPN
+from ciod.detectors.yolox import YOLOX, Head
+from ciod.errors import CiodError
+
+# (output channels at width 1, stride) of the 13 separable blocks
+BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *(((512, 1),) * 5), (1024, 2), (1024, 1))
+_STAGES = ((0, 3), (3, 5), (5, 11), (11, 13))  # stem and blocks 0-2 end at stride 4, then 8, 16, 32
+_HALF = (127.5, 127.5, 127.5)  # 0..255 to [-1, 1]
+
+
+class SameConv(nn.Module):
+    """Convolution, batch normalisation (eps 1e-3), ReLU6, with TensorFlow's "same" padding.
+
+    At stride 2 an even side is padded at the right and bottom only, which the ImageNet weights were trained with.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1):
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(outputs, eps=1e-3)
+        self.act = nn.ReLU6(inplace=True)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kernel > 1:
+            height, width = (self._room(int(n)) for n in x.shape[2:])
+            x = F.pad(x, [width // 2, width - width // 2, height // 2, height - height // 2])
+        return self.act(self.bn(self.conv(x)))
+
+    def _room(self, side: int) -> int:
+        """Pixels of padding along a side, both ends together."""
+        return max(0, (-(-side // self.stride) - 1) * self.stride + self.kernel - side)
+
+
+class Separable(nn.Module):
+    """A depthwise 3×3 and a pointwise convolution."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.dw = SameConv(inputs, inputs, 3, stride, groups=inputs)
+        self.pw = SameConv(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pw(self.dw(x))
+
+
+class MobileNetV1(Backbone):
+    """MobileNetV1 without its classifier, in the stages of ``Backbone``.
+
+    With weights it is treated as the ResNets are: stem and first stage frozen, every statistic kept.
+
+    Args:
+        width: multiplier of all channels; 0.75 gives maps of 192, 384 and 768 channels.
+        weights: path to a state dict of ImageNet weights (``conv1.…``, ``blocks.N.dw.…``, ``fc.…``), or None.
+        frozen: fix stem, first stage and statistics although ``weights`` is None: they will be loaded.
+
+    Raises:
+        CiodError: no such file, or it holds another network.
+    """
+
+    def __init__(self, width: float = 0.75, weights: str | None = None, *, frozen: bool = False):
+        super().__init__()
+        channels = [int(c * width) for c, _ in BLOCKS]
+        before = [int(32 * width), *channels]
+        blocks = [Separable(before[i], c, stride) for i, (c, (_, stride)) in enumerate(zip(channels, BLOCKS))]
+        self.stem = SameConv(3, before[0], 3, 2)
+        self.stage1, self.stage2, self.stage3, self.stage4 = (nn.Sequential(*blocks[a:b]) for a, b in _STAGES)
+        self.channels = tuple(channels[end - 1] for _, end in _STAGES[1:])
+        self.pretrained = frozen or bool(weights)
+        if weights:
+            self._load(Path(weights))
+        if self.pretrained:
+            self.stem.requires_grad_(False)
+            self.stage1.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> MobileNetV1:
+        super().train(mode)
+        if self.pretrained:
+            for m in self.modules():
+                if isinstance(m, nn.BatchNorm2d):
+                    m.eval()
+        return self
+
+    def _load(self, path: Path) -> None:
+        from ciod.detectors.weights import read_checkpoint
+
+        if not path.is_file():
+            raise CiodError(f"detector.backbone_weights: there is no file {path}.")
+        state = rename(read_checkpoint(path))
+        wrong = [k for k, v in self.state_dict().items() if k not in state or state[k].shape != v.shape]
+        if wrong:
+            raise CiodError(
+                f"detector.backbone_weights: {path} is not a MobileNetV1 of this width; {len(wrong)} tensors are "
+                f"absent or of another shape, for example {wrong[0]}."
+            )
+        self.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
+
+
+def rename(state: dict[str, Any]) -> dict[str, Any]:
+    """``conv1`` and ``blocks.N`` of the weight file → stem and stages; other names pass unchanged."""
+    place = {}
+    for stage, (a, b) in enumerate(_STAGES, 1):
+        place |= {f"blocks.{i}.": f"stage{stage}.{i - a}." for i in range(a, b)}
+    out = {}
+    for key, value in state.items():
+        head = next((p for p in place if key.startswith(p)), None)
+        out[place[head] + key[len(head) :] if head else key.replace("conv1.", "stem.", 1)] = value
+    return out
+
+
+class YOLOXMobileNet(YOLOX):
+    """YOLOX's PAFPN and head, 96 channels wide and depthwise, on MobileNetV1 × 0.75. RGB in [-1, 1]."""
+
+    variants = {"yolox-mobilenet": 0.75}  # noqa: RUF012 (as its base)
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        *,
+        name: str = "yolox-mobilenet",
+        size: int | None = None,
+        backbone_weights: str | None = None,
+        frozen: bool = False,
+    ):
+        if backbone_weights == "imagenet":
+            raise CiodError("detector.backbone_weights: there is no download for yolox-mobilenet; give a file.")
+        taking = Input(size=size or 416, mean=_HALF, std=_HALF)
+        settings: dict[str, Any] = {"name": name, "size": taking.size}
+        Detector.__init__(self, class_names, settings, taking)
+        self.backbone = MobileNetV1(self.variants[name], backbone_weights, frozen=frozen)
+        settings["frozen"] = self.backbone.pretrained
+        self.neck = PAFPN(self.backbone.channels, 96, 1, depthwise=True)
+        self.head = Head(96, len(class_names), depthwise=True)
+
+    @classmethod
+    def default_backbone(cls, name: str) -> str | None:
+        return None

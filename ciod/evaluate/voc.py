@@ -1,0 +1,125 @@
+"""Pascal VOC's average precision, in both of its forms, each under its own name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from ciod.data.index import Index
+from ciod.types import Detections
+
+NAMES: dict[str, str] = {"voc07": "VOC07", "voc": "VOC"}
+"""Metric of a protocol → the key its values stand under, beside AP and AP50, which are always COCO's."""
+
+
+def voc_ap(
+    detections: Sequence[Detections],
+    truth: Index,
+    *,
+    metric: Literal["voc07", "voc"],
+    classes: Sequence[str] | None = None,
+    iou: float = 0.5,
+) -> dict[str, float | None]:
+    """AP of every class at one IoU threshold; None where there is no ground truth that is not difficult.
+
+    Detections of a class are taken by falling score. Each looks at the true box of its image that it overlaps most: if
+    the overlap is below ``iou`` it is wrong; a difficult box (or a COCO crowd) makes it neither right nor wrong; a box
+    that was already found makes it wrong (also where another true box would have been free, unlike in COCO).
+
+    Args:
+        detections: one per image of ``truth``, boxes in pixels of that image. All count: VOC has no maxDets.
+        metric: ``voc07``: mean of the best precision at recall ≥ 0, 0.1, … 1. ``voc``: area under the envelope of
+            precision over recall.
+
+    Raises:
+        ValueError: not one Detections an image.
+
+    Source: Everingham et al., The Pascal Visual Object Classes Challenge (IJCV 2010), §4.2; development kits of 2007
+    and 2010. Their pixel-inclusive widths are kept: the reader of VOC boxes lets x run from xmin − 1 to xmax.
+    """
+    if len(detections) != len(truth):
+        raise ValueError(f"{len(detections)} detections for {len(truth)} images; give one Detections an image")
+    names = tuple(dict.fromkeys(truth.class_names if classes is None else classes))
+    found = _found_by_class(detections, names)
+    area = _eleven_points if metric == "voc07" else _area
+    out: dict[str, float | None] = {}
+    for name in names:
+        hits, total = _judge(*found[name], truth, name, iou)
+        out[name] = area(*_curve(hits, total)) if total else None
+    return out
+
+
+def _found_by_class(
+    detections: Sequence[Detections], names: Sequence[str]
+) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Class → image [n], boxes [n, 4] and scores [n] of its detections, by falling score (equal ones in order)."""
+    image = np.repeat(np.arange(len(detections)), [len(d) for d in detections])
+    boxes = np.concatenate([np.zeros((0, 4)), *(d.boxes for d in detections)])
+    scores = np.concatenate([np.zeros(0), *(d.scores for d in detections)])
+    said = np.array([n for d in detections for n in np.asarray(d.class_names, object)[d.labels]] or [""], object)
+    said = said[: len(image)]
+    out = {}
+    for name in names:
+        rows = np.flatnonzero(said == name)
+        rows = rows[np.argsort(-scores[rows], kind="stable")]
+        out[name] = image[rows], boxes[rows], scores[rows]
+    return out
+
+
+def _judge(
+    image: np.ndarray, boxes: np.ndarray, scores: np.ndarray, truth: Index, name: str, iou: float
+) -> tuple[np.ndarray, int]:
+    """[n] 1 = right, 0 = wrong, ignored ones left out; and how many boxes there are to find."""
+    del scores
+    label = truth.class_names.index(name) if name in truth.class_names else -1
+    rows = np.flatnonzero(truth.labels == label)
+    ignored = truth.difficult | truth.crowd
+    of_image: dict[int, np.ndarray] = {}
+    for i, part in zip(*_runs(truth.image[rows]), strict=True):
+        of_image[int(i)] = rows[part]
+    taken = np.zeros(len(truth.labels), dtype=bool)
+    hits = []
+    for i, box in zip(image.tolist(), boxes, strict=True):
+        own = of_image.get(i)
+        if own is None:
+            hits.append(0)
+            continue
+        overlap = _iou(box, truth.boxes[own].astype(np.float64))
+        best = own[overlap.argmax()]
+        if overlap.max() < iou:
+            hits.append(0)
+        elif not ignored[best]:
+            hits.append(int(not taken[best]))
+            taken[best] = True
+    return np.array(hits, dtype=np.int64), int((~ignored[rows]).sum())
+
+
+def _runs(values: np.ndarray) -> tuple[np.ndarray, list[slice]]:
+    """Distinct values of a sorted array and where each stands."""
+    distinct, starts = np.unique(values, return_index=True)
+    return distinct, [slice(a, b) for a, b in zip(starts, [*starts[1:], len(values)])]
+
+
+def _iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
+    common = (high - low).clip(min=0).prod(1)
+    return common / ((box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(1) - common)
+
+
+def _curve(hits: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray]:
+    """Recall and precision after each detection."""
+    right = hits.cumsum()
+    return right / total, right / np.arange(1, len(hits) + 1)
+
+
+def _eleven_points(recall: np.ndarray, precision: np.ndarray) -> float:
+    # Recall 0.7 must reach the point 0.7 whichever way both were rounded.
+    best = [precision[recall >= t - 1e-9].max(initial=0) for t in np.arange(11) / 10]
+    return float(np.mean(best))
+
+
+def _area(recall: np.ndarray, precision: np.ndarray) -> float:
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float((np.diff(recall, prepend=0) * envelope).sum())
