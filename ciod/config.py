@@ -378,10 +378,9 @@ def _absent_data(tree: dict[str, Any]) -> list[str]:
         return []
     variable = re.fullmatch(r"\$\{(\w+)\}", data)
     if variable:
-        get = f"ciod data {variable[1].lower()}"
         return [
             f"data: the environment variable {variable[1]}, which names the data set's folder, is not set; set it, or "
-            f"write data=FOLDER ('{get}' tells how to get the data)."
+            "write data=FOLDER (docs/protocols.md has the layout)."
         ]
     return [f"data: there is no folder {data}{_nearest(Path(data))}"]
 

@@ -62,7 +62,7 @@ def test_without_data_classes_and_epochs_are_still_said(monkeypatch, tmp_path, c
     show(settings, absent)
     said = capsys.readouterr().out
     assert "task 2, 40 classes: kite, knife" in said and "nothing was trained" in said
-    assert "missing: data: the environment variable COCO" in said and "ciod data coco" in said
+    assert "missing: data: the environment variable COCO" in said and "write data=FOLDER" in said
     assert list(tmp_path.iterdir()) == []
 
 
