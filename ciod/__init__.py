@@ -4,6 +4,7 @@ Public names, imported when first used, so that ``import ciod`` is instant:
 
     ciod.train(data="folder", split="3+3", method="ilyolox", out="runs/mine")
     ciod.compare("shapes-6+4", methods="finetune,pseudo_label,ilyolox", seeds=3)
+    ciod.extend("yolox_nano.pth", data="folder", out="runs/more")
     ciod.evaluate("runs/mine/task-2/model.safetensors", data="folder")
     ciod.load("runs/mine/task-2/model.safetensors").predict("photo.jpg")
 """
@@ -14,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time see __getattr__
-    from ciod.api import evaluate, train
+    from ciod.api import evaluate, extend, train
     from ciod.comparison import compare
     from ciod.data.scenario import Scenario
     from ciod.detectors.detector import Detector
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "train": "ciod.api",
     "compare": "ciod.comparison",
+    "extend": "ciod.api",
     "evaluate": "ciod.api",
     "predict": "ciod.inference.pictures",
     "frames": "ciod.inference.video",
@@ -52,6 +54,7 @@ __all__ = [
     "compare",
     "evaluate",
     "export",
+    "extend",
     "frames",
     "load",
     "predict",

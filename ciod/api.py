@@ -35,6 +35,30 @@ def train(config: str | Path | None = None, **settings: Any) -> dict[str, Any]:
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
+def extend(model: str | Path, data: str | Path, out: str | Path, **settings: Any) -> dict[str, Any]:
+    """Teaches a model the classes of a folder, without old images; returns the content of ``results.json``.
+
+    Args:
+        model: a file ``ciod.load`` reads.
+        data: a folder in COCO, VOC or YOLO format; classes are matched by name.
+        out: run folder; the new model is ``out/model.safetensors``.
+        settings: as in ``ciod extend``: ``extend(m, "cards/", "runs/cards", effort="quick", drop=["cat"])``.
+
+    Raises:
+        ConfigError: every problem of settings or of class names at once.
+        CiodError: anything else a user can mend; ``ciod.extension.run.NotKept`` when ``min_retention`` is not reached.
+    """
+    import json
+
+    from ciod.extension.run import extend as run
+    from ciod.extension.settings import load
+
+    given = {"model": str(model), "data": str(data), "out": str(out), **settings}
+    words = ", ".join(f"{k}={v!r}" for k, v in given.items())
+    folder = run(load(given), command=f"ciod.extend({words})")
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
 @dataclass
 class Scored:
     """What ``evaluate`` found."""

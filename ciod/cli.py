@@ -1,6 +1,6 @@
 """ciod train data=FOLDER split=3+3 method=ilyolox out=DIR
 
-The command line: demo · train · compare · eval · predict · export · report · list. Settings are written ``key=value``.
+The command line: demo · train · compare · extend · eval · predict · export · report · list. Settings are ``key=value``.
 Heavy imports happen inside the commands, so that ``ciod --help`` answers at once.
 """
 
@@ -127,6 +127,32 @@ def compare(words: Words = None) -> None:
         content = run(plain[0] if plain else None, settings=flat, **own)
     if any(c["status"] == FAILED for c in content["runs"]):
         raise typer.Exit(1)
+
+
+@app.command()
+def extend(
+    model: Annotated[str, typer.Argument(help="A ciod model, or an official or MMDetection YOLOX checkpoint.")],
+    words: Words = None,
+) -> None:
+    """Teach a model the classes of a folder: `ciod extend MODEL data=FOLDER out=DIR`.
+
+    No old image is needed. Classes are matched by name: a new one is added, a known one is taught further.
+
+    - `effort=normal` quick, normal or thorough: sizes epochs, batch and resolution, and says what it chose
+    - `method=auto` or any of `ciod list methods`; `method=freeze_branch` leaves old outputs bit-identical
+    - `keep='[a, b]'` `drop='[a]'` `rename='{a: b}'` `new='[a]'` `classes='[a, b]'` which class is which
+    - `old_data=FOLDER` measures AP of the old classes before and after; without it, agreement of old and new model
+    - `pool=FOLDER` any unlabelled images; `min_retention=0.98` writes no model below it (exit code 3)
+    - `epochs=30 batch=8 lr=0.003 size=416 holdout=0.15 seed=0 device=auto` and every `train.`, `augment.`, `eval.`
+    """
+    from ciod.extension import settings
+    from ciod.extension.run import extend as run
+
+    plain, flat = _split(words)
+    _check(dict.fromkeys(plain), [])
+    chosen = settings.load({"model": model, **flat})
+    with _interruptible():
+        run(chosen)
 
 
 @app.command("eval")
@@ -326,7 +352,7 @@ def main() -> None:
         app(standalone_mode=True)
     except CiodError as e:
         print(f"ciod: {e}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(getattr(e, "exit_code", 2))
     except BrokenPipeError:
         sys.exit(0)
 

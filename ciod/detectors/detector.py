@@ -70,6 +70,24 @@ class ClassConv(nn.Module):
             block.to(next(self.blocks[0].parameters()))
         self.blocks.append(block)
 
+    def select(self, rows: Sequence[int]) -> None:
+        """Keeps these rows (ascending) and their arithmetic by block; blocks without any go."""
+        first, blocks = 0, []
+        for block in self.blocks:
+            size: int = block.out_channels  # type: ignore[assignment]
+            own = [r - first for r in rows if first <= r < first + size]
+            first += size
+            if len(own) < size:
+                narrow = nn.Conv2d(self.channels, max(1, len(own)), self.kernel, padding=self.kernel // 2)
+                narrow.to(block.weight)  # type: ignore[arg-type]
+                with torch.no_grad():
+                    narrow.weight.copy_(block.weight[own or [0]])  # type: ignore[index]
+                    narrow.bias.copy_(block.bias[own or [0]])  # type: ignore[index, union-attr]
+                block = narrow
+            if own:
+                blocks.append(block)
+        self.blocks = nn.ModuleList(blocks)
+
     @property
     def sizes(self) -> list[int]:
         """Classes of each block, in order of arrival."""
@@ -97,7 +115,7 @@ class Detector(nn.Module):
     """
 
     traits: ClassVar[frozenset[str]] = frozenset()
-    """What methods can rely on: ``dense``, ``objectness``, ``box_distribution``, ``features``."""
+    """What methods can rely on: ``dense``, ``objectness``, ``box_distribution``, ``features``, ``branches``."""
     variants: ClassVar[Mapping[str, Any]] = {}
     """Names of this family and what each is made of."""
 
@@ -107,6 +125,7 @@ class Detector(nn.Module):
         self.settings = settings  # JSON-ready; detectors.build(**settings) makes the same architecture
         self.input = taking
         self.lineage: list[dict[str, Any]] = []  # one entry a task: which classes came when, from what
+        self.growth: list[dict[str, Any]] = [{"rows": len(class_names)}] if class_names else []  # how they came
         self.score_threshold, self.nms_iou = 0.001, 0.65
         self.precision: torch.dtype | None = None  # of a teacher's forward; None: as the surroundings say
         self.register_buffer("mean", torch.tensor(taking.mean).view(3, 1, 1), persistent=False)
@@ -183,14 +202,54 @@ class Detector(nn.Module):
         Raises:
             CiodError: when a name is already known or comes twice.
         """
-        twice = [n for i, n in enumerate(names) if n in self.class_names or n in list(names)[:i]]
-        if twice:
-            raise CiodError(f"The detector already knows {', '.join(map(repr, twice))}; a class can be added once.")
+        self._check_new(names)
         if not names:
             return
         for layer in self.class_modules().values():
             layer.grow(len(names))
         self.class_names = (*self.class_names, *names)
+        self.growth.append({"rows": len(names)})
+
+    def select(self, names: Sequence[str]) -> None:
+        """Keeps only these classes, in their order of arrival; what they are detected by does not change.
+
+        Raises:
+            CiodError: a name is not known, or none is left.
+        """
+        unknown = [n for n in names if n not in self.class_names]
+        if unknown or not names:
+            raise CiodError(f"The detector does not know {', '.join(map(repr, unknown)) or 'what to keep: no name'}.")
+        kept = [i for i, n in enumerate(self.class_names) if n in names]
+        self._select(kept)
+        self.class_names = tuple(self.class_names[i] for i in kept)
+
+    def _select(self, kept: list[int]) -> None:
+        """Keeps the class numbers ``kept``, ascending, in layers and ``growth``."""
+        for layer in self.class_modules().values():
+            layer.select(kept)
+        sizes = next(iter(self.class_modules().values())).sizes
+        self.growth = [{"rows": n} for n in sizes]
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Gives classes other names.
+
+        Raises:
+            CiodError: a name is not known, or two classes would have one name.
+        """
+        unknown = [n for n in names if n not in self.class_names]
+        renamed = tuple(names.get(n, n) for n in self.class_names)
+        if unknown or len(set(renamed)) < len(renamed):
+            what = f"does not know {unknown[0]!r}" if unknown else "would have two classes of one name"
+            raise CiodError(f"The detector {what}.")
+        self.class_names = renamed
+        for step in self.growth:
+            if "taught" in step:
+                step["taught"] = [names.get(n, n) for n in step["taught"]]
+
+    def _check_new(self, names: Sequence[str]) -> None:
+        twice = [n for i, n in enumerate(names) if n in self.class_names or n in list(names)[:i]]
+        if twice:
+            raise CiodError(f"The detector already knows {', '.join(map(repr, twice))}; a class can be added once.")
 
     def frozen(self) -> Detector:
         """A teacher: a copy of its own, in eval mode, without gradients; it holds nothing of the student."""

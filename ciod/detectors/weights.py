@@ -29,6 +29,7 @@ def save_model(path: Path, detector: Detector, **extra: Any) -> None:
         "class_names": list(detector.class_names),
         "detector": detector.settings,
         "blocks": next(iter(detector.class_modules().values())).sizes,
+        "growth": detector.growth,
         "lineage": detector.lineage,
         **extra,
     }
@@ -77,10 +78,7 @@ def _load_own(path: Path) -> Detector:
 
     meta = read_metadata(path)
     detector = detectors.build((), **meta["detector"])
-    first = 0
-    for rows in meta["blocks"]:  # the same blocks as it was grown in: the same arithmetic
-        detector.grow(meta["class_names"][first : first + rows])
-        first += rows
+    regrow(detector, meta["class_names"], meta.get("growth") or [{"rows": n} for n in meta["blocks"]])
     with safe_open(path, framework="pt") as f:
         state = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (not a dict)
     try:
@@ -89,6 +87,19 @@ def _load_own(path: Path) -> Detector:
         raise CiodError(f"{path} does not fit the detector its metadata describes: {e}") from e
     detector.lineage = meta["lineage"]
     return detector.eval()
+
+
+def regrow(detector: Detector, names: Sequence[str], growth: Sequence[dict[str, Any]]) -> None:
+    """Grows a detector without classes as another was grown: in the same blocks and branches, the same arithmetic."""
+    first = 0
+    for step in growth:
+        size = step["branch"] if "branch" in step else step["rows"]
+        arriving = names[first : first + size]
+        first += size
+        if "branch" in step:
+            detector.add_branch(arriving, taught=step["taught"])  # type: ignore[attr-defined, operator]
+        else:
+            detector.grow(arriving)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

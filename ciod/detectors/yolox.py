@@ -6,7 +6,7 @@ The ResNet variants are the detector of ilYOLOX's tables.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,12 +14,15 @@ from torch import Tensor, nn
 
 from ciod import losses as L
 from ciod.boxes import gather_rows
+from ciod.detectors import branch as br
 from ciod.detectors.assign import sim_ota
 from ciod.detectors.backbones import CSPDarknet, ResNet
 from ciod.detectors.blocks import conv
+from ciod.detectors.branch import Branch
 from ciod.detectors.dense import flatten, grid
-from ciod.detectors.detector import IMAGENET, PRIOR, ClassConv, Detector, Input
+from ciod.detectors.detector import IMAGENET, PRIOR, ClassConv, ClassRows, Detector, Input
 from ciod.detectors.necks import PAFPN
+from ciod.errors import CiodError
 from ciod.types import Matches, Outputs, Targets
 
 STRIDES = (8, 16, 32)
@@ -63,16 +66,21 @@ class Head(nn.Module):
         for layer in self.obj:
             nn.init.constant_(layer.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
 
-    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-        """cls, reg, obj, and the class towers' features."""
-        cls, reg, obj, towers = [], [], [], []
-        for i, x in enumerate(features):
-            towers.append(self.cls_tower[i](x))
-            boxes = self.reg_tower[i](x)
-            cls.append(self.cls[i](towers[i]))
-            reg.append(self.reg[i](boxes))
-            obj.append(self.obj[i](boxes))
-        return cls, reg, obj, towers
+    def towers(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """What the class layers and the box and objectness layers see, a level."""
+        cls = [tower(x) for tower, x in zip(self.cls_tower, features, strict=True)]
+        return cls, [tower(x) for tower, x in zip(self.reg_tower, features, strict=True)]
+
+    def layers(self, cls: Sequence[Tensor], reg: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Class, box and objectness maps of the towers' outputs."""
+        return (
+            [layer(x) for layer, x in zip(self.cls, cls, strict=True)],
+            [layer(x) for layer, x in zip(self.reg, reg, strict=True)],
+            [layer(x) for layer, x in zip(self.obj, reg, strict=True)],
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        return self.layers(*self.towers(features))
 
 
 def assemble(
@@ -104,9 +112,10 @@ def assemble(
 class YOLOX(Detector):
     """See the module. ``settings`` are the keyword arguments of ``build``."""
 
-    traits = frozenset({"dense", "objectness", "features"})
+    traits = frozenset({"dense", "objectness", "features", "branches"})
     variants = VARIANTS
     box_weight = 5.0
+    channel_of: Tensor  # [parts, C]: see branch.table_of
 
     def __init__(
         self,
@@ -131,18 +140,32 @@ class YOLOX(Detector):
             width, depth = int(256 * widen), round(3 * deepen)
         self.neck = PAFPN(self.backbone.channels, width, depth, depthwise=depthwise)  # type: ignore[arg-type]
         self.head = Head(width, len(class_names), depthwise=depthwise)
+        self.width = width
+        self.branches = nn.ModuleList()
+        self.parts: list[list[int]] = [list(range(len(class_names)))]  # class numbers of the head, of each branch
+        self._index_parts()
 
     @classmethod
     def default_backbone(cls, name: str) -> str | None:
         return "imagenet" if isinstance(VARIANTS[name], int) else None
 
     def forward(self, images: Tensor) -> Outputs:
-        features = self.neck(self.backbone(self.normalise(images)))
-        cls, reg, obj, towers = self.head(features)
-        return assemble(cls, reg, obj, features, towers)
+        maps = self.backbone(self.normalise(images))
+        features = self.neck(maps)
+        towers = self.head.towers(features)
+        base = assemble(*self.head.layers(*towers), features, towers[0])
+        if not len(self.branches):
+            return base
+        parts = [base, *(assemble(*b(maps, features, *towers)) for b in self.branches)]
+        return br.append([br.spread(p, row) for p, row in zip(parts, self.channel_of, strict=True)])
 
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
-        return sim_ota(outputs, targets)
+        """SimOTA; with branches, part by part, each with the targets of its own classes."""
+        if len(outputs.levels) <= len(STRIDES):
+            return sim_ota(outputs, targets)
+        n, own = len(self.parts), self.owned
+        found = [sim_ota(br.part(outputs, i, n), br.only(targets, own[i])) for i in range(n)]
+        return br.join(found, outputs.logits.shape[1] // n)
 
     def loss(
         self,
@@ -178,3 +201,85 @@ class YOLOX(Detector):
 
     def trunk(self) -> list[nn.Module]:
         return [self.backbone, self.neck]
+
+    # Branches (``branch.py``) -------------------------------------------------------------------------------------
+
+    @property
+    def owned(self) -> Tensor:
+        """[parts, C] bool: which part has a channel for which class."""
+        width = torch.tensor([len(c) for c in self.parts], device=self.channel_of.device)
+        return self.channel_of < width[:, None]
+
+    def grow(self, names: Sequence[str]) -> None:
+        known = self.num_classes
+        super().grow(names)
+        self.parts[0] += range(known, self.num_classes)
+        self._index_parts()
+
+    def add_branch(self, names: Sequence[str], *, taught: Sequence[str] = ()) -> Branch:
+        """Adds classes on a branch of their own: all outputs so far stay bit-identical.
+
+        Args:
+            names: new classes.
+            taught: known classes for which the branch is a second opinion; its boxes meet the others' in NMS.
+
+        Raises:
+            CiodError: a new name is known already, a taught one is not, or there is neither.
+        """
+        self._check_new(names)
+        unknown = [n for n in taught if n not in self.class_names]
+        if unknown or not (names or taught):
+            raise CiodError(f"A branch needs classes, the taught ones among the known; got {[*names]}, {[*taught]}.")
+        known = self.num_classes
+        columns = [i for i, n in enumerate(self.class_names) if n in taught]
+        columns += range(known, known + len(names))
+        added = Branch(self.backbone.channels, self.width, columns, len(names), list(self.head.reg))  # type: ignore[arg-type]
+        self.branches.append(added.to(self.device))
+        self.class_names = (*self.class_names, *names)
+        self.parts.append(columns)
+        self.growth.append({"branch": len(names), "taught": [*taught]})
+        self._index_parts()
+        return added
+
+    def newest(self, outputs: Outputs) -> Outputs:
+        """The positions of the branch added last."""
+        n = len(self.parts)
+        return br.part(outputs, n - 1, n)
+
+    def class_modules(self) -> dict[str, ClassConv]:
+        """The growing layers of the head; a branch has its classes for good."""
+        return {n: m for n, m in super().class_modules().items() if n.startswith("head.")}
+
+    def class_layers(self) -> Iterator[ClassRows]:
+        for rows in super().class_layers():
+            yield ClassRows(rows.name, rows.tensor, self.parts[0][rows.first])
+        for b, branch in enumerate(self.branches):
+            for i, level in enumerate(branch.levels):  # type: ignore[arg-type]
+                for rows in level.cls.rows(f"branches.{b}.levels.{i}.cls"):  # type: ignore[union-attr, operator]
+                    yield ClassRows(rows.name, rows.tensor, branch.columns[rows.first])  # type: ignore[index]
+
+    def _select(self, kept: list[int]) -> None:
+        place = {old: new for new, old in enumerate(kept)}
+        for layer in self.class_modules().values():
+            layer.select([i for i, c in enumerate(self.parts[0]) if c in place])
+        first, growth, branches, parts = 0, [], [], [[place[c] for c in self.parts[0] if c in place]]
+        numbered = iter(self.branches)
+        for step in self.growth:
+            size = step["branch"] if "branch" in step else step["rows"]
+            left = sum(first <= c < first + size for c in kept)
+            first += size
+            if "branch" not in step:
+                growth += [{"rows": left}] if left else []
+                continue
+            branch: Branch = next(numbered)  # type: ignore[assignment]
+            names = {self.class_names[c] for c in kept}
+            if branch.select(place):
+                growth.append({"branch": left, "taught": [n for n in step["taught"] if n in names]})
+                branches.append(branch)
+                parts.append(list(branch.columns))
+        self.growth, self.parts, self.branches = growth, parts, nn.ModuleList(branches)
+        self.register_buffer("channel_of", br.table_of(parts, len(kept)).to(self.device), persistent=False)
+
+    def _index_parts(self) -> None:
+        table = br.table_of(self.parts, self.num_classes).to(self.device)
+        self.register_buffer("channel_of", table, persistent=False)

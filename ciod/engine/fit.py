@@ -29,6 +29,10 @@ class NotFinite(CiodError):
     """A loss became NaN or infinite."""
 
 
+def _trains(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters()) or not any(True for _ in module.parameters())
+
+
 @dataclass
 class Fit:
     """One task's training.
@@ -91,13 +95,12 @@ class Fit:
         return {"steps": total, "seconds": time.monotonic() - began, "broken": sorted(self.broken)}
 
     def _mode(self) -> None:
-        """Train mode; batch normalisation keeps its statistics where the settings say so."""
+        """Train mode; batch normalisation keeps its statistics where the settings say so, and where it is frozen."""
         self.detector.train()
         keep = self.settings.norm == "eval" or (self.settings.norm == "auto" and self.task > 0)
-        if keep:
-            for m in self.detector.modules():
-                if isinstance(m, nn.modules.batchnorm._BatchNorm):
-                    m.eval()
+        for m in self.detector.modules():
+            if isinstance(m, nn.modules.batchnorm._BatchNorm) and (keep or not _trains(m)):
+                m.eval()
 
     def _step(self, batch: Batch, step: int, total: int) -> None:
         s = self.settings

@@ -80,8 +80,7 @@ def restore(
         return task
     model = weights.load(out / f"task-{task}" / "model.safetensors")
     if settings.detector.head == "grow":
-        for i in range(task):
-            detector.grow(scenario.groups[i])
+        weights.regrow(detector, model.class_names, model.growth)
     detector.load_state_dict(model.state_dict())
     detector.lineage = model.lineage
     reporter.say(f"going on with task {task + 1} of {len(scenario)} in {out}")

@@ -108,7 +108,7 @@ class Runner:
             teacher = self._teacher(task, detector)
         else:
             teacher = None
-        self._grow(detector, task, resuming is not None)
+        self._grow(detector, task, method)
         self.reporter.say(self._title(task))
         method.attach(detector, detector, teacher)
         method.begin_task(task)
@@ -225,13 +225,13 @@ class Runner:
             detector = weights.load(self.out / f"task-{task.index}" / "model.safetensors").to(self.world.device)
         return speed.cheap_teacher(detector, self.settings.train)
 
-    def _grow(self, detector: Detector, task: Task, resuming: bool) -> None:
+    def _grow(self, detector: Detector, task: Task, method: Method) -> None:
         """New rows are drawn from a seed of the task, so that every rank and a resumed run draw the same."""
         if self.settings.detector.head == "full":
             return
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed + 7919 * (task.index + 1))
-            detector.grow(task.new_classes)
+            method.grow(detector, task.new_classes)
 
     # Beginning and end --------------------------------------------------------------------------------------------
 

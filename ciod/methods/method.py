@@ -11,7 +11,7 @@ from torch import Tensor
 from ciod.types import TASK, Batch, Outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ciod.data.scenario import Task
     from ciod.detectors.detector import Detector
@@ -64,6 +64,10 @@ class Method(BaseModel):
     def attach(self, student: Callable[[Tensor], Outputs], detector: Detector, teacher: Detector | None) -> None:
         """Called by the engine before ``begin_task``; again with the student inside DDP where there are processes."""
         self._student, self._detector, self._teacher = student, detector, teacher
+
+    def grow(self, detector: Detector, names: Sequence[str], taught: Sequence[str] = ()) -> None:
+        """Makes room for new classes, before ``attach``. ``taught``: known classes that this task teaches further."""
+        detector.grow(names)
 
     def begin_task(self, task: Task) -> None:
         """Before a task's first step: freeze parts, build buffers. Call super."""

@@ -42,6 +42,8 @@ class PseudoLabel(Method):
     """``adaptive``: clustered are detections in so many of the task's images, evenly spaced."""
     doubt: Fraction | None = None
     """Ignore band: boxes from this score up to the threshold are neither object nor background. None: no band."""
+    class_scores: dict[str, Fraction] | None = None
+    """Lowest score of single classes, by name; the others use ``score``. ``ciod extend`` fills it in."""
     nms_iou: Fraction = 0.65
     """NMS among pseudo boxes of a class."""
     guard_iou: Fraction | None = 0.7
@@ -56,6 +58,9 @@ class PseudoLabel(Method):
         self._limits = None
         if self.teacher is not None and self.threshold == "adaptive":
             self._limits = self.adapt(task)
+        elif self.teacher is not None and self.class_scores:
+            limits = [self.class_scores.get(n, self.score) for n in self.teacher.class_names]
+            self._limits = torch.tensor(limits, device=self.teacher.device)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         if self.teacher is None:

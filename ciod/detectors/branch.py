@@ -1,0 +1,158 @@
+"""Branches: new classes on a small head of their own beside a frozen detector, whose outputs stay bit-identical.
+
+A branch reads what the frozen detector computes anyway (the backbone's maps, the neck's, the towers of the head) and
+predicts class, box and objectness of its own classes. Its positions are appended to the detector's: nothing that was
+there changes, and decoding merges both as it merges any positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ciod.detectors.detector import PRIOR, ClassConv
+from ciod.types import Matches, Outputs, Targets
+
+OFF = -30.0  # logit of a class that a position cannot have: probability 1e-13, far below every threshold
+
+
+class BranchLevel(nn.Module):
+    """One level: a bottleneck over the backbone's and the neck's map, added to layers on the frozen towers.
+
+    Without normalisation: its batches are small and the maps it reads are normalised. The box layer starts as a copy
+    of the frozen one, so that boxes fit objects from the first step.
+
+    Args:
+        tap: channels of the backbone's map.
+        width: channels of the neck's map and of the towers.
+        inner: channels of the bottleneck, of each of its two inputs.
+        blocks: sizes of the blocks of class rows.
+    """
+
+    def __init__(self, tap: int, width: int, inner: int, blocks: Sequence[int], box: nn.Conv2d):
+        super().__init__()
+        self.reduce_tap = nn.Conv2d(tap, inner, 1)
+        self.reduce = nn.Conv2d(width, inner, 1)
+        both = 2 * inner
+        self.depth = nn.Conv2d(both, both, 3, padding=1, groups=both)
+        self.mix = nn.Conv2d(both, both, 1)
+        self.cls = ClassConv(width + both, 0)
+        for rows in blocks:
+            self.cls.grow(rows)
+        self.reg = nn.Conv2d(width + both, 4, 1)
+        self.obj = nn.Conv2d(width + both, 1, 1)
+        self.act = nn.SiLU()
+        with torch.no_grad():
+            self.reg.weight.zero_()
+            self.reg.weight[:, :width] = box.weight
+            self.reg.bias.copy_(box.bias)  # type: ignore[union-attr, arg-type]
+        nn.init.normal_(self.obj.weight, std=0.01)
+        nn.init.constant_(self.obj.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
+
+    def forward(self, tap: Tensor, neck: Tensor, cls: Tensor, reg: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = self.act(torch.cat([self.reduce_tap(tap), self.reduce(neck)], 1))
+        x = self.act(self.mix(self.act(self.depth(x))))
+        boxes = torch.cat([reg, x], 1)
+        return self.cls(torch.cat([cls, x], 1)), self.reg(boxes), self.obj(boxes)
+
+
+class Branch(nn.Module):
+    """The head of the classes ``columns``, the last ``new`` of which only it has.
+
+    One ``BranchLevel`` a level, wider where positions are fewer.
+    """
+
+    def __init__(self, taps: Sequence[int], width: int, columns: Sequence[int], new: int, boxes: Sequence[nn.Conv2d]):
+        super().__init__()
+        self.columns = list(columns)
+        rows = [1] * (len(self.columns) - new) + [new] * (new > 0)  # a block a taught class: they may lie apart
+        inner = [max(8, width // 4), max(16, width // 2), max(32, width)]
+        self.levels = nn.ModuleList(
+            BranchLevel(t, width, n, rows, b) for t, n, b in zip(taps, inner, boxes, strict=True)
+        )
+
+    def select(self, place: Mapping[int, int]) -> bool:
+        """Keeps the classes in ``place`` (old number → new). False: none is left."""
+        rows = [i for i, c in enumerate(self.columns) if c in place]
+        self.columns = [place[self.columns[i]] for i in rows]
+        for level in self.levels:
+            level.cls.select(rows)  # type: ignore[union-attr, operator]
+        return bool(rows)
+
+    def forward(
+        self, taps: Sequence[Tensor], neck: Sequence[Tensor], cls: Sequence[Tensor], reg: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        parts = [level(*maps) for level, *maps in zip(self.levels, taps, neck, cls, reg, strict=True)]
+        return [p[0] for p in parts], [p[1] for p in parts], [p[2] for p in parts]
+
+
+def table_of(parts: Sequence[Sequence[int]], classes: int) -> Tensor:
+    """[parts, classes] int64: the channel of a class in a part, or the part's number of channels: it has none."""
+    table = torch.zeros(len(parts), classes, dtype=torch.long)
+    for row, columns in zip(table, parts, strict=True):
+        row.fill_(len(columns))
+        row[list(columns)] = torch.arange(len(columns))
+    return table
+
+
+def spread(outputs: Outputs, row: Tensor) -> Outputs:
+    """Logits of some classes → logits of all, the others OFF. A gather: kept values keep their bits.
+
+    Args:
+        row: [C] int64 of ``table_of``.
+    """
+    off = torch.full_like(outputs.logits[..., :1], OFF)
+    return replace(outputs, logits=torch.cat([outputs.logits, off], 2).index_select(2, row))
+
+
+def append(parts: Sequence[Outputs]) -> Outputs:
+    """Positions of all parts, the first's first; features and towers are the first's."""
+
+    def cat(name: str, dim: int) -> Tensor:
+        return torch.cat([getattr(p, name) for p in parts], dim)
+
+    return replace(
+        parts[0],
+        logits=cat("logits", 1),
+        boxes=cat("boxes", 1),
+        points=cat("points", 0),
+        strides=cat("strides", 0),
+        objectness=cat("objectness", 1),
+        levels=tuple(n for p in parts for n in p.levels),
+    )
+
+
+def part(outputs: Outputs, i: int, of: int) -> Outputs:
+    """The positions of part ``i``, of ``of`` equal parts."""
+    n, levels = outputs.logits.shape[1] // of, len(outputs.levels) // of
+    own = slice(i * n, (i + 1) * n)
+    assert outputs.objectness is not None
+    return replace(
+        outputs,
+        logits=outputs.logits[:, own],
+        boxes=outputs.boxes[:, own],
+        points=outputs.points[own],
+        strides=outputs.strides[own],
+        objectness=outputs.objectness[:, own],
+        levels=outputs.levels[i * levels : (i + 1) * levels],
+    )
+
+
+def only(targets: Targets, own: Tensor) -> Targets:
+    """The same targets with those of other classes not valid; ``own`` is [C] bool."""
+    return replace(targets, valid=targets.valid & own[targets.labels])
+
+
+def join(matches: Sequence[Matches], positions: int) -> Matches:
+    """Matches of the parts as matches of the whole; each part has ``positions`` positions."""
+    return Matches(
+        torch.cat([m.position + i * positions for i, m in enumerate(matches)], 1),
+        torch.cat([m.target for m in matches], 1),
+        torch.cat([m.iou for m in matches], 1),
+        torch.cat([m.valid for m in matches], 1),
+        torch.cat([m.positive for m in matches], 1),
+    )

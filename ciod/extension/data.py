@@ -1,0 +1,152 @@
+"""The folder of an extension: its images for training and for validation, labelled in the model's order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ciod.config import data_folder
+from ciod.data import formats
+from ciod.data.index import Index
+from ciod.data.scenario import Task
+from ciod.errors import DataError
+from ciod.extension.names import Names
+
+
+@dataclass
+class Folder:
+    """Both splits as they were read, labels in the folder's own order."""
+
+    train: Index
+    val: Index
+    held_out: bool  # the validation images were taken from the training images
+    said: list[str]  # what is worth knowing about it
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Classes that have a box to learn from, in the folder's order."""
+        boxes = self.train.boxes_per_class()
+        return tuple(n for n, k in zip(self.train.class_names, boxes, strict=True) if k)
+
+
+def open_folder(path: str, *, holdout: float, seed: int) -> Folder:
+    """Reads a folder; without a validation split one is held out.
+
+    Raises:
+        DataError: no data set, no image, no box, or a single image where two splits are needed.
+    """
+    layout = formats.recognise(data_folder(path) or path)
+    train = _usable(formats.open_split(layout, "train", "files"))
+    said = [f"{train.source}: {line}" for line in train.problems.lines()]
+    boxes = train.boxes_per_class()
+    without = [n for n, k in zip(train.class_names, boxes, strict=True) if not k]
+    if not boxes.any():
+        raise DataError(f"{train.source} has {len(train)} images and not one box: there is nothing to learn.")
+    if without:
+        said.append(f"no box in the training images, left out: {', '.join(without[:8])}{', …' if without[8:] else ''}")
+    if {"val", "test"} & layout.splits.keys():
+        val = _usable(formats.open_split(layout, "val", "files"))
+        said += [f"{val.source}: {line}" for line in val.problems.lines()]
+        return Folder(train, val.relabel(train.class_names), False, said)
+    rows = hold_out(train, holdout, seed)
+    val = train.select(rows)
+    rest = train.select(np.setdiff1d(np.arange(len(train)), rows))
+    lacking = [n for n, k, v in zip(train.class_names, boxes, val.boxes_per_class(), strict=True) if k and not v]
+    note = f"; in too few images to hold one out, so not measured: {', '.join(lacking)}" if lacking else ""
+    said.append(f"no validation split: {len(val)} of {len(train)} images are held out (seed {seed}){note}")
+    return Folder(rest, val, True, said)
+
+
+def hold_out(index: Index, share: float, seed: int) -> np.ndarray:
+    """Rows of the images to hold out, ascending: about ``share`` of them, and of each class about the same share.
+
+    Dealt class by class, the rarest first; a class keeps at least one image to learn from, and gives at least one to
+    measure by when it has two.
+
+    Raises:
+        DataError: there is only one image.
+    """
+    if len(index) < 2:
+        raise DataError(f"{index.source} has one image; two are needed, one to learn from and one to measure by.")
+    rng = np.random.default_rng([seed, 11])
+    place = rng.permutation(len(index))  # the order in which images are taken
+    images = [np.unique(index.image[index.labels == c]) for c in range(len(index.class_names))]
+    held, kept = np.zeros(len(index), bool), np.zeros(len(index), bool)
+    for c in sorted(range(len(images)), key=lambda c: len(images[c])):
+        own = images[c][np.argsort(place[images[c]])]
+        wanted = 0 if len(own) < 2 else max(1, round(share * len(own)))
+        free = [i for i in own if not held[i] and not kept[i]]
+        take = max(0, wanted - int(held[own].sum()))
+        held[free[:take]] = True
+        kept[free[take : take + 1]] = True
+    background = np.setdiff1d(np.arange(len(index)), np.unique(index.image))
+    held[background[np.argsort(place[background])][: round(share * len(background))]] = True
+    if not held.any():
+        held[int(np.argmin(place))] = True
+    return np.flatnonzero(held)
+
+
+def task_of(folder: Folder, names: Names) -> Task:
+    """The extension as the second task of a scenario whose first task is the model as it was."""
+
+    def named(index: Index) -> Index:
+        renamed = _rename(index, names.data)
+        return renamed.relabel(names.all)
+
+    train = named(folder.train)
+    usable = ~train.crowd & ~train.difficult
+    return Task(
+        index=1,
+        new_classes=names.new,
+        old_classes=names.old,
+        train=train.select(boxes=usable),
+        test=named(folder.val),
+        hidden_boxes=0,
+        future_boxes=0,
+    )
+
+
+def old_validation(path: str, names: Names) -> Index:
+    """Validation images of the old classes, labelled in the model's order.
+
+    Raises:
+        DataError: none of the old classes is in it.
+    """
+    index = formats.read(data_folder(path) or path, "val")
+    where = dict(zip(names.kept, names.old, strict=True))
+    renamed = _rename(index, {n: where.get(n, names.data.get(n, n)) for n in index.class_names})
+    known = renamed.relabel(names.old)
+    if not len(known.labels):
+        raise DataError(
+            f"old_data: {index.source} has no box of an old class; it names {', '.join(index.class_names[:6])}, the "
+            f"model {', '.join(names.old[:6])}."
+        )
+    return known
+
+
+def _rename(index: Index, where: dict[str, str]) -> Index:
+    """Labels under the model's names; two classes of the folder under one name become one."""
+    from dataclasses import replace
+
+    renamed = [where.get(n, n) for n in index.class_names]
+    names = tuple(dict.fromkeys(renamed))
+    table = np.array([names.index(n) for n in renamed] or [0], dtype=np.int64)
+    return replace(index, class_names=names, labels=table[index.labels] if len(index.labels) else index.labels)
+
+
+def _usable(index: Index) -> Index:
+    if not len(index):
+        raise DataError(f"{index.source} has no image.")
+    return index
+
+
+def free_of(path: Path) -> float:
+    """Bytes of room where ``path`` will be."""
+    import shutil
+
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    return float(shutil.disk_usage(place).free)

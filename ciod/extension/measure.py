@@ -1,0 +1,124 @@
+"""Old and new model side by side: AP of what was taught, and what became of the old classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ciod.config import data_folder
+from ciod.data.index import Index, empty_columns
+from ciod.data.scenario import Task
+from ciod.detectors.detector import Detector
+from ciod.engine.distributed import World
+from ciod.errors import DataError
+from ciod.evaluate.ap import APTable, coco_ap
+from ciod.evaluate.detect import detect
+from ciod.extension import data, retention
+from ciod.extension.names import Names
+from ciod.extension.retention import Retention
+from ciod.extension.settings import Extend
+from ciod.types import Detections
+
+MOST = 300  # images on which agreement is measured, of the folder and of the pool each
+
+
+@dataclass
+class Judged:
+    """What is known about two models."""
+
+    taught_before: APTable | None  # of the known classes that were taught further, on the folder's validation images
+    learnt: APTable  # of every class that was taught
+    after_new: list[Detections]  # the new model on the folder's validation images
+    old_before: APTable | None  # on old validation data
+    old_after: APTable | None
+    retention: Retention
+
+
+class Measure:
+    """Detections of the old model are kept: it does not change."""
+
+    def __init__(self, settings: Extend, world: World, task: Task, names: Names):
+        self.settings, self.world, self.task, self.names = settings, world, task, names
+        self.old = None if settings.old_data is None else data.old_validation(settings.old_data, names)
+        self.others = tuple(n for n in names.old if n not in names.taught)
+        self._before: dict[int, list[Detections]] = {}
+        self._fields: list[Index] | None = None
+
+    def detect(self, detector: Detector, index: Index) -> list[Detections]:
+        """Detections on every image of ``index``."""
+        return detect(detector, index, self.settings.eval, self.world)[0]
+
+    def judge(self, before: Detector, after: Detector) -> Judged:
+        """Everything there is to know."""
+        test, names = self.task.test, self.names
+        found = self.detect(after, test)
+        learnt = self._ap(found, test, names.learnt)
+        taught = self._ap(self._of(before, test), test, names.taught) if names.taught else None
+        if self.old is None:
+            return Judged(taught, learnt, found, None, None, self.agreement(before, after))
+        old_before = self._ap(self._of(before, self.old), self.old, names.old)
+        old_after = self._ap(self.detect(after, self.old), self.old, names.old)
+        kept = retention.by_ap(old_before, old_after, names.old, len(self.old))
+        return Judged(taught, learnt, found, old_before, old_after, kept)
+
+    def brief(self, before: Detector, after: Detector) -> tuple[float | None, float | None]:
+        """Retention, and mean AP50 of what was taught."""
+        judged = self.judge(before, after)
+        return judged.retention.value, judged.learnt.overall["AP50"]
+
+    def agreement(self, before: Detector, after: Detector) -> Retention:
+        """On the folder's images and the pool: old classes that were not taught further."""
+        first: list[Detections] = []
+        second: list[Detections] = []
+        for index in self.fields():
+            first += self._of(before, index)
+            second += self.detect(after, index)
+        return retention.by_agreement(first, second, self.others)
+
+    def fields(self) -> list[Index]:
+        """Images on which the two are compared: up to 300 of the folder, up to 300 of the pool."""
+        if self._fields is None:
+            self._fields = [_sample(self.task.train, self.settings.seed), self.task.test]
+            if self.settings.pool:
+                self._fields.append(_sample(pool_index(self.settings.pool), self.settings.seed))
+        return self._fields
+
+    def _of(self, before: Detector, index: Index) -> list[Detections]:
+        if id(index) not in self._before:
+            self._before[id(index)] = self.detect(before, index)
+        return self._before[id(index)]
+
+    def _ap(self, found: list[Detections], index: Index, names: tuple[str, ...]) -> APTable:
+        return coco_ap(found, index, classes=names, max_detections=self.settings.eval.max_detections)
+
+
+def _sample(index: Index, seed: int) -> Index:
+    if len(index) <= MOST:
+        return index
+    return index.select(np.sort(np.random.default_rng([seed, 12]).permutation(len(index))[:MOST]))
+
+
+def pool_index(folder: str) -> Index:
+    """Every picture below a folder, without boxes.
+
+    Raises:
+        CiodError: there is none, or none can be read.
+    """
+    from ciod.data.images import header_sizes
+    from ciod.inference.pictures import files as pictures_in
+
+    files, sizes = [], []
+    for path in pictures_in(data_folder(folder) or folder):
+        try:
+            size: Any = header_sizes(path)[0]
+        except DataError:
+            continue
+        files.append(path.absolute())
+        sizes.append(size)
+    if not files:
+        raise DataError(f"pool: none of the pictures in {folder} can be read.")
+    columns: dict[str, Any] = empty_columns()
+    numbers = np.arange(1, len(files) + 1)
+    return Index((), files, np.array(sizes, np.int32), numbers, **columns, source=f"{folder} (pool)")

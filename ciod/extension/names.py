@@ -1,0 +1,149 @@
+"""Which class is which: a model's classes and a folder's meet by name. What is only similar is asked about."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ciod.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Names:
+    """What extending does with the classes of a model and of a folder."""
+
+    kept: tuple[str, ...]  # the model's classes that stay, under their names in the model as it was
+    old: tuple[str, ...]  # the same under the names they will have
+    new: tuple[str, ...]  # classes of the folder that the model lacks, in the folder's order
+    taught: tuple[str, ...]  # classes of the folder that the model knows: they are taught further
+    data: dict[str, str]  # folder's name → name in the model
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Every class of the extended model, in the order of arrival."""
+        return self.old + self.new
+
+    @property
+    def learnt(self) -> tuple[str, ...]:
+        """The classes that the folder teaches, in the order of arrival."""
+        return tuple(n for n in self.old if n in self.taught) + self.new
+
+    def sentences(self) -> list[str]:
+        """The plan in words."""
+        said = []
+        if self.dropped:
+            said.append(f"dropped from the model: {_list(self.dropped)}")
+        renamed = [f"{a} → {b}" for a, b in zip(self.kept, self.old, strict=True) if a != b]
+        renamed += [f"{a} → {b} (in the folder)" for a, b in self.data.items() if a != b and a not in self.kept]
+        if renamed:
+            said.append(f"renamed: {_list(renamed)}")
+        said.append(f"known and kept: {len(self.old)} classes")
+        said.append(f"new: {_list(self.new)}" if self.new else "new: none")
+        if self.taught:
+            said.append(f"known, taught further: {_list(self.taught)}")
+        return said
+
+
+def match(
+    model: Sequence[str],
+    folder: Sequence[str],
+    *,
+    keep: Sequence[str] | None = None,
+    drop: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
+    new: Sequence[str] = (),
+) -> Names:
+    """Matches the classes of a model with those of a folder.
+
+    Args:
+        model, folder: class names; those of the folder that have a box.
+        keep: only these of the model's classes stay; None: all.
+        drop: these of the model's classes go.
+        rename: name → name, of either side; applied before anything is compared.
+        new: names of the folder that are new although the model has a similar one.
+
+    Raises:
+        ConfigError: every problem at once: unknown names, two classes under one name, and every name of the folder
+            that differs from one of the model's in case, spacing or plural only, with both ways to answer.
+    """
+    rename = dict(rename or {})
+    problems = _unknown(model, folder, keep, drop, rename, new)
+    staying = [n for n in model if (keep is None or n in keep) and n not in drop]
+    old = [rename.get(n, n) for n in staying]
+    problems += [f"rename: two classes of the model would be called '{n}'." for n in sorted({*old}) if old.count(n) > 1]
+    data = {n: rename.get(n, n) for n in folder}
+    arriving = list(dict.fromkeys(n for n in data.values() if n not in old))
+    for name in arriving:
+        similar = [o for o in old if alike(o, name)]
+        sources = [a for a, b in data.items() if b == name]
+        if similar and not {name, *sources} & set(new):
+            source = sources[0]
+            problems.append(
+                f"The folder has the class '{source}' and the model '{similar[0]}': is it the same? "
+                f"Say so with rename='{{{source}: {similar[0]}}}', or new='[{source}]' if it is another class."
+            )
+    if not old and not problems:
+        problems.append("keep and drop leave none of the model's classes; then there is nothing to extend.")
+    if problems:
+        raise ConfigError(problems)
+    return Names(
+        kept=tuple(staying),
+        old=tuple(old),
+        new=tuple(arriving),
+        taught=tuple(n for n in dict.fromkeys(data.values()) if n in old),
+        data=data,
+        dropped=tuple(n for n in model if n not in staying),
+    )
+
+
+def alike(a: str, b: str) -> bool:
+    """Whether two names differ in case, spaces, punctuation or plural only.
+
+    >>> alike("Traffic-Lights", "traffic light"), alike("buses", "bus"), alike("glass", "gas")
+    (True, True, False)
+    """
+    return bool(_forms(a) & _forms(b))
+
+
+def _forms(name: str) -> set[str]:
+    """The bare word, and what it may be the plural of."""
+    word = re.sub(r"[\W_]+", "", name.casefold())
+    forms = {word}
+    if len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
+        forms.add(word[:-1])
+        if word.endswith("ies"):
+            forms.add(word[:-3] + "y")
+        elif word.endswith("es"):
+            forms.add(word[:-2])
+    return forms
+
+
+def _unknown(
+    model: Sequence[str],
+    folder: Sequence[str],
+    keep: Sequence[str] | None,
+    drop: Sequence[str],
+    rename: Mapping[str, str],
+    new: Sequence[str],
+) -> list[str]:
+    problems = []
+    for key, listed, known, whose in (
+        ("keep", keep or (), model, "model"),
+        ("drop", drop, model, "model"),
+        ("rename", rename, (*folder, *model), "model and the folder"),
+        ("new", new, folder, "folder"),
+    ):
+        for name in listed:
+            if name not in known:
+                verb = "have" if " and " in whose else "has"
+                problems.append(f"{key}: the {whose} {verb} no class '{name}'; {did_you_mean(str(name), known)}")
+    both = sorted({*(keep or ())} & {*drop})
+    if both:
+        problems.append(f"keep and drop both name {', '.join(both)}.")
+    return problems
+
+
+def _list(names: Sequence[str], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (f", … ({len(names)})" if len(names) > most else "")

@@ -1,0 +1,124 @@
+"""Settings of ``ciod extend``: what can be chosen, and the sentences about what cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from ciod.config import data_folder, problems_of
+from ciod.data.augment import Augment
+from ciod.errors import CiodError, ConfigError, did_you_mean
+from ciod.settings import Evaluation, Positive, Section, Train
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Effort = Literal["quick", "normal", "thorough"]
+
+
+class Extend(Section):
+    """Everything that determines an extension. What is None is chosen by ``effort`` from data and machine."""
+
+    model: str
+    """A ciod model, or an official or MMDetection YOLOX checkpoint."""
+    data: str
+    """Folder with the new images and boxes: COCO, VOC or YOLO. Classes are matched by name."""
+    out: str
+    """Run folder; the extended model becomes ``out/model.safetensors``."""
+    method: dict[str, Any] = Field(default_factory=lambda: {"name": "auto"})
+    """``auto``, or any of ``ciod list methods``; its settings are ``method.NAME=VALUE``."""
+    effort: Effort = "normal"
+    """How much work is worth it: sizes epochs, batch and resolution."""
+    classes: list[str] | None = None
+    """Names for a checkpoint that does not carry its own."""
+    keep: list[str] | None = None
+    """Only these old classes stay."""
+    drop: list[str] = Field(default_factory=list)
+    """These old classes go."""
+    rename: dict[str, str] = Field(default_factory=dict)
+    """name → name, of the model or of the folder."""
+    new: list[str] = Field(default_factory=list)
+    """Names of the folder that are new classes although the model has a similar one."""
+    pool: str | None = None
+    """Folder of any unlabelled images: agreement is measured on them, and methods that distil learn from them."""
+    old_data: str | None = None
+    """Validation data of the old classes: retention is then measured as AP."""
+    min_retention: Share | None = None
+    """Below this share the model is not written; the best trade-off is written beside, and the exit code is 3."""
+    holdout: Annotated[float, Field(gt=0, lt=0.6)] = 0.15
+    """Share of the images held out for validation where the folder has no validation split."""
+    epochs: Positive | None = None
+    batch: Positive | None = None
+    lr: Annotated[float, Field(gt=0)] | None = None
+    size: Annotated[int, Field(ge=32, multiple_of=32)] | None = None
+    """Side of the input in pixels; None: what the model was made for."""
+    train: Train = Train()
+    augment: Augment = Augment()
+    eval: Evaluation = Evaluation()
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: str = "auto"
+
+
+_SHORT = {
+    leaf: f"{section}.{leaf}"
+    for section, model in (("eval", Evaluation), ("augment", Augment), ("train", Train))
+    for leaf in model.model_fields
+    if leaf not in Extend.model_fields
+}
+
+
+def load(content: dict[str, Any]) -> Extend:
+    """Validated settings from flat ``key: value`` pairs (``train.clip``, ``clip`` and ``method.score`` are keys).
+
+    Raises:
+        ConfigError: every problem at once, before any image is read.
+    """
+    tree: dict[str, Any] = {}
+    problems = []
+    for key, value in content.items():
+        full = "method.name" if key == "method" and isinstance(value, str) else _SHORT.get(key, key)
+        head, _, leaf = full.partition(".")
+        if head not in Extend.model_fields:
+            problems.append(f"{key}: there is no such setting; {did_you_mean(key, [*Extend.model_fields, *_SHORT])}")
+        elif leaf:
+            tree.setdefault(head, {})[leaf] = value
+        elif isinstance(value, dict) and isinstance(tree.get(head), dict):
+            tree[head] |= value
+        else:
+            tree[head] = value
+    for key in ("keep", "drop", "new", "classes"):  # one name is a list of one
+        if isinstance(tree.get(key), str):
+            tree[key] = [w.strip() for w in tree[key].split(",")]
+    problems += [f"{k}= is needed." for k in ("model", "data", "out") if not tree.get(k)]
+    filled = {"model": "-", "data": "-", "out": "-", **{k: v for k, v in tree.items() if v is not None}}
+    problems += problems_of(Extend, filled)
+    problems += _method(tree.get("method") or {})
+    for key in ("data", "pool", "old_data"):
+        folder = data_folder(tree.get(key))
+        if folder is not None and not Path(folder).exists():
+            beside = [p.name for p in Path(folder).parent.iterdir()] if Path(folder).parent.is_dir() else []
+            hint = did_you_mean(Path(folder).name, beside)
+            problems.append(f"{key}: there is no folder {folder}{'; ' + hint if 'mean' in hint else '.'}")
+    if problems:
+        raise ConfigError(problems)
+    return Extend.model_validate(tree)
+
+
+def _method(given: Any) -> list[str]:
+    """Problems of the method's name and settings."""
+    from ciod import methods
+
+    if not isinstance(given, dict):
+        return []
+    settings = dict(given)
+    name = str(settings.pop("name", "auto"))
+    if name == "auto":
+        return [f"method.{k}: method=auto takes no settings; name a method." for k in settings]
+    if name == "joint":
+        return ["method: joint training needs the old images, which extending does without; use ciod train."]
+    try:
+        cls = methods.find(name)
+    except CiodError as e:
+        return [str(e)]
+    found = problems_of(cls, settings, where="method")
+    return found or cls.model_validate(settings).check()

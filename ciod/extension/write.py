@@ -1,0 +1,222 @@
+"""The files of an extension: the run folder's, and what only an extension has."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+from ciod.config import data_folder
+from ciod.data.scenario import Task
+from ciod.engine import machine
+from ciod.engine.results import FORMAT, METRICS
+from ciod.evaluate import continual
+from ciod.report.log import atomic_write, write_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ciod.detectors.detector import Detector
+    from ciod.engine.progress import Reporter
+    from ciod.extension.effort import Plan
+    from ciod.extension.measure import Judged
+    from ciod.extension.settings import Extend
+    from ciod.types import Detections
+
+
+def settings(out: Path, s: Extend, plan: Plan, command: str) -> None:
+    """``run.yaml``: what was asked, what was chosen, and what it runs on."""
+    content = {
+        "command": command or machine_command(),
+        "seed": s.seed,
+        "commit": machine.commit(),
+        "machine": machine.describe(),
+        "versions": machine.versions(),
+        **json.loads(s.model_dump_json()),
+        "chosen": {"epochs": plan.epochs, "batch": plan.batch, "lr": plan.lr, "size": plan.size, "why": plan.why},
+    }
+    atomic_write(out / "run.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def machine_command() -> str:
+    import sys
+
+    return " ".join(["ciod", *sys.argv[1:]])
+
+
+def provenance(s: Extend, task: Task) -> dict[str, Any]:
+    """What the lineage remembers beyond settings: when, and hashes of what went in."""
+    listing = "\n".join(f"{f.name} {h}x{w}" for f, (h, w) in zip(task.train.files, task.train.sizes.tolist()))
+    boxes = task.train.boxes.tobytes() + task.train.labels.tobytes()
+    return {
+        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "effort": s.effort,
+        "from": Path(s.model).name,
+        "model_sha256": sha256(Path(data_folder(s.model) or s.model)),
+        "data_sha256": hashlib.sha256(listing.encode() + boxes).hexdigest(),
+        "ciod": machine.versions()["ciod"],
+    }
+
+
+def sha256(path: Path) -> str:
+    """Of a file, read in pieces."""
+    found = hashlib.sha256()
+    with path.open("rb") as f:
+        while piece := f.read(1 << 20):
+            found.update(piece)
+    return found.hexdigest()
+
+
+def results(
+    s: Extend,
+    task: Task,
+    method: str,
+    judged: Judged,
+    done: dict[str, Any],
+    extra: dict[str, Any],
+    warnings: list[str],
+    detector: Detector,
+) -> dict[str, Any]:
+    """``results.json``: the model as it was is task 1, the extension task 2, so every tool that reads runs reads it."""
+    before = [{n: _before(judged, n, m) for n in task.old_classes} for m in METRICS]
+    after = [{n: _after(judged, n, m) for n in task.seen_classes} for m in METRICS]
+    groups = [list(task.old_classes), list(task.new_classes)]
+
+    def mean(rows: list[dict[str, float | None]], names: tuple[str, ...]) -> dict[str, float | None] | None:
+        return {m: continual.group_mean(r, names) for m, r in zip(METRICS, rows)} if names else None
+
+    common = {"test_images": len(task.test), "future_boxes": 0}
+    tasks = [
+        {
+            "index": 0,
+            "new_classes": groups[0],
+            "old_classes": [],
+            "old": None,
+            "new": mean(before, task.old_classes),
+            "all": mean(before, task.old_classes),
+            **common,
+        },
+        {
+            "index": 1,
+            "new_classes": groups[1],
+            "old_classes": groups[0],
+            "train_images": len(task.train),
+            "train_boxes": len(task.train.labels),
+            "hidden_boxes": 0,
+            "peak_memory_mb": round(machine.peak_memory_mb(), 1),
+            "steps": done["steps"],
+            "epochs": extra["plan"]["epochs"],
+            "seconds": done["seconds"],
+            "old": mean(after, task.old_classes),
+            "new": mean(after, task.new_classes),
+            "all": mean(after, task.seen_classes),
+            **common,
+        },
+    ]
+    tables = {m: [before[i], after[i]] for i, m in enumerate(METRICS)}
+    return {
+        "format": FORMAT,
+        "scenario": {
+            "name": f"{Path(s.model).name} + {Path(s.data).name}",
+            "classes": list(task.seen_classes),
+            "split": [len(g) for g in groups],
+            "joint": False,
+            "metric": "coco",
+            "data": s.data,
+            "protocol": _protocol(s, task, extra),
+        },
+        "detector": {"name": detector.settings["name"], "head": "grow"},
+        "method": {"name": method, "settings": {k: v for k, v in s.method.items() if k != "name"}},
+        "seed": s.seed,
+        "tasks": tasks,
+        "ap": tables,
+        "continual": {m: continual.summary(tables[m], groups) for m in METRICS},
+        "warnings": list(dict.fromkeys([*warnings, *done["broken"]])),
+        "extension": extra,
+    }
+
+
+def _before(judged: Judged, name: str, metric: str) -> float | None:
+    """On old data where there is some; a class that was taught further else on the folder's validation images."""
+    for table in (judged.old_before, judged.taught_before):
+        if table is not None and (value := table.per_class.get(name, {}).get(metric)) is not None:
+            return value
+    return None
+
+
+def _after(judged: Judged, name: str, metric: str) -> float | None:
+    if judged.old_before is not None and (judged.old_before.per_class.get(name) or {}).get(metric) is not None:
+        assert judged.old_after is not None
+        return judged.old_after.per_class[name][metric]
+    return judged.learnt.per_class.get(name, {}).get(metric)
+
+
+def _protocol(s: Extend, task: Task, extra: dict[str, Any]) -> list[str]:
+    said = ["Task 1 is the model as it was, task 2 the extension.", "No old image was used in training."]
+    said.append(
+        "New classes are measured on images held out from the folder."
+        if extra["held_out"]
+        else "New classes are measured on the folder's validation images."
+    )
+    if s.old_data:
+        said.append(f"Old classes are measured on {s.old_data}.")
+    else:
+        said.append("Old classes have no AP: there was no old validation data (old_data=FOLDER).")
+    return said
+
+
+def examples(
+    out: Path, task: Task, before: Detector, after: list[Detections], device: torch.device, count: int = 6
+) -> None:
+    """Pictures of the folder's validation images: the model as it was beside the new one."""
+    from ciod.report.examples import write_examples
+
+    write_examples(out / "task-2" / "examples", task, before, after, device, count)
+
+
+def finish(out: Path, content: dict[str, Any], reporter: Reporter) -> None:
+    """results.json, report.html, and what a person sees in the terminal."""
+    from ciod.extension.retention import Retention
+    from ciod.report.page import write_report
+
+    write_json(out / "results.json", content)
+    write_report(out)
+    kept = Retention(**content["extension"]["retention"])
+    new = content["tasks"][1]["new"]
+    if kept.rows:
+        reporter.show(old_table(kept))
+    if new and new["AP50"] is not None:
+        reporter.say(f"new classes: AP50 {100 * new['AP50']:.1f} %, AP {100 * new['AP']:.1f} %")
+    for name in content["extension"]["names"]["taught"]:
+        a, b = (content["ap"]["AP50"][i].get(name) for i in (0, 1))
+        if a is not None and b is not None:
+            reporter.say(f"taught further: {name} AP50 {100 * a:.1f} → {100 * b:.1f} %")
+    reporter.say(kept.sentence())
+    reporter.say(f"cost: {content['extension']['cost']}")
+    reporter.say(f"report: {out / 'report.html'}")
+
+
+def old_table(kept: Any, most: int = 12) -> Table:
+    """The old classes, the worst first, for the terminal."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    what = "AP (%)" if kept.kind == "AP" else "boxes found"
+    table = Table(box=box.SIMPLE_HEAD, title=f"old classes, worst first: {what}", title_justify="left")
+    table.add_column("class")
+    for name in ("before", "after", "kept" if kept.kind == "AP" else "agreement"):
+        table.add_column(name, justify="right")
+    for row in kept.rows[:most]:
+        ap = kept.kind == "AP"
+        cells = [f"{100 * row[k]:.1f}" if ap else str(row[k]) for k in ("before", "after")]
+        share = "–" if row["kept"] is None else f"{100 * row['kept']:.1f} %"
+        table.add_row(Text(row["class"]), *cells, share)
+    if len(kept.rows) > most:
+        table.caption = f"{len(kept.rows) - most} more in report.html"
+    return table

@@ -1,0 +1,41 @@
+"""New classes on a branch of their own beside the frozen detector: old outputs stay bit-identical."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import Tensor
+
+from ciod.data.scenario import Task
+from ciod.detectors.detector import Detector
+from ciod.methods.method import Method
+from ciod.types import Batch
+
+
+class FreezeBranch(Method):
+    """Freezes everything that was there; new classes get a small head of their own a level (``detectors.branch``)."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"dense", "branches"})
+    uses_teacher: ClassVar[bool] = False
+
+    def grow(self, detector: Detector, names: Sequence[str], taught: Sequence[str] = ()) -> None:
+        """The first task's classes get rows, all later ones a branch."""
+        if detector.num_classes and (names or taught):
+            detector.add_branch(names, taught=taught)  # type: ignore[attr-defined]
+        else:
+            detector.grow(names)
+
+    def begin_task(self, task: Task) -> None:
+        super().begin_task(task)
+        if len(self.detector.branches):  # type: ignore[arg-type]
+            self.detector.requires_grad_(False)
+            self.detector.branches[-1].requires_grad_(True)  # type: ignore[index, union-attr]
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The detector's own losses on the branch's positions. Only the branch is trained, so only it is asked."""
+        if not len(self.detector.branches):  # type: ignore[arg-type]
+            return super().loss(batch)
+        outputs = self.detector.newest(self.student(batch.images))  # type: ignore[attr-defined, operator]
+        matches = self.detector.match(outputs, batch.targets)
+        return self.detector.loss(outputs, batch.targets, matches)

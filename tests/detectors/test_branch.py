@@ -1,0 +1,139 @@
+"""A branch adds classes and changes nothing that was there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ciod import detectors
+from ciod.detectors import weights
+from ciod.detectors.branch import OFF
+from ciod.errors import CiodError
+from ciod.types import Targets
+from tests import fixed
+
+SIZE, POSITIONS = 64, 84
+
+
+def make(names=("ant", "bee", "cow")):
+    torch.manual_seed(0)
+    detector = detectors.build(names, name="yolox-pico", size=SIZE).eval()
+    for m in detector.modules():  # features that are not all alike
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.running_mean.normal_(0, 0.1)
+            m.running_var.uniform_(0.5, 2)
+    return detector
+
+
+def pictures():
+    return torch.randint(0, 256, (2, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+
+
+@torch.no_grad()
+def test_old_outputs_stay_bit_identical_through_branches_and_rows():
+    detector, x = make(), pictures()
+    before = detector(x)
+    for grow in (
+        lambda: detector.add_branch(["dog", "eel"], taught=["bee"]),
+        lambda: detector.grow(["fox"]),
+        lambda: detector.add_branch(["gnu"]),
+    ):
+        known, positions = detector.num_classes, before.logits.shape[1]
+        grow()
+        after = detector(x)
+        assert torch.equal(after.logits[:, :positions, :known], before.logits)
+        assert torch.equal(after.boxes[:, :positions], before.boxes)
+        assert torch.equal(after.objectness[:, :positions], before.objectness)
+        before = after
+    assert before.logits.shape == (2, 3 * POSITIONS, 7)
+    assert detector.parts == [[0, 1, 2, 5], [1, 3, 4], [6]]
+
+
+@torch.no_grad()
+def test_a_position_scores_the_classes_of_its_part_only():
+    detector = make()
+    detector.add_branch(["dog", "eel"], taught=["bee"])
+    logits = detector(pictures()).logits
+    assert (logits[:, :POSITIONS, 3:] == OFF).all() and (logits[:, POSITIONS:, [0, 2]] == OFF).all()
+    assert (logits[:, POSITIONS:, [1, 3, 4]] > OFF / 2).all()
+
+
+@torch.no_grad()
+def test_file_and_teacher_have_the_same_branches(tmp_path):
+    detector = make()
+    detector.add_branch(["dog"], taught=["cow"])
+    detector.grow(["eel"])
+    detector.add_branch(["fox", "gnu"])
+    weights.save_model(tmp_path / "m.safetensors", detector)
+    x = pictures()
+    expected = detector(x)
+    for other in (weights.load(tmp_path / "m.safetensors"), detector.frozen()):
+        assert other.class_names == detector.class_names and other.growth == detector.growth
+        found = other(x)
+        assert all(torch.equal(getattr(found, k), getattr(expected, k)) for k in ("logits", "boxes", "objectness"))
+
+
+@torch.no_grad()
+def test_select_keeps_what_stays(tmp_path):
+    detector, x = make(), pictures()
+    detector.add_branch(["dog", "eel"], taught=["bee"])
+    detector.add_branch(["fox"])
+    detector.grow(["gnu"])
+    full = detector(x)
+    detector.select(["ant", "bee", "eel", "gnu"])  # the branch of fox goes, that of dog loses it
+    assert detector.class_names == ("ant", "bee", "eel", "gnu") and detector.parts == [[0, 1, 3], [1, 2]]
+    found = detector(x)
+    assert torch.allclose(found.logits, full.logits[:, : 2 * POSITIONS, [0, 1, 4, 6]], atol=1e-5)
+    weights.save_model(tmp_path / "m.safetensors", detector)
+    assert torch.equal(weights.load(tmp_path / "m.safetensors")(x).logits, found.logits)
+
+
+def test_targets_are_matched_by_the_part_that_has_their_class():
+    detector = make()
+    detector.add_branch(["dog"], taught=["bee"])
+    outputs = detector(pictures())
+    targets = fixed.boxes_at_random(2, [4, 4], classes=4, size=SIZE)
+    targets.labels[:] = torch.arange(4)
+    matches = detector.match(outputs, targets)
+    label = targets.labels.gather(1, matches.target)[matches.valid]
+    branch = matches.position[matches.valid] >= POSITIONS
+    assert branch[label == 3].all() and not branch[(label == 0) | (label == 2)].any()
+    assert branch[label == 1].any() and not branch[label == 1].all()  # a taught class is matched in both
+    assert branch.any() and not branch.all()
+    losses = detector.loss(outputs, targets, matches)
+    assert all(v.isfinite() for v in losses.values())
+
+
+def test_only_the_branch_is_asked_by_its_own_loss():
+    detector = make()
+    detector.add_branch(["dog"])
+    newest = detector.newest(detector(pictures()))
+    targets = Targets.pad([torch.tensor([[8.0, 8, 40, 40]])] * 2, [torch.tensor([3])] * 2)
+    losses = detector.loss(newest, targets, detector.match(newest, targets))
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(
+        p.grad is None or not p.grad.any()
+        for n, p in detector.named_parameters()
+        if n.startswith(("head.cls.", "head.reg.", "head.obj."))
+    )
+    assert all(p.grad is not None for n, p in detector.named_parameters() if n.startswith("branches."))
+
+
+def test_class_layers_know_which_class_a_row_is():
+    detector = make()
+    detector.add_branch(["dog", "eel"], taught=["bee"])
+    detector.grow(["fox"])
+    rows = [r for r in detector.class_layers() if r.tensor.dim() == 1]
+    assert [(r.first, len(r.tensor)) for r in rows] == [(0, 3), (5, 1)] * 3 + [(1, 1), (3, 2)] * 3
+    state = detector.state_dict()
+    assert all(state[r.name].shape == r.tensor.shape for r in detector.class_layers())
+
+
+def test_wrong_branches_are_refused():
+    detector = make()
+    with pytest.raises(CiodError, match="already knows 'bee'"):
+        detector.add_branch(["bee"])
+    with pytest.raises(CiodError, match="the taught ones among the known"):
+        detector.add_branch([], taught=["yak"])
+    with pytest.raises(CiodError, match="A branch needs classes"):
+        detector.add_branch([])

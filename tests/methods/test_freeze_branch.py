@@ -1,0 +1,47 @@
+"""freeze_branch trains the newest branch and nothing else."""
+
+from __future__ import annotations
+
+import torch
+
+from ciod import detectors
+from ciod.engine import optim
+from ciod.methods.freeze_branch import FreezeBranch
+from ciod.settings import Train
+from tests import fixed
+
+
+def test_steps_change_the_branch_alone():
+    torch.manual_seed(0)
+    detector = detectors.build(("ant", "bee"), name="yolox-pico", size=64)
+    method = FreezeBranch()
+    method.grow(detector, ["cow"], ["bee"])
+    assert detector.growth[-1] == {"branch": 1, "taught": ["bee"]}
+    method.attach(detector, detector, None)
+    method.begin_task(fixed.task(("ant", "bee"), ("cow",)))
+    before = {k: v.clone() for k, v in detector.state_dict().items()}
+    optimizer, ema = optim.optimizer(detector, Train(), 0.01), optim.EMA(detector, 0.9)
+    detector.train()
+    for m in detector.modules():
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.eval()
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    for _ in range(3):
+        losses = method.loss(fixed.batch(fixed.boxes_at_random(1, [2, 1], classes=3), images))
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+        ema.update(detector)
+    ema.copy_to(detector)
+    changed = {k for k, v in detector.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed and all(k.startswith("branches.0.") for k in changed)
+
+
+def test_the_first_task_is_plain_training():
+    detector = detectors.build((), name="yolox-pico", size=64)
+    method = FreezeBranch()
+    method.grow(detector, ["ant"])
+    assert detector.growth == [{"rows": 1}] and not len(detector.branches)
+    method.attach(detector, detector, None)
+    method.begin_task(fixed.task((), ("ant",)))
+    assert all(p.requires_grad for p in detector.parameters())
