@@ -140,7 +140,7 @@ def extend(
 
     - `effort=normal` quick, normal or thorough: sizes epochs, batch and resolution, and says what it chose
     - `method=auto` or any of `ciod list methods`; `method=freeze_branch` leaves old outputs bit-identical
-    - `keep='[a, b]'` `drop='[a]'` `rename='{a: b}'` `new='[a]'` `classes='[a, b]'` which class is which
+    - `keep='[a, b]'` `drop='[a]'` `rename='{a: b}'` `new='[a]'` which class is which; `names=` as in `ciod eval`
     - `old_data=FOLDER` measures AP of the old classes before and after; without it, agreement of old and new model
     - `pool=FOLDER` any unlabelled images; `min_retention=0.98` writes no model below it (exit code 3)
     - `epochs=30 batch=8 lr=0.003 size=416 holdout=0.15 seed=0 device=auto` and every `train.`, `augment.`, `eval.`

@@ -201,18 +201,31 @@ def _model(console: Console, path: Path) -> None:
     meta = read_metadata(path)
     settings = ", ".join(f"{k}={v}" for k, v in meta["detector"].items())
     console.print(f"{path}: {settings}; {len(meta['class_names'])} classes", markup=False, soft_wrap=True)
-    table = _table("task", "classes", "from", "images", "boxes", "method", "epochs", "seed")
+    table = _table("task", "classes", "from", "when", "images", "boxes", "method", "epochs", "seed", "data sha256")
     for i, step in enumerate(meta["lineage"], 1):
         method = step.get("method") or {}
         table.add_row(
             str(i),
-            ", ".join(step.get("classes", [])),
+            _arrived(step),
             str(step.get("data", step.get("from", ""))),
+            str(step.get("when", ""))[:10],
             *(str(step.get(k, "")) for k in ("images", "boxes")),
             str(method.get("name", "")),
             *(str(step.get(k, "")) for k in ("epochs", "seed")),
+            str(step.get("data_sha256", ""))[:12],
         )
     console.print(table)
+
+
+def _arrived(step: dict[str, Any]) -> str:
+    """The classes of a step of the lineage: new ones, those taught further, those that left."""
+    parts = [", ".join(step.get("classes", []))]
+    parts += [
+        f"{word} {', '.join(step[key])}"
+        for key, word in (("taught", "further:"), ("dropped", "dropped:"))
+        if step.get(key)
+    ]
+    return "; ".join(p for p in parts if p)
 
 
 def _scenario(console: Console, name: str, settings: dict[str, Any]) -> None:

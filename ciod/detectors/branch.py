@@ -21,30 +21,33 @@ OFF = -30.0  # logit of a class that a position cannot have: probability 1e-13, 
 
 
 class BranchLevel(nn.Module):
-    """One level: a bottleneck over the backbone's and the neck's map, added to layers on the frozen towers.
+    """One level: layers on the frozen towers, and a bottleneck over the backbone's and the neck's map beside them.
 
-    Without normalisation: its batches are small and the maps it reads are normalised. The box layer starts as a copy
-    of the frozen one, so that boxes fit objects from the first step.
+    The neck keeps what the old classes needed; what new ones need is often still in the backbone's map (measured:
+    docs/results/extend-cards6.md). No normalisation: the maps are normalised already. The box layer starts as a
+    copy of the frozen one, so that boxes fit objects from the first step.
 
     Args:
         tap: channels of the backbone's map.
         width: channels of the neck's map and of the towers.
-        inner: channels of the bottleneck, of each of its two inputs.
+        inner: channels of the bottleneck; 0: only the layers on the towers.
         blocks: sizes of the blocks of class rows.
+        box: the frozen box layer.
     """
 
     def __init__(self, tap: int, width: int, inner: int, blocks: Sequence[int], box: nn.Conv2d):
         super().__init__()
-        self.reduce_tap = nn.Conv2d(tap, inner, 1)
-        self.reduce = nn.Conv2d(width, inner, 1)
-        both = 2 * inner
-        self.depth = nn.Conv2d(both, both, 3, padding=1, groups=both)
-        self.mix = nn.Conv2d(both, both, 1)
-        self.cls = ClassConv(width + both, 0)
+        self.inner = inner
+        if inner:
+            self.reduce_tap = nn.Conv2d(tap, inner, 1)
+            self.reduce = nn.Conv2d(width, inner, 1)
+            self.depth = nn.Conv2d(2 * inner, 2 * inner, 3, padding=1, groups=2 * inner)
+            self.mix = nn.Conv2d(2 * inner, inner, 1)
+        self.cls = ClassConv(width + inner, 0)
         for rows in blocks:
             self.cls.grow(rows)
-        self.reg = nn.Conv2d(width + both, 4, 1)
-        self.obj = nn.Conv2d(width + both, 1, 1)
+        self.reg = nn.Conv2d(width + inner, 4, 1)
+        self.obj = nn.Conv2d(width + inner, 1, 1)
         self.act = nn.SiLU()
         with torch.no_grad():
             self.reg.weight.zero_()
@@ -54,23 +57,33 @@ class BranchLevel(nn.Module):
         nn.init.constant_(self.obj.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
 
     def forward(self, tap: Tensor, neck: Tensor, cls: Tensor, reg: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = self.act(torch.cat([self.reduce_tap(tap), self.reduce(neck)], 1))
-        x = self.act(self.mix(self.act(self.depth(x))))
-        boxes = torch.cat([reg, x], 1)
-        return self.cls(torch.cat([cls, x], 1)), self.reg(boxes), self.obj(boxes)
+        if self.inner:
+            x = self.act(torch.cat([self.reduce_tap(tap), self.reduce(neck)], 1))
+            x = self.act(self.mix(self.act(self.depth(x))))
+            cls, reg = torch.cat([cls, x], 1), torch.cat([reg, x], 1)
+        return self.cls(cls), self.reg(reg), self.obj(reg)
+
+
+def usual(width: int) -> tuple[int, int, int]:
+    """Channels of the bottleneck a level where nothing is known of the new objects' sizes."""
+    return max(4, width // 10), max(8, width // 4), max(14, 7 * width // 16)
 
 
 class Branch(nn.Module):
-    """The head of the classes ``columns``, the last ``new`` of which only it has.
+    """The head of the classes ``columns``, the last ``new`` of which only it has; one ``BranchLevel`` a level."""
 
-    One ``BranchLevel`` a level, wider where positions are fewer.
-    """
-
-    def __init__(self, taps: Sequence[int], width: int, columns: Sequence[int], new: int, boxes: Sequence[nn.Conv2d]):
+    def __init__(
+        self,
+        taps: Sequence[int],
+        width: int,
+        columns: Sequence[int],
+        new: int,
+        inner: Sequence[int],
+        boxes: Sequence[nn.Conv2d],
+    ):
         super().__init__()
         self.columns = list(columns)
         rows = [1] * (len(self.columns) - new) + [new] * (new > 0)  # a block a taught class: they may lie apart
-        inner = [max(8, width // 4), max(16, width // 2), max(32, width)]
         self.levels = nn.ModuleList(
             BranchLevel(t, width, n, rows, b) for t, n, b in zip(taps, inner, boxes, strict=True)
         )

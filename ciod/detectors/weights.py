@@ -97,7 +97,7 @@ def regrow(detector: Detector, names: Sequence[str], growth: Sequence[dict[str, 
         arriving = names[first : first + size]
         first += size
         if "branch" in step:
-            detector.add_branch(arriving, taught=step["taught"])  # type: ignore[attr-defined, operator]
+            detector.add_branch(arriving, taught=step["taught"], inner=step["inner"])  # type: ignore[attr-defined, operator]
         else:
             detector.grow(arriving)
 

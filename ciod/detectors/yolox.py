@@ -18,7 +18,6 @@ from ciod.detectors import branch as br
 from ciod.detectors.assign import sim_ota
 from ciod.detectors.backbones import CSPDarknet, ResNet
 from ciod.detectors.blocks import conv
-from ciod.detectors.branch import Branch
 from ciod.detectors.dense import flatten, grid
 from ciod.detectors.detector import IMAGENET, PRIOR, ClassConv, ClassRows, Detector, Input
 from ciod.detectors.necks import PAFPN
@@ -216,12 +215,15 @@ class YOLOX(Detector):
         self.parts[0] += range(known, self.num_classes)
         self._index_parts()
 
-    def add_branch(self, names: Sequence[str], *, taught: Sequence[str] = ()) -> Branch:
+    def add_branch(
+        self, names: Sequence[str], *, taught: Sequence[str] = (), inner: Sequence[int] | None = None
+    ) -> br.Branch:
         """Adds classes on a branch of their own: all outputs so far stay bit-identical.
 
         Args:
             names: new classes.
             taught: known classes for which the branch is a second opinion; its boxes meet the others' in NMS.
+            inner: channels of its bottleneck a level, 0 for none; None: ``branch.usual``.
 
         Raises:
             CiodError: a new name is known already, a taught one is not, or there is neither.
@@ -233,11 +235,13 @@ class YOLOX(Detector):
         known = self.num_classes
         columns = [i for i, n in enumerate(self.class_names) if n in taught]
         columns += range(known, known + len(names))
-        added = Branch(self.backbone.channels, self.width, columns, len(names), list(self.head.reg))  # type: ignore[arg-type]
+        inner = list(inner if inner is not None else br.usual(self.width))
+        boxes: list[nn.Conv2d] = list(self.head.reg)  # type: ignore[arg-type]
+        added = br.Branch(self.backbone.channels, self.width, columns, len(names), inner, boxes)  # type: ignore[arg-type]
         self.branches.append(added.to(self.device))
         self.class_names = (*self.class_names, *names)
         self.parts.append(columns)
-        self.growth.append({"branch": len(names), "taught": [*taught]})
+        self.growth.append({"branch": len(names), "taught": [*taught], "inner": inner})
         self._index_parts()
         return added
 
@@ -271,10 +275,10 @@ class YOLOX(Detector):
             if "branch" not in step:
                 growth += [{"rows": left}] if left else []
                 continue
-            branch: Branch = next(numbered)  # type: ignore[assignment]
+            branch: br.Branch = next(numbered)  # type: ignore[assignment]
             names = {self.class_names[c] for c in kept}
             if branch.select(place):
-                growth.append({"branch": left, "taught": [n for n in step["taught"] if n in names]})
+                growth.append({**step, "branch": left, "taught": [n for n in step["taught"] if n in names]})
                 branches.append(branch)
                 parts.append(list(branch.columns))
         self.growth, self.parts, self.branches = growth, parts, nn.ModuleList(branches)

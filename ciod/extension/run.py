@@ -71,7 +71,7 @@ class Extension:
         self.out = Path(s.out)
         self.began = time.monotonic()
         self.saved = self._earlier()
-        detector = weights.load(data_folder(s.model) or s.model, classes=s.classes)
+        detector = weights.load(data_folder(s.model) or s.model, classes=s.names)
         self.folder = data.open_folder(s.data, holdout=s.holdout, seed=s.seed)
         self.names = names.match(
             detector.class_names, self.folder.classes, keep=s.keep, drop=s.drop, rename=s.rename, new=s.new
@@ -159,6 +159,8 @@ class Extension:
             method.class_scores = dict(self.found.thresholds)  # type: ignore[attr-defined]
 
     def _grow(self, detector: Detector, method: Method) -> None:
+        if "inner" in type(method).model_fields and method.inner is None:  # type: ignore[attr-defined]
+            method.inner = effort.branch_widths(self.task.train, detector)  # type: ignore[attr-defined]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed + 7919 * (1 + len(detector.lineage)))
             method.grow(detector, self.names.new, self.names.taught)

@@ -29,7 +29,7 @@ class Extend(Section):
     """``auto``, or any of ``ciod list methods``; its settings are ``method.NAME=VALUE``."""
     effort: Effort = "normal"
     """How much work is worth it: sizes epochs, batch and resolution."""
-    classes: list[str] | None = None
+    names: list[str] | None = None
     """Names for a checkpoint that does not carry its own."""
     keep: list[str] | None = None
     """Only these old classes stay."""
@@ -86,7 +86,7 @@ def load(content: dict[str, Any]) -> Extend:
             tree[head] |= value
         else:
             tree[head] = value
-    for key in ("keep", "drop", "new", "classes"):  # one name is a list of one
+    for key in ("keep", "drop", "new", "names"):  # one name is a list of one
         if isinstance(tree.get(key), str):
             tree[key] = [w.strip() for w in tree[key].split(",")]
     problems += [f"{k}= is needed." for k in ("model", "data", "out") if not tree.get(k)]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from pydantic import Field
 from torch import Tensor
 
 from ciod.data.scenario import Task
 from ciod.detectors.detector import Detector
 from ciod.methods.method import Method
 from ciod.types import Batch
+
+Width = Annotated[int, Field(ge=0)]
 
 
 class FreezeBranch(Method):
@@ -19,10 +22,14 @@ class FreezeBranch(Method):
     needs: ClassVar[frozenset[str]] = frozenset({"dense", "branches"})
     uses_teacher: ClassVar[bool] = False
 
+    inner: tuple[Width, Width, Width] | None = None
+    """Channels of the branch's bottleneck at strides 8, 16 and 32; 0: none there. None: 1/10, 1/4 and 7/16
+    of the head's. ``ciod extend`` leaves stride 8 out where the new objects are large."""
+
     def grow(self, detector: Detector, names: Sequence[str], taught: Sequence[str] = ()) -> None:
         """The first task's classes get rows, all later ones a branch."""
         if detector.num_classes and (names or taught):
-            detector.add_branch(names, taught=taught)  # type: ignore[attr-defined]
+            detector.add_branch(names, taught=taught, inner=self.inner)  # type: ignore[attr-defined]
         else:
             detector.grow(names)
 

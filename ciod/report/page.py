@@ -154,6 +154,7 @@ def _report(folder: Path, run: Mapping[str, Any], results: Results, metrics: lis
         "facts": _facts(run, results, versions),
         "command": run.get("command") or "",
         "has_run": bool(run),
+        "extension": _extension(folder, results),
     }
 
 
@@ -237,6 +238,33 @@ def _protocol(results: Results) -> list[str]:
         other = f"; {' and '.join(hidden)} in them stayed hidden" if hidden else ""
         lines.append(f"Task {i} trained on {seen}{other}.")
     return lines
+
+
+def _extension(folder: Path, results: Results) -> dict[str, Any] | None:
+    """What only an extension has: agreement, old objects found, the way between old and new; None for other runs."""
+    found = results.get("extension")
+    if not found:
+        return None
+    kept = found["retention"]
+    pictures = sorted((folder / "doubtful").glob("*.jpg"))[:_MOST_EXAMPLES]
+    return {
+        "why": found["plan"]["why"],
+        "cost": found["cost"],
+        "kept": [
+            {**row, "share": percent(row["kept"], " %"), "bad": row["kept"] is not None and row["kept"] < 0.9}
+            for row in kept["rows"]
+        ]
+        if kept["kind"] == "agreement"
+        else [],
+        "agreement": percent(kept["value"], " %"),
+        "images": kept["images"],
+        "found": found["found"]["classes"],
+        "total": found["found"]["total"],
+        "tradeoff": [
+            {k: percent(row[k], " %") for k in ("share", "kept", "learnt")} for row in found.get("tradeoff") or []
+        ],
+        "doubtful": _data_urls(pictures),
+    }
 
 
 def _facts(run: Mapping[str, Any], results: Results, versions: Mapping[str, Any]) -> list[tuple[str, str]]:

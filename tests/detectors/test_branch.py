@@ -61,7 +61,7 @@ def test_a_position_scores_the_classes_of_its_part_only():
 @torch.no_grad()
 def test_file_and_teacher_have_the_same_branches(tmp_path):
     detector = make()
-    detector.add_branch(["dog"], taught=["cow"])
+    detector.add_branch(["dog"], taught=["cow"], inner=(0, 7, 9))
     detector.grow(["eel"])
     detector.add_branch(["fox", "gnu"])
     weights.save_model(tmp_path / "m.safetensors", detector)

@@ -16,7 +16,7 @@ def test_steps_change_the_branch_alone():
     detector = detectors.build(("ant", "bee"), name="yolox-pico", size=64)
     method = FreezeBranch()
     method.grow(detector, ["cow"], ["bee"])
-    assert detector.growth[-1] == {"branch": 1, "taught": ["bee"]}
+    assert detector.growth[-1] == {"branch": 1, "taught": ["bee"], "inner": [4, 8, 14]}
     method.attach(detector, detector, None)
     method.begin_task(fixed.task(("ant", "bee"), ("cow",)))
     before = {k: v.clone() for k, v in detector.state_dict().items()}
