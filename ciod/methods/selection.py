@@ -74,11 +74,10 @@ def above_spread(values: Tensor, deviations: float) -> Tensor:
 
 
 @torch.no_grad()
-def by_threshold(outputs: Outputs, *, score: float | Tensor, nms_iou: float, classes: int | None) -> Kept:
-    """``all_by_one``: f ≥ ``score``, one number or [C], one a class."""
+def by_threshold(outputs: Outputs, *, score: float, nms_iou: float, classes: int | None) -> Kept:
+    """``all_by_one``: f ≥ ``score``."""
     r = respond(outputs, classes)
-    limit = score[r.label] if isinstance(score, Tensor) else score
-    return suppress(outputs, r, r.old & (r.score >= limit), nms_iou)
+    return suppress(outputs, r, r.old & (r.score >= score), nms_iou)
 
 
 @torch.no_grad()
