@@ -1,0 +1,89 @@
+"""python -m benchmarks.loader
+
+Images a second the training loader delivers, with and without the decoded pictures in memory and with loader processes,
+beside the images a second the network takes: the loader keeps up when its ratio is above 1. Pictures are made up, JPEG.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks import timing
+from benchmarks.step import stepper
+from ciod.data.augment import Augment, TrainTransform
+from ciod.data.dataset import TrainData, train_loader
+from ciod.data.index import Index
+
+
+def pictures(folder: Path, count: int, width: int, height: int) -> Index:
+    """JPEG files of smooth noise, two boxes each."""
+    rng = np.random.default_rng(0)
+    files = []
+    for i in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8))
+        files.append(folder / f"{i}.jpg")
+        coarse.resize((width, height), Image.Resampling.BICUBIC).save(files[-1], quality=90)
+    n = 2 * count
+    corner = rng.uniform(0, min(width, height) / 2, (n, 2)).astype(np.float32)
+    return Index(
+        ("a", "b"),
+        files,
+        np.tile(np.array([[height, width]], np.int32), (count, 1)),
+        np.arange(count) + 1,
+        image=np.repeat(np.arange(count), 2),
+        boxes=np.concatenate([corner, corner + 60], 1),
+        labels=np.arange(n) % 2,
+        crowd=np.zeros(n, bool),
+        difficult=np.zeros(n, bool),
+        area=np.full(n, 3600, np.float32),
+        source="made up",
+    )
+
+
+def rate(index: Index, size: int, batch: int, workers: int, *, cached: bool) -> float:
+    """Images a second in the second epoch, when pictures that are kept are there."""
+    loader = train_loader(
+        index, TrainTransform(Augment(), size, 114), batch=batch, seed=0, task=0, workers=workers, pin=False
+    )
+    data = loader.dataset
+    assert isinstance(data, TrainData)
+    if not cached:
+        data.pictures._kept = None
+    seconds = 0.0
+    for epoch in range(2):
+        loader.batch_sampler.epoch = epoch  # type: ignore[union-attr]
+        began = time.perf_counter()
+        seen = sum(len(b.names) for b in loader)
+        seconds = (time.perf_counter() - began) / seen
+    return 1 / seconds
+
+
+def main() -> None:
+    parse = timing.parser(
+        __doc__, images=96, width=640, height=480, size=416, batch=16, detector="yolox-nano", workers=2
+    )
+    parse.set_defaults(classes=80, old=40, teacher="folded", amp="off")
+    args = parse.parse_args()
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        index = pictures(Path(folder), args.images, args.width, args.height)
+        figures = {
+            "decoded every time": rate(index, args.size, args.batch, 0, cached=False),
+            "decoded once, kept": rate(index, args.size, args.batch, 0, cached=True),
+            f"{args.workers} loader processes": rate(index, args.size, args.batch, args.workers, cached=False),
+        }
+    step = stepper("finetune", args, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    network = args.batch / timing.medians(timing.interleaved({"step": step}, rounds=3))["step"]
+    lines = [f"{args.width}×{args.height} JPEG → {args.size} px; {args.detector} takes {network:.0f} images/s"]
+    lines += [f"{name:24s} {value:6.0f} images/s  × {value / network:.2f}" for name, value in figures.items()]
+    timing.tell(lines, {"images_per_second": figures, "network": network}, args.json)
+
+
+if __name__ == "__main__":
+    main()
