@@ -114,6 +114,7 @@ class Outputs:
     towers: list[Tensor] = field(default_factory=list)  # [B, F, h, w] a level: what the class layer takes
     levels: tuple[int, ...] = ()  # positions of each level; their sum is P
     anchors: Tensor | None = None  # [P, 4] the boxes that predictions correct, where a detector has them
+    deltas: Tensor | None = None  # [B, P, 4] what corrects the anchors, as the head gives it (RetinaNet)
     root: bool = False  # scores are square roots of class × objectness (torchvision's FCOS)
 
     def scores(self) -> Tensor:

@@ -130,3 +130,10 @@ def slice_images(out: Outputs, i: int) -> Outputs:
         objectness=None if out.objectness is None else out.objectness[i : i + 1],
         features=[],
     )
+
+
+def overlaps(boxes: Tensor, box: Tensor) -> Tensor:
+    """IoU of every box with one."""
+    from ciod.boxes import iou
+
+    return iou(boxes, box.expand_as(boxes))

@@ -15,9 +15,10 @@ def families() -> Sequence[type[Any]]:
     """Every Detector class, each with its ``variants``. A new detector is its file and its name here."""
     from ciod.detectors.gfl import GFL
     from ciod.detectors.mobilenet import YOLOXMobileNet
+    from ciod.detectors.torchvision_models import FCOS, RetinaNet
     from ciod.detectors.yolox import YOLOX
 
-    return YOLOX, YOLOXMobileNet, GFL
+    return YOLOX, YOLOXMobileNet, GFL, RetinaNet, FCOS
 
 
 def available() -> list[str]:

@@ -63,12 +63,16 @@ class ClassConv(nn.Module):
 
     def grow(self, classes: int) -> None:
         """Appends ``classes`` rows: weights N(0, 0.01), bias so that every new class starts at p = 0.01."""
-        block = nn.Conv2d(self.channels, classes, self.kernel, padding=self.kernel // 2)
-        nn.init.normal_(block.weight, std=0.01)
+        block = self.block(classes)
+        nn.init.normal_(block.weight, std=0.01)  # type: ignore[arg-type]
         nn.init.constant_(block.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
         if len(self.blocks):
             block.to(next(self.blocks[0].parameters()))
         self.blocks.append(block)
+
+    def block(self, classes: int) -> nn.Module:
+        """The convolution of ``classes`` new classes."""
+        return nn.Conv2d(self.channels, classes, self.kernel, padding=self.kernel // 2)
 
     def select(self, rows: Sequence[int]) -> None:
         """Keeps these rows (ascending) and their arithmetic by block; blocks without any go."""
@@ -78,11 +82,11 @@ class ClassConv(nn.Module):
             own = [r - first for r in rows if first <= r < first + size]
             first += size
             if len(own) < size:
-                narrow = nn.Conv2d(self.channels, max(1, len(own)), self.kernel, padding=self.kernel // 2)
+                narrow = self.block(max(1, len(own)))
                 narrow.to(block.weight)  # type: ignore[arg-type]
                 with torch.no_grad():
-                    narrow.weight.copy_(block.weight[own or [0]])  # type: ignore[index]
-                    narrow.bias.copy_(block.bias[own or [0]])  # type: ignore[index, union-attr]
+                    narrow.weight.copy_(block.weight[own or [0]])  # type: ignore[index, operator, union-attr]
+                    narrow.bias.copy_(block.bias[own or [0]])  # type: ignore[index, operator, union-attr]
                 block = narrow
             if own:
                 blocks.append(block)
@@ -105,6 +109,37 @@ class ClassConv(nn.Module):
             yield ClassRows(f"{name}.blocks.{i}.weight", block.weight, first)  # type: ignore[arg-type]
             yield ClassRows(f"{name}.blocks.{i}.bias", block.bias, first)  # type: ignore[arg-type]
             first += block.out_channels  # type: ignore[operator]
+
+
+class AnchorConv(nn.Module):
+    """A convolution to the logits of several anchors a cell, whose tensors have a row per class as ClassRows wants."""
+
+    def __init__(self, channels: int, classes: int, anchors: int, kernel: int):
+        super().__init__()
+        self.out_channels, self.shape = classes, (classes * anchors, channels, kernel, kernel)
+        self.weight = nn.Parameter(torch.empty(classes, anchors, channels * kernel**2))
+        self.bias = nn.Parameter(torch.empty(classes, anchors))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, channels, h, w] → [B, classes, anchors, h, w]."""
+        y = nn.functional.conv2d(x, self.weight.view(self.shape), self.bias.flatten(), padding=self.shape[2] // 2)
+        return y.unflatten(1, self.bias.shape)
+
+
+class AnchorClassConv(ClassConv):
+    """ClassConv where every cell has several anchors: [B, channels, h, w] → [B, classes, anchors, h, w]."""
+
+    def __init__(self, channels: int, classes: int, anchors: int, kernel: int = 3):
+        self.anchors = anchors
+        super().__init__(channels, classes, kernel)
+
+    def block(self, classes: int) -> nn.Module:
+        return AnchorConv(self.channels, classes, self.anchors, self.kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not len(self.blocks):
+            return x.new_zeros(x.shape[0], 0, self.anchors, *x.shape[2:])
+        return super().forward(x)
 
 
 class Detector(nn.Module):

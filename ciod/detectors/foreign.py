@@ -1,6 +1,6 @@
 """Checkpoints of other projects: their tensor names in ours, and which detector they are.
 
-Official YOLOX, MMDetection's YOLOX and GFL.
+Official YOLOX, MMDetection's YOLOX and GFL, torchvision's RetinaNet and FCOS.
 """
 
 from __future__ import annotations
@@ -57,11 +57,24 @@ _MMDET = [
     (r"^bbox_head\.scales\.(\d)\.scale$", r"head.scales.\1"),
 ]
 
-_CLASS_BIAS = r"head\.cls(\.0)?\.blocks\.0\.bias"
+# torchvision's names (RetinaNet, FCOS) → ours. Its oldest checkpoints lack the index inside a block.
+_TORCHVISION = [
+    (r"^backbone\.body\.conv1\.", "backbone.stem.0."),
+    (r"^backbone\.body\.bn1\.", "backbone.stem.1."),
+    (r"^backbone\.body\.layer(\d)\.", r"backbone.stage\1."),
+    (r"^backbone\.fpn\.", "neck."),
+    (r"^(neck\.(?:inner|layer)_blocks\.\d)\.(weight|bias)$", r"\1.0.\2"),
+    (r"\.cls_logits\.", ".cls_logits.blocks.0."),
+]
+_OLD_RETINANET = [(r"^(head\.\w+\.conv)\.(\d)\.(weight|bias)$", lambda m: f"{m[1]}.{int(m[2]) // 2}.0.{m[3]}")]
+
+_CLASS_BIAS = r"head\.(cls(\.0)?|classification_head\.cls_logits)\.blocks\.0\.bias"
 
 
 def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Key names of another project → ours; unknown names pass unchanged."""
+    if any(k.startswith("backbone.body.") for k in state):
+        return _rename_torchvision(state)
     rules = _MMDET if any(k.startswith("bbox_head.") for k in state) else _OFFICIAL
     out = {}
     for key, value in state.items():
@@ -71,6 +84,42 @@ def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
             key = key.replace(f".{old}.", f".{new}.")
         out[key] = value
     return out
+
+
+def _rename_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """RetinaNet's class layer has a row per anchor and class there, a row per class with all its anchors here."""
+    retinanet = not any("ctrness" in k for k in state)
+    rules = [*_TORCHVISION, *(_OLD_RETINANET if retinanet else [])]
+    anchors = len(state["head.regression_head.bbox_reg.bias"]) // 4 if retinanet else 1
+    out = {}
+    for key, value in state.items():
+        for pattern, to in rules:
+            key = re.sub(pattern, to, key)
+        if retinanet and ".cls_logits." in key:
+            value = value.unflatten(0, (anchors, -1)).transpose(0, 1)
+            value = value.flatten(2).contiguous() if value.dim() > 2 else value.contiguous()
+        out[key] = value
+    if retinanet and count_classes(out) == _COCO_ROWS:
+        # The weights torchvision publishes were trained with an epsilon of 0 in batch normalisation; ours has 1e-5.
+        out |= {k: v - 1e-5 for k, v in out.items() if k.startswith("backbone.") and k.endswith("running_var")}
+    return out
+
+
+_COCO_ROWS = 91  # torchvision's COCO models have rows for the background and for ids without a class
+
+
+def class_rows(state: dict[str, Tensor], rows: list[int]) -> dict[str, Tensor]:
+    """The state dict with these rows of its class layers alone."""
+    layer = re.compile(_CLASS_BIAS.replace("bias", "(weight|bias)"))
+    return {k: v[rows] if layer.fullmatch(k) else v for k, v in state.items()}
+
+
+def torchvision_coco() -> dict[str, int]:
+    """Class → row of torchvision's COCO models."""
+    from torchvision.models.detection import FCOS_ResNet50_FPN_Weights
+
+    names = FCOS_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    return {n: i for i, n in enumerate(names) if n not in ("__background__", "N/A")}
 
 
 def count_classes(state: dict[str, Tensor]) -> int:

@@ -120,10 +120,26 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
+def _tensors(content: dict[str, Any]) -> dict[str, Tensor]:
+    raw = next((content[k] for k in ("model", "state_dict") if isinstance(content.get(k), dict)), content)
+    return {k: v for k, v in raw.items() if isinstance(v, Tensor)}
+
+
 def _foreign_state(content: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors of a checkpoint under our names."""
-    raw = next((content[k] for k in ("model", "state_dict") if isinstance(content.get(k), dict)), content)
-    return foreign.rename({k: v for k, v in raw.items() if isinstance(v, Tensor)})
+    return foreign.rename(_tensors(content))
+
+
+def _torchvision_classes(
+    state: dict[str, Tensor], classes: Sequence[str] | None
+) -> tuple[dict[str, Tensor], Sequence[str] | None]:
+    """Rows of real classes: of COCO's 91 the 80 that have a name; of N + 1 with N names all but the background."""
+    count, coco = foreign.count_classes(state), foreign.torchvision_coco()
+    if classes is None and count == max(coco.values()) + 1:
+        return foreign.class_rows(state, list(coco.values())), list(coco)
+    if classes is not None and count == len(classes) + 1:
+        return foreign.class_rows(state, list(range(1, count))), classes
+    return state, classes
 
 
 def _load_foreign(path: Path, classes: Sequence[str] | None) -> Detector:
@@ -139,6 +155,9 @@ def _load_foreign(path: Path, classes: Sequence[str] | None) -> Detector:
         )
     count = foreign.count_classes(state)
     meta = content.get("meta", {})
+    if "backbone.body.conv1.weight" in _tensors(content):
+        state, classes = _torchvision_classes(state, classes)
+        count = foreign.count_classes(state)
     found = classes or (meta.get("dataset_meta") or {}).get("classes") or meta.get("CLASSES")
     if not found and count == len(known.COCO):
         found = known.COCO
@@ -146,7 +165,9 @@ def _load_foreign(path: Path, classes: Sequence[str] | None) -> Detector:
         raise CiodError(f"{path} has {count} classes and does not name them; give their names: names=a,b,c.")
     if len(found) != count:
         raise CiodError(f"{path} has {count} classes, but {len(found)} names were given.")
-    detector = detectors.build(tuple(found), name=name)
+    # torchvision's frozen batch normalisation has no counter: the trunk was trained frozen, and stays so.
+    counts = any(k.endswith("num_batches_tracked") for k in state)
+    detector = detectors.build(tuple(found), name=name, **({} if counts else {"frozen": True}))
     detector.load_state_dict(state, strict=False)
     detector.lineage = [{"from": path.name, "classes": list(found)}]
     return detector.eval()

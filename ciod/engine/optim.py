@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 def optimizer(model: nn.Module, settings: Train, lr: float) -> torch.optim.Optimizer:
     """Over trainable parameters; biases and normalisation without weight decay unless ``decay_norms``."""
     decayed, plain = [], []
-    for p in model.parameters():
-        if p.requires_grad:
-            (decayed if p.dim() > 1 or settings.decay_norms else plain).append(p)
+    for name, p in model.named_parameters():
+        if p.requires_grad:  # a bias may have two dimensions: a row per class, an entry per anchor
+            weight = p.dim() > 1 and not name.endswith("bias")
+            (decayed if weight or settings.decay_norms else plain).append(p)
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     groups = [g for g in groups if g["params"]]
     if settings.optimizer == "sgd":

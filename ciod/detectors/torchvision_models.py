@@ -1,0 +1,286 @@
+"""RetinaNet (Lin et al., ICCV 2017) and FCOS (Tian et al., ICCV 2019) as torchvision builds them.
+
+Heads, pyramid, anchors and elementary losses are torchvision's, so its weights fit; matching and the sums of the losses
+follow its ``compute_loss`` without loops over images. Resizing and normalising are left to ``data.augment`` and Input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops import sigmoid_focal_loss
+
+from ciod import boxes as bx
+from ciod import losses as L
+from ciod.detectors.backbones import CSPDarknet, ResNet
+from ciod.detectors.dense import class_targets, flatten, in_class_loss
+from ciod.detectors.detector import IMAGENET, AnchorClassConv, ClassConv, Detector, Input
+from ciod.detectors.necks import FPN
+from ciod.types import Detections, Matches, Outputs, Targets
+
+LARGEST = math.log(1000 / 16)  # a predicted log size beyond this is cut off, as in torchvision
+SIZES = (32, 64, 128, 256, 512)  # of RetinaNet's anchors; FCOS: the strides
+
+
+class TorchvisionDetector(Detector):
+    """Backbone, pyramid and anchors of both. A variant is the depth of a ResNet, or (deepen, widen, depthwise) of a
+    CSPDarknet, below a pyramid and head of 64 channels."""
+
+    anchors_a_cell: ClassVar[int]
+    anchor_generator: AnchorGenerator
+
+    def __init__(self, class_names: Sequence[str], name: str, size: int | None, weights: str | None, frozen: bool):
+        shape = self.variants[name]
+        light = not isinstance(shape, int)
+        taking = Input(size=size or 416, bgr=True) if light else Input(size=size or 640, **IMAGENET)
+        settings: dict[str, Any] = {"name": name, "size": taking.size}
+        super().__init__(class_names, settings, taking)
+        if light:
+            deepen, widen, depthwise = shape
+            self.backbone: nn.Module = CSPDarknet(deepen, widen, depthwise=depthwise)
+        else:
+            self.backbone = ResNet(shape, weights, frozen=frozen)
+            settings["frozen"] = self.backbone.pretrained
+        self.width = 64 if light else 256
+        self.neck = FPN(self.backbone.channels, self.width, relu=True)
+
+    @classmethod
+    def default_backbone(cls, name: str) -> str | None:
+        return "imagenet" if isinstance(cls.variants[name], int) else None
+
+    def anchors(self, images: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+        """Anchors [P, 4] of a batch's size, the stride of each, and how many a level has."""
+        sizes = [[x.shape[2], x.shape[3]] for x in features]
+        steps = [[images.shape[2] // h, images.shape[3] // w] for h, w in sizes]
+        levels = tuple(h * w * self.anchors_a_cell for h, w in sizes)
+        made = self.anchor_generator
+        made.set_cell_anchors(torch.float32, images.device)
+        scalars = [[torch.full((), s, device=images.device) for s in step] for step in steps]
+        stride = [torch.full((n,), float(s), device=images.device) for n, (s, _) in zip(levels, steps, strict=True)]
+        return torch.cat(made.grid_anchors(sizes, scalars)), torch.cat(stride), levels
+
+    def decode(self, outputs: Outputs, **settings: Any) -> list[Detections]:
+        """As of any detector, of boxes cut at the edges of the batch image: torchvision cuts them before its NMS."""
+        height, width = (8 * n for n in outputs.features[0].shape[2:])
+        x1, y1, x2, y2 = outputs.boxes.unbind(2)
+        x1, x2, y1, y2 = x1.clamp(0, width), x2.clamp(0, width), y1.clamp(0, height), y2.clamp(0, height)
+        return super().decode(replace(outputs, boxes=torch.stack([x1, y1, x2, y2], 2)), **settings)
+
+    def trunk(self) -> list[nn.Module]:
+        return [self.backbone, self.neck]
+
+
+def centres(boxes: Tensor) -> Tensor:
+    """[..., 4] → [..., 2]."""
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
+
+
+def correct(anchors: Tensor, delta: Tensor) -> Tensor:
+    """Anchors [P, 4] and corrections [B, P, 4] (shift in anchor sizes, log of the growth) → boxes [B, P, 4]."""
+    size = anchors[:, 2:] - anchors[:, :2]
+    centre = delta[..., :2] * size + centres(anchors)
+    half = delta[..., 2:].clamp(max=LARGEST).exp() * size / 2
+    return torch.cat([centre - half, centre + half], -1)
+
+
+def correction(anchors: Tensor, boxes: Tensor) -> Tensor:
+    """The inverse of ``correct`` for boxes [..., 4] with an anchor each."""
+    size = anchors[..., 2:] - anchors[..., :2]
+    shift = (centres(boxes) - centres(anchors)) / size
+    return torch.cat([shift, ((boxes[..., 2:] - boxes[..., :2]).clamp(min=1e-6) / size).log()], -1)
+
+
+class RetinaNet(TorchvisionDetector):
+    """A position is an anchor: nine a cell. ``settings`` are the keyword arguments of ``build``."""
+
+    traits = frozenset({"dense", "features"})
+    variants: ClassVar[dict[str, Any]] = {
+        "retinanet-nano": (0.33, 0.25, True),
+        "retinanet-r18": 18,
+        "retinanet-r50": 50,
+    }
+    anchors_a_cell = 9
+    foreground, background = 0.5, 0.4
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        *,
+        name: str = "retinanet-nano",
+        size: int | None = None,
+        backbone_weights: str | None = None,
+        frozen: bool = False,
+    ):
+        super().__init__(class_names, name, size, backbone_weights, frozen)
+        self.nms_iou = 0.5
+        octaves = tuple((s, int(s * 2 ** (1 / 3)), int(s * 2 ** (2 / 3))) for s in SIZES)
+        self.anchor_generator = AnchorGenerator(octaves, ((0.5, 1.0, 2.0),) * len(SIZES))
+        self.head = RetinaNetHead(self.width, self.anchors_a_cell, 1)
+        layer = AnchorClassConv(self.width, len(class_names), self.anchors_a_cell)
+        self.head.classification_head.cls_logits = layer  # type: ignore[assignment]
+
+    def forward(self, images: Tensor) -> Outputs:
+        features = self.neck(self.backbone(self.normalise(images)))
+        anchors, stride, levels = self.anchors(images, features)
+        head = self.head.classification_head
+        maps = [head.cls_logits(head.conv(x)).permute(0, 3, 4, 2, 1) for x in features]  # [B, h, w, 9, C]
+        logits = torch.cat([m.flatten(1, 3) for m in maps], 1).float()
+        deltas = self.head.regression_head(features).float()
+        return Outputs(
+            logits,
+            correct(anchors, deltas),
+            centres(anchors),
+            stride,
+            features=features,
+            levels=levels,
+            anchors=anchors,
+            deltas=deltas,
+        )
+
+    @torch.no_grad()
+    def match(self, outputs: Outputs, targets: Targets) -> Matches:
+        """An anchor learns the box it overlaps most, from IoU 0.5; below 0.4 it is background. Of every box the best
+        anchors learn in any case (the box they overlap most)."""
+        assert outputs.anchors is not None
+        overlap = bx.pairwise_iou(targets.boxes, outputs.anchors).masked_fill(~targets.valid[..., None], -1)
+        best, target = overlap.max(1)  # [B, P]
+        top = overlap.amax(2, keepdim=True)  # [B, N, 1]
+        positive = (best >= self.foreground) | ((overlap == top) & (top > 0)).any(1)
+        ignored = (best >= self.background) & ~positive
+        position, ok = bx.compact(positive, best, limit=targets.boxes.shape[1] * 100)
+        target = target.gather(1, position)
+        boxes = bx.gather_rows(outputs.boxes, position)
+        achieved = bx.iou(boxes, bx.gather_rows(targets.boxes, target))
+        return Matches(position, target, achieved, ok, positive, ignored)
+
+    def loss(
+        self,
+        outputs: Outputs,
+        targets: Targets,
+        matches: Matches,
+        *,
+        counted: Tensor | None = None,
+        channels: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """cls (focal loss) over anchors that are foreground or background; box (L1 of the corrections) over counted
+        matches; each image's sum divided by its counted matches, then the mean of the images."""
+        assert outputs.anchors is not None and outputs.deltas is not None
+        said = L.supervise(outputs, targets, matches, counted, channels)
+        at, which = matches.position, matches.target
+        one = torch.ones_like(matches.iou)
+        wanted = class_targets(outputs.logits, matches, targets.labels.gather(1, which), one, said.counted)
+        cls = sigmoid_focal_loss(outputs.logits, wanted)
+        if said.channels is not None:
+            cls = cls * said.channels
+        aim = correction(outputs.anchors[at], bx.gather_rows(targets.boxes, which))
+        box = (bx.gather_rows(outputs.deltas, at) - aim).abs().sum(2)
+        share = 1 / said.counted.sum(1, keepdim=True).clamp(min=1) / len(box)  # [B, 1]
+        return {
+            "cls": L.masked_sum(cls.sum(2) * share, in_class_loss(matches, said)),
+            "box": L.masked_sum(box * share, said.counted),
+        }
+
+
+class FCOS(TorchvisionDetector):
+    """A position is a cell. Its ``objectness`` is the centre-ness, and scores are roots of class × centre-ness.
+    ``settings`` are the keyword arguments of ``build``."""
+
+    traits = frozenset({"dense", "objectness", "features"})
+    variants: ClassVar[dict[str, Any]] = {"fcos-nano": (0.33, 0.25, True), "fcos-r18": 18, "fcos-r50": 50}
+    anchors_a_cell = 1
+    radius = 1.5
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        *,
+        name: str = "fcos-nano",
+        size: int | None = None,
+        backbone_weights: str | None = None,
+        frozen: bool = False,
+    ):
+        super().__init__(class_names, name, size, backbone_weights, frozen)
+        self.nms_iou = 0.6
+        self.anchor_generator = AnchorGenerator(tuple((s // 4,) for s in SIZES), ((1.0,),) * len(SIZES))
+        self.head = FCOSHead(self.width, self.anchors_a_cell, 1)
+        layer = ClassConv(self.width, len(class_names), 3)
+        self.head.classification_head.cls_logits = layer  # type: ignore[assignment]
+
+    def forward(self, images: Tensor) -> Outputs:
+        features = self.neck(self.backbone(self.normalise(images)))
+        anchors, stride, levels = self.anchors(images, features)
+        head = self.head.classification_head
+        logits = flatten([head.cls_logits(head.conv(x)) for x in features])
+        reg, centreness = self.head.regression_head(features)
+        point = centres(anchors)
+        side = reg.float() * (anchors[:, 2:3] - anchors[:, :1])  # left, top, right, bottom
+        boxes = torch.cat([point - side[..., :2], point + side[..., 2:]], -1)
+        quality = centreness.float()[..., 0]
+        return Outputs(
+            logits, boxes, point, stride, quality, features=features, levels=levels, anchors=anchors, root=True
+        )
+
+    @torch.no_grad()
+    def match(self, outputs: Outputs, targets: Targets) -> Matches:
+        """A cell learns the smallest box that it lies in, near its centre, and whose farthest side is in the range of
+        the cell's level (4 to 8 cells)."""
+        assert outputs.anchors is not None
+        boxes, point = targets.boxes, outputs.points
+        cell = outputs.anchors[:, 2] - outputs.anchors[:, 0]
+        near = (centres(boxes)[:, :, None] - point).abs().amax(3) < self.radius * cell  # [B, N, P]
+        sides = torch.cat([point - boxes[:, :, None, :2], boxes[:, :, None, 2:] - point], 3)
+        first = torch.arange(len(cell), device=cell.device) < outputs.levels[0]
+        last = torch.arange(len(cell), device=cell.device) >= len(cell) - outputs.levels[-1]
+        low = (4 * cell).masked_fill(first, 0)
+        high = (8 * cell).masked_fill(last, float("inf"))
+        far = sides.amax(3)
+        chosen = near & (sides.amin(3) > 0) & (far > low) & (far < high) & targets.valid[..., None]
+        # In float32, as torchvision ranks them: boxes whose areas differ by less than 8 px² are equal, the first wins.
+        area = bx.area(boxes)[..., None]
+        best, target = (chosen * (1e8 - area)).max(1)
+        positive = best >= 1e-5
+        target = target.masked_fill(~positive, 0)
+        position, ok = bx.compact(positive, positive.float(), limit=boxes.shape[1] * 50)
+        target = target.gather(1, position)
+        achieved = bx.iou(bx.gather_rows(outputs.boxes, position), bx.gather_rows(boxes, target))
+        return Matches(position, target, achieved, ok, positive)
+
+    def loss(
+        self,
+        outputs: Outputs,
+        targets: Targets,
+        matches: Matches,
+        *,
+        counted: Tensor | None = None,
+        channels: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """cls (focal loss) over all cells but those whose match is not counted, box (1 - GIoU) over counted matches,
+        centerness (BCE) over all matches; each divided by the number of its matches."""
+        assert outputs.objectness is not None
+        said = L.supervise(outputs, targets, matches, counted, channels)
+        at, which = matches.position, matches.target
+        one = torch.ones_like(matches.iou)
+        wanted = class_targets(outputs.logits, matches, targets.labels.gather(1, which), one, said.counted)
+        cls = sigmoid_focal_loss(outputs.logits, wanted)
+        if said.channels is not None:
+            cls = cls * said.channels
+        real, point = bx.gather_rows(targets.boxes, which), outputs.points[at]
+        box = 1 - bx.giou(bx.gather_rows(outputs.boxes, at), real)
+        before, after = point - real[..., :2], real[..., 2:] - point
+        ratio = torch.minimum(before, after) / torch.maximum(before, after).clamp(min=1e-6)
+        central = ratio.prod(2).masked_fill(~said.matched, 0).sqrt()
+        centreness = L.bce(outputs.objectness.gather(1, at), central)
+        n = L.count(said.counted)
+        return {
+            "cls": L.masked_sum(cls.sum(2), in_class_loss(matches, said)) / n,
+            "box": L.masked_sum(box, said.counted) / n,
+            "centerness": L.masked_sum(centreness, said.matched) / L.count(said.matched),
+        }
