@@ -150,7 +150,8 @@ class Detector(nn.Module):
     """
 
     traits: ClassVar[frozenset[str]] = frozenset()
-    """What methods can rely on: ``dense``, ``objectness``, ``box_distribution``, ``features``, ``branches``."""
+    """What methods can rely on: ``dense``, ``objectness`` (of every position, background too), ``centerness`` (in its
+    place, of matches alone), ``box_distribution``, ``features``, ``branches``."""
     variants: ClassVar[Mapping[str, Any]] = {}
     """Names of this family and what each is made of."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -24,7 +23,7 @@ from ciod.detectors.backbones import CSPDarknet, ResNet
 from ciod.detectors.dense import class_targets, flatten, in_class_loss
 from ciod.detectors.detector import IMAGENET, AnchorClassConv, ClassConv, Detector, Input
 from ciod.detectors.necks import FPN
-from ciod.types import Detections, Matches, Outputs, Targets
+from ciod.types import Matches, Outputs, Targets
 
 LARGEST = math.log(1000 / 16)  # a predicted log size beyond this is cut off, as in torchvision
 SIZES = (32, 64, 128, 256, 512)  # of RetinaNet's anchors; FCOS: the strides
@@ -66,13 +65,6 @@ class TorchvisionDetector(Detector):
         scalars = [[torch.full((), s, device=images.device) for s in step] for step in steps]
         stride = [torch.full((n,), float(s), device=images.device) for n, (s, _) in zip(levels, steps, strict=True)]
         return torch.cat(made.grid_anchors(sizes, scalars)), torch.cat(stride), levels
-
-    def decode(self, outputs: Outputs, **settings: Any) -> list[Detections]:
-        """As of any detector, of boxes cut at the edges of the batch image: torchvision cuts them before its NMS."""
-        height, width = (8 * n for n in outputs.features[0].shape[2:])
-        x1, y1, x2, y2 = outputs.boxes.unbind(2)
-        x1, x2, y1, y2 = x1.clamp(0, width), x2.clamp(0, width), y1.clamp(0, height), y2.clamp(0, height)
-        return super().decode(replace(outputs, boxes=torch.stack([x1, y1, x2, y2], 2)), **settings)
 
     def trunk(self) -> list[nn.Module]:
         return [self.backbone, self.neck]
@@ -131,7 +123,8 @@ class RetinaNet(TorchvisionDetector):
         features = self.neck(self.backbone(self.normalise(images)))
         anchors, stride, levels = self.anchors(images, features)
         head = self.head.classification_head
-        maps = [head.cls_logits(head.conv(x)).permute(0, 3, 4, 2, 1) for x in features]  # [B, h, w, 9, C]
+        towers = [head.conv(x) for x in features]
+        maps = [head.cls_logits(x).permute(0, 3, 4, 2, 1) for x in towers]  # [B, h, w, 9, C]
         logits = torch.cat([m.flatten(1, 3) for m in maps], 1).float()
         deltas = self.head.regression_head(features).float()
         return Outputs(
@@ -140,6 +133,7 @@ class RetinaNet(TorchvisionDetector):
             centres(anchors),
             stride,
             features=features,
+            towers=towers,
             levels=levels,
             anchors=anchors,
             deltas=deltas,
@@ -190,10 +184,12 @@ class RetinaNet(TorchvisionDetector):
 
 
 class FCOS(TorchvisionDetector):
-    """A position is a cell. Its ``objectness`` is the centre-ness, and scores are roots of class × centre-ness.
+    """A position is a cell. ``objectness`` of its outputs is the centre-ness, which is taught at matches alone and says
+    nothing about background; scores are roots of class × centre-ness.
+
     ``settings`` are the keyword arguments of ``build``."""
 
-    traits = frozenset({"dense", "objectness", "features"})
+    traits = frozenset({"dense", "centerness", "features"})
     variants: ClassVar[dict[str, Any]] = {"fcos-nano": (0.33, 0.25, True), "fcos-r18": 18, "fcos-r50": 50}
     anchors_a_cell = 1
     radius = 1.5
@@ -218,14 +214,23 @@ class FCOS(TorchvisionDetector):
         features = self.neck(self.backbone(self.normalise(images)))
         anchors, stride, levels = self.anchors(images, features)
         head = self.head.classification_head
-        logits = flatten([head.cls_logits(head.conv(x)) for x in features])
+        towers = [head.conv(x) for x in features]
         reg, centreness = self.head.regression_head(features)
         point = centres(anchors)
         side = reg.float() * (anchors[:, 2:3] - anchors[:, :1])  # left, top, right, bottom
         boxes = torch.cat([point - side[..., :2], point + side[..., 2:]], -1)
         quality = centreness.float()[..., 0]
         return Outputs(
-            logits, boxes, point, stride, quality, features=features, levels=levels, anchors=anchors, root=True
+            flatten([head.cls_logits(x) for x in towers]),
+            boxes,
+            point,
+            stride,
+            quality,
+            features=features,
+            towers=towers,
+            levels=levels,
+            anchors=anchors,
+            root=True,
         )
 
     @torch.no_grad()

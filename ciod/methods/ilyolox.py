@@ -23,9 +23,9 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class ILYOLOX(Method):
-    """CRS + CKD on a dense detector with objectness."""
+    """CRS + CKD on a dense detector. Without objectness a position's score is its class probability."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"dense", "objectness"})
+    needs: ClassVar[frozenset[str]] = frozenset({"dense"})
     paper: ClassVar[str] = "Center Resampling and Collaborative Knowledge Distillation (ilYOLOX), 2022"
 
     select: Literal["crs", "threshold", "all_mean_std", "class_mean_std"] = "crs"

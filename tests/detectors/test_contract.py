@@ -74,7 +74,7 @@ def test_outputs_have_the_promised_shapes(name):
     assert out.boxes.shape == (2, positions, 4)
     assert out.points.shape == (positions, 2) and out.strides.shape == (positions,)
     assert {"dense", "features"} <= detectors.traits(name) == detector.traits
-    assert (out.objectness is not None) == ("objectness" in detector.traits)
+    assert (out.objectness is not None) == bool({"objectness", "centerness"} & detector.traits)
     assert (out.distribution is not None) == ("box_distribution" in detector.traits)
     assert out.objectness is None or out.objectness.shape == (2, positions)
     assert out.distribution is None or out.distribution.shape == (2, positions, 4, 17)

@@ -262,6 +262,40 @@ def test_crs_equals_a_loop_over_positions():
         assert torch.nonzero(method.choose(out).mask(84)[0]).squeeze(1).tolist() == expected
 
 
+def test_without_objectness_the_class_decides():
+    """The same selection as with an objectness of 1 everywhere."""
+    from dataclasses import replace
+
+    out = fixed.random_outputs(5, 4)
+    for select in ("crs", "threshold", "all_mean_std", "class_mean_std"):
+        method = ILYOLOX(select=select)
+        method.begin_task(fixed.task(OLD, NEW))
+        sure = method.choose(replace(out, objectness=torch.full_like(out.boxes[..., 0], 40.0)))
+        bare = method.choose(replace(out, objectness=None))
+        assert (sure.valid.any() or select.endswith("std")) and torch.equal(sure.mask(84), bare.mask(84)), select
+        assert torch.equal(sure.boxes, bare.boxes) and torch.equal(sure.scores, bare.scores), select
+
+
+@pytest.mark.parametrize("name", ["gfl-pico", "retinanet-nano", "fcos-nano"])
+def test_on_detectors_without_objectness(name):
+    """Old boxes the teacher sees are no background of the class loss, and are taught; the losses are finite."""
+    torch.manual_seed(0)
+    student = detectors.build(OLD, name=name, size=SIZE)
+    for block in next(iter(student.class_modules().values())).blocks:
+        torch.nn.init.constant_(block.bias, 0.0)  # a teacher that sees something
+    teacher = student.frozen()
+    student.grow(NEW)
+    images = torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
+    method = ILYOLOX(center_score=0.0, other_score=0.0)
+    method.attach(student, student, teacher)
+    method.begin_task(fixed.task(OLD, NEW))
+    losses = method.loss(fixed.batch(fixed.boxes_at_random(0, [2, 0], classes=4), images))
+    assert {"cls", "box", "distill_cls", "distill_box"} <= losses.keys() and "obj" not in losses
+    assert all(v.isfinite() for v in losses.values()) and losses["distill_cls"] > 0
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in student.parameters())
+
+
 # The whole loss -------------------------------------------------------------------------------------------------------
 
 
