@@ -123,7 +123,7 @@ class AnchorConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, h, w] → [B, classes, anchors, h, w]."""
         y = nn.functional.conv2d(x, self.weight.view(self.shape), self.bias.flatten(), padding=self.shape[2] // 2)
-        return y.unflatten(1, self.bias.shape)
+        return y.view(y.shape[0], *self.bias.shape, *y.shape[2:])
 
 
 class AnchorClassConv(ClassConv):

@@ -125,10 +125,11 @@ class RetinaNet(TorchvisionDetector):
         head = self.head.classification_head
         towers = [head.conv(x) for x in features]
         maps = [head.cls_logits(x).permute(0, 3, 4, 2, 1) for x in towers]  # [B, h, w, 9, C]
-        logits = torch.cat([m.flatten(1, 3) for m in maps], 1).float()
+        # Not flatten(1, 3): ONNX export would take the batch it is traced with for the only one.
+        logits = torch.cat([m.reshape(m.shape[0], m.shape[1] * m.shape[2] * m.shape[3], m.shape[4]) for m in maps], 1)
         deltas = self.head.regression_head(features).float()
         return Outputs(
-            logits,
+            logits.float(),
             correct(anchors, deltas),
             centres(anchors),
             stride,
