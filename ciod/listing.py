@@ -70,6 +70,27 @@ def _detectors() -> Table:
     return table
 
 
+def detectors_markdown() -> str:
+    """The table of docs/detectors.md: of one picture at the default input, with 80 classes."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from ciod import detectors
+
+    columns = ("detector", "offers", "input", "parameters (M)", "GFLOPs", "positions")
+    lines = [f"| {' | '.join(columns)} |", "| --- | --- | --: | --: | --: | --: |"]
+    for name in detectors.available():
+        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            detector = detectors.build([str(i) for i in range(80)], name=name).eval()
+            size = detector.input.size
+            positions = len(detector(torch.zeros(1, 3, size, size)).points)
+        millions = sum(p.numel() for p in detector.parameters()) / 1e6
+        flops = counter.get_total_flops() / 2e9  # it counts a multiply-add as two
+        offers = ", ".join(sorted(detector.traits))
+        lines.append(f"| `{name}` | {offers} | {size} | {millions:.2f} | {flops:.2f} | {positions} |")
+    return "\n".join(lines)
+
+
 def fits() -> dict[str, dict[str, bool]]:
     """Method → family of detectors (the beginning of their names) → whether they go together."""
     from ciod import detectors, methods
