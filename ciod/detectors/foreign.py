@@ -132,11 +132,13 @@ def recognise(state: dict[str, Tensor]) -> str | None:
     from ciod import detectors
 
     shapes = {k: v.shape for k, v in state.items()}
+    fitting: dict[str, int] = {}
     for name in detectors.available():
         with torch.device("meta"):
             model = detectors.build(("x",), name=name, backbone_weights=None)
         rows = {r.name for r in model.class_layers()}
         wanted = {k: v.shape for k, v in model.state_dict().items() if k not in rows and "num_batches" not in k}
         if all(shapes.get(k) == shape for k, shape in wanted.items()) and rows <= shapes.keys():
-            return name
-    return None
+            fitting[name] = len(wanted)
+    # A ResNet-101 has all tensors of a ResNet-50: the larger fit is the right one.
+    return max(fitting, key=fitting.__getitem__, default=None)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 
 import pytest
 import torch
 
+from ciod.detectors import foreign
 from ciod.detectors import weights as files
 from ciod.detectors.detector import Detector
 from ciod.errors import CiodError
-from tests.detectors.common import NAMES, make
+from tests.detectors.common import NAMES, make, pictures
 
 
 @pytest.fixture
@@ -176,3 +178,64 @@ def test_trunk_of_another_model(tmp_path, model):
     assert files.load_trunk(other, tmp_path / "nameless.pth") == taken
     with pytest.raises(CiodError, match=r"is a yolox-nano, but detector\.name is yolox-tiny"):
         files.load_trunk(make("yolox-tiny"), model)
+
+
+# Trunks and names of other families -----------------------------------------------------------------------------------
+
+
+def test_one_trunk_for_several_heads(tmp_path):
+    """Backbone and neck where both fit, the backbone alone under another neck."""
+    donor = make("yolox-nano", seed=1)
+    files.save_model(tmp_path / "model.safetensors", donor)
+    counts = {}
+    for name in ("gfl-nano", "retinanet-nano", "fcos-nano"):
+        other = make(name, seed=2)
+        neck = {k: v.clone() for k, v in other.neck.state_dict().items()}
+        counts[name] = files.load_trunk(other, tmp_path / "model.safetensors")
+        for key, value in donor.backbone.state_dict().items():
+            assert torch.equal(other.backbone.state_dict()[key], value), key
+        expected = donor.neck.state_dict() if name == "gfl-nano" else neck
+        assert all(torch.equal(v, expected[k]) for k, v in other.neck.state_dict().items())
+    backbone, neck = (len(m.state_dict()) for m in donor.trunk())
+    assert counts == {"gfl-nano": backbone + neck, "retinanet-nano": backbone, "fcos-nano": backbone}
+    with pytest.raises(CiodError, match=r"is a yolox-nano, but detector\.name is gfl-pico: their backbones differ"):
+        files.load_trunk(make("gfl-pico"), tmp_path / "model.safetensors")
+
+
+def test_the_official_trunk_under_a_gfl_head(weights):
+    yolox = files.load(weights / "yolox_nano_coco.pth")
+    gfl = make("gfl-nano").eval()
+    files.load_trunk(gfl, weights / "yolox_nano_coco.pth")
+    with torch.no_grad():
+        for a, b in zip(yolox(pictures()).features, gfl(pictures()).features, strict=True):
+            assert torch.equal(a, b)
+
+
+def mmdet_gfl(key: str) -> str:
+    """Our name of a GFL tensor → MMDetection's."""
+    for ours, theirs in [
+        (r"^backbone\.stem\.0\.", "backbone.conv1."),
+        (r"^backbone\.stem\.1\.", "backbone.bn1."),
+        (r"^backbone\.stage(\d)\.", r"backbone.layer\1."),
+        (r"^neck\.inner_blocks\.(\d)\.0\.", r"neck.lateral_convs.\1.conv."),
+        (r"^neck\.layer_blocks\.(\d)\.0\.", r"neck.fpn_convs.\1.conv."),
+        (r"^neck\.extra_blocks\.p6\.", "neck.fpn_convs.3.conv."),
+        (r"^neck\.extra_blocks\.p7\.", "neck.fpn_convs.4.conv."),
+        (r"^head\.(cls|reg)_tower\.", r"bbox_head.\1_convs."),
+        (r"^head\.cls\.blocks\.0\.", "bbox_head.gfl_cls."),
+        (r"^head\.reg\.", "bbox_head.gfl_reg."),
+        (r"^head\.scales\.(\d)$", r"bbox_head.scales.\1.scale"),
+    ]:
+        key = re.sub(ours, theirs, key)
+    return key
+
+
+@pytest.mark.parametrize("name", ["gfl-r18", "gfl-r50", "gfl-r101"])
+def test_mmdetections_gfl_is_recognised(name):
+    with torch.device("meta"):
+        own = make(name).state_dict()
+    theirs = {mmdet_gfl(k): v for k, v in own.items()} | {"bbox_head.integral.project": torch.zeros(17)}
+    assert not any(k.startswith("head.") or "stage" in k for k in theirs)
+    renamed = foreign.rename(theirs)
+    assert own.keys() == renamed.keys() - {"bbox_head.integral.project"}
+    assert foreign.recognise(renamed) == name and foreign.count_classes(renamed) == len(NAMES)
