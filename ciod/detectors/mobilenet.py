@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ciod.detectors.backbones import Backbone
 from ciod.detectors.detector import Detector, Input
 from ciod.detectors.necks import PAFPN
-from ciod.detectors.yolox import YOLOX, Head
+from ciod.detectors.yolox import YOLOX
 from ciod.errors import CiodError
 
 # (output channels at width 1, stride) of the 13 separable blocks
@@ -144,7 +144,7 @@ class YOLOXMobileNet(YOLOX):
         self.backbone = MobileNetV1(self.variants[name], backbone_weights, frozen=frozen)
         settings["frozen"] = self.backbone.pretrained
         self.neck = PAFPN(self.backbone.channels, 96, 1, depthwise=True)
-        self.head = Head(96, len(class_names), depthwise=True)
+        self._add_head(96, depthwise=True)
 
     @classmethod
     def default_backbone(cls, name: str) -> str | None:

@@ -138,10 +138,14 @@ class YOLOX(Detector):
             self.backbone = CSPDarknet(deepen, widen, depthwise=depthwise)
             width, depth = int(256 * widen), round(3 * deepen)
         self.neck = PAFPN(self.backbone.channels, width, depth, depthwise=depthwise)  # type: ignore[arg-type]
-        self.head = Head(width, len(class_names), depthwise=depthwise)
+        self._add_head(width, depthwise=depthwise)
+
+    def _add_head(self, width: int, *, depthwise: bool) -> None:
+        """The head, without branches yet."""
+        self.head = Head(width, self.num_classes, depthwise=depthwise)
         self.width = width
         self.branches = nn.ModuleList()
-        self.parts: list[list[int]] = [list(range(len(class_names)))]  # class numbers of the head, of each branch
+        self.parts: list[list[int]] = [list(range(self.num_classes))]  # class numbers of the head, of each branch
         self._index_parts()
 
     @classmethod
