@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ciod.config import data_folder
-from ciod.data.index import Index, empty_columns
+from ciod.data import pool
+from ciod.data.index import Index
 from ciod.data.scenario import Task
 from ciod.detectors.detector import Detector
 from ciod.engine.distributed import World
-from ciod.errors import DataError
 from ciod.evaluate.ap import APTable, coco_ap
 from ciod.evaluate.detect import detect
 from ciod.extension import data, retention
@@ -42,6 +41,8 @@ class Measure:
     def __init__(self, settings: Extend, world: World, task: Task, names: Names):
         self.settings, self.world, self.task, self.names = settings, world, task, names
         self.old = None if settings.old_data is None else data.old_validation(settings.old_data, names)
+        folder = data_folder(settings.pool)
+        self.pool = pool.read(folder, names.all) if folder else None
         self.others = tuple(n for n in names.old if n not in names.taught)
         self._before: dict[int, list[Detections]] = {}
         self._fields: list[Index] | None = None
@@ -81,8 +82,8 @@ class Measure:
         """Images on which the two are compared: up to 300 of the folder, up to 300 of the pool."""
         if self._fields is None:
             self._fields = [_sample(self.task.train, self.settings.seed), self.task.test]
-            if self.settings.pool:
-                self._fields.append(_sample(pool_index(self.settings.pool), self.settings.seed))
+            if self.pool is not None:
+                self._fields.append(_sample(self.pool, self.settings.seed))
         return self._fields
 
     def _of(self, before: Detector, index: Index) -> list[Detections]:
@@ -98,27 +99,3 @@ def _sample(index: Index, seed: int) -> Index:
     if len(index) <= MOST:
         return index
     return index.select(np.sort(np.random.default_rng([seed, 12]).permutation(len(index))[:MOST]))
-
-
-def pool_index(folder: str) -> Index:
-    """Every picture below a folder, without boxes.
-
-    Raises:
-        CiodError: there is none, or none can be read.
-    """
-    from ciod.data.images import header_sizes
-    from ciod.inference.pictures import files as pictures_in
-
-    files, sizes = [], []
-    for path in pictures_in(data_folder(folder) or folder):
-        try:
-            size: Any = header_sizes(path)[0]
-        except DataError:
-            continue
-        files.append(path.absolute())
-        sizes.append(size)
-    if not files:
-        raise DataError(f"pool: none of the pictures in {folder} can be read.")
-    columns: dict[str, Any] = empty_columns()
-    numbers = np.arange(1, len(files) + 1)
-    return Index((), files, np.array(sizes, np.int32), numbers, **columns, source=f"{folder} (pool)")

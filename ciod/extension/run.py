@@ -14,6 +14,7 @@ from ciod import methods
 from ciod.config import data_folder
 from ciod.data.augment import TrainTransform
 from ciod.data.dataset import train_loader
+from ciod.data.extra import Extra, Mixture
 from ciod.data.scenario import Task
 from ciod.detectors import weights
 from ciod.detectors.detector import Detector
@@ -28,6 +29,7 @@ from ciod.extension.measure import Judged
 from ciod.extension.settings import Extend
 from ciod.methods.method import Method
 from ciod.report.log import RunLog
+from ciod.settings import Run
 
 KEEP_BY_DEFAULT = 0.98  # what method=auto asks of a method that moves old weights
 ROOM = 100e6  # bytes beyond four times the model: states, pictures, report
@@ -180,6 +182,7 @@ class Extension:
             task=1,
             workers=machine.workers(s.train.workers, self.world),
             pin=self.world.device.type == "cuda",
+            mixture=self._mixture(detector, method),
         )
         steps = len(loader) * plan.epochs
         if self.saved is None:
@@ -208,6 +211,17 @@ class Extension:
         method.end_task(self.task)
         log.close()
         return done
+
+    def _mixture(self, detector: Detector, method: Method) -> Mixture | None:
+        """The pool's share of every batch, for methods that learn from what the old model sees there."""
+        pool = self.measured.pool
+        if pool is None:
+            return None
+        if not method.uses_teacher:
+            self.reporter.say(f"pool: {self.method_name} does not learn from it; agreement is measured on it")
+            return None
+        settings = Run(train=self.settings.train.model_copy(update={"batch": self.plan.batch}))
+        return Extra(settings, None, pool).mixture(self.task, detector.num_classes)
 
     def _save(self, state: dict[str, Any]) -> None:
         content = {"extend": self._fingerprint(), "fit": state, "random": checkpoint.random_state()}

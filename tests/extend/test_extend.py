@@ -93,3 +93,35 @@ def test_below_min_retention_nothing_is_written_and_a_tradeoff_is_offered(place,
     assert old.keys() < mixed.keys()
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["extension"]["tradeoff"]
     assert [r["share"] for r in rows] == [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+def test_a_pool_is_learnt_from_and_measured_on(place, tmp_path):
+    sample_index(tmp_path / "pool", images=5)
+    results = ciod.extend(
+        place / "m.safetensors", place / "folder", tmp_path / "out",
+        method="pseudo_label", pool=str(tmp_path / "pool"), **QUICK,
+    )  # fmt: skip
+    assert results["extension"]["retention"]["images"] == 6 + 5
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_an_interrupted_extension_goes_on_and_ends_the_same(place, tmp_path, monkeypatch):
+    from ciod.extension import run
+
+    words = {"effort": "quick", **QUICK}
+    ciod.extend(place / "m.safetensors", place / "folder", tmp_path / "whole", **words)
+    real = run.Extension._save
+
+    def crash(self, state):
+        real(self, state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.Extension, "_save", crash)
+    with pytest.raises(KeyboardInterrupt):
+        ciod.extend(place / "m.safetensors", place / "folder", tmp_path / "parts", **words)
+    monkeypatch.setattr(run.Extension, "_save", real)
+    with pytest.raises(CiodError, match="holds an extension with other settings"):
+        ciod.extend(place / "m.safetensors", place / "folder", tmp_path / "parts", **{**words, "lr": 0.1})
+    ciod.extend(place / "m.safetensors", place / "folder", tmp_path / "parts", **words)
+    whole, parts = (weights.load(tmp_path / n / "model.safetensors").state_dict() for n in ("whole", "parts"))
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
