@@ -292,6 +292,9 @@ def _check_method(tree: dict[str, Any]) -> list[str]:
         method = cls.model_validate(settings)
         problems += method.check()
         needs = method.requires()
+        kind = (tree.get("train") or {}).get("teacher", Train().teacher)
+        if method.exact_teacher and kind != "exact":
+            problems.append(f"train.teacher: these settings of {name} need train.teacher=exact, not {kind}.")
     lacking = needs - detectors.traits(detector) if known else frozenset()
     if lacking:
         able = _one_a_family(detectors.offering(needs))

@@ -6,17 +6,22 @@ The formulas follow the published implementation; docs/methods/ilyolox.md says w
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+import warnings
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from ciod import boxes as bx
 from ciod import losses as L
+from ciod.errors import CiodError
 from ciod.methods import selection
 from ciod.methods.method import Method
 from ciod.types import Batch, Matches, Outputs, Targets
+
+if TYPE_CHECKING:
+    from ciod.data.scenario import Task
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -63,6 +68,33 @@ class ILYOLOX(Method):
     """alpha_loc; the IoU loss's own factor 5 comes on top."""
     old_in_ordinary_loss: bool = False
     """Old positives enter the ordinary losses with their hard label as well."""
+    teacher_norm: Literal["stored", "batch"] = "stored"
+    """A control, not for use: ``batch`` normalises the teacher by the statistics of the batch, as the published code
+    did by mistake in its second task; what is taught then depends on the neighbours in the batch. Needs
+    train.teacher=exact."""
+
+    @property
+    def exact_teacher(self) -> bool:
+        return self.teacher_norm == "batch"
+
+    def begin_task(self, task: Task) -> None:
+        """Raises CiodError: batch statistics are asked of a teacher without batch normalisation."""
+        super().begin_task(task)
+        if self.teacher_norm == "stored" or self.teacher is None:
+            return
+        norms = [m for m in self.teacher.modules() if isinstance(m, nn.BatchNorm2d)]
+        if not norms:
+            raise CiodError(
+                "method.teacher_norm=batch: the teacher has no batch normalisation, or it was folded into the "
+                "convolutions; write train.teacher=exact, or leave teacher_norm out."
+            )
+        for norm in norms:
+            norm.momentum = 0.0  # the statistics of the batch are used and not gathered: the weights stay the teacher's
+        warnings.warn(
+            "method.teacher_norm=batch is a control that repeats a mistake of the published code (trap T1); do not "
+            "report its results as ilyolox.",
+            stacklevel=2,
+        )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         if self.teacher is None:
@@ -73,6 +105,17 @@ class ILYOLOX(Method):
         if self.guard_iou is not None:
             kept = selection.without_real(kept, batch.targets, self.guard_iou)
         return self.losses(outputs, knowledge, kept, batch.targets)
+
+    @torch.no_grad()
+    def teach(self, batch: Batch) -> Outputs:
+        if self.teacher_norm == "stored":
+            return super().teach(batch)
+        assert self.teacher is not None
+        self.teacher.train()
+        try:
+            return self.teacher(batch.images)
+        finally:
+            self.teacher.eval()
 
     def choose(self, knowledge: Outputs) -> selection.Kept:
         """The teacher's positions worth teaching (§4)."""

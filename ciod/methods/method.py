@@ -100,6 +100,11 @@ class Method(BaseModel):
         """Traits these settings need: ``needs``, and what an option asks for beyond it."""
         return self.needs
 
+    @property
+    def exact_teacher(self) -> bool:
+        """True: these settings need the teacher as it was trained, its batch normalisation not folded away."""
+        return False
+
     def before_step(self) -> None:
         """After backward and clipping, before the optimiser's step."""
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ciod import detectors
+from ciod import config, detectors
 from ciod import losses as L
+from ciod.engine import speed
+from ciod.errors import CiodError, ConfigError
 from ciod.methods import selection
 from ciod.methods.finetune import Finetune
 from ciod.methods.ilyolox import ILYOLOX
@@ -371,6 +373,48 @@ def test_a_teacher_in_train_mode_is_refused(detector):
     method.begin_task(fixed.task(OLD, NEW))
     with pytest.raises(AssertionError):
         method.loss(fixed.batch(fixed.no_boxes(1)))
+
+
+def taught_beside(neighbour: int, **settings) -> torch.Tensor:
+    """What the teacher says of one picture with another one beside it."""
+    torch.manual_seed(0)
+    student = detectors.build(OLD, name="yolox-pico", size=SIZE)
+    teacher, state = student.frozen(), {k: v.clone() for k, v in student.state_dict().items()}
+    student.grow(NEW)
+    method = ILYOLOX(**settings)
+    method.attach(student, student, teacher)
+    method.begin_task(fixed.task(OLD, NEW))
+    g = torch.Generator().manual_seed(1)
+    first = torch.randint(0, 200, (1, 3, SIZE, SIZE), generator=g, dtype=torch.uint8)
+    images = torch.cat([first, torch.full_like(first, neighbour)])
+    said = method.teach(fixed.batch(fixed.no_boxes(2), images))
+    again = method.teach(fixed.batch(fixed.no_boxes(2), images))
+    assert not any(m.training for m in teacher.modules()) and not said.logits.requires_grad
+    assert torch.equal(said.logits, again.logits)
+    weights = {k: v for k, v in teacher.state_dict().items() if "num_batches" not in k}
+    assert all(torch.equal(v, state[k]) for k, v in weights.items()), "nothing of the teacher drifts"
+    return said.logits[0]
+
+
+def test_batch_statistics_of_the_teacher_are_a_control_of_their_own():
+    """T1: by default the teacher is in eval mode and a neighbour in the batch changes nothing it says of a picture."""
+    assert ILYOLOX().teacher_norm == "stored"
+    assert torch.allclose(taught_beside(0), taught_beside(255), atol=1e-5)
+    with pytest.warns(UserWarning, match="repeats a mistake of the published code"):
+        dark, light = (taught_beside(n, teacher_norm="batch") for n in (0, 255))
+    assert (dark - light).abs().max() > 1e-3
+    assert (dark - taught_beside(0)).abs().max() > 1e-3
+
+
+def test_batch_statistics_need_the_teacher_as_it_was_trained(detector):
+    words = ["data=shapes", "split=6+4", "method.teacher_norm=batch"]
+    with pytest.raises(ConfigError, match=r"need train\.teacher=exact, not folded"):
+        config.load(None, words)
+    assert config.load(None, [*words, "teacher=exact"]).train.teacher == "exact"
+    method = ILYOLOX(teacher_norm="batch")
+    method.attach(detector, detector, speed.fold(detector.frozen()))
+    with pytest.raises(CiodError, match=r"folded into the convolutions; write train\.teacher=exact"):
+        method.begin_task(fixed.task(OLD, NEW))
 
 
 @pytest.mark.parametrize("method", [ILYOLOX(), PseudoLabel()], ids=["ilyolox", "pseudo_label"])
