@@ -1,6 +1,7 @@
 """ciod train data=FOLDER split=3+3 method=ilyolox out=DIR
 
-The command line: demo · train · compare · extend · eval · predict · export · report · list. Settings are ``key=value``.
+The command line: demo · train · compare · extend · eval · predict · export · report · data · list. Settings are
+``key=value``.
 Heavy imports happen inside the commands, so that ``ciod --help`` answers at once.
 """
 
@@ -320,6 +321,27 @@ def demo(words: Words = None) -> None:
     _check({**flat, **dict.fromkeys(plain)}, ["out", "seed", "device"])
     with _interruptible():
         run(Path(str(flat.get("out", "demo"))), seed=int(flat.get("seed", 0)), device=str(flat.get("device", "auto")))
+
+
+@app.command()
+def data(
+    name: Annotated[str, typer.Argument(help="coco (2017) or voc (2007).")],
+    words: Words = None,
+) -> None:
+    """Say where the files of a public data set go, and fetch them: `ciod data voc out=DIR`.
+
+    Downloads go on where they stopped; checksums and archives are checked before anything is unpacked. Archives you
+    put into DIR yourself are used. Settings: `out=DIR` (without it nothing is fetched) `keep=true` (the archives stay)
+    `mirror=URL` (a web folder with the same archives).
+    """
+    from ciod import arguments as a
+    from ciod.data import download
+
+    plain, flat = a.read(words, {"out": a.text, "mirror": a.text, "keep": a.switch})
+    if plain:
+        raise CiodError(f"data takes one name, coco or voc; '{plain[0]}' is not needed. Write out=DIR for the folder.")
+    with _interruptible("run the same command again to go on with the download"):
+        download.run(name, flat.get("out"), mirror=flat.get("mirror"), keep=flat.get("keep", False), say=typer.echo)
 
 
 @app.command("list")
