@@ -55,7 +55,7 @@ def parse_overrides(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         try:
             # 3+3 and 1e-3 are what people write; YAML 1.1 reads the latter as a string
             flat[key.strip()] = _scalar(yaml.safe_load(text)) if text else None
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             problems.append(f"{key}: '{text}' cannot be read; quote it or check its brackets.")
     return flat, problems
 
@@ -116,6 +116,8 @@ def _distinct(errors: Sequence[Any]) -> list[Any]:
                 and ("[" in p or p in ("int", "str", "float", "constrained-int", "constrained-float"))
             )
         )
+        if err["type"] == "extra_forbidden":  # its last part is the user's own word, whatever it looks like
+            key = tuple(err["loc"])
         if key[:2] not in kept or len(key) > len(kept[key[:2]]["loc"]):
             kept[key[:2]] = {**err, "loc": key}
     return list(kept.values())
@@ -221,8 +223,8 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
         return {}, [f"There is no settings file {path}, nor a recipe of that name; {hint}"]
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as e:
-        return {}, [f"{path} is not YAML: {str(e).splitlines()[0]}"]
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as e:
+        return {}, [f"{path} is not YAML: {next(iter(str(e).splitlines()), type(e).__name__)}"]
     if not isinstance(content, dict):
         return {}, [f"{path} must hold settings (key: value), not a {type(content).__name__}."]
     return content, []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ciod.data.augment import Augment
 from ciod.data.memory import MemorySettings
@@ -81,6 +81,10 @@ class Train(Section):
     """Loader processes; None: by the machine (0 without a GPU)."""
     log_every: Positive = 10
     """Steps between readings of the losses: the only times the device is waited for."""
+    save_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between saved states inside an epoch; 0: only at its end."""
+    save_minutes: Annotated[float, Field(gt=0)] | None = 10.0
+    """Longest time between saved states; None: no such limit."""
     eval_every: Annotated[int, Field(ge=0)] = 0
     """Epochs between evaluations inside a task; 0: only at its end."""
 
@@ -125,3 +129,11 @@ class Run(Section):
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
     resume: Literal["auto", "never"] = "auto"
     """``auto``: go on where a run in ``out`` stopped. ``never``: refuse a folder that has one."""
+    allow: list[Literal["data", "code", "settings"]] = []
+    """What may differ from the run that is gone on with: ``allow=data,code``. Without it a difference is refused."""
+
+    @field_validator("allow", mode="before")
+    @classmethod
+    def _words(cls, value: object) -> object:
+        """``allow=data,code`` is read as one word."""
+        return [w.strip() for w in value.split(",") if w.strip()] if isinstance(value, str) else value

@@ -21,6 +21,7 @@ from ciod.types import Batch, Targets
 if TYPE_CHECKING:
     from ciod.data.extra import Mixture
 
+STALLED = 600  # seconds without a batch after which a loader's worker is given up
 CACHE_BYTES = 1 << 30  # decoded pictures kept in memory when they fit in this
 
 
@@ -177,6 +178,7 @@ class Order(Sampler):
             raise CiodError(f"train.batch={batch} cannot be shared equally by {world} processes.")
         self.length, self.batch, self.rank, self.world = length, batch, rank, world
         self.seed, self.task, self.epoch = seed, task, 0
+        self.skip = 0  # batches of the epoch that an earlier process has done
 
     def __len__(self) -> int:
         return -(-len(self.parts[0]) // self.counts[0])
@@ -187,7 +189,7 @@ class Order(Sampler):
             place = np.concatenate([(np.arange(n) + 0.5) / n for n in self.counts])
             order = order[:, np.argsort(place, kind="stable")]
         share = self.batch // self.world
-        for batch in order:
+        for batch in order[self.skip :]:
             yield [(self.epoch, int(i)) for i in batch[self.rank * share : (self.rank + 1) * share]]
 
     def _drawn(self, part: int) -> np.ndarray:
@@ -214,7 +216,7 @@ def train_loader(
     world: int = 1,
     mixture: Mixture | None = None,
 ) -> DataLoader:
-    """Batches of a task; set ``loader.batch_sampler.epoch`` before each epoch.
+    """Batches of a task; set ``epoch`` and ``skip`` of ``loader.batch_sampler`` before each epoch.
 
     Args:
         mixture: the task's images with exemplars and pool; it takes the place of ``index``.
@@ -231,6 +233,8 @@ def train_loader(
         collate_fn=Collate(index, mixture),
         pin_memory=pin,
         persistent_workers=workers > 0,
+        generator=_own_generator(),
+        timeout=STALLED if workers else 0,
     )
 
 
@@ -241,7 +245,20 @@ def eval_loader(
     data: Dataset = EvalData(index, size, fill)
     if rows is not None:
         data = torch.utils.data.Subset(data, rows)
-    return DataLoader(data, batch_size=batch, num_workers=workers, collate_fn=Collate(index), pin_memory=pin)
+    return DataLoader(
+        data,
+        batch_size=batch,
+        num_workers=workers,
+        collate_fn=Collate(index),
+        pin_memory=pin,
+        generator=_own_generator(),
+        timeout=STALLED if workers else 0,
+    )
+
+
+def _own_generator() -> torch.Generator:
+    """For the loader's workers. Without one it draws from the global generator, which belongs to the model."""
+    return torch.Generator().manual_seed(0)
 
 
 def _mix(*numbers: int) -> int:

@@ -73,7 +73,7 @@ def read(path: str | Path, split: str = "train", check: Check = "files") -> Inde
 
 
 def open_split(layout: Layout, split: str, check: Check = "files") -> Index:
-    """As ``read``, of what ``recognise`` found."""
+    """As ``read``, of what ``recognise`` found. Raises ValueError for another ``check``."""
     if check not in ("files", "headers", "pixels"):
         raise ValueError(f"check must be 'files', 'headers' or 'pixels', not {check!r}")
     name = layout.find(split)

@@ -329,8 +329,9 @@ def read_protocol(name: str) -> Protocol:
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as e:
-        raise CiodError(f"scenario: {path} is not YAML: {str(e).splitlines()[0]}") from e
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as e:
+        why = next(iter(str(e).splitlines()), type(e).__name__)
+        raise CiodError(f"scenario: {path} is not YAML: {why}") from e
     if not isinstance(content, dict):
         raise CiodError(f"scenario: {path} must be a mapping with split, order, …")
     content.setdefault("name", path.stem)

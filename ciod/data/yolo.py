@@ -94,8 +94,11 @@ def _resolve(value: str, file: Path, base: Any) -> Path | None:
     for folder in bases:
         for text in (value, re.sub(r"^(\.\./)+", "", value)):
             place = Path(os.path.normpath(folder / text))
-            if place.exists():
-                return place
+            try:
+                if place.exists():
+                    return place
+            except (OSError, ValueError):  # longer than a path can be, or with a NUL
+                continue
     return None
 
 

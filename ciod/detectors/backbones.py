@@ -131,9 +131,11 @@ def _load_resnet(net: nn.Module, depth: int, weights: str) -> bool:
             socket.setdefaulttimeout(patience)
     if not Path(weights).is_file():
         raise CiodError(f"detector.backbone_weights: there is no file {weights}.")
-    state = torch.load(weights, map_location="cpu", weights_only=True)
-    state = state.get("state_dict", state) if isinstance(state, dict) else {}
-    state = {k: v for k, v in state.items() if not k.startswith("fc.")}
+    from ciod.detectors.weights import read_checkpoint
+
+    state = read_checkpoint(Path(weights))
+    state = state.get("state_dict", state)
+    state = {k: v for k, v in state.items() if isinstance(k, str) and not k.startswith("fc.")}
     missing = [k for k in net.state_dict() if k not in state and not k.startswith("fc.") and "num_batches" not in k]
     if missing:
         raise CiodError(

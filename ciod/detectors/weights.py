@@ -2,56 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ciod.data import names as known
-from ciod.detectors import foreign
+from ciod.detectors import foreign, model_file
 from ciod.detectors.detector import Detector
+from ciod.detectors.model_file import read_metadata, save_model
 from ciod.errors import CiodError, did_you_mean
 
-FORMAT = 1
-
-
-def save_model(path: Path, detector: Detector, **extra: Any) -> None:
-    """Writes one safetensors file that is enough to load, predict and extend. Written beside, synced, renamed."""
-    meta = {
-        "format": FORMAT,
-        "class_names": list(detector.class_names),
-        "detector": detector.settings,
-        "blocks": next(iter(detector.class_modules().values())).sizes,
-        "growth": detector.growth,
-        "lineage": detector.lineage,
-        **extra,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    state = {k: v.detach().cpu().contiguous() for k, v in detector.state_dict().items()}
-    save_file(state, beside, metadata={"ciod": json.dumps(meta)})
-    with beside.open("rb") as f:
-        os.fsync(f.fileno())
-    beside.replace(path)
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """Class names, detector settings and lineage of a ciod model, without loading its weights."""
-    try:
-        with safe_open(path, framework="pt") as f:
-            raw = (f.metadata() or {}).get("ciod")
-    except (SafetensorError, OSError) as e:
-        raise CiodError(f"{path} is not a readable model file ({e}). It may be truncated; is there a copy?") from e
-    if raw is None:
-        raise CiodError(f"{path} is a safetensors file, but not a ciod model: it has no class names in its metadata.")
-    return json.loads(raw)
+__all__ = ["load", "load_trunk", "read_checkpoint", "read_metadata", "save_model"]
 
 
 def load(path: str | Path, *, classes: Sequence[str] | None = None) -> Detector:
@@ -76,11 +41,13 @@ def load(path: str | Path, *, classes: Sequence[str] | None = None) -> Detector:
 def _load_own(path: Path) -> Detector:
     from ciod import detectors
 
-    meta = read_metadata(path)
-    detector = detectors.build((), **meta["detector"])
+    meta, state = model_file.read(path)
+    settings = {k: v for k, v in meta["detector"].items() if k != "backbone_weights"}  # a file names no other file
+    try:
+        detector = detectors.build((), **settings)
+    except TypeError as e:
+        raise CiodError(f"{path} is no valid ciod model: its detector settings are not known ({e}).") from e
     regrow(detector, meta["class_names"], meta.get("growth") or [{"rows": n} for n in meta["blocks"]])
-    with safe_open(path, framework="pt") as f:
-        state = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (not a dict)
     try:
         detector.load_state_dict(state)
     except RuntimeError as e:
@@ -122,7 +89,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def _tensors(content: dict[str, Any]) -> dict[str, Tensor]:
     raw = next((content[k] for k in ("model", "state_dict") if isinstance(content.get(k), dict)), content)
-    return {k: v for k, v in raw.items() if isinstance(v, Tensor)}
+    return {k: v for k, v in raw.items() if isinstance(k, str) and isinstance(v, Tensor)}
 
 
 def _foreign_state(content: dict[str, Any]) -> dict[str, Tensor]:
@@ -154,11 +121,10 @@ def _load_foreign(path: Path, classes: Sequence[str] | None) -> Detector:
             f"are called, for example, {', '.join(list(state)[:3])}."
         )
     count = foreign.count_classes(state)
-    meta = content.get("meta", {})
     if "backbone.body.conv1.weight" in _tensors(content):
         state, classes = _torchvision_classes(state, classes)
         count = foreign.count_classes(state)
-    found = classes or (meta.get("dataset_meta") or {}).get("classes") or meta.get("CLASSES")
+    found = classes or _named(content.get("meta"))
     if not found and count == len(known.COCO):
         found = known.COCO
     if not found:
@@ -171,6 +137,14 @@ def _load_foreign(path: Path, classes: Sequence[str] | None) -> Detector:
     detector.load_state_dict(state, strict=False)
     detector.lineage = [{"from": path.name, "classes": list(found)}]
     return detector.eval()
+
+
+def _named(meta: Any) -> list[str] | None:
+    """Class names in the metadata of an MMDetection checkpoint."""
+    meta = meta if isinstance(meta, dict) else {}
+    inner = meta.get("dataset_meta")
+    names = (inner.get("classes") if isinstance(inner, dict) else None) or meta.get("CLASSES")
+    return [str(n) for n in names] if isinstance(names, (list, tuple)) else None
 
 
 def load_trunk(detector: Detector, path: Path) -> int:

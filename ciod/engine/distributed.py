@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ciod.engine.stop import Stop
 from ciod.errors import CiodError
 
 
@@ -21,6 +22,7 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    stop: Stop = field(default_factory=Stop)
 
     @property
     def main(self) -> bool:
@@ -45,6 +47,20 @@ class World:
         vote = torch.tensor(int(yes), device=self.device)
         dist.all_reduce(vote, op=dist.ReduceOp.MIN)
         return bool(vote)
+
+    def any(self, *yes: bool) -> list[bool]:
+        """For each question whether some rank says yes."""
+        if self.size == 1:
+            return list(yes)
+        votes = torch.tensor([int(y) for y in yes], device=self.device)
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+        return [bool(v) for v in votes.tolist()]
+
+    def take_over(self, module: torch.nn.Module) -> None:
+        """Every rank gets the first one's weights and statistics: those of batch normalisation are each rank's own."""
+        if self.size > 1:
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, 0)
 
     def barrier(self) -> None:
         if self.size > 1:
@@ -80,7 +96,8 @@ def world(wanted: str = "auto") -> Iterator[World]:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size)
         started = True
     try:
-        yield World(rank, size, device)
+        with Stop().listening() as stop:
+            yield World(rank, size, device, stop)
     finally:
         if started:
             dist.destroy_process_group()

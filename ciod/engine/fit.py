@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ciod.engine import optim
+from ciod.engine.watch import NotFinite, Row, Watch, check_weights, first_bad, not_finite
 from ciod.errors import CiodError
+
+__all__ = ["Fit", "NotFinite"]
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -23,10 +26,6 @@ if TYPE_CHECKING:
     from ciod.methods.method import Method
     from ciod.report.log import RunLog
     from ciod.types import Batch
-
-
-class NotFinite(CiodError):
-    """A loss became NaN or infinite."""
 
 
 def _trains(module: nn.Module) -> bool:
@@ -41,7 +40,9 @@ class Fit:
         method: attached to ``detector``.
         loader: from ``data.dataset.train_loader``.
         epochs: of this task.
-        save: called after every epoch with what must survive a crash.
+        save: called after every epoch, and inside as ``train.save_every`` and signals ask, with what must survive.
+        after_epoch: called after every epoch; again when a run is resumed there.
+        rescue: called with loader, row, steps an epoch and losses of a step whose numbers are not finite.
     """
 
     detector: Detector
@@ -57,42 +58,116 @@ class Fit:
     reporter: Reporter
     save: Callable[[dict[str, Any]], None]
     after_epoch: Callable[[int], None] | None = None
+    rescue: Callable[..., Any] | None = None
 
     def run(self, resume: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Trains; afterwards the detector holds the averaged weights if there are any.
+        """Trains; afterwards the detector holds the averaged weights if there are any, on every rank the same.
 
         Returns:
-            steps, seconds and files that could not be read.
+            steps, seconds, files that could not be read, and warnings about the numbers.
+
+        Raises:
+            NotFinite: a loss, gradient or weight became NaN or infinite.
+            KeyboardInterrupt, RunAgain: a signal asked for it; the state is written.
         """
         device, s = self.world.device, self.settings
         self.optimizer = optim.optimizer(self.detector, s, self.lr)
         self.ema = optim.EMA(self.detector, s.ema) if s.ema else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=s.amp == "fp16")
-        self.window: list[tuple[dict[str, Tensor], list[str]]] = []
+        self.window: list[Row] = []
         self.broken: set[str] = set()
-        first = self._resume(resume) if resume else 0
-        steps = len(self.loader)
-        total = self.epochs * steps
-        began = time.monotonic()
-        self.reporter.begin(f"task {self.task + 1}/{self.tasks}", total, first * steps)
+        self.watch = Watch(self.task)
+        self.steps = len(self.loader)  # of an epoch
+        done = self._resume(resume) if resume else 0
+        self.total = self.epochs * self.steps
+        began = self._saved = time.monotonic()
+        self.reporter.begin(f"task {self.task + 1}/{self.tasks}", self.total, done)
         try:
-            for epoch in range(first, self.epochs):
-                self._mode()
-                self.loader.batch_sampler.epoch = epoch  # type: ignore[union-attr]
-                self._clock, self._seen = time.monotonic(), 0
-                for i, batch in enumerate(self.loader):
-                    step = epoch * steps + i
-                    self._step(batch.to(device), step, total)
-                    if (step + 1) % s.log_every == 0 or step + 1 == total:
-                        self._read(step + 1, epoch)
-                self.save(self.state(epoch + 1))
-                if self.after_epoch is not None:
-                    self.after_epoch(epoch)
+            with self.world.stop.at_steps():
+                if done and not done % self.steps:
+                    self._after_epoch(done // self.steps - 1)  # an earlier process may have stopped inside
+                while done < self.total:
+                    done = self._epoch(done)
         finally:
             self.reporter.end()
+        self.watch.end_epoch()
         if self.ema is not None:
             self.ema.copy_to(self.detector)
-        return {"steps": total, "seconds": time.monotonic() - began, "broken": sorted(self.broken)}
+        self.world.take_over(self.detector)
+        return {
+            "steps": self.total,
+            "seconds": time.monotonic() - began,
+            "broken": sorted(self.broken),
+            "warnings": list(self.watch.sentences),
+        }
+
+    def _epoch(self, done: int) -> int:
+        """The rest of the epoch after ``done`` steps. Returns the steps done then."""
+        epoch, skip = divmod(done, self.steps)
+        self._mode()
+        self.loader.batch_sampler.epoch, self.loader.batch_sampler.skip = epoch, skip  # type: ignore[union-attr]
+        self._clock, self._seen = time.monotonic(), 0
+        for batch in self._batches():
+            self._step(batch.to(self.world.device), done, self.total)
+            done += 1
+            if done % self.settings.log_every == 0 or done == self.total:
+                self._read(done, epoch)
+            if done % self.steps:
+                self._pause(done)
+        self._save(done)
+        if self.world.any(self.world.stop.asked is not None)[0]:
+            self.world.stop.leave()
+        self._after_epoch(epoch)
+        return done
+
+    def _batches(self) -> Iterator[Batch]:
+        """Of the loader, with its faults as sentences."""
+        try:
+            yield from self.loader
+        except CiodError as e:  # torch puts the traceback of a worker in front of its message
+            raise CiodError(str(e).rstrip().splitlines()[-1].partition("CiodError: ")[2] or str(e)) from e
+        except RuntimeError as e:
+            said = str(e)
+            if "DataLoader" not in said:
+                raise
+            if "timed out" in said:
+                why = "gave no batch in time: a disk or network folder may hang, or an image may be huge"
+            else:
+                why = f"ended ({said.splitlines()[0]}): memory or shared memory (/dev/shm) may be exhausted"
+            raise CiodError(
+                f"A loader process {why}. The same command goes on from the last saved state; train.workers=0 does "
+                "without such processes."
+            ) from e
+
+    def _pause(self, done: int) -> None:
+        """Inside an epoch: writes the state when it is time, and leaves when a signal asks for it.
+
+        Ranks ask each other only when the losses are read, where the device is waited for anyway.
+        """
+        s, leave = self.settings, self.world.stop.asked is not None
+        late = s.save_minutes is not None and time.monotonic() - self._saved > 60 * s.save_minutes
+        if self.world.size > 1:
+            asking = done % s.log_every == 0
+            leave, late = self.world.any(leave, late) if asking else (False, False)
+        if leave or late or (s.save_every and done % s.save_every == 0):
+            self._save(done)
+        if leave:
+            self.world.stop.leave()
+
+    def _save(self, done: int) -> None:
+        try:
+            check_weights(self.detector, self.task, done)
+        except NotFinite:
+            if self.window:
+                self._read(done, (done - 1) // self.steps)  # which step it was, if the losses show it
+            raise
+        self.save(self.state(done))
+        self._saved = time.monotonic()
+
+    def _after_epoch(self, epoch: int) -> None:
+        if self.after_epoch is not None:
+            with self.world.stop.at_once():
+                self.after_epoch(epoch)
 
     def _mode(self) -> None:
         """Train mode; batch normalisation keeps its statistics where the settings say so, and where it is frozen."""
@@ -114,32 +189,42 @@ class Fit:
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
+        params = [p for p in self.detector.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None], foreach=True)
         if s.clip:
-            nn.utils.clip_grad_norm_(self.detector.parameters(), s.clip, foreach=True)
+            nn.utils.clip_grads_with_norm_(params, s.clip, norm, foreach=True)
         self.method.before_step()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema is not None:
             self.ema.update(self.detector)
-        self.window.append(({k: v.detach() for k, v in losses.items()}, batch.names))
+        losses = {k: v.detach() for k, v in losses.items()}
+        epoch = step // self.steps
+        self.window.append(Row(step, epoch, losses, None if s.amp == "fp16" else norm.detach(), batch.names))
         self.broken.update(batch.broken)
         self._seen += len(batch.names) * self.world.size
 
     def _read(self, step: int, epoch: int) -> None:
         """The only place where the device is waited for: losses of the last steps are read, checked, logged."""
-        names = list(self.window[0][0])
-        values = torch.stack([torch.stack(list(losses.values())) for losses, _ in self.window]).cpu()
-        finite = bool(values.isfinite().all())
-        if not self.world.all(finite):
-            if finite:
-                raise NotFinite(f"A loss of another process became NaN or infinite in task {self.task + 1}.")
-            row = int((~values.isfinite().all(1)).int().argmax())
-            bad = [n for n, v in zip(names, values[row], strict=True) if not v.isfinite()]
-            raise NotFinite(
-                f"{', '.join(bad)} became {float(values[row][names.index(bad[0])])} in task {self.task + 1}, step "
-                f"{step - len(self.window) + row + 1}, images {', '.join(self.window[row][1][:4])}. A lower train.lr, "
-                "a smaller train.clip or train.amp=off usually helps; the last epoch's checkpoint is intact."
-            )
+        names = list(self.window[0].losses)
+        nought = self.window[0].losses[names[0]].new_zeros(())
+        read = torch.stack(
+            [torch.stack([*r.losses.values(), nought if r.norm is None else r.norm]) for r in self.window]
+        )
+        read = read.cpu()
+        values, norms = read[:, :-1], read[:, -1]
+        bad = first_bad(values, norms)
+        if not self.world.all(bad is None):
+            if bad is None:
+                raise NotFinite(f"A number of another process became NaN or infinite in task {self.task + 1}.")
+            row = self.window[bad]
+            if self.rescue is not None:
+                self.rescue(self.loader, row, self.steps, losses=dict(zip(names, values[bad].tolist(), strict=True)))
+            raise not_finite(row, values[bad], float(norms[bad]), self.task, self.detector)
+        said = len(self.watch.sentences)
+        self.watch.read(self.window, values)
+        for sentence in self.watch.sentences[said:]:
+            self.reporter.say(f"warning: {sentence}")
         mean = dict(zip(names, values.mean(0).tolist(), strict=True))
         speed = self._seen / max(1e-9, time.monotonic() - self._clock)
         lr = self.optimizer.param_groups[0]["lr"]
@@ -148,10 +233,18 @@ class Fit:
         self.reporter.step(step, f"epoch {epoch + 1}/{self.epochs}", mean, speed)
         self.window.clear()
 
-    def state(self, epoch: int) -> dict[str, Any]:
-        """What a resumed run starts from: ``epoch`` epochs are through."""
+    def state(self, done: int) -> dict[str, Any]:
+        """What a resumed run starts from: ``done`` steps of the task are through."""
         return {
-            "epoch": epoch,
+            "done": done,
+            "epoch": done // self.steps,
+            "steps": self.steps,
+            "window": [
+                [r.step, r.epoch, {k: float(v) for k, v in r.losses.items()}, None if r.norm is None else float(r.norm)]
+                + [r.names]
+                for r in self.window
+            ],
+            "watch": self.watch.state(),
             "detector": self.detector.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": {"steps": self.ema.steps, "state": self.ema.state} if self.ema else None,
@@ -169,4 +262,11 @@ class Fit:
         self.scaler.load_state_dict(saved["scaler"])
         self.method.load_state(saved["method"])
         self.broken.update(saved["broken"])
-        return saved["epoch"]
+        self.watch.load_state(saved["watch"])
+        device = self.world.device
+        for step, epoch, losses, norm, names in saved["window"]:
+            tensors = {k: torch.tensor(v, device=device) for k, v in losses.items()}
+            self.window.append(
+                Row(step, epoch, tensors, None if norm is None else torch.tensor(norm, device=device), names)
+            )
+        return saved["done"]

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from ciod.engine.distributed import World
 
 # Settings that change neither the weights nor the results of a run.
-_FREE = {"out", "first", "resume", "device", "upper_bound", "train.workers", "train.log_every", "train.eval_every"}
+_FREE = {"out", "first", "resume", "allow", "device", "upper_bound"}
+_FREE |= {f"train.{k}" for k in ("workers", "log_every", "eval_every", "save_every", "save_minutes")}
 
 
 def fingerprint(settings: Run) -> dict[str, Any]:
@@ -136,9 +137,17 @@ def write_settings(out: Path, settings: Run, command: str) -> None:
     atomic_write(out / "run.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
-def trim_log(out: Path, task: int, epoch: int, main: bool) -> None:
-    """Drops logged steps that will be done again: those from ``epoch`` of ``task`` on."""
-    if not main:
-        return
-    kept = [m for m in read_metrics(out) if (m.get("task", 0), m.get("epoch", -1)) < (task, epoch)]
-    atomic_write(out / METRICS, "".join(json.dumps(m) + "\n" for m in kept))
+def trim_log(out: Path, task: int, fit: dict[str, Any] | None) -> None:
+    """Drops logged lines of what will be done again: what a saved state (``fit``: its training part) does not know."""
+
+    def known(line: dict[str, Any]) -> bool:
+        if line.get("task", 0) != task or fit is None:
+            return line.get("task", 0) < task
+        if "step" in line:
+            return line["step"] <= fit["done"]
+        # an evaluation after the last whole epoch is done again when the state was written just before it
+        whole = fit["done"] // fit["steps"]
+        return line.get("epoch", whole) < (whole if fit["done"] % fit["steps"] else whole - 1)
+
+    kept = [m for m in read_metrics(out) if known(m)]
+    atomic_write(out / METRICS, "".join(json.dumps(m, ensure_ascii=False) + "\n" for m in kept))

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,16 @@ from ciod.data.index import Index
 from ciod.data.scenario import Scenario, Task
 from ciod.detectors import weights
 from ciod.detectors.detector import Detector
-from ciod.engine import checkpoint, machine, resume, speed
+from ciod.engine import checkpoint, doubt, identity, machine, resume, speed, watch
 from ciod.engine.distributed import World, world
 from ciod.engine.fit import Fit
+from ciod.engine.lock import owner_of
 from ciod.engine.progress import Reporter
 from ciod.engine.results import Results
 from ciod.engine.start import epochs_of, open_data, start
 from ciod.errors import CiodError
 from ciod.evaluate.detect import evaluate
+from ciod.files import sweep
 from ciod.methods.method import Method
 from ciod.report.log import RunLog
 
@@ -46,11 +50,14 @@ def train(settings: Run, *, command: str = "", reporter: Reporter | None = None,
 
     Raises:
         CiodError: whatever a user can mend, as a sentence.
+        RunAgain: SIGTERM or SIGUSR1 came; the state is written (exit code 75).
+        KeyboardInterrupt: Ctrl-C; the state is written.
     """
     with world(settings.device) as here:
         reporter = reporter or Reporter(quiet=not here.main)
         runner = Runner(settings, here, reporter, command, until)
-        runner.run()
+        with owner_of(Path(settings.out)) if here.main else nullcontext():
+            runner.run()
     return runner.out
 
 
@@ -68,11 +75,13 @@ class Runner:
     def run(self) -> None:
         s = self.settings
         self.out = Path(s.out)
-        self.saved = resume.earlier(s, self.world)
+        self.saved, notes = resume.earlier(s, self.world)
         train_index, test_index = self._data()
         self.scenario = Scenario(s.protocol, train_index, test_index)
         self.extra = Extra.begin(s, self.scenario)
         self._say_problems("pool", str(s.pool.folder), self.extra.problems())
+        self._identify(train_index, test_index)
+        self._warn(notes)
         self.results = Results.begin(s, self.scenario)
         self._main_only(self._write_settings)
         detector, said = start(s, self.scenario, self.reporter)
@@ -89,6 +98,8 @@ class Runner:
                 method.begin_task(self.scenario.task(0))
             first = resume.restore(self.saved, s, self.world, self.scenario, detector, self.reporter)
             resume.recall(self.saved, method, self.scenario, self.extra, self.world)
+        elif self.world.main:
+            machine.trim_log(self.out, 0, None)  # of a process that died before its first state
         self.log = RunLog(self.out) if self.world.main else None  # after restore, which writes the file anew
         for task in self.scenario:
             if task.index < first:
@@ -110,6 +121,7 @@ class Runner:
             teacher = None
         self._grow(detector, task, method)
         self.reporter.say(self._title(task))
+        self._warn(doubt.about_data(task))
         method.attach(detector, detector, teacher)
         method.begin_task(task)
         if self.world.size > 1:  # after begin_task, which may freeze parts
@@ -117,10 +129,7 @@ class Runner:
             method.attach(DistributedDataParallel(detector, device_ids=ids), detector, teacher)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        if resuming:
-            checkpoint.set_random_state(resuming["random"])
-        else:
-            torch.manual_seed(s.seed + 1000 * (task.index + 1) + self.world.rank)
+        resume.set_random(resuming, s.seed, task.index, self.world)
         fit = self._fit(task, detector, method)
         done = fit.run(resuming["fit"] if resuming else None)
         method.end_task(task)
@@ -146,7 +155,7 @@ class Runner:
 
         def save(state: dict[str, Any]) -> None:
             elapsed = before + time.monotonic() - began
-            self._save(task.index, seconds=elapsed, fit=state, random=checkpoint.random_state())
+            self._save(task.index, seconds=elapsed, fit=state, random=self.world.gather([checkpoint.random_state()]))
 
         def after_epoch(epoch: int) -> None:
             every = s.train.eval_every
@@ -177,6 +186,7 @@ class Runner:
             self.reporter,
             save,
             after_epoch,
+            partial(watch.keep_batch, folder=self.out / "last") if self.world.main else None,
         )
         return fit
 
@@ -198,9 +208,12 @@ class Runner:
             workers=workers,
             metric=s.protocol.metric,
         )
-        self._note_broken([*done["broken"], *broken])
+        said = [*doubt.about_data(task), *done["warnings"], *doubt.about_table(task, table, found)]
+        said += self._about_broken([*done["broken"], *broken])
+        self._warn(said)
         seconds = done["seconds"] + (resuming["seconds"] if resuming else 0.0)
-        self.results.add(task, table, steps=done["steps"], epochs=self.epochs(task.index), seconds=seconds)
+        epochs = self.epochs(task.index)
+        self.results.add(task, table, steps=done["steps"], epochs=epochs, seconds=seconds, warnings=said)
         self.results.warn(self.warnings)
         detector.lineage = [*detector.lineage, self._lineage(task)]
         if self.world.main:
@@ -250,6 +263,18 @@ class Runner:
             self.reporter.say(f"{what}: {line}")
             self.warnings.append(f"{source}: {line}")
 
+    def _identify(self, train: Index, test: Index) -> None:
+        """Fingerprints data and code, compares them with those of a run that is gone on with, and lists the images."""
+        s = self.settings
+        method = str(s.method.get("name", "ilyolox"))
+        images = identity.listing(train, test)
+        self.identity = {"data": identity.of_data(train, test, images), "code": identity.of_code(method)}
+        if self.saved:
+            self._warn(resume.check_identity(self.saved, s, self.identity, images, len(self.scenario)))
+        if self.world.main:
+            sweep(self.out)
+            identity.write_listing(self.out / "last", images)
+
     def _method(self) -> Method:
         given = dict(self.settings.method)
         return methods.find(given.pop("name", "ilyolox")).model_validate(given)
@@ -257,7 +282,11 @@ class Runner:
     def _save(self, task: int, *, seconds: float, **more: Any) -> None:
         if not self.world.main:
             return
+        if self.log:
+            self.log.sync()
         state = {
+            "format": resume.FORMAT,
+            "identity": self.identity,
             "task": task,
             "seconds": seconds,
             "settings": machine.fingerprint(self.settings),
@@ -266,11 +295,12 @@ class Runner:
             "memory": self.extra.state(),
             **more,
         }
-        checkpoint.save_state(self.out / "last" / "state.pt", machine.plain(state))
+        checkpoint.save_state(self.out / "last" / checkpoint.NEWEST, machine.plain(state))
 
     def _finish(self) -> None:
         s = self.settings
         given = s.upper_bound or []
+        self.results.warn(self.warnings)
         self.results.finish([Path(f) for f in ([given] if isinstance(given, str) else given)])
         if not self.world.main:
             return
@@ -283,6 +313,8 @@ class Runner:
         write_report(self.out)
         self.reporter.show(summary_table(self.results.content))
         self.reporter.say(verdict(self.results.content))
+        for sentence in self.results.content["warnings"]:
+            self.reporter.say(f"warning: {sentence}")
         self.reporter.say(f"report: {self.out / 'report.html'}")
 
     def _write_settings(self) -> None:
@@ -316,9 +348,14 @@ class Runner:
             "seed": s.seed,
         }
 
-    def _note_broken(self, files: list[str]) -> None:
-        for f in sorted(set(self.world.gather(files))):
-            sentence = f"{f} could not be read during the run and was left out."
+    def _about_broken(self, files: list[str]) -> list[str]:
+        return [
+            f"{f} could not be read during the run and was left out." for f in sorted(set(self.world.gather(files)))
+        ]
+
+    def _warn(self, sentences: list[str]) -> None:
+        """Into log, results, report and the summary at the end; each once."""
+        for sentence in sentences:
             if sentence not in self.warnings:
                 self.warnings.append(sentence)
-                self.reporter.say(sentence)
+                self.reporter.say(f"warning: {sentence}")

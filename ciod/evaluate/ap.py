@@ -130,6 +130,7 @@ def _truth_rows(truth: Index, names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _detection_rows(detections: Sequence[Detections], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Raises ValueError for detections without class names."""
     tables: dict[tuple[str, ...], np.ndarray] = {}
     category = [np.zeros(0, np.int64)]
     for i, d in enumerate(detections):

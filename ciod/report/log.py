@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ciod.files import atomic_write, explained
+
 METRICS = "metrics.jsonl"
 
 
@@ -20,16 +22,26 @@ class RunLog:
 
     def __init__(self, folder: Path | str):
         self.path = Path(folder) / METRICS
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        _cut_torn_line(self.path)
-        self._file = self.path.open("a", encoding="utf-8", buffering=1)
+        with explained(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _cut_torn_line(self.path)
+            self._file = self.path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, kind: str, **fields: Any) -> None:
         """One line. ``kind`` is ``step``, ``epoch`` or ``task``; numbers that are not finite are written as null."""
-        self._file.write(json.dumps(plain({"kind": kind, **fields}), ensure_ascii=False, allow_nan=False) + "\n")
+        line = json.dumps(plain({"kind": kind, **fields}), ensure_ascii=False, allow_nan=False) + "\n"
+        with explained(self.path):
+            self._file.write(line)
+
+    def sync(self) -> None:
+        """Brings every line to the disk: a saved state must not know of steps that a power cut takes from the log."""
+        with explained(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        with explained(self.path):
+            self._file.close()
 
     def __enter__(self) -> RunLog:
         return self
@@ -50,26 +62,6 @@ def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
 def write_json(path: Path | str, obj: Any) -> Path:
     """``obj`` as JSON, atomically. numpy and torch numbers become numbers, NaN and infinities null."""
     return atomic_write(path, json.dumps(plain(obj), ensure_ascii=False, allow_nan=False, indent=1) + "\n")
-
-
-def atomic_write(path: Path | str, content: bytes | str) -> Path:
-    """Write beside ``path``, sync, rename: a reader (or a crash) finds the old file or the new one, never a part.
-
-    Raises:
-        OSError: when the folder cannot be written to; ``path`` is then as it was.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    return path
 
 
 def plain(obj: Any) -> Any:
@@ -95,7 +87,7 @@ def plain(obj: Any) -> Any:
 def _object(line: bytes) -> dict[str, Any] | None:
     try:
         entry = json.loads(line)
-    except ValueError:  # also what is not UTF-8: a character cut in half
+    except (ValueError, RecursionError):  # also what is not UTF-8: a character cut in half
         return None
     return entry if isinstance(entry, dict) else None
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from ciod.errors import CiodError
-from ciod.report import plots
+from ciod.report import plots, results_file
 from ciod.report.log import METRICS, atomic_write, read_metrics
 from ciod.report.summary import (
     Results,
@@ -86,10 +86,13 @@ def read_results(folder: Path | str) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CiodError(f"{path} is not JSON ({error}).") from error
     if not isinstance(found, dict) or found.get("format", 1) != 1:
         raise CiodError(f"{path} is not results of a format this version of ciod reads (1).")
+    wrong = results_file.problem(found)
+    if wrong:
+        raise CiodError(f"{path} is not results of a run: {wrong}.")
     return found
 
 

@@ -46,11 +46,12 @@ def test_metadata_of_another_architecture(model):
     header = json.loads(content[8 : 8 + length])
     meta = json.loads(header["__metadata__"]["ciod"])
     meta["detector"]["name"] = "yolox-tiny"
-    header["__metadata__"]["ciod"] = json.dumps(meta)
-    changed = json.dumps(header).encode()
-    model.write_bytes(struct.pack("<Q", len(changed)) + changed + content[8 + length :])
-    with pytest.raises(CiodError, match="does not fit the detector its metadata describes"):
-        files.load(model)
+    for number, match in ((1, "does not fit the detector its metadata describes"), (2, "is damaged: its content")):
+        header["__metadata__"]["ciod"] = json.dumps({**meta, "format": number})  # 1 had no checksum
+        changed = json.dumps(header).encode()
+        model.write_bytes(struct.pack("<Q", len(changed)) + changed + content[8 + length :])
+        with pytest.raises(CiodError, match=match):
+            files.load(model)
 
 
 def test_no_such_model_file(model):

@@ -92,6 +92,8 @@ def test_the_folder_has_what_it_promises(whole):
         "results.json",
         "report.html",
         "last/state.pt",
+        "last/previous.pt",
+        "last/data.json",
         "task-1/model.safetensors",
         "task-2/model.safetensors",
     }
@@ -104,7 +106,11 @@ def test_results(whole):
         "format", "scenario", "detector", "method", "seed", "tasks", "ap", "continual", "upper_bounds", "warnings"
     ]  # fmt: skip
     assert results["upper_bounds"] is None  # no joint run is known
-    assert results["format"] == 1 and results["seed"] == 0 and results["warnings"] == []
+    assert results["format"] == 1 and results["seed"] == 0
+    assert results["warnings"] == [w for t in results["tasks"] for w in t["warnings"]], (
+        "of nothing learnt it is said so"
+    )
+    assert "never fire" in results["warnings"][0] and "arrow, circle" in results["warnings"][0]
     assert results["scenario"]["classes"] == list(CLASSES) and results["scenario"]["split"] == [6, 4]
     assert {"order", "images", "boxes", "eval_images", "joint", "metric", "data", "protocol"} <= set(
         results["scenario"]
@@ -263,7 +269,7 @@ def test_a_second_kill_is_survived_too(whole, data, tmp_path, monkeypatch):
 def test_a_torn_state_file_says_what_to_do(data, tmp_path):
     (tmp_path / "run" / "last").mkdir(parents=True)
     (tmp_path / "run" / "last" / "state.pt").write_bytes(b"torn")
-    with pytest.raises(CiodError, match=r"state\.pt cannot be read .*Delete it"):
+    with pytest.raises(CiodError, match=r"state\.pt is torn.*choose another out=, or remove"):
         go(data, tmp_path / "run")
 
 
@@ -499,7 +505,7 @@ def test_a_trunk_from_another_model(whole, data, tmp_path):
     for key in a:
         if not key.startswith("head."):
             torch.testing.assert_close(a[key], b[key], rtol=0, atol=1e-6)
-    (warning,) = json.loads((out / "results.json").read_text())["warnings"]
+    warning = json.loads((out / "results.json").read_text())["warnings"][0]
     assert "compare only runs with the same start" in warning
 
 

@@ -1,0 +1,87 @@
+"""Signals that ask a run to leave: Ctrl-C, and SIGTERM and SIGUSR1 of schedulers and spot machines.
+
+What a run writes is whole at every moment, so outside the training loop a signal ends it at once. Inside, it waits
+for the next step boundary, where the steps since the last save are written first.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+AGAIN = 75  # EX_TEMPFAIL: "run me again"
+
+
+class RunAgain(SystemExit):
+    """The run was asked to leave and can go on: exit code 75."""
+
+    def __init__(self, name: str):
+        super().__init__(AGAIN)
+        self.name = name
+
+
+class Stop:
+    """Whether someone asked this process to leave."""
+
+    def __init__(self) -> None:
+        self.asked: str | None = None  # name of the signal
+        self._waiting = False
+        self._process = os.getpid()
+
+    @contextmanager
+    def listening(self) -> Iterator[Stop]:
+        """Handles the signals inside the block (in the main thread only: Python allows no other)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        names = [n for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n)]
+        before = {n: signal.signal(getattr(signal, n), self._take) for n in names}
+        try:
+            yield self
+        finally:
+            for name, handler in before.items():
+                signal.signal(getattr(signal, name), handler if handler is not None else signal.SIG_DFL)
+
+    @contextmanager
+    def at_steps(self) -> Iterator[None]:
+        """Inside the block a signal waits for ``leave``; a second Ctrl-C does not."""
+        self._waiting = True
+        try:
+            yield
+        finally:
+            self._waiting = False
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside the block, in one of ``at_steps``, a signal ends the run: everything is written."""
+        before, self._waiting = self._waiting, False
+        try:
+            yield
+        finally:
+            self._waiting = before
+
+    def leave(self) -> NoReturn:
+        """Ends the run; everything is written.
+
+        Raises:
+            KeyboardInterrupt, RunAgain: by the signal.
+        """
+        if self.asked == "SIGINT":
+            raise KeyboardInterrupt
+        raise RunAgain(self.asked or "another process")
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if os.getpid() != self._process:
+            return  # a loader's worker has inherited this; it leaves with its parent
+        again, self.asked = self.asked == "SIGINT", signal.Signals(number).name
+        if not self._waiting or (again and self.asked == "SIGINT"):
+            self.leave()
+        what = "Ctrl-C again leaves at once" if self.asked == "SIGINT" else f"{self.asked} received"
+        print(f"ciod: the state is written after this step ({what}).", file=sys.stderr)

@@ -1,0 +1,107 @@
+"""Files that are either whole or absent: written beside, synced, renamed; and sentences for a disk that is full."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from ciod.errors import CiodError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_BESIDE = re.compile(r"\..+\.\d+\.(tmp|jpg|png)")
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+class WriteError(CiodError, OSError):
+    """A file could not be written; what was there before is intact."""
+
+
+@contextmanager
+def whole(path: Path | str, *, size: int = 0) -> Iterator[IO[bytes]]:
+    """A binary file that takes the place of ``path`` when the block ends without an error.
+
+    Content and folder are synced, so that after a power cut too there is the old file or the new one.
+
+    Args:
+        size: about how many bytes will be written, for the message when there is no room.
+
+    Raises:
+        WriteError: no room, no permission, or another fault of the disk; ``path`` is then as it was.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with explained(path, size):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with beside.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+            sync_folder(path.parent)
+        finally:
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path | str, content: bytes | str) -> Path:
+    """``content`` as a whole file; see ``whole``."""
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with whole(path, size=len(data)) as file:
+        file.write(data)
+    return Path(path)
+
+
+@contextmanager
+def explained(path: Path, size: int = 0) -> Iterator[None]:
+    """Turns an OSError of the block into a WriteError that names ``path``."""
+    try:
+        yield
+    except WriteError:
+        raise
+    except OSError as e:
+        raise WriteError(_why(path, e, size)) from e
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename in ``folder`` durable, where the system can."""
+    with contextlib.suppress(OSError, AttributeError):  # not every file system syncs folders, Windows opens none
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what processes that died in the middle of a write left beside their files."""
+    for left in folder.rglob(".*"):
+        if _BESIDE.fullmatch(left.name):
+            with contextlib.suppress(OSError):
+                left.unlink()
+
+
+def _why(path: Path, error: OSError, size: int) -> str:
+    if error.errno in _FULL:
+        free = ""
+        with contextlib.suppress(OSError):
+            free = f" ({shutil.disk_usage(_existing(path)).free / 1e6:.0f} MB are free)"
+        needed = f"; it needs {size / 1e6:.2f} MB" if size else ""
+        return (
+            f"{path} cannot be written: there is no room{free}{needed}. What was saved before is intact: make room "
+            "and run the same command again."
+        )
+    if error.errno in _REFUSED:
+        return f"{path} cannot be written: {error.strerror}. Choose a folder that may be written to."
+    return f"{path} cannot be written: {error.strerror or error}."
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path, *path.resolve().parents) if p.exists())

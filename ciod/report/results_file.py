@@ -1,0 +1,65 @@
+"""What ``results.json`` may hold: read from a file, it is checked once, so that nothing behind needs to ask."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Value = Annotated[float, Field(allow_inf_nan=True)] | None
+Names = Annotated[list[str], Field(max_length=100_000)] | None
+Group = dict[str, Value] | None
+
+
+class _Loose(BaseModel):
+    """Keys may be absent, null or more than these; those that are here have their type."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class Scenario(_Loose):
+    name: str | None = None
+    classes: Names = None
+    split: list[int] | None = None
+    joint: bool | None = None
+    protocol: list[str] | None = None
+
+
+class Task(_Loose):
+    index: int | None = None
+    new_classes: Names = None
+    old_classes: Names = None
+    old: Group = None
+    new: Group = None
+    all: Group = None
+    seconds: Value = None
+    peak_memory_mb: Value = None
+    train_images: int | None = None
+    train_boxes: int | None = None
+    hidden_boxes: int | None = None
+    future_boxes: int | None = None
+    test_images: int | None = None
+    steps: int | None = None
+    epochs: int | None = None
+
+
+class File(_Loose):
+    scenario: Scenario | None = None
+    detector: dict[str, Any] | None = None
+    method: dict[str, Any] | None = None
+    tasks: Annotated[list[Task], Field(max_length=10_000)] | None = None
+    ap: dict[str, list[dict[str, Value] | None] | None] | None = None
+    continual: dict[str, dict[str, Value] | None] | None = None
+    warnings: list[str] | None = None
+    seed: int | None = None
+    upper_bounds: Any = None
+
+
+def problem(content: Any) -> str | None:
+    """What is wrong with it, or None."""
+    try:
+        File.model_validate(content)
+    except ValidationError as e:
+        first = e.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return None
