@@ -15,7 +15,7 @@ from benchmarks import scenes, timing
 from ciod.data.index import Index
 from ciod.detectors.yolox import YOLOX
 from ciod.engine.machine import peak_memory_mb
-from ciod.evaluate.ap import coco_ap
+from ciod.evaluation.ap import coco_ap
 from ciod.types import Detections
 
 

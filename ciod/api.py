@@ -11,7 +11,7 @@ from ciod.errors import CiodError, did_you_mean
 
 if TYPE_CHECKING:
     from ciod.detectors.detector import Detector
-    from ciod.evaluate.ap import APTable
+    from ciod.evaluation.ap import APTable
 
 
 def train(config: str | Path | None = None, **settings: Any) -> dict[str, Any]:
@@ -100,8 +100,8 @@ def evaluate(
     from ciod.config import Evaluation, data_folder
     from ciod.data import formats
     from ciod.engine.distributed import World, pick_device
-    from ciod.evaluate.detect import evaluate as run
-    from ciod.evaluate.voc import NAMES
+    from ciod.evaluation.detect import evaluate as run
+    from ciod.evaluation.voc import NAMES
     from ciod.inference.pictures import mask_of
 
     if metric != "coco" and metric not in NAMES:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ciod.data.scenario import Task
-    from ciod.evaluate.ap import APTable
+    from ciod.evaluation.ap import APTable
     from ciod.types import Detections
 
 STARVED = 20  # boxes; a class with fewer, and fewer than a fiftieth of the task's greatest, is named

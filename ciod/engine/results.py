@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from ciod.engine import machine
 from ciod.errors import CiodError
-from ciod.evaluate import continual
-from ciod.evaluate.voc import NAMES
+from ciod.evaluation import continual
+from ciod.evaluation.voc import NAMES
 from ciod.report.log import write_json
 
 if TYPE_CHECKING:
     from ciod.config import Run
     from ciod.data.scenario import Scenario, Task
-    from ciod.evaluate.ap import APTable
+    from ciod.evaluation.ap import APTable
 
 FORMAT = 1
 METRICS = ("AP", "AP50")

@@ -33,7 +33,7 @@ from ciod.engine.progress import Reporter
 from ciod.engine.results import Results
 from ciod.engine.start import epochs_of, open_data, start
 from ciod.errors import CiodError
-from ciod.evaluate.detect import evaluate
+from ciod.evaluation.detect import evaluate
 from ciod.files import sweep
 from ciod.methods.method import Method
 from ciod.report.log import RunLog

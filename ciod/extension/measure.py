@@ -12,8 +12,8 @@ from ciod.data.index import Index
 from ciod.data.scenario import Task
 from ciod.detectors.detector import Detector
 from ciod.engine.distributed import World
-from ciod.evaluate.ap import APTable, coco_ap
-from ciod.evaluate.detect import detect
+from ciod.evaluation.ap import APTable, coco_ap
+from ciod.evaluation.detect import detect
 from ciod.extension import data, retention
 from ciod.extension.names import Names
 from ciod.extension.retention import Retention

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ciod.evaluate.ap import APTable
+from ciod.evaluation.ap import APTable
 from ciod.extension.found import pairs
 from ciod.types import Detections
 

@@ -15,7 +15,7 @@ from ciod.config import data_folder
 from ciod.data.scenario import Task
 from ciod.engine import machine
 from ciod.engine.results import FORMAT, METRICS
-from ciod.evaluate import continual
+from ciod.evaluation import continual
 from ciod.report.log import atomic_write, write_json
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from torch import nn
 from ciod.data.scenario import Task
 from ciod.engine import doubt
 from ciod.engine.watch import NotFinite, Row, Watch, check_weights, first_bad, not_finite
-from ciod.evaluate.ap import APTable
+from ciod.evaluation.ap import APTable
 from ciod.types import Detections
 from tests.fixed import index_of
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciod.data.index import Index, empty_columns
-from ciod.evaluate.ap import OVERALL, PER_CLASS, coco_ap
+from ciod.evaluation.ap import OVERALL, PER_CLASS, coco_ap
 from ciod.types import Detections
 
 NAMES = ("cat", "dog", "owl")

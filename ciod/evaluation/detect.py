@@ -10,8 +10,8 @@ import torch
 from ciod.data.dataset import eval_loader
 from ciod.detectors.detector import in_original
 from ciod.engine.distributed import World
-from ciod.evaluate.ap import APTable, coco_ap
-from ciod.evaluate.voc import NAMES, voc_ap
+from ciod.evaluation.ap import APTable, coco_ap
+from ciod.evaluation.voc import NAMES, voc_ap
 
 if TYPE_CHECKING:
     from ciod.config import Evaluation

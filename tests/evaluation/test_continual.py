@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciod.evaluate.continual import (
+from ciod.evaluation.continual import (
     KEYS,
     abs_gap,
     against_upper,
