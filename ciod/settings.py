@@ -50,6 +50,8 @@ class Train(Section):
     lr: Rate = 2e-3
     lr_later: Rate | None = None
     """Learning rate from the second task on; None: the same."""
+    trunk_lr: Annotated[float, Field(ge=0)] = 1.0
+    """Learning rate of backbone and neck as a factor of ``lr``: a trunk that is trained already wants a smaller one."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = True
     """SGD with Nesterov momentum, as YOLOX; the paper has plain momentum."""

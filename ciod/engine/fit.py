@@ -181,7 +181,7 @@ class Fit:
         s = self.settings
         lr = optim.rate(step, total, s, self.lr)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["scale"]
         kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(s.amp)
         with torch.autocast(self.world.device.type, dtype=kind, enabled=kind is not None):
             losses = self.method.loss(batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,19 +13,38 @@ if TYPE_CHECKING:
 
 
 def optimizer(model: nn.Module, settings: Train, lr: float) -> torch.optim.Optimizer:
-    """Over trainable parameters; biases and normalisation without weight decay unless ``decay_norms``."""
-    decayed, plain = [], []
-    for name, p in model.named_parameters():
-        if p.requires_grad:  # a bias may have two dimensions: a row per class, an entry per anchor
-            weight = p.dim() > 1 and not name.endswith("bias")
-            (decayed if weight or settings.decay_norms else plain).append(p)
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    groups = [g for g in groups if g["params"]]
+    """Over trainable parameters; biases and normalisation without weight decay unless ``decay_norms``.
+
+    Each group has a ``scale``, which its learning rate is multiplied by: ``trunk_lr`` for backbone and neck.
+    """
+    groups = [g for g in _groups(model, settings) if g["params"]]
+    for g in groups:
+        g["lr"] = lr * g["scale"]
     if settings.optimizer == "sgd":
         nesterov = settings.nesterov and settings.momentum > 0
         return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum, nesterov=nesterov, foreach=True)
     # foreach: hundreds of small tensors in a few calls; on a CPU PyTorch would take them one by one
     return torch.optim.AdamW(groups, lr=lr, betas=(settings.momentum, 0.999), foreach=True)
+
+
+def _groups(model: nn.Module, settings: Train) -> list[dict[str, Any]]:
+    """Those at the full rate first: what is logged as the learning rate is the first group's."""
+    trunk: set[nn.Parameter] = set()
+    if settings.trunk_lr != 1:
+        trunk = {p for part in getattr(model, "trunk", list)() for p in part.parameters()}
+    kinds: dict[tuple[bool, bool], list[nn.Parameter]] = {(t, d): [] for t in (False, True) for d in (True, False)}
+    for name, p in model.named_parameters():
+        if p.requires_grad:  # a bias may have two dimensions: a row per class, an entry per anchor
+            weight = p.dim() > 1 and not name.endswith("bias")
+            kinds[p in trunk, weight or settings.decay_norms].append(p)
+    return [
+        {
+            "params": params,
+            "weight_decay": settings.weight_decay if decays else 0.0,
+            "scale": settings.trunk_lr if of_trunk else 1.0,
+        }
+        for (of_trunk, decays), params in kinds.items()
+    ]
 
 
 def warmup_steps(total: int, settings: Train) -> int:

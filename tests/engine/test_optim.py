@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from ciod import detectors
 from ciod.config import Train
 from ciod.engine import optim
 
@@ -66,6 +67,18 @@ def test_biases_and_normalisation_do_not_decay(name):
     assert [(g["weight_decay"], len(g["params"]), g["lr"]) for g in groups] == [(0.1, 2, 0.5), (0.0, 4, 0.5)]
     (everything,) = optim.optimizer(net(), Train(optimizer=name, decay_norms=True), 0.5).param_groups
     assert len(everything["params"]) == 6
+
+
+def test_the_trunk_has_a_rate_of_its_own():
+    detector = detectors.build(["a"], name="yolox-pico", size=64)
+    settings = Train(trunk_lr=0.1, weight_decay=0.1)
+    optimizer = optim.optimizer(detector, settings, 0.5)
+    rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    trunk = {id(p) for part in detector.trunk() for p in part.parameters()}
+    assert {rates[i] for i in trunk} == {0.05}
+    assert {r for i, r in rates.items() if i not in trunk} == {0.5}
+    assert optimizer.param_groups[0]["lr"] == 0.5, "the first group's rate is the one that is logged"
+    assert sorted({g["weight_decay"] for g in optimizer.param_groups}) == [0.0, 0.1]
 
 
 def test_frozen_parameters_are_left_out():
