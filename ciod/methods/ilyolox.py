@@ -7,7 +7,7 @@ The formulas follow the published implementation; docs/methods/ilyolox.md says w
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -25,6 +25,17 @@ if TYPE_CHECKING:
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
+
+
+class Pairs(NamedTuple):
+    """Student and teacher at every match; what is said of matches with real boxes is not used."""
+
+    logits: Tensor  # [B, K, C]
+    soft: Tensor  # [B, K, C] the teacher's probabilities
+    box: Tensor  # [B, K, 4]
+    teacher_box: Tensor  # [B, K, 4]
+    cls_error: Tensor  # [B, K] summed BCE, or KL
+    loc_error: Tensor  # [B, K] 1 - GIoU, in 0..2
 
 
 class ILYOLOX(Method):
@@ -151,7 +162,22 @@ class ILYOLOX(Method):
     def distill(
         self, outputs: Outputs, knowledge: Outputs, kept: selection.Kept, matches: Matches, old: Tensor
     ) -> dict[str, Tensor]:
-        """CKD (§5) over the positions matched with a pseudo box, each with the row of the box's source position."""
+        """CKD (§5) over the positions matched with a pseudo box."""
+        p = self.pair(outputs, knowledge, kept, matches)
+        weight_cls, weight_loc = self.collaborate(p.cls_error, p.loc_error)
+        if self.target == "hy3":
+            weight_cls = (1 - p.soft.amax(2)).square()
+
+        n = L.count(old)
+        cls = p.cls_error if self.target in ("soft", "hy3") else L.bce(p.logits, self.harden(p.soft)).sum(2)
+        box = L.iou_square(p.box, p.teacher_box)
+        return {
+            "distill_cls": self.cls_weight * L.masked_sum(weight_cls * cls, old) / n,
+            "distill_box": 5 * self.box_weight * L.masked_sum(weight_loc * box, old) / n,
+        }
+
+    def pair(self, outputs: Outputs, knowledge: Outputs, kept: selection.Kept, matches: Matches) -> Pairs:
+        """Each match with the row of its pseudo box's source position: one teacher position to many of the student."""
         source = matches.target.clamp(max=kept.position.shape[1] - 1)
         teacher_logits = bx.gather_rows(knowledge.logits, kept.position.gather(1, source))
         teacher_box = bx.gather_rows(kept.boxes, source)
@@ -163,21 +189,10 @@ class ILYOLOX(Method):
             soft = torch.nn.functional.pad(soft, (0, grown))
         else:
             logits = logits[..., : soft.shape[2]]
-
         cls_error = L.bce(logits, soft).sum(2)
         if self.error == "kl":
             cls_error = cls_error - L.entropy(soft).sum(2)
-        loc_error = 1 - bx.giou(box, teacher_box)
-        weight_cls, weight_loc = self.collaborate(cls_error, loc_error)
-        if self.target == "hy3":
-            weight_cls = (1 - soft.amax(2)).square()
-
-        n = L.count(old)
-        cls = cls_error if self.target in ("soft", "hy3") else L.bce(logits, self.harden(soft)).sum(2)
-        return {
-            "distill_cls": self.cls_weight * L.masked_sum(weight_cls * cls, old) / n,
-            "distill_box": 5 * self.box_weight * L.masked_sum(weight_loc * L.iou_square(box, teacher_box), old) / n,
-        }
+        return Pairs(logits, soft, box, teacher_box, cls_error, 1 - bx.giou(box, teacher_box))
 
     def collaborate(self, cls_error: Tensor, loc_error: Tensor) -> tuple[Tensor, Tensor]:
         """CKD's weights: each in 0..2, sum 2; more to what is worse. [B, K] each."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -526,3 +529,9 @@ def test_default_settings_are_the_papers():
     assert m.weighted and m.detach_weights and m.target == "soft" and m.error == "bce"
     assert m.check() == []
     assert m.needs <= detectors.traits("yolox-nano")
+
+
+def test_the_page_has_every_setting_with_its_default():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "methods" / "ilyolox.md").read_text(encoding="utf-8")
+    said = dict(re.findall(r"^\| `(\w+)` \| ([\w.]+) \|", page.split("## Settings")[1].split("\n## ")[0], re.M))
+    assert said == {name: str(f.default).lower() for name, f in ILYOLOX.model_fields.items()}
