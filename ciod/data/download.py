@@ -176,9 +176,10 @@ def _get(archive: Archive, url: str, out: Path, say: Say) -> Path:
         now = part.stat().st_size if part.exists() else 0
         idle = 0 if now > before else idle + 1
         if now == 0 or idle >= _TRIES:
+            so_far = f"; {_bytes(now)} of it are in {part}" if now else ""
             raise DataError(
-                f"{archive.name} could not be fetched from {url} ({problem}); {_bytes(now)} of it are in {part}. Run "
-                f"the same command again to go on, or fetch it elsewhere and put it into {out} under its own name."
+                f"{archive.name} could not be fetched from {url} ({problem}){so_far}. Run the same command again to go "
+                f"on, or fetch it elsewhere and put it into {out} under its own name."
             )
         say(f"{archive.name}: {problem} at {_bytes(now)}; going on")
         time.sleep(_WAIT * idle)
