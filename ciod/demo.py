@@ -24,7 +24,7 @@ SETTINGS: dict[str, Any] = {
     "scenario": "shapes-6+4",
     "detector.name": "yolox-pico",
     "detector.size": 128,
-    "train.epochs": 8,
+    "train.epochs": 10,
     "train.batch": 8,
     "train.lr": 3e-3,
     "train.warmup": 50,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ciod.detectors.detector import Detector
     from ciod.engine.progress import Reporter
 
-SHAPES = {"train": 640, "val": 200}  # images of the built-in scenes
+SHAPES = {"train": 800, "val": 200}  # images of the built-in scenes
 
 
 def open_data(settings: Run) -> tuple[Index, Index]:
