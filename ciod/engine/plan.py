@@ -35,7 +35,7 @@ def plan(settings: Run) -> list[Step]:
     Raises:
         CiodError: settings that do not fit the scenario.
     """
-    from ciod.config import data_folder, known_classes
+    from ciod.check import data_folder, known_classes
     from ciod.data.scenario import Scenario, groups_of
     from ciod.engine.start import epochs_of, open_data
 

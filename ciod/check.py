@@ -1,0 +1,178 @@
+"""What one setting alone cannot show: names, files, and whether method, detector and data go together."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ciod.data.scenario import Protocol
+from ciod.errors import CiodError, ConfigError, did_you_mean
+from ciod.sentences import problems_of
+from ciod.settings import DetectorSettings, Train
+
+
+def method(tree: dict[str, Any]) -> list[str]:
+    """Names, and whether method and detector go together."""
+    from ciod import detectors, methods
+
+    problems = []
+    detector = tree.get("detector", {}).get("name", DetectorSettings().name)
+    settings = dict(tree.get("method", {}) or {})
+    name = settings.pop("name", "ilyolox")
+    known = detector in detectors.available()
+    if not known:
+        problems.append(
+            f"detector.name: no detector '{detector}'; {did_you_mean(str(detector), detectors.available())}"
+        )
+    try:
+        cls = methods.find(str(name))
+    except CiodError as e:
+        return [*problems, str(e)]
+    found = problems_of(cls, settings, where="method")
+    problems += found
+    needs = cls.needs
+    if not found:
+        method = cls.model_validate(settings)
+        problems += method.check()
+        needs = method.requires()
+        kind = (tree.get("train") or {}).get("teacher", Train().teacher)
+        if method.exact_teacher and kind != "exact":
+            problems.append(f"train.teacher: these settings of {name} need train.teacher=exact, not {kind}.")
+    lacking = needs - detectors.traits(detector) if known else frozenset()
+    if lacking:
+        able = _one_a_family(detectors.offering(needs))
+        problems.append(
+            f"method: {name} needs a detector with {', '.join(sorted(lacking))}, which {detector} does not have"
+            + (f"; {', '.join(able)} would do." if able else ", nor any other.")
+        )
+    return problems
+
+
+def _one_a_family(names: Sequence[str]) -> list[str]:
+    """The first of each run of names with the same beginning: yolox-pico for all of YOLOX."""
+    return list({name.split("-")[0]: name for name in reversed(names)}.values())[::-1]
+
+
+def extra(tree: dict[str, Any]) -> list[str]:
+    """Memory and pool against the method, the detector and each other."""
+    from ciod import detectors, methods
+    from ciod.data.memory import MemorySettings
+    from ciod.data.pool import PoolSettings
+
+    given, pool = tree.get("memory") or {}, tree.get("pool") or {}
+    if problems_of(MemorySettings, given) or problems_of(PoolSettings, pool):
+        return []
+    memory, pool = MemorySettings.model_validate(given), PoolSettings.model_validate(pool)
+    name = str((tree.get("method") or {}).get("name", "ilyolox"))
+    try:
+        method = methods.find(name)
+    except CiodError:
+        return []
+    problems = []
+    unlabelled = [
+        k for k, on in (("pool", pool.folder), ("memory.labels=none", memory.labels == "none" and memory.size)) if on
+    ]
+    if unlabelled and not method.uses_teacher and name != "joint":  # which has no later task to use them in
+        problems.append(
+            f"{unlabelled[0]}: {name} has no teacher and learns nothing from images without labels; choose a method "
+            "that distils or labels (distill_pool, pseudo_label, ilyolox, …)."
+        )
+    if method.needs_unlabelled and not unlabelled:
+        problems.append(
+            f"method: {name} needs images without labels; write pool=FOLDER, or memory=N memory.labels=none."
+        )
+    if pool.folder and memory.size and memory.batches == "share" and memory.share + pool.share >= 1:
+        problems.append(
+            f"pool.share={pool.share} and memory.share={memory.share} leave no room in a batch for the task's own "
+            "images."
+        )
+    if pool.folder and not Path(pool.folder).expanduser().is_dir():
+        problems.append(f"pool.folder: there is no folder {pool.folder}{_nearest(Path(pool.folder).expanduser())}")
+    detector = (tree.get("detector") or {}).get("name", DetectorSettings().name)
+    herds = memory.size and memory.select == "herding"
+    if herds and detector in detectors.available() and "features" not in detectors.traits(detector):
+        problems.append(f"memory.select=herding needs a detector with features, which {detector} does not have.")
+    if (tree.get("train") or {}).get("batch") == 1 and (memory.size or pool.folder) and memory.batches != "merged":
+        problems.append("train.batch=1 has no room for images of memory or pool beside the task's own.")
+    return problems
+
+
+def files(tree: dict[str, Any]) -> list[str]:
+    problems = []
+    detector = tree.get("detector", {}) or {}
+    for key in ("weights", "backbone_weights"):
+        value = detector.get(key)
+        if value and value not in ("imagenet", "random") and not Path(str(value)).is_file():
+            problems.append(f"detector.{key}: there is no file {value}.")
+    first = tree.get("first")
+    if first and not (Path(first) / "task-1" / "model.safetensors").is_file():
+        problems.append(f"first: {first} has no finished first task (task-1/model.safetensors).")
+    given = tree.get("upper_bound") or []
+    for bound in [given] if isinstance(given, str) else given:
+        if not (Path(str(bound)) / "results.json").is_file():
+            problems.append(f"upper_bound: {bound} is not a finished run; it has no results.json.")
+    return problems
+
+
+def _folder(tree: dict[str, Any]) -> str | None:
+    return data_folder(tree.get("data") or (tree.get("protocol") or {}).get("data"))
+
+
+def absent_data(tree: dict[str, Any]) -> list[str]:
+    data = _folder(tree)
+    if data is None or data == "shapes" or Path(data).exists():
+        return []
+    variable = re.fullmatch(r"\$\{(\w+)\}", data)
+    if variable:
+        return [
+            f"data: the environment variable {variable[1]}, which names the data set's folder, is not set; set it, or "
+            "write data=FOLDER (docs/protocols.md has the layout)."
+        ]
+    return [f"data: there is no folder {data}{_nearest(Path(data))}"]
+
+
+def known_classes(given: str | None) -> tuple[str, ...] | None:
+    """Class names of a data set that may be absent: of the shapes, and of scenarios of COCO and VOC."""
+    from ciod.data import names
+    from ciod.data.shapes import CLASSES
+
+    return {"shapes": CLASSES, "${COCO}": names.COCO, "${VOC}": names.VOC}.get(given or "")
+
+
+def data(tree: dict[str, Any]) -> list[str]:
+    """The split's and order's class names are in the data."""
+    from ciod.data import formats
+    from ciod.data.scenario import groups_of
+
+    data, protocol = _folder(tree), tree.get("protocol") or {}
+    if data is None:
+        return ["data: no data set is given; write data=FOLDER (COCO, VOC or YOLO format), or scenario=NAME."]
+    if problems_of(Protocol, protocol):
+        return []
+    try:
+        if data == "shapes" or not Path(data).exists():
+            names = known_classes(data if data == "shapes" else protocol.get("data"))
+        else:
+            names = formats.class_names(data)
+        if names:
+            groups_of(Protocol.model_validate(protocol), names)
+    except ConfigError as e:
+        return e.problems
+    except CiodError as e:
+        return [f"data: {e}"]
+    return []
+
+
+def _nearest(path: Path) -> str:
+    parent = path.parent
+    beside = [p.name for p in parent.iterdir()] if parent.is_dir() else []
+    hint = did_you_mean(path.name, beside)
+    return f"; {hint}" if "mean" in hint else "."
+
+
+def data_folder(data: str | None) -> str | None:
+    """``data`` with ``~`` and ``${VARIABLES}`` replaced."""
+    return None if data is None else str(Path(os.path.expandvars(str(data))).expanduser())
