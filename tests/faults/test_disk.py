@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from ciod.errors import CiodError
 from ciod.report.log import RunLog
 from tests.engine.test_run import assert_equal, go
 
+NOBODY = 65534
 WORDS = ["split=1+1", "epochs=1", "batch=4", "save_every=2", "log_every=2"]
 
 
@@ -125,12 +129,38 @@ def test_other_faults_keep_their_words(tmp_path):
         files.atomic_write(tmp_path / "file" / "inside.json", "x")
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_folder(data, tmp_path):
-    out = tmp_path / "run"
-    out.mkdir(mode=0o500)
-    with pytest.raises(CiodError, match=r"cannot be written: Permission denied"):
-        go(data, out, *WORDS)
+@contextmanager
+def unprivileged():
+    """Root may write everywhere; inside the block it is nobody."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no users on this system")
+def test_a_read_only_folder():
+    root = Path(tempfile.mkdtemp())  # not tmp_path: nobody but root may look into that
+    root.chmod(0o755)
+    try:
+        data = write_shapes(root / "data", train=4, val=2, size=64)
+        for path in (data, *data.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        go(data, root / "imports", *WORDS)  # modules that are not there yet might lie where nobody may read
+        out = root / "run"
+        out.mkdir()
+        if os.geteuid() == 0:
+            os.chown(out, NOBODY, -1)
+        out.chmod(0o500)
+        with unprivileged(), pytest.raises(CiodError, match=r"cannot be written: Permission denied"):
+            go(data, out, *WORDS)
+        assert not any(out.iterdir())
+    finally:
+        shutil.rmtree(root)
 
 
 def test_an_image_that_vanishes_during_training(data, tmp_path, monkeypatch):
