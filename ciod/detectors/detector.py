@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,7 +143,7 @@ class AnchorClassConv(ClassConv):
         return super().forward(x)
 
 
-class Detector(nn.Module):
+class Detector(nn.Module, ABC):
     """A detector. Subclasses write ``forward``, ``match``, ``loss`` and ``trunk``, and set ``traits`` and ``variants``.
 
     ``forward`` is the same in train and eval mode (batch normalisation apart), so teacher and student speak one
@@ -174,14 +175,15 @@ class Detector(nn.Module):
 
     # What a subclass writes -------------------------------------------------------------------------------------
 
+    @abstractmethod
     def forward(self, images: Tensor) -> Outputs:
         """[B, 3, H, W] RGB 0..255 → Outputs in float32."""
-        raise NotImplementedError
 
+    @abstractmethod
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
         """Which positions answer for which target. No gradient, no device synchronisation."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(
         self,
         outputs: Outputs,
@@ -201,7 +203,6 @@ class Detector(nn.Module):
                 where there is one, always sees every match.
             channels: [C] or [B, C] bool, class channels with supervision (default: all).
         """
-        raise NotImplementedError
 
     def class_layers(self) -> Iterator[ClassRows]:
         """Every tensor with a row per class, in order of arrival. A subclass with other layers than ClassConv extends
@@ -213,9 +214,9 @@ class Detector(nn.Module):
         """The growing layers by module name."""
         return {n: m for n, m in self.named_modules() if isinstance(m, ClassConv)}
 
+    @abstractmethod
     def trunk(self) -> list[nn.Module]:
         """The parts without class knowledge that ``load=trunk`` takes over: backbone and neck."""
-        raise NotImplementedError
 
     # Given for free ---------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Literal
@@ -61,9 +62,9 @@ class Distillation(Method):
             channels = None
         return self.detector.loss(outputs, targets, matches, channels=channels)
 
+    @abstractmethod
     def distill(self, outputs: Outputs, knowledge: Outputs, matches: Matches) -> dict[str, Tensor]:
         """Named distillation terms; each is 0 when the student answers as the teacher does."""
-        raise NotImplementedError
 
     def over_images(self, values: Tensor) -> Tensor:
         """One value an image [B] → the term."""
