@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ciod.config import Run
     from ciod.data.index import Index
-
-_PACKAGE = Path(__file__).resolve().parents[1]
-# None of these changes what a given run learns. Methods are added for the runs that use one.
-_OUTSIDE = ("comparison", "inference", "methods", "recipes", "report", "scenarios")
-_VERBS = ("api.py", "cli.py", "demo.py", "extend.py", "listing.py")
 
 
 def facts(
@@ -53,37 +45,32 @@ def facts(
 
 def key(content: dict[str, Any]) -> str:
     """12 hex digits of ``facts``."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return _digest(content)[:12]
 
 
 def fingerprint(index: Index) -> str:
-    """Of a split: its files' names and sizes, its images' sizes and every box. No picture is opened."""
-    digest = hashlib.sha256(json.dumps(index.class_names).encode())
-    for file in index.files:
-        size = file.stat().st_size if file.is_file() else -1
-        digest.update(f"{file.parent.name}/{file.name}:{size}\n".encode())
-    for column in (index.sizes, index.image, index.boxes, index.labels, index.crowd, index.difficult, index.area):
-        digest.update(np.ascontiguousarray(column).tobytes())
-    return digest.hexdigest()[:16]
+    """Of a split: its classes, its files' names and sizes, its images' sizes and every box. No picture is opened."""
+    from ciod.engine import identity
+
+    return _digest(identity.of_index(index, identity.per_image(index)))
 
 
-@cache
 def source(method: str | None) -> str:
     """Digest of the code a run executes: a version or a commit would not tell of changes in a checkout.
 
     Args:
-        method: whose file counts too, by name or as ``FILE.py:Class``; None for a first task.
+        method: whose file counts too, by name or as ``FILE.py:Class``; None for a first task, which no method changes.
     """
-    files = [p for p in _PACKAGE.rglob("*.py") if p.relative_to(_PACKAGE).parts[0] not in (*_OUTSIDE, *_VERBS)]
-    files.append(_PACKAGE / "methods" / "method.py")
-    if method is not None:  # whatever it imports from its neighbours
-        files += (_PACKAGE / "methods").glob("*.py")
-        files += [Path(method.partition(":")[0])] if ".py" in method else []
-    digest = hashlib.sha256()
-    for path in sorted({p.resolve() for p in files}):
-        name = path.relative_to(_PACKAGE).as_posix() if path.is_relative_to(_PACKAGE) else path.name
-        digest.update(name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:12]
+    from ciod.engine import identity
+
+    code = identity.of_code(method or "")
+    own = [n for n in code["files"] if n.startswith("methods/") and n != "methods/method.py"]
+    files = code["files"] if method else {n: d for n, d in code["files"].items() if n not in own}
+    return _digest([files, code["method"]])
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _file(path: str | None) -> str | None:

@@ -41,13 +41,34 @@ class SPP(nn.Module):
 
 
 class Backbone(nn.Module):
-    """A stem and four stages; gives the maps of the last three, at strides 8, 16 and 32."""
+    """A stem and four stages; gives the maps of the last three, at strides 8, 16 and 32.
+
+    With weights of its own (``pretrained``) the stem and the first stage are frozen and every batch normalisation keeps
+    its statistics; its scale and shift still train in unfrozen stages.
+    """
+
+    pretrained: bool = False
+    channels: tuple[int, ...]  # of the three maps
 
     stem: nn.Module
     stage1: nn.Module
     stage2: nn.Module
     stage3: nn.Module
     stage4: nn.Module
+
+    def hold(self) -> None:
+        """Freezes what stays as it was when there are weights."""
+        if self.pretrained:
+            self.stem.requires_grad_(False)
+            self.stage1.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Backbone:
+        super().train(mode)
+        if self.pretrained:
+            for m in self.modules():
+                if isinstance(m, nn.BatchNorm2d):
+                    m.eval()
+        return self
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.stage1(self.stem(x))
@@ -81,9 +102,7 @@ class CSPDarknet(Backbone):
 class ResNet(Backbone):
     """torchvision's ResNet without its classifier.
 
-    As in the paper (ilYOLOX, R50): with ImageNet weights the stem and the first stage are frozen and every batch
-    normalisation keeps its statistics (its scale and shift still train in unfrozen stages). From random weights
-    neither would make sense, so everything trains.
+    As in the paper (ilYOLOX, R50) ImageNet weights are held, see ``Backbone``. From random weights everything trains.
 
     Args:
         depth: 18, 50 or 101.
@@ -99,17 +118,15 @@ class ResNet(Backbone):
         self.pretrained = frozen or (bool(weights) and _load_resnet(net, depth, str(weights)))
         self.stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
         self.stage1, self.stage2, self.stage3, self.stage4 = net.layer1, net.layer2, net.layer3, net.layer4
-        if self.pretrained:
-            self.stem.requires_grad_(False)
-            self.stage1.requires_grad_(False)
+        self.hold()
 
-    def train(self, mode: bool = True) -> ResNet:
-        super().train(mode)
-        if self.pretrained:
-            for m in self.modules():
-                if isinstance(m, nn.BatchNorm2d):
-                    m.eval()
-        return self
+
+def build(shape: int | tuple[float, float, bool], weights: str | None = None, *, frozen: bool = False) -> Backbone:
+    """The depth of a ResNet, or (deepen, widen, depthwise) of a CSPDarknet, which has no weights of its own."""
+    if isinstance(shape, int):
+        return ResNet(shape, weights, frozen=frozen)
+    deepen, widen, depthwise = shape
+    return CSPDarknet(deepen, widen, depthwise=depthwise)
 
 
 def _load_resnet(net: nn.Module, depth: int, weights: str) -> bool:

@@ -170,8 +170,11 @@ class Detector(nn.Module, ABC):
 
     @classmethod
     def default_backbone(cls, name: str) -> str | None:
-        """What the backbone of variant ``name`` starts from when nothing is asked for: ``imagenet`` or None."""
-        return None
+        """What the backbone of variant ``name`` starts from when nothing is asked for: ``imagenet`` or None.
+
+        A variant that is a number stands on a ResNet of that depth, whose weights torchvision has.
+        """
+        return "imagenet" if isinstance(cls.variants.get(name), int) else None
 
     # What a subclass writes -------------------------------------------------------------------------------------
 

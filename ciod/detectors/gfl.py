@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ciod import losses as L
 from ciod.boxes import gather_rows, giou
+from ciod.detectors import backbones
 from ciod.detectors.assign import atss
-from ciod.detectors.backbones import CSPDarknet, ResNet
 from ciod.detectors.dense import class_targets, flatten, grid, in_class_loss
 from ciod.detectors.detector import IMAGENET, ClassConv, Detector, Input
 from ciod.detectors.necks import FPN, PAFPN
@@ -125,21 +125,16 @@ class GFL(Detector):
         settings: dict[str, Any] = {"name": name, "size": taking.size}
         super().__init__(class_names, settings, taking)
         self.nms_iou = 0.6
+        self.backbone = backbones.build(shape, backbone_weights, frozen=frozen)
         if isinstance(shape, int):
-            self.backbone: nn.Module = ResNet(shape, backbone_weights, frozen=frozen)
             settings["frozen"] = self.backbone.pretrained
             width, convs, self.strides = 256, 4, (8, 16, 32, 64, 128)
             self.neck: nn.Module = FPN(self.backbone.channels, width, relu=False)
         else:
             deepen, widen, depthwise = shape
             width, convs, self.strides = int(256 * widen), 2, (8, 16, 32)
-            self.backbone = CSPDarknet(deepen, widen, depthwise=depthwise)
             self.neck = PAFPN(self.backbone.channels, width, round(3 * deepen), depthwise=depthwise)
         self.head = Head(width, convs, len(class_names), len(self.strides))
-
-    @classmethod
-    def default_backbone(cls, name: str) -> str | None:
-        return "imagenet" if isinstance(VARIANTS[name], int) else None
 
     def forward(self, images: Tensor) -> Outputs:
         features = self.neck(self.backbone(self.normalise(images)))

@@ -61,8 +61,6 @@ class Separable(nn.Module):
 class MobileNetV1(Backbone):
     """MobileNetV1 without its classifier, in the stages of ``Backbone``.
 
-    With weights it is treated as the ResNets are: stem and first stage frozen, every statistic kept.
-
     Args:
         width: multiplier of all channels; 0.75 gives maps of 192, 384 and 768 channels.
         weights: path to a state dict of ImageNet weights (``conv1.…``, ``blocks.N.dw.…``, ``fc.…``), or None.
@@ -83,17 +81,7 @@ class MobileNetV1(Backbone):
         self.pretrained = frozen or bool(weights)
         if weights:
             self._load(Path(weights))
-        if self.pretrained:
-            self.stem.requires_grad_(False)
-            self.stage1.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> MobileNetV1:
-        super().train(mode)
-        if self.pretrained:
-            for m in self.modules():
-                if isinstance(m, nn.BatchNorm2d):
-                    m.eval()
-        return self
+        self.hold()
 
     def _load(self, path: Path) -> None:
         from ciod.detectors.weights import read_checkpoint
@@ -145,7 +133,3 @@ class YOLOXMobileNet(YOLOX):
         settings["frozen"] = self.backbone.pretrained
         self.neck = PAFPN(self.backbone.channels, 96, 1, depthwise=True)
         self._add_head(96, depthwise=True)
-
-    @classmethod
-    def default_backbone(cls, name: str) -> str | None:
-        return None

@@ -19,7 +19,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from ciod import boxes as bx
 from ciod import losses as L
-from ciod.detectors.backbones import CSPDarknet, ResNet
+from ciod.detectors import backbones
 from ciod.detectors.dense import class_targets, flatten, in_class_loss
 from ciod.detectors.detector import IMAGENET, AnchorClassConv, ClassConv, Detector, Input
 from ciod.detectors.necks import FPN
@@ -42,18 +42,11 @@ class TorchvisionDetector(Detector):
         taking = Input(size=size or 416, bgr=True) if light else Input(size=size or 640, **IMAGENET)
         settings: dict[str, Any] = {"name": name, "size": taking.size}
         super().__init__(class_names, settings, taking)
-        if light:
-            deepen, widen, depthwise = shape
-            self.backbone: nn.Module = CSPDarknet(deepen, widen, depthwise=depthwise)
-        else:
-            self.backbone = ResNet(shape, weights, frozen=frozen)
+        self.backbone = backbones.build(shape, weights, frozen=frozen)
+        if not light:
             settings["frozen"] = self.backbone.pretrained
         self.width = 64 if light else 256
         self.neck = FPN(self.backbone.channels, self.width, relu=True)
-
-    @classmethod
-    def default_backbone(cls, name: str) -> str | None:
-        return "imagenet" if isinstance(cls.variants[name], int) else None
 
     def anchors(self, images: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, tuple[int, ...]]:
         """Anchors [P, 4] of a batch's size, the stride of each, and how many a level has."""

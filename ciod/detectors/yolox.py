@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ciod import losses as L
 from ciod.boxes import gather_rows
+from ciod.detectors import backbones
 from ciod.detectors import branch as br
 from ciod.detectors.assign import sim_ota
-from ciod.detectors.backbones import CSPDarknet, ResNet
 from ciod.detectors.blocks import conv
 from ciod.detectors.dense import flatten, grid
 from ciod.detectors.detector import IMAGENET, PRIOR, ClassConv, ClassRows, Detector, Input
@@ -129,13 +129,12 @@ class YOLOX(Detector):
         settings: dict[str, Any] = {"name": name, "size": taking.size}
         super().__init__(class_names, settings, taking)
         shape = VARIANTS[name]
+        self.backbone = backbones.build(shape, backbone_weights, frozen=frozen)
         if isinstance(shape, int):
-            self.backbone: nn.Module = ResNet(shape, backbone_weights, frozen=frozen)
             settings["frozen"] = self.backbone.pretrained
             width, depth, depthwise = 128, 1, False
         else:
             deepen, widen, depthwise = shape
-            self.backbone = CSPDarknet(deepen, widen, depthwise=depthwise)
             width, depth = int(256 * widen), round(3 * deepen)
         self.neck = PAFPN(self.backbone.channels, width, depth, depthwise=depthwise)  # type: ignore[arg-type]
         self._add_head(width, depthwise=depthwise)
@@ -147,10 +146,6 @@ class YOLOX(Detector):
         self.branches = nn.ModuleList()
         self.parts: list[list[int]] = [list(range(self.num_classes))]  # class numbers of the head, of each branch
         self._index_parts()
-
-    @classmethod
-    def default_backbone(cls, name: str) -> str | None:
-        return "imagenet" if isinstance(VARIANTS[name], int) else None
 
     def forward(self, images: Tensor) -> Outputs:
         maps = self.backbone(self.normalise(images))

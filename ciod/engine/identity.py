@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from ciod.data.index import Index
 
 LISTING = "data.json"  # in last/: one number an image, so that a difference can be named
-_APART = {"report", "cli.py", "demo.py", "listing.py", "api.py"}  # of the package: changes no weight and no AP
+# Of the package: changes no weight and no AP of a run.
+_APART = {"api.py", "cli.py", "comparison", "demo.py", "extension", "inference", "listing.py", "report"}
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "faster-coco-eval")
 
 
@@ -31,10 +32,11 @@ def listing(train: Index, test: Index) -> Listing:
 
 def of_data(train: Index, test: Index, images: Listing) -> dict[str, Any]:
     """Class names, counts, and a digest over every image: its name, bytes, size and boxes with their class names."""
-    return {"train": _of_index(train, images["train"]), "test": _of_index(test, images["test"])}
+    return {"train": of_index(train, images["train"]), "test": of_index(test, images["test"])}
 
 
-def _of_index(index: Index, images: list[list[Any]]) -> dict[str, Any]:
+def of_index(index: Index, images: list[list[Any]]) -> dict[str, Any]:
+    """Of one split, with ``images`` as ``per_image`` gives them."""
     return {
         "classes": list(index.class_names),
         "images": len(index),

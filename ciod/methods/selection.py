@@ -14,7 +14,7 @@ from torch import Tensor
 from ciod import boxes as bx
 from ciod.types import Outputs, Targets
 
-LIMIT = 512  # longest list of candidates an image on a GPU, where sizes are not read back; the best are taken
+LIMIT = 512  # longest list of candidates an image; of more, the best are taken
 
 
 @dataclass

@@ -176,11 +176,9 @@ def test_a_file_of_the_data_that_changes_its_size(tmp_path):
 def test_the_code_is_part_of_the_key(tmp_path):
     mine = tmp_path / "mine.py"
     mine.write_text("a = 1")
-    identity.source.cache_clear()
     before, first = identity.source(f"{mine}:Mine"), identity.source(None)
     assert before != identity.source("ilyolox") != first
     mine.write_text("a = 2")
-    identity.source.cache_clear()
     assert identity.source(f"{mine}:Mine") != before and identity.source(None) == first
 
 
