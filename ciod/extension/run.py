@@ -18,7 +18,7 @@ from ciod.data.extra import Extra, Mixture
 from ciod.data.scenario import Task
 from ciod.detectors import weights
 from ciod.detectors.detector import Detector
-from ciod.engine import checkpoint, machine
+from ciod.engine import checkpoint, machine, speed
 from ciod.engine.distributed import World, world
 from ciod.engine.fit import Fit
 from ciod.engine.progress import Reporter
@@ -97,6 +97,7 @@ class Extension:
     def _adapt(self, detector: Detector) -> None:
         """keep, drop, rename and size, on the model as it was: everything after compares with the result."""
         detector.to(self.world.device)
+        speed.lay_out(detector, self.settings.train)
         if self.names.dropped:
             detector.select(self.names.kept)
         renamed = {a: b for a, b in zip(self.names.kept, self.names.old, strict=True) if a != b}
@@ -167,7 +168,8 @@ class Extension:
             torch.manual_seed(self.settings.seed + 7919 * (1 + len(detector.lineage)))
             method.grow(detector, self.names.new, self.names.taught)
         detector.to(self.world.device)
-        method.attach(detector, detector, self.before if method.uses_teacher else None)
+        teacher = speed.cheap_teacher(self.before, self.settings.train) if method.uses_teacher else None
+        method.attach(detector, detector, teacher)
         method.begin_task(self.task)
 
     # Training -----------------------------------------------------------------------------------------------------
