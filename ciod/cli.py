@@ -104,29 +104,35 @@ def train(
 
 
 @app.command()
-def compare(words: Words = None) -> None:
+def compare(
+    words: Words = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained, and stop.")] = False,
+) -> None:
     """Compare methods on one scenario, over seeds: `ciod compare SCENARIO methods=finetune,ilyolox seeds=3`.
 
-    SCENARIO is one of `ciod list scenarios` or a YAML file of settings; or leave it out and give `data=` and `split=`.
+    SCENARIO is one of `ciod list scenarios` or a YAML file of settings, with `methods:`, `seeds:` and the other words
+    in it if you like; or leave it out and give `data=` and `split=`.
     The first task is trained once a seed and shared; joint training gives the upper bounds.
 
     - `methods=a,b,c`, with settings `methods='[finetune, {name: ilyolox, nms_iou: 0.65}]'`
     - `seeds=3` (0, 1, 2) or `seeds='[4, 7]'`; `jobs=2` runs at a time
     - `upper=prefixes` joint models for every class prefix, `final`, `none`
+    - `against=ilyolox` the method that the others' runs are compared with, seed by seed (default: the first)
     - `out=DIR`; `cache=DIR` keeps first tasks and joint models for other comparisons
     - every other setting as in `ciod train`
 
     Run the same command again to go on. Exit code 1: some runs failed; the table has the others.
     """
     from ciod.comparison import FAILED, run
+    from ciod.comparison.words import WORDS
 
     plain, flat = _split(words)
     if len(plain) > 1:
         raise CiodError(f"compare takes one scenario, not {len(plain)} ({', '.join(plain)}); write key=value settings.")
-    own = {k: flat.pop(k) for k in ("methods", "seeds", "jobs", "upper", "out", "cache") if k in flat}
+    own = {k: flat.pop(k) for k in WORDS if k in flat}
     with _interruptible():
-        content = run(plain[0] if plain else None, settings=flat, **own)
-    if any(c["status"] == FAILED for c in content["runs"]):
+        content = run(plain[0] if plain else None, settings=flat, dry=dry_run, **own)
+    if any(c["status"] == FAILED for c in content.get("runs", ())):
         raise typer.Exit(1)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def gather(
     problems: list[str] = []
     content: dict[str, Any] = {}
     if path is not None:
-        content, problems = _read_yaml(Path(path))
+        content, problems = read_yaml(Path(path))
     flat = {}
     if isinstance(overrides, dict):
         flat = dict(overrides)
@@ -119,12 +119,16 @@ def gather(
         flat, more = parse_overrides(overrides)
         problems += more
     short = shorthands()
-    merged: dict[str, Any] = {}
-    for key, value in [*_flatten(content).items(), *_flatten(flat).items()]:
-        merged[_normal_key(key, short)] = value
+    merged = {**by_full_key(content), **by_full_key(flat)}
     for key, value in _method_defaults(merged).items():
         merged.setdefault(key, value)
     return merged, problems + _unknown(merged, short)
+
+
+def by_full_key(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested or shortened settings → full dotted key and value: ``lr`` → ``train.lr``."""
+    short = shorthands()
+    return {_normal_key(key, short): value for key, value in _flatten(dict(settings)).items()}
 
 
 def load(
@@ -160,7 +164,8 @@ def load(
     return Run.model_validate(tree)
 
 
-def _read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
+def read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Content of a settings file or of a recipe, and what is wrong with it."""
     if not path.is_file() and str(path) in recipes():
         path = RECIPES / f"{path}.yaml"
     if not path.is_file():

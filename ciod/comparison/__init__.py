@@ -19,10 +19,11 @@ FAILED = "failed"
 def compare(
     scenario: str | Path | None = None,
     *,
-    methods: str | Sequence[str | Mapping[str, Any]],
-    seeds: int | Sequence[int] = 1,
-    jobs: int = 1,
+    methods: str | Sequence[str | Mapping[str, Any]] | None = None,
+    seeds: int | Sequence[int] | None = None,
+    jobs: int | None = None,
     upper: str | None = None,
+    against: str | None = None,
     out: str | Path | None = None,
     cache: str | Path | None = None,
     **settings: Any,
@@ -32,13 +33,15 @@ def compare(
     The first task is the same for all methods of a seed and is trained once.
 
     Args:
-        scenario: a name of ``ciod list scenarios``, or a YAML file of settings; None with ``data=`` and ``split=``.
+        scenario: a name of ``ciod list scenarios``, or a YAML file of settings, which may hold ``methods``, ``seeds``
+            and the other words below too (words given here win); None with ``data=`` and ``split=``.
         methods: names, ``"finetune,ilyolox"`` or a list; a mapping of name, settings and (if wanted) label for a
             method with settings: ``["finetune", {"name": "ilyolox", "nms_iou": 0.65}]``. ``joint`` is the upper bound.
-        seeds: 3 for 0, 1, 2; or a list.
-        jobs: runs that are trained at a time, each in its own process; they share the cores.
+        seeds: 3 for 0, 1, 2; or a list. None: 1.
+        jobs: runs that are trained at a time, each in its own process; they share the cores. None: 1.
         upper: joint models that are trained for Ω and the gaps: of all class ``prefixes``, the ``final`` one, ``none``;
             None: ``final`` for two tasks (all that Ω needs there), ``prefixes`` for more.
+        against: label of the method whose runs the others' are subtracted from, seed by seed; None: the first.
         out: folder for runs, tables and page; None: ``runs/compare-SCENARIO``.
         cache: folder for first tasks and joint models, to share them between comparisons; None: ``out``.
         settings: of every run, as in ``ciod.train``.
@@ -48,36 +51,42 @@ def compare(
         CiodError: data that cannot be used, or an ``out`` with runs of other settings. A run that fails raises
             nothing: the content says so in ``runs``.
     """
-    words = {"methods": methods, "seeds": seeds, "jobs": jobs, "upper": upper, "out": out, "cache": cache, **settings}
-    shown = ", ".join([*([repr(str(scenario))] if scenario else []), *(f"{k}={v!r}" for k, v in words.items() if v)])
-    return run(
-        scenario,
-        methods=methods,
-        seeds=seeds,
-        jobs=jobs,
-        upper=upper,
-        out=out,
-        cache=cache,
-        settings=settings,
-        command=f"ciod.compare({shown})",
-    )
+    words = {"methods": methods, "seeds": seeds, "jobs": jobs, "upper": upper, "against": against, "out": out,
+             "cache": cache}  # fmt: skip
+    words = {k: v for k, v in words.items() if v is not None}
+    every = {**words, **settings}
+    shown = ", ".join([*([repr(str(scenario))] if scenario else []), *(f"{k}={v!r}" for k, v in every.items())])
+    return run(scenario, settings=settings, command=f"ciod.compare({shown})", **words)
 
 
 def run(
-    scenario: str | Path | None = None, *, jobs: int = 1, command: str = "", quiet: bool = False, **given: Any
+    scenario: str | Path | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    command: str = "",
+    quiet: bool = False,
+    dry: bool = False,
+    **given: Any,
 ) -> dict[str, Any]:
-    """As ``compare``, with the settings of the runs as a mapping; what ``ciod compare`` calls."""
+    """As ``compare``, with the settings of the runs as a mapping; what ``ciod compare`` calls.
+
+    Args:
+        given: the words that are of the comparison (``words.WORDS``).
+        dry: only print what would be trained; returns nothing.
+    """
     import shlex
     import sys
 
     from rich.console import Console
 
-    from ciod.comparison import outcome, plan, schedule
+    from ciod.comparison import outcome, plan, schedule, words
 
+    scenario, own, settings = words.opened(scenario, given, settings or {})
+    jobs = own.pop("jobs", 1)
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise ConfigError([f"jobs: {jobs!r} must be a number from 1."])
     command = command or shlex.join(["ciod", *sys.argv[1:]])
-    made = plan.build(scenario, command=command, **given)
+    made = plan.build(scenario, settings=settings, command=command, **own)
     console = Console(highlight=False, quiet=quiet)
 
     def say(line: str) -> None:
@@ -85,6 +94,10 @@ def run(
 
     for line in outcome.announcement(made):
         say(line)
+    if dry:
+        for line in outcome.listing(made):
+            say(line)
+        return {}
     failed = schedule.run(made.cells, jobs=jobs, logs=made.out / "logs", say=say)
     content = outcome.write(made, failed)
     outcome.show(made, content, console)

@@ -11,7 +11,7 @@ import yaml
 
 from ciod.comparison.plan import Cell, Plan, pairs
 from ciod.comparison.worker import finished
-from ciod.report import compared
+from ciod.report import compared, paired
 from ciod.report.comparison import About, write_comparison
 from ciod.report.log import atomic_write, write_json
 from ciod.report.page import read_results, write_report
@@ -37,6 +37,15 @@ def announcement(plan: Plan) -> list[str]:
     ]
 
 
+def listing(plan: Plan) -> list[str]:
+    """Every run with its state and folder, for ``--dry-run``."""
+    lines = []
+    for c in plan.cells:
+        state = "finished" if finished(c.folder, c.key) else "begun" if c.begun else "to train"
+        lines.append(f"  {state:9} {c.name} ({c.folder})")
+    return lines
+
+
 def write(plan: Plan, failed: Mapping[str, str], *, page: str = PAGE) -> dict[str, Any]:
     """Gives every finished run its bounds, and writes all files of the comparison.
 
@@ -50,6 +59,7 @@ def write(plan: Plan, failed: Mapping[str, str], *, page: str = PAGE) -> dict[st
     runs = [(e.label, read_results(c.folder)) for e, _, c in good]
     rows = {row["name"]: row for row in compared.comparison_rows(runs)}
     by_seed = compared.seed_rows(runs)
+    differences = paired.differences(runs, plan.against)
     content = {
         "format": FORMAT,
         "command": plan.command,
@@ -62,6 +72,8 @@ def write(plan: Plan, failed: Mapping[str, str], *, page: str = PAGE) -> dict[st
         ],
         "runs": [_run(plan, e.label, seed, c, failed) for e, seed, c in pairs(plan)],
         "by_seed": by_seed,
+        "against": plan.against,
+        "differences": differences,
         "shared": [
             {"name": c.name, "kind": c.kind, "seed": c.seed, "tasks": c.tasks or c.until, "folder": _near(c, plan)}
             for c in plan.cells
@@ -75,7 +87,8 @@ def write(plan: Plan, failed: Mapping[str, str], *, page: str = PAGE) -> dict[st
     write_json(plan.out / "compare.json", content)
     atomic_write(plan.out / "compare.csv", compared.comparison_csv(runs))
     said = "".join(f"\n{name} failed: {why}\n" for name, why in failed.items())
-    atomic_write(plan.out / "compare.md", compared.comparison_markdown(runs, compared.PAGE) + said)
+    tables = [compared.comparison_markdown(runs, compared.PAGE), paired.markdown(differences, plan.against)]
+    atomic_write(plan.out / "compare.md", "\n".join(t for t in tables if t) + said)
     atomic_write(plan.out / "compare.tex", compared.comparison_latex(runs) + said.replace("\n", "\n% ").rstrip("% "))
     _page(plan, failed, plan.out / page)
     return content
@@ -104,6 +117,7 @@ def _page(plan: Plan, failed: Mapping[str, str], out: Path) -> Path:
         failures=list(failed.items()),
         warnings=plan.warnings,
         facts=facts,
+        against=plan.against,
         methods={e.label: {"method": e.name, **e.settings} for e in plan.entries},
         settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
     )

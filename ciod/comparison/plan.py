@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ciod import config
 from ciod.comparison import identity
+from ciod.comparison.words import Entry, entries, seeds_of, written
 from ciod.comparison.worker import mark
 from ciod.config import Run
 from ciod.data.scenario import Scenario
@@ -25,15 +25,6 @@ _OWN = {
     "upper_bound": "write upper=prefixes, final or none",
     "resume": "an interrupted comparison goes on when the command is repeated",
 }
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One row of the table: a method with its settings."""
-
-    label: str
-    name: str
-    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -88,6 +79,8 @@ class Plan:
     scenario: Scenario
     settings: Run
     upper: Upper
+    against: str
+    """Label of the method that the others are compared with seed by seed."""
     cells: list[Cell]
     command: str
     warnings: list[str]
@@ -101,66 +94,13 @@ class Plan:
         return [c for c in self.cells if c.kind == "joint" and c.seed == seed]
 
 
-def entries(methods: str | Sequence[str | Mapping[str, Any]]) -> list[Entry]:
-    """Methods by name or as mappings of name, settings and (if wanted) label → entries with distinct labels.
-
-    Raises:
-        ConfigError: a mapping without name, or two equal entries.
-    """
-    given = [m.strip() for m in methods.split(",") if m.strip()] if isinstance(methods, str) else list(methods)
-    problems, found = [], []
-    for m in given:
-        settings: dict[str, Any] = {"name": m} if isinstance(m, str) else dict(m) if isinstance(m, Mapping) else {}
-        if not isinstance(settings.get("name"), str):
-            problems.append(f"methods: {m!r} is neither a method's name nor a mapping with name: and its settings.")
-            continue
-        found.append((settings.pop("label", None), settings.pop("name"), settings))
-    if not given:
-        problems.append("methods= is needed: methods=finetune,pseudo_label,ilyolox")
-    made = [Entry(str(label or _label(name, s, [o for _, n, o in found if n == name])), name, s)
-            for label, name, s in found]  # fmt: skip
-    twice = sorted({e.label for e in made if [o.label for o in made].count(e.label) > 1})
-    problems += [f"methods: there are two entries '{t}'; give them other settings, or a label: each." for t in twice]
-    if problems:
-        raise ConfigError(problems)
-    return made
-
-
-def _label(name: str, settings: Mapping[str, Any], variants: Sequence[Mapping[str, Any]]) -> str:
-    """The name, and of several variants of a method the settings that tell this one from the others."""
-    stem = name.partition(":")[2] or name
-    telling = [k for k in settings if any(o.get(k) != settings[k] for o in variants)]
-    shown = ", ".join(f"{k}={_written(settings[k])}" for k in telling)
-    return f"{stem} ({shown})" if shown else stem
-
-
-def _written(value: Any) -> str:
-    """As in YAML."""
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
-
-
-def seeds_of(given: int | Sequence[int] | str) -> list[int]:
-    """3 → [0, 1, 2]; a list is taken as it is.
-
-    Raises:
-        ConfigError: neither a number from 1 nor a list of different numbers from 0.
-    """
-    if isinstance(given, str) and "," in given:
-        given = [int(s) if s.strip().isdecimal() else -1 for s in given.split(",")]
-    if isinstance(given, int) and not isinstance(given, bool) and given >= 1:
-        return list(range(given))
-    listed = list(given) if isinstance(given, (list, tuple)) else []
-    if not listed or any(not isinstance(s, int) or s < 0 for s in listed) or len({*listed}) < len(listed):
-        raise ConfigError([f"seeds: {given!r} must be a number from 1, or a list of different numbers from 0."])
-    return listed
-
-
 def build(
     scenario: str | Path | None = None,
     *,
     methods: str | Sequence[str | Mapping[str, Any]] = (),
     seeds: int | Sequence[int] | str = 1,
     upper: str | None = None,
+    against: str | None = None,
     out: str | Path | None = None,
     cache: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -191,6 +131,8 @@ def build(
     if upper not in (None, "prefixes", "final", "none"):
         problems.append(f"upper: '{upper}' is not allowed; allowed: prefixes, final, none")
     folder = Path(out) if out else Path("runs") / f"compare-{_slug(str(base.get('scenario') or 'data'))}"
+    if against is not None and rows and against not in (labels := [e.label for e in rows]):
+        problems.append(f"against: none of the methods is '{against}'; {did_you_mean(against, labels)}")
     loaded = [_load({**base, **_method(e)}, folder, numbers[0], problems) for e in rows] or [
         _load(base, folder, 0, problems)
     ]
@@ -199,7 +141,8 @@ def build(
     run = next((r for r, e in zip(loaded, rows) if r and e.name != "joint"), None)
     if run is None:
         raise ConfigError(["methods: there is nothing to compare but joint training; add a method."])
-    return _Builder(base, rows, numbers, run, upper, folder, Path(cache or folder), command).plan()
+    against = against or next(e.label for e in rows if e.name != "joint")
+    return _Builder(base, rows, numbers, run, upper, against, folder, Path(cache or folder), command).plan()
 
 
 def _base(scenario: str | Path | None, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -222,7 +165,7 @@ def _base(scenario: str | Path | None, settings: Mapping[str, Any]) -> tuple[dic
     for k in own:
         if k.startswith("method.") and k not in _OWN:
             leaf = k.removeprefix("method.")
-            problems.append(f"{k}: whose? Write methods='[{{name: ilyolox, {leaf}: {_written(own[k])}}}, …]'.")
+            problems.append(f"{k}: whose? Write methods='[{{name: ilyolox, {leaf}: {written(own[k])}}}, …]'.")
     merged, more = config.gather(path, given)
     kept = {k: v for k, v in merged.items() if k not in (*_OWN, "out") and not k.startswith("method.")}
     return kept, [*problems, *(p for p in more if p not in problems)]
@@ -268,6 +211,7 @@ class _Builder:
     seeds: list[int]
     run: Run
     upper: str | None
+    against: str
     out: Path
     cache: Path
     command: str
@@ -291,8 +235,9 @@ class _Builder:
         for cell in cells:
             self._check(cell)
         return Plan(
-            self.out, self.entries, self.seeds, self.scenario, self.run, upper, cells, self.command, self.warnings
-        )
+            self.out, self.entries, self.seeds, self.scenario, self.run, upper, self.against, cells, self.command,
+            self.warnings,
+        )  # fmt: skip
 
     def _upper(self) -> Upper:
         """Of two tasks the first is its own joint training, so the final model is all that Ω needs."""

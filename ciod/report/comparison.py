@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ciod.errors import CiodError
-from ciod.report import compared_plots, published
+from ciod.report import compared_plots, paired, published
 from ciod.report.compared import PAGE, best_cells, cell, comparison_cells, comparison_rows, deviation
 from ciod.report.log import atomic_write
 from ciod.report.page import data_url, environment, examples, read_results, svg, unbroken
@@ -31,6 +31,8 @@ class About:
     """Versions, seeds, machine: (what, value)."""
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Label → the method's settings that are not its defaults."""
+    against: str = ""
+    """The method that the others are compared with seed by seed; empty: no such table."""
     settings: str = ""
     """Settings of every run, as YAML."""
 
@@ -86,6 +88,12 @@ def _content(listed: list[tuple[str, Path]], runs: Runs, out: Path, about: About
         ],
         "several": several,
         "details": _details(rows),
+        "against": about.against,
+        "paired_columns": list(paired.SHOWN.values()),
+        "differences": [
+            (row["name"], row["seeds"], [(paired.cell(row, k), paired.clear(row, k)) for k in paired.SHOWN])
+            for row in (paired.differences(runs, about.against) if about.against else [])
+        ],
         "failures": about.failures,
         "warnings": [*about.warnings, *_warnings(runs)],
         "verdicts": [(n, unbroken(verdict(r))) for n, r in dict(reversed(runs)).items()][::-1],

@@ -50,6 +50,10 @@ def test_files(compared):
     assert content["methods"][1]["settings"] == {"center_score": 0, "other_score": 0}
     assert content["methods"][0]["mean"]["seconds"] > 0 and content["methods"][0]["std"]["all_ap"] is None
     lines = list(csv.DictReader((compared / "compare.csv").open()))
+    assert content["against"] == "finetune"
+    (row,) = content["differences"]
+    by_name = {r["name"]: r for r in content["by_seed"]}
+    assert row["mean"]["all_ap"] == by_name["ilyolox"]["all_ap"] - by_name["finetune"]["all_ap"]
     assert [(x["method"], x["seed"]) for x in lines] == [("finetune", "0"), ("ilyolox", "0")]
     assert (compared / "compare.md").read_text().startswith("| method | old AP |")
     assert "\\begin{tabular}" in (compared / "compare.tex").read_text()
@@ -84,6 +88,18 @@ def test_the_same_command_again_trains_nothing(compared, scenes, monkeypatch):
     again = ciod.compare(methods=["finetune", ILYOLOX], seeds=1, out=compared, data=str(scenes), **SETTINGS)
     assert seen == [] and table(compared) == before
     assert [r["status"] for r in again["runs"]] == ["finished"] * 2
+
+
+def test_a_dry_run_lists_and_trains_nothing(compared, scenes, capsys, monkeypatch):
+    from ciod.cli import app
+
+    monkeypatch.setattr(schedule, "run", None)
+    words = [f"{k}={v}" for k, v in {"data": scenes, "out": compared, **SETTINGS}.items()]
+    methods = "methods=[finetune, {name: ilyolox, center_score: 0, other_score: 0}, pseudo_label]"
+    app(["compare", "--dry-run", methods, *words], standalone_mode=False)
+    said = capsys.readouterr().out
+    assert "4 of 5 are there already" in said
+    assert "finished  ilyolox-seed0" in said and "to train  pseudo_label-seed0" in said
 
 
 def test_another_comparison_uses_its_cache(compared, scenes, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ciod.comparison import identity, plan
+from ciod.comparison import identity, plan, words
 from ciod.comparison.worker import MARK
 from ciod.errors import CiodError, ConfigError
 
@@ -27,7 +27,7 @@ def first_of(made: plan.Plan) -> plan.Cell:
 
 
 def test_labels_tell_variants_apart():
-    found = plan.entries(
+    found = words.entries(
         [
             "finetune",
             "ilyolox",
@@ -48,7 +48,7 @@ def test_labels_tell_variants_apart():
         "Mine",
     ]
     assert found[5].settings == {"weighted": False}
-    assert [e.name for e in plan.entries("finetune, joint")] == ["finetune", "joint"]
+    assert [e.name for e in words.entries("finetune, joint")] == ["finetune", "joint"]
 
 
 @pytest.mark.parametrize(
@@ -62,18 +62,18 @@ def test_labels_tell_variants_apart():
 )
 def test_methods_that_cannot_be_read(methods, said):
     with pytest.raises(ConfigError, match=said):
-        plan.entries(methods)
+        words.entries(methods)
 
 
 @pytest.mark.parametrize(("given", "seeds"), [(3, [0, 1, 2]), ([4, 7], [4, 7]), ("4,7", [4, 7]), (1, [0])])
 def test_seeds(given, seeds):
-    assert plan.seeds_of(given) == seeds
+    assert words.seeds_of(given) == seeds
 
 
 @pytest.mark.parametrize("given", [0, -1, True, [], [1, 1], [-1], "many", "1,x", [0.5]])
 def test_no_seeds(given):
     with pytest.raises(ConfigError, match=r"seeds: .* must be a number from 1, or a list"):
-        plan.seeds_of(given)
+        words.seeds_of(given)
 
 
 def test_two_tasks_need_the_final_joint_model_alone(scenes, tmp_path):
@@ -223,6 +223,25 @@ def test_a_scenario_may_be_a_file_of_settings_or_of_a_protocol(scenes, tmp_path)
     protocol.write_text(yaml.safe_dump({"description": "Mine.", "data": str(scenes), "split": "5+5"}))
     made = plan.build(protocol, methods="finetune", out=tmp_path / "out", settings={"detector": "yolox-pico"})
     assert made.settings.protocol.name == "mine" and [len(g) for g in made.scenario.groups] == [5, 5]
+
+
+def test_a_file_may_hold_the_whole_comparison(scenes, tmp_path):
+    path = tmp_path / "mine.yaml"
+    methods = ["finetune", {"name": "ilyolox", "nms_iou": 0.5, "label": "mine"}]
+    content = {"data": str(scenes), **SETTINGS, "methods": methods, "seeds": 2, "against": "mine", "lr": 0.5}
+    path.write_text(yaml.safe_dump(content))
+    scenario, own, settings = words.opened(path, {"seeds": 3}, {"train": {"lr": 0.1}, "epochs": 4})
+    made = plan.build(scenario, settings=settings, out=tmp_path / "out", **own)
+    assert [e.label for e in made.entries] == ["finetune", "mine"] and made.seeds == [0, 1, 2]
+    assert made.against == "mine" and made.settings.train.lr == 0.1 and made.settings.train.epochs == 4
+    path.write_text(yaml.safe_dump({**content, "methods": "finetune", "methodz": 1}))
+    scenario, own, settings = words.opened(path, {}, {})
+    with pytest.raises(ConfigError, match=r"methodz: there is no such setting(.|\n)*none of the methods is 'mine'"):
+        plan.build(scenario, settings=settings, out=tmp_path / "out", **own)
+    path.write_text("methods: [")
+    with pytest.raises(ConfigError, match=r"mine\.yaml is not YAML"):
+        words.opened(path, {}, {})
+    assert words.opened("shapes-6+4", {"seeds": 1}, {"lr": 1}) == ("shapes-6+4", {"seeds": 1}, {"lr": 1})
 
 
 def test_a_folder_with_other_settings_is_refused(scenes, tmp_path):
