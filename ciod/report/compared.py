@@ -48,10 +48,12 @@ COLUMNS = {
     "plasticity": "RPD",
     "rai": "RAI",
     "seconds": "time",
+    "step_ratio": "time per step",
     "memory": "peak memory",
 }
 """Every number of a row. AP of old, new and all classes is that after the last task; retention is of AP50, the other
-metrics of AP; RSD, RPD and RAI are defined in ``evaluate.continual``."""
+metrics of AP; RSD, RPD and RAI are defined in ``evaluate.continual``. ``step_ratio``: seconds a training step of the
+second task takes, divided by those of fine-tuning with the same seed (``_fine_tuned``)."""
 
 DEMO = {
     "old_before": "old AP50 before",
@@ -59,7 +61,7 @@ DEMO = {
     **{k: COLUMNS[k] for k in ("retention", "new", "all_ap", "all_ap50", "rel_gap", "seconds")},
 }
 SCORES = {k: COLUMNS[k] for k in ("old_ap", "old_after", "new_ap", "new", "all_ap", "all_ap50")}
-REST = {k: COLUMNS[k] for k in ("retention", "rel_gap", "omega", "seconds", "memory")}
+REST = {k: COLUMNS[k] for k in ("retention", "rel_gap", "omega", "seconds", "step_ratio", "memory")}
 PAGE = {k: COLUMNS[k] for k in (*SCORES, *REST)}
 
 _CONTINUAL = {
@@ -71,7 +73,7 @@ _CONTINUAL = {
     "rai": "retention_adaptability",
 }
 _LOWER = {"forgetting", "rel_gap", "stability", "plasticity"}  # the less the better
-_NO_CONTEST = {"old_before", "seconds", "memory"}
+_NO_CONTEST = {"old_before", "seconds", "step_ratio", "memory"}
 
 
 def comparison_rows(runs: Runs) -> list[dict[str, Any]]:
@@ -103,7 +105,34 @@ def seed_rows(runs: Runs) -> list[dict[str, Any]]:
     split = next((done(r)[-1] for _, r in runs if len(done(r)) > 1), {})
     joint = {r.get("seed"): r for _, r in reversed(runs) if is_joint(r) and done(r)}
     other = next(iter(joint.values()), None)  # of another seed is better than none
-    return [{"name": n, "seed": r.get("seed"), **_row(r, split, joint.get(r.get("seed"), other))} for n, r in runs]
+    usual = _fine_tuned(runs)
+    return [
+        {
+            "name": n,
+            "seed": r.get("seed"),
+            **_row(r, split, joint.get(r.get("seed"), other)),
+            "step_ratio": _ratio(step_seconds(r), usual.get(r.get("seed"))),
+        }
+        for n, r in runs
+    ]
+
+
+def step_seconds(results: Results) -> float | None:
+    """Mean seconds of a training step of the second task, where methods begin to differ; None before it has ended."""
+    second = next((t for t in done(results) if t.get("index") == 1), {})
+    return _ratio(second.get("seconds"), second.get("steps"))
+
+
+def _fine_tuned(runs: Runs) -> dict[Any, float | None]:
+    """Seed → seconds a step of fine-tuning: of ``finetune`` as it is, or else of its first variant among ``runs``."""
+    found = [(r.get("method") or {}, r) for _, r in runs if not is_joint(r)]
+    found = [(m.get("settings") or {}, r) for m, r in found if m.get("name") == "finetune"]
+    found.sort(key=lambda one: bool(one[0]))
+    return {r.get("seed"): step_seconds(r) for _, r in reversed(found)}
+
+
+def _ratio(a: float | None, b: float | None) -> float | None:
+    return a / b if a is not None and b else None
 
 
 def deviation(values: Sequence[float | None]) -> float | None:
@@ -158,6 +187,8 @@ def cell(key: str, value: float | None, std: float | None = None) -> str:
         return NONE
     if key == "seconds":  # the spread of a time says more about the machine than about the method
         return duration(value)
+    if key == "step_ratio":
+        return f"{value:.2f} ×"
     if key == "memory":
         return f"{value:,.0f} MB"
     show = (lambda v: f"{v:.3f}") if key == "omega" else percent
@@ -225,7 +256,7 @@ def comparison_latex(runs: Runs, columns: Mapping[str, str] = PAGE) -> str:
 _TEX = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
     "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}",
-    "±": "$\\pm$", "Ω": "$\\Omega$", "–": "--", "<": "$<$", ">": "$>$",
+    "±": "$\\pm$", "×": "$\\times$", "Ω": "$\\Omega$", "–": "--", "<": "$<$", ">": "$>$",
 }  # fmt: skip
 
 

@@ -40,7 +40,9 @@ def environment() -> dict[str, str]:
 
 def table(out: Path) -> list[tuple]:
     """The numbers of every run but time and memory."""
-    return [tuple(v for k, v in row.items() if k not in ("seconds", "memory")) for row in read(out)["by_seed"]]
+    return [
+        tuple(v for k, v in row.items() if k not in ("seconds", "step_ratio", "memory")) for row in read(out)["by_seed"]
+    ]
 
 
 def test_files(compared):
@@ -49,7 +51,10 @@ def test_files(compared):
     assert [r["status"] for r in content["runs"]] == ["finished"] * 2
     assert content["methods"][1]["settings"] == {"center_score": 0, "other_score": 0}
     assert content["methods"][0]["mean"]["seconds"] > 0 and content["methods"][0]["std"]["all_ap"] is None
+    assert content["methods"][0]["mean"]["step_ratio"] == 1 and content["methods"][1]["mean"]["step_ratio"] > 0
     lines = list(csv.DictReader((compared / "compare.csv").open()))
+    assert [float(line["step_ratio"]) for line in lines] == [r["step_ratio"] for r in content["by_seed"]]
+    assert all("time per step" in (compared / name).read_text() for name in ("compare.md", "compare.html"))
     assert content["against"] == "finetune"
     (row,) = content["differences"]
     by_name = {r["name"]: r for r in content["by_seed"]}

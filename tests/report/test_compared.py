@@ -56,6 +56,35 @@ def test_each_seed_is_measured_against_the_joint_run_of_its_seed() -> None:
     assert comparison_rows(runs)[1]["joint"] and comparison_rows(runs)[1]["rel_gap"] is None
 
 
+def timed(name: str, seed: int, seconds: float, steps: int = 10, **settings: Any) -> dict[str, Any]:
+    found = run(seed, 0.3, method=name)
+    found["method"]["settings"] = settings
+    found["tasks"][0] |= {"seconds": 1000.0, "steps": 1}  # shared by all methods
+    found["tasks"][1] |= {"seconds": seconds, "steps": steps}
+    return found
+
+
+def test_a_step_takes_so_many_times_that_of_fine_tuning_with_the_same_seed() -> None:
+    runs = [
+        ("masked", timed("finetune", 0, 9.0, mask="new")),
+        ("finetune", timed("finetune", 0, 2.0)),
+        ("erd", timed("erd", 0, 5.0)),
+        ("erd", timed("erd", 1, 14.0, steps=20)),
+        ("finetune", timed("finetune", 1, 1.0)),
+        ("joint", fake.results((4, 2), joint=True)),
+    ]
+    rows = {r["name"]: r for r in comparison_rows(runs)}
+    assert rows["erd"]["step_ratio"] == pytest.approx((2.5 + 7) / 2)
+    assert rows["masked"]["step_ratio"] == pytest.approx(4.5) and rows["finetune"]["step_ratio"] == 1
+    assert rows["joint"]["step_ratio"] is None
+    assert comparison_rows(runs[2:4])[0]["step_ratio"] is None  # no fine-tuning to compare with
+    assert comparison_rows([runs[0], runs[2]])[1]["step_ratio"] == pytest.approx(5 / 9)
+    assert compared.cell("step_ratio", 4.75, 3.0) == "4.75 ×"
+    assert "4.75 $\\times$" in compared.comparison_latex(runs)
+    first_task_only = fake.results((4, 2), tasks=1)
+    assert comparison_rows([runs[1], ("new", first_task_only)])[1]["step_ratio"] is None
+
+
 def test_csv_has_a_line_a_seed() -> None:
     runs = [("a, b", run(0, 0.3)), ("a, b", run(1, 0.5))]
     lines = list(csv.DictReader(io.StringIO(compared.comparison_csv(runs))))
