@@ -51,7 +51,8 @@ class Train(Section):
     lr_later: Rate | None = None
     """Learning rate from the second task on; None: the same."""
     trunk_lr: Annotated[float, Field(ge=0)] = 1.0
-    """Learning rate of backbone and neck as a factor of ``lr``: a trunk that is trained already wants a smaller one."""
+    """Learning rate of backbone and neck as a factor of ``lr``: a trunk that is trained already wants a smaller one.
+    0: they are frozen, their statistics too, which makes a step much cheaper."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = True
     """SGD with Nesterov momentum, as YOLOX; the paper has plain momentum."""
@@ -77,6 +78,9 @@ class Train(Section):
     """How the teacher is computed: as it was trained; with its batch normalisation folded into the convolutions, which
     changes outputs by rounding (about 1e-6) only; or folded and in lower precision, which is much cheaper where the
     machine has it and changes losses by up to about a percent."""
+    share_frozen: bool = True
+    """Frozen layers that are bit-equal in student and teacher (stem and first stage of a ResNet with weights, all of a
+    frozen trunk) are computed once a step: the teacher takes over what they gave for the student."""
     channels_last: bool = True
     """Memory layout of the weights: faster convolutions, the same results but for rounding."""
     workers: Annotated[int, Field(ge=0)] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -71,11 +72,18 @@ class Backbone(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x = self.stage1(self.stem(x))
-        maps = []
-        for stage in (self.stage2, self.stage3, self.stage4):
-            x = stage(x)
-            maps.append(x)
+        return self.stages(x)[1:]
+
+    def stages(self, x: Tensor | None, known: Sequence[Tensor] = ()) -> list[Tensor]:
+        """The maps of all four stages, at strides 4, 8, 16 and 32.
+
+        Args:
+            x: what the stem takes; not used where ``known`` has maps.
+            known: maps of the first stages, which then are not computed.
+        """
+        maps = list(known) or [self.stage1(self.stem(x))]
+        for stage in (self.stage2, self.stage3, self.stage4)[len(maps) - 1 :]:
+            maps.append(stage(maps[-1]))
         return maps
 
 

@@ -21,6 +21,8 @@ from ciod.types import Detections, Matches, Outputs, Targets
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ciod.detectors.prefix import Prefix
+
     Picture: TypeAlias = str | Path | np.ndarray | Image.Image
 
 PRIOR = 0.01  # probability a new class starts with everywhere
@@ -165,6 +167,9 @@ class Detector(nn.Module, ABC):
         self.growth: list[dict[str, Any]] = [{"rows": len(class_names)}] if class_names else []  # how they came
         self.score_threshold, self.nms_iou = 0.001, 0.65
         self.precision: torch.dtype | None = None  # of a teacher's forward; None: as the surroundings say
+        # Maps of frozen layers go from a student to its teacher (``prefix.py``); the engine says whether.
+        self.lends: Prefix | None = None
+        self.borrows: Prefix | None = None
         self.register_buffer("mean", torch.tensor(taking.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(taking.std).view(3, 1, 1), persistent=False)
 
@@ -294,6 +299,7 @@ class Detector(nn.Module, ABC):
     def frozen(self) -> Detector:
         """A teacher: a copy of its own, in eval mode, without gradients; it holds nothing of the student."""
         teacher = copy.deepcopy(self).eval()
+        teacher.lends = teacher.borrows = None
         return teacher.requires_grad_(False)
 
     @torch.no_grad()

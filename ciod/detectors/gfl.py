@@ -19,6 +19,7 @@ from ciod.detectors.assign import atss
 from ciod.detectors.dense import class_targets, flatten, grid, in_class_loss
 from ciod.detectors.detector import IMAGENET, ClassConv, Detector, Input
 from ciod.detectors.necks import FPN, PAFPN
+from ciod.detectors.prefix import extract
 from ciod.types import Matches, Outputs, Targets
 
 BINS = 17  # a side is the mean of a distribution over 0, 1, …, 16 strides
@@ -137,7 +138,7 @@ class GFL(Detector):
         self.head = Head(width, convs, len(class_names), len(self.strides))
 
     def forward(self, images: Tensor) -> Outputs:
-        features = self.neck(self.backbone(self.normalise(images)))
+        _, features = extract(self, images)
         cls, reg, towers = self.head(features)
         return assemble(cls, reg, self.strides, features, towers)
 

@@ -23,6 +23,7 @@ from ciod.detectors import backbones
 from ciod.detectors.dense import class_targets, flatten, in_class_loss
 from ciod.detectors.detector import IMAGENET, AnchorClassConv, ClassConv, Detector, Input
 from ciod.detectors.necks import FPN
+from ciod.detectors.prefix import extract
 from ciod.types import Matches, Outputs, Targets
 
 LARGEST = math.log(1000 / 16)  # a predicted log size beyond this is cut off, as in torchvision
@@ -113,7 +114,7 @@ class RetinaNet(TorchvisionDetector):
         self.head.classification_head.cls_logits = layer  # type: ignore[assignment]
 
     def forward(self, images: Tensor) -> Outputs:
-        features = self.neck(self.backbone(self.normalise(images)))
+        _, features = extract(self, images)
         anchors, stride, levels = self.anchors(images, features)
         head = self.head.classification_head
         towers = [head.conv(x) for x in features]
@@ -205,7 +206,7 @@ class FCOS(TorchvisionDetector):
         self.head.classification_head.cls_logits = layer  # type: ignore[assignment]
 
     def forward(self, images: Tensor) -> Outputs:
-        features = self.neck(self.backbone(self.normalise(images)))
+        _, features = extract(self, images)
         anchors, stride, levels = self.anchors(images, features)
         head = self.head.classification_head
         towers = [head.conv(x) for x in features]

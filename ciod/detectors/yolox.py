@@ -21,6 +21,7 @@ from ciod.detectors.blocks import conv
 from ciod.detectors.dense import flatten, grid
 from ciod.detectors.detector import IMAGENET, PRIOR, ClassConv, ClassRows, Detector, Input
 from ciod.detectors.necks import PAFPN
+from ciod.detectors.prefix import extract
 from ciod.errors import CiodError
 from ciod.types import Matches, Outputs, Targets
 
@@ -148,8 +149,7 @@ class YOLOX(Detector):
         self._index_parts()
 
     def forward(self, images: Tensor) -> Outputs:
-        maps = self.backbone(self.normalise(images))
-        features = self.neck(maps)
+        maps, features = extract(self, images)
         towers = self.head.towers(features)
         base = assemble(*self.head.layers(*towers), features, towers[0])
         if not len(self.branches):

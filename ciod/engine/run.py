@@ -88,6 +88,7 @@ class Runner:
         self.warnings += said
         detector.to(self.world.device)
         speed.lay_out(detector, s.train)
+        speed.hold_trunk(detector, s.train)
         method = self.method = self._method()
         first = 0
         if self.saved:
@@ -131,7 +132,8 @@ class Runner:
             torch.cuda.reset_peak_memory_stats()
         resume.set_random(resuming, s.seed, task.index, self.world)
         fit = self._fit(task, detector, method)
-        done = fit.run(resuming["fit"] if resuming else None)
+        with speed.shared(detector, None if method.exact_teacher else teacher, s.train):
+            done = fit.run(resuming["fit"] if resuming else None)
         method.end_task(task)
         self._evaluate(task, detector, teacher, done, resuming)
 
@@ -234,9 +236,11 @@ class Runner:
 
     def _teacher(self, task: Task, detector: Detector) -> Detector:
         """The model as it was after the task before: also after a crash in the middle of this one."""
+        train = self.settings.train
+        still = speed.frozen_parts(detector) if train.share_frozen else 0
         if self.saved and "fit" in self.saved:
             detector = weights.load(self.out / f"task-{task.index}" / "model.safetensors").to(self.world.device)
-        return speed.cheap_teacher(detector, self.settings.train)
+        return speed.cheap_teacher(detector, train, still=still)
 
     def _grow(self, detector: Detector, task: Task, method: Method) -> None:
         """New rows are drawn from a seed of the task, so that every rank and a resumed run draw the same."""

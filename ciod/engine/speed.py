@@ -1,13 +1,17 @@
-"""A faster detector and a cheaper teacher: memory layout, folded batch normalisation, lower precision."""
+"""A faster detector and a cheaper teacher: memory layout, folded normalisation, lower precision, shared layers."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ciod.detectors.prefix import Prefix, parts
 
 if TYPE_CHECKING:
     from ciod.config import Train
@@ -23,25 +27,82 @@ def lay_out(detector: Detector, settings: Train) -> None:
         detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def cheap_teacher(detector: Detector, settings: Train) -> Detector:
-    """The frozen copy of ``detector`` that ``settings.teacher`` asks for."""
+def hold_trunk(detector: Detector, settings: Train) -> None:
+    """At a learning rate of 0 backbone and neck are frozen: nothing is computed for gradients that change nothing."""
+    if settings.trunk_lr == 0:
+        for part in detector.trunk():
+            part.requires_grad_(False)
+
+
+def cheap_teacher(detector: Detector, settings: Train, *, still: int = 0) -> Detector:
+    """The frozen copy of ``detector`` that ``settings.teacher`` asks for.
+
+    Args:
+        still: parts of the student's trunk that are frozen (``frozen_parts``) and may be shared: they are left as
+            they are.
+    """
     teacher = detector.frozen()
     lay_out(teacher, settings)
     if settings.teacher == "exact":
         return teacher
     teacher.precision = PRECISION.get(settings.teacher)
-    return fold(teacher)
+    return fold(teacher, still=still)
 
 
-def fold(detector: Detector) -> Detector:
+def frozen_parts(detector: Detector) -> int:
+    """How many of the first parts of the trunk give the same for an image at every step of a task."""
+    pieces = parts(detector)
+    moving = (i for i, piece in enumerate(pieces) if not all(_still(m) for m in piece))
+    return next(moving, len(pieces))
+
+
+def _still(part: nn.Module) -> bool:
+    """Without trainable weights; its statistics are then kept too (``Fit``), unless it is a layer without weights."""
+    for m in part.modules():
+        chance = isinstance(m, nn.modules.dropout._DropoutNd)
+        if chance or (isinstance(m, nn.modules.batchnorm._NormBase) and not m.affine):
+            return False
+    return not any(p.requires_grad for p in part.parameters())
+
+
+@contextmanager
+def shared(detector: Detector, teacher: Detector | None, settings: Train) -> Iterator[None]:
+    """While a task is trained: layers that are frozen, and bit-equal in the teacher, are computed once a step."""
+    depth = 0
+    if teacher is not None and settings.share_frozen:
+        pairs = zip(parts(detector)[: frozen_parts(detector)], parts(teacher), strict=False)
+        equal = [all(_equal(a, b) for a, b in zip(mine, theirs, strict=True)) for mine, theirs in pairs]
+        depth = [*equal, False].index(False)
+    if not depth or teacher is None:
+        yield
+        return
+    detector.lends = teacher.borrows = Prefix(depth)
+    try:
+        yield
+    finally:
+        detector.lends = teacher.borrows = None
+
+
+def _equal(one: nn.Module, other: nn.Module) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+def fold(detector: Detector, *, still: int = 0) -> Detector:
     """A copy in eval mode whose convolutions have swallowed the batch normalisation behind them.
 
     A pair is a convolution and the normalisation defined right after it in the same module. That order of definition
     is the order of execution is checked on noise: where outputs differ by more than rounding, nothing is folded.
+
+    Args:
+        still: the first so many parts of the trunk are left out.
     """
     folded = detector.frozen()
     folded.precision = detector.precision
+    apart = {id(m) for piece in parts(folded)[:still] for part in piece for m in part.modules()}
     for module in folded.modules():
+        if id(module) in apart:
+            continue
         children = list(module.named_children())
         for (conv_name, conv), (norm_name, norm) in itertools.pairwise(children):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and _fit(conv, norm):

@@ -98,6 +98,7 @@ class Extension:
         """keep, drop, rename and size, on the model as it was: everything after compares with the result."""
         detector.to(self.world.device)
         speed.lay_out(detector, self.settings.train)
+        speed.hold_trunk(detector, self.settings.train)
         if self.names.dropped:
             detector.select(self.names.kept)
         renamed = {a: b for a, b in zip(self.names.kept, self.names.old, strict=True) if a != b}
@@ -168,7 +169,10 @@ class Extension:
             torch.manual_seed(self.settings.seed + 7919 * (1 + len(detector.lineage)))
             method.grow(detector, self.names.new, self.names.taught)
         detector.to(self.world.device)
-        teacher = speed.cheap_teacher(self.before, self.settings.train) if method.uses_teacher else None
+        train, teacher = self.settings.train, None
+        if method.uses_teacher:
+            still = speed.frozen_parts(detector) if train.share_frozen else 0
+            teacher = speed.cheap_teacher(self.before, train, still=still)
         method.attach(detector, detector, teacher)
         method.begin_task(self.task)
 
@@ -209,7 +213,8 @@ class Extension:
             reporter=self.reporter,
             save=self._save,
         )
-        done = fit.run(self.saved["fit"] if self.saved else None)
+        with speed.shared(detector, None if method.exact_teacher else method.teacher, s.train):
+            done = fit.run(self.saved["fit"] if self.saved else None)
         method.end_task(self.task)
         log.close()
         return done
