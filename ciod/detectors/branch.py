@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from ciod.detectors.blocks import conv
 from ciod.detectors.detector import PRIOR, ClassConv
 from ciod.types import Matches, Outputs, Targets
 
@@ -21,34 +22,42 @@ OFF = -30.0  # logit of a class that a position cannot have: probability 1e-13, 
 
 
 class BranchLevel(nn.Module):
-    """One level: layers on the frozen towers, and a bottleneck over the backbone's and the neck's map beside them.
+    """One level: layers on the frozen towers, and a bottleneck beside them over three maps: the backbone's, the neck's
+    and what the level above it (of twice the resolution) hands down.
 
-    The neck keeps what the old classes needed; what new ones need is often still in the backbone's map (measured:
-    docs/results/extend-cards6.md). No normalisation: the maps are normalised already. The box layer starts as a
+    The neck keeps what the old classes needed; what new ones need is often still in the backbone's maps, and small
+    marks on large objects only in those of high resolution. Batch normalisation matters most: without it the same
+    branch learns a third less in the same steps (measured: docs/results/extend-cards6.md). The box layer starts as a
     copy of the frozen one, so that boxes fit objects from the first step.
 
     Args:
         tap: channels of the backbone's map.
         width: channels of the neck's map and of the towers.
-        inner: channels of the bottleneck; 0: only the layers on the towers.
+        above: channels that the level above hands down; 0: there is none.
+        inner: channels of the bottleneck; 0: only the layers on the towers, and the backbone's map is handed down.
         blocks: sizes of the blocks of class rows.
         box: the frozen box layer.
+        refine: a second, residual block, for the level that costs least.
     """
 
-    def __init__(self, tap: int, width: int, inner: int, blocks: Sequence[int], box: nn.Conv2d):
+    def __init__(
+        self, tap: int, width: int, above: int, inner: int, blocks: Sequence[int], box: nn.Conv2d, *, refine: bool
+    ):
         super().__init__()
         self.inner = inner
+        self.given = inner or tap
+        """Channels that are handed down."""
         if inner:
-            self.reduce_tap = nn.Conv2d(tap, inner, 1)
-            self.reduce = nn.Conv2d(width, inner, 1)
-            self.depth = nn.Conv2d(2 * inner, 2 * inner, 3, padding=1, groups=2 * inner)
-            self.mix = nn.Conv2d(2 * inner, inner, 1)
+            most, less = max(1, 3 * inner // 4), max(1, 3 * inner // 8)
+            self.tap, self.neck = conv(tap, most, 1), conv(width, less, 1)
+            self.above = conv(above, less, 3, 2, depthwise=True) if above else None
+            self.mix = conv(most + less + (less if above else 0), inner, 3, depthwise=True)
+            self.refine = conv(inner, inner, 3, depthwise=True) if refine else None
         self.cls = ClassConv(width + inner, 0)
         for rows in blocks:
             self.cls.grow(rows)
         self.reg = nn.Conv2d(width + inner, 4, 1)
         self.obj = nn.Conv2d(width + inner, 1, 1)
-        self.act = nn.SiLU()
         with torch.no_grad():
             self.reg.weight.zero_()
             self.reg.weight[:, :width] = box.weight
@@ -56,17 +65,25 @@ class BranchLevel(nn.Module):
         nn.init.normal_(self.obj.weight, std=0.01)
         nn.init.constant_(self.obj.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
 
-    def forward(self, tap: Tensor, neck: Tensor, cls: Tensor, reg: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, tap: Tensor, neck: Tensor, above: Tensor | None, cls: Tensor, reg: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Class, box and objectness maps, and the map that is handed down."""
+        x = tap
         if self.inner:
-            x = self.act(torch.cat([self.reduce_tap(tap), self.reduce(neck)], 1))
-            x = self.act(self.mix(self.act(self.depth(x))))
+            parts = [self.tap(tap), self.neck(neck)]
+            if self.above is not None and above is not None:
+                parts.append(self.above(above))
+            x = self.mix(torch.cat(parts, 1))
+            if self.refine is not None:
+                x = x + self.refine(x)
             cls, reg = torch.cat([cls, x], 1), torch.cat([reg, x], 1)
-        return self.cls(cls), self.reg(reg), self.obj(reg)
+        return self.cls(cls), self.reg(reg), self.obj(reg), x
 
 
 def usual(width: int) -> tuple[int, int, int]:
     """Channels of the bottleneck a level where nothing is known of the new objects' sizes."""
-    return max(4, width // 10), max(8, width // 4), max(14, 7 * width // 16)
+    return max(4, width // 10), max(8, 3 * width // 8), max(12, 5 * width // 8)
 
 
 class Branch(nn.Module):
@@ -84,9 +101,11 @@ class Branch(nn.Module):
         super().__init__()
         self.columns = list(columns)
         rows = [1] * (len(self.columns) - new) + [new] * (new > 0)  # a block a taught class: they may lie apart
-        self.levels = nn.ModuleList(
-            BranchLevel(t, width, n, rows, b) for t, n, b in zip(taps, inner, boxes, strict=True)
-        )
+        self.levels, above = nn.ModuleList(), 0
+        for t, n, b in zip(taps, inner, boxes, strict=True):
+            level = BranchLevel(t, width, above, n, rows, b, refine=len(self.levels) == len(boxes) - 1)
+            self.levels.append(level)
+            above = level.given
 
     def select(self, place: Mapping[int, int]) -> bool:
         """Keeps the classes in ``place`` (old number → new). False: none is left."""
@@ -99,8 +118,13 @@ class Branch(nn.Module):
     def forward(
         self, taps: Sequence[Tensor], neck: Sequence[Tensor], cls: Sequence[Tensor], reg: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        parts = [level(*maps) for level, *maps in zip(self.levels, taps, neck, cls, reg, strict=True)]
-        return [p[0] for p in parts], [p[1] for p in parts], [p[2] for p in parts]
+        maps: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+        above = None
+        for level, tap, near, c, r in zip(self.levels, taps, neck, cls, reg, strict=True):
+            *made, above = level(tap, near, above, c, r)
+            for found, new in zip(maps, made, strict=True):
+                found.append(new)
+        return maps
 
 
 def table_of(parts: Sequence[Sequence[int]], classes: int) -> Tensor:

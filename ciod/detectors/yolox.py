@@ -237,7 +237,7 @@ class YOLOX(Detector):
         inner = list(inner if inner is not None else br.usual(self.width))
         boxes: list[nn.Conv2d] = list(self.head.reg)  # type: ignore[arg-type]
         added = br.Branch(self.backbone.channels, self.width, columns, len(names), inner, boxes)  # type: ignore[arg-type]
-        self.branches.append(added.to(self.device))
+        self.branches.append(added.to(self.device).train(self.training))
         self.class_names = (*self.class_names, *names)
         self.parts.append(columns)
         self.growth.append({"branch": len(names), "taught": [*taught], "inner": inner})

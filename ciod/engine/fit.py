@@ -170,11 +170,13 @@ class Fit:
                 self.after_epoch(epoch)
 
     def _mode(self) -> None:
-        """Train mode; batch normalisation keeps its statistics where the settings say so, and where it is frozen."""
+        """Train mode; batch normalisation keeps its statistics where the settings say so, and where it is frozen. New
+        parts have none to keep."""
         self.detector.train()
+        fresh = {m for part in self.method.fresh() for m in part.modules()}
         keep = self.settings.norm == "eval" or (self.settings.norm == "auto" and self.task > 0)
         for m in self.detector.modules():
-            if isinstance(m, nn.modules.batchnorm._BatchNorm) and (keep or not _trains(m)):
+            if isinstance(m, nn.modules.batchnorm._BatchNorm) and ((keep and m not in fresh) or not _trains(m)):
                 m.eval()
 
     def _step(self, batch: Batch, step: int, total: int) -> None:

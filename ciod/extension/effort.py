@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SEEN = {"quick": (400, 1_500, 12_000), "normal": (1_500, 6_000, 60_000), "thorough": (6_000, 24_000, 300_000)}
 EPOCHS = {"quick": (3, 40), "normal": (8, 120), "thorough": (20, 300)}
 # Learning rates: a branch starts from nothing; a whole trained network must not be thrown off what it knows.
-LR_BRANCH, LR_WHOLE = 3e-3, 1e-3
+LR_BRANCH, LR_WHOLE = 1e-2, 1e-3
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def branch_widths(train: Index, detector: Detector) -> tuple[int, int, int] | No
     if np.mean(side < 64) >= 0.1:
         return None
     width: int = detector.width  # type: ignore[assignment]
-    return 0, 7 * width // 16, width // 2
+    return 0, 7 * width // 16, 3 * width // 4
 
 
 def measure(detector: Detector, method: Method, loader: DataLoader, world: World, steps: int = 3) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from ciod.data.scenario import Task
 from ciod.detectors.detector import Detector
@@ -23,7 +23,7 @@ class FreezeBranch(Method):
     uses_teacher: ClassVar[bool] = False
 
     inner: tuple[Width, Width, Width] | None = None
-    """Channels of the branch's bottleneck at strides 8, 16 and 32; 0: none there. None: 1/10, 1/4 and 7/16
+    """Channels of the branch's bottleneck at strides 8, 16 and 32; 0: none there. None: 1/10, 3/8 and 5/8
     of the head's. ``ciod extend`` leaves stride 8 out where the new objects are large."""
 
     def grow(self, detector: Detector, names: Sequence[str], taught: Sequence[str] = ()) -> None:
@@ -38,6 +38,10 @@ class FreezeBranch(Method):
         if len(self.detector.branches):  # type: ignore[arg-type]
             self.detector.requires_grad_(False)
             self.detector.branches[-1].requires_grad_(True)  # type: ignore[index, union-attr]
+
+    def fresh(self) -> list[nn.Module]:
+        """The branch of this task: its batch normalisation has no statistics yet that could be kept."""
+        return [self.detector.branches[-1]] if len(self.detector.branches) else []  # type: ignore[arg-type, index, list-item]
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The detector's own losses on the branch's positions. Only the branch is trained, so only it is asked."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, PrivateAttr
-from torch import Tensor
+from torch import Tensor, nn
 
 from ciod.types import TASK, Batch, Outputs
 
@@ -104,6 +104,10 @@ class Method(BaseModel):
     def exact_teacher(self) -> bool:
         """True: these settings need the teacher as it was trained, its batch normalisation not folded away."""
         return False
+
+    def fresh(self) -> list[nn.Module]:
+        """Parts that are new in this task: their batch normalisation gathers statistics, whatever train.norm keeps."""
+        return []
 
     def before_step(self) -> None:
         """After backward and clipping, before the optimiser's step."""

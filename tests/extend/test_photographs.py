@@ -1,48 +1,45 @@
-"""Real weights, real photographs: a class COCO has and one it has not."""
+"""On real photographs: an extended model gives its old outputs bit for bit, and its exported file gives them too."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+import numpy as np
 import pytest
 import torch
 
-import ciod
 from ciod.data import formats
-from ciod.detectors import weights as files
-from ciod.errors import ConfigError
-from tests.data.writers import write_yolo
+from ciod.data.dataset import eval_loader
+from ciod.detectors.weights import load
+from ciod.inference.onnx_file import export
 
-CLASSES = ("person", "car", "chair", "cup", "gizmo", "toilet")  # sink stands in for a class COCO has not
-
-
-@pytest.fixture(scope="module")
-def folder(datasets, tmp_path_factory):
-    """chair and a new class, in YOLO format, as two folders: spelt as COCO does, and not."""
-    root = tmp_path_factory.mktemp("photographs")
-    for name, chair in (("right", "chair"), ("wrong", "Chairs")):
-        for split in ("train", "val"):
-            index = replace(formats.read(datasets / "tiny", split), class_names=CLASSES).relabel(("chair", "gizmo"))
-            write_yolo(replace(index, class_names=(chair, "gizmo")), root / name, split)
-    return root
-
-
-def test_a_similar_name_is_asked_about(folder, weights, tmp_path):
-    with pytest.raises(ConfigError, match=r"'Chairs' and the model 'chair': .*rename='{Chairs: chair}', or new="):
-        ciod.extend(weights / "yolox_nano_coco.pth", folder / "wrong", tmp_path / "out")
+CARDS = ("ace", "jack", "king", "nine", "queen", "ten")
+PHOTOGRAPHS = 200
 
 
 @pytest.mark.slow
-def test_a_known_class_is_taught_further_and_not_doubled(folder, weights, tmp_path):
-    results = ciod.extend(
-        weights / "yolox_nano_coco.pth", folder / "wrong", tmp_path / "out", rename={"Chairs": "chair"},
-        epochs=1, size=160, device="cpu",
-    )  # fmt: skip
-    assert results["extension"]["names"]["new"] == ["gizmo"] and results["extension"]["names"]["taught"] == ["chair"]
-    model = files.load(tmp_path / "out" / "model.safetensors")
-    assert model.num_classes == 81 and model.class_names.count("chair") == 1 and model.class_names[-1] == "gizmo"
-    assert results["extension"]["retention"]["value"] == 1.0  # all other old classes: the very same boxes
-    images = torch.randint(0, 256, (1, 3, 160, 160), dtype=torch.uint8)
-    with torch.no_grad():
-        before, after = files.load(weights / "yolox_nano_coco.pth")(images), model(images)
-    assert torch.equal(after.logits[:, : before.logits.shape[1], :80], before.logits)
+def test_old_outputs_on_photographs(tmp_path, datasets, weights):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = weights / "yolox_nano_coco.pth"
+    before, after = load(path), load(path)
+    torch.manual_seed(0)
+    after.add_branch(CARDS)  # type: ignore[attr-defined, operator]
+    for m in after.branches.modules():  # type: ignore[union-attr]
+        if isinstance(m, torch.nn.BatchNorm2d):  # as if it had been trained
+            m.running_mean.normal_(0, 0.1)  # type: ignore[union-attr, operator]
+            m.running_var.uniform_(0.5, 2)  # type: ignore[union-attr, operator]
+    done = export(after, tmp_path / "after.onnx")
+    session = onnxruntime.InferenceSession(str(done.path), providers=["CPUExecutionProvider"])
+    photographs = formats.read(str(datasets / "coco671"), "val").select(np.arange(PHOTOGRAPHS))
+    loader = eval_loader(photographs, before.input.size, before.input.fill, batch=20, workers=0, pin=False)
+    seen, detections, positions = 0, 0, 3549
+    for batch in loader:
+        with torch.no_grad():
+            old, new = before(batch.images), after(batch.images)
+        assert torch.equal(new.logits[:, :positions, :80], old.logits)
+        assert torch.equal(new.boxes[:, :positions], old.boxes)
+        assert torch.equal(new.objectness[:, :positions], old.objectness)
+        boxes, scores = session.run(None, {"images": batch.images.float().numpy()})
+        np.testing.assert_allclose(scores[:, :positions, :80], old.scores().numpy(), atol=1e-4)
+        np.testing.assert_allclose(boxes[:, :positions], old.boxes.numpy(), atol=1e-4 * before.input.size, rtol=0)
+        seen += len(batch.images)
+        detections += int((old.scores() > 0.3).sum())
+    assert seen == PHOTOGRAPHS and detections > PHOTOGRAPHS, "the photographs show what the model knows"

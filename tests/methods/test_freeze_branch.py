@@ -6,9 +6,17 @@ import torch
 
 from ciod import detectors
 from ciod.engine import optim
+from ciod.engine.fit import Fit
 from ciod.methods.freeze_branch import FreezeBranch
 from ciod.settings import Train
 from tests import fixed
+
+
+def mode(detector, method):
+    """Train mode as the engine sets it in a second task."""
+    fit = object.__new__(Fit)
+    fit.detector, fit.method, fit.settings, fit.task = detector, method, Train(), 1
+    fit._mode()
 
 
 def test_steps_change_the_branch_alone():
@@ -16,15 +24,13 @@ def test_steps_change_the_branch_alone():
     detector = detectors.build(("ant", "bee"), name="yolox-pico", size=64)
     method = FreezeBranch()
     method.grow(detector, ["cow"], ["bee"])
-    assert detector.growth[-1] == {"branch": 1, "taught": ["bee"], "inner": [4, 8, 14]}
+    assert detector.growth[-1] == {"branch": 1, "taught": ["bee"], "inner": [4, 12, 20]}
     method.attach(detector, detector, None)
     method.begin_task(fixed.task(("ant", "bee"), ("cow",)))
     before = {k: v.clone() for k, v in detector.state_dict().items()}
     optimizer, ema = optim.optimizer(detector, Train(), 0.01), optim.EMA(detector, 0.9)
     detector.train()
-    for m in detector.modules():
-        if isinstance(m, torch.nn.BatchNorm2d):
-            m.eval()
+    mode(detector, method)
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     for _ in range(3):
         losses = method.loss(fixed.batch(fixed.boxes_at_random(1, [2, 1], classes=3), images))
@@ -35,6 +41,23 @@ def test_steps_change_the_branch_alone():
     ema.copy_to(detector)
     changed = {k for k, v in detector.state_dict().items() if not torch.equal(v, before[k])}
     assert changed and all(k.startswith("branches.0.") for k in changed)
+    assert any(k.endswith("running_mean") for k in changed), (
+        "the branch gathers statistics although norm=auto keeps them"
+    )
+
+
+def test_an_earlier_branch_keeps_its_statistics():
+    detector = detectors.build(("ant", "bee"), name="yolox-pico", size=64)
+    method = FreezeBranch()
+    for name in ("cow", "dog"):
+        method.grow(detector, [name])
+    method.attach(detector, detector, None)
+    method.begin_task(fixed.task(("ant", "bee", "cow"), ("dog",)))
+    mode(detector, method)
+    norms = {n: m.training for n, m in detector.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    assert {n.startswith("branches.1.") for n, training in norms.items() if training} == {True}
+    assert not any(training for n, training in norms.items() if not n.startswith("branches.1."))
+    assert any(n.startswith("branches.0.") for n in norms)
 
 
 def test_the_first_task_is_plain_training():
