@@ -80,6 +80,7 @@ def evaluate(
     score_threshold: float = 0.001,
     nms_iou: float = 0.65,
     max_detections: int = 100,
+    multi_label: bool = False,
     device: str = "auto",
     classes: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
@@ -90,6 +91,7 @@ def evaluate(
     Args:
         model: a detector or a file ``ciod.load`` reads.
         size: side of the input in pixels (default: the model's own).
+        multi_label: every class above ``score_threshold`` is a detection of a position, not the best alone.
         classes: only these are scored (default: all that both know).
         names: class names for a checkpoint without them.
         metric: ``voc07`` (11-point) or ``voc`` (area) puts VOC's AP beside COCO's, under its own name.
@@ -119,7 +121,9 @@ def evaluate(
         both = tuple(n for n in both if n in classes)
     world = World(device=pick_device(device))
     detector.to(world.device)
-    settings = Evaluation(score_threshold=score_threshold, nms_iou=nms_iou, max_detections=max_detections)
+    settings = Evaluation(
+        score_threshold=score_threshold, nms_iou=nms_iou, max_detections=max_detections, multi_label=multi_label
+    )
     table, _, broken = run(detector, index, settings, classes=both, world=world, metric=metric)
     return Scored(
         table,

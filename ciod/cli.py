@@ -172,6 +172,7 @@ def evaluate(
     Classes are matched by name; what only one side knows is named and left out.
     Settings: `data=` `split=val` `size=416` `score_threshold=0.001` `nms_iou=0.65` `max_detections=100` `device=auto`
     `classes='[a, b]'` (score only these) `names='[a, b]'` (of a checkpoint without) `json=FILE`
+    `multi_label=false` (true: each class of a position counts, not the best alone)
     `metric=coco` (or `voc07`: 11-point, `voc`: area, beside COCO's).
     """
     from ciod import api
@@ -180,7 +181,7 @@ def evaluate(
     kinds = {
         "data": a.text, "split": a.text, "size": a.whole, "score_threshold": a.share, "nms_iou": a.share,
         "max_detections": a.whole, "device": a.text, "classes": a.names, "names": a.names, "metric": a.text,
-        "json": a.text,
+        "json": a.text, "multi_label": a.switch,
     }  # fmt: skip
     plain, flat = a.read(words, kinds, needed=("data",))
     if plain:

@@ -209,7 +209,7 @@ class Detector(nn.Module, ABC):
         Args:
             counted: [B, K] bool, matches that enter the class and box losses (default: all valid ones). Objectness,
                 where there is one, always sees every match.
-            channels: [C] or [B, C] bool, class channels with supervision (default: all).
+            channels: [C], [B, C] or [B, P, C] bool, class channels with supervision (default: all).
         """
 
     def class_layers(self) -> Iterator[ClassRows]:
@@ -311,33 +311,36 @@ class Detector(nn.Module, ABC):
         nms_iou: float | None = None,
         max_detections: int = 100,
         classes: Tensor | None = None,
+        multi_label: bool = False,
     ) -> list[Detections]:
         """Outputs → detections in pixels of the batch image: one label a position, class-aware NMS.
 
         Args:
             classes: [C] bool, labels that may be found (default: all).
+            multi_label: every class above ``score_threshold`` makes a detection of a position, not the best alone.
         """
         floor = self.score_threshold if score_threshold is None else score_threshold
         limit = self.nms_iou if nms_iou is None else nms_iou
         scores = outputs.scores()
         if classes is not None:
             scores = scores.masked_fill(~classes, 0)
-        best, label = scores.max(2) if scores.shape[2] else (scores.new_zeros(scores.shape[:2]), None)
+        if scores.shape[2] and not multi_label:
+            best = scores.argmax(2, keepdim=True)
+            scores = torch.zeros_like(scores).scatter(2, best, scores.gather(2, best))
         found = []
-        for i in range(len(best)):  # evaluation, not training: images have ragged numbers of detections
-            finite = outputs.boxes[i].isfinite().all(1)  # of a network that diverged; NaN is above no floor
-            kept = torch.nonzero((best[i] > floor) & finite).squeeze(1)
-            if label is None or not len(kept):
-                found.append(Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0), self.class_names))
-                continue
-            kept = kept[best[i, kept].argsort(descending=True, stable=True)][:5000]
-            nms = torchvision.ops.batched_nms(outputs.boxes[i, kept], best[i, kept], label[i, kept], limit)
-            kept = kept[nms[:max_detections]]
+        for i in range(len(scores)):  # evaluation, not training: images have ragged numbers of detections
+            # Of a network that diverged not all boxes are finite; NaN is above no floor.
+            finite = outputs.boxes[i].isfinite().all(1, keepdim=True)
+            at, label = torch.nonzero((scores[i] > floor) & finite, as_tuple=True)
+            score = scores[i, at, label]
+            order = score.argsort(descending=True, stable=True)[:5000]
+            boxes, score, label = outputs.boxes[i, at[order]], score[order], label[order]
+            kept = torchvision.ops.batched_nms(boxes, score, label, limit)[:max_detections]
             found.append(
                 Detections(
-                    outputs.boxes[i, kept].float().cpu().numpy(),
-                    best[i, kept].float().cpu().numpy(),
-                    label[i, kept].cpu().numpy(),
+                    boxes[kept].float().cpu().numpy(),
+                    score[kept].float().cpu().numpy(),
+                    label[kept].cpu().numpy(),
                     self.class_names,
                 )
             )

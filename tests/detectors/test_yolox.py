@@ -99,6 +99,18 @@ def test_decode_takes_overlapping_boxes_of_a_class_once():
     assert found.scores == pytest.approx(torch.tensor([4.0, 2, 1]).sigmoid().numpy(), rel=1e-3)
 
 
+def test_decode_of_several_labels_a_position():
+    """Without it the likelier class hides the other, whose box is in no list."""
+    out = fixed.outputs(torch.tensor([[3.0, 2, -9]]), torch.tensor([[0.0, 0, 20, 20]]), torch.tensor([9.0]))
+    given = {"score_threshold": 0.01, "nms_iou": 0.65}
+    one, several = make().decode(out, **given)[0], make().decode(out, **given, multi_label=True)[0]
+    assert one.labels.tolist() == [0] and several.labels.tolist() == [0, 1]
+    assert several.boxes.tolist() == [[0, 0, 20, 20]] * 2
+    assert several.scores == pytest.approx(torch.tensor([3.0, 2]).sigmoid().numpy(), rel=1e-3)
+    only = make().decode(out, **given, multi_label=True, classes=torch.tensor([False, True, True]))[0]
+    assert only.labels.tolist() == [1]
+
+
 def test_decode_of_some_classes_only():
     found = make().decode(fixed.random_outputs(2, 3), score_threshold=0.05, classes=torch.tensor([False, True, False]))
     assert {int(y) for d in found for y in d.labels} == {1}
