@@ -101,7 +101,8 @@ class Supervision:
 
     counted: Tensor  # [B, K] bool: matches in the class and box losses
     matched: Tensor  # [B, K] bool: matches that are positive for objectness
-    channels: Tensor | None  # [1 or B, 1, C] bool: class channels with supervision
+    channels: Tensor | None  # [1 or B, 1 or P, C] bool: class channels with supervision, of positions
+    at_matches: Tensor | None  # [1 or B, 1 or K, C] bool: the same, of matches
     positions: Tensor | None  # [B, P] bool: positions in the losses over all positions
     objectness: Tensor | None  # [B, P] bool: the same for class-agnostic objectness
 
@@ -111,8 +112,9 @@ def supervise(
 ) -> Supervision:
     """Partial labels as masks, for the loss of any dense detector (methods.md §1.5).
 
-    - A class an image's boxes are not drawn for (``targets.known``) has no class loss in that image. Objectness knows
-      no classes: positions the student itself scores ``SPARE`` or more for such a class are no negatives there.
+    - A class an image's boxes are not drawn for (``targets.known``) has no class loss in that image, but at counted
+      matches: what a drawn box shows is of the box's class and of no other. Objectness knows no classes: positions the
+      student itself scores ``SPARE`` or more for such a class are no negatives there.
     - Positions matched with a doubtful box are neither positive nor negative.
     - Where ``targets.background`` is False, positions without a match are not negatives.
 
@@ -120,21 +122,25 @@ def supervise(
         counted, channels: as in ``Detector.loss``.
     """
     counted = matches.valid if counted is None else counted & matches.valid
-    matched, positions = matches.valid, None
-    mask = None if channels is None else channels.view(-1, 1, channels.shape[-1])
+    matched, positions, size = matches.valid, None, matches.positive.shape[1]
+    mask = at_matches = None
+    if channels is not None:
+        mask = channels if channels.ndim == 3 else channels.view(-1, 1, channels.shape[-1])
+        at_matches = bx.gather_rows(mask, matches.position) if channels.ndim == 3 else mask
     if targets.doubtful is not None:
         doubtful = targets.doubtful.gather(1, matches.target) & matches.valid
         counted, matched = counted & ~doubtful, matched & ~doubtful
-        positions = ~bx.marked(matches.position, doubtful, matches.positive.shape[1])
+        positions = ~bx.marked(matches.position, doubtful, size)
     if targets.background is not None:
         spoken = matches.positive | targets.background[:, None]
         positions = spoken if positions is None else positions & spoken
     objectness = positions
     if targets.known is not None:
         known = targets.known[:, None, :]
-        mask = known if mask is None else mask & known
+        told = known | bx.marked(matches.position, counted, size)[..., None]
+        mask = told if mask is None else mask & told
         if outputs.objectness is not None:
             seen = outputs.scores().detach().masked_fill(known, 0).amax(2) >= SPARE
             spoken = matches.positive | ~seen
             objectness = spoken if objectness is None else objectness & spoken
-    return Supervision(counted, matched, mask, positions, objectness)
+    return Supervision(counted, matched, mask, at_matches, positions, objectness)

@@ -50,7 +50,9 @@ def test_a_class_that_is_not_drawn_spares_what_the_student_takes_for_it():
     looks = three([[0.1, 0.9, 0.1], [0.1, 0.31, 0.1], [0.1, 0.1, 0.9]])
     targets = one_box(known=torch.tensor([[True, False, True]]))
     said = L.supervise(looks, targets, first_matched(targets))
-    assert said.channels is not None and said.channels.tolist() == [[[True, False, True]]]
+    assert said.channels is not None and said.at_matches is None
+    # A drawn box is of its own class and of no other, also of none that is not drawn.
+    assert said.channels.tolist() == [[[True, True, True], [True, False, True], [True, False, True]]]
     assert said.positions is None
     assert said.objectness is not None and said.objectness.tolist() == [[True, False, True]]
 
@@ -79,13 +81,62 @@ def gradients(detector, targets: Targets, **arguments):
     return out, torch.autograd.grad(sum(losses.values()), leaves)
 
 
-def test_masked_channels_have_exactly_no_gradient(detector):
-    targets = fixed.boxes_at_random(0, [2, 3], classes=3)
-    known = torch.tensor([[True, True, True], [False, True, True]])
-    _, (logits, _, _) = gradients(detector, replace(targets, known=known))
-    assert (logits[1, :, 0] == 0).all() and (logits[0, :, 0] != 0).any() and (logits[1, :, 1] != 0).any()
-    _, (same, _, _) = gradients(detector, targets, channels=known)
-    assert torch.equal(logits, same)
+FAMILIES = ["yolox-pico", "gfl-pico", "retinanet-nano", "fcos-nano"]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    torch.manual_seed(0)
+    return detectors.build(("ant", "bee", "cow"), name=request.param, size=64).eval()
+
+
+def class_gradient(detector, targets: Targets, mask=None):
+    """Of the class loss on the logits of a picture of noise, and which positions are matched.
+
+    Args:
+        mask: what ``channels`` to give, from the matches.
+    """
+    noise = torch.randint(0, 256, (len(targets.boxes), 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    out = detector(noise)
+    matches = detector.match(out, targets)
+    losses = detector.loss(out, targets, matches, channels=None if mask is None else mask(matches))
+    return torch.autograd.grad(losses["cls"], out.logits)[0], matches.positive
+
+
+def two_pictures() -> Targets:
+    """An object of class 2 in each."""
+    return Targets.pad([torch.tensor([[8.0, 8, 48, 48]])] * 2, [torch.tensor([2])] * 2)
+
+
+def test_masked_channels_have_exactly_no_gradient(family):
+    left = torch.tensor([[True, True, True], [False, True, True]])
+    plain, positive = class_gradient(family, two_pictures())
+    found, _ = class_gradient(family, two_pictures(), lambda matches: left)
+    assert positive.any(1).all() and (plain[1, positive[1], 0] != 0).all()
+    assert not found[1, :, 0].any()
+    left = left[:, None].expand_as(found)
+    assert torch.equal(found[left], plain[left])
+
+
+def test_channels_masked_in_the_background_alone(family):
+    """At matches they have the very gradient of an unmasked loss, elsewhere exactly none."""
+    new = torch.tensor([False, False, True])
+    plain, positive = class_gradient(family, two_pictures())
+    found, _ = class_gradient(family, two_pictures(), lambda matches: new | matches.positive[..., None])
+    assert torch.equal(found[positive], plain[positive]) and (found[positive] != 0).all()
+    assert not found[~positive][:, :2].any() and torch.equal(found[~positive][:, 2], plain[~positive][:, 2])
+    assert "objectness" in family.traits or (plain[~positive][:, :2] != 0).any()  # there was something to mask
+
+
+def test_a_class_that_is_not_drawn_is_absent_where_another_is_drawn(family):
+    new = torch.tensor([False, False, True])
+    drawn = replace(two_pictures(), known=new.expand(2, 3))
+    found, _ = class_gradient(family, drawn)
+    expected, _ = class_gradient(family, two_pictures(), lambda matches: new | matches.positive[..., None])
+    assert torch.equal(found, expected)
+    doubtful = replace(drawn, doubtful=torch.tensor([[True], [False]]))
+    found, positive = class_gradient(family, doubtful)
+    assert not found[0, :, :2].any() and found[1, positive[1], :2].all()
 
 
 def test_an_image_without_labels_has_exactly_no_gradient(detector):
@@ -129,6 +180,27 @@ def finetuned(detector, settings, targets, source=None):
     return losses, torch.autograd.grad(sum(losses.values()), (out.logits, out.objectness)), out
 
 
+def test_channels_of_each_rule(family):
+    batch = fixed.batch(two_pictures())
+    out = family(torch.zeros(2, 3, 64, 64))
+    method = Finetune()
+    method.attach(family, family, None)
+    method.begin_task(fixed.task(("ant", "bee"), ("cow",)))
+    matches = family.match(out, batch.targets)
+
+    def channels(rule, source=None):
+        return method.channels(rule, replace(batch, source=source), out, matches)
+
+    new = torch.tensor([False, False, True])
+    assert channels("all") is None
+    assert torch.equal(channels("new"), new.expand(2, 3))
+    assert channels("new", torch.tensor([TASK, MEMORY])).tolist() == [[False, False, True], [True, True, True]]
+    assert torch.equal(channels("matched"), new | matches.positive[..., None])
+    assert channels("matched", torch.tensor([TASK, MEMORY]))[1].all()
+    rule = "matched" if type(family).__name__ == "YOLOX" else "new"
+    assert torch.equal(channels("auto"), channels(rule))
+
+
 def test_masked_finetuning_leaves_old_channels_alone(detector):
     targets = Targets.pad([BOXES[:2]], [torch.tensor([2, 2])])
     _, (plain, _), _ = finetuned(detector, {}, targets)
@@ -141,6 +213,9 @@ def test_masked_finetuning_leaves_old_channels_alone(detector):
     assert (looks_old & unmatched).any()
     assert (spared[0, looks_old & unmatched] == 0).all() and (punished[0, looks_old & unmatched] > 0).all()
     assert torch.equal(spared[0, ~looks_old], punished[0, ~looks_old])
+    for mask in ("matched", "auto"):
+        _, (freed, equally), _ = finetuned(detector, {"mask": mask}, targets)
+        assert torch.equal(freed, plain) and torch.equal(equally, spared)
 
 
 def test_masked_finetuning_still_learns_the_old_boxes_of_exemplars(detector):
@@ -150,4 +225,4 @@ def test_masked_finetuning_still_learns_the_old_boxes_of_exemplars(detector):
         detector, {"mask": "new"}, replace(targets, known=known), torch.tensor([TASK, MEMORY])
     )
     assert (logits[0, :, :2] == 0).all() and (logits[0, :, 2] != 0).any()
-    assert (logits[1, :, :2] != 0).any() and (logits[1, :, 2] == 0).all()
+    assert (logits[1] != 0).any(0).all()  # an old object is not of the new class either

@@ -184,8 +184,8 @@ class YOLOX(Detector):
         label = targets.labels.gather(1, matches.target)
         quality = torch.zeros_like(logits).scatter(2, label[..., None], matches.iou[..., None])
         cls = L.bce(logits, quality)
-        if said.channels is not None:
-            cls = cls * said.channels
+        if said.at_matches is not None:
+            cls = cls * said.at_matches
         box = L.iou_square(gather_rows(outputs.boxes, matches.position), gather_rows(targets.boxes, matches.target))
         assert outputs.objectness is not None
         obj = L.bce(outputs.objectness, matches.positive.float())

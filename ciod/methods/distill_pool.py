@@ -14,6 +14,7 @@ from torch import Tensor
 from ciod import boxes as bx
 from ciod import losses as L
 from ciod.methods.finetune import Finetune
+from ciod.methods.method import Channels
 from ciod.types import Batch, Outputs
 
 Weight = Annotated[float, Field(ge=0)]
@@ -27,7 +28,7 @@ class DistillPool(Finetune):
     needs_unlabelled: ClassVar[bool] = True
     run_defaults: ClassVar[dict[str, Any]] = {}
 
-    mask: Literal["all", "new"] = "new"
+    mask: Channels = "auto"
     weight: Weight = 1.0
     """Of all distillation terms; 0 is fine-tuning."""
     box_weight: Weight = 5.0

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ciod import losses as L
-from ciod.methods.method import Method
+from ciod.methods.method import Channels, Method
 from ciod.types import Batch, Matches, Outputs
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -28,15 +28,21 @@ class Distillation(Method):
 
     needs = frozenset({"dense"})
 
-    supervise: Literal["new", "all"] = "new"
-    """Class channels the real boxes supervise. ``new``: old channels are neither rewarded nor punished, since old
-    objects stand unlabelled in the images. ``all``: as in fine-tuning."""
+    supervise: Channels = "auto"
+    """Class channels the real boxes supervise (``method.Channels``). ``new``: old channels are neither rewarded nor
+    punished, since old objects stand unlabelled in the images; the papers' rule. ``matched``: the same where no real
+    box is; at positions matched with one, where no old object is, they learn that. ``all``: as in fine-tuning.
+    ``auto``: ``matched`` on a detector with objectness, else ``new``."""
     objectness: Literal["teacher", "spare", "plain"] = "teacher"
     """Objectness has no class, so it cannot be masked. ``teacher``: where the teacher is sure of an old object, the
     target is 1 too. ``spare``: where the student scores an old class 0.3 or more, it is no negative. ``plain``:
     unlabelled old objects are background."""
     objectness_score: Fraction = 0.3
     """Score (class × objectness) from which the teacher is sure."""
+    unseen: Literal["zero", "ignore"] = "zero"
+    """New class channels where the teacher is sure of an old object and no real box is, on a detector with objectness.
+    ``zero``: they learn that no new object is there, as they do on detectors with a class loss at all positions.
+    ``ignore``: nobody tells them."""
     reduction: Literal["image_mean", "image_sum"] = "image_mean"
     """How distillation terms of the images become one: ``image_sum`` grows with the batch."""
 
@@ -51,16 +57,24 @@ class Distillation(Method):
 
     def supervised(self, outputs: Outputs, knowledge: Outputs, batch: Batch, matches: Matches) -> dict[str, Tensor]:
         """The detector's own losses of the real boxes."""
-        channels = self.taught(batch, outputs.logits.shape[2])
+        channels = self.channels(self.supervise, batch, outputs, matches)
         targets = batch.targets
-        if self.objectness == "teacher" and "objectness" in self.detector.traits:
-            sure = old_scores(knowledge, self.old).amax(2) >= self.objectness_score
+        if "objectness" not in self.detector.traits:
+            return self.detector.loss(outputs, targets, matches, channels=channels)
+        sure = old_scores(knowledge, self.old).amax(2) >= self.objectness_score
+        losses = {}
+        if self.unseen == "zero":
+            losses["unseen"] = self.absent(outputs, sure & ~matches.positive)
+        if self.objectness == "teacher":
             matches = replace(matches, positive=matches.positive | sure)
         if self.objectness == "spare":
-            targets = replace(targets, known=channels if targets.known is None else targets.known & channels)
-        if self.supervise == "all":
-            channels = None
-        return self.detector.loss(outputs, targets, matches, channels=channels)
+            targets = self.spared(batch, outputs)
+        return self.detector.loss(outputs, targets, matches, channels=channels) | losses
+
+    def absent(self, outputs: Outputs, where: Tensor) -> Tensor:
+        """No new class at these positions [B, P]: BCE summed over the new classes, mean over the positions."""
+        logits = outputs.logits[..., self.old :]
+        return L.masked_sum(L.bce(logits, torch.zeros_like(logits)).sum(2), where) / L.count(where)
 
     @abstractmethod
     def distill(self, outputs: Outputs, knowledge: Outputs, matches: Matches) -> dict[str, Tensor]:

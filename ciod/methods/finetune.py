@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
-from ciod.methods.method import Method
+from ciod.methods.method import Channels, Method
 from ciod.types import Batch, Outputs
 
 
@@ -16,24 +15,26 @@ class Finetune(Method):
 
     uses_teacher: ClassVar[bool] = False
 
-    mask: Literal["all", "new"] = "all"
-    """``new``: class channels of old classes are neither rewarded nor punished. The fairer lower bound: what is still
-    forgotten is drift of the shared weights, not training old objects as background (methods.md §1.5, §5)."""
+    mask: Channels = "all"
+    """Class channels that are supervised (``method.Channels``). ``new``: those of old classes are neither rewarded nor
+    punished; ``matched``: they are at matched positions alone, which hold new objects; ``auto``: ``matched`` on a
+    detector with objectness, else ``new``. Each is a fairer lower bound: what is still forgotten is drift of the shared
+    weights, not training old objects as background (methods.md §1.5, §5)."""
     spare: bool = True
-    """With ``mask=new`` on a detector with objectness: positions the student scores 0.3 or more for an old class are no
-    negatives of objectness, which knows no classes and would unlearn old objects. False: they are."""
+    """With another ``mask`` than ``all``, on a detector with objectness: positions the student scores 0.3 or more for
+    an old class are no negatives of objectness, which knows no classes and would unlearn old objects. False: they
+    are."""
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         return self.supervised(self.student(batch.images), batch)
 
     def supervised(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """The detector's loss with the channels ``mask`` leaves."""
-        if self.mask == "all" or not self.old:
-            return self.detector.loss(outputs, batch.targets, self.detector.match(outputs, batch.targets))
-        taught = self.taught(batch, outputs.logits.shape[2])
         targets = batch.targets
-        if self.spare:
-            known = taught if targets.known is None else targets.known & taught
-            targets = replace(targets, known=known)
         matches = self.detector.match(outputs, targets)
-        return self.detector.loss(outputs, targets, matches, channels=taught)
+        if self.mask == "all" or not self.old:
+            return self.detector.loss(outputs, targets, matches)
+        channels = self.channels(self.mask, batch, outputs, matches)
+        if self.spare and "objectness" in self.detector.traits:
+            targets = self.spared(batch, outputs)
+        return self.detector.loss(outputs, targets, matches, channels=channels)

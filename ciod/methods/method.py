@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 from torch import Tensor, nn
 
-from ciod.types import TASK, Batch, Outputs
+from ciod.types import TASK, Batch, Matches, Outputs, Targets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ciod.data.scenario import Task
     from ciod.detectors.detector import Detector
+
+Channels = Literal["new", "matched", "auto", "all"]
+"""Class channels that the real boxes of a task supervise. Exemplars with their labels supervise all.
+
+- ``new``: the new classes' (ERD, YOLO LwF). Old objects stand unlabelled in the images; old channels are left alone.
+- ``matched``: the new classes' everywhere, and all at positions matched with a real box: what a box of a new class
+  shows is no unlabelled old object.
+- ``auto``: ``matched`` on a detector with objectness, else ``new``. Where objectness tells objects from background,
+  classes learn at matches alone: ``new`` protects no old object there, and leaves old rows high on new objects that
+  look like old ones, which a detector with one label a position then calls old.
+- ``all``: every class, everywhere the detector's loss looks.
+"""
 
 
 class Method(BaseModel):
@@ -95,6 +108,27 @@ class Method(BaseModel):
         if batch.source is None:
             return new.expand(len(batch.images), -1)
         return new | (batch.source != TASK)[:, None]
+
+    def channels(self, rule: Channels, batch: Batch, outputs: Outputs, matches: Matches) -> Tensor | None:
+        """``channels`` of ``Detector.loss`` by a rule: [B, C] or [B, P, C] bool, None for all.
+
+        Args:
+            matches: of the real boxes alone.
+        """
+        if rule == "auto":
+            rule = "matched" if "objectness" in self.detector.traits else "new"
+        if rule == "all":
+            return None
+        taught = self.taught(batch, outputs.logits.shape[2])
+        if rule == "new":
+            return taught
+        return taught[:, None, :] | matches.positive[..., None]
+
+    def spared(self, batch: Batch, outputs: Outputs) -> Targets:
+        """The batch's boxes, which say nothing of the old classes: ``losses.supervise`` then takes no position that
+        looks like an old object for background."""
+        taught, known = self.taught(batch, outputs.logits.shape[2]), batch.targets.known
+        return replace(batch.targets, known=taught if known is None else known & taught)
 
     def requires(self) -> frozenset[str]:
         """Traits these settings need: ``needs``, and what an option asks for beyond it."""

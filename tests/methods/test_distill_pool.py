@@ -76,7 +76,7 @@ def test_by_hand(detector):
 def test_zero_weight_is_masked_fine_tuning(detector):
     teacher, student = outputs(0, 2), outputs(1, 3, grad=True)
     mine = gradient(run(DistillPool(weight=0), detector, student, teacher), student)
-    plain = gradient(run(Finetune(mask="new"), detector, student, teacher), student)
+    plain = gradient(run(Finetune(mask="auto"), detector, student, teacher), student)
     assert all(torch.equal(a, b) for a, b in zip(mine, plain, strict=True))
 
 

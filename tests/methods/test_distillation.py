@@ -192,23 +192,64 @@ def pair():
     return detector, teacher, fixed.batch(targets, images)
 
 
-@pytest.mark.parametrize(("mask", "objectness"), [("all", "plain"), ("new", "spare")])
+@pytest.mark.parametrize(
+    ("mask", "objectness"), [("all", "plain"), ("new", "spare"), ("matched", "spare"), ("auto", "spare")]
+)
 @kinds
 def test_without_weight_it_is_fine_tuning_bit_by_bit(cls, mask, objectness, pair):
     detector, teacher, batch = pair
     plain, expected = gradients(Finetune(mask=mask), detector, None, batch)
-    losses, found = gradients(cls(**NOTHING[cls], supervise=mask, objectness=objectness), detector, teacher, batch)
+    settings = {**NOTHING[cls], "supervise": mask, "objectness": objectness, "unseen": "ignore"}
+    losses, found = gradients(cls(**settings), detector, teacher, batch)
     assert all(torch.equal(losses[k], plain[k]) for k in plain)
     assert all(losses[k] == 0 for k in losses.keys() - plain.keys())
     assert found.keys() == expected.keys() and all(torch.equal(found[n], expected[n]) for n in expected)
 
 
+@pytest.mark.parametrize(("rule", "touched"), [("new", {2}), ("matched", {0, 2}), ("auto", {0, 2}), ("all", {0, 2})])
 @kinds
-def test_real_boxes_do_not_touch_old_rows(cls, pair):
+def test_rows_that_real_boxes_touch(cls, rule, touched, pair):
+    """``new`` is the papers' rule; on YOLOX, whose class layer learns at matches alone, ``auto`` departs from it."""
     detector, teacher, batch = pair
-    _, found = gradients(cls(**NOTHING[cls]), detector, teacher, batch)
-    touched = {rows.first for rows in detector.class_layers() if found[rows.name].any()}
-    assert touched == {len(OLD)}
+    _, found = gradients(cls(**NOTHING[cls], supervise=rule), detector, teacher, batch)
+    assert {rows.first for rows in detector.class_layers() if found[rows.name].any()} == touched
+    if rule in ("matched", "auto"):
+        assert cls().supervise == "auto"
+        _, all_ = gradients(cls(**NOTHING[cls], supervise="all"), detector, teacher, batch)
+        assert all(torch.equal(found[n], all_[n]) for n in all_)
+
+
+@kinds
+def test_where_the_class_loss_is_everywhere_the_papers_rule_holds(cls, pair):
+    torch.manual_seed(0)
+    detector = detectors.build(OLD, name="gfl-pico", size=SIZE)
+    teacher = detector.frozen()
+    detector.grow(NEW)
+    detector.eval()
+    losses, found = gradients(cls(**NOTHING[cls]), detector, teacher, pair[2])
+    assert {rows.first for rows in detector.class_layers() if found[rows.name].any()} == {len(OLD)}
+    assert "unseen" not in losses
+    _, freed = gradients(cls(**NOTHING[cls], supervise="matched"), detector, teacher, pair[2])
+    assert {rows.first for rows in detector.class_layers() if freed[rows.name].any()} == {0, len(OLD)}
+
+
+def test_new_classes_are_absent_where_the_teacher_is_sure_of_an_old_object(pair):
+    detector, _, batch = pair
+    student, teacher = answers(2, 5, grad=True), answers(1, 2)
+    assert teacher.objectness is not None
+    method = LwF(objectness_score=0.1, **NOTHING[LwF])
+    method.attach(fixed.Returns(student), detector, fixed.Returns(teacher))  # type: ignore[arg-type]
+    method.begin_task(fixed.task(OLD, NEW))
+    sure = (teacher.logits.sigmoid().amax(2) * teacher.objectness.sigmoid()) >= 0.1
+    there = sure & ~detector.match(student, batch.targets).positive
+    assert there.any() and not there.all()
+    term = method.loss(batch)["unseen"]
+    expected = -(1 - student.logits[..., 2:].sigmoid())[there].log().sum(1).mean()
+    assert term.item() == pytest.approx(expected.item(), rel=1e-5)
+    (found,) = torch.autograd.grad(term, student.logits)
+    assert (found[there][:, 2:] > 0).all() and not found[~there].any() and not found[..., :2].any()
+    method.unseen = "ignore"
+    assert "unseen" not in method.loss(batch)
 
 
 def test_new_rows_start_unsure(pair):
@@ -313,7 +354,7 @@ def test_labels_of_exemplars_supervise_old_channels_too(pair):
     batch = replace(batch, targets=targets)
     for source, touched in ((torch.tensor([TASK, TASK]), False), (torch.tensor([TASK, MEMORY]), True)):
         given = replace(batch, source=source)
-        _, found = gradients(ERD(**NOTHING[ERD]), detector, teacher, given)
+        _, found = gradients(ERD(**NOTHING[ERD], supervise="new"), detector, teacher, given)
         assert any(found[r.name].any() for r in detector.class_layers() if r.first < len(OLD)) == touched
 
 
