@@ -24,8 +24,9 @@ Channels = Literal["new", "matched", "auto", "all"]
 - ``matched``: the new classes' everywhere, and all at positions matched with a real box: what a box of a new class
   shows is no unlabelled old object.
 - ``auto``: ``matched`` on a detector with objectness, else ``new``. Where objectness tells objects from background,
-  classes learn at matches alone: ``new`` protects no old object there, and leaves old rows high on new objects that
-  look like old ones, which a detector with one label a position then calls old.
+  classes learn at matches alone, never at an unlabelled old object: ``new`` only leaves old rows high on new objects
+  that look like old ones, which a detector with one label a position then calls old. Without anything that holds the
+  old rows elsewhere ``matched`` lets them fall to zero.
 - ``all``: every class, everywhere the detector's loss looks.
 """
 
