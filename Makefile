@@ -1,16 +1,34 @@
 # make demo   installs into .venv and runs the main job on the built-in data
 # make test   installs into .venv and runs every test
+# make test-mmdet   installs MMDetection into .venv-mmdet, compiling its operators once, and runs the tests with it
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-mmdet lint clean
 
 demo: .venv
 	$(BIN)/ciod demo out=demo
 
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# WHEELS keeps what was compiled; with another PyTorch it must be compiled again.
+MMDET := .venv-mmdet
+WHEELS ?= .wheels
+PIP := $(MMDET)/bin/python -m pip --disable-pip-version-check
+
+test-mmdet: $(MMDET)/ready
+	OMP_NUM_THREADS=1 $(MMDET)/bin/python -m pytest tests/mmdet tests/inference/test_mmdet_file.py
+
+$(MMDET)/ready: pyproject.toml scripts/mmcv_cxx
+	test -x $(MMDET)/bin/python || $(PYTHON) -m venv $(MMDET)
+	$(PIP) install --quiet torch torchvision setuptools wheel ninja packaging
+	ls $(WHEELS)/onedl_mmcv-*.whl 2> /dev/null || CXX=$(CURDIR)/scripts/mmcv_cxx MMCV_CXX_CACHE=$(CURDIR)/$(MMDET)/headers \
+		MMCV_WITH_OPS=1 MAX_JOBS=2 $(PIP) wheel --quiet --no-build-isolation --no-deps --no-cache-dir -w $(WHEELS) onedl-mmcv
+	$(PIP) install --quiet --no-build-isolation --find-links $(WHEELS) -e ".[dev,mmdet]"
+	rm -rf $(MMDET)/headers
+	@touch $(MMDET)/ready
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -29,4 +47,4 @@ lint: .venv/dev
 	@touch .venv/dev
 
 clean:
-	rm -rf .venv demo runs
+	rm -rf .venv .venv-mmdet demo runs

@@ -22,11 +22,8 @@ def method(tree: dict[str, Any]) -> list[str]:
     detector = tree.get("detector", {}).get("name", DetectorSettings().name)
     settings = dict(tree.get("method", {}) or {})
     name = settings.pop("name", "ilyolox")
-    known = detector in detectors.available()
-    if not known:
-        problems.append(
-            f"detector.name: no detector '{detector}'; {did_you_mean(str(detector), detectors.available())}"
-        )
+    offered, said = _offered(str(detector))
+    problems += said
     try:
         cls = methods.find(str(name))
     except CiodError as e:
@@ -41,7 +38,7 @@ def method(tree: dict[str, Any]) -> list[str]:
         kind = (tree.get("train") or {}).get("teacher", Train().teacher)
         if method.exact_teacher and kind != "exact":
             problems.append(f"train.teacher: these settings of {name} need train.teacher=exact, not {kind}.")
-    lacking = needs - detectors.traits(detector) if known else frozenset()
+    lacking = needs - offered if offered is not None else frozenset()
     if lacking:
         able = _one_a_family(detectors.offering(needs))
         problems.append(
@@ -51,6 +48,18 @@ def method(tree: dict[str, Any]) -> list[str]:
     return problems
 
 
+def _offered(detector: str) -> tuple[frozenset[str] | None, list[str]]:
+    """Traits of a detector; or None and what is wrong with its name."""
+    from ciod import detectors
+
+    if not detector.startswith("mmdet:") and detector not in detectors.available():
+        return None, [f"detector.name: no detector '{detector}'; {did_you_mean(detector, detectors.available())}"]
+    try:
+        return detectors.traits(detector), []
+    except CiodError as e:
+        return None, [f"detector.name: {e}"]
+
+
 def _one_a_family(names: Sequence[str]) -> list[str]:
     """The first of each run of names with the same beginning: yolox-pico for all of YOLOX."""
     return list({name.split("-")[0]: name for name in reversed(names)}.values())[::-1]
@@ -58,7 +67,7 @@ def _one_a_family(names: Sequence[str]) -> list[str]:
 
 def extra(tree: dict[str, Any]) -> list[str]:
     """Memory and pool against the method, the detector and each other."""
-    from ciod import detectors, methods
+    from ciod import methods
     from ciod.data.memory import MemorySettings
     from ciod.data.pool import PoolSettings
 
@@ -93,7 +102,8 @@ def extra(tree: dict[str, Any]) -> list[str]:
         problems.append(f"pool.folder: there is no folder {pool.folder}{_nearest(Path(pool.folder).expanduser())}")
     detector = (tree.get("detector") or {}).get("name", DetectorSettings().name)
     herds = memory.size and memory.select == "herding"
-    if herds and detector in detectors.available() and "features" not in detectors.traits(detector):
+    offered = _offered(str(detector))[0] if herds else None
+    if offered is not None and "features" not in offered:
         problems.append(f"memory.select=herding needs a detector with features, which {detector} does not have.")
     if (tree.get("train") or {}).get("batch") == 1 and (memory.size or pool.folder) and memory.batches != "merged":
         problems.append("train.batch=1 has no room for images of memory or pool beside the task's own.")

@@ -138,7 +138,7 @@ def compare(
 
 @app.command()
 def extend(
-    model: Annotated[str, typer.Argument(help="A ciod model, or an official or MMDetection YOLOX checkpoint.")],
+    model: Annotated[str, typer.Argument(help="A ciod model, or a checkpoint of YOLOX, GFL or MMDetection.")],
     words: Words = None,
 ) -> None:
     """Teach a model the classes of a folder: `ciod extend MODEL data=FOLDER out=DIR`.
@@ -164,7 +164,7 @@ def extend(
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A ciod model, or an official or MMDetection YOLOX checkpoint.")],
+    model: Annotated[str, typer.Argument(help="A ciod model, or a checkpoint of YOLOX, GFL or MMDetection.")],
     words: Words = None,
 ) -> None:
     """Score a model on a data set: `ciod eval MODEL data=FOLDER`.
@@ -217,7 +217,7 @@ def evaluate(
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Argument(help="A ciod model, or an official or MMDetection YOLOX checkpoint.")],
+    model: Annotated[str, typer.Argument(help="A ciod model, or a checkpoint of YOLOX, GFL or MMDetection.")],
     words: Words = None,
 ) -> None:
     """Find objects: `ciod predict MODEL FILE... out=DIR`: pictures, videos, folders of them.
@@ -269,7 +269,7 @@ def predict(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="A ciod model, or an official or MMDetection YOLOX checkpoint.")],
+    model: Annotated[str, typer.Argument(help="A ciod model, or a checkpoint of YOLOX, GFL or MMDetection.")],
     words: Words = None,
 ) -> None:
     """Write a model as ONNX: `ciod export MODEL onnx=FILE`. It then runs without torch; see docs/deploy.md.
@@ -277,6 +277,9 @@ def export(
     The file is compared with the model before it gets its name. Needs `pip install 'ciod[onnx]'`.
     Settings: `onnx=` `nms=true` (non-maximum suppression in the graph) `size=` `dynamic_size=true` `opset=17`
     `score_threshold=` `nms_iou=` `max_detections=100` `images=FOLDER` (to compare on) `names='[a, b]'`.
+
+    `ciod export MODEL mmdet=FOLDER` writes a config and a checkpoint for MMDetection instead (YOLOX, GFL, and what came
+    from there), with `size=` and `names=`; see docs/mmdetection.md.
     """
     from ciod import arguments as a
 
@@ -284,6 +287,15 @@ def export(
         "onnx": a.text, "nms": a.switch, "size": a.whole, "dynamic_size": a.switch, "opset": a.whole,
         "score_threshold": a.share, "nms_iou": a.share, "max_detections": a.whole, "images": a.text, "names": a.names,
     }  # fmt: skip
+    if any(w.startswith("mmdet=") for w in words or []):
+        from ciod.inference import mmdet_file
+
+        plain, settings = a.read(words, {"mmdet": a.text, "size": a.whole, "names": a.names}, needed=("mmdet",))
+        if plain:
+            raise CiodError(f"export takes one model; '{plain[0]}' is neither a setting nor needed.")
+        written = mmdet_file.export(model, settings.pop("mmdet"), **settings)
+        typer.echo(f"{written.config} and {written.checkpoint}")
+        return
     plain, settings = a.read(words, kinds, needed=("onnx",))
     if plain:
         raise CiodError(f"export takes one model; '{plain[0]}' is neither a setting nor needed.")

@@ -67,6 +67,7 @@ def _detectors() -> Table:
         with torch.device("meta"):
             n = sum(p.numel() for p in detectors.build([str(i) for i in range(80)], name=name).parameters())
         table.add_row(name, ", ".join(sorted(detectors.traits(name))), f"{n / 1e6:.1f} M")
+    table.add_row("mmdet:CONFIG", "a dense detector of MMDetection: docs/mmdetection.md", "")
     return table
 
 

@@ -24,13 +24,13 @@ def count(mask: Tensor) -> Tensor:
     return normaliser(mask.sum().float())
 
 
-def normaliser(n: Tensor) -> Tensor:
-    """The same for a sum of weights. Changes no gradient: ``n`` is detached."""
+def normaliser(n: Tensor, least: float = 1.0) -> Tensor:
+    """The same for a sum of weights, at least ``least``. Changes no gradient: ``n`` is detached."""
     n = n.detach().clone()
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(n)
-        return n.clamp(min=1) / dist.get_world_size()
-    return n.clamp(min=1)
+        return n.clamp(min=least) / dist.get_world_size()
+    return n.clamp(min=least)
 
 
 def bce(logits: Tensor, target: Tensor) -> Tensor:
@@ -62,6 +62,18 @@ def iou_square(predicted: Tensor, target: Tensor) -> Tensor:
 def quality_focal(logits: Tensor, quality: Tensor, beta: float = 2.0) -> Tensor:
     """Quality focal loss (Li et al. 2020, arXiv 2006.04388, eq. 2), element by element; quality 0 is background."""
     return bce(logits, quality) * (quality - logits.sigmoid()).abs().pow(beta)
+
+
+def varifocal(
+    logits: Tensor, quality: Tensor, alpha: float = 0.75, gamma: float = 2.0, *, weighted: bool = True
+) -> Tensor:
+    """Varifocal loss (Zhang et al., CVPR 2021, arXiv 2008.13367, eq. 2), element by element; quality 0 is background.
+
+    Args:
+        weighted: a positive counts as much as its quality; else 1.
+    """
+    gap = alpha * (logits.sigmoid() - quality).abs().pow(gamma)
+    return bce(logits, quality) * torch.where(quality > 0, quality if weighted else torch.ones_like(quality), gap)
 
 
 def distribution_focal(logits: Tensor, value: Tensor) -> Tensor:

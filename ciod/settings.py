@@ -23,14 +23,14 @@ class DetectorSettings(Section):
     """Which detector, and what it starts from."""
 
     name: str = "yolox-nano"
-    """See ``ciod list detectors``."""
+    """See ``ciod list detectors``; or ``mmdet:CONFIG``, a config of MMDetection (docs/mmdetection.md)."""
     size: Annotated[int, Field(ge=32, multiple_of=32)] | None = None
     """Side of the (square) batch image in pixels; None: the detector's own (416 for nano and tiny, else 640)."""
     head: Literal["grow", "full"] = "grow"
     """``grow``: classes get their rows when they arrive. ``full``: all rows from the start (the paper's way)."""
     weights: str | None = None
     """A model file whose backbone and neck the detector starts from, with a new head: a ciod model, or an official or
-    MMDetection YOLOX checkpoint. What it was trained on may include the new classes: say so with the result."""
+    MMDetection checkpoint. What it was trained on may include the new classes: say so with the result."""
     backbone_weights: str | None = None
     """For ResNets: ``imagenet`` (the default; random with a warning where it cannot be downloaded), a path to a
     torchvision state dict, or ``random``."""

@@ -115,6 +115,7 @@ class Outputs:
     levels: tuple[int, ...] = ()  # positions of each level; their sum is P
     anchors: Tensor | None = None  # [P, 4] the boxes that predictions correct, where a detector has them
     deltas: Tensor | None = None  # [B, P, 4] what corrects the anchors, as the head gives it (RetinaNet)
+    coarse: Tensor | None = None  # [B, P, 4] the boxes before a second stage corrected them (VFNet)
     root: bool = False  # scores are square roots of class × objectness (torchvision's FCOS)
 
     def scores(self) -> Tensor:

@@ -22,7 +22,7 @@ def families() -> Sequence[type[Any]]:
 
 
 def available() -> list[str]:
-    """Names that ``build`` takes."""
+    """Names that ``build`` takes, beside ``mmdet:CONFIG``."""
     return [name for family in families() for name in family.variants]
 
 
@@ -32,6 +32,10 @@ def find(name: str) -> type[Any]:
     Raises:
         CiodError: no detector has that name.
     """
+    if name.startswith("mmdet:"):
+        from ciod.detectors.mmdet import MMDet
+
+        return MMDet
     for family in families():
         if name in family.variants:
             return family
@@ -39,7 +43,15 @@ def find(name: str) -> type[Any]:
 
 
 def traits(name: str) -> frozenset[str]:
-    """What a detector offers, without building it."""
+    """What a detector offers, without building it.
+
+    Raises:
+        CiodError: no detector has that name, or a config of MMDetection cannot be used.
+    """
+    if name.startswith("mmdet:"):
+        from ciod.detectors.mmdet import traits_of
+
+        return traits_of(name)
     return find(name).traits
 
 

@@ -123,7 +123,7 @@ class ResNet(Backbone):
         net = getattr(torchvision.models, f"resnet{depth}")(weights=None)
         wide = 1 if depth == 18 else 4
         self.channels = (128 * wide, 256 * wide, 512 * wide)
-        self.pretrained = frozen or (bool(weights) and _load_resnet(net, depth, str(weights)))
+        self.pretrained = frozen or (bool(weights) and load_resnet(net, depth, str(weights)))
         self.stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
         self.stage1, self.stage2, self.stage3, self.stage4 = net.layer1, net.layer2, net.layer3, net.layer4
         self.hold()
@@ -137,7 +137,7 @@ def build(shape: int | tuple[float, float, bool], weights: str | None = None, *,
     return CSPDarknet(deepen, widen, depthwise=depthwise)
 
 
-def _load_resnet(net: nn.Module, depth: int, weights: str) -> bool:
+def load_resnet(net: nn.Module, depth: int, weights: str) -> bool:
     if weights == "imagenet":
         patience = socket.getdefaulttimeout()
         try:

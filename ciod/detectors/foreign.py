@@ -57,6 +57,31 @@ _MMDET = [
     (r"^bbox_head\.scales\.(\d)\.scale$", r"head.scales.\1"),
 ]
 
+# Ours → MMDetection's: of all, of YOLOX, of GFL; the names of a CSPDarknet's stages are the same.
+_TO_MMDET = [
+    (r"^backbone\.stem\.0\.", "backbone.conv1."),
+    (r"^backbone\.stem\.1\.", "backbone.bn1."),
+    (r"\.(main|short|final)\.", r".\1_conv."),
+    (r"\.depth\.", ".depthwise_conv."),
+    (r"\.point\.", ".pointwise_conv."),
+    (r"^neck\.reduce\.", "neck.reduce_layers."),
+    (r"^neck\.(top_down|bottom_up)\.", r"neck.\1_blocks."),
+    (r"^neck\.downsample\.", "neck.downsamples."),
+    (r"^neck\.out\.", "neck.out_convs."),
+    (r"^neck\.inner_blocks\.(\d)\.0\.", r"neck.lateral_convs.\1.conv."),
+    (r"^neck\.layer_blocks\.(\d)\.0\.", r"neck.fpn_convs.\1.conv."),
+    (r"^neck\.extra_blocks\.p([67])\.", lambda m: f"neck.fpn_convs.{int(m[1]) - 3}.conv."),
+]
+_TO_MMDET_YOLOX = [
+    (r"^head\.(cls|reg)_tower\.", r"bbox_head.multi_level_\1_convs."),
+    (r"^head\.(cls|reg|obj)\.", r"bbox_head.multi_level_conv_\1."),
+]
+_TO_MMDET_GFL = [
+    (r"^head\.(cls|reg)_tower\.", r"bbox_head.\1_convs."),
+    (r"^head\.(cls|reg)\.", r"bbox_head.gfl_\1."),
+    (r"^head\.scales\.(\d)$", r"bbox_head.scales.\1.scale"),
+]
+
 # torchvision's names (RetinaNet, FCOS) → ours. Its oldest checkpoints lack the index inside a block.
 _TORCHVISION = [
     (r"^backbone\.body\.conv1\.", "backbone.stem.0."),
@@ -82,6 +107,52 @@ def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
             key = re.sub(pattern, to, key)
         for old, new in _SHARED:
             key = key.replace(f".{old}.", f".{new}.")
+        out[key] = value
+    return out
+
+
+def to_mmdet(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of our YOLOX or GFL under MMDetection's names, each class layer in one piece."""
+    gfl = "head.reg.weight" in state
+    resnet = "backbone.stem.0.weight" in state
+    rules = [*_TO_MMDET, *(_TO_MMDET_GFL if gfl else _TO_MMDET_YOLOX)]
+    if resnet:
+        rules.append((r"^backbone\.stage(\d)\.", r"backbone.layer\1."))
+    out = {}
+    for key, value in merge_blocks(state).items():
+        for pattern, to in rules:
+            key = re.sub(pattern, to, key)
+        out[key] = value
+    return out
+
+
+_BLOCK = re.compile(r"(.*)\.blocks\.(\d+)\.(weight|bias)")
+
+
+def merge_blocks(state: dict[str, Tensor], kernels: dict[str, int] | None = None) -> dict[str, Tensor]:
+    """Class layers, which grew block by block, as one tensor a weight and bias; rows of several anchors anchor by
+    anchor, as MMDetection has them.
+
+    Args:
+        kernels: kernel size of layers with anchors (default: 3).
+    """
+    out: dict[str, Tensor] = {}
+    parts: dict[str, list[Tensor]] = {}
+    for key, value in state.items():
+        found = _BLOCK.fullmatch(key)
+        if found is None:
+            out[key] = value
+            continue
+        whole = f"{found[1]}.{found[3]}"
+        out.setdefault(whole, value)  # its place in the order
+        parts.setdefault(whole, []).append(value)
+    for key, blocks in parts.items():
+        value = torch.cat(blocks)
+        layer = key.rpartition(".")[0]
+        if state[f"{layer}.blocks.0.bias"].dim() == 2:  # AnchorConv: [C, A] and [C, A, channels × k²]
+            k = (kernels or {}).get(layer, 3)
+            value = value.transpose(0, 1).flatten(0, 1).contiguous()
+            value = value if value.dim() == 1 else value.view(len(value), -1, k, k)
         out[key] = value
     return out
 

@@ -23,19 +23,38 @@ def load(path: str | Path, *, classes: Sequence[str] | None = None) -> Detector:
     """A detector from a file, in eval mode.
 
     Args:
-        path: a ciod model (``.safetensors``), an official YOLOX checkpoint, or an MMDetection YOLOX checkpoint.
+        path: a ciod model (``.safetensors``), an official YOLOX checkpoint, or one of MMDetection: of YOLOX or GFL, or
+            (with the extra mmdet) of any head it supports, with its config inside or as ``mmdet:CONFIG,CHECKPOINT``.
         classes: class names, for a checkpoint that does not carry them. With 80 classes and no names, COCO's.
 
     Raises:
         CiodError: the file is absent, torn, of another architecture, needs code to load, or lacks class names.
     """
-    path = Path(path)
+    config, path = _config_of(path)
     if not path.is_file():
         suffixes = (".safetensors", ".pth", ".pt")
         beside = [p.name for p in path.parent.glob("*") if p.suffix in suffixes] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, beside)
         raise CiodError(f"There is no model file {path}" + (f"; {hint}" if "mean" in hint else "."))
+    if config is not None:
+        from ciod.detectors import mmdet_files
+
+        return mmdet_files.load(path, read_checkpoint(path), classes, config)
     return _load_own(path) if path.suffix == ".safetensors" else _load_foreign(path, classes)
+
+
+def _config_of(path: str | Path) -> tuple[str | None, Path]:
+    """``mmdet:CONFIG,CHECKPOINT`` → its parts; anything else is a file.
+
+    Raises:
+        CiodError: no checkpoint is named.
+    """
+    if not str(path).startswith("mmdet:"):
+        return None, Path(path)
+    config, comma, file = str(path).removeprefix("mmdet:").rpartition(",")
+    if not comma:
+        raise CiodError(f"{path} names a config and no checkpoint; write mmdet:CONFIG,CHECKPOINT.")
+    return config, Path(file)
 
 
 def _load_own(path: Path) -> Detector:
@@ -87,14 +106,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def _tensors(content: dict[str, Any]) -> dict[str, Tensor]:
+def tensors_of(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The state dict in a checkpoint."""
     raw = next((content[k] for k in ("model", "state_dict") if isinstance(content.get(k), dict)), content)
     return {k: v for k, v in raw.items() if isinstance(k, str) and isinstance(v, Tensor)}
 
 
 def _foreign_state(content: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors of a checkpoint under our names."""
-    return foreign.rename(_tensors(content))
+    return foreign.rename(tensors_of(content))
 
 
 def _torchvision_classes(
@@ -115,16 +135,20 @@ def _load_foreign(path: Path, classes: Sequence[str] | None) -> Detector:
     content = read_checkpoint(path)
     state = _foreign_state(content)
     name = foreign.recognise(state)
+    if name is None and any(k.startswith("bbox_head.") for k in tensors_of(content)):
+        from ciod.detectors import mmdet_files
+
+        return mmdet_files.load(path, content, classes, None)
     if name is None:
         raise CiodError(
             f"{path} is not a checkpoint of a detector ciod knows ({', '.join(detectors.available())}). Its tensors "
             f"are called, for example, {', '.join(list(state)[:3])}."
         )
     count = foreign.count_classes(state)
-    if "backbone.body.conv1.weight" in _tensors(content):
+    if "backbone.body.conv1.weight" in tensors_of(content):
         state, classes = _torchvision_classes(state, classes)
         count = foreign.count_classes(state)
-    found = classes or _named(content.get("meta"))
+    found = classes or named(content.get("meta"))
     if not found and count == len(known.COCO):
         found = known.COCO
     if not found:
@@ -139,7 +163,7 @@ def _load_foreign(path: Path, classes: Sequence[str] | None) -> Detector:
     return detector.eval()
 
 
-def _named(meta: Any) -> list[str] | None:
+def named(meta: Any) -> list[str] | None:
     """Class names in the metadata of an MMDetection checkpoint."""
     meta = meta if isinstance(meta, dict) else {}
     inner = meta.get("dataset_meta")
@@ -159,6 +183,10 @@ def load_trunk(detector: Detector, path: Path) -> int:
     Raises:
         CiodError: the file is of another architecture.
     """
+    if detector.settings["name"].startswith("mmdet:"):
+        from ciod.detectors import mmdet_files
+
+        return mmdet_files.load_trunk(detector, path)  # type: ignore[arg-type]
     donor = load(path, classes=None if path.suffix == ".safetensors" else _anonymous(path))
     taken = 0
     for i, (theirs, own) in enumerate(zip(donor.trunk(), detector.trunk(), strict=False)):

@@ -1,0 +1,118 @@
+"""python -m benchmarks.vs_mmdet
+
+A training step of ciod's YOLOX or GFL against MMDetection's own model of the same weights: forward, its own ``loss``,
+backward, optimiser; and MMDetection's model through ciod's adapter. Time as ratios from one interleaved run, and peak
+memory from a process of its own for each. Needs the extra mmdet (docs/mmdetection.md).
+
+    python -m benchmarks.vs_mmdet --detector gfl-r50 --size 640 --batch 8
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import timing
+from benchmarks.step import _without, batch
+from ciod import detectors
+from ciod.config import Train
+from ciod.detectors import weights
+from ciod.engine import optim, speed
+from ciod.engine.machine import peak_memory_mb
+from ciod.inference import mmdet_file
+
+SIDES = ("ciod", "adapter", "mmdetection")
+
+
+def stepper(side: str, args: argparse.Namespace, device: torch.device) -> Callable[[], None]:
+    """One whole fine-tuning step; all sides have the same weights, pictures and boxes, and every layer trains."""
+    torch.manual_seed(0)
+    names = tuple(f"class {i}" for i in range(args.classes))
+    native = detectors.build(names, name=args.detector, size=args.size, backbone_weights=None)
+    detector: Any = native
+    if side != "ciod":
+        with tempfile.TemporaryDirectory() as folder:
+            written = mmdet_file.export(native, folder)
+            detector = weights.load(f"mmdet:{written.config},{written.checkpoint}")
+        detector.hold(False)
+    detector.to(device).train()
+    settings = Train(optimizer="sgd", lr=1e-4)
+    speed.lay_out(detector, settings)
+    data = batch(args.batch, args.size, args.classes, 0, device)
+    if side == "mmdetection":
+        losses = own(detector, data, args.size)
+    else:
+        losses = lambda: _losses(detector, data)  # noqa: E731
+    optimizer = optim.optimizer(detector, settings, settings.lr)
+
+    def step() -> None:
+        found = losses()
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack([v.sum() for v in found]).sum().backward()
+        optimizer.step()
+
+    return step
+
+
+def _losses(detector: Any, data: Any) -> list[torch.Tensor]:
+    outputs = detector(data.images)
+    return list(detector.loss(outputs, data.targets, detector.match(outputs, data.targets)).values())
+
+
+def own(detector: Any, data: Any, size: int) -> Callable[[], list[torch.Tensor]]:
+    """MMDetection's ``loss``, after its own way of normalising, of the adapter's model."""
+    from mmdet.structures import DetDataSample
+    from mmengine.structures import InstanceData
+
+    samples = []
+    for boxes, labels in zip(data.targets.boxes, data.targets.labels, strict=True):
+        sample = DetDataSample(metainfo=dict.fromkeys(("img_shape", "pad_shape", "batch_input_shape"), (size, size)))
+        sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
+        samples.append(sample)
+
+    def losses() -> list[torch.Tensor]:
+        found = detector.model.loss(detector.normalise(data.images), samples)
+        return [t for v in found.values() for t in (v if isinstance(v, (list, tuple)) else [v])]
+
+    return losses
+
+
+def memory(side: str, argv: list[str]) -> float:
+    """Peak MB of a process that takes three steps."""
+    command = [sys.executable, "-m", "benchmarks.vs_mmdet", *argv, "--memory-of", side]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    return float(done.stdout.split()[-1])
+
+
+def main() -> None:
+    parse = timing.parser(__doc__, detector="yolox-s", size=640, batch=8, classes=80, rounds=5)
+    parse.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
+    args = parse.parse_args()
+    torch.set_num_threads(args.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if args.memory_of:
+        step = stepper(args.memory_of, args, device)
+        for _ in range(3):
+            step()
+        print(peak_memory_mb())
+        return
+    seconds = timing.medians(timing.interleaved({s: stepper(s, args, device) for s in SIDES}, rounds=args.rounds))
+    peak = {s: memory(s, _without(sys.argv[1:], ("--json", "--rounds"))) for s in SIDES}
+    lines = [f"{args.detector}, {args.size} px, batch {args.batch}, {args.classes} classes"]
+    figures: dict[str, Any] = {"settings": {k: str(v) for k, v in vars(args).items()}, "sides": {}}
+    for side in SIDES:
+        ratio, room = seconds[side] / seconds["mmdetection"], peak[side] / peak["mmdetection"]
+        figures["sides"][side] = {"seconds": seconds[side], "ratio": ratio, "peak_mb": peak[side], "memory_ratio": room}
+        lines.append(f"  {side:12s} {seconds[side]:7.3f} s  × {ratio:.3f}   {peak[side]:7.0f} MB  × {room:.3f}")
+    timing.tell(lines, figures, args.json)
+
+
+if __name__ == "__main__":
+    main()
