@@ -26,7 +26,8 @@ $(MMDET)/ready: pyproject.toml scripts/mmcv_cxx
 	$(PIP) install --quiet torch torchvision setuptools wheel ninja packaging
 	ls $(WHEELS)/onedl_mmcv-*.whl 2> /dev/null || CXX=$(CURDIR)/scripts/mmcv_cxx MMCV_CXX_CACHE=$(CURDIR)/$(MMDET)/headers \
 		MMCV_WITH_OPS=1 MAX_JOBS=2 $(PIP) wheel --quiet --no-build-isolation --no-deps --no-cache-dir -w $(WHEELS) onedl-mmcv
-	$(PIP) install --quiet --no-build-isolation --find-links $(WHEELS) -e ".[dev,mmdet]"
+	$(PIP) install --quiet --no-build-isolation --find-links $(WHEELS) onedl-mmcv onedl-mmengine onedl-mmdetection
+	$(PIP) install --quiet -e ".[dev,mmdet]"
 	rm -rf $(MMDET)/headers
 	@touch $(MMDET)/ready
 

@@ -166,6 +166,7 @@ class Detector(nn.Module, ABC):
         self.lineage: list[dict[str, Any]] = []  # one entry a task: which classes came when, from what
         self.growth: list[dict[str, Any]] = [{"rows": len(class_names)}] if class_names else []  # how they came
         self.score_threshold, self.nms_iou = 0.001, 0.65
+        self.one_label = True  # of a position, in decoding
         self.precision: torch.dtype | None = None  # of a teacher's forward; None: as the surroundings say
         # Maps of frozen layers go from a student to its teacher (``prefix.py``); the engine says whether.
         self.lends: Prefix | None = None

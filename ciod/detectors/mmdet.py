@@ -80,6 +80,7 @@ class MMDet(Detector):
         taking = configs.taking(model, size)
         stem = configs.PREFIX + Path(given).name.removesuffix(".py")
         super().__init__(class_names, {"name": stem, "size": taking.size, "config": json.dumps(model)}, taking)
+        self.one_label = not self.recipe.several
         self.traits = _traits(model, self.recipe)  # type: ignore[misc]  # of the instance: heads differ
         self.model = _build(model, max(1, len(class_names)), given)
         heads.check_head(self.head, self.recipe, given)
@@ -227,7 +228,8 @@ class MMDet(Detector):
         classes: Tensor | None = None,
     ) -> list[Detections]:
         """As MMDetection: but for YOLOX a position may have several labels, and the config's ``nms_pre`` best of each
-        level go into NMS; boxes are cut to the batch image first; PAA's are averaged with what they suppressed."""
+        level go into NMS; boxes are cut to the batch image first (but TOOD's); PAA's are averaged with what they
+        suppressed."""
         given = {"score_threshold": score_threshold, "nms_iou": nms_iou, "classes": classes}
         if not self.recipe.several:
             return super().decode(outputs, max_detections=max_detections, **given)  # type: ignore[arg-type]
@@ -238,7 +240,7 @@ class MMDet(Detector):
             probability = scores
         if classes is not None:
             probability = probability.masked_fill(~classes, 0)
-        boxes = _cut(outputs)
+        boxes = _cut(outputs) if self.recipe.cut else outputs.boxes
         found = []
         for i in range(len(boxes)):
             place, label = self._candidates(probability[i], floor, outputs.levels)

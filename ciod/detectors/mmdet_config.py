@@ -17,7 +17,7 @@ from ciod.detectors.detector import Input
 from ciod.errors import CiodError, did_you_mean
 
 PREFIX = "mmdet:"
-INSTALL = "pip install 'ciod[mmdet]' --no-build-isolation (docs/mmdetection.md has it step by step)"
+INSTALL = "its operators are compiled, which docs/mmdetection.md has step by step"
 KEPT = ("type", "data_preprocessor", "backbone", "neck", "bbox_head", "train_cfg", "test_cfg")
 
 

@@ -44,6 +44,7 @@ class Recipe:
     factor: Literal["objectness", "centerness", "iou"] | None = None
     root: bool = False  # scores are square roots of class × factor
     several: bool = True  # decoding may give a position several labels
+    cut: bool = True  # decoding cuts boxes to the picture before NMS
 
     @property
     def traits(self) -> frozenset[str]:
@@ -59,7 +60,7 @@ RECIPES: dict[str, Recipe] = {
     "FCOSHead": Recipe("one", "total", "centerness", floor=1e-6, factor="centerness"),
     "ATSSHead": Recipe("one", "each", "centerness", factor="centerness"),
     "VFNetHead": Recipe("iou", "total", "iou"),
-    "TOODHead": Recipe("alignment", "quality", "alignment"),
+    "TOODHead": Recipe("alignment", "quality", "alignment", cut=False),
     "RTMDetHead": Recipe("iou", "quality", "iou"),
     "RTMDetSepBNHead": Recipe("iou", "quality", "iou"),
     "PAAHead": Recipe("one", "images", "iou", floor=1e-12, factor="iou", root=True),

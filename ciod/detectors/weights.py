@@ -16,7 +16,7 @@ from ciod.detectors.detector import Detector
 from ciod.detectors.model_file import read_metadata, save_model
 from ciod.errors import CiodError, did_you_mean
 
-__all__ = ["load", "load_trunk", "read_checkpoint", "read_metadata", "save_model"]
+__all__ = ["file_of", "load", "load_trunk", "read_checkpoint", "read_metadata", "save_model"]
 
 
 def load(path: str | Path, *, classes: Sequence[str] | None = None) -> Detector:
@@ -41,6 +41,11 @@ def load(path: str | Path, *, classes: Sequence[str] | None = None) -> Detector:
 
         return mmdet_files.load(path, read_checkpoint(path), classes, config)
     return _load_own(path) if path.suffix == ".safetensors" else _load_foreign(path, classes)
+
+
+def file_of(path: str | Path) -> Path:
+    """The file of a model: of ``mmdet:CONFIG,CHECKPOINT`` the checkpoint."""
+    return _config_of(path)[1]
 
 
 def _config_of(path: str | Path) -> tuple[str | None, Path]:

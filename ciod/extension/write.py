@@ -13,6 +13,7 @@ import yaml
 
 from ciod.config import data_folder
 from ciod.data.scenario import Task
+from ciod.detectors import weights
 from ciod.engine import machine
 from ciod.engine.results import FORMAT, METRICS
 from ciod.evaluation import continual
@@ -56,8 +57,8 @@ def provenance(s: Extend, task: Task) -> dict[str, Any]:
     return {
         "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "effort": s.effort,
-        "from": Path(s.model).name,
-        "model_sha256": sha256(Path(data_folder(s.model) or s.model)),
+        "from": weights.file_of(s.model).name,
+        "model_sha256": sha256(weights.file_of(data_folder(s.model) or s.model)),
         "data_sha256": hashlib.sha256(listing.encode() + boxes).hexdigest(),
         "ciod": machine.versions()["ciod"],
     }
@@ -122,7 +123,7 @@ def results(
     return {
         "format": FORMAT,
         "scenario": {
-            "name": f"{Path(s.model).name} + {Path(s.data).name}",
+            "name": f"{weights.file_of(s.model).name} + {Path(s.data).name}",
             "classes": list(task.seen_classes),
             "split": [len(g) for g in groups],
             "joint": False,

@@ -249,6 +249,11 @@ def _whole(detector: Detector, model: dict[str, Any]) -> dict[str, Any]:
             "sampler": {"type": "DefaultSampler", "shuffle": False},
             "dataset": dataset,
         },
+        "visualizer": {
+            "type": "DetLocalVisualizer",
+            "vis_backends": [{"type": "LocalVisBackend"}],
+            "name": "visualizer",
+        },
         "test_evaluator": {"type": "CocoMetric", "ann_file": "data/val.json", "metric": "bbox"},
         "test_cfg": {"type": "TestLoop"},
     }

@@ -159,7 +159,7 @@ def export(
     detector = open_detector(model, size, names).frozen().cpu()
     floor = detector.score_threshold if score_threshold is None else score_threshold
     limit = detector.nms_iou if nms_iou is None else nms_iou
-    _check(opset, floor, limit, max_detections, detector)
+    _check(opset, floor, limit, max_detections, detector, nms)
     check = _require("onnx")
     if nms:
         graph: Raw = Suppressed(detector, score_threshold=floor, nms_iou=limit, max_detections=max_detections)
@@ -205,7 +205,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     return json.loads(found)
 
 
-def _check(opset: int, floor: float, iou: float, most: int, detector: Detector) -> None:
+def _check(opset: int, floor: float, iou: float, most: int, detector: Detector, nms: bool) -> None:
     problems = []
     if opset not in OPSETS:
         problems.append(f"opset: {opset} is not possible; allowed: {OPSETS[0]} to {OPSETS[-1]}.")
@@ -216,6 +216,11 @@ def _check(opset: int, floor: float, iou: float, most: int, detector: Detector) 
         problems.append(f"max_detections: {most} is not at least 1.")
     if not detector.num_classes:
         problems.append("The model has no classes yet.")
+    if nms and not detector.one_label:
+        problems.append(
+            f"nms: {detector.settings['name']} may give a position several labels, which the graph cannot; leave nms "
+            "out."
+        )
     if problems:
         raise ConfigError(problems)
 

@@ -91,6 +91,14 @@ def test_outputs_have_the_promised_shapes(name):
     assert [n * per_cell for n in cells] == list(out.levels)
 
 
+def test_suppression_in_the_graph_is_for_one_label_a_position(tmp_path):
+    from ciod.inference.onnx_file import export
+
+    pytest.importorskip("onnx")
+    with pytest.raises(CiodError, match="may give a position several labels, which the graph cannot; leave nms out"):
+        export(common.make("gfl", size=64), tmp_path / "x.onnx", nms=True)
+
+
 def test_classes_are_selected_and_renamed_with_anchors():
     detector = common.make("retinanet", size=64).eval()
     detector.grow(["dog", "eel"])
@@ -107,7 +115,7 @@ def test_classes_are_selected_and_renamed_with_anchors():
     ("change", "said"),
     [
         ({"type": "FSAFHead"}, "a FSAFHead is not supported; YOLOXHead, GFLHead, .* are"),
-        ({"loss_cls": {"type": "GHMC"}}, "loss_cls of the RetinaHead is a GHMC; supported are"),
+        ({"loss_cls": {"type": "GHMC", "use_sigmoid": True}}, "loss_cls of the RetinaHead is a GHMC; supported are"),
         ({"loss_cls": {"type": "CrossEntropyLoss"}}, "has a softmax over classes and background; use_sigmoid=True"),
         ({"nonsense": 1}, "MMDetection cannot build"),
     ],
