@@ -226,11 +226,12 @@ class MMDet(Detector):
         nms_iou: float | None = None,
         max_detections: int = 100,
         classes: Tensor | None = None,
+        multi_label: bool = False,
     ) -> list[Detections]:
-        """As MMDetection: but for YOLOX a position may have several labels, and the config's ``nms_pre`` best of each
-        level go into NMS; boxes are cut to the batch image first (but TOOD's); PAA's are averaged with what they
-        suppressed."""
-        given = {"score_threshold": score_threshold, "nms_iou": nms_iou, "classes": classes}
+        """As MMDetection: but for YOLOX a position has several labels, whatever ``multi_label`` says, and the config's
+        ``nms_pre`` best of each level go into NMS; boxes are cut to the batch image first (but TOOD's); PAA's are
+        averaged with what they suppressed."""
+        given = {"score_threshold": score_threshold, "nms_iou": nms_iou, "classes": classes, "multi_label": multi_label}
         if not self.recipe.several:
             return super().decode(outputs, max_detections=max_detections, **given)  # type: ignore[arg-type]
         floor = self.score_threshold if score_threshold is None else score_threshold

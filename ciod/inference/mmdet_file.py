@@ -226,8 +226,8 @@ def _whole(detector: Detector, model: dict[str, Any]) -> dict[str, Any]:
     side, fill = detector.input.size, detector.input.fill
     pipeline = [
         {"type": "LoadImageFromFile"},
-        {"type": "Resize", "scale": [side, side], "keep_ratio": True},
-        {"type": "Pad", "size": [side, side], "pad_val": {"img": [fill, fill, fill]}},
+        {"type": "Resize", "scale": (side, side), "keep_ratio": True},
+        {"type": "Pad", "size": (side, side), "pad_val": {"img": (fill, fill, fill)}},
         {"type": "LoadAnnotations", "with_bbox": True},
         {"type": "PackDetInputs", "meta_keys": ["img_id", "img_path", "ori_shape", "img_shape", "scale_factor"]},
     ]

@@ -100,4 +100,4 @@ def test_50_photographs_have_the_same_boxes_in_its_inferencer(tmp_path, weights,
         assert rows.shape == wanted.shape
         total += len(rows)
         assert_same(rows, wanted)
-    assert total > 500
+    assert total > 400
