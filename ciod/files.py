@@ -93,7 +93,7 @@ def _why(path: Path, error: OSError, size: int) -> str:
         free = ""
         with contextlib.suppress(OSError):
             free = f" ({shutil.disk_usage(_existing(path)).free / 1e6:.0f} MB are free)"
-        needed = f"; it needs {size / 1e6:.2f} MB" if size else ""
+        needed = f"; it needs {_room(size)}" if size else ""
         return (
             f"{path} cannot be written: there is no room{free}{needed}. What was saved before is intact: make room "
             "and run the same command again."
@@ -101,6 +101,10 @@ def _why(path: Path, error: OSError, size: int) -> str:
     if error.errno in _REFUSED:
         return f"{path} cannot be written: {error.strerror}. Choose a folder that may be written to."
     return f"{path} cannot be written: {error.strerror or error}."
+
+
+def _room(size: int) -> str:
+    return f"{size / 1e6:.2f} MB" if size >= 100_000 else f"{size / 1e3:.1f} kB"
 
 
 def _existing(path: Path) -> Path:

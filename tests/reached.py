@@ -1,48 +1,244 @@
-"""pytest -p tests.reached: at the end, the errors for people that no test has raised.
+"""pytest -p tests.reached: at the end, the errors and sentences for people that no test has brought about.
 
-Where an error is made is recorded when it is made, so this costs nothing; processes that tests start are not seen.
+Every ``raise`` of a CiodError counts, and every text of three words or more inside a function: a line of a list of
+problems, the two halves of a condition, a warning. Modules of ciod are compiled with a note at each of them, so this
+sees processes that tests start, too. When the whole suite was run and passed, one that is missing fails it.
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
+import importlib.machinery
+import importlib.util
+import os
+import shutil
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
+from types import CodeType
+from typing import NamedTuple
 
-import ciod
-from ciod.errors import CiodError
+ROOT = Path(__file__).resolve().parents[1] / "ciod"
+FOLDER = "CIOD_REACHED"  # where every process notes what it reached
+NOTE = "_ciod_reached"
+WORDS = 3
+# Texts that need what a machine for tests may lack.
+EXEMPT: dict[str, str] = {}
 
-ROOT = Path(ciod.__file__).parent
-NAMES = {"CiodError", "ConfigError", "DataError", "Damaged", "NotFinite", "Taken", "WriteError"}
-REACHED: set[tuple[str, int]] = set()
+
+class Site(NamedTuple):
+    """A ``raise`` or a text. ``file`` is relative to the package."""
+
+    file: str
+    line: int
+    column: int
+    text: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
 
 
-def sites() -> list[tuple[str, int]]:
-    """(file, line) of every ``raise`` of an error for people."""
+@cache
+def people() -> frozenset[str]:
+    """Names of CiodError and of every class that inherits from it, as the source has them."""
+    bases = {
+        node.name: {ast.unparse(b).rpartition(".")[2] for b in node.bases}
+        for path in ROOT.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    }
+    found = {"CiodError"}
+    while more := {name for name, of in bases.items() if of & found} - found:
+        found |= more
+    return frozenset(found)
+
+
+def sites() -> list[Site]:
+    """All of the package."""
+    names = people()
     found = []
     for path in sorted(ROOT.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and ast.unparse(node.exc.func) in NAMES:
-                found.append((str(path), node.lineno))
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        notes = _Notes(path.relative_to(ROOT).as_posix(), names)
+        notes.visit(tree)
+        found += notes.found
     return found
 
 
-def _record(self: CiodError, *args: object) -> None:
-    Exception.__init__(self, *args)
-    frame = sys._getframe(1)
-    while frame is not None and frame.f_code.co_name == "__init__":
-        frame = frame.f_back
-    if frame is not None:
-        REACHED.add((frame.f_code.co_filename, frame.f_lineno))
+class _Notes(ast.NodeTransformer):
+    """Puts a note at every site: before a ``raise``, around a text."""
+
+    def __init__(self, file: str, names: frozenset[str]):
+        self.file, self.names = file, names
+        self.inside, self.found = 0, []
+
+    def _note(self, node: ast.AST, text: str) -> str:
+        site = Site(self.file, node.lineno, node.col_offset, text)  # type: ignore[attr-defined]
+        self.found.append(site)
+        return site.key
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        self.inside += 1
+        docs = ast.get_docstring(node) is not None
+        kept = node.body[:1] if docs else []
+        node.body = kept + [n for old in node.body[len(kept) :] for n in self._all(old)]
+        self.inside -= 1
+        return node
+
+    visit_AsyncFunctionDef = visit_FunctionDef  # type: ignore[assignment]
+
+    def _all(self, node: ast.AST) -> list:
+        new = self.visit(node)
+        return new if isinstance(new, list) else [new]
+
+    def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
+        self.inside += 1
+        self.generic_visit(node)
+        self.inside -= 1
+        return node
+
+    def visit_Raise(self, node: ast.Raise) -> list[ast.AST]:
+        what = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+        if what is None or ast.unparse(what).rpartition(".")[2] not in self.names:
+            self.generic_visit(node)
+            return [node]
+        key = self._note(node, ast.unparse(node))
+        self.generic_visit(node)
+        return [ast.copy_location(ast.Expr(_call(key)), node), node]
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        if node.value is not None:
+            node.value = self.visit(node.value)
+        return node
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
+        text = "".join(v.value if isinstance(v, ast.Constant) else "{}" for v in node.values)
+        for value in node.values:
+            if isinstance(value, ast.FormattedValue):
+                value.value = self.visit(value.value)
+        return self._text(node, text)
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        return self._text(node, node.value) if isinstance(node.value, str) else node
+
+    def _text(self, node: ast.expr, text: str) -> ast.AST:
+        if not self.inside or sum(any(c.isalpha() for c in word) for word in text.split()) < WORDS:
+            return node
+        return ast.copy_location(_call(self._note(node, text), node), node)
+
+    def visit_match_case(self, node: ast.match_case) -> ast.AST:
+        node.body = [n for old in node.body for n in self._all(old)]
+        return node
 
 
-def pytest_configure() -> None:
-    CiodError.__init__ = _record  # type: ignore[method-assign]
+def _call(key: str, *value: ast.expr) -> ast.Call:
+    return ast.Call(ast.Name(NOTE, ast.Load()), [ast.Constant(key), *value], [])
+
+
+# In every process --------------------------------------------------------------------------------------------------
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    names: frozenset[str] = frozenset()
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        tree = ast.parse(self.get_data(path), path)
+        tree = _Notes(Path(path).relative_to(ROOT).as_posix(), self.names).visit(tree)
+        return compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True)
+
+
+class _Finder:
+    """Modules of this ciod; others are left to Python."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
+        if name.partition(".")[0] != "ciod":
+            return None
+        place = ROOT.parent.joinpath(*name.split("."))
+        package = (place / "__init__.py").is_file()
+        file = place / "__init__.py" if package else place.with_suffix(".py")
+        if not file.is_file():
+            return None
+        return importlib.util.spec_from_file_location(
+            name, file, loader=_Loader(name, str(file)), submodule_search_locations=[str(place)] if package else None
+        )
+
+
+def install() -> None:
+    """From here on modules of ciod note what they reach, in a file of this process in the folder that FOLDER names."""
+    folder, seen = os.environ[FOLDER], set()
+    _open, _write, _close, _pid = os.open, os.write, os.close, os.getpid
+
+    def note(key: str, value: object = None) -> object:
+        if key not in seen:
+            seen.add(key)
+            try:
+                # at once, as the process may be killed; opened anew, as tests count open files
+                file = _open(f"{folder}/{_pid()}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+                _write(file, f"{key}\n".encode())
+                _close(file)
+            except OSError:
+                seen.discard(key)
+        return value
+
+    _Loader.names = people()
+    setattr(builtins, NOTE, note)
+    sys.meta_path.insert(0, _Finder)  # type: ignore[arg-type]
+
+
+def reached() -> set[str]:
+    return {line for path in Path(os.environ[FOLDER]).iterdir() for line in path.read_text().splitlines()}
+
+
+# In pytest ---------------------------------------------------------------------------------------------------------
+
+_CHILD = """
+import importlib.util, os
+if os.environ.get({folder!r}):
+    spec = importlib.util.spec_from_file_location("_reached", {file!r})
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.install()
+"""
+
+
+def pytest_configure(config) -> None:
+    if "ciod" in sys.modules:
+        raise RuntimeError("ciod was imported before tests.reached could see it")
+    if FOLDER not in os.environ:  # not a worker of xdist
+        notes, hook = (Path(tempfile.mkdtemp(prefix=f"ciod-{what}-")) for what in ("reached", "hook"))
+        notes.chmod(0o777)  # some tests are nobody
+        hook.chmod(0o755)
+        (hook / "sitecustomize.py").write_text(_CHILD.format(folder=FOLDER, file=str(Path(__file__).resolve())))
+        os.environ[FOLDER] = str(notes)
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(hook), *filter(None, [os.environ.get("PYTHONPATH")])])
+        config.add_cleanup(lambda: [shutil.rmtree(f, ignore_errors=True) for f in (notes, hook)])
+    install()
+
+
+def missing() -> list[Site]:
+    had = reached()
+    return [s for s in sites() if s.key not in had and f"{s.file}: {s.text}" not in EXEMPT]
+
+
+def whole_suite(config) -> bool:
+    """No test was left out by the command."""
+    chosen = ("keyword", "markexpr", "lf", "failedfirst", "deselect", "ignore", "ignore_glob", "collectonly", "maxfail")
+    return config.args_source.name == "TESTPATHS" and not any(config.getoption(o, None) for o in chosen)
+
+
+def pytest_sessionfinish(session, exitstatus: int) -> None:
+    worker = hasattr(session.config, "workerinput")
+    if not worker and exitstatus == 0 and whole_suite(session.config) and missing():
+        session.exitstatus = 1
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    every = sites()
-    missing = [s for s in every if not any((s[0], line) in REACHED for line in range(s[1], s[1] + 12))]
-    terminalreporter.write_line(f"{len(every) - len(missing)} of {len(every)} errors for people were raised; not:")
-    for file, line in missing:
-        terminalreporter.write_line(f"  {Path(file).relative_to(ROOT.parent)}:{line}")
+    lacking, every = missing(), len(sites())
+    terminalreporter.write_line(f"{every - len(lacking)} of {every} errors and sentences for people were reached")
+    for site in lacking:
+        terminalreporter.write_line(f"  not: ciod/{site.file}:{site.line}: {' '.join(site.text.split())[:100]}")

@@ -93,6 +93,7 @@ MISTAKES = [
     ("export MODEL onnx=a.pt", "a.pt must end in .onnx"),
     ("export MODEL a.onnx onnx=a.onnx", "export takes one model"),
     ("export absent.safetensors onnx=a.onnx", "There is no model file absent.safetensors"),
+    ("compare shapes-6+4 voc-15+5", "compare takes one scenario, not 2 (shapes-6+4, voc-15+5); write key=value"),
     ("list detector", "list: there is no 'detector'; did you mean 'detectors'"),
     ("list data", "list data: name a folder"),
     ("list data /no/such/folder", "/no/such/folder does not exist"),

@@ -277,3 +277,11 @@ def test_shapes_are_known_without_drawing_them():
 )
 def test_did_you_mean(word, options, said):
     assert did_you_mean(word, options) == said
+
+
+def test_a_method_that_no_detector_can_serve(monkeypatch):
+    from ciod import check, detectors
+
+    monkeypatch.setattr(detectors, "traits", lambda _: frozenset())
+    monkeypatch.setattr(detectors, "offering", lambda _: [])
+    assert check.method({"method": {"name": "ilyolox"}})[0].endswith("which yolox-nano does not have, nor any other.")

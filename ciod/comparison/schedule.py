@@ -8,11 +8,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ciod.comparison.plan import Cell
 from ciod.comparison.worker import finished
-from ciod.report.log import write_json
+from ciod.files import explained
+from ciod.report.log import LINE, write_json
 
 Say = Callable[[str], None]
 
@@ -32,7 +34,8 @@ def run(cells: Sequence[Cell], *, jobs: int, logs: Path, say: Say) -> dict[str, 
     Returns:
         Name of each cell that failed → why. The others are finished.
     """
-    logs.mkdir(parents=True, exist_ok=True)
+    with explained(logs, LINE):
+        logs.mkdir(parents=True, exist_ok=True)
     failed: dict[str, str] = {}
     ready = {c.name for c in cells if finished(c.folder, c.key)}
     waiting = [c for c in cells if c.name not in ready and _wanted(c, cells, ready)]
@@ -73,7 +76,8 @@ class _Worker:
     def __init__(self, cell: Cell, logs: Path, threads: int, say: Say):
         self.cell = cell
         self._last: list[str] = []
-        self._log = (logs / f"{cell.name}.log").open("a", encoding="utf-8")
+        with explained(logs / f"{cell.name}.log", LINE):
+            self._log = (logs / f"{cell.name}.log").open("a", encoding="utf-8")
         job = write_json(logs / f"{cell.name}.json", cell.job())
         env = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONUNBUFFERED": "1"}
         self._process = subprocess.Popen(
@@ -94,8 +98,9 @@ class _Worker:
 
     def _follow(self, pipe: Sequence[str], sink: Say) -> None:
         for line in pipe:
-            self._log.write(line)
-            self._log.flush()
+            with suppress(OSError):  # a full disk: the run says so, and waits for ever if nobody reads on
+                self._log.write(line)
+                self._log.flush()
             sink(line.rstrip())
 
     @property
@@ -124,4 +129,5 @@ class _Worker:
             reader.join()
         for file in (self._process.stdin, self._process.stdout, self._process.stderr, self._log):
             if file is not None:
-                file.close()
+                with suppress(OSError):  # what a full disk did not take
+                    file.close()

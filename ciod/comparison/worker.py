@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ciod.errors import CiodError
+from ciod.files import explained
 
 MARK = "cell.json"
 
@@ -67,8 +68,10 @@ def _alone(folder: Path) -> Iterator[None]:
     """Waits until no other process trains in ``folder``: comparisons may share first tasks."""
     import fcntl
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".cell.lock").open("w") as f:
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".cell.lock").open("w")
+    with lock as f:
         fcntl.flock(f, fcntl.LOCK_EX)
         yield
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ciod.data.augment import TrainTransform, letterbox
 from ciod.data.images import read_image
@@ -138,9 +138,12 @@ class Collate:
             targets.known = torch.from_numpy(self.mixture.known[rows])
             targets.background = torch.from_numpy(self.mixture.background[rows])
             source = torch.from_numpy(self.mixture.source[rows])
+        images = torch.stack([s["image"] for s in samples])
+        if get_worker_info() is not None:
+            images.share_memory_()  # here, where no room for it is an error; later it is only a batch that never comes
         return Batch(
             source=source,
-            images=torch.stack([s["image"] for s in samples]),
+            images=images,
             targets=targets,
             names=[str(self.index.files[r]) for r in rows],
             sizes=torch.from_numpy(self.index.sizes[rows].astype(np.int64)),
@@ -254,6 +257,36 @@ def eval_loader(
         generator=_own_generator(),
         timeout=STALLED if workers else 0,
     )
+
+
+def batches(loader: DataLoader) -> Iterator[Batch]:
+    """Of the loader, with the faults of its processes as sentences.
+
+    Raises:
+        CiodError: one ended, gave nothing for ``STALLED`` seconds, or found no room in shared memory; or what a
+            sample raised.
+    """
+    try:
+        yield from loader
+    except CiodError as e:  # torch puts the traceback of a worker in front of its message
+        raise CiodError(str(e).rstrip().splitlines()[-1].partition("CiodError: ")[2] or str(e)) from e
+    except RuntimeError as e:
+        said = str(e)
+        if "shared memory" in said or "Bus error" in said:
+            why = (
+                "found no room in shared memory (/dev/shm), through which batches travel: make it larger (containers: "
+                "--shm-size=8g), or lower train.workers or train.batch"
+            )
+        elif "timed out" in said:
+            why = "gave no batch in time: a disk or network folder may hang, or an image may be huge"
+        elif ("DataLoader worker" in said and "exited unexpectedly" in said) or "killed by signal" in said:
+            why = f"ended ({said.splitlines()[0]}): memory may be exhausted"
+        else:  # an error of the code, whose traceback is needed
+            raise
+        raise CiodError(
+            f"A loader process {why}. The same command goes on from the last saved state; train.workers=0 does "
+            "without such processes."
+        ) from e
 
 
 def _own_generator() -> torch.Generator:

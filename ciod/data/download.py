@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
 from ciod.errors import ConfigError, DataError, did_you_mean
+from ciod.files import explained
 from ciod.report.log import write_json
 
 RECORD = "ciod-data.json"  # archives that are unpacked: nothing is fetched twice
@@ -125,11 +126,12 @@ def fetch(name: str, out: str | Path, *, mirror: str | None = None, keep: bool =
     Raises:
         ConfigError: no such data set, or a mirror that is no web address.
         DataError: no network, no room, a wrong checksum, an archive with something else in it.
+        WriteError: ``out`` cannot be written.
     """
     source, out = find(name), Path(out).expanduser()
     if mirror is not None and not mirror.startswith(("http://", "https://")):
         raise ConfigError([f"mirror: '{mirror}' is no web address; it must begin with http:// or https://."])
-    try:
+    with explained(out):
         out.mkdir(parents=True, exist_ok=True)
         done = _record(out)
         for archive in source.archives:
@@ -145,8 +147,6 @@ def fetch(name: str, out: str | Path, *, mirror: str | None = None, keep: bool =
             write_json(out / RECORD, done)
             if not keep:
                 file.unlink()
-    except OSError as error:
-        raise DataError(f"{out} cannot be written: {error}.") from error
     return out
 
 

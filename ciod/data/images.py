@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ciod.errors import DataError
+from ciod.files import atomic_write
 
 # The grey that pads a letterboxed picture: what is transparent looks like padding and adds no edge. White or black
 # would draw one around every cut-out object, and the colours stored under alpha 0 are arbitrary.
@@ -92,18 +93,15 @@ def save_image(path: str | Path, array: np.ndarray) -> None:
     """Writes [H, W, 3] (or [H, W]) uint8 in the format of the suffix, beside and then renamed: never half a file.
 
     Raises:
-        DataError: the suffix is not that of a picture format, or the file cannot be written.
+        DataError: the suffix is not that of a picture format.
+        WriteError: no room, no permission, or another fault of the disk.
     """
-    path = Path(path)
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.asarray(array, dtype=np.uint8)).save(beside, quality=95)  # formats without it ignore it
-        beside.replace(path)
-    except (OSError, ValueError) as error:  # ValueError: Pillow does not know the suffix
-        raise DataError(f"The picture {path} cannot be written: {error}.") from error
-    finally:
-        beside.unlink(missing_ok=True)
+    path, content = Path(path), io.BytesIO()
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE:
+        raise DataError(f"The picture {path} cannot be written: '{path.suffix}' is no format that Pillow writes.")
+    Image.fromarray(np.asarray(array, dtype=np.uint8)).save(content, kind, quality=95)  # some formats ignore it
+    atomic_write(path, content.getvalue())
 
 
 @contextmanager

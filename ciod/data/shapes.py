@@ -13,6 +13,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -21,6 +22,7 @@ from PIL import Image, ImageFilter
 from ciod.data.shape_objects import CLASSES, Item, overlap, place
 from ciod.data.shape_paint import background, paint, to_image
 from ciod.errors import DataError
+from ciod.files import explained
 
 VERSION = 1  # of the drawing: raise it when the pictures change, so that stored data sets are drawn anew
 _SPLITS = {"train": 0, "val": 1}  # also the second number of each image's seed: never change
@@ -117,6 +119,7 @@ def write_shapes(root: Path, *, train: int, val: int, seed: int = 0, size: int =
 
     Raises:
         DataError: when the numbers make no data set, or ``root`` holds files that this function did not write.
+        WriteError: no room, no permission, or another fault of the disk.
     """
     root = Path(root)
     if train < 0 or val < 0 or size < 32 or seed < 0:
@@ -136,13 +139,19 @@ def write_shapes(root: Path, *, train: int, val: int, seed: int = 0, size: int =
         return root
     if _is_foreign(root):
         raise DataError(f"{root} holds other files than a shapes data set; choose another folder or empty this one")
+    with explained(root, size=(train + val) * size * size // 2):
+        _draw(root, settings)
+    return root
+
+
+def _draw(root: Path, settings: dict[str, Any]) -> None:
     root.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:
         made = fresh / "new"
         (made / "images").mkdir(parents=True)
-        for split, count in (("train", train), ("val", val)):
-            _write_split(made, split, count, seed, size)
+        for split in _SPLITS:
+            _write_split(made, split, settings[split], settings["seed"], settings["size"])
         (made / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
         (made / "shapes.json").write_text(json.dumps(settings, indent=1))
         if _stored(root) != settings:  # otherwise another process was quicker
@@ -151,7 +160,6 @@ def write_shapes(root: Path, *, train: int, val: int, seed: int = 0, size: int =
             made.rename(root)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    return root
 
 
 def _main() -> None:

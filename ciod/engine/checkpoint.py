@@ -20,6 +20,7 @@ from ciod.files import sync_folder, whole
 
 NEWEST, BEFORE = "state.pt", "previous.pt"
 _COMMENT = re.compile(rb"ciod sha256 ([0-9a-f]{64})")
+PLAIN = 100_000  # bytes that what is no tensor takes, about
 _COMMENT_SIZE = len(b"ciod sha256 ") + 64
 
 
@@ -71,7 +72,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     Raises:
         WriteError: the disk is full or read-only; both older states are intact.
     """
-    with whole(path, size=_bytes(state)) as file:
+    with whole(path, size=_bytes(state) + PLAIN) as file:
         sink = _Sink(file)
         torch.save(state, sink)  # type: ignore[arg-type]
         sink.end()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from ciod.data.dataset import batches
 from ciod.engine import optim
 from ciod.engine.watch import NotFinite, Row, Watch, check_weights, first_bad, not_finite
-from ciod.errors import CiodError
 
 __all__ = ["Fit", "NotFinite"]
 
@@ -107,7 +107,7 @@ class Fit:
         self._mode()
         self.loader.batch_sampler.epoch, self.loader.batch_sampler.skip = epoch, skip  # type: ignore[union-attr]
         self._clock, self._seen = time.monotonic(), 0
-        for batch in self._batches():
+        for batch in batches(self.loader):
             self._step(batch.to(self.world.device), done, self.total)
             done += 1
             if done % self.settings.log_every == 0 or done == self.total:
@@ -119,25 +119,6 @@ class Fit:
             self.world.stop.leave()
         self._after_epoch(epoch)
         return done
-
-    def _batches(self) -> Iterator[Batch]:
-        """Of the loader, with its faults as sentences."""
-        try:
-            yield from self.loader
-        except CiodError as e:  # torch puts the traceback of a worker in front of its message
-            raise CiodError(str(e).rstrip().splitlines()[-1].partition("CiodError: ")[2] or str(e)) from e
-        except RuntimeError as e:
-            said = str(e)
-            if "DataLoader" not in said:
-                raise
-            if "timed out" in said:
-                why = "gave no batch in time: a disk or network folder may hang, or an image may be huge"
-            else:
-                why = f"ended ({said.splitlines()[0]}): memory or shared memory (/dev/shm) may be exhausted"
-            raise CiodError(
-                f"A loader process {why}. The same command goes on from the last saved state; train.workers=0 does "
-                "without such processes."
-            ) from e
 
     def _pause(self, done: int) -> None:
         """Inside an epoch: writes the state when it is time, and leaves when a signal asks for it.

@@ -36,7 +36,7 @@ def owner_of(folder: Path) -> Iterator[None]:
     path = folder.resolve() / NAME
     if path in _HELD:
         raise Taken(f"out: {folder} is in use by another run of this process; choose another out=.")
-    with explained(path):
+    with explained(path, size=200):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = _acquire(folder, path)
     _HELD.add(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,7 +159,7 @@ def keep_batch(loader: DataLoader, row: Row, steps: int, folder: Path, losses: d
     from torchvision.utils import make_grid
 
     from ciod.data.images import save_image
-    from ciod.files import whole
+    from ciod.files import atomic_write
 
     sampler: Any = loader.batch_sampler
     try:
@@ -174,8 +175,9 @@ def keep_batch(loader: DataLoader, row: Row, steps: int, folder: Path, losses: d
             "epoch": row.epoch,
             "losses": losses,
         }
-        with whole(folder / "bad-batch.pt") as file:
-            torch.save(content, file)
+        written = io.BytesIO()  # a fault of the disk inside torch's writer would end Python
+        torch.save(content, written)
+        atomic_write(folder / "bad-batch.pt", written.getvalue())
         grid = make_grid(batch.images.to(torch.uint8), nrow=4)
         save_image(folder / "bad-batch.png", grid.permute(1, 2, 0).numpy())
     except Exception:  # whatever it is, it must not hide why the run stops

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ciod.data.dataset import eval_loader
+from ciod.data.dataset import batches, eval_loader
 from ciod.detectors.detector import in_original
 from ciod.engine.distributed import World
 from ciod.evaluation.ap import APTable, coco_ap
@@ -42,7 +42,7 @@ def detect(
     )
     found: list[Any] = []
     broken: list[str] = []
-    for batch in loader:
+    for batch in batches(loader):
         outputs = detector(batch.images.to(world.device, non_blocking=True))
         decoded = detector.decode(
             outputs,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ciod.data.dataset import batches
 from ciod.engine.progress import clock
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def measure(detector: Detector, method: Method, loader: DataLoader, world: World
         if isinstance(m, nn.modules.batchnorm._BatchNorm):
             m.eval()
     began, counted = time.monotonic(), 0
-    for i, batch in enumerate(loader):
+    for i, batch in enumerate(batches(loader)):
         if i == 1:
             began = time.monotonic()
         losses = method.loss(batch.to(world.device))

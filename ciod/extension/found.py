@@ -166,7 +166,6 @@ def draw_doubtful(folder: Path, found: Found, detections: Sequence[Detections], 
         unsure = d.keep(np.abs(d.scores - limit[d.labels]) <= MARGIN)
         own = index.of_image(i)
         truth = Detections(index.boxes[own], np.ones(own.stop - own.start), index.labels[own], index.class_names)
-        folder.mkdir(parents=True, exist_ok=True)
         save_image(folder / f"{written:02d}.jpg", draw_boxes(picture, unsure, truth=truth))
         written += 1
     return written

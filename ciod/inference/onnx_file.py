@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ciod.errors import CiodError, ConfigError
+from ciod.files import atomic_write, explained
 from ciod.types import Outputs
 
 if TYPE_CHECKING:
@@ -168,27 +169,19 @@ def export(
     graph.eval()
     sample = pictures_to_compare(detector, images)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with explained(path, 4 * sum(p.numel() for p in graph.parameters())):
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.touch()
-    except OSError as error:
-        raise CiodError(f"{path} cannot be written: {error.strerror or error}.") from error
-    try:
-        _write(graph, sample[:2], beside, opset, dynamic_size)
-        content = check.load(str(beside))
-        content.metadata_props.add(key=KEY, value=json.dumps(_metadata(detector, graph, opset), ensure_ascii=False))
-        found = _compare(graph, content.SerializeToString(), sample, dynamic_size)
-        if nms:
-            del content.graph.output[:2]
-        check.checker.check_model(content, full_check=True)
-        check.save(content, str(beside))
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        raise CiodError(f"{path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        beside.unlink(missing_ok=True)
+        try:
+            _write(graph, sample[:2], beside, opset, dynamic_size)
+            content = check.load(str(beside))
+        finally:
+            beside.unlink(missing_ok=True)
+    content.metadata_props.add(key=KEY, value=json.dumps(_metadata(detector, graph, opset), ensure_ascii=False))
+    found = _compare(graph, content.SerializeToString(), sample, dynamic_size)
+    if nms:
+        del content.graph.output[:2]
+    check.checker.check_model(content, full_check=True)
+    atomic_write(path, content.SerializeToString())
     return Exported(path, opset, nms, *found)
 
 

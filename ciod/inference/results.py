@@ -13,6 +13,7 @@ import numpy as np
 
 from ciod.data.images import save_image
 from ciod.errors import CiodError, DataError
+from ciod.files import explained
 from ciod.inference.pictures import VIDEOS, files, stream
 from ciod.inference.video import Video, VideoWriter, need_av
 from ciod.report.draw import draw_boxes
@@ -83,12 +84,10 @@ class Job:
         Raises:
             CiodError: none could, or the output cannot be written.
         """
-        try:
+        with explained(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
             done = self._pictures() if self.pictures else 0
             done += sum(self._film(path) for path in self.films)
-        except OSError as error:
-            raise CiodError(f"{error.filename or self.out} cannot be written: {error.strerror}.") from error
         if not done:
             raise CiodError("None of the files could be read.")
         return done

@@ -49,5 +49,4 @@ def write_examples(
         after = found[row]
         panels = [draw_boxes(picture, d, new=task.new_classes, truth=truth, min_score=SCORE) for d in (before, after)]
         titles = ["before: the teacher", f"after task {task.index + 1}: the student"]
-        folder.mkdir(parents=True, exist_ok=True)
         save_image(folder / f"{place:02d}.jpg", side_by_side(panels, titles))

@@ -12,6 +12,7 @@ from typing import Any
 from ciod.files import atomic_write, explained
 
 METRICS = "metrics.jsonl"
+LINE = 1000  # bytes that a line has at most, about
 
 
 class RunLog:
@@ -22,7 +23,8 @@ class RunLog:
 
     def __init__(self, folder: Path | str):
         self.path = Path(folder) / METRICS
-        with explained(self.path):
+        self._waiting = 0  # bytes that may not be on the disk yet
+        with explained(self.path, LINE):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _cut_torn_line(self.path)
             self._file = self.path.open("a", encoding="utf-8", buffering=1)
@@ -30,17 +32,19 @@ class RunLog:
     def write(self, kind: str, **fields: Any) -> None:
         """One line. ``kind`` is ``step``, ``epoch`` or ``task``; numbers that are not finite are written as null."""
         line = json.dumps(plain({"kind": kind, **fields}), ensure_ascii=False, allow_nan=False) + "\n"
-        with explained(self.path):
+        self._waiting += len(line.encode())
+        with explained(self.path, self._waiting):
             self._file.write(line)
 
     def sync(self) -> None:
         """Brings every line to the disk: a saved state must not know of steps that a power cut takes from the log."""
-        with explained(self.path):
+        with explained(self.path, self._waiting or LINE):
             self._file.flush()
             os.fsync(self._file.fileno())
+        self._waiting = 0
 
     def close(self) -> None:
-        with explained(self.path):
+        with explained(self.path, self._waiting or LINE):
             self._file.close()
 
     def __enter__(self) -> RunLog:

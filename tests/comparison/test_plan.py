@@ -257,3 +257,8 @@ def test_a_folder_with_other_settings_is_refused(scenes, tmp_path):
     made = build(scenes, tmp_path / "out")
     assert "begun with other code or on another device than now (ciod 0.0.9 older)" in made.warnings[0]
     assert made.cells[-1].key == identity.key(theirs), "a finished run stays finished"
+
+
+def test_a_scenario_of_joint_training_alone(scenes, tmp_path):
+    with pytest.raises(ConfigError, match="joint: write methods=joint,… for the upper bound"):
+        build(scenes, tmp_path, **{"protocol.joint": True})

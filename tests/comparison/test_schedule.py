@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 
@@ -121,3 +122,33 @@ def test_an_interruption_stops_what_runs(go):
     with pytest.raises(KeyboardInterrupt):
         world.failed()
     assert world.stopped == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("code", "last", "said"),
+    [
+        (3, [], "its process ended with code 3"),
+        (3, ["a", " "], "a"),
+        (-9, ["a"], "signal 9 (out of memory?)"),
+        (0, [], ""),
+    ],
+)
+def test_why_a_process_failed(code, last, said):
+    worker = schedule._Worker.__new__(schedule._Worker)
+    worker._last, worker._readers, worker._log = last, [], None
+    worker._process = SimpleNamespace(returncode=code, stdin=None, stdout=None, stderr=None)
+    assert said in (worker.problem() or "")
+
+
+def test_a_log_without_room_does_not_stop_what_reads(tmp_path):
+    """Nobody reading on would leave the run waiting for ever."""
+
+    class Full:
+        def write(self, _: str) -> None:
+            raise OSError(28, "No space left on device")
+
+    heard: list[str] = []
+    worker = schedule._Worker.__new__(schedule._Worker)
+    worker._log = Full()
+    worker._follow(["a\n", "b\n"], heard.append)
+    assert heard == ["a", "b"]

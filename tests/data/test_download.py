@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from ciod.data import download, formats
-from ciod.errors import ConfigError, DataError
+from ciod.errors import CiodError, ConfigError, DataError
 
 
 class Server:
@@ -328,3 +328,36 @@ def test_the_command(server, monkeypatch, tmp_path):
     assert done.output.splitlines()[-1].strip() == f"ciod list data '{out}'" and f"export VOC='{out}'" in done.output
     listed = CliRunner().invoke(app, ["list", "data", str(out)])
     assert listed.exit_code == 0 and "dog" in listed.output
+
+
+def test_a_connection_that_ends_for_good_keeps_what_came(server, monkeypatch, tmp_path):
+    content = bytes(4 << 20)
+    server.files["a.zip"] = content
+    server.cut = [3 << 20] + [0] * 20
+    archive = replace(download.find("voc").archives[0], url=f"{server.url}/a.zip", size=None)
+    with pytest.raises(
+        DataError, match=r"could not be fetched from .*; 3 MB of it are in .*a\.zip\.part\. Run the same"
+    ):
+        download._get(archive, f"{server.url}/a.zip", tmp_path, lambda _: None)
+
+
+def test_a_connection_that_breaks(server, monkeypatch, tmp_path):
+    import urllib.request
+
+    def breaks(*_, **__):
+        raise ConnectionResetError("reset by peer")
+
+    monkeypatch.setattr(urllib.request, "urlopen", breaks)
+    with pytest.raises(DataError, match=r"\(the connection broke: reset by peer\)\. Run the same command"):
+        download._get(download.find("voc").archives[0], server.url, tmp_path, lambda _: None)
+
+
+def test_more_than_was_announced(tmp_path):
+    with pytest.raises(DataError, match=r"a\.zip: the server sends more than the 10 bytes it announced"):
+        download._copy(io.BytesIO(bytes(11)), tmp_path / "a.zip.part", 0, 10, "a.zip", lambda _: None)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CiodError, match=r"cannot be written: "):
+        download.fetch("voc", tmp_path / "file" / "voc", say=lambda _: None)

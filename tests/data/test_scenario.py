@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ciod.data.scenario import Protocol, Scenario, class_order, groups_of, parse_split
+from ciod.data.scenario import Protocol, Scenario, class_order, groups_of, parse_split, read_protocol
 from ciod.errors import CiodError, ConfigError
 from tests.fixed import index_of
 
@@ -243,3 +243,40 @@ def test_the_protocol_in_words():
     said = " ".join(Protocol(images="disjoint", boxes="seen", eval_images="seen").sentences())
     assert "one task only" in said and "seed 123" in said and "not old-data-free" in said
     assert "upper bound" in Protocol(joint=True).sentences()[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"order": ["cow", "ant"]}, "Class order: given by a list."),
+        ({"split": [["ant"], ["cow"]], "reverse": True}, "Class order: given by the groups, groups in reverse."),
+        ({"difficult": "drop"}, "Difficult boxes are not trained on."),
+        ({"joint": True}, "Joint training: all classes in one task, with all their boxes (upper bound)."),
+    ],
+)
+def test_a_protocol_in_words(given, said):
+    assert said in Protocol(**{"split": "2+2", **given}).sentences()
+
+
+def test_a_wrong_order_beside_other_problems():
+    with pytest.raises(ConfigError, match="'seed:x' is not an order"):
+        groups_of(Protocol(split="2+2", order="seed:x"), NAMES)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("split: [", r"mine\.yaml is not YAML"),
+        ("- a\n- b\n", r"mine\.yaml must be a mapping with split, order"),
+        ("splitt: 2+2\n", "did you mean 'split'"),
+    ],
+)
+def test_a_scenario_file_that_is_none(content, said, tmp_path):
+    (tmp_path / "mine.yaml").write_text(content)
+    with pytest.raises(CiodError, match=said):
+        read_protocol(str(tmp_path / "mine.yaml"))
+
+
+def test_a_scenario_that_is_not_there():
+    with pytest.raises(CiodError, match=r"scenario: there is no 'shapes-6\+5'; did you mean 'shapes-6\+4'"):
+        read_protocol("shapes-6+5")

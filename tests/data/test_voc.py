@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from ciod.data import voc
 from ciod.data.formats import class_names, read, splits
 from ciod.data.index import Index
 from ciod.errors import DataError
@@ -201,3 +203,9 @@ def test_voc_without_any_object_has_no_class(root):
         read(root)
     with pytest.raises(DataError, match=r"names no class"):
         class_names(root)
+
+
+def test_a_list_that_cannot_be_read(tmp_path):
+    part = SimpleNamespace(listing=tmp_path)  # a folder
+    with pytest.raises(DataError, match=r"The list .* cannot be read: "):
+        list(voc._stems(part, None, None, {}))  # type: ignore[arg-type]

@@ -11,8 +11,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from ciod.data import yolo
 from ciod.data.formats import class_names, read, splits
-from ciod.data.index import Index
+from ciod.data.index import Index, Problems
 from ciod.errors import DataError
 from tests.data.writers import assert_same, picture, sample_index, write_yolo
 
@@ -208,3 +209,11 @@ def test_yolo_names_beside_a_yaml_without_any(root):
     (root / "data.yaml").write_text("train: images/train")
     (root / "classes.txt").write_text("cat\ndog\n")
     assert class_names(root) == ("cat", "dog")
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(DataError, match=r"cannot be read: "):
+        yolo._lines(tmp_path)  # a folder
+    problems = Problems()
+    yolo._Rows(None, {}, problems, False).add_file(str(tmp_path))  # type: ignore[arg-type]
+    assert "unreadable box file, its picture counts as without boxes" in problems.lines()[0]

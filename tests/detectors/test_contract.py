@@ -469,3 +469,15 @@ def test_two_processes_with_two_images_are_one_with_four(tmp_path):
         largest = max(g.abs().max() for g in alone.values())
         for n, g in alone.items():
             assert (together[n] - g).abs().max() <= 1e-4 * largest, f"{name}: {n}"
+
+
+def test_classes_that_cannot_be_kept_or_renamed():
+    detector = make("yolox-pico")
+    with pytest.raises(CiodError, match=r"^The detector does not know 'moth'\.$"):
+        detector.select([NAMES[0], "moth"])
+    with pytest.raises(CiodError, match="does not know what to keep: no name"):
+        detector.select([])
+    with pytest.raises(CiodError, match=r"The detector does not know 'moth'\."):
+        detector.rename({"moth": "bee"})
+    with pytest.raises(CiodError, match="would have two classes of one name"):
+        detector.rename({NAMES[0]: NAMES[1]})

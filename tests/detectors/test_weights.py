@@ -10,7 +10,7 @@ import struct
 import pytest
 import torch
 
-from ciod.detectors import foreign
+from ciod.detectors import foreign, model_file
 from ciod.detectors import weights as files
 from ciod.detectors.detector import Detector
 from ciod.errors import CiodError
@@ -240,3 +240,30 @@ def test_mmdetections_gfl_is_recognised(name):
     renamed = foreign.rename(theirs)
     assert own.keys() == renamed.keys() - {"bbox_head.integral.project"}
     assert foreign.recognise(renamed) == name and foreign.count_classes(renamed) == len(NAMES)
+
+
+WELL = {"format": 2, "class_names": ["a", "b"], "detector": {"name": "yolox-pico"}, "blocks": [2]}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"blocks": [1]}, "blocks are 1 classes, but class_names 2"),
+        ({"growth": [{"rows": 3}]}, "growth has 3 classes, but class_names 2"),
+        ({"class_names": ["a", "a"]}, "a class name comes twice"),
+        ({"detector": {}}, "detector has no name"),
+        ({"detector": {"name": "yolox-pico", "size": 9}}, r"detector\.size must be 32\.\.8192 pixels"),
+        ({"format": 3}, "is no valid ciod model: format: "),
+    ],
+)
+def test_metadata_that_cannot_be(change, said, tmp_path):
+    with pytest.raises(CiodError, match=said):
+        model_file._metadata(tmp_path / "m.safetensors", {"ciod": json.dumps({**WELL, **change})})
+
+
+def test_metadata_that_are_no_json_or_too_long(tmp_path, monkeypatch):
+    with pytest.raises(CiodError, match="its metadata are not JSON"):
+        model_file._metadata(tmp_path / "m.safetensors", {"ciod": "{"})
+    monkeypatch.setattr(model_file, "LONGEST", 1 << 20)
+    with pytest.raises(CiodError, match="has 2 MB of metadata, more than the 1 that a model may"):
+        model_file._metadata(tmp_path / "m.safetensors", {"ciod": " " * (2 << 20)})

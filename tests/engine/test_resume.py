@@ -435,3 +435,20 @@ def test_random_numbers_of_a_rank_the_saved_run_did_not_have():
     b = torch.rand(1)
     resume.set_random(saved, 0, 1, World(rank=1, size=2))
     assert torch.equal(torch.rand(1), b) and not torch.equal(a, b)
+
+
+def test_a_first_task_that_is_not_finished(tmp_path):
+    from types import SimpleNamespace
+
+    from ciod.engine import resume
+
+    settings = SimpleNamespace(first=tmp_path, out=tmp_path / "out")
+    with pytest.raises(CiodError, match=r"first: .* has not finished its first task\."):
+        resume.take_over(settings, None)  # type: ignore[arg-type]
+
+
+def test_data_that_differ_in_what_no_list_shows(tmp_path):
+    before = {s: {"classes": ["a"], "images": 1, "boxes": 1, "digest": "x"} for s in ("train", "test")}
+    after = {**before, "test": {**before["test"], "digest": "y"}}
+    same = {"train": [], "test": []}
+    assert identity.data_differences(tmp_path, before, after, same) == ["test data: other images or boxes"]

@@ -311,3 +311,12 @@ def test_only_the_order_of_scores_matters(seed, factor):
     scaled = [Detections(d.boxes, d.scores * factor, d.labels, d.class_names) for d in detections]
     before, after = coco_ap(detections, truth), coco_ap(scaled, truth)
     assert list(after.overall.values()) == pytest.approx(list(before.overall.values()))
+
+
+def test_detections_need_names():
+    from ciod.evaluation.ap import _detection_rows
+    from ciod.types import Detections
+
+    one = Detections(np.array([[0, 0, 1, 1]]), np.ones(1), np.zeros(1))
+    with pytest.raises(ValueError, match="the detections of image 0 have no class_names; they are matched by name"):
+        _detection_rows([one], ["a"])

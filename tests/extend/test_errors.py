@@ -10,6 +10,7 @@ import torch
 
 from ciod import cli, detectors
 from ciod.detectors import weights
+from ciod.errors import CiodError
 from ciod.extension import data
 from tests.data.writers import sample_index, write_coco, write_voc, write_yolo
 
@@ -121,3 +122,25 @@ def test_every_setting_that_is_wrong_at_once(model, monkeypatch, capsys):
 def test_joint_training_is_refused(model, folder, monkeypatch, capsys):
     said = refusal(monkeypatch, capsys, model, f"data={folder}", "out=x", "method=joint")
     assert "joint training needs the old images" in said
+
+
+def test_under_torchrun(folder, model, monkeypatch):
+    from contextlib import contextmanager
+    from types import SimpleNamespace
+
+    from ciod.extension import run as extension
+
+    @contextmanager
+    def two(_):
+        yield SimpleNamespace(size=2)
+
+    monkeypatch.setattr(extension, "world", two)
+    with pytest.raises(CiodError, match=r"ciod extend runs in one process; start it without torchrun\."):
+        extension.extend(SimpleNamespace(device="cpu"))  # type: ignore[arg-type]
+
+
+def test_a_folder_without_an_image():
+    from tests.fixed import index_of
+
+    with pytest.raises(CiodError, match=r"a test has no image\."):
+        data._usable(index_of([], ("a",), 0))

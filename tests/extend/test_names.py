@@ -76,3 +76,14 @@ def test_two_classes_of_one_name():
 def test_nothing_left_to_extend():
     with pytest.raises(ConfigError, match="none of the model's classes"):
         match(MODEL, ("drone",), drop=list(MODEL))
+
+
+def test_a_name_that_is_kept_and_dropped():
+    with pytest.raises(ConfigError, match=r"keep and drop both name cat\."):
+        match(("cat", "cow"), ("dog",), keep=["cat"], drop=["cat"])
+
+
+def test_the_plan_in_words():
+    said = match(("cat", "cow"), ("kitty", "cow", "dog"), drop=["cat"], rename={"kitty": "kitten"}).sentences()
+    assert "dropped from the model: cat" in said and "known, taught further: cow" in said
+    assert any("kitty → kitten (in the folder)" in s for s in said) and "known and kept: 1 classes" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from ciod.data import formats
 from ciod.data.images import read_image, save_image
 from ciod.detectors.detector import Detector
 from ciod.errors import CiodError, DataError
-from ciod.inference.pictures import files
+from ciod.inference.pictures import files, mask_of
 from ciod.inference.results import Job, coco_results
 from ciod.types import Detections
 from tests.data.writers import sample_index, write_coco
@@ -245,3 +246,28 @@ def test_the_real_supervision_takes_them():
     detections = found().to_supervision()
     assert isinstance(detections, sv.Detections) and len(detections[detections.confidence > 0.5]) == 2
     assert len(Detections(np.zeros((0, 4)), [], [], NAMES).to_supervision()) == 0
+
+
+def test_what_is_neither_file_nor_folder(tmp_path):
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no pipes on this system")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CiodError, match=r"pipe is neither a file nor a folder\."):
+        files(tmp_path / "pipe")
+
+
+def test_no_class_at_all():
+    with pytest.raises(CiodError, match="classes: no class is named"):
+        mask_of(NAMES, [])
+
+
+def test_coco_results_of_videos_alone(model, tmp_path):
+    pytest.importorskip("av", reason="PyAV is not installed")
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(CiodError, match="coco: COCO results are of pictures; there are only videos here"):
+        Job(model, [str(tmp_path / "a.mp4")], tmp_path / "out", coco=tmp_path / "c.json", say=lambda _: None)
+
+
+def test_detections_must_fit_together():
+    with pytest.raises(ValueError, match=r"boxes must be \[n, 4\], scores \[n\], labels \[n\]; got "):
+        Detections(np.zeros((2, 4)), np.ones(1), np.zeros(1))

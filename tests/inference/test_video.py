@@ -142,3 +142,18 @@ def test_sound_alone_is_no_video(tmp_path):
         file.mux(stream.encode(None))
     with pytest.raises(DataError, match="only sound"):
         Video(tmp_path / "sound.mp4")
+
+
+def test_a_video_that_breaks_off(clip, monkeypatch):
+    video = Video(clip)
+
+    class Torn:
+        def __enter__(self):
+            raise OSError("the end came early")
+
+        def __exit__(self, *_):
+            """Nothing is open."""
+
+    monkeypatch.setattr(av, "open", lambda _: Torn())
+    with pytest.raises(DataError, match=r"a clip\.mp4 breaks off after 0 frames: "):
+        list(video)

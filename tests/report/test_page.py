@@ -12,7 +12,7 @@ from PIL import Image
 
 from ciod.errors import CiodError
 from ciod.report.comparison import write_comparison
-from ciod.report.page import write_report
+from ciod.report.page import read_results, write_report
 
 from . import fake
 
@@ -192,3 +192,9 @@ def test_comparison_page(tmp_path: Path) -> None:
     assert links == ["../runs/our%20way/report.html"], "relative, and only to what is there"
     assert page.html.count("data:image/jpeg") == 2
     assert "keeps only 5.0" in page.text and "old AP50 before" in page.text
+
+
+def test_results_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('{"format": 1, "tasks": 3}')
+    with pytest.raises(CiodError, match=r"results\.json is not results of a run: "):
+        read_results(tmp_path)
