@@ -28,6 +28,24 @@ app = typer.Typer(
     """,
 )
 
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import ciod
+
+        print(f"ciod {ciod.__version__}")
+        raise typer.Exit
+
+
+@app.callback(no_args_is_help=True)
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    del version
+
+
 Words = Annotated[Optional[list[str]], typer.Argument(metavar="[key=value]...", show_default=False)]  # noqa: UP045
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -223,31 +224,39 @@ def _model(console: Console, path: Path) -> None:
     meta = read_metadata(path)
     settings = ", ".join(f"{k}={v}" for k, v in meta["detector"].items())
     console.print(f"{path}: {settings}; {len(meta['class_names'])} classes", markup=False, soft_wrap=True)
-    table = _table("task", "classes", "from", "when", "images", "boxes", "method", "epochs", "seed", "data sha256")
     for i, step in enumerate(meta["lineage"], 1):
-        method = step.get("method") or {}
-        table.add_row(
-            str(i),
-            _arrived(step),
-            str(step.get("data", step.get("from", ""))),
-            str(step.get("when", ""))[:10],
-            *(str(step.get(k, "")) for k in ("images", "boxes")),
-            str(method.get("name", "")),
-            *(str(step.get(k, "")) for k in ("epochs", "seed")),
-            str(step.get("data_sha256", ""))[:12],
-        )
-    console.print(table)
+        console.print(f"{i}. {_arrived(step)}", markup=False, soft_wrap=True)
+        console.print(f"   {_origin(step)}", markup=False, soft_wrap=True)
 
 
 def _arrived(step: dict[str, Any]) -> str:
     """The classes of a step of the lineage: new ones, those taught further, those that left."""
-    parts = [", ".join(step.get("classes", []))]
+    parts = [_few(step.get("classes", []))]
     parts += [
-        f"{word} {', '.join(step[key])}"
-        for key, word in (("taught", "further:"), ("dropped", "dropped:"))
-        if step.get(key)
+        f"{word} {_few(step[key])}" for key, word in (("taught", "further:"), ("dropped", "dropped:")) if step.get(key)
     ]
     return "; ".join(p for p in parts if p)
+
+
+def _origin(step: dict[str, Any]) -> str:
+    """Where the classes of a step came from: data, method, date, hash; what is not known is left out."""
+    counts = [f"{step[k]} {k}" for k in ("images", "boxes", "epochs") if k in step]
+    method = str((step.get("method") or {}).get("name", ""))
+    parts = [
+        f"from {step.get('data', step.get('from', 'an unknown place'))}",
+        *counts[:2],
+        method,
+        *counts[2:],
+        f"seed {step['seed']}" if "seed" in step else "",
+        str(step.get("when", ""))[:10],
+        f"data sha256 {step['data_sha256'][:12]}" if step.get("data_sha256") else "",
+    ]
+    return ", ".join(p for p in parts if p)
+
+
+def _few(names: Sequence[str], most: int = 12) -> str:
+    """Names, or the first of them and how many there are."""
+    return ", ".join(names[:most]) + (f", … ({len(names)})" if len(names) > most else "")
 
 
 def _scenario(console: Console, name: str, settings: dict[str, Any]) -> None:
@@ -266,9 +275,7 @@ def _scenario(console: Console, name: str, settings: dict[str, Any]) -> None:
         console.print(f"- {sentence}", markup=False)
     table = _table("task", "new classes", "images", "boxes", "old boxes hidden", "future boxes hidden", "test images")
     for task in made:
-        names = ", ".join(task.new_classes[:12]) + (
-            f", … ({len(task.new_classes)})" if len(task.new_classes) > 12 else ""
-        )
+        names = _few(task.new_classes)
         counts = (len(task.train), len(task.train.labels), task.hidden_boxes, task.future_boxes, len(task.test))
         table.add_row(str(task.index + 1), names, *map(str, counts))
     console.print(table)

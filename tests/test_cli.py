@@ -287,6 +287,13 @@ def test_list_data(run, pets):
     assert "cat" in out and "fork & knife" in out
 
 
+def test_version(run):
+    import ciod
+
+    code, out, _ = run("--version")
+    assert code == 0 and out.split()[0] == "ciod" and ciod.__version__ in out
+
+
 def test_list_model(run, model):
     code, out, err = run("list", str(model))
     assert code == 0, err

@@ -52,7 +52,7 @@ def choose(settings: Extend, train: Index, classes: int, detector: Detector, met
     gpu = world.device.type == "cuda"
     batch = settings.batch or min(16 if gpu else 8, max(2, len(train) // 4))
     each, least, most = SEEN[settings.effort]
-    cheap = 2 if method == "freeze_branch" else 1  # an epoch costs half, and a branch starts from nothing
+    cheap = 3 if method == "freeze_branch" else 1  # a step costs half, and a branch starts from nothing
     wanted = cheap * min(max(each * classes, least), most)
     low, high = EPOCHS[settings.effort]
     epochs = settings.epochs or min(max(round(wanted / len(train)), low), high)
