@@ -14,6 +14,7 @@ from typing import IO
 
 from ciod.errors import CiodError
 
+BLOCK = 4096  # bytes of a disk that the smallest file takes
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _BESIDE = re.compile(r"\..+\.\d+\.(tmp|jpg|png)")
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -37,7 +38,7 @@ def whole(path: Path | str, *, size: int = 0) -> Iterator[IO[bytes]]:
     """
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with explained(path, size):
+    with explained(path, max(size, BLOCK)):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with beside.open("wb") as file:
