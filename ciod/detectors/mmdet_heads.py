@@ -155,8 +155,10 @@ def _assigned(head: Any, outputs: Outputs, b: int, boxes: Tensor, labels: Tensor
         return torch.where(found < 0, -found, torch.zeros_like(found))
     truth = InstanceData(bboxes=boxes, labels=labels)
     assign = assigner_of(head).assign
-    given = InstanceData(priors=_priors(head, outputs), bboxes=outputs.boxes[b], scores=_scores(head, outputs, b))
     known = inspect.signature(assign).parameters
+    given = InstanceData(priors=_priors(head, outputs))
+    if "num_level_priors" not in known:  # ATSS looks at anchors alone, and warns of the rest
+        given.bboxes, given.scores = outputs.boxes[b], _scores(head, outputs, b)
     more: dict[str, Any] = {"num_level_priors": list(outputs.levels)} if "num_level_priors" in known else {}
     more |= {k: getattr(head, k) for k in ("alpha", "beta") if k in known and hasattr(head, k)}
     found = assign(pred_instances=given, gt_instances=truth, gt_instances_ignore=None, **more).gt_inds
