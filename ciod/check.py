@@ -65,6 +65,30 @@ def _one_a_family(names: Sequence[str]) -> list[str]:
     return list({name.split("-")[0]: name for name in reversed(names)}.values())[::-1]
 
 
+def training(tree: dict[str, Any]) -> list[str]:
+    """What the machine lacks, and what of ``train`` excludes each other."""
+    given = tree.get("train") or {}
+    if problems_of(Train, given):
+        return []
+    train, problems = Train.model_validate(given), []
+    if train.accumulate > train.batch:
+        problems.append(f"train.accumulate={train.accumulate}: a batch of {train.batch} has not so many parts.")
+    if train.accumulate > 1 and train.sync_norm and train.norm != "eval":
+        problems.append(
+            "train.sync_norm takes the statistics of a whole batch, which train.accumulate computes in parts; use one "
+            "of the two, or train.norm=eval."
+        )
+    if train.compile and not str(tree.get("device", "auto")).startswith("cuda"):
+        import torch
+
+        from ciod.engine.speed import lacks_compiler
+
+        on_cpu = tree.get("device") == "cpu" or not torch.cuda.is_available()
+        if on_cpu and lacks_compiler():
+            problems.append("train.compile needs a C++ compiler (g++ or clang++) on a CPU, and none is found here.")
+    return problems
+
+
 def extra(tree: dict[str, Any]) -> list[str]:
     """Memory and pool against the method, the detector and each other."""
     from ciod import methods

@@ -158,7 +158,7 @@ def load(
         problems += missing
     else:
         absent += missing
-    problems += [*check.method(tree), *check.extra(tree), *check.data(tree)]
+    problems += [*check.method(tree), *check.training(tree), *check.extra(tree), *check.data(tree)]
     if problems:
         raise ConfigError(problems)
     return Run.model_validate(tree)

@@ -46,6 +46,9 @@ class Train(Section):
     tasks' epochs makes the upper bound higher."""
     batch: Positive = 16
     """Images a step, over all processes."""
+    accumulate: Positive = 1
+    """Parts of a process's batch that are computed one after the other, for batches larger than memory: gradients are
+    those of the whole batch, at the price of a second forward pass of all parts but the last."""
     optimizer: Literal["sgd", "adamw"] = "adamw"
     lr: Rate = 2e-3
     lr_later: Rate | None = None
@@ -72,6 +75,8 @@ class Train(Section):
     """Decay of the averaged weights that are evaluated and handed on; 0: off."""
     norm: Literal["auto", "train", "eval"] = "auto"
     """Batch normalisation: ``train`` updates statistics, ``eval`` keeps them; ``auto``: train in the first task."""
+    sync_norm: bool = False
+    """Batch normalisation in train mode takes its statistics over all processes, not over each one's own images."""
     amp: Literal["off", "bf16", "fp16"] = "off"
     """Mixed precision of the forward passes; losses are always float32."""
     teacher: Literal["exact", "folded", "bf16", "fp16"] = "folded"
@@ -81,6 +86,11 @@ class Train(Section):
     share_frozen: bool = True
     """Frozen layers that are bit-equal in student and teacher (stem and first stage of a ResNet with weights, all of a
     frozen trunk) are computed once a step: the teacher takes over what they gave for the student."""
+    teacher_stream: bool = False
+    """On a GPU: the teacher computes on a CUDA stream of its own, beside the student. Needs a little more memory."""
+    compile: bool = False
+    """``torch.compile`` of student and teacher: every task begins with a minute or more of compiling. Needs a C++
+    compiler on a CPU, Triton on a GPU."""
     channels_last: bool = True
     """Memory layout of the weights: faster convolutions, the same results but for rounding."""
     workers: Annotated[int, Field(ge=0)] | None = None

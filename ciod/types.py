@@ -8,7 +8,7 @@ classes arrived; the ids of a data set live only in ``data.formats`` and ``evalu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -117,6 +117,20 @@ class Outputs:
     deltas: Tensor | None = None  # [B, P, 4] what corrects the anchors, as the head gives it (RetinaNet)
     coarse: Tensor | None = None  # [B, P, 4] the boxes before a second stage corrected them (VFNet)
     root: bool = False  # scores are square roots of class × objectness (torchvision's FCOS)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Outputs]) -> Outputs:
+        """Outputs of the parts of a batch → of the whole."""
+        one = parts[0]
+        if len(parts) == 1:
+            return one
+        images = ("logits", "boxes", "objectness", "distribution", "deltas")
+        given: dict[str, Any] = {
+            k: torch.cat([getattr(p, k) for p in parts]) for k in images if getattr(one, k) is not None
+        }
+        for k in ("features", "towers"):
+            given[k] = [torch.cat(maps) for maps in zip(*(getattr(p, k) for p in parts), strict=True)]
+        return replace(one, **given)
 
     def scores(self) -> Tensor:
         """[B, P, C]: the probability a detection is ranked by (class, times objectness where there is one)."""

@@ -24,6 +24,8 @@ class Returns:
 
     training = False
     precision = None
+    chunks = 1
+    beside = None
 
     def __init__(self, outputs: Outputs):
         self.outputs, self.calls = outputs, 0

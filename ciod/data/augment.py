@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -29,6 +31,25 @@ class Augment(BaseModel):
     """Range of the zoom around "longest side fits"; [1, 1] is plain resizing."""
     mosaic: Probability = 0.0
     """Probability of four pictures in one."""
+    multiscale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
+    """Range of the sizes of batches, as factors of the detector's, in steps of 32 pixels: [0.75, 1.25]. None: one size.
+    Test pictures keep theirs."""
+    multiscale_every: Annotated[int, Field(ge=1)] = 10
+    """Steps with one size, before another is drawn."""
+
+    @field_validator("multiscale")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and value[0] > value[1]:
+            raise ValueError("the smaller factor comes first")
+        return value
+
+    def sizes(self, size: int) -> list[int]:
+        """What a batch may be in pixels, for a detector of ``size``: the multiples of 32 in the range, and ``size``."""
+        if self.multiscale is None:
+            return [size]
+        low, high = (round(f * size / 32, 6) for f in self.multiscale)
+        return sorted({size, *(32 * n for n in range(max(1, math.ceil(low)), math.floor(high) + 1))})
 
 
 def _as_image(picture: np.ndarray) -> tv_tensors.Image:
@@ -62,6 +83,12 @@ class TrainTransform:
         self.photometric = v2.RandomPhotometricDistort(
             brightness=(0.75, 1.25), contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=(-0.05, 0.05)
         )
+
+    def at(self, size: int) -> TrainTransform:
+        """The same for another size of the batch image."""
+        other = copy.copy(self)
+        other.size = size
+        return other
 
     def __call__(
         self, picture: np.ndarray, boxes: np.ndarray, labels: np.ndarray, another: Callable[[], tuple[Any, Any, Any]]

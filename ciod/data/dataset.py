@@ -56,10 +56,11 @@ class Pictures:
 
 
 Sample = dict[str, Any]
+Item = tuple[int, ...]  # epoch and row of a training image, and its size where sizes change
 
 
 class TrainData(Dataset):
-    """Training images of a task; an item is asked for as (epoch, row)."""
+    """Training images of a task; an item is asked for as (epoch, row), or (epoch, row, size)."""
 
     def __init__(
         self,
@@ -83,8 +84,9 @@ class TrainData(Dataset):
         own = self.index.of_image(j)
         return j, (picture, self.index.boxes[own], self.index.labels[own]), broken
 
-    def __getitem__(self, item: tuple[int, int]) -> Sample:
-        epoch, i = item
+    def __getitem__(self, item: Item) -> Sample:
+        epoch, i, *size = item
+        transform = self.transform.at(size[0]) if size else self.transform
         # A generator of its own: the global one belongs to the model and must not depend on the data.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_mix(self.seed, self.task, epoch, i))
@@ -96,7 +98,7 @@ class TrainData(Dataset):
                 partners = np.flatnonzero(self.alike == self.alike[j])
                 return self._sample(int(partners[int(torch.randint(len(partners), ()))]))[1]
 
-            image, boxes, labels = self.transform(*own, another)
+            image, boxes, labels = transform(*own, another)
         return {"image": image, "boxes": boxes, "labels": labels, "row": j, "scale": 1.0, "broken": broken}
 
 
@@ -154,7 +156,7 @@ class Collate:
 
 
 class Order(Sampler):
-    """Batches of (epoch, row) for one rank. The whole batch of a step is the same for any number of processes.
+    """Batches of ``Item`` for one rank. The whole batch of a step is the same for any number of processes.
 
     The last batch of an epoch is filled up from the epoch's beginning, so every batch has the same shape.
 
@@ -162,6 +164,7 @@ class Order(Sampler):
         length: images; with ``parts`` the rows are theirs.
         parts, counts: rows that are drawn from together, and how many of each a batch has. An epoch is one pass over
             the first part; the others are gone through again and again, in a new order each time.
+        sizes, every: sides that batches may have; of each ``every`` steps of an epoch one is drawn.
     """
 
     def __init__(
@@ -175,7 +178,10 @@ class Order(Sampler):
         world: int = 1,
         parts: Sequence[np.ndarray] | None = None,
         counts: Sequence[int] | None = None,
+        sizes: Sequence[int] = (),
+        every: int = 1,
     ):
+        self.sizes, self.every = list(sizes), every
         self.parts, self.counts = parts or [np.arange(length)], counts or [batch]
         if batch % world:
             raise CiodError(f"train.batch={batch} cannot be shared equally by {world} processes.")
@@ -186,14 +192,22 @@ class Order(Sampler):
     def __len__(self) -> int:
         return -(-len(self.parts[0]) // self.counts[0])
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Item]]:
         order = np.concatenate([self._drawn(p).reshape(len(self), -1) for p in range(len(self.parts))], 1)
         if len(self.parts) > 1:  # interleaved, so that every process has its share of each part
             place = np.concatenate([(np.arange(n) + 0.5) / n for n in self.counts])
             order = order[:, np.argsort(place, kind="stable")]
         share = self.batch // self.world
-        for batch in order[self.skip :]:
-            yield [(self.epoch, int(i)) for i in batch[self.rank * share : (self.rank + 1) * share]]
+        for step, batch in enumerate(order[self.skip :], self.skip):
+            size = self._size(step)
+            yield [(self.epoch, int(i), *size) for i in batch[self.rank * share : (self.rank + 1) * share]]
+
+    def _size(self, step: int) -> tuple[int, ...]:
+        """The side of a batch: a function of seed, task, epoch and step, the same for every process."""
+        if len(self.sizes) < 2:
+            return ()
+        rng = np.random.default_rng([self.seed, self.task, self.epoch, step // self.every, 32])
+        return (int(rng.choice(self.sizes)),)
 
     def _drawn(self, part: int) -> np.ndarray:
         """The rows of one part for a whole epoch."""
@@ -228,7 +242,18 @@ def train_loader(
     if mixture is not None:
         index, alike, parts, counts = mixture.index, mixture.alike(), mixture.parts, mixture.counts
     data = TrainData(index, transform, seed=seed, task=task, cache=workers == 0, alike=alike)
-    order = Order(len(index), batch, seed=seed, task=task, rank=rank, world=world, parts=parts, counts=counts)
+    order = Order(
+        len(index),
+        batch,
+        seed=seed,
+        task=task,
+        rank=rank,
+        world=world,
+        parts=parts,
+        counts=counts,
+        sizes=transform.settings.sizes(transform.size),
+        every=transform.settings.multiscale_every,
+    )
     return DataLoader(
         data,
         batch_sampler=order,

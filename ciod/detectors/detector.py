@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ciod.detectors.prefix import Prefix
+    from ciod.detectors.teaching import Beside
 
     Picture: TypeAlias = str | Path | np.ndarray | Image.Image
 
@@ -168,6 +169,8 @@ class Detector(nn.Module, ABC):
         self.score_threshold, self.nms_iou = 0.001, 0.65
         self.one_label = True  # of a position, in decoding
         self.precision: torch.dtype | None = None  # of a teacher's forward; None: as the surroundings say
+        self.chunks = 1  # parts of a batch that a teacher computes one after the other
+        self.beside: Beside | None = None  # the stream a teacher has of its own
         # Maps of frozen layers go from a student to its teacher (``prefix.py``); the engine says whether.
         self.lends: Prefix | None = None
         self.borrows: Prefix | None = None
@@ -300,7 +303,7 @@ class Detector(nn.Module, ABC):
     def frozen(self) -> Detector:
         """A teacher: a copy of its own, in eval mode, without gradients; it holds nothing of the student."""
         teacher = copy.deepcopy(self).eval()
-        teacher.lends = teacher.borrows = None
+        teacher.lends = teacher.borrows = teacher.beside = None
         return teacher.requires_grad_(False)
 
     @torch.no_grad()

@@ -45,7 +45,7 @@ def fingerprint(settings: Run) -> dict[str, Any]:
 
 def first_task(settings: dict[str, Any]) -> dict[str, Any]:
     """The part of a fingerprint that the first task depends on: nothing of method, memory, pool and later tasks."""
-    later = ("train.lr_later", "train.joint_epochs", "train.teacher", "train.share_frozen")
+    later = {f"train.{k}" for k in ("lr_later", "joint_epochs", "teacher", "share_frozen", "teacher_stream")}
     kept = {k: v for k, v in settings.items() if not k.startswith(("method.", "memory.", "pool.")) and k not in later}
     epochs = kept.get("train.epochs")
     return {**kept, "train.epochs": epochs[0] if isinstance(epochs, list) else epochs}

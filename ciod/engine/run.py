@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from ciod import methods
 from ciod.config import Run
@@ -87,8 +86,7 @@ class Runner:
         detector, said = start(s, self.scenario, self.reporter)
         self.warnings += said
         detector.to(self.world.device)
-        speed.lay_out(detector, s.train)
-        speed.hold_trunk(detector, s.train)
+        speed.prepare(detector, s.train, self.world)
         method = self.method = self._method()
         first = 0
         if self.saved:
@@ -125,9 +123,8 @@ class Runner:
         self._warn(doubt.about_data(task))
         method.attach(detector, detector, teacher)
         method.begin_task(task)
-        if self.world.size > 1:  # after begin_task, which may freeze parts
-            ids = [self.world.device.index] if self.world.device.type == "cuda" else None
-            method.attach(DistributedDataParallel(detector, device_ids=ids), detector, teacher)
+        # after begin_task, which may freeze parts
+        method.attach(speed.student(detector, s.train, self.world), detector, teacher)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         resume.set_random(resuming, s.seed, task.index, self.world)

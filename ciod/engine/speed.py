@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ciod.detectors.prefix import Prefix, parts
+from ciod.detectors.teaching import Beside
+from ciod.engine.accumulate import Accumulated
+from ciod.engine.sync_norm import synchronise
 
 if TYPE_CHECKING:
     from ciod.config import Train
     from ciod.detectors.detector import Detector
+    from ciod.engine.distributed import World
+    from ciod.types import Outputs
 
 CLOSE = 1e-4  # largest relative difference of folded outputs; rounding gives about 1e-6
 PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -27,11 +35,44 @@ def lay_out(detector: Detector, settings: Train) -> None:
         detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def hold_trunk(detector: Detector, settings: Train) -> None:
-    """At a learning rate of 0 backbone and neck are frozen: nothing is computed for gradients that change nothing."""
+def prepare(detector: Detector, settings: Train, world: World) -> None:
+    """Memory layout, frozen parts and normalisation of a detector that is going to be trained.
+
+    At a learning rate of 0 backbone and neck are frozen: no gradients are computed that change nothing.
+    """
+    lay_out(detector, settings)
     if settings.trunk_lr == 0:
         for part in detector.trunk():
             part.requires_grad_(False)
+    if settings.sync_norm and world.size > 1:
+        synchronise(detector)
+
+
+def student(detector: Detector, settings: Train, world: World) -> Callable[[Tensor], Outputs]:
+    """The forward to train: in parts, in many processes and compiled, as the settings ask for it."""
+    forward: nn.Module = detector if settings.accumulate == 1 else Accumulated(detector, settings.accumulate)
+    if world.size > 1:
+        ids = [world.device.index] if world.device.type == "cuda" else None
+        forward = DistributedDataParallel(forward, device_ids=ids)
+    if not settings.compile:
+        return forward
+    torch.compiler.reset()  # of the task before: its graphs are of another number of classes
+    return torch.compile(forward)
+
+
+def equip(teacher: Detector, settings: Train) -> None:
+    """How a teacher is asked."""
+    teacher.chunks = settings.accumulate
+    if settings.teacher_stream and teacher.device.type == "cuda":
+        teacher.beside = Beside(teacher.device)
+    if settings.compile:
+        teacher.compile()
+
+
+def lacks_compiler() -> bool:
+    """Whether a CPU has no C++ compiler for ``torch.compile``."""
+    names = (os.environ.get("CXX", ""), "g++", "clang++", "c++", "cl")
+    return not any(shutil.which(n) for n in names if n)
 
 
 def cheap_teacher(detector: Detector, settings: Train, *, still: int = 0) -> Detector:
@@ -43,10 +84,11 @@ def cheap_teacher(detector: Detector, settings: Train, *, still: int = 0) -> Det
     """
     teacher = detector.frozen()
     lay_out(teacher, settings)
-    if settings.teacher == "exact":
-        return teacher
-    teacher.precision = PRECISION.get(settings.teacher)
-    return fold(teacher, still=still)
+    if settings.teacher != "exact":
+        teacher.precision = PRECISION.get(settings.teacher)
+        teacher = fold(teacher, still=still)
+    equip(teacher, settings)
+    return teacher
 
 
 def frozen_parts(detector: Detector) -> int:
@@ -69,7 +111,8 @@ def _still(part: nn.Module) -> bool:
 def shared(detector: Detector, teacher: Detector | None, settings: Train) -> Iterator[None]:
     """While a task is trained: layers that are frozen, and bit-equal in the teacher, are computed once a step."""
     depth = 0
-    if teacher is not None and settings.share_frozen:
+    # Parts of a batch are other tensors than the batch, and a compiled graph has no place for what is handed over.
+    if teacher is not None and settings.share_frozen and settings.accumulate == 1 and not settings.compile:
         pairs = zip(parts(detector)[: frozen_parts(detector)], parts(teacher), strict=False)
         equal = [all(_equal(a, b) for a, b in zip(mine, theirs, strict=True)) for mine, theirs in pairs]
         depth = [*equal, False].index(False)

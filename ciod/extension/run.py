@@ -97,8 +97,7 @@ class Extension:
     def _adapt(self, detector: Detector) -> None:
         """keep, drop, rename and size, on the model as it was: everything after compares with the result."""
         detector.to(self.world.device)
-        speed.lay_out(detector, self.settings.train)
-        speed.hold_trunk(detector, self.settings.train)
+        speed.prepare(detector, self.settings.train, self.world)
         if self.names.dropped:
             detector.select(self.names.kept)
         renamed = {a: b for a, b in zip(self.names.kept, self.names.old, strict=True) if a != b}
@@ -175,6 +174,7 @@ class Extension:
             teacher = speed.cheap_teacher(self.before, train, still=still)
         method.attach(detector, detector, teacher)
         method.begin_task(self.task)
+        method.attach(speed.student(detector, train, self.world), detector, teacher)
 
     # Training -----------------------------------------------------------------------------------------------------
 

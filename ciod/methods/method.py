@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 from torch import Tensor, nn
 
+from ciod.detectors.teaching import ask
 from ciod.types import TASK, Batch, Matches, Outputs, Targets
 
 if TYPE_CHECKING:
@@ -97,11 +98,7 @@ class Method(BaseModel):
     def teach(self, batch: Batch) -> Outputs:
         """The teacher's outputs for the very pixels the student sees."""
         assert self._teacher is not None and not self._teacher.training
-        precision = self._teacher.precision
-        if precision is None:
-            return self._teacher(batch.images)
-        with torch.autocast(batch.images.device.type, dtype=precision):
-            return self._teacher(batch.images)
+        return ask(self._teacher, batch.images)
 
     def taught(self, batch: Batch, classes: int) -> Tensor:
         """[B, C] bool: the new classes in images of the task, all in exemplars, whose labels say what they know."""

@@ -97,7 +97,8 @@ def by_class_mean_std(
     A class with fewer than two positions uses ``floor`` (the published rule gave NaN there and kept nothing).
     """
     r = respond(outputs, classes)
-    member = torch.nn.functional.one_hot(r.label, outputs.logits.shape[2]).to(r.class_score.dtype)  # [B, P, C]
+    classes_of = torch.arange(outputs.logits.shape[2], device=r.label.device)  # one_hot would read its largest label
+    member = (r.label[..., None] == classes_of).to(r.class_score.dtype)  # [B, P, C]
     n = member.sum(1)
     mean = (member * r.class_score[..., None]).sum(1) / n.clamp(min=1)
     spread = (member * (r.class_score[..., None] - mean[:, None]).square()).sum(1) / (n - 1).clamp(min=1)

@@ -336,3 +336,50 @@ def test_detections_find_their_way_back_to_the_original():
     back = in_original(found, scale, 50, 120)
     assert back.boxes[0] == pytest.approx(np.array(box), abs=1.6 / scale)
     assert back.boxes[1].tolist() == [0, 0, 120, 50]
+
+
+# Sizes that change ----------------------------------------------------------------------------------------------------
+
+
+def test_sizes_are_multiples_of_32_in_the_range():
+    def sizes(size: int, *given: float) -> list[int]:
+        return Augment(multiscale=given or None).sizes(size)  # type: ignore[arg-type]
+
+    assert sizes(416) == [416]
+    assert sizes(416, 0.75, 1.25) == [320, 352, 384, 416, 448, 480, 512]
+    assert sizes(64, 0.5, 1) == [32, 64]
+    assert sizes(640, 0.1, 0.12) == [64, 640], "the detector's own is always among them"
+    assert sizes(96, 2 / 3, 2 / 3) == [64, 96], "rounding loses none"
+    with pytest.raises(ValueError, match="smaller factor comes first"):
+        Augment(multiscale=(1.2, 0.8))
+
+
+def test_a_size_lasts_some_steps_and_is_the_same_after_a_resumption():
+    def order(**more) -> Order:
+        made = Order(160, 4, seed=3, task=1, sizes=[32, 64, 96], every=2, **more)
+        made.epoch = 5
+        return made
+
+    batches = list(order())
+    sizes = [{item[2] for item in batch} for batch in batches]
+    assert all(len(s) == 1 for s in sizes) and all(a == b for a, b in zip(sizes[::2], sizes[1::2], strict=True))
+    assert set.union(*sizes) == {32, 64, 96}
+    cut = order()
+    cut.skip = 7
+    assert list(cut) == batches[7:]
+    halves = [list(order(rank=rank, world=2)) for rank in (0, 1)]
+    assert [a + b for a, b in zip(*halves, strict=True)] == batches
+
+
+def test_batches_of_another_size_hold_their_boxes(index):
+    transform = TrainTransform(Augment(multiscale=(0.5, 1.5), multiscale_every=1), 64, 114)
+    loader = train_loader(index, transform, batch=2, seed=0, task=0, workers=0, pin=False)
+    seen = set()
+    for epoch in range(4):
+        loader.batch_sampler.epoch = epoch  # type: ignore[union-attr]
+        for batch in loader:
+            side = batch.images.shape[-1]
+            seen.add(side)
+            assert batch.images.shape[2:] == (side, side)
+            assert batch.targets.boxes.min() >= 0 and batch.targets.boxes.max() <= side
+    assert len(seen) > 1 and seen <= {32, 64, 96}

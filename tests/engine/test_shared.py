@@ -155,6 +155,13 @@ def test_nothing_is_shared_while_anything_in_it_moves():
         assert student.lends is None
 
 
+@pytest.mark.parametrize("settings", [{"accumulate": 2}, {"compile": True}])
+def test_what_hands_nothing_over_shares_nothing(settings):
+    student, teacher, _ = pair("yolox-pico", 2)
+    with speed.shared(student, teacher, Train(**settings)):
+        assert student.lends is None
+
+
 def test_a_student_asked_in_eval_mode_lends_nothing():
     student, teacher, train = pair("yolox-pico", 2)
     with speed.shared(student, teacher, train):

@@ -1,0 +1,128 @@
+"""python -m benchmarks.options
+
+No accuracy lost: the second task of ilYOLOX is trained for some steps with each option on and off, from one first task
+and on the same batches. Prints the largest relative difference of the summed losses, step by step, and the tolerance.
+
+The learning rate is small, so that what is compared are the options and not how two trainings drift apart. The exit
+code is 1 when a difference is above its tolerance.
+
+    python -m benchmarks.options --steps 50 --only accumulate,teacher=bf16
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import timing
+from ciod import config
+from ciod.data.augment import Augment, TrainTransform
+from ciod.data.dataset import train_loader
+from ciod.data.scenario import Scenario, Task
+from ciod.data.shapes import write_shapes
+from ciod.detectors import weights
+from ciod.engine import run as engine
+from ciod.engine import speed
+from ciod.engine.distributed import World, pick_device
+from ciod.engine.fit import Fit
+from ciod.engine.progress import Reporter
+from ciod.engine.start import open_data
+from ciod.methods.ilyolox import ILYOLOX
+
+EXACT = {"teacher": "exact"}
+STILL = {"trunk_lr": 0.0}
+# name: (settings with it, settings without it, largest relative difference of a step's losses)
+OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
+    "share_frozen, exact teacher": ({**EXACT, **STILL}, {**EXACT, **STILL, "share_frozen": False}, 0.0),
+    "share_frozen": (STILL, {**STILL, "share_frozen": False}, 1e-3),
+    "teacher=folded": ({"teacher": "folded"}, EXACT, 1e-3),
+    "teacher=bf16": ({"teacher": "bf16"}, EXACT, 0.05),
+    "channels_last": ({"channels_last": True}, {"channels_last": False}, 1e-3),
+    "accumulate=4": ({"accumulate": 4}, {}, 1e-3),
+    "compile": ({"compile": True}, {}, 1e-3),
+    "teacher_stream": ({"teacher_stream": True}, {}, 1e-3),
+    "amp=bf16": ({"amp": "bf16"}, {}, 0.2),
+}
+
+
+@dataclass
+class Losses:
+    """Stands where a run's log is, and keeps the sum of every step's losses."""
+
+    sums: list[float] = field(default_factory=list)
+
+    def write(self, kind: str, **given: Any) -> None:
+        if kind == "step":
+            self.sums.append(sum(given["losses"].values()))
+
+
+def first_task(folder: Path, args: Any) -> tuple[Path, Task]:
+    """A model of the first task, and the second task."""
+    write_shapes(folder / "data", train=args.images, val=4, size=args.size)
+    words = [f"data={folder / 'data'}", "split=6+4", f"detector={args.detector}", f"size={args.size}",
+             f"batch={args.batch}", f"epochs={args.epochs}", "method=finetune", f"out={folder / 'first'}"]  # fmt: skip
+    settings = config.load(None, words)
+    engine.train(settings, command="benchmarks.options", reporter=Reporter(quiet=True), until=1)
+    scenario = Scenario(settings.protocol, *open_data(settings))
+    return folder / "first" / "task-1" / "model.safetensors", scenario.task(1)
+
+
+def trained(model: Path, task: Task, args: Any, given: dict[str, Any]) -> torch.Tensor:
+    """[steps] summed losses of the second task."""
+    train = config.Train.model_validate({"log_every": 1, "warmup": 0, "schedule": "step", **given})
+    world = World(device=pick_device("auto"))
+    torch.manual_seed(0)
+    detector = weights.load(model).to(world.device)
+    speed.prepare(detector, train, world)
+    still = speed.frozen_parts(detector) if train.share_frozen else 0
+    teacher = speed.cheap_teacher(detector, train, still=still)
+    detector.grow(task.new_classes)
+    # Thresholds that a teacher of a few epochs reaches.
+    method = ILYOLOX(center_score=0.05, other_score=0.02)
+    method.attach(detector, detector, teacher)
+    method.begin_task(task)
+    method.attach(speed.student(detector, train, world), detector, teacher)
+    transform = TrainTransform(Augment(), detector.input.size, detector.input.fill)
+    loader = train_loader(
+        task.train, transform, batch=args.batch, seed=0, task=1, workers=0, pin=world.device.type == "cuda"
+    )
+    log, epochs = Losses(), -(-args.steps // len(loader))
+    reporter = Reporter(quiet=True)
+    fit = Fit(detector, method, loader, train, epochs, 1e-5, 1, 2, world, log, reporter, save=lambda _: None)  # type: ignore[arg-type]
+    with speed.shared(detector, teacher, train):
+        fit.run()
+    return torch.tensor(log.sums[: args.steps], dtype=torch.float64)
+
+
+def main() -> None:
+    parse = timing.parser(__doc__, detector="yolox-pico", size=96, batch=8, steps=50, images=80, epochs=10, only="")
+    args = parse.parse_args()
+    torch.set_num_threads(args.threads)
+    lines, figures, failed = [], {}, False
+    with tempfile.TemporaryDirectory() as folder:
+        model, task = first_task(Path(folder), args)
+        for name in [w for w in args.only.split(",") if w] or list(OPTIONS):
+            if (name == "compile" and speed.lacks_compiler()) or (
+                name == "teacher_stream" and not torch.cuda.is_available()
+            ):
+                lines.append(f"  {name:28s} not on this machine")
+                continue
+            on, off, limit = OPTIONS[name]
+            mine, plain = trained(model, task, args, on), trained(model, task, args, off)
+            gap = ((mine - plain).abs() / plain.abs()).max().item()
+            failed |= not gap <= limit
+            figures[name] = {"difference": gap, "tolerance": limit, "steps": len(plain)}
+            lines.append(f"  {name:28s} {gap:.1e}, at most {limit:.0e}; {len(plain)} steps")
+    head = f"{args.detector}, {args.size} px, batch {args.batch}: largest relative difference of a step's losses"
+    timing.tell([head, *lines], {"options": figures}, args.json)
+    if failed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

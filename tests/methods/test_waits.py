@@ -1,0 +1,113 @@
+"""A training step of every method on every kind of detector, with every option, asks the device for nothing.
+
+On a GPU each of the counted operations would wait for the device. The optimiser is PyTorch's own; the losses are read
+every ``log_every`` steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from ciod import detectors, methods
+from ciod.config import Train
+from ciod.engine import speed
+from ciod.engine.distributed import World
+from ciod.types import Batch
+from tests import fixed
+from tests.methods.test_product import lightest, pairs
+
+WAITS = ("aten::item", "aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::masked_select")
+CHOICES = {"ilyolox": {"center_score": 0.0, "other_score": 0.0}, "pseudo_label": {"score": 0.0}}
+KNOWN = ("a", "b", "c")
+
+
+def batch() -> Batch:
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    made = fixed.batch(fixed.boxes_at_random(2, [3, 1], classes=1), images)
+    made.targets.labels += len(KNOWN)
+    made.source = torch.tensor([0, 1])
+    made.targets.known = torch.tensor([[False, False, False, True], [True, True, True, False]])
+    made.targets.background = torch.tensor([True, False])
+    return made
+
+
+def step(method: str, detector: str, given: dict, **settings) -> Callable[[], None]:
+    """Forward passes, losses and backward of a second task."""
+    train = Train(**settings)
+    torch.manual_seed(0)
+    student = detectors.build(KNOWN, name=detector, size=64, backbone_weights=None)
+    for rows in student.class_layers():
+        nn.init.normal_(rows.tensor, 0, 0.5)
+    if train.trunk_lr == 0:
+        speed.prepare(student, train, World())
+    made = methods.find(method)(**given)
+    still = speed.frozen_parts(student)
+    teacher = speed.cheap_teacher(student, train, still=still) if made.uses_teacher else None
+    made.grow(student, ("d",))
+    student.train()
+    made.attach(student, student, teacher)
+    made.begin_task(fixed.task(KNOWN, ("d",)))
+    made.attach(speed.student(student, train, World()), student, teacher)
+    data = batch()
+
+    def run() -> None:
+        with speed.shared(student, teacher, train):
+            losses = made.loss(data)
+        torch.stack(list(losses.values())).sum().backward()
+        made.before_step()
+
+    return run
+
+
+def waits(run: Callable[[], None]) -> dict[str, int]:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        run()
+    called = {e.key: e.count for e in profile.key_averages()}
+    assert any("convolution_backward" in k for k in called), "something was learnt"
+    return {k: v for k, v in called.items() if k in WAITS}
+
+
+def test_what_waits_is_seen():
+    def run() -> None:
+        x = torch.ones(1, 1, 4, 4, requires_grad=True)
+        y = nn.Conv2d(1, 1, 1)(x)
+        y.sum().backward()
+        assert y[y > 100].numel() == 0 and y.sum().item() is not None
+
+    assert set(waits(run)) >= {"aten::item", "aten::_local_scalar_dense", "aten::nonzero"}
+
+
+@pytest.mark.parametrize(("method", "detector"), pairs())
+def test_a_step_waits_for_nothing(method, detector):
+    assert not waits(step(method, detector, CHOICES.get(method, {})))
+
+
+@pytest.mark.parametrize("detector", sorted(lightest().values()))
+@pytest.mark.parametrize(
+    "settings",
+    [{"trunk_lr": 0}, {"accumulate": 2}, {"teacher": "bf16"}, {"teacher": "exact", "share_frozen": False}],
+    ids=lambda s: ",".join(f"{k}={v}" for k, v in s.items()),
+)
+def test_no_option_waits(detector, settings):
+    assert not waits(step("ilyolox", detector, CHOICES["ilyolox"], **settings))
+
+
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        ("ilyolox", {"select": "all_mean_std", "guard_iou": 0.5}),
+        ("ilyolox", {"select": "class_mean_std", "error": "kl", "unseen": "ignore"}),
+        ("ilyolox", {"select": "threshold", "score": 0.0, "target": "hy2", "old_in_ordinary_loss": True}),
+        ("pseudo_label", {"score": 0.1, "top_k": 3, "doubt": 0.05}),
+        ("pseudo_label", {"class_scores": {"a": 0.2}}),
+        ("lwf", {"objectness": "spare", "reduction": "image_sum"}),
+        ("finetune", {"mask": "new"}),
+    ],
+    ids=lambda v: v if isinstance(v, str) else ",".join(v),
+)
+def test_settings_of_methods_wait_neither(method, given):
+    assert not waits(step(method, "yolox-pico", given))
