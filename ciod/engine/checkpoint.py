@@ -90,9 +90,14 @@ def _keep(path: Path) -> None:
     beside.unlink(missing_ok=True)
     try:
         os.link(path, beside)
-        beside.replace(before)
     except OSError:  # a file system without links
         path.replace(before)
+    else:
+        try:
+            beside.replace(before)
+        finally:
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
