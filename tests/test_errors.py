@@ -25,8 +25,8 @@ ALSO = {
     "not_finite": {"engine/fit.py"},
     "NotImplementedError": {"detectors/detector.py", "methods/method.py"},
 }
-# Files whose ValueErrors pydantic or the command line turns into sentences.
-CONVERTED = {"arguments.py", "detectors/model_file.py"}
+# Files whose ValueErrors pydantic, the command line or the file itself turns into sentences.
+CONVERTED = {"arguments.py", "data/augment.py", "detectors/mmdet_config.py", "detectors/model_file.py"}
 # Where a contract of the code is a ValueError. Each is in the docstring of what raises it.
 CONTRACTS = {"data/formats.py", "evaluation/ap.py", "evaluation/continual.py", "evaluation/voc.py", "report/draw.py",
              "types.py"}  # fmt: skip

@@ -93,7 +93,8 @@ def world(wanted: str = "auto") -> Iterator[World]:
         torch.cuda.set_device(device)
     started = False
     if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=_store_of_this_attempt(), rank=rank, world_size=size)
         started = True
     try:
         with Stop().listening() as stop:
@@ -101,6 +102,16 @@ def world(wanted: str = "auto") -> Iterator[World]:
     finally:
         if started:
             dist.destroy_process_group()
+
+
+def _store_of_this_attempt() -> dist.Store | None:
+    """Where the processes find each other, None for PyTorch's own place. Those that torchrun starts again must not find
+    the addresses of those that died: they would wait for them until the time is up."""
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+    if attempt is None:
+        return None
+    store, _, _ = next(iter(dist.rendezvous("env://")))
+    return dist.PrefixStore(f"attempt {attempt}", store)
 
 
 def _environment() -> tuple[int, int, int]:
