@@ -9,11 +9,8 @@ ratios from one interleaved run, and peak memory from a process of its own for e
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +21,6 @@ from ciod.config import Train
 from ciod.data.index import Index, empty_columns
 from ciod.data.scenario import Task
 from ciod.engine import optim, speed
-from ciod.engine.machine import peak_memory_mb
 from ciod.types import Batch, Targets
 
 
@@ -79,13 +75,6 @@ def stepper(name: str, args: argparse.Namespace, device: torch.device) -> Callab
     return step
 
 
-def memory(name: str, argv: list[str]) -> float:
-    """Peak MB of a process that takes three steps; of the GPU where there is one."""
-    command = [sys.executable, "-m", "benchmarks.step", *argv, "--methods", name, "--memory-of"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
-    return float(done.stdout.split()[-1])
-
-
 def main() -> None:
     parse = timing.parser(
         __doc__,
@@ -104,38 +93,18 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if args.memory_of:
-        step = stepper(args.methods, args, device)
-        for _ in range(3):
-            step()
-        print(peak_memory_mb())
+        timing.tell_peak(stepper(args.methods, args, device))
         return
     traits = detectors.traits(args.detector)
     asked = args.methods.split(",") if args.methods else methods.available()
     names = [n for n in asked if n not in ("finetune", "joint") and methods.find(n).needs <= traits]
     steps = {n: stepper(n, args, device) for n in ("finetune", *names)}
     seconds = timing.medians(timing.interleaved(steps, rounds=args.rounds))
-    argv = _without(sys.argv[1:], ("--methods", "--json", "--rounds"))
-    peak = {n: memory(n, argv) for n in steps}
+    argv = timing.without(sys.argv[1:], ("--methods", "--json", "--rounds"))
+    peak = {n: timing.peak_mb("benchmarks.step", [*argv, "--methods", n, "--memory-of"]) for n in steps}
     lines = [f"{args.detector}, {args.size} px, batch {args.batch}, {args.classes} classes, teacher {args.teacher}"]
-    figures: dict[str, Any] = {"settings": {k: str(v) for k, v in vars(args).items()}, "methods": {}}
-    for n in steps:
-        ratio, room = seconds[n] / seconds["finetune"], peak[n] / peak["finetune"]
-        figures["methods"][n] = {"seconds": seconds[n], "ratio": ratio, "peak_mb": peak[n], "memory_ratio": room}
-        lines.append(f"  {n:14s} {seconds[n]:7.3f} s  × {ratio:.3f}   {peak[n]:7.0f} MB  × {room:.3f}")
-    timing.tell(lines, figures, args.json)
-
-
-def _without(argv: list[str], options: tuple[str, ...]) -> list[str]:
-    """``argv`` without these options and their values."""
-    kept, skip = [], False
-    for word in argv:
-        if skip:
-            skip = False
-        elif word.split("=")[0] in options:
-            skip = "=" not in word
-        else:
-            kept.append(word)
-    return kept
+    figures = timing.against("finetune", seconds, peak, lines)
+    timing.tell(lines, {"settings": timing.settings(args), "methods": figures}, args.json)
 
 
 if __name__ == "__main__":

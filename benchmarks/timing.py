@@ -7,12 +7,15 @@ import json
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ciod.engine.machine import peak_memory_mb
 
 
 def interleaved(alternatives: Mapping[str, Callable[[], Any]], *, rounds: int, warm: int = 1) -> dict[str, list[float]]:
@@ -40,6 +43,50 @@ def interleaved(alternatives: Mapping[str, Callable[[], Any]], *, rounds: int, w
 def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
     """Median seconds a call."""
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def tell_peak(step: Callable[[], Any]) -> None:
+    """Prints the peak MB of this process after three steps, for ``peak_mb``."""
+    for _ in range(3):
+        step()
+    print(peak_memory_mb())
+
+
+def peak_mb(module: str, argv: list[str]) -> float:
+    """What ``tell_peak`` prints in a process of its own, ``python -m module argv``; of the GPU where there is one."""
+    command = [sys.executable, "-m", module, *argv]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    return float(done.stdout.split()[-1])
+
+
+def against(
+    base: str, seconds: Mapping[str, float], peak: Mapping[str, float], lines: list[str]
+) -> dict[str, dict[str, float]]:
+    """Figures of each alternative with its ratios to ``base``; a line of each is added to ``lines``."""
+    figures = {}
+    for name, value in seconds.items():
+        ratio, room = value / seconds[base], peak[name] / peak[base]
+        figures[name] = {"seconds": value, "ratio": ratio, "peak_mb": peak[name], "memory_ratio": room}
+        lines.append(f"  {name:14s} {value:7.3f} s  × {ratio:.3f}   {peak[name]:7.0f} MB  × {room:.3f}")
+    return figures
+
+
+def without(argv: list[str], options: tuple[str, ...]) -> list[str]:
+    """``argv`` without these options and their values."""
+    kept, skip = [], False
+    for word in argv:
+        if skip:
+            skip = False
+        elif word.split("=")[0] in options:
+            skip = "=" not in word
+        else:
+            kept.append(word)
+    return kept
+
+
+def settings(args: argparse.Namespace) -> dict[str, str]:
+    """The arguments a benchmark ran with, JSON-ready."""
+    return {k: str(v) for k, v in vars(args).items()}
 
 
 def parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:

@@ -10,22 +10,19 @@ memory from a process of its own for each. Needs the extra mmdet (docs/mmdetecti
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import timing
-from benchmarks.step import _without, batch
+from benchmarks.step import batch
 from ciod import detectors
 from ciod.config import Train
 from ciod.detectors import weights
 from ciod.engine import optim, speed
-from ciod.engine.machine import peak_memory_mb
 from ciod.inference import mmdet_file
 
 SIDES = ("ciod", "adapter", "mmdetection")
@@ -84,13 +81,6 @@ def own(detector: Any, data: Any, size: int) -> Callable[[], list[torch.Tensor]]
     return losses
 
 
-def memory(side: str, argv: list[str]) -> float:
-    """Peak MB of a process that takes three steps."""
-    command = [sys.executable, "-m", "benchmarks.vs_mmdet", *argv, "--memory-of", side]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
-    return float(done.stdout.split()[-1])
-
-
 def main() -> None:
     parse = timing.parser(__doc__, detector="yolox-s", size=640, batch=8, classes=80, rounds=5)
     parse.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
@@ -98,20 +88,14 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if args.memory_of:
-        step = stepper(args.memory_of, args, device)
-        for _ in range(3):
-            step()
-        print(peak_memory_mb())
+        timing.tell_peak(stepper(args.memory_of, args, device))
         return
     seconds = timing.medians(timing.interleaved({s: stepper(s, args, device) for s in SIDES}, rounds=args.rounds))
-    peak = {s: memory(s, _without(sys.argv[1:], ("--json", "--rounds"))) for s in SIDES}
+    argv = timing.without(sys.argv[1:], ("--json", "--rounds"))
+    peak = {s: timing.peak_mb("benchmarks.vs_mmdet", [*argv, "--memory-of", s]) for s in SIDES}
     lines = [f"{args.detector}, {args.size} px, batch {args.batch}, {args.classes} classes"]
-    figures: dict[str, Any] = {"settings": {k: str(v) for k, v in vars(args).items()}, "sides": {}}
-    for side in SIDES:
-        ratio, room = seconds[side] / seconds["mmdetection"], peak[side] / peak["mmdetection"]
-        figures["sides"][side] = {"seconds": seconds[side], "ratio": ratio, "peak_mb": peak[side], "memory_ratio": room}
-        lines.append(f"  {side:12s} {seconds[side]:7.3f} s  × {ratio:.3f}   {peak[side]:7.0f} MB  × {room:.3f}")
-    timing.tell(lines, figures, args.json)
+    figures = timing.against("mmdetection", seconds, peak, lines)
+    timing.tell(lines, {"settings": timing.settings(args), "sides": figures}, args.json)
 
 
 if __name__ == "__main__":

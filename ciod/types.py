@@ -96,6 +96,10 @@ class Batch:
         return replace(self, images=images, targets=self.targets.to(device), source=source)
 
 
+OF_POSITIONS = frozenset({"points", "strides", "levels", "anchors", "root"})
+"""Fields of ``Outputs`` that are the same for every image; all others have a row an image."""
+
+
 @dataclass
 class Outputs:
     """Raw predictions of a dense detector, the same in train and eval mode.
@@ -124,12 +128,13 @@ class Outputs:
         one = parts[0]
         if len(parts) == 1:
             return one
-        images = ("logits", "boxes", "objectness", "distribution", "deltas")
-        given: dict[str, Any] = {
-            k: torch.cat([getattr(p, k) for p in parts]) for k in images if getattr(one, k) is not None
-        }
-        for k in ("features", "towers"):
-            given[k] = [torch.cat(maps) for maps in zip(*(getattr(p, k) for p in parts), strict=True)]
+        given: dict[str, Any] = {}
+        for name in (f.name for f in fields(cls) if f.name not in OF_POSITIONS):
+            values = [getattr(p, name) for p in parts]
+            if isinstance(values[0], list):
+                given[name] = [torch.cat(maps) for maps in zip(*values, strict=True)]
+            elif values[0] is not None:
+                given[name] = torch.cat(values)
         return replace(one, **given)
 
     def scores(self) -> Tensor:
@@ -187,6 +192,11 @@ class Detections:
             raise ValueError(f"labels must be 0..{len(self.class_names) - 1}; got {np.unique(self.labels).tolist()}")
         if not np.isfinite(self.boxes).all() or (self.boxes[:, 2:] < self.boxes[:, :2]).any():
             raise ValueError("boxes must be finite x1, y1, x2, y2 with x1 <= x2 and y1 <= y2")
+
+    @classmethod
+    def of(cls, boxes: Tensor, scores: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> Detections:
+        """From tensors [n, 4], [n], [n] on any device."""
+        return cls(boxes.float().cpu().numpy(), scores.float().cpu().numpy(), labels.cpu().numpy(), class_names)
 
     def __len__(self) -> int:
         return len(self.scores)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ciod.detectors.blocks import conv
-from ciod.detectors.detector import PRIOR, ClassConv
+from ciod.detectors.class_layers import PRIOR, ClassConv
 from ciod.types import Matches, Outputs, Targets
 
 OFF = -30.0  # logit of a class that a position cannot have: probability 1e-13, far below every threshold

@@ -16,8 +16,9 @@ from ciod import losses as L
 from ciod.boxes import gather_rows, giou
 from ciod.detectors import backbones
 from ciod.detectors.assign import atss
+from ciod.detectors.class_layers import ClassConv
 from ciod.detectors.dense import class_targets, flatten, grid, in_class_loss
-from ciod.detectors.detector import IMAGENET, ClassConv, Detector, Input
+from ciod.detectors.detector import IMAGENET, Detector, Input
 from ciod.detectors.necks import FPN, PAFPN
 from ciod.detectors.prefix import extract
 from ciod.types import Matches, Outputs, Targets

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -21,8 +20,9 @@ from torch import Tensor, nn
 from ciod.detectors import backbones
 from ciod.detectors import mmdet_config as configs
 from ciod.detectors import mmdet_heads as heads
+from ciod.detectors.class_layers import AnchorClassConv, ClassConv
 from ciod.detectors.dense import flatten
-from ciod.detectors.detector import AnchorClassConv, ClassConv, Detector
+from ciod.detectors.detector import Detector
 from ciod.detectors.gfl import integral
 from ciod.errors import CiodError
 from ciod.types import Detections, Matches, Outputs, Targets
@@ -256,13 +256,7 @@ class MMDet(Detector):
                 best, label = self.head.score_voting(best, label, boxes[i], probability[i], floor)
                 order = best[:, 4].argsort(descending=True, stable=True)
                 chosen, score, label = best[order, :4], best[order, 4], label[order]
-            found.append(
-                Detections(
-                    chosen.float().cpu().numpy(), score.float().cpu().numpy(), label.cpu().numpy(), self.class_names
-                )
-                if len(score)
-                else Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0), self.class_names)
-            )
+            found.append(Detections.of(chosen, score, label, self.class_names))
         return found
 
     def _candidates(self, probability: Tensor, floor: float, levels: Sequence[int]) -> tuple[Tensor, Tensor]:

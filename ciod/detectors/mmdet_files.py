@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ciod.detectors import foreign
 from ciod.detectors import mmdet_config as configs
-from ciod.detectors.detector import ClassConv
+from ciod.detectors.class_layers import ClassConv
 from ciod.detectors.mmdet import MMDet, class_layers
 from ciod.errors import CiodError
 
@@ -70,7 +70,6 @@ def load(path: Path, content: dict[str, Any], classes: Sequence[str] | None, giv
     Raises:
         CiodError: there is no config, or no class names, or they do not fit.
     """
-    from ciod.data import names as known
     from ciod.detectors.weights import named, tensors_of
 
     meta = content.get("meta") if isinstance(content.get("meta"), dict) else {}
@@ -84,15 +83,8 @@ def load(path: Path, content: dict[str, Any], classes: Sequence[str] | None, giv
         configs.check_types(whole.get("model"), str(path))
         config, name = configs.of(whole, str(path)), configs.PREFIX + path.stem
     state = tensors_of(content)
-    count = _count(state, config)
-    found = classes or named(meta)
-    if not found and count == len(known.COCO):
-        found = known.COCO
-    if not found:
-        raise CiodError(f"{path} has {count} classes and does not name them; give their names: names=a,b,c.")
-    if len(found) != count:
-        raise CiodError(f"{path} has {count} classes, but {len(found)} names were given.")
-    detector = MMDet(tuple(found), name=name, frozen=True, config=json.dumps(config))
+    found = named(path, content, classes, _count(state, config))
+    detector = MMDet(found, name=name, frozen=True, config=json.dumps(config))
     fill(detector, state, str(path))
     detector.lineage = [{"from": path.name, "classes": list(found)}]
     return detector.eval()  # type: ignore[return-value]

@@ -20,8 +20,9 @@ from torchvision.ops import sigmoid_focal_loss
 from ciod import boxes as bx
 from ciod import losses as L
 from ciod.detectors import backbones
+from ciod.detectors.class_layers import AnchorClassConv, ClassConv
 from ciod.detectors.dense import class_targets, flatten, in_class_loss
-from ciod.detectors.detector import IMAGENET, AnchorClassConv, ClassConv, Detector, Input
+from ciod.detectors.detector import IMAGENET, Detector, Input
 from ciod.detectors.necks import FPN
 from ciod.detectors.prefix import extract
 from ciod.types import Matches, Outputs, Targets

@@ -153,22 +153,32 @@ def _load_foreign(path: Path, classes: Sequence[str] | None) -> Detector:
     if "backbone.body.conv1.weight" in tensors_of(content):
         state, classes = _torchvision_classes(state, classes)
         count = foreign.count_classes(state)
-    found = classes or named(content.get("meta"))
+    found = named(path, content, classes, count)
+    # torchvision's frozen batch normalisation has no counter: the trunk was trained frozen, and stays so.
+    counts = any(k.endswith("num_batches_tracked") for k in state)
+    detector = detectors.build(found, name=name, **({} if counts else {"frozen": True}))
+    detector.load_state_dict(state, strict=False)
+    detector.lineage = [{"from": path.name, "classes": list(found)}]
+    return detector.eval()
+
+
+def named(path: Path, content: dict[str, Any], classes: Sequence[str] | None, count: int) -> tuple[str, ...]:
+    """Names of a checkpoint's ``count`` classes: those that were given, or of its metadata; 80 without any are COCO's.
+
+    Raises:
+        CiodError: there are none, or not so many.
+    """
+    found = classes or _in_metadata(content.get("meta"))
     if not found and count == len(known.COCO):
         found = known.COCO
     if not found:
         raise CiodError(f"{path} has {count} classes and does not name them; give their names: names=a,b,c.")
     if len(found) != count:
         raise CiodError(f"{path} has {count} classes, but {len(found)} names were given.")
-    # torchvision's frozen batch normalisation has no counter: the trunk was trained frozen, and stays so.
-    counts = any(k.endswith("num_batches_tracked") for k in state)
-    detector = detectors.build(tuple(found), name=name, **({} if counts else {"frozen": True}))
-    detector.load_state_dict(state, strict=False)
-    detector.lineage = [{"from": path.name, "classes": list(found)}]
-    return detector.eval()
+    return tuple(found)
 
 
-def named(meta: Any) -> list[str] | None:
+def _in_metadata(meta: Any) -> list[str] | None:
     """Class names in the metadata of an MMDetection checkpoint."""
     meta = meta if isinstance(meta, dict) else {}
     inner = meta.get("dataset_meta")

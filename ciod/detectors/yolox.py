@@ -18,8 +18,9 @@ from ciod.detectors import backbones
 from ciod.detectors import branch as br
 from ciod.detectors.assign import sim_ota
 from ciod.detectors.blocks import conv
+from ciod.detectors.class_layers import PRIOR, ClassConv, ClassRows
 from ciod.detectors.dense import flatten, grid
-from ciod.detectors.detector import IMAGENET, PRIOR, ClassConv, ClassRows, Detector, Input
+from ciod.detectors.detector import IMAGENET, Detector, Input
 from ciod.detectors.necks import PAFPN
 from ciod.detectors.prefix import extract
 from ciod.errors import CiodError

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ciod import detectors
 from ciod.detectors import weights as files
-from ciod.detectors.detector import PRIOR, Detector
+from ciod.detectors.class_layers import PRIOR
+from ciod.detectors.detector import Detector
 from ciod.errors import CiodError
 from ciod.types import Outputs
 from tests import fixed
@@ -425,8 +426,8 @@ class Flat(nn.Module):
 
 @pytest.mark.parametrize("name", LIGHT)
 def test_the_forward_is_exportable(name):
-    pytest.importorskip("onnx")
-    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx", reason="onnx is absent: pip install 'ciod[onnx]'")
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is absent: pip install 'ciod[onnx]'")
     detector = lively(make(name))
     detector.grow(["dog"])
     model, x, file = Flat(detector).eval(), pictures().float(), io.BytesIO()

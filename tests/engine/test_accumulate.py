@@ -20,7 +20,7 @@ from ciod.methods.ilyolox import ILYOLOX
 from ciod.types import Batch, Targets
 from tests import fixed
 from tests.engine.test_run import WORDS, go, weights_of
-from tests.engine.test_speed import trained
+from tests.engine.test_speed import grown, trained
 
 
 def batch(images: int) -> Batch:
@@ -35,13 +35,7 @@ def step(parts: int, *, images: int, train_norms: bool = False, name: str = "yol
     settings = Train(accumulate=parts, teacher="exact")
     student = trained(name)
     teacher = speed.cheap_teacher(student, settings)
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        student.grow(["d"])
-    student.train()
-    for m in student.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            m.train(train_norms)
+    grown(student, train_norms=train_norms)
     method = ILYOLOX(center_score=0.0, other_score=0.0, nms_iou=0.5)
     method.attach(speed.student(student, settings, World()), student, teacher)
     method.begin_task(fixed.task(("a", "b", "c"), ("d",)))

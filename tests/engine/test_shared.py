@@ -21,7 +21,7 @@ from ciod.methods.method import Method
 from ciod.types import Batch, Targets
 from tests import fixed
 from tests.engine.test_run import Killed, go, weights_of
-from tests.engine.test_speed import trained
+from tests.engine.test_speed import grown, trained
 
 IMAGES = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
@@ -41,14 +41,7 @@ def pair(name: str, frozen: int, **settings) -> tuple[Detector, Detector, Train]
         for module in piece:
             module.requires_grad_(False)
     teacher = speed.cheap_teacher(student, train, still=speed.frozen_parts(student) if train.share_frozen else 0)
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        student.grow(["d"])
-    student.train()
-    for m in student.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            m.eval()
-    return student, teacher, train
+    return grown(student), teacher, train
 
 
 class Calls:

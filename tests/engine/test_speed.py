@@ -34,6 +34,18 @@ def trained(name: str = "yolox-pico") -> Detector:
     return detector
 
 
+def grown(student: Detector, *, train_norms: bool = False) -> Detector:
+    """The student as a second task has it: a new class, in train mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        student.grow(["d"])
+    student.train()
+    for m in student.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.train(train_norms)
+    return student
+
+
 @pytest.mark.parametrize("name", ["yolox-pico", "yolox-nano", "yolox-r18"])
 def test_folding_changes_rounding_only(name: str):
     detector = trained(name).eval()

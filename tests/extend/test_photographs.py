@@ -17,7 +17,7 @@ PHOTOGRAPHS = 200
 
 @pytest.mark.slow
 def test_old_outputs_on_photographs(tmp_path, datasets, weights):
-    onnxruntime = pytest.importorskip("onnxruntime")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is absent: pip install 'ciod[onnx]'")
     path = weights / "yolox_nano_coco.pth"
     before, after = load(path), load(path)
     torch.manual_seed(0)

@@ -84,7 +84,7 @@ def photographs(datasets):
 
 def _oracle(weights, photographs):
     """Outputs of the official export: [B, P, 85], boxes not decoded, class and objectness as probabilities."""
-    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is absent")
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is absent: pip install 'ciod[onnx]'")
     oracle = runtime.InferenceSession(str(weights / "yolox_nano_416.onnx"), providers=["CPUExecutionProvider"])
     name = oracle.get_inputs()[0].name
     bgr = photographs.flip(1).float()
@@ -118,7 +118,7 @@ def test_official_nano_equals_its_onnx(nano, weights, photographs, request):
 def test_our_nano_with_the_statistics_of_the_onnx_equals_it(nano, weights, photographs):
     """Whatever happened to the checkpoint's statistics: with those that fold to the export's convolutions, the
     network is the export."""
-    onnx = pytest.importorskip("onnx", reason="onnx is absent")
+    onnx = pytest.importorskip("onnx", reason="onnx is absent: pip install 'ciod[onnx]'")
     graph = onnx.load(str(weights / "yolox_nano_416.onnx")).graph
     stored = {i.name: torch.from_numpy(onnx.numpy_helper.to_array(i).copy()).double() for i in graph.initializer}
     folded = [(stored[n.input[1]], stored[n.input[2]]) for n in graph.node if n.op_type == "Conv"]

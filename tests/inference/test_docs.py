@@ -35,7 +35,7 @@ def run(words: list[str], monkeypatch) -> None:
 
 
 def test_deploy_runs_without_torch_and_finds_what_the_model_finds(weights, datasets, tmp_path, monkeypatch):
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is absent: pip install 'ciod[onnx]'")
     monkeypatch.chdir(tmp_path)
     model = ciod.load(weights / "yolox_nano_coco.pth")
     save_model(tmp_path / "model.safetensors", model)
@@ -58,7 +58,7 @@ def test_deploy_runs_without_torch_and_finds_what_the_model_finds(weights, datas
 
 
 def test_predict(datasets, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("av")
+    pytest.importorskip("av", reason="PyAV is absent: pip install 'ciod[video]'")
     import numpy as np
 
     from ciod.inference.video import VideoWriter

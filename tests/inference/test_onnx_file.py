@@ -21,8 +21,8 @@ from ciod.inference.onnx_file import Suppressed, export, read_metadata
 from ciod.types import Detections
 from tests.inference.networks import NAMES, SIZE, pictures, settled
 
-onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
+onnx = pytest.importorskip("onnx", reason="onnx is absent: pip install 'ciod[onnx]'")
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is absent: pip install 'ciod[onnx]'")
 
 
 def run(path, images: torch.Tensor) -> list[np.ndarray]:

@@ -242,7 +242,7 @@ def test_to_supervision(monkeypatch):
 
 
 def test_the_real_supervision_takes_them():
-    sv = pytest.importorskip("supervision")
+    sv = pytest.importorskip("supervision", reason="supervision is absent: pip install supervision")
     detections = found().to_supervision()
     assert isinstance(detections, sv.Detections) and len(detections[detections.confidence > 0.5]) == 2
     assert len(Detections(np.zeros((0, 4)), [], [], NAMES).to_supervision()) == 0
@@ -262,7 +262,7 @@ def test_no_class_at_all():
 
 
 def test_coco_results_of_videos_alone(model, tmp_path):
-    pytest.importorskip("av", reason="PyAV is not installed")
+    pytest.importorskip("av", reason="PyAV is absent: pip install 'ciod[video]'")
     (tmp_path / "a.mp4").touch()
     with pytest.raises(CiodError, match="coco: COCO results are of pictures; there are only videos here"):
         Job(model, [str(tmp_path / "a.mp4")], tmp_path / "out", coco=tmp_path / "c.json", say=lambda _: None)

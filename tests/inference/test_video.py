@@ -17,7 +17,7 @@ from ciod.inference.results import Job
 from ciod.inference.video import Video, VideoWriter
 from tests.inference.networks import settled
 
-av = pytest.importorskip("av", reason="PyAV is not installed: pip install 'ciod[video]'")
+av = pytest.importorskip("av", reason="PyAV is absent: pip install 'ciod[video]'")
 
 FRAMES, SIZE = 12, (48, 64)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from ciod import detectors
 from ciod.data.images import save_image
-from ciod.detectors.detector import ClassConv
+from ciod.detectors.class_layers import ClassConv
 from ciod.errors import CiodError
 from ciod.methods.ewc import EWC
 from ciod.methods.freeze import Freeze

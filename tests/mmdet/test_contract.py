@@ -94,7 +94,7 @@ def test_outputs_have_the_promised_shapes(name):
 def test_suppression_in_the_graph_is_for_one_label_a_position(tmp_path):
     from ciod.inference.onnx_file import export
 
-    pytest.importorskip("onnx")
+    pytest.importorskip("onnx", reason="onnx is absent: pip install 'ciod[onnx]'")
     with pytest.raises(CiodError, match="may give a position several labels, which the graph cannot; leave nms out"):
         export(common.make("gfl", size=64), tmp_path / "x.onnx", nms=True)
 

@@ -48,5 +48,8 @@ def test_table_and_page(tmp_path):
     for name, results in RUNS:
         folders.setdefault(name, []).append(fake.write_run(tmp_path / f"{name}{results['seed']}", results))
     page = write_comparison(folders, tmp_path / "page.html", About(against="a")).read_text()
-    assert "Differences to a, seed by seed" in page and '<td class="number best">+3.0 ± 2.5</td>' in page
+    assert (
+        "<details open><summary>Differences to a, seed by seed" in page
+        and '<td class="number best">+3.0 ± 2.5</td>' in page
+    )
     assert "Differences to" not in write_comparison(folders, tmp_path / "page.html").read_text()

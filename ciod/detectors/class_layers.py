@@ -1,0 +1,117 @@
+"""Layers with a row per class, which grow: their old rows keep weights and arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+PRIOR = 0.01  # probability a new class starts with everywhere
+
+
+@dataclass
+class ClassRows:
+    """One tensor with a row per class: rows ``first .. first + len(tensor)`` in the order of arrival."""
+
+    name: str
+    tensor: nn.Parameter
+    first: int
+
+
+class ClassConv(nn.Module):
+    """A convolution to class logits that can grow.
+
+    Every growth appends a convolution of its own and their outputs are concatenated: the old ones keep not just their
+    weights but their arithmetic, so old logits stay bit-equal on any device. (One wider convolution may pick another
+    kernel, whose sums round differently.)
+    """
+
+    def __init__(self, channels: int, classes: int, kernel: int = 1):
+        super().__init__()
+        self.channels, self.kernel = channels, kernel
+        self.blocks = nn.ModuleList()
+        if classes:
+            self.grow(classes)
+
+    def grow(self, classes: int) -> None:
+        """Appends ``classes`` rows: weights N(0, 0.01), bias so that every new class starts at p = 0.01."""
+        block = self.block(classes)
+        nn.init.normal_(block.weight, std=0.01)  # type: ignore[arg-type]
+        nn.init.constant_(block.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
+        if len(self.blocks):
+            block.to(next(self.blocks[0].parameters()))
+        self.blocks.append(block)
+
+    def block(self, classes: int) -> nn.Module:
+        """The convolution of ``classes`` new classes."""
+        return nn.Conv2d(self.channels, classes, self.kernel, padding=self.kernel // 2)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keeps these rows (ascending) and their arithmetic by block; blocks without any go."""
+        first, blocks = 0, []
+        for block in self.blocks:
+            size: int = block.out_channels  # type: ignore[assignment]
+            own = [r - first for r in rows if first <= r < first + size]
+            first += size
+            if len(own) < size:
+                narrow = self.block(max(1, len(own)))
+                narrow.to(block.weight)  # type: ignore[arg-type]
+                with torch.no_grad():
+                    narrow.weight.copy_(block.weight[own or [0]])  # type: ignore[index, operator, union-attr]
+                    narrow.bias.copy_(block.bias[own or [0]])  # type: ignore[index, operator, union-attr]
+                block = narrow
+            if own:
+                blocks.append(block)
+        self.blocks = nn.ModuleList(blocks)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Classes of each block, in order of arrival."""
+        return [block.out_channels for block in self.blocks]  # type: ignore[misc]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not len(self.blocks):
+            return x.new_zeros(x.shape[0], 0, *x.shape[2:])
+        parts = [block(x) for block in self.blocks]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def rows(self, name: str) -> Iterator[ClassRows]:
+        first = 0
+        for i, block in enumerate(self.blocks):
+            yield ClassRows(f"{name}.blocks.{i}.weight", block.weight, first)  # type: ignore[arg-type]
+            yield ClassRows(f"{name}.blocks.{i}.bias", block.bias, first)  # type: ignore[arg-type]
+            first += block.out_channels  # type: ignore[operator]
+
+
+class AnchorConv(nn.Module):
+    """A convolution to the logits of several anchors a cell, whose tensors have a row per class as ClassRows wants."""
+
+    def __init__(self, channels: int, classes: int, anchors: int, kernel: int):
+        super().__init__()
+        self.out_channels, self.shape = classes, (classes * anchors, channels, kernel, kernel)
+        self.weight = nn.Parameter(torch.empty(classes, anchors, channels * kernel**2))
+        self.bias = nn.Parameter(torch.empty(classes, anchors))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, channels, h, w] → [B, classes, anchors, h, w]."""
+        y = nn.functional.conv2d(x, self.weight.view(self.shape), self.bias.flatten(), padding=self.shape[2] // 2)
+        return y.view(y.shape[0], *self.bias.shape, *y.shape[2:])
+
+
+class AnchorClassConv(ClassConv):
+    """ClassConv where every cell has several anchors: [B, channels, h, w] → [B, classes, anchors, h, w]."""
+
+    def __init__(self, channels: int, classes: int, anchors: int, kernel: int = 3):
+        self.anchors = anchors
+        super().__init__(channels, classes, kernel)
+
+    def block(self, classes: int) -> nn.Module:
+        return AnchorConv(self.channels, classes, self.anchors, self.kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not len(self.blocks):
+            return x.new_zeros(x.shape[0], 0, self.anchors, *x.shape[2:])
+        return super().forward(x)
