@@ -131,7 +131,8 @@ def build(
     if upper not in (None, "prefixes", "final", "none"):
         problems.append(f"upper: '{upper}' is not allowed; allowed: prefixes, final, none")
     folder = Path(out) if out else Path("runs") / f"compare-{_slug(str(base.get('scenario') or 'data'))}"
-    if against is not None and rows and against not in (labels := [e.label for e in rows]):
+    labels = [e.label for e in rows if e.name != "joint"]  # an upper bound starts from no first task of theirs
+    if against is not None and labels and against not in labels:
         problems.append(f"against: none of the methods is '{against}'; {did_you_mean(against, labels)}")
     loaded = [_load({**base, **_method(e)}, folder, numbers[0], problems) for e in rows] or [
         _load(base, folder, 0, problems)
@@ -141,7 +142,7 @@ def build(
     run = next((r for r, e in zip(loaded, rows) if r and e.name != "joint"), None)
     if run is None:
         raise ConfigError(["methods: there is nothing to compare but joint training; add a method."])
-    against = against or next(e.label for e in rows if e.name != "joint")
+    against = against or labels[0]
     return _Builder(base, rows, numbers, run, upper, against, folder, Path(cache or folder), command).plan()
 
 

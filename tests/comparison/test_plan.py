@@ -16,7 +16,7 @@ from .conftest import SETTINGS
 
 
 def build(scenes: Path, out: Path, methods="finetune,ilyolox", **given):
-    own = {k: given.pop(k) for k in ("seeds", "upper", "cache", "scenario") if k in given}
+    own = {k: given.pop(k) for k in ("seeds", "upper", "against", "cache", "scenario") if k in given}
     return plan.build(
         own.pop("scenario", None), methods=methods, out=out, settings={"data": str(scenes), **SETTINGS, **given}, **own
     )
@@ -238,6 +238,8 @@ def test_a_file_may_hold_the_whole_comparison(scenes, tmp_path):
     scenario, own, settings = words.opened(path, {}, {})
     with pytest.raises(ConfigError, match=r"methodz: there is no such setting(.|\n)*none of the methods is 'mine'"):
         plan.build(scenario, settings=settings, out=tmp_path / "out", **own)
+    with pytest.raises(ConfigError, match="against: none of the methods is 'joint'"):
+        build(scenes, tmp_path / "out", "finetune,joint", against="joint")
     path.write_text("methods: [")
     with pytest.raises(ConfigError, match=r"mine\.yaml is not YAML"):
         words.opened(path, {}, {})
