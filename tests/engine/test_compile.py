@@ -15,7 +15,7 @@ from ciod.errors import ConfigError
 from ciod.methods.ilyolox import ILYOLOX
 from ciod.types import Targets
 from tests import fixed
-from tests.engine.test_speed import trained
+from tests.engine.test_speed import grown, trained
 
 
 def losses(device: str = "cpu", **settings) -> dict[str, float]:
@@ -23,10 +23,7 @@ def losses(device: str = "cpu", **settings) -> dict[str, float]:
     train = Train(**settings)
     student = trained().to(device)
     teacher = speed.cheap_teacher(student, train)
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        student.grow(["d"])
-    student.train()
+    grown(student, train_norms=True)
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     box = torch.tensor([[8.0, 8, 40, 44]])
     batch = fixed.batch(Targets.pad([box] * 2, [torch.tensor([3])] * 2), images).to(device)
