@@ -68,7 +68,7 @@ def explained(path: Path, size: int = 0) -> Iterator[None]:
     except WriteError:
         raise
     except OSError as e:
-        raise WriteError(_why(path, e, size)) from e
+        raise WriteError(why(path, e, size)) from e
 
 
 def sync_folder(folder: Path) -> None:
@@ -89,8 +89,14 @@ def sweep(folder: Path) -> None:
                 left.unlink()
 
 
-def _why(path: Path, error: OSError, size: int) -> str:
-    if error.errno in _FULL:
+def why(path: Path, error: Exception, size: int = 0) -> str:
+    """The sentence for a file that could not be written.
+
+    Args:
+        size: of what was to be written, in bytes; 0 if that is not known.
+    """
+    code, text = getattr(error, "errno", None), getattr(error, "strerror", None)
+    if code in _FULL:
         free = ""
         with contextlib.suppress(OSError):
             free = f" ({shutil.disk_usage(_existing(path)).free / 1e6:.0f} MB are free)"
@@ -99,9 +105,9 @@ def _why(path: Path, error: OSError, size: int) -> str:
             f"{path} cannot be written: there is no room{free}{needed}. What was saved before is intact: make room "
             "and run the same command again."
         )
-    if error.errno in _REFUSED:
-        return f"{path} cannot be written: {error.strerror}. Choose a folder that may be written to."
-    return f"{path} cannot be written: {error.strerror or error}."
+    if code in _REFUSED:
+        return f"{path} cannot be written: {text}. Choose a folder that may be written to."
+    return f"{path} cannot be written: {text or str(error) or type(error).__name__}."
 
 
 def _room(size: int) -> str:

@@ -94,7 +94,7 @@ def load_trunk(detector: MMDet, path: Path) -> int:
     """Copies backbone and neck of a checkpoint or model into ``detector``, and holds what the config freezes.
 
     Args:
-        path: a checkpoint of MMDetection, or a ciod model: of this adapter, or YOLOX or GFL of ciod's own.
+        path: a checkpoint of MMDetection or of YOLOX's own project, or a ciod model: of this adapter, or YOLOX or GFL.
 
     Returns:
         How many tensors were taken.
@@ -109,6 +109,8 @@ def load_trunk(detector: MMDet, path: Path) -> int:
         state = plain_state(donor) if isinstance(donor, MMDet) else foreign.to_mmdet(donor.state_dict())
     else:
         state = weights.tensors_of(weights.read_checkpoint(path))
+        if not any(k.startswith("bbox_head.") for k in state):  # of YOLOX's own project
+            state = foreign.to_mmdet(foreign.rename(state))
     own, taken = detector.model.state_dict(), {}
     for part in ("backbone.", "neck."):
         wanted = {k: v.shape for k, v in own.items() if k.startswith(part) and "num_batches" not in k}

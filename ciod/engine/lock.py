@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -62,9 +62,15 @@ def _acquire(folder: Path, path: Path) -> IO[str]:
         if same:
             break
         file.close()  # its owner removed it between our opening and locking it
-    file.truncate(0)
-    json.dump(_me(), file)
-    file.flush()
+    try:
+        file.truncate(0)
+        json.dump(_me(), file)
+        file.flush()
+    except BaseException:
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # it tries to write once more
+            file.close()
+        raise
     return file
 
 

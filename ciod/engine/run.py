@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from ciod.engine.results import Results
 from ciod.engine.start import epochs_of, open_data, start
 from ciod.errors import CiodError
 from ciod.evaluation.detect import evaluate
-from ciod.files import sweep
+from ciod.files import WriteError, sweep
 from ciod.methods.method import Method
 from ciod.report.log import RunLog
 
@@ -56,7 +56,10 @@ def train(settings: Run, *, command: str = "", reporter: Reporter | None = None,
         reporter = reporter or Reporter(quiet=not here.main)
         runner = Runner(settings, here, reporter, command, until)
         with owner_of(Path(settings.out)) if here.main else nullcontext():
-            runner.run()
+            try:
+                runner.run()
+            finally:
+                runner.leave()
     return runner.out
 
 
@@ -70,6 +73,7 @@ class Runner:
     command: str = ""
     until: int | None = None
     warnings: list[str] = field(default_factory=list)
+    log: RunLog | None = None  # of rank 0, once the state is restored: restoring writes the file anew
 
     def run(self) -> None:
         s = self.settings
@@ -99,7 +103,7 @@ class Runner:
             resume.recall(self.saved, method, self.scenario, self.extra, self.world)
         elif self.world.main:
             machine.trim_log(self.out, 0, None)  # of a process that died before its first state
-        self.log = RunLog(self.out) if self.world.main else None  # after restore, which writes the file anew
+        self.log = RunLog(self.out) if self.world.main else None
         for task in self.scenario:
             if task.index < first:
                 continue
@@ -108,6 +112,12 @@ class Runner:
             self._task(task, detector, method)
             self.saved = None
         self._finish()
+
+    def leave(self) -> None:
+        """Closes the log after an error too: Python would write its last lines later, into the run that goes on."""
+        if self.log:
+            with suppress(WriteError):  # the error that ended the run is the one to tell
+                self.log.close()
 
     # One task -----------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ciod.errors import CiodError, DataError
+from ciod.files import WriteError, why
 
 # The clock of written videos: 24, 25, 30, 50, 60 and 29.97 frames a second are whole numbers of it, and MPEG-4 allows
 # no finer one than 1/65535.
@@ -87,7 +88,7 @@ class VideoWriter:
         rate: frames a second, as a hint; each picture keeps the time it is given.
 
     Raises:
-        DataError: the file cannot be written.
+        WriteError: the file cannot be written.
     """
 
     def __init__(self, path: Path, rate: float):
@@ -111,7 +112,7 @@ class VideoWriter:
             frame.pts, frame.time_base = self._last, _TICK
             self._file.mux(self._stream.encode(frame.reformat(format="yuv420p")))
         except (need_av().FFmpegError, OSError, ValueError) as error:
-            raise DataError(f"{self.path} cannot be written: {_reason(error)}.") from error
+            raise WriteError(why(self.path, error)) from error
 
     def _begin(self, av: Any, picture: np.ndarray) -> Any:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +134,7 @@ class VideoWriter:
                 if keep:
                     self.beside.replace(self.path)
         except (need_av().FFmpegError, OSError, ValueError) as error:
-            raise DataError(f"{self.path} cannot be written: {_reason(error)}.") from error
+            raise WriteError(why(self.path, error)) from error
         finally:
             self.beside.unlink(missing_ok=True)
 

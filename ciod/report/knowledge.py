@@ -8,6 +8,7 @@ words are settings of ``ilyolox``. The student is matched with the pseudo boxes 
 
 from __future__ import annotations
 
+import io
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ciod.errors import CiodError, ConfigError
+from ciod.files import atomic_write
 from ciod.methods import selection
 from ciod.methods.ilyolox import ILYOLOX
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from ciod.detectors.detector import Detector
     from ciod.types import Outputs
 
+KINDS = ("jpg", "png", "svg", "pdf")
 GREY, DARK = "#71717A", "#18181B"
 
 
@@ -120,7 +123,11 @@ def _centres(outputs: Outputs) -> Tensor:
 
 
 def draw(k: Knowledge, names: tuple[str, ...], path: Path | str) -> Path:
-    """The figure, as the ending of ``path`` says: jpg, png, svg, pdf."""
+    """The figure, as the ending of ``path`` says: jpg, png, svg, pdf.
+
+    Raises:
+        CiodError: another ending, or a file that cannot be written.
+    """
     import matplotlib
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
@@ -154,10 +161,19 @@ def draw(k: Knowledge, names: tuple[str, ...], path: Path | str) -> Path:
         bar = figure.colorbar(ScalarMappable(scale[1], scale[0]), cax=ruler, orientation="horizontal")
         bar.set_label("weight of the class error, 2 minus that of the box error")
         bar.set_ticks([0, 0.5, 1, 1.5, 2], labels=["0: box alone", "0.5", "1: balance", "1.5", "2: class alone"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        more: dict[str, Any] = {"pil_kwargs": {"quality": 85}} if path.suffix.lower() in (".jpg", ".jpeg") else {}
-        figure.savefig(path, dpi=110, **more)
+        kind = _kind(path)
+        more: dict[str, Any] = {"pil_kwargs": {"quality": 85}} if kind == "jpg" else {}
+        made = io.BytesIO()
+        figure.savefig(made, dpi=110, format=kind, **more)
+    atomic_write(path, made.getvalue())
     return path
+
+
+def _kind(path: Path) -> str:
+    kind = {"jpeg": "jpg"}.get(path.suffix.lower()[1:], path.suffix.lower()[1:])
+    if kind not in KINDS:
+        raise CiodError(f"out: the figure is written as {', '.join(KINDS)}; {path.name} ends in none of them.")
+    return kind
 
 
 def _panel(ax: Axes, k: Knowledge, title: str) -> None:
@@ -217,6 +233,7 @@ def main(words: list[str]) -> Path:
     problems += problems_of(ILYOLOX, flat)
     if problems:
         raise ConfigError(problems)
+    _kind(Path(str(out)))
     teacher, student = (weights.load(Path(p)) for p in plain[:2])
     found = knowledge(teacher, student, read_image(Path(plain[2])), ILYOLOX.model_validate(flat))
     return draw(found, student.class_names, str(out))

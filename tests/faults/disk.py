@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import builtins
 import errno
+import gc
 import hashlib
 import io
 import os
@@ -56,6 +57,7 @@ class Disk:
     def __init__(self, folder: Path, full: int | None = None, fill: Callable[[], None] | None = None):
         self.folder, self.full, self.fill = str(folder), full, fill or no_room
         self.points: list[Point] = []
+        self.ended, self.late = False, set[str]()  # files left open, which Python writes when it likes
         self.saved: dict[str, str] = {}  # what was there when the disk became full
 
     def mine(self, path: Any) -> bool:
@@ -63,6 +65,9 @@ class Disk:
 
     def at(self, what: str, path: Any) -> None:
         name = os.path.relpath(path, self.folder)
+        if self.ended:
+            self.late.add(name)
+            return
         beside = _BESIDE.fullmatch(os.path.basename(name))  # noqa: PTH119
         if beside:
             tail = "" if beside[2] == "tmp" else f".{beside[2]}"
@@ -131,6 +136,7 @@ class Disk:
         try:
             yield self
         finally:
+            self.ended = True
             for owner, name, function in before:
                 setattr(owner, name, function)
 
@@ -203,6 +209,8 @@ def check(data: Path, whole: Path, out: Path, at: int, fill: Callable[[], None],
     for path, state in checkpoint.states(out / "last"):
         assert isinstance(state, dict), f"{path} is damaged"
     go(data, out, *WORDS)
+    gc.collect()
+    assert not disk.late, f"{disk.points[at]}: {disk.late} were left open, and written into the next run"
     assert_equal(whole, out)
     return stopped
 

@@ -13,8 +13,10 @@ import pytest
 import ciod
 from ciod.detectors.detector import Detector
 from ciod.errors import CiodError, DataError
+from ciod.files import WriteError
 from ciod.inference.results import Job
 from ciod.inference.video import Video, VideoWriter
+from tests.faults.disk import Tmpfs
 from tests.inference.networks import settled
 
 av = pytest.importorskip("av", reason="PyAV is absent: pip install 'ciod[video]'")
@@ -57,6 +59,31 @@ def test_uneven_times_and_odd_sides_survive(tmp_path):
     writer.close()
     read = list(Video(tmp_path / "v.mp4"))
     assert [t for t, _ in read] == pytest.approx(times, abs=1e-3) and read[0][1].shape == (32, 46, 3)
+
+
+def test_a_video_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(WriteError, match=r"v\.mp4 cannot be written: "):
+        VideoWriter(tmp_path / "file" / "v.mp4", 25).write(0.0, np.zeros((32, 32, 3), np.uint8))
+
+
+def test_a_full_disk_is_told(tmp_path):
+    try:
+        disk = Tmpfs(tmp_path / "disk")
+    except PermissionError as e:
+        pytest.skip(f"no tmpfs can be mounted here: {e}")
+    try:
+        writer = VideoWriter(disk.folder / "v.mp4", 25)
+        writer.write(0.0, np.zeros((32, 32, 3), np.uint8))
+        disk.fill()
+        with pytest.raises(WriteError, match=r"v\.mp4 cannot be written: there is no room \(0 MB are free\)\. What"):
+            for i in range(1, 200):
+                writer.write(i / 25, np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+            writer.close()
+        writer.close(keep=False)
+        assert [p.name for p in disk.folder.iterdir()] == ["filler"]
+    finally:
+        disk.close()
 
 
 def test_a_detector_on_a_video(clip, model, tmp_path):

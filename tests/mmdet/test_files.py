@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import ciod
+from ciod import detectors
 from ciod.detectors import mmdet_files, weights
 from ciod.errors import CiodError
 from ciod.inference import mmdet_file
@@ -92,8 +93,6 @@ def test_backbone_and_neck_are_taken(source, tmp_path):
         donor = checkpoint("gfl", path)
         other = common.make("gfl", ("x",), size=64, seed=3)
     else:
-        from ciod import detectors
-
         torch.manual_seed(1)
         donor = detectors.build(("a",), name="gfl-r18", size=64)
         path = tmp_path / "model.safetensors"
@@ -105,6 +104,18 @@ def test_backbone_and_neck_are_taken(source, tmp_path):
         for a, b in zip(
             donor.eval()(common.pictures(size=64)).features, other.eval()(common.pictures(size=64)).features
         ):
+            torch.testing.assert_close(b, a, atol=1e-4, rtol=1e-4)
+
+
+def test_a_trunk_from_a_checkpoint_of_yolox(request):
+    """Its own project's names: MMDetection's YOLOX starts from the same file as ciod's."""
+    native = detectors.build((), name="yolox-nano", size=64)
+    model = {**mmdet_file.model_config(native), "input": {"size": 64}}
+    theirs = detectors.build((), name="mmdet:x", size=64, config=json.dumps(model))
+    path = request.getfixturevalue("weights") / "yolox_nano_coco.pth"
+    assert weights.load_trunk(theirs, path) == weights.load_trunk(native, path) == 480
+    with torch.no_grad():
+        for a, b in zip(*(d.eval()(common.pictures(size=64)).features for d in (native, theirs)), strict=True):
             torch.testing.assert_close(b, a, atol=1e-4, rtol=1e-4)
 
 

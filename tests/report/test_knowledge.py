@@ -11,9 +11,11 @@ from ciod import losses as L
 from ciod.data.images import save_image
 from ciod.detectors.weights import save_model
 from ciod.errors import CiodError, ConfigError
+from ciod.files import WriteError
 from ciod.methods.ilyolox import ILYOLOX
 from ciod.report import knowledge
 from tests import fixed
+from tests.faults.disk import Disk
 from tests.methods.test_ilyolox import BOXES, OBJECTNESS, PROBABILITIES
 
 OLD, NEW = ("ant", "bee"), ("cow",)
@@ -126,6 +128,12 @@ def test_mistakes_of_the_command(files, pair, tmp_path, monkeypatch):
         knowledge.main([*files, out, "select=threshold"])
     with pytest.raises(CiodError, match=r"are not the teacher's .* give two tasks of one run, the earlier first"):
         knowledge.main([files[1], files[0], files[2], out])
+    with pytest.raises(CiodError, match=r"out: the figure is written as jpg, png, svg, pdf; f\.gif ends in none"):
+        knowledge.main([*files, f"out={tmp_path / 'f.gif'}"])
+    full = pytest.raises(WriteError, match=r"f\.png cannot be written: there is no room .* it needs [\d.]+ MB")
+    with full, Disk(tmp_path, full=0).watching():
+        knowledge.main([*files, out])
+    assert not list(tmp_path.glob("*f.png*"))
     monkeypatch.setattr(type(pair[0]), "traits", frozenset({"features"}))
     with pytest.raises(CiodError, match="teacher is no detector ilyolox can use: it has no dense"):
         knowledge.knowledge(*pair, np.zeros((8, 8, 3), np.uint8), ILYOLOX())
