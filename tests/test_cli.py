@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -88,10 +89,13 @@ MISTAKES = [
     ("eval MODEL data=PETS max_detections=2.5", "max_detections: 2.5 is not a whole number"),
     ("eval MODEL data=PETS classes=[cat,owl]", "the model has no class 'owl'"),
     ("eval MODEL PETS data=PETS", "eval takes one model"),
+    ("eval MODEL data=PETS metric=voc08", "metric: there is no 'voc08'; did you mean 'voc07'?"),
+    ("eval MODEL data=PETS classes=[]", "classes: [] is not a list of names, such as cat,dog or '[cat, dog]'."),
     ("export MODEL", "onnx= is needed"),
     ("export MODEL onnx=a.onnx nms=perhaps", "nms: 'perhaps' is not true or false"),
     ("export MODEL onnx=a.pt", "a.pt must end in .onnx"),
     ("export MODEL a.onnx onnx=a.onnx", "export takes one model"),
+    ("export MODEL there mmdet=there", "export takes one model; 'there' is neither a setting nor needed."),
     ("export absent.safetensors onnx=a.onnx", "There is no model file absent.safetensors"),
     ("compare shapes-6+4 voc-15+5", "compare takes one scenario, not 2 (shapes-6+4, voc-15+5); write key=value"),
     ("list detector", "list: there is no 'detector'; did you mean 'detectors'"),
@@ -100,6 +104,8 @@ MISTAKES = [
     ("list absent.safetensors", "There is no model file absent.safetensors"),
     ("report /no/such/folder", "/no/such/folder"),
     ("demo seeds=1", "seeds: there is no such setting here; did you mean 'seed'"),
+    ("demo out=[", "out: '[' cannot be read; quote it or check its brackets."),
+    ("data voc there", "data takes one name, coco or voc; 'there' is not needed. Write out=DIR for the folder."),
 ]
 
 
@@ -187,6 +193,15 @@ def test_eval_matches_classes_by_name_and_says_what_it_leaves_out(run, model, pe
     assert "4 images, 2 classes" in out and LINE.search(out)
     written = json.loads((tmp_path / "ap.json").read_text())
     assert set(written["per_class"]) == {"cat", "dog"} and "AP50" in written["overall"]
+
+
+def test_eval_scores_what_it_cannot_read_as_empty(run, model, pets, tmp_path):
+    shutil.copytree(pets, tmp_path / "data")
+    torn = tmp_path / "data" / "images" / "000002.png"
+    torn.write_bytes(torn.read_bytes()[:60])
+    code, out, err = run("eval", str(model), f"data={tmp_path / 'data'}", "device=cpu")
+    assert code == 0, err
+    assert f"unreadable, scored as empty: {torn}" in out and "4 images, 2 classes" in out
 
 
 def test_eval_without_a_class_in_common(run, model, tmp_path):
@@ -308,6 +323,22 @@ def test_list_scenario_counts_before_training(run, pets, tmp_path):
     # three of four images have every class once: task 2 hides cat and dog of each
     assert rows[0][-5:] == ["3", "6", "0", "3", "4"] and rows[1][-5:] == ["3", "3", "6", "0", "4"]
     assert "old and future objects stand there unlabelled" in out
+
+
+def test_list_scenario_of_clusters(run, pets, tmp_path):
+    """Three of four pictures have every class."""
+    (tmp_path / "mine.yaml").write_text("split: [[cat], [dog]]\nimages: loco\n")
+    code, out, err = run("list", str(tmp_path / "mine.yaml"), f"data={pets}")
+    assert code == 0, err
+    assert "cluster 1: cat\ncluster 2: dog\n" in out and "in no task" not in out
+    assert "3 training images show classes of more than one cluster" in out
+
+
+def test_list_scenario_names_what_its_order_has_and_no_task(run, pets, tmp_path):
+    (tmp_path / "mine.yaml").write_text("split: 1+1\norder: [dog, cat, fork & knife]\n")
+    code, out, err = run("list", str(tmp_path / "mine.yaml"), f"data={pets}")
+    assert code == 0, err
+    assert "in no task: fork & knife" in out
 
 
 # train and report -----------------------------------------------------------------------------------------------------

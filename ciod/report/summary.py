@@ -158,8 +158,7 @@ def verdict(results: Results) -> str:
         old, of = (f"{n_old} old classes", f"its {m} on the") if n_old != 1 else ("old class", f"its {m} on the")
         had = ""
     else:
-        old, of = (f"{n_old} earlier classes" if n_old != 1 else "earlier class"), f"the {m} that the"
-        had = " had when they were learnt" if n_old != 1 else " had when it was learnt"
+        old, of, had = f"{n_old} earlier classes", f"the {m} that the", " had when they were learnt"
     kept, (before, after) = retention(results), before_after(results)
     if kept is None and before == 0:
         their = f"its {m} was 0 when it was" if n_old == 1 else f"their {m} was 0 when they were"

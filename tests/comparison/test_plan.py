@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ciod.comparison import identity, plan, words
+from ciod.comparison import identity, outcome, plan, words
 from ciod.comparison.worker import MARK
+from ciod.engine import machine
 from ciod.errors import CiodError, ConfigError
 
 from .conftest import SETTINGS
@@ -74,6 +75,21 @@ def test_seeds(given, seeds):
 def test_no_seeds(given):
     with pytest.raises(ConfigError, match=r"seeds: .* must be a number from 1, or a list"):
         words.seeds_of(given)
+
+
+def test_a_comparison_of_nothing_but_failures_outside_a_checkout(scenes, tmp_path, monkeypatch, capsys):
+    from rich.console import Console
+
+    monkeypatch.setattr(machine, "commit", lambda: None)
+    made = build(scenes, tmp_path / "out", "finetune", seeds=2, upper=None)
+    failed = {c.name: "a test" for c in made.cells}
+    content = outcome.write(made, failed)
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert content["commit"] is None and "<dt>Commit</dt><dd>not a checkout</dd>" in page
+    outcome.show(made, content, Console(width=200))
+    said = capsys.readouterr().out
+    assert "failed: finetune, seed 1: a test" in said
+    assert f"mean ± standard deviation over 2 seeds; page: {tmp_path / 'out' / 'compare.html'}" in said
 
 
 def test_two_tasks_need_the_final_joint_model_alone(scenes, tmp_path):

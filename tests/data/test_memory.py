@@ -318,6 +318,21 @@ def test_what_settings_refuse(tmp_path, words, match):
         load(None, ["data=shapes", "split=6+4", *words])
 
 
+def test_herding_needs_features(monkeypatch):
+    from ciod import detectors
+
+    class Bare(detectors.find("yolox-pico")):
+        traits = frozenset({"dense", "objectness"})
+        variants = {"bare-pico": "pico"}  # noqa: RUF012
+
+    known = tuple(detectors.families())
+    monkeypatch.setattr(detectors, "families", lambda: (*known, Bare))
+    words = ["data=shapes", "split=6+4", "method=replay", "memory=5", "memory.select=herding"]
+    assert load(None, words).memory.select == "herding"
+    with pytest.raises(ConfigError, match=r"memory\.select=herding needs a detector with features, which bare-pico"):
+        load(None, [*words, "detector=bare-pico"])
+
+
 def test_short_forms_and_what_a_method_brings_along(tmp_path):
     run = load(None, ["data=shapes", "split=6+4", "memory=50", f"pool={tmp_path}", "pool.share=0.25"])
     assert run.memory.size == 50 and run.pool.folder == str(tmp_path)

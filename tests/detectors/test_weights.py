@@ -54,6 +54,20 @@ def test_metadata_of_another_architecture(model):
             files.load(model)
 
 
+def test_a_model_that_is_torn_while_it_is_read(model, monkeypatch):
+    """Its header was read; then another process writes over it."""
+    real = model_file.read_metadata
+
+    def then_torn(path):
+        meta = real(path)
+        path.write_bytes(path.read_bytes()[:-1000])
+        return meta
+
+    monkeypatch.setattr(model_file, "read_metadata", then_torn)
+    with pytest.raises(CiodError, match=r"model\.safetensors is not a readable model file .* It may be truncated"):
+        files.load(model)
+
+
 def test_no_such_model_file(model):
     with pytest.raises(CiodError, match=r"no model file .*did you mean 'model\.safetensors'"):
         files.load(model.with_name("modell.safetensors"))

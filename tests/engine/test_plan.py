@@ -51,6 +51,17 @@ def test_learning_rates_fall_where_training_lets_them(scenes):
         )
 
 
+def test_where_learning_rates_fall_is_said(scenes, monkeypatch, tmp_path, capsys):
+    words = ("epochs=12", "schedule=step", "lr=0.02", "milestones=[0.6666666, 0.9166666]", "warmup=5")
+    show(load(f"data={scenes}", "split=10", *words), [])
+    assert "task 1: lr 0.002 from epoch 9 (step 24), lr 0.0002 from epoch 12 (step 33)" in capsys.readouterr().out
+    monkeypatch.delenv("COCO", raising=False)
+    monkeypatch.chdir(tmp_path)
+    absent: list[str] = []
+    show(load("scenario=coco-40+40", *words, absent=absent), absent)  # no data: its steps are not known
+    assert "task 2: lr 0.002 from epoch 9, lr 0.0002 from epoch 12\n" in capsys.readouterr().out
+
+
 def test_without_data_classes_and_epochs_are_still_said(monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("COCO", raising=False)
     monkeypatch.chdir(tmp_path)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from ciod import config
 from ciod.data.shapes import CLASSES, write_shapes
 from ciod.engine import checkpoint
 from ciod.engine import run as engine
+from ciod.engine.distributed import World
 from ciod.engine.fit import Fit, NotFinite
 from ciod.engine.progress import Reporter
 from ciod.errors import CiodError
@@ -412,6 +415,26 @@ class Burst(Finetune):
                 return {**losses, "box": losses["box"] * float("VALUE")}
         return losses
 """
+
+
+def test_a_number_of_another_process(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(World, "all", lambda self, yes: False)
+    with pytest.raises(NotFinite, match=r"^A number of another process became NaN or infinite in task 1\.$"):
+        go(data, tmp_path / "run")
+    assert not (tmp_path / "run" / "task-1").exists(), "nothing of it is kept"
+
+
+def test_a_disk_with_little_room(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=150e6))
+    with pytest.raises(CiodError, match=r"out: .*run has only 150 MB of room; a run needs a few hundred\."):
+        go(data, tmp_path / "run")
+    assert not (tmp_path / "run" / "run.yaml").exists()
+
+
+def test_settings_made_without_data(tmp_path):
+    """Those of the command line were checked before."""
+    with pytest.raises(CiodError, match=r"^data: no data set is given; write data=FOLDER, or scenario=NAME\.$"):
+        engine.train(config.Run(out=str(tmp_path / "run")), reporter=Reporter(quiet=True))
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])

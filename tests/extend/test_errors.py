@@ -119,6 +119,20 @@ def test_every_setting_that_is_wrong_at_once(model, monkeypatch, capsys):
         assert part in said, part
 
 
+def test_a_method_that_the_detector_cannot_be_taught_by(folder, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "m.safetensors"
+    weights.save_model(path, detectors.build(("cat",), name="gfl-pico", size=64))
+    said = refusal(monkeypatch, capsys, path, f"data={folder}", f"out={tmp_path / 'out'}", "method=freeze_branch")
+    assert "method: freeze_branch needs a detector with branches, which gfl-pico does not have." in said
+
+
+def test_old_data_without_an_old_class(model, folder, tmp_path, monkeypatch, capsys):
+    write_coco(sample_index(tmp_path / "other", names=("dog", "eel")), tmp_path / "old", "val")
+    words = [f"data={folder}", f"old_data={tmp_path / 'old'}", f"out={tmp_path / 'out'}", "epochs=1"]
+    said = refusal(monkeypatch, capsys, model, *words)
+    assert "val.json has no box of an old class; it names dog, eel, the model cat, cow." in said
+
+
 def test_joint_training_is_refused(model, folder, monkeypatch, capsys):
     said = refusal(monkeypatch, capsys, model, f"data={folder}", "out=x", "method=joint")
     assert "joint training needs the old images" in said

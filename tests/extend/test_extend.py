@@ -95,6 +95,46 @@ def test_below_min_retention_nothing_is_written_and_a_tradeoff_is_offered(place,
     assert [r["share"] for r in rows] == [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
+def test_auto_takes_less_of_the_step_when_too_much_is_lost(place, tmp_path, monkeypatch):
+    """A detector without branches: its old weights move."""
+    from ciod.extension import measure
+
+    kept = iter([(0.5, 0.8), (1.0, 0.0), (0.99, 0.2), (0.9, 0.4), (0.7, 0.6), (0.5, 0.8), (0.99, 0.2)])
+
+    def judged(self, before, after):
+        found = real(self, before, after)
+        found.retention.value, found.learnt.overall["AP50"] = next(kept)
+        return found
+
+    real = measure.Measure.judge
+    monkeypatch.setattr(measure.Measure, "judge", judged)
+    torch.manual_seed(0)
+    weights.save_model(tmp_path / "gfl.safetensors", detectors.build(OLD, name="gfl-pico", size=64))
+    results = ciod.extend(tmp_path / "gfl.safetensors", place / "folder", tmp_path / "out", **QUICK)
+    assert results["warnings"][-1] == (
+        "The new weights kept less than 98% of the old classes; 25% of the step is taken (chosen on the validation "
+        "images, which therefore flatter it a little)."
+    )
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_old_data_and_a_validation_split_are_said_where_the_numbers_are(place, tmp_path, capsys):
+    write_coco(sample_index(tmp_path / "old", names=OLD), tmp_path / "cows", "val")
+    write_coco(sample_index(tmp_path / "val", images=3, names=("dog", "eel"), first=50), tmp_path / "folder", "val")
+    write_coco(sample_index(tmp_path / "raw", names=("dog", "eel")), tmp_path / "folder")
+    sample_index(tmp_path / "pool", images=3)
+    results = ciod.extend(
+        place / "m.safetensors", tmp_path / "folder", tmp_path / "out",
+        method="finetune", old_data=str(tmp_path / "cows"), pool=str(tmp_path / "pool"), **QUICK,
+    )  # fmt: skip
+    assert results["scenario"]["protocol"][-2:] == [
+        "New classes are measured on the folder's validation images.",
+        f"Old classes are measured on {tmp_path / 'cows'}.",
+    ]
+    assert results["extension"]["retention"]["kind"] == "AP"
+    assert "pool: finetune does not learn from it; agreement is measured on it" in capsys.readouterr().out
+
+
 def test_a_pool_is_learnt_from_and_measured_on(place, tmp_path):
     sample_index(tmp_path / "pool", images=5)
     results = ciod.extend(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from ciod import detectors
 from ciod.engine.distributed import World
 from ciod.errors import ConfigError, DataError
-from ciod.extension import data, effort, found, retention, settings, tradeoff
+from ciod.extension import data, effort, found, retention, settings, tradeoff, write
 from ciod.extension.cost import cost
 from ciod.types import Detections
 from tests import fixed
@@ -51,6 +52,19 @@ def test_a_folder_without_validation_says_what_it_does(tmp_path):
     assert any("no validation split: 2 of 8 images are held out (seed 0)" in line for line in folder.said)
     write_coco(sample_index(tmp_path / "raw2", images=3, names=NAMES, first=50), root, "val")
     assert not data.open_folder(str(root), holdout=0.25, seed=0).held_out
+
+
+def test_classes_without_a_box_or_an_image_to_spare_are_named(tmp_path):
+    index = sample_index(tmp_path / "raw", images=8, names=("ant", "bee", "cow"))
+    bee = index.labels == 1
+    one = index.select(boxes=(index.labels == 0) | (bee & (index.image == 0)))  # bee on a single image, cow nowhere
+    folder = data.open_folder(str(write_coco(one, tmp_path / "folder")), holdout=0.25, seed=0)
+    assert folder.classes == ("ant", "bee")
+    assert "no box in the training images, left out: cow" in folder.said
+    assert folder.said[-1] == (
+        "no validation split: 2 of 8 images are held out (seed 0); in too few images to hold one out, so not "
+        "measured: bee"
+    )
 
 
 # Thresholds and old objects -------------------------------------------------------------------------------------------
@@ -97,6 +111,17 @@ def test_agreement_is_pairs_over_boxes_worst_first():
     ]
     assert kept.value == pytest.approx(4 / 6) and "agreement, not accuracy" in kept.sentence()
     assert retention.by_agreement([detections()], [detections()], NAMES).value is None
+
+
+def test_old_classes_in_the_terminal_worst_first():
+    rows = [{"class": f"c{i}", "before": 0.5, "after": 0.25, "kept": 0.5} for i in range(13)]
+    kept = retention.Retention("AP", 0.5, rows, 7)
+    assert kept.sentence() == "The old classes keep 50.0 % of their AP, measured on 7 images of old data."
+    console = Console(width=100, record=True)
+    console.print(write.old_table(kept))
+    said = console.export_text()
+    assert "old classes, worst first: AP (%)" in said and "c11" in said and "c12" not in said
+    assert "1 more in report.html" in said
 
 
 # Mixtures -------------------------------------------------------------------------------------------------------------

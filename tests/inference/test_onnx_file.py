@@ -8,9 +8,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import ciod
 from ciod import detectors
+from ciod.cli import app
 from ciod.data.augment import letterbox
 from ciod.data.images import read_image
 from ciod.detectors.detector import Detector
@@ -191,6 +193,13 @@ def test_every_mistake_at_once(pico, tmp_path):
         export(detectors.build((), name="yolox-pico", size=64), tmp_path / "a.onnx")
 
 
+def test_nms_of_a_detector_with_several_labels_a_position(pico, tmp_path, monkeypatch):
+    monkeypatch.setattr(pico, "one_label", False)
+    with pytest.raises(ConfigError, match="nms: yolox-pico may give a position several labels, which the graph cannot"):
+        export(pico, tmp_path / "a.onnx", nms=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_the_packages(pico, tmp_path, monkeypatch):
     real = builtins.__import__
     absent: set[str] = set()
@@ -204,6 +213,10 @@ def test_without_the_packages(pico, tmp_path, monkeypatch):
     absent.add("onnxruntime")
     done = export(pico, tmp_path / "a.onnx")
     assert not done.verified and done.path.is_file()
+    save_model(tmp_path / "model.safetensors", pico)
+    said = CliRunner().invoke(app, ["export", str(tmp_path / "model.safetensors"), f"onnx={tmp_path / 'b.onnx'}"])
+    assert said.exit_code == 0 and "opset 17" in said.output
+    assert "Not compared with the model: onnxruntime is not installed (pip install 'ciod[onnx]')." in said.output
 
 
 def test_without_onnx(pico, tmp_path, monkeypatch):

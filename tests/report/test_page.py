@@ -12,7 +12,7 @@ from PIL import Image
 
 from ciod.errors import CiodError
 from ciod.report.comparison import write_comparison
-from ciod.report.page import read_results, write_report
+from ciod.report.page import read_results, read_run, write_report
 
 from . import fake
 
@@ -173,6 +173,9 @@ def test_refusals(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("a: [")
     with pytest.raises(CiodError, match=r"run\.yaml is not YAML"):
         write_report(tmp_path)
+    (tmp_path / "run.yaml").write_text("- a list")
+    with pytest.raises(CiodError, match=r"run\.yaml is not a mapping of settings\."):
+        read_run(tmp_path)
     with pytest.raises(CiodError, match="no runs"):
         write_comparison({}, tmp_path / "c.html")
     with pytest.raises(CiodError, match="cannot be compared"):

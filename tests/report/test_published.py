@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from ciod.errors import CiodError
 from ciod.report import published
 
 
@@ -19,6 +20,15 @@ def test_every_row_says_where_it_is_from():
         assert r.method and r.detector and r.metric, r
         assert r.value is not None or r.note or r.rel_gap_pct is not None, r
     assert all(s["what"] and s["grade"] for s in published.sources().values())
+
+
+def test_a_row_without_a_source(monkeypatch):
+    content = published._content()
+    row = [*content["rows"][0]]
+    row[content["columns"].index("source")] = "nobody+hearsay"
+    monkeypatch.setattr(published, "_content", lambda: {**content, "rows": [row]})
+    with pytest.raises(CiodError, match=r"published\.json: no source hearsay, nobody\."):
+        published.rows()
 
 
 def test_gaps_are_those_of_final_and_upper_bound():

@@ -58,6 +58,11 @@ def test_verdict_of_joint_unfinished_and_nothing() -> None:
     first = fake.results((6, 4), tasks=1)
     first["tasks"][0]["all"]["AP50"] = 0.5
     assert verdict(first) == "Unfinished, 1 of 2 tasks done. On its first 6 classes the detector reaches 50.0 % AP50."
+    blind = fake.results((6, 4), joint=True, nulls=tuple(f"class {i}" for i in range(10)))
+    assert (
+        verdict(blind)
+        == "Trained on all 10 classes at once (joint training, the upper bound), there is no AP50 to report."
+    )
     assert verdict({}) == "Unfinished: no task is done yet, so nothing has been measured."
     assert verdict(fake.results((2, 2, 2), tasks=2)).startswith(
         "Unfinished, 2 of 3 tasks done. After learning 2 new classes the"
