@@ -70,15 +70,18 @@ def task(old: tuple[str, ...], new: tuple[str, ...]) -> Task:
     return Task(int(bool(old)), new, old, index, index, 0, 0)
 
 
-def random_outputs(seed: int, classes: int, *, images: int = 2, size: int = 64, grad: bool = False) -> Outputs:
-    """Raw maps of a YOLOX at random, with boxes near their cells."""
+def random_outputs(
+    seed: int, classes: int, *, images: int = 2, size: int | tuple[int, int] = 64, grad: bool = False
+) -> Outputs:
+    """Raw maps of a YOLOX at random, with boxes near their cells. ``size``: a side, or height and width."""
     from ciod.detectors.yolox import STRIDES, assemble
 
     g = torch.Generator().manual_seed(seed)
+    height, width = (size, size) if isinstance(size, int) else size
 
     def maps(channels: int, spread: float) -> list[Tensor]:
         return [
-            (torch.randn(images, channels, size // s, size // s, generator=g) * spread).requires_grad_(grad)
+            (torch.randn(images, channels, height // s, width // s, generator=g) * spread).requires_grad_(grad)
             for s in STRIDES
         ]
 

@@ -16,13 +16,13 @@ from ciod import losses as L
 from ciod.boxes import gather_rows
 from ciod.detectors import backbones
 from ciod.detectors import branch as br
-from ciod.detectors.assign import sim_ota
 from ciod.detectors.blocks import conv
 from ciod.detectors.class_layers import PRIOR, ClassConv, ClassRows
 from ciod.detectors.dense import flatten, grid
 from ciod.detectors.detector import IMAGENET, Detector, Input
 from ciod.detectors.necks import PAFPN
 from ciod.detectors.prefix import extract
+from ciod.detectors.sim_ota import sim_ota
 from ciod.errors import CiodError
 from ciod.types import Matches, Outputs, Targets
 
