@@ -7,6 +7,7 @@ Heavy imports happen inside the commands, so that ``ciod --help`` answers at onc
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -407,6 +408,9 @@ def list_(
 
 def main() -> None:
     """Entry point: a CiodError is one sentence and exit code 2, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name need not be text
     try:
         app(standalone_mode=True)
     except CiodError as e:

@@ -53,8 +53,9 @@ def whole(path: Path | str, *, size: int = 0) -> Iterator[IO[bytes]]:
 
 
 def atomic_write(path: Path | str, content: bytes | str) -> Path:
-    """``content`` as a whole file; see ``whole``."""
-    data = content.encode("utf-8") if isinstance(content, str) else content
+    """``content`` as a whole file; see ``whole``. What UTF-8 lacks (file names that are none) is written as an escape,
+    which JSON reads as what it was."""
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     with whole(path, size=len(data)) as file:
         file.write(data)
     return Path(path)

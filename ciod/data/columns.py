@@ -108,13 +108,15 @@ def unique_names(names: Sequence[Any], ids: Sequence[Any], source: str) -> tuple
     """Class names as trimmed text.
 
     Raises:
-        DataError: a name is empty, or two classes have the same one; names their ids.
+        DataError: a name is empty or no text, or two classes have the same one; names their ids.
     """
     first: dict[str, Any] = {}
     for raw, number in zip(names, ids):
         name = "" if raw is None else str(raw).strip()
         if not name:
             raise DataError(f"{source}: class {number} has no name; give it one.")
+        if any("\ud800" <= c <= "\udfff" for c in name):  # half a character, which no file of ours could hold
+            raise DataError(f"{source}: the name of class {number} is no text ({name!a}); give it another.")
         if name in first:
             raise DataError(
                 f"{source}: two classes have the name '{name}': ids {first[name]} and {number}. "

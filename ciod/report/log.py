@@ -27,12 +27,12 @@ class RunLog:
         with explained(self.path, LINE):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _cut_torn_line(self.path)
-            self._file = self.path.open("a", encoding="utf-8", buffering=1)
+            self._file = self.path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
     def write(self, kind: str, **fields: Any) -> None:
         """One line. ``kind`` is ``step``, ``epoch`` or ``task``; numbers that are not finite are written as null."""
         line = json.dumps(plain({"kind": kind, **fields}), ensure_ascii=False, allow_nan=False) + "\n"
-        self._waiting += len(line.encode())
+        self._waiting += len(line.encode("utf-8", "backslashreplace"))
         with explained(self.path, self._waiting):
             self._file.write(line)
 

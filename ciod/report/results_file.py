@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-Value = Annotated[float, Field(allow_inf_nan=True)] | None
+Value = Annotated[float, Field(allow_inf_nan=False)] | None  # what is not finite is written as null
 Names = Annotated[list[str], Field(max_length=100_000)] | None
 Group = dict[str, Value] | None
 
@@ -22,6 +22,16 @@ class Scenario(_Loose):
     classes: Names = None
     split: list[int] | None = None
     joint: bool | None = None
+    reverse: bool | None = None
+    order: str | list[str] | None = None
+    images: str | None = None
+    boxes: str | None = None
+    eval_images: str | None = None
+    difficult: str | None = None
+    metric: str | None = None
+    max_detections: int | None = None
+    image_seed: int | None = None
+    data: str | None = None
     protocol: list[str] | None = None
 
 
@@ -41,12 +51,23 @@ class Task(_Loose):
     test_images: int | None = None
     steps: int | None = None
     epochs: int | None = None
+    warnings: list[str] | None = None
+
+
+class Detector(_Loose):
+    name: str | None = None
+    head: str | None = None
+
+
+class Method(_Loose):
+    name: str | None = None
+    settings: dict[str, Any] | None = None
 
 
 class File(_Loose):
     scenario: Scenario | None = None
-    detector: dict[str, Any] | None = None
-    method: dict[str, Any] | None = None
+    detector: Detector | None = None
+    method: Method | None = None
     tasks: Annotated[list[Task], Field(max_length=10_000)] | None = None
     ap: dict[str, list[dict[str, Value] | None] | None] | None = None
     continual: dict[str, dict[str, Value] | None] | None = None

@@ -140,6 +140,10 @@ def test_file_names_with_folders_of_another_machine(root):
             r"category id 4 is given to two classes",
         ),
         (json.dumps(coco_content(categories=[{"id": 4, "name": " "}])), r"class 4 has no name"),
+        (
+            json.dumps(coco_content(categories=[{"id": 4, "name": "\ud83d"}])),
+            r"the name of class 4 is no text \('\\ud83d'\); give it another",
+        ),
         (json.dumps(coco_content(categories=["cat"])), r'a category is not an object with id and name: "cat"'),
         (
             json.dumps(

@@ -142,6 +142,22 @@ def test_settings_of_a_run(whole, data):
     assert "commit" in content
 
 
+def test_file_names_need_not_be_text(tmp_path):
+    """Latin-1 on a disk whose other names are UTF-8, as old archives unpack to: no error at the end of a run."""
+    data = write_shapes(tmp_path / "data", train=8, val=4, size=64)
+    for split in ("train", "val"):
+        listing = json.loads((data / f"{split}.json").read_text())
+        for image in listing["images"]:
+            (file,) = data.rglob(Path(image["file_name"]).name)
+            file.rename(file.with_name(f"{file.stem}-\udce9{file.suffix}"))
+            image["file_name"] = image["file_name"].replace(".", "-\udce9.")
+        (data / f"{split}.json").write_text(json.dumps(listing))
+    out = go(data, tmp_path / "out")
+    assert r"\udce9" in (out / "last" / "data.json").read_text() and (out / "report.html").is_file()
+    said = launch("eval", str(out / "task-2" / "model.safetensors"), f"data={data}", "device=cpu", cwd=tmp_path)
+    assert said.returncode == 0, said.stderr
+
+
 def test_metrics_of_a_run(whole):
     logged = read_metrics(whole)
     steps = [m for m in logged if m["kind"] == "step"]

@@ -68,3 +68,12 @@ def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path: Path, monkeypat
         atomic_write(path, b"new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"], "nothing is left beside it"
+
+
+def test_what_is_no_text_is_written_as_an_escape_and_read_as_it_was(tmp_path):
+    """A file name of a disk that knows no UTF-8."""
+    name = "bild-\udce9.jpg"
+    with RunLog(tmp_path) as log:
+        log.write("step", image=name)
+    write_json(tmp_path / "a.json", {"image": name})
+    assert read_metrics(tmp_path)[0]["image"] == name == json.loads((tmp_path / "a.json").read_bytes())["image"]
