@@ -106,6 +106,9 @@ def trained(model: Path, task: Task, args: Any, given: dict[str, Any]) -> torch.
 def main() -> None:
     parse = timing.parser(__doc__, detector="yolox-pico", size=96, batch=8, steps=50, images=80, epochs=10, only="")
     args = parse.parse_args()
+    unknown = {w for w in args.only.split(",") if w} - OPTIONS.keys()
+    if unknown:
+        parse.error(f"--only: there is no {', '.join(sorted(unknown))}; there are {', '.join(OPTIONS)}")
     torch.set_num_threads(args.threads)
     lines, figures, failed = [], {}, False
     with tempfile.TemporaryDirectory() as folder:

@@ -222,9 +222,9 @@ class Detector(nn.Module, ABC):
         scores = outputs.scores()
         if classes is not None:
             scores = scores.masked_fill(~classes, 0)
+        label_of = None
         if scores.shape[2] and not multi_label:
-            best = scores.argmax(2, keepdim=True)
-            scores = torch.zeros_like(scores).scatter(2, best, scores.gather(2, best))
+            scores, label_of = scores.max(2, keepdim=True)
         found = []
         for i in range(len(scores)):  # evaluation, not training: images have ragged numbers of detections
             # Of a network that diverged not all boxes are finite; NaN is above no floor.
@@ -232,7 +232,8 @@ class Detector(nn.Module, ABC):
             at, label = torch.nonzero((scores[i] > floor) & finite, as_tuple=True)
             score = scores[i, at, label]
             order = score.argsort(descending=True, stable=True)[:5000]
-            boxes, score, label = outputs.boxes[i, at[order]], score[order], label[order]
+            boxes, score = outputs.boxes[i, at[order]], score[order]
+            label = label[order] if label_of is None else label_of[i, at[order], 0]
             kept = torchvision.ops.batched_nms(boxes, score, label, limit)[:max_detections]
             found.append(Detections.of(boxes[kept], score[kept], label[kept], self.class_names))
         return found

@@ -1,0 +1,43 @@
+"""Every benchmark runs from its command line, at a size that measures nothing."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+
+import pytest
+import torch
+
+SMALL = {
+    "evaluation": ["--images", "32", "--classes", "3", "--detections", "9", "--size", "64", "--batch", "16"],
+    "head": ["--images", "2", "--size", "64", "--classes", "6", "--old", "3", "--objects", "2", "--rounds", "1"],
+    "loader": ["--images", "8", "--width", "64", "--height", "48", "--size", "64", "--batch", "4", "--workers", "1",
+               "--detector", "yolox-pico"],
+    "options": ["--steps", "2", "--images", "8", "--epochs", "1", "--size", "64", "--batch", "4", "--only",
+                "channels_last"],
+    "step": ["--detector", "yolox-pico", "--size", "64", "--batch", "2", "--classes", "4", "--old", "2", "--rounds", "1",
+             "--methods", "lwf"],
+}  # fmt: skip
+
+
+def numbers(content: object) -> list[float]:
+    if isinstance(content, dict):
+        return [n for v in content.values() for n in numbers(v)]
+    if isinstance(content, list):
+        return [n for v in content for n in numbers(v)]
+    return [content] if isinstance(content, (int, float)) else []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_it_runs(name, tmp_path, monkeypatch, capsys):
+    module = importlib.import_module(f"benchmarks.{name}")
+    file = tmp_path / "figures.json"
+    monkeypatch.setattr(
+        "sys.argv", [name, *SMALL[name], "--threads", str(torch.get_num_threads()), "--json", str(file)]
+    )
+    assert not module.main()
+    found = numbers(json.loads(file.read_text(encoding="utf-8")))
+    assert found and all(math.isfinite(n) for n in found)
+    assert capsys.readouterr().out.strip()
