@@ -16,8 +16,8 @@ SMALL = {
                "--detector", "yolox-pico"],
     "options": ["--steps", "2", "--images", "8", "--epochs", "1", "--size", "64", "--batch", "4", "--only",
                 "channels_last"],
-    "step": ["--detector", "yolox-pico", "--size", "64", "--batch", "2", "--classes", "4", "--old", "2", "--rounds", "1",
-             "--methods", "lwf"],
+    "step": ["--detector", "yolox-pico", "--size", "64", "--batch", "2", "--classes", "4", "--old", "2",
+             "--rounds", "1", "--methods", "lwf"],
 }  # fmt: skip
 
 
