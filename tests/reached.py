@@ -2,7 +2,8 @@
 
 Every ``raise`` of a CiodError counts, and every text of three words or more inside a function: a line of a list of
 problems, the two halves of a condition, a warning. Modules of ciod are compiled with a note at each of them, so this
-sees processes that tests start, too. When the whole suite was run and passed, one that is missing fails it.
+sees processes that tests start, too. When the whole suite was run and passed, one that is missing fails it; so it does
+when some tests were run, with ``--reached detectors/mmdet,inference``, for files whose names begin so.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ ROOT = Path(__file__).resolve().parents[1] / "ciod"
 FOLDER = "CIOD_REACHED"  # where every process notes what it reached
 NOTE = "_ciod_reached"
 WORDS = 3
-# Texts that need what a machine for tests may lack.
+# Texts that need what a machine for tests may lack, and why.
 EXEMPT: dict[str, str] = {}
+ADAPTER = "detectors/mmdet"  # of these files nothing counts where the extra is not installed
+ABSENT = "set CIOD_"  # what says so why a test was skipped
+INSTALLED = all(importlib.util.find_spec(name) for name in ("mmdet", "mmcv", "mmengine"))
 
 
 class Site(NamedTuple):
@@ -56,6 +60,7 @@ def people() -> frozenset[str]:
     return frozenset(found)
 
 
+@cache
 def sites() -> list[Site]:
     """All of the package."""
     names = people()
@@ -168,8 +173,12 @@ class _Finder:
         )
 
 
-def install() -> None:
-    """From here on modules of ciod note what they reach, in a file of this process in the folder that FOLDER names."""
+def install(names: frozenset[str]) -> None:
+    """From here on modules of ciod note what they reach, in a file of this process in the folder that FOLDER names.
+
+    Args:
+        names: ``people()``, which takes longer than all the rest of this.
+    """
     folder, seen = os.environ[FOLDER], set()
     _open, _write, _close, _pid = os.open, os.write, os.close, os.getpid
 
@@ -185,7 +194,7 @@ def install() -> None:
                 seen.discard(key)
         return value
 
-    _Loader.names = people()
+    _Loader.names = names
     setattr(builtins, NOTE, note)
     sys.meta_path.insert(0, _Finder)  # type: ignore[arg-type]
 
@@ -202,8 +211,17 @@ if os.environ.get({folder!r}):
     spec = importlib.util.spec_from_file_location("_reached", {file!r})
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.install()
+    module.install(frozenset({names!r}))
 """
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption(
+        "--reached",
+        metavar="FILES",
+        default="",
+        help="beginnings of names of files in ciod/, with commas: every error and sentence there must be reached",
+    )
 
 
 def pytest_configure(config) -> None:
@@ -213,16 +231,26 @@ def pytest_configure(config) -> None:
         notes, hook = (Path(tempfile.mkdtemp(prefix=f"ciod-{what}-")) for what in ("reached", "hook"))
         notes.chmod(0o777)  # some tests are nobody
         hook.chmod(0o755)
-        (hook / "sitecustomize.py").write_text(_CHILD.format(folder=FOLDER, file=str(Path(__file__).resolve())))
+        child = _CHILD.format(folder=FOLDER, file=str(Path(__file__).resolve()), names=sorted(people()))
+        (hook / "sitecustomize.py").write_text(child)
         os.environ[FOLDER] = str(notes)
         os.environ["PYTHONPATH"] = os.pathsep.join([str(hook), *filter(None, [os.environ.get("PYTHONPATH")])])
         config.add_cleanup(lambda: [shutil.rmtree(f, ignore_errors=True) for f in (notes, hook)])
-    install()
+    install(people())
 
 
-def missing() -> list[Site]:
+def counted(config) -> list[Site]:
+    """The sites that this run is to reach."""
+    only = tuple(filter(None, config.getoption("reached").split(",")))
+    found = [s for s in sites() if f"{s.file}: {s.text}" not in EXEMPT]
+    if only:
+        return [s for s in found if s.file.startswith(only)]
+    return [s for s in found if INSTALLED or not s.file.startswith(ADAPTER)]
+
+
+def missing(config) -> list[Site]:
     had = reached()
-    return [s for s in sites() if s.key not in had and f"{s.file}: {s.text}" not in EXEMPT]
+    return [s for s in counted(config) if s.key not in had]
 
 
 def whole_suite(config) -> bool:
@@ -231,14 +259,32 @@ def whole_suite(config) -> bool:
     return config.args_source.name == "TESTPATHS" and not any(config.getoption(o, None) for o in chosen)
 
 
+def absent(terminalreporter) -> int:
+    """How many tests were skipped because photographs, weights or golden cases are not on this machine."""
+    return sum(ABSENT in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ()))
+
+
+def counts(config) -> bool:
+    """Whether a site that is missing fails the tests."""
+    if config.getoption("reached"):
+        return True
+    return whole_suite(config) and not absent(config.pluginmanager.get_plugin("terminalreporter"))
+
+
 def pytest_sessionfinish(session, exitstatus: int) -> None:
-    worker = hasattr(session.config, "workerinput")
-    if not worker and exitstatus == 0 and whole_suite(session.config) and missing():
+    config = session.config
+    if hasattr(config, "workerinput") or exitstatus or not counts(config):
+        return
+    if missing(config) or not counted(config):
         session.exitstatus = 1
 
 
-def pytest_terminal_summary(terminalreporter) -> None:
-    lacking, every = missing(), len(sites())
-    terminalreporter.write_line(f"{every - len(lacking)} of {every} errors and sentences for people were reached")
+def pytest_terminal_summary(terminalreporter, config) -> None:
+    lacking, every = missing(config), len(counted(config))
+    where = config.getoption("reached") or ("" if INSTALLED else f"without {ADAPTER}*.py, whose extra is not installed")
+    said = f"{every - len(lacking)} of {every} errors and sentences for people were reached"
+    terminalreporter.write_line(f"{said} ({where})" if where else said)
     for site in lacking:
         terminalreporter.write_line(f"  not: ciod/{site.file}:{site.line}: {' '.join(site.text.split())[:100]}")
+    if lacking and whole_suite(config) and (skipped := absent(terminalreporter)):
+        terminalreporter.write_line(f"  This fails nothing here: {skipped} tests were skipped for lack of their data.")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import ciod
 from ciod.errors import CiodError
-from tests.reached import people, sites
+from tests.reached import FOLDER, people, sites
 
 ROOT = Path(ciod.__file__).parent
 # Control flow, Python's own protocols, and errors that were made elsewhere: what, and the files that may raise it.
@@ -119,6 +122,18 @@ def test_sites_are_found():
     assert len(found) > 600 and len({s.key for s in found}) == len(found)
     assert all((ROOT / s.file).is_file() and s.line > 0 for s in found)
     assert any(s.file == "engine/fit.py" or s.text.startswith("raise ConfigError") for s in found)
+
+
+def test_a_sentence_that_no_test_reaches_fails_the_tests():
+    words = ["-p", "tests.reached", "--reached", "report/published.py", "tests/report/test_published.py"]
+    env = {k: v for k, v in os.environ.items() if k != FOLDER and not k.startswith("PYTEST")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *words, "-k", "not without_a_source"],
+        capture_output=True, text=True, env=env, cwd=ROOT.parent,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "0 of 1 errors and sentences for people were reached (report/published.py)" in done.stdout
+    assert "not: ciod/report/published.py:" in done.stdout and "no source " in done.stdout
 
 
 def test_a_sentence_is_one():

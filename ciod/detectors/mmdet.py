@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +312,14 @@ def _cut(outputs: Outputs) -> Tensor:
 # Building -------------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _building(source: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever a wrong value in a config leads to
+        raise CiodError(f"MMDetection cannot build {source}: {type(error).__name__}: {error}") from error
+
+
 def _build(model: dict[str, Any], classes: int, source: str) -> Any:
     """The model of a config with initial weights.
 
@@ -325,10 +334,9 @@ def _build(model: dict[str, Any], classes: int, source: str) -> Any:
     level = log.level
     try:
         log.setLevel("WARNING")  # it prints three lines a parameter
-        built = MODELS.build(to_build(model, classes))
-        built.init_weights()
-    except Exception as error:  # whatever a wrong value in a config leads to
-        raise CiodError(f"MMDetection cannot build {source}: {type(error).__name__}: {error}") from error
+        with _building(source):
+            built = MODELS.build(to_build(model, classes))
+            built.init_weights()
     finally:
         log.setLevel(level)
     if not isinstance(built, SingleStageDetector):
@@ -358,11 +366,11 @@ def class_layers(model: dict[str, Any], source: str) -> dict[str, int]:
     of classes.
 
     Raises:
-        CiodError: there are none.
+        CiodError: there are none, or MMDetection does not take the config.
     """
     from mmdet.registry import MODELS  # type: ignore[import-not-found]
 
-    with torch.device("meta"):
+    with _building(source), torch.device("meta"):
         few, more = (MODELS.build(to_build(model, n)).state_dict() for n in (2, 3))
     found = {k.rpartition(".")[0]: len(more[k]) - len(few[k]) for k in few if few[k].shape != more[k].shape}
     if not found:

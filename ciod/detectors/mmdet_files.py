@@ -83,7 +83,7 @@ def load(path: Path, content: dict[str, Any], classes: Sequence[str] | None, giv
         configs.check_types(whole.get("model"), str(path))
         config, name = configs.of(whole, str(path)), configs.PREFIX + path.stem
     state = tensors_of(content)
-    found = named(path, content, classes, _count(state, config))
+    found = named(path, content, classes, _count(state, config, name))
     detector = MMDet(found, name=name, frozen=True, config=json.dumps(config))
     fill(detector, state, str(path))
     detector.lineage = [{"from": path.name, "classes": list(found)}]
@@ -126,9 +126,9 @@ def load_trunk(detector: MMDet, path: Path) -> int:
     return len(taken)
 
 
-def _count(state: dict[str, Tensor], config: dict[str, Any]) -> int:
+def _count(state: dict[str, Tensor], config: dict[str, Any], source: str) -> int:
     """Classes by the class layer's rows; the config may inherit another ``num_classes``."""
     configs.require()
-    layer, rows = next(iter(class_layers(config, "the config").items()))
+    layer, rows = next(iter(class_layers(config, source).items()))
     bias = state.get(f"{layer}.bias")
     return int(config["bbox_head"].get("num_classes", 80)) if bias is None else len(bias) // rows

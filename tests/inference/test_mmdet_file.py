@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -93,11 +95,9 @@ def test_a_model_file_names_registered_classes_alone(kind):
         mmdet_config.check_types({"bbox_head": {"type": "GFLHead", "x": [{"type": kind}]}}, "model.safetensors")
 
 
-def test_without_mmdetection_the_extra_is_named():
-    import importlib.util
-
-    if importlib.util.find_spec("mmdet"):
-        pytest.skip("MMDetection is installed")
+def test_without_mmdetection_the_extra_is_named(monkeypatch):
+    for name in ("mmdet", "mmdet.models"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(CiodError, match="need the extra mmdet"):
         detectors.traits("mmdet:gfl_r50_fpn_1x_coco")
     with pytest.raises(CiodError, match="names a config and no checkpoint; write mmdet:CONFIG,CHECKPOINT"):
