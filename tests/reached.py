@@ -224,18 +224,20 @@ def pytest_addoption(parser) -> None:
     )
 
 
-def pytest_configure(config) -> None:
+def pytest_load_initial_conftests(early_config) -> None:
+    """Before pytest's own, as a conftest.py may import ciod. Workers of xdist are children like any other process."""
+    if FOLDER in os.environ:
+        return
     if "ciod" in sys.modules:
         raise RuntimeError("ciod was imported before tests.reached could see it")
-    if FOLDER not in os.environ:  # not a worker of xdist
-        notes, hook = (Path(tempfile.mkdtemp(prefix=f"ciod-{what}-")) for what in ("reached", "hook"))
-        notes.chmod(0o777)  # some tests are nobody
-        hook.chmod(0o755)
-        child = _CHILD.format(folder=FOLDER, file=str(Path(__file__).resolve()), names=sorted(people()))
-        (hook / "sitecustomize.py").write_text(child)
-        os.environ[FOLDER] = str(notes)
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(hook), *filter(None, [os.environ.get("PYTHONPATH")])])
-        config.add_cleanup(lambda: [shutil.rmtree(f, ignore_errors=True) for f in (notes, hook)])
+    notes, hook = (Path(tempfile.mkdtemp(prefix=f"ciod-{what}-")) for what in ("reached", "hook"))
+    notes.chmod(0o777)  # some tests are nobody
+    hook.chmod(0o755)
+    child = _CHILD.format(folder=FOLDER, file=str(Path(__file__).resolve()), names=sorted(people()))
+    (hook / "sitecustomize.py").write_text(child)
+    os.environ[FOLDER] = str(notes)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(hook), *filter(None, [os.environ.get("PYTHONPATH")])])
+    early_config.add_cleanup(lambda: [shutil.rmtree(f, ignore_errors=True) for f in (notes, hook)])
     install(people())
 
 

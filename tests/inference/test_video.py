@@ -67,6 +67,25 @@ def test_a_video_that_cannot_be_written(tmp_path):
         VideoWriter(tmp_path / "file" / "v.mp4", 25).write(0.0, np.zeros((32, 32, 3), np.uint8))
 
 
+def test_a_video_whose_name_is_taken_by_a_folder(tmp_path):
+    writer = VideoWriter(tmp_path / "v.mp4", 25)
+    writer.write(0.0, np.zeros((32, 32, 3), np.uint8))
+    (tmp_path / "v.mp4" / "inside").mkdir(parents=True)
+    with pytest.raises(WriteError, match=r"v\.mp4 cannot be written: "):
+        writer.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["v.mp4"]
+
+
+def test_a_video_without_a_frame(tmp_path):
+    """Recording that was begun and never got a picture."""
+    with av.open(str(tmp_path / "v.avi"), "w") as file:
+        stream = file.add_stream("mpeg4", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 32, 32, "yuv420p"
+        file.start_encoding()
+    with pytest.raises(DataError, match=r"v\.avi has no frame that can be read\."):
+        list(Video(tmp_path / "v.avi"))
+
+
 def test_a_full_disk_is_told(tmp_path):
     try:
         disk = Tmpfs(tmp_path / "disk")
