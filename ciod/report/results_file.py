@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Value = Annotated[float, Field(allow_inf_nan=False)] | None  # what is not finite is written as null
+Count = Annotated[int, Field(ge=-(2**63), lt=2**63)] | None  # JSON has numbers that no float holds
 Names = Annotated[list[str], Field(max_length=100_000)] | None
 Group = dict[str, Value] | None
 
@@ -20,7 +21,7 @@ class _Loose(BaseModel):
 class Scenario(_Loose):
     name: str | None = None
     classes: Names = None
-    split: list[int] | None = None
+    split: list[Annotated[int, Field(ge=0, lt=2**31)]] | None = None
     joint: bool | None = None
     reverse: bool | None = None
     order: str | list[str] | None = None
@@ -29,14 +30,14 @@ class Scenario(_Loose):
     eval_images: str | None = None
     difficult: str | None = None
     metric: str | None = None
-    max_detections: int | None = None
-    image_seed: int | None = None
+    max_detections: Count = None
+    image_seed: Count = None
     data: str | None = None
     protocol: list[str] | None = None
 
 
 class Task(_Loose):
-    index: int | None = None
+    index: Count = None
     new_classes: Names = None
     old_classes: Names = None
     old: Group = None
@@ -44,13 +45,13 @@ class Task(_Loose):
     all: Group = None
     seconds: Value = None
     peak_memory_mb: Value = None
-    train_images: int | None = None
-    train_boxes: int | None = None
-    hidden_boxes: int | None = None
-    future_boxes: int | None = None
-    test_images: int | None = None
-    steps: int | None = None
-    epochs: int | None = None
+    train_images: Count = None
+    train_boxes: Count = None
+    hidden_boxes: Count = None
+    future_boxes: Count = None
+    test_images: Count = None
+    steps: Count = None
+    epochs: Count = None
     warnings: list[str] | None = None
 
 
@@ -72,7 +73,7 @@ class File(_Loose):
     ap: dict[str, list[dict[str, Value] | None] | None] | None = None
     continual: dict[str, dict[str, Value] | None] | None = None
     warnings: list[str] | None = None
-    seed: int | None = None
+    seed: Count = None
     upper_bounds: Any = None
 
 
