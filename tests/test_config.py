@@ -55,6 +55,7 @@ MISTAKES = [
     (["split=2+2"], r"split: 2\+2 needs 4 classes and the data has 3 \(cat, dog, fork & knife\)"),
     (["split=[[cat], [dgo]]"], "split: the data has no class 'dgo'; did you mean 'dog'"),
     (["split=[[cat], [dog, cat]]"], "split: cat is in two tasks; a class arrives once"),
+    (["split=1+1", "order=[cat, cat]"], "order: cat is named twice; a class arrives once"),
     (["order=[dog, kat]"], "order: the data has no class 'kat'; did you mean 'cat'"),
     (["order=alphabetic"], "order: 'alphabetic' is not an order; allowed: alphabetical, dataset"),
     (["weights=absent.pth"], r"detector\.weights: there is no file absent\.pth"),

@@ -186,6 +186,9 @@ def groups_of(protocol: Protocol, names: Sequence[str]) -> list[tuple[str, ...]]
     else:
         if not isinstance(protocol.order, str):
             known(protocol.order, "order")
+            twice = sorted({n for n in protocol.order if list(protocol.order).count(n) > 1})
+            if twice:
+                problems.append(f"order: {', '.join(twice)} is named twice; a class arrives once.")
         try:
             ordered = class_order(protocol.order, names)
             sizes = [int(s) for s in split] if isinstance(split, list) else parse_split(split, len(ordered))  # type: ignore
