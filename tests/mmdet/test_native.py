@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ciod import detectors
+from ciod.data import formats
 from ciod.data.augment import letterbox
 from ciod.data.images import read_image
 from ciod.detectors import weights as files
@@ -14,6 +15,7 @@ from ciod.inference import mmdet_file
 from ciod.methods.erd import ERD
 from ciod.methods.ilyolox import ILYOLOX
 from ciod.methods.pseudo_label import PseudoLabel
+from ciod.types import Targets
 from tests import fixed
 from tests.detectors.common import bn_eval
 from tests.mmdet import common
@@ -74,6 +76,42 @@ def test_the_first_steps_of_a_second_task_are_those_of_the_native_one(name, meth
     for step, (native, theirs) in enumerate(zip(*found, strict=True)):
         assert native.keys() == theirs.keys()
         assert theirs == pytest.approx(native, rel=1e-4 * 4**step, abs=1e-5), step
+
+
+def test_a_trained_model_learns_the_same_from_photographs(tmp_path, weights, datasets):
+    """Real scores and real boxes: every match, loss and gradient of a batch of eight.
+
+    Boxes of 32 pixels and more: smaller ones have fewer positions than they want, and all others cost 1e8 more, where
+    floats are 8 apart and either side takes any.
+    """
+    native = files.load(weights / "yolox_nano_coco.pth")
+    written = mmdet_file.export(native, tmp_path)
+    theirs = files.load(f"mmdet:{written.config},{written.checkpoint}")
+    index = formats.read(datasets / "coco671", "val")
+    size, pictures, boxes, labels = 256, [], [], []
+    shown = index.sizes.max(1)[index.image][:, None]
+    large = ((index.boxes[:, 2:] - index.boxes[:, :2]) * size / shown).min(1) >= 32
+    index = index.select(boxes=large)
+    for i in np.flatnonzero(np.diff(index.starts) > 1)[:8]:
+        rows = index.of_image(int(i))
+        picture, _ = letterbox(read_image(index.files[i]), size, native.input.fill)
+        pictures.append(picture)
+        boxes.append(torch.from_numpy(index.boxes[rows] * (size / index.sizes[i].max())))
+        labels.append(torch.tensor([native.class_names.index(index.class_names[y]) for y in index.labels[rows]]))
+    targets, found = Targets.pad(boxes, labels), []
+    for detector in (native, theirs):
+        detector.train().requires_grad_(True)
+        outputs = detector(torch.stack(pictures))
+        matches = detector.match(outputs, targets)
+        losses = detector.loss(outputs, targets, matches)
+        torch.stack(list(losses.values())).sum().backward()
+        norm = torch.stack([p.grad.norm() for p in detector.parameters() if p.grad is not None]).norm()
+        found.append((matches, {k: v.item() for k, v in losses.items()}, norm.item()))
+    (a, ours, our_norm), (b, others, other_norm) = found
+    assert int(a.valid.sum()) > 80 and torch.equal(a.positive, b.positive) and torch.equal(a.position, b.position)
+    assert torch.equal(a.target, b.target)
+    assert others == pytest.approx(ours, rel=1e-5)
+    assert other_norm == pytest.approx(our_norm, rel=1e-4)
 
 
 def test_50_photographs_have_the_same_boxes_in_its_inferencer(tmp_path, weights, datasets):
