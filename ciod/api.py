@@ -80,7 +80,7 @@ def evaluate(
     score_threshold: float = 0.001,
     nms_iou: float = 0.65,
     max_detections: int = 100,
-    multi_label: bool = False,
+    multi_label: bool | None = None,
     device: str = "auto",
     classes: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
@@ -91,7 +91,8 @@ def evaluate(
     Args:
         model: a detector or a file ``ciod.load`` reads.
         size: side of the input in pixels (default: the model's own).
-        multi_label: every class above ``score_threshold`` is a detection of a position, not the best alone.
+        multi_label: every class above ``score_threshold`` is a detection of a position, not the best alone (default: as
+            is usual for the detector).
         classes: only these are scored (default: all that both know).
         names: class names for a checkpoint without them.
         metric: ``voc07`` (11-point) or ``voc`` (area) puts VOC's AP beside COCO's, under its own name.

@@ -191,7 +191,7 @@ def evaluate(
     Classes are matched by name; what only one side knows is named and left out.
     Settings: `data=` `split=val` `size=416` `score_threshold=0.001` `nms_iou=0.65` `max_detections=100` `device=auto`
     `classes='[a, b]'` (score only these) `names='[a, b]'` (of a checkpoint without) `json=FILE`
-    `multi_label=false` (true: each class of a position counts, not the best alone)
+    `multi_label=` (true: each class of a position counts, as usual for GFL, RetinaNet and FCOS; false: the best alone)
     `metric=coco` (or `voc07`: 11-point, `voc`: area, beside COCO's).
     """
     from ciod import api

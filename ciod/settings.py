@@ -115,9 +115,9 @@ class Evaluation(Section):
     nms_iou: Annotated[float, Field(ge=0, le=1)] = 0.65
     max_detections: Positive = 100
     """COCO's maxDets: the best so many of each class and image count (VOC has no such limit)."""
-    multi_label: bool = False
-    """Each class above the threshold is a detection of a position (as MMDetection and torchvision evaluate GFL,
-    RetinaNet and FCOS), not the best alone (as YOLOX is evaluated and ``predict`` works)."""
+    multi_label: bool | None = None
+    """Each class above the threshold is a detection of a position (as GFL, RetinaNet and FCOS are evaluated), not the
+    best alone (as YOLOX is evaluated, and ``predict`` works); None: as is usual for the detector."""
     batch: Positive = 16
 
 

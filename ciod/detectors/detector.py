@@ -52,6 +52,8 @@ class Detector(nn.Module, ABC):
     place, of matches alone), ``box_distribution``, ``features``, ``branches``."""
     variants: ClassVar[Mapping[str, Any]] = {}
     """Names of this family and what each is made of."""
+    multi_label: ClassVar[bool] = False
+    """Whether it is usual to score every class of a position as a detection; ``eval.multi_label`` has the say."""
 
     def __init__(self, class_names: Sequence[str], settings: dict[str, Any], taking: Input):
         super().__init__()

@@ -106,6 +106,7 @@ def assemble(
 class GFL(Detector):
     """See the module. ``settings`` are the keyword arguments of ``build``."""
 
+    multi_label = True
     traits = frozenset({"dense", "box_distribution", "features"})
     variants = VARIANTS
     box_weight, distribution_weight = 2.0, 0.25

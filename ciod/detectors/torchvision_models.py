@@ -35,6 +35,7 @@ class TorchvisionDetector(Detector):
     """Backbone, pyramid and anchors of both. A variant is the depth of a ResNet, or (deepen, widen, depthwise) of a
     CSPDarknet, below a pyramid and head of 64 channels."""
 
+    multi_label = True
     anchors_a_cell: ClassVar[int]
     anchor_generator: AnchorGenerator
 

@@ -49,7 +49,7 @@ def detect(
             score_threshold=settings.score_threshold,
             nms_iou=settings.nms_iou,
             max_detections=max(PER_IMAGE, settings.max_detections),
-            multi_label=settings.multi_label,
+            multi_label=detector.multi_label if settings.multi_label is None else settings.multi_label,
         )
         rows = zip(decoded, batch.scales.tolist(), batch.sizes.tolist(), strict=True)
         found += [in_original(d, scale, *size) for d, scale, size in rows]

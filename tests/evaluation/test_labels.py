@@ -1,0 +1,33 @@
+"""How many labels of a position are scored: as is usual for the detector, unless the settings say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ciod import detectors
+from ciod.config import Evaluation
+from ciod.data import formats
+from ciod.data.shapes import write_shapes
+from ciod.engine.distributed import World
+from ciod.evaluation.detect import evaluate
+
+USUAL = {"yolox-pico": False, "gfl-pico": True, "retinanet-nano": True, "fcos-nano": True}
+
+
+@pytest.mark.parametrize(("name", "several"), USUAL.items())
+@pytest.mark.parametrize("said", [None, False, True])
+def test_labels_of_a_position(name, several, said, tmp_path, monkeypatch):
+    index = formats.read(str(write_shapes(tmp_path / "data", train=2, val=2, size=64)), "val")
+    detector = detectors.build(index.class_names, name=name, size=64)
+    asked = []
+    decode = type(detector).decode
+
+    def spy(self, outputs, **given):
+        asked.append(given["multi_label"])
+        return decode(self, outputs, **given)
+
+    monkeypatch.setattr(type(detector), "decode", spy)
+    world = World(device=torch.device("cpu"))
+    evaluate(detector, index, Evaluation(multi_label=said), classes=index.class_names, world=world)
+    assert asked == [several if said is None else said]
