@@ -110,7 +110,7 @@ class Files:
             try:
                 shown = (n for n in os.listdir(key) if not n.startswith("."))  # noqa: PTH208 (names, not Paths)
                 self._names[key] = dict.fromkeys(sorted(shown))
-            except OSError:
+            except (OSError, ValueError):  # a name that no disk could have: a null byte, half a character
                 self._names[key] = {}
         return self._names[key]
 

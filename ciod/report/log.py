@@ -55,7 +55,10 @@ class RunLog:
 
 
 def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
-    """Every whole line of ``metrics.jsonl``, in order; [] without the file. Torn lines are left out."""
+    """Every whole line of ``metrics.jsonl``, in order; [] without the file.
+
+    What no run wrote is left out: torn lines, and tasks, epochs or steps that are no counts.
+    """
     path = Path(folder) / METRICS
     if not path.is_file():
         return []
@@ -93,7 +96,10 @@ def _object(line: bytes) -> dict[str, Any] | None:
         entry = json.loads(line)
     except (ValueError, RecursionError):  # also what is not UTF-8: a character cut in half
         return None
-    return entry if isinstance(entry, dict) else None
+    if not isinstance(entry, dict):
+        return None
+    counts = (entry.get(key, 0) for key in ("task", "epoch", "step"))
+    return entry if all(type(n) is int and 0 <= n < 2**53 for n in counts) else None
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -77,3 +77,10 @@ def test_what_is_no_text_is_written_as_an_escape_and_read_as_it_was(tmp_path):
         log.write("step", image=name)
     write_json(tmp_path / "a.json", {"image": name})
     assert read_metrics(tmp_path)[0]["image"] == name == json.loads((tmp_path / "a.json").read_bytes())["image"]
+
+
+@pytest.mark.parametrize("wrong", ['"3"', "{}", "1e999", "-1", "true", "null", "1.5", "99999999999999999999"])
+@pytest.mark.parametrize("key", ["task", "epoch", "step"])
+def test_counts_that_are_none_are_left_out(key, wrong, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"kind": "step", "{key}": {wrong}}}\n{{"kind": "step", "{key}": 3}}\n')
+    assert read_metrics(tmp_path) == [{"kind": "step", key: 3}]
