@@ -220,7 +220,8 @@ def _model(console: Console, path: Path) -> None:
 
     if not path.is_file():
         beside = [p.name for p in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
-        raise CiodError(f"There is no model file {path}; {did_you_mean(path.name, beside)}")
+        hint = did_you_mean(path.name, beside)
+        raise CiodError(f"There is no model file {path}" + (f"; {hint}" if "mean" in hint else "."))
     meta = read_metadata(path)
     settings = ", ".join(f"{k}={v}" for k, v in meta["detector"].items())
     console.print(f"{path}: {settings}; {len(meta['class_names'])} classes", markup=False, soft_wrap=True)

@@ -101,7 +101,7 @@ MISTAKES = [
     ("list detector", "list: there is no 'detector'; did you mean 'detectors'"),
     ("list data", "list data: name a folder"),
     ("list data /no/such/folder", "/no/such/folder does not exist"),
-    ("list absent.safetensors", "There is no model file absent.safetensors"),
+    ("list absent.safetensors", "There is no model file absent.safetensors."),
     ("report /no/such/folder", "/no/such/folder"),
     ("demo seeds=1", "seeds: there is no such setting here; did you mean 'seed'"),
     ("demo out=[", "out: '[' cannot be read; quote it or check its brackets."),
