@@ -10,6 +10,7 @@ from typing import Any
 
 from ciod.data.scenario import Protocol
 from ciod.errors import CiodError, ConfigError, did_you_mean
+from ciod.files import exists, is_file, is_folder
 from ciod.sentences import problems_of
 from ciod.settings import DetectorSettings, Train
 
@@ -122,7 +123,7 @@ def extra(tree: dict[str, Any]) -> list[str]:
             f"pool.share={pool.share} and memory.share={memory.share} leave no room in a batch for the task's own "
             "images."
         )
-    if pool.folder and not Path(pool.folder).expanduser().is_dir():
+    if pool.folder and not is_folder(Path(pool.folder).expanduser()):
         problems.append(f"pool.folder: there is no folder {pool.folder}{_nearest(Path(pool.folder).expanduser())}")
     detector = (tree.get("detector") or {}).get("name", DetectorSettings().name)
     herds = memory.size and memory.select == "herding"
@@ -139,14 +140,14 @@ def files(tree: dict[str, Any]) -> list[str]:
     detector = tree.get("detector", {}) or {}
     for key in ("weights", "backbone_weights"):
         value = detector.get(key)
-        if value and value not in ("imagenet", "random") and not Path(str(value)).is_file():
+        if value and value not in ("imagenet", "random") and not is_file(str(value)):
             problems.append(f"detector.{key}: there is no file {value}.")
     first = tree.get("first")
-    if first and not (Path(first) / "task-1" / "model.safetensors").is_file():
+    if first and not is_file(Path(first) / "task-1" / "model.safetensors"):
         problems.append(f"first: {first} has no finished first task (task-1/model.safetensors).")
     given = tree.get("upper_bound") or []
     for bound in [given] if isinstance(given, str) else given:
-        if not (Path(str(bound)) / "results.json").is_file():
+        if not is_file(Path(str(bound)) / "results.json"):
             problems.append(f"upper_bound: {bound} is not a finished run; it has no results.json.")
     return problems
 
@@ -157,7 +158,7 @@ def _folder(tree: dict[str, Any]) -> str | None:
 
 def absent_data(tree: dict[str, Any]) -> list[str]:
     data = _folder(tree)
-    if data is None or data == "shapes" or Path(data).exists():
+    if data is None or data == "shapes" or exists(data):
         return []
     variable = re.fullmatch(r"\$\{(\w+)\}", data)
     if variable:
@@ -187,7 +188,7 @@ def data(tree: dict[str, Any]) -> list[str]:
     if problems_of(Protocol, protocol):
         return []
     try:
-        if data == "shapes" or not Path(data).exists():
+        if data == "shapes" or not exists(data):
             names = known_classes(data if data == "shapes" else protocol.get("data"))
         else:
             names = formats.class_names(data)
@@ -202,7 +203,7 @@ def data(tree: dict[str, Any]) -> list[str]:
 
 def _nearest(path: Path) -> str:
     parent = path.parent
-    beside = [p.name for p in parent.iterdir()] if parent.is_dir() else []
+    beside = [p.name for p in parent.iterdir()] if is_folder(parent) else []
     hint = did_you_mean(path.name, beside)
     return f"; {hint}" if "mean" in hint else "."
 

@@ -13,6 +13,7 @@ from ciod import check
 from ciod.check import data_folder
 from ciod.data.scenario import Protocol
 from ciod.errors import CiodError, ConfigError, did_you_mean
+from ciod.files import is_file
 from ciod.sentences import problems_of
 from ciod.settings import DetectorSettings, Evaluation, Run, Train
 
@@ -166,9 +167,9 @@ def load(
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
     """Content of a settings file or of a recipe, and what is wrong with it."""
-    if not path.is_file() and str(path) in recipes():
+    if not is_file(path) and str(path) in recipes():
         path = RECIPES / f"{path}.yaml"
-    if not path.is_file():
+    if not is_file(path):
         hint = did_you_mean(path.stem, recipes())
         hint = hint if "mean" in hint else "'ciod list recipes' names those of the package."
         return {}, [f"There is no settings file {path}, nor a recipe of that name; {hint}"]

@@ -24,6 +24,22 @@ class WriteError(CiodError, OSError):
     """A file could not be written; what was there before is intact."""
 
 
+def exists(path: Path | str) -> bool:
+    """Whether there is such a file or folder; a path that no system could have (too long, a null byte) is not there,
+    where ``Path.exists`` raises."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def is_file(path: Path | str) -> bool:
+    """As ``exists``, of files."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path | str) -> bool:
+    """As ``exists``, of folders."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 @contextmanager
 def whole(path: Path | str, *, size: int = 0) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of ``path`` when the block ends without an error.
