@@ -11,7 +11,7 @@ demo: .venv
 	$(BIN)/ciod demo out=demo
 
 test: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -p tests.reached
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -p tests.reached -rs
 
 # WHEELS keeps what was compiled; with another PyTorch it must be compiled again.
 MMDET := .venv-mmdet

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from ciod.config import parse_overrides
-from ciod.errors import ConfigError, did_you_mean
+from ciod.errors import CiodError, ConfigError, did_you_mean
+from ciod.files import exists
 
 
 def whole(value: Any) -> int:
@@ -51,6 +51,25 @@ def names(value: Any) -> list[str]:
     return found
 
 
+def split(words: list[str] | None) -> tuple[list[str], dict[str, Any]]:
+    """Plain words, and key=value ones with their values read as YAML, for commands that check settings elsewhere.
+
+    Raises:
+        ConfigError: values that cannot be read.
+    """
+    plain = [w for w in words or [] if "=" not in w]
+    flat, problems = parse_overrides([w for w in words or [] if "=" in w])
+    if problems:
+        raise ConfigError(problems)
+    return plain, flat
+
+
+def alone(plain: list[str], takes: str) -> None:
+    """Raises CiodError where there are plain words; ``takes`` begins the sentence: "eval takes one model"."""
+    if plain:
+        raise CiodError(f"{takes}; '{plain[0]}' is neither a setting nor needed.")
+
+
 def read(
     words: list[str] | None, kinds: Mapping[str, Callable[[Any], Any]], *, needed: tuple[str, ...] = ()
 ) -> tuple[list[str], dict[str, Any]]:
@@ -62,7 +81,7 @@ def read(
     Raises:
         ConfigError: unknown and missing settings and unfit values, all at once.
     """
-    plain = [w for w in words or [] if "=" not in w or (w.partition("=")[0] not in kinds and Path(w).exists())]
+    plain = [w for w in words or [] if "=" not in w or (w.partition("=")[0] not in kinds and exists(w))]
     flat, problems = parse_overrides([w for w in words or [] if w not in plain])
     problems += [f"{k}: there is no such setting here; {did_you_mean(k, kinds)}" for k in flat if k not in kinds]
     problems += [f"{k}= is needed." for k in needed if k not in flat]

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 
@@ -48,32 +48,6 @@ def _main(
 
 
 Words = Annotated[Optional[list[str]], typer.Argument(metavar="[key=value]...", show_default=False)]  # noqa: UP045
-
-
-def _split(words: list[str] | None) -> tuple[list[str], dict[str, Any]]:
-    """Plain words, and key=value ones with their values read as YAML.
-
-    Raises:
-        ConfigError: values that cannot be read.
-    """
-    from ciod.config import parse_overrides
-    from ciod.errors import ConfigError
-
-    plain = [w for w in words or [] if "=" not in w]
-    flat, problems = parse_overrides([w for w in words or [] if "=" in w])
-    if problems:
-        raise ConfigError(problems)
-    return plain, flat
-
-
-def _check(flat: dict[str, Any], allowed: list[str], *, needed: tuple[str, ...] = ()) -> None:
-    """All misspelt and missing settings of a command in one message."""
-    from ciod.errors import ConfigError, did_you_mean
-
-    problems = [f"{k}: there is no such setting here; {did_you_mean(k, allowed)}" for k in flat if k not in allowed]
-    problems += [f"{k}= is needed." for k in needed if k not in flat]
-    if problems:
-        raise ConfigError(problems)
 
 
 @contextmanager
@@ -142,10 +116,11 @@ def compare(
 
     Run the same command again to go on. Exit code 1: some runs failed; the table has the others.
     """
+    from ciod.arguments import split
     from ciod.comparison import FAILED, run
     from ciod.comparison.words import WORDS
 
-    plain, flat = _split(words)
+    plain, flat = split(words)
     if len(plain) > 1:
         raise CiodError(f"compare takes one scenario, not {len(plain)} ({', '.join(plain)}); write key=value settings.")
     own = {k: flat.pop(k) for k in WORDS if k in flat}
@@ -171,11 +146,12 @@ def extend(
     - `pool=FOLDER` any unlabelled images; `min_retention=0.98` writes no model below it (exit code 3)
     - `epochs=30 batch=8 lr=0.003 size=416 holdout=0.15 seed=0 device=auto` and every `train.`, `augment.`, `eval.`
     """
+    from ciod import arguments as a
     from ciod.extension import settings
     from ciod.extension.run import extend as run
 
-    plain, flat = _split(words)
-    _check(dict.fromkeys(plain), [])
+    plain, flat = a.split(words)
+    a.alone(plain, "extend takes one model")
     chosen = settings.load({"model": model, **flat})
     with _interruptible():
         run(chosen)
@@ -196,6 +172,7 @@ def evaluate(
     """
     from ciod import api
     from ciod import arguments as a
+    from ciod.report.scores import show
 
     kinds = {
         "data": a.text, "split": a.text, "size": a.whole, "score_threshold": a.share, "nms_iou": a.share,
@@ -203,31 +180,10 @@ def evaluate(
         "json": a.text, "multi_label": a.switch,
     }  # fmt: skip
     plain, flat = a.read(words, kinds, needed=("data",))
-    if plain:
-        raise CiodError(f"eval takes one model; '{plain[0]}' is neither a setting nor needed.")
+    a.alone(plain, "eval takes one model")
     target = flat.pop("json", None)
     scored = api.evaluate(model, **flat)
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    columns = [k for k in scored.table.overall if k not in ("APs", "APm", "APl")]
-    table = Table("class", *columns, box=box.SIMPLE_HEAD)
-    for name in sorted(scored.scored, key=lambda n: scored.table.per_class[n]["AP"] or 0):
-        row = scored.table.per_class[name]
-        table.add_row(name, *("—" if row[k] is None else f"{row[k]:.3f}" for k in columns))
-    console = Console(highlight=False)
-    console.print(table)
-    for what, names in (
-        ("not in the model, left out", scored.unknown_to_model),
-        ("not in the data, left out", scored.absent_from_data),
-    ):
-        if names:
-            console.print(f"{what}: {', '.join(names)}", markup=False, soft_wrap=True)
-    for file in scored.broken:
-        console.print(f"unreadable, scored as empty: {file}", markup=False, soft_wrap=True)
-    console.print(f"{scored.images} images, {len(scored.scored)} classes", markup=False)
-    console.print(scored.table.line(), markup=False, soft_wrap=True)
+    show(scored)
     if target:
         from ciod.report.log import write_json
 
@@ -310,14 +266,12 @@ def export(
         from ciod.inference import mmdet_file
 
         plain, settings = a.read(words, {"mmdet": a.text, "size": a.whole, "names": a.names}, needed=("mmdet",))
-        if plain:
-            raise CiodError(f"export takes one model; '{plain[0]}' is neither a setting nor needed.")
+        a.alone(plain, "export takes one model")
         written = mmdet_file.export(model, settings.pop("mmdet"), **settings)
         typer.echo(f"{written.config} and {written.checkpoint}")
         return
     plain, settings = a.read(words, kinds, needed=("onnx",))
-    if plain:
-        raise CiodError(f"export takes one model; '{plain[0]}' is neither a setting nor needed.")
+    a.alone(plain, "export takes one model")
     from ciod.inference.onnx_file import export as run
 
     done = run(model, **settings)
@@ -353,12 +307,13 @@ def demo(words: Words = None) -> None:
 
     Needs no data: the scenes are drawn. Settings: `out=demo` `seed=0` `device=auto`.
     """
+    from ciod import arguments as a
     from ciod.demo import run
 
-    plain, flat = _split(words)
-    _check({**flat, **dict.fromkeys(plain)}, ["out", "seed", "device"])
+    plain, flat = a.read(words, {"out": a.text, "seed": a.whole, "device": a.text})
+    a.alone(plain, "demo needs no data")
     with _interruptible():
-        run(Path(str(flat.get("out", "demo"))), seed=int(flat.get("seed", 0)), device=str(flat.get("device", "auto")))
+        run(Path(flat.pop("out", "demo")), **flat)
 
 
 @app.command()
@@ -401,8 +356,9 @@ def list_(
     `ciod list SCENARIO.yaml data=PATH` prints what each task would see, and how many old boxes are hidden.
     """
     from ciod import listing
+    from ciod.arguments import split
 
-    plain, flat = _split(words)
+    plain, flat = split(words)
     listing.show(what, plain, flat)
 
 

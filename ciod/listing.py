@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ciod.errors import CiodError, did_you_mean
+from ciod.files import is_file, is_folder
 
 TOPICS = ("detectors", "methods", "scenarios", "recipes", "settings", "data")
 
@@ -218,8 +219,8 @@ def _default(value: Any) -> str:
 def _model(console: Console, path: Path) -> None:
     from ciod.detectors.weights import read_metadata
 
-    if not path.is_file():
-        beside = [p.name for p in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
+    if not is_file(path):
+        beside = [p.name for p in path.parent.glob("*.safetensors")] if is_folder(path.parent) else []
         hint = did_you_mean(path.name, beside)
         raise CiodError(f"There is no model file {path}" + (f"; {hint}" if "mean" in hint else "."))
     meta = read_metadata(path)

@@ -104,6 +104,9 @@ MISTAKES = [
     ("list absent.safetensors", "There is no model file absent.safetensors."),
     ("report /no/such/folder", "/no/such/folder"),
     ("demo seeds=1", "seeds: there is no such setting here; did you mean 'seed'"),
+    ("demo shapes", "demo needs no data; 'shapes' is neither a setting nor needed."),
+    ("demo seed=first", "seed: 'first' is not a whole number."),
+    ("extend MODEL cards", "extend takes one model; 'cards' is neither a setting nor needed."),
     ("demo out=[", "out: '[' cannot be read; quote it or check its brackets."),
     ("data voc there", "data takes one name, coco or voc; 'there' is not needed. Write out=DIR for the folder."),
 ]
@@ -116,6 +119,42 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(run, pets, model, words, sent
     assert code == 2, (out, err)
     assert sentence in err and err.startswith("ciod: ") and err.count("\n") == 1
     assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize("long", ["a" * 5000, "a" * 300], ids=["path", "name"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "eval MODEL data=LONG",
+        "eval LONG data=PETS",
+        "extend MODEL data=LONG",
+        "extend LONG data=PETS",
+        "extend MODEL data=PETS pool=LONG",
+        "extend MODEL data=PETS old_data=LONG",
+        "extend MODEL data=PETS new=[dog] out=LONG",
+        "predict MODEL LONG",
+        "export LONG onnx=a.onnx",
+        "export MODEL onnx=LONG.onnx",
+        "report LONG",
+        "list LONG.safetensors",
+        "compare LONG.yaml",
+        "train LONG.yaml",
+        "train data=LONG",
+        "train data=PETS method=LONG.py:A",
+        "train data=PETS scenario=LONG",
+        "train data=PETS detector=mmdet:LONG",
+        "train data=PETS pool=LONG",
+        "train data=PETS weights=LONG",
+        "train data=PETS first=LONG",
+        "train data=PETS split=1+2 detector=yolox-pico size=64 epochs=1 out=LONG",
+    ],
+)
+def test_a_path_longer_than_any_disk_takes_is_a_sentence(run, pets, model, words, long, tmp_path, monkeypatch):
+    """``Path.exists`` raises for such a path; see ``ciod.files.exists``."""
+    monkeypatch.chdir(tmp_path)
+    places = {"PETS": str(pets), "MODEL": str(model), "LONG": long}
+    code, out, err = run(*(re.sub("PETS|MODEL|LONG", lambda m: places[m[0]], w) for w in words.split()))
+    assert code == 2 and err.startswith("ciod: ") and "Traceback" not in out + err, (out, err)
 
 
 def test_several_mistakes_in_one_message(run, pets):

@@ -15,6 +15,7 @@ from ciod.comparison.worker import mark
 from ciod.config import Run
 from ciod.data.scenario import Scenario
 from ciod.errors import CiodError, ConfigError, did_you_mean
+from ciod.files import is_file
 
 Upper = Literal["prefixes", "final", "none"]
 # What a comparison sets for each of its runs, and what to write instead.
@@ -178,7 +179,7 @@ def _is_protocol(path: Path) -> bool:
 
     from ciod.data.scenario import Protocol
 
-    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+    if path.suffix not in (".yaml", ".yml") or not is_file(path):
         return False
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))

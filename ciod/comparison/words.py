@@ -10,6 +10,7 @@ from typing import Any
 
 from ciod import config
 from ciod.errors import ConfigError
+from ciod.files import is_file
 
 WORDS = ("methods", "seeds", "jobs", "upper", "against", "out", "cache")
 """What is of the comparison itself; everything else is a setting of every run."""
@@ -36,7 +37,7 @@ def opened(
         ConfigError: the file cannot be read.
     """
     path = Path(str(scenario))
-    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+    if path.suffix not in (".yaml", ".yml") or not is_file(path):
         return scenario, dict(given), dict(settings)
     content, problems = config.read_yaml(path)
     if problems:

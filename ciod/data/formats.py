@@ -10,6 +10,7 @@ from ciod.data.columns import Check
 from ciod.data.index import Index, Problems
 from ciod.data.layout import Layout, Part
 from ciod.errors import DataError, did_you_mean
+from ciod.files import exists, is_file
 
 __all__ = ["Check", "Layout", "Part", "class_names", "merge_names", "open_split", "read", "recognise", "splits"]
 
@@ -24,9 +25,9 @@ def recognise(path: str | Path) -> Layout:
         DataError: there is no such path, or it is none of the three; says what was looked for and what is there.
     """
     path = Path(path).expanduser().absolute()
-    if not path.exists():
+    if not exists(path):
         raise DataError(f"The data set {path} does not exist{_near(path)}.")
-    if path.is_file():
+    if is_file(path):
         suffix = path.suffix.lower()
         layout = coco.find_single(path) if suffix == ".json" else None
         if suffix in (".yaml", ".yml"):

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ciod.errors import DataError
-from ciod.files import atomic_write
+from ciod.files import atomic_write, exists, is_folder
 
 # The grey that pads a letterboxed picture: what is transparent looks like padding and adds no edge. White or black
 # would draw one around every cut-out object, and the colours stored under alpha 0 are arbitrary.
@@ -124,9 +124,9 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
 
 
 def _why(path: Path, error: Exception) -> str:
-    if not path.exists():
+    if not exists(path):
         return f"The picture {path} does not exist."
-    if path.is_dir():
+    if is_folder(path):
         return f"{path} is a folder, not a picture."
     try:
         if path.stat().st_size == 0:

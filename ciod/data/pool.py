@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ciod.data.images import SUFFIXES, header_sizes
 from ciod.data.index import Index, Problems, empty_columns
 from ciod.errors import CiodError, DataError, did_you_mean
+from ciod.files import is_folder
 
 
 class PoolSettings(BaseModel):
@@ -31,8 +32,8 @@ def read(folder: str | Path, classes: tuple[str, ...] = ()) -> Index:
         CiodError: there is no such folder, no picture in it, or none can be read.
     """
     place = Path(folder).expanduser()
-    if not place.is_dir():
-        beside = [p.name for p in place.parent.iterdir() if p.is_dir()] if place.parent.is_dir() else []
+    if not is_folder(place):
+        beside = [p.name for p in place.parent.iterdir() if p.is_dir()] if is_folder(place.parent) else []
         hint = did_you_mean(place.name, beside)
         raise CiodError(f"pool: there is no folder {folder}{f'; {hint}' if 'mean' in hint else '.'}")
     pictures = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from ciod.data import loco
 from ciod.data.index import Index
 from ciod.errors import CiodError, ConfigError, did_you_mean
+from ciod.files import is_file
 
 Split = str | list[int] | list[list[str]]
 
@@ -326,7 +327,7 @@ def read_protocol(name: str) -> Protocol:
         CiodError: no such scenario, or the file is not one.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not path.is_file():
+    if not is_file(path):
         raise CiodError(f"scenario: there is no '{name}'; {did_you_mean(name, available())}")
     from ciod.config import problems_of
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ciod.detectors.blocks import CSP, ConvBN, conv
 from ciod.errors import CiodError
+from ciod.files import is_file
 
 
 class Focus(nn.Module):
@@ -154,7 +155,7 @@ def load_resnet(net: nn.Module, depth: int, weights: str) -> bool:
             return False
         finally:
             socket.setdefaulttimeout(patience)
-    if not Path(weights).is_file():
+    if not is_file(weights):
         raise CiodError(f"detector.backbone_weights: there is no file {weights}.")
     from ciod.detectors.weights import read_checkpoint
 

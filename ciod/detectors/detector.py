@@ -63,7 +63,7 @@ class Detector(nn.Module, ABC):
         self.lineage: list[dict[str, Any]] = []  # one entry a task: which classes came when, from what
         self.growth: list[dict[str, Any]] = [{"rows": len(class_names)}] if class_names else []  # how they came
         self.score_threshold, self.nms_iou = 0.001, 0.65
-        self.one_label = True  # of a position, in decoding
+        self.one_label = True  # ``decode`` can give a position its best class alone
         self.precision: torch.dtype | None = None  # of a teacher's forward; None: as the surroundings say
         self.chunks = 1  # parts of a batch that a teacher computes one after the other
         self.beside: Beside | None = None  # the stream a teacher has of its own

@@ -15,6 +15,7 @@ from typing import Any
 
 from ciod.detectors.detector import Input
 from ciod.errors import CiodError, did_you_mean
+from ciod.files import is_file
 
 PREFIX = "mmdet:"
 INSTALL = "its operators are compiled, which docs/mmdetection.md has step by step"
@@ -54,7 +55,7 @@ def locate(given: str) -> Path:
         CiodError: there is none.
     """
     path = Path(given).expanduser()
-    if path.suffix == ".py" and path.is_file():
+    if path.suffix == ".py" and is_file(path):
         return path
     folder = configs()
     stem = Path(given).name.removesuffix(".py")

@@ -14,6 +14,7 @@ from ciod.detectors.detector import Detector, Input
 from ciod.detectors.necks import PAFPN
 from ciod.detectors.yolox import YOLOX
 from ciod.errors import CiodError
+from ciod.files import is_file
 
 # (output channels at width 1, stride) of the 13 separable blocks
 BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *(((512, 1),) * 5), (1024, 2), (1024, 1))
@@ -86,7 +87,7 @@ class MobileNetV1(Backbone):
     def _load(self, path: Path) -> None:
         from ciod.detectors.weights import read_checkpoint
 
-        if not path.is_file():
+        if not is_file(path):
             raise CiodError(f"detector.backbone_weights: there is no file {path}.")
         state = rename(read_checkpoint(path))
         wrong = [k for k, v in self.state_dict().items() if k not in state or state[k].shape != v.shape]

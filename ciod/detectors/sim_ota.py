@@ -78,10 +78,8 @@ class _Search:
 
     def roots(self, place: Tensor) -> Tensor:
         """[B, P', C]: the roots of class × objectness probability."""
-        o = self.outputs
-        return replace(
-            o, logits=bx.gather_rows(o.logits, place), objectness=bx.gather_rows(o.objectness, place)  # type: ignore[arg-type]
-        ).scores().sqrt_()  # fmt: skip
+        rows = {k: bx.gather_rows(getattr(self.outputs, k), place) for k in ("logits", "objectness")}
+        return replace(self.outputs, **rows).scores().sqrt_()
 
     def costs(self, targets: Targets, overlap: Tensor, q: Tensor, prime: Tensor, ok: Tensor) -> Tensor:
         """[B, N, P]: what each box would pay for each position, infinite where not ``ok``."""
@@ -89,8 +87,8 @@ class _Search:
         cost.sub_((overlap + 1e-7).log_(), alpha=self.iou_weight).add_(~prime, alpha=_FAR)
         return cost.masked_fill_(~ok | ~cost.isfinite(), _NEVER)
 
-    def whole_rows(self, targets: Targets, place: Tensor, some: Tensor) -> Tensor:
-        """Costs of a few boxes or at a few positions [B, P'], all pairs."""
+    def costs_at(self, targets: Targets, place: Tensor, some: Tensor) -> Tensor:
+        """[B, N, P']: costs of all pairs of some boxes and the positions ``place`` [B, P'], where ``some`` [B, P']."""
         overlap = bx.pairwise_iou(targets.boxes, bx.gather_rows(self.outputs.boxes, place))
         ok = some[:, None, :] & targets.valid[:, :, None]
         inside, near = self.reach(targets, place)
@@ -162,7 +160,7 @@ def _among_few(search: _Search, levels: list[lattice.Level], top: int) -> tuple[
     target = claims.single
     if claims.contested.numpy().any():
         few, ok = bx.compact(claims.contested, claims.contested.float(), positions)
-        winner = search.whole_rows(targets, few, ok).argmin(1).masked_fill_(~ok, 0)
+        winner = search.costs_at(targets, few, ok).argmin(1).masked_fill_(~ok, 0)
         won = torch.zeros_like(target).scatter_reduce_(1, few, winner, "amax")
         target = torch.where(claims.contested, won, target)
     return claims.taken, target
@@ -194,7 +192,7 @@ def _fill(
     targets, (place, some), (price, where) = search.targets, candidates, best
     row, ok = bx.compact(lacking, lacking.float(), lacking.shape[1])
     few = Targets(bx.gather_rows(targets.boxes, row), targets.labels.gather(1, row), ok)
-    more, nearest = search.whole_rows(few, place, some).topk(min(top, place.shape[1]), dim=2, largest=False)
+    more, nearest = search.costs_at(few, place, some).topk(min(top, place.shape[1]), dim=2, largest=False)
     more_where = place[:, None, :].expand(-1, row.shape[1], -1).gather(2, nearest)
     width = max(price.shape[2], more.shape[2])
     row = row.masked_fill(~ok, lacking.shape[1])[:, :, None].expand(-1, -1, width)  # padding goes to a row of its own

@@ -15,6 +15,7 @@ from ciod.detectors import foreign, model_file
 from ciod.detectors.detector import Detector
 from ciod.detectors.model_file import read_metadata, save_model
 from ciod.errors import CiodError, did_you_mean
+from ciod.files import is_file, is_folder
 
 __all__ = ["file_of", "load", "load_trunk", "read_checkpoint", "read_metadata", "save_model"]
 
@@ -31,9 +32,9 @@ def load(path: str | Path, *, classes: Sequence[str] | None = None) -> Detector:
         CiodError: the file is absent, torn, of another architecture, needs code to load, or lacks class names.
     """
     config, path = _config_of(path)
-    if not path.is_file():
+    if not is_file(path):
         suffixes = (".safetensors", ".pth", ".pt")
-        beside = [p.name for p in path.parent.glob("*") if p.suffix in suffixes] if path.parent.is_dir() else []
+        beside = [p.name for p in path.parent.glob("*") if p.suffix in suffixes] if is_folder(path.parent) else []
         hint = did_you_mean(path.name, beside)
         raise CiodError(f"There is no model file {path}" + (f"; {hint}" if "mean" in hint else "."))
     if config is not None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ciod.errors import CiodError
-from ciod.files import sync_folder, whole
+from ciod.files import is_file, sync_folder, whole
 
 NEWEST, BEFORE = "state.pt", "previous.pt"
 _COMMENT = re.compile(rb"ciod sha256 ([0-9a-f]{64})")
@@ -83,7 +83,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 def _keep(path: Path) -> None:
     """Gives the present state a second name, so that at every moment at least one whole state is there."""
-    if not path.is_file():
+    if not is_file(path):
         return
     before = path.with_name(BEFORE)
     beside = path.with_name(f".{BEFORE}.{os.getpid()}.tmp")
@@ -107,7 +107,7 @@ def load_state(path: Path) -> dict[str, Any] | None:
     Raises:
         Damaged: the file is torn, truncated or changed since it was written.
     """
-    if not path.is_file():
+    if not is_file(path):
         return None
     _verify(path)
     try:

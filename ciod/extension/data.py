@@ -13,6 +13,7 @@ from ciod.data.index import Index
 from ciod.data.scenario import Task
 from ciod.errors import DataError
 from ciod.extension.names import Names
+from ciod.files import exists
 
 
 @dataclass
@@ -147,6 +148,6 @@ def free_of(path: Path) -> float:
     import shutil
 
     place = path.absolute()
-    while not place.exists():
+    while not exists(place):
         place = place.parent
     return float(shutil.disk_usage(place).free)

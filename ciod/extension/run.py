@@ -27,6 +27,7 @@ from ciod.extension import data, effort, found, measure, names, tradeoff, write
 from ciod.extension.cost import cost
 from ciod.extension.measure import Judged
 from ciod.extension.settings import Extend
+from ciod.files import exists
 from ciod.methods.method import Method
 from ciod.report.log import RunLog
 from ciod.settings import Run
@@ -240,7 +241,7 @@ class Extension:
         Raises:
             CiodError: the folder holds something else.
         """
-        if (self.out / "model.safetensors").exists() or (self.out / "results.json").exists():
+        if exists(self.out / "model.safetensors") or exists(self.out / "results.json"):
             raise CiodError(f"out: {self.out} already holds a result, which is never overwritten; choose another out=.")
         state = checkpoint.load_state(self.out / "last" / "state.pt")
         if state is None:

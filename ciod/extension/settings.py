@@ -10,6 +10,7 @@ from pydantic import Field
 from ciod.config import data_folder, problems_of
 from ciod.data.augment import Augment
 from ciod.errors import CiodError, ConfigError, did_you_mean
+from ciod.files import exists, is_folder
 from ciod.settings import Evaluation, Positive, Section, Train
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -95,8 +96,8 @@ def load(content: dict[str, Any]) -> Extend:
     problems += _method(tree.get("method") or {})
     for key in ("data", "pool", "old_data"):
         folder = data_folder(tree.get(key))
-        if folder is not None and not Path(folder).exists():
-            beside = [p.name for p in Path(folder).parent.iterdir()] if Path(folder).parent.is_dir() else []
+        if folder is not None and not exists(folder):
+            beside = [p.name for p in Path(folder).parent.iterdir()] if is_folder(Path(folder).parent) else []
             hint = did_you_mean(Path(folder).name, beside)
             problems.append(f"{key}: there is no folder {folder}{'; ' + hint if 'mean' in hint else '.'}")
     if problems:

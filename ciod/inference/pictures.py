@@ -15,6 +15,7 @@ from torch import Tensor
 from ciod.data.augment import letterbox
 from ciod.data.images import SUFFIXES, as_array
 from ciod.errors import CiodError, ConfigError, DataError, did_you_mean
+from ciod.files import exists, is_file, is_folder
 from ciod.types import Detections
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def files(where: str | Path | Iterable[str | Path], *, videos: bool = False, wit
     places = [where] if isinstance(where, (str, Path)) else list(where)
     found: list[Path] = []
     for place in map(Path, places):
-        if place.is_dir():
+        if is_folder(place):
             inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
             if without is not None and place.resolve() != without.resolve():
                 inside = [p for p in inside if without.resolve() not in p.resolve().parents]
@@ -45,12 +46,12 @@ def files(where: str | Path | Iterable[str | Path], *, videos: bool = False, wit
                 what = "picture or video" if videos else "picture"
                 raise CiodError(f"There is no {what} in {place} (looked for {', '.join(sorted(suffixes))}).")
             found += inside
-        elif place.is_file():
+        elif is_file(place):
             found.append(place)
-        elif place.exists():
+        elif exists(place):
             raise CiodError(f"{place} is neither a file nor a folder.")
         else:
-            beside = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
+            beside = [p.name for p in place.parent.iterdir()] if is_folder(place.parent) else []
             raise CiodError(f"There is no file or folder {place}; {did_you_mean(place.name, beside, listing=4)}")
     return list(dict.fromkeys(found))
 

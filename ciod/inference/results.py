@@ -13,7 +13,7 @@ import numpy as np
 
 from ciod.data.images import save_image
 from ciod.errors import CiodError, DataError
-from ciod.files import explained
+from ciod.files import explained, is_file
 from ciod.inference.pictures import VIDEOS, files, stream
 from ciod.inference.video import Video, VideoWriter, need_av
 from ciod.report.draw import draw_boxes
@@ -181,7 +181,7 @@ class Job:
 def category_ids(data: Index) -> dict[str, int]:
     """Class name → id: of the COCO file it was read from; 1, 2, … in the data set's order where there is none."""
     source = Path(data.source)
-    if source.suffix == ".json" and source.is_file():
+    if source.suffix == ".json" and is_file(source):
         categories = json.loads(source.read_bytes())["categories"]
         return {str(c["name"]).strip(): c["id"] for c in categories if isinstance(c.get("id"), int)}
     return {n: i for i, n in enumerate(data.class_names, 1)}

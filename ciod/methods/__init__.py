@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ciod.errors import CiodError, did_you_mean
+from ciod.files import is_file
 
 if TYPE_CHECKING:
     from ciod.methods.method import Method
@@ -47,7 +48,7 @@ def _from_file(name: str) -> type[Method]:
 
     file, _, cls = name.partition(":")
     path = Path(file)
-    if not path.is_file():
+    if not is_file(path):
         raise CiodError(f"method: there is no file {file}")
     spec = importlib.util.spec_from_file_location(f"ciod_method_file.{path.stem}", path)
     assert spec is not None and spec.loader is not None

@@ -170,7 +170,7 @@ def draw(k: Knowledge, names: tuple[str, ...], path: Path | str) -> Path:
 
 
 def _kind(path: Path) -> str:
-    kind = {"jpeg": "jpg"}.get(path.suffix.lower()[1:], path.suffix.lower()[1:])
+    kind = path.suffix.lower()[1:].replace("jpeg", "jpg")
     if kind not in KINDS:
         raise CiodError(f"out: the figure is written as {', '.join(KINDS)}; {path.name} ends in none of them.")
     return kind

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ciod.files import atomic_write, explained
+from ciod.files import atomic_write, explained, is_file
 
 METRICS = "metrics.jsonl"
 LINE = 1000  # bytes that a line has at most, about
@@ -60,7 +60,7 @@ def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
     What no run wrote is left out: torn lines, and tasks, epochs or steps that are no counts.
     """
     path = Path(folder) / METRICS
-    if not path.is_file():
+    if not is_file(path):
         return []
     found = (_object(line) for line in path.read_bytes().split(b"\n"))
     return [entry for entry in found if entry is not None]
@@ -103,7 +103,7 @@ def _object(line: bytes) -> dict[str, Any] | None:
 
 
 def _cut_torn_line(path: Path) -> None:
-    if not path.is_file():
+    if not is_file(path):
         return
     content = path.read_bytes()
     head, _, tail = content.rpartition(b"\n")

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from ciod.errors import CiodError
+from ciod.files import is_file
 from ciod.report import plots, results_file
 from ciod.report.log import METRICS, atomic_write, read_metrics
 from ciod.report.summary import (
@@ -82,7 +83,7 @@ def read_results(folder: Path | str) -> dict[str, Any]:
         CiodError: when the file is there and is not results.
     """
     path = Path(folder) / "results.json"
-    if not path.is_file():
+    if not is_file(path):
         return {}
     try:
         found = json.loads(path.read_bytes())
@@ -103,7 +104,7 @@ def read_run(folder: Path | str) -> dict[str, Any]:
         CiodError: when the file is there and is not a YAML mapping.
     """
     path = Path(folder) / "run.yaml"
-    if not path.is_file():
+    if not is_file(path):
         return {}
     try:
         found = yaml.safe_load(path.read_bytes())

@@ -21,7 +21,12 @@ from tests.detectors.common import NAMES, SIZE, bn_eval, make, pictures, train_s
 
 ALL = detectors.available()
 TENSORS = ("logits", "boxes", "points", "strides", "objectness", "distribution", "anchors")
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))]
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: runs where torch finds CUDA")
+    ),
+]
 
 
 def parameters(name: str) -> float:

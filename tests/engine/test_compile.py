@@ -81,6 +81,6 @@ def test_a_stream_is_nothing_on_a_cpu():
     assert losses(teacher_stream=True) == losses()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: runs where torch finds CUDA")
 def test_a_stream_changes_nothing():
     assert_near(losses("cuda", teacher_stream=True), losses("cuda"), 1e-4)

@@ -66,18 +66,24 @@ def test_extending_twice_keeps_old_outputs_and_remembers(place, tmp_path):
         ciod.extend(made, tmp_path / "more", tmp_path / "two", **QUICK)
 
 
-def test_below_min_retention_nothing_is_written_and_a_tradeoff_is_offered(place, tmp_path, monkeypatch):
-    from ciod.extension import measure, run
+def judge(monkeypatch, *found: tuple[float, float]) -> None:
+    """One measurement after another finds these: what is kept of the old classes, and AP50 of the new ones."""
+    from ciod.extension import measure
 
-    kept = iter([(0.5, 0.8), (1.0, 0.0), (0.95, 0.2), (0.9, 0.4), (0.7, 0.6), (0.5, 0.8)])
+    given, real = iter(found), measure.Measure.judge
 
     def judged(self, before, after):
-        found = real(self, before, after)
-        found.retention.value, found.learnt.overall["AP50"] = next(kept)
-        return found
+        verdict = real(self, before, after)
+        verdict.retention.value, verdict.learnt.overall["AP50"] = next(given)
+        return verdict
 
-    real = measure.Measure.judge
     monkeypatch.setattr(measure.Measure, "judge", judged)
+
+
+def test_below_min_retention_nothing_is_written_and_a_tradeoff_is_offered(place, tmp_path, monkeypatch):
+    from ciod.extension import run
+
+    judge(monkeypatch, (0.5, 0.8), (1.0, 0.0), (0.95, 0.2), (0.9, 0.4), (0.7, 0.6), (0.5, 0.8))
     with pytest.raises(
         NotKept, match=r"50.0% of the old classes is kept.*50% of the way.*keeps 90.0% and reaches 40.0%"
     ) as caught:
@@ -97,17 +103,7 @@ def test_below_min_retention_nothing_is_written_and_a_tradeoff_is_offered(place,
 
 def test_auto_takes_less_of_the_step_when_too_much_is_lost(place, tmp_path, monkeypatch):
     """A detector without branches: its old weights move."""
-    from ciod.extension import measure
-
-    kept = iter([(0.5, 0.8), (1.0, 0.0), (0.99, 0.2), (0.9, 0.4), (0.7, 0.6), (0.5, 0.8), (0.99, 0.2)])
-
-    def judged(self, before, after):
-        found = real(self, before, after)
-        found.retention.value, found.learnt.overall["AP50"] = next(kept)
-        return found
-
-    real = measure.Measure.judge
-    monkeypatch.setattr(measure.Measure, "judge", judged)
+    judge(monkeypatch, (0.5, 0.8), (1.0, 0.0), (0.99, 0.2), (0.9, 0.4), (0.7, 0.6), (0.5, 0.8), (0.99, 0.2))
     torch.manual_seed(0)
     weights.save_model(tmp_path / "gfl.safetensors", detectors.build(OLD, name="gfl-pico", size=64))
     results = ciod.extend(tmp_path / "gfl.safetensors", place / "folder", tmp_path / "out", **QUICK)

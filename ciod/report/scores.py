@@ -1,0 +1,33 @@
+"""What ``ciod eval`` prints: AP of every class, the worst first, and what was left out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ciod.api import Scored
+
+
+def show(scored: Scored) -> None:
+    """Prints it."""
+    columns = [k for k in scored.table.overall if k not in ("APs", "APm", "APl")]
+    table = Table("class", *columns, box=box.SIMPLE_HEAD)
+    for name in sorted(scored.scored, key=lambda n: scored.table.per_class[n]["AP"] or 0):
+        row = scored.table.per_class[name]
+        table.add_row(name, *("—" if row[k] is None else f"{row[k]:.3f}" for k in columns))
+    console = Console(highlight=False)
+    console.print(table)
+    for what, names in (
+        ("not in the model, left out", scored.unknown_to_model),
+        ("not in the data, left out", scored.absent_from_data),
+    ):
+        if names:
+            console.print(f"{what}: {', '.join(names)}", markup=False, soft_wrap=True)
+    for file in scored.broken:
+        console.print(f"unreadable, scored as empty: {file}", markup=False, soft_wrap=True)
+    console.print(f"{scored.images} images, {len(scored.scored)} classes", markup=False)
+    console.print(scored.table.line(), markup=False, soft_wrap=True)
