@@ -115,7 +115,8 @@ def results(
             "seconds": done["seconds"],
             "old": mean(after, task.old_classes),
             "new": mean(after, task.new_classes),
-            "all": mean(after, task.seen_classes),
+            # of new classes alone it would be a mean over all that says nothing of the old
+            "all": mean(after, task.seen_classes) if judged.old_after else dict.fromkeys(METRICS),
             **common,
         },
     ]

@@ -20,6 +20,7 @@ from ciod.report import plots, results_file
 from ciod.report.log import METRICS, atomic_write, read_metrics
 from ciod.report.summary import (
     Results,
+    agreement,
     changes,
     count,
     done,
@@ -120,6 +121,8 @@ def _report(folder: Path, run: Mapping[str, Any], results: Results, metrics: lis
     scenario = results.get("scenario") or {}
     method, detector = results.get("method") or {}, results.get("detector") or {}
     lost, kept = changes(results), {c.name: c for c in changes(results, "AP")}
+    if all(c.before is c.after is None for c in lost):  # an extension without old pictures
+        lost = []
     versions = {k: v for k, v in (run.get("versions") or {}).items() if v is not None}
     settings = {k: v for k, v in run.items() if k not in _ABOUT_RUN}
     return {
@@ -180,6 +183,10 @@ def _tiles(results: Results) -> list[tuple[str, str, str]]:
         n_old, n_new = (len(tasks[-1].get(k) or []) for k in ("old_classes", "new_classes"))
         kept = (percent(retention(results), " %"), f"of the old {headline(results)} kept", count(n_old, "old class"))
         new = f"{'new' if len(tasks) == 2 else 'newest'} class{'es' * (n_new != 1)}"
+        agreed = agreement(results)
+        if agreed is not None:
+            same = percent(agreed, " %"), "agreement on old objects", f"{count(n_old, 'old class')}; not accuracy"
+            return [same, ap50("new", new)]
         tiles = [kept, ap50("old", "old classes"), ap50("new", new), *tiles]
     return tiles
 

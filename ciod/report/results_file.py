@@ -65,6 +65,53 @@ class Method(_Loose):
     settings: dict[str, Any] | None = None
 
 
+class Row(_Loose):
+    name: str = Field(alias="class")
+    before: Value = None
+    after: Value = None
+    kept: Value
+
+
+class Retention(_Loose):
+    kind: str
+    value: Value
+    rows: list[Row]
+    images: int
+
+
+class Found(_Loose):
+    name: str = Field(alias="class")
+    boxes: int
+    images: int
+    doubtful: int
+    threshold: float
+
+
+class AllFound(_Loose):
+    total: int
+    classes: list[Found]
+
+
+class Plan(_Loose):
+    why: list[str]
+
+
+class Step(_Loose):
+    share: Value
+    kept: Value
+    learnt: Value
+
+
+class Extension(_Loose):
+    """What only ``ciod extend`` writes."""
+
+    retention: Retention
+    found: AllFound
+    plan: Plan
+    cost: str
+    tradeoff: list[Step] | None = None
+
+
 class File(_Loose):
     scenario: Scenario | None = None
     detector: Detector | None = None
@@ -75,6 +122,7 @@ class File(_Loose):
     warnings: list[str] | None = None
     seed: Count = None
     upper_bounds: Any = None
+    extension: Extension | None = None
 
 
 def problem(content: Any) -> str | None:

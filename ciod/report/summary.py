@@ -142,6 +142,12 @@ def retention(results: Results, metric: str | None = None) -> float | None:
     return after / before if before and after is not None else None
 
 
+def agreement(results: Results) -> float | None:
+    """Of an extension without old data: the share of old objects on which the old and the new model agree."""
+    kept = (results.get("extension") or {}).get("retention") or {}
+    return kept.get("value") if kept.get("kind") == "agreement" else None
+
+
 def verdict(results: Results) -> str:
     """How it went, in one or two sentences for someone who has never heard of AP matrices."""
     tasks, total = done(results), planned(results)
@@ -163,6 +169,9 @@ def verdict(results: Results) -> str:
     if kept is None and before == 0:
         their = f"its {m} was 0 when it was" if n_old == 1 else f"their {m} was 0 when they were"
         first = f"{learnt}, there is nothing that the {old} could have lost: {their} learnt."
+    elif kept is None and agreement(results) is not None:
+        share = percent(agreement(results), " %")
+        first = f"{learnt}, old and new model agree on {share} of the objects of the {old} that they find."
     elif kept is None:
         be = "is" if n_old == 1 else "are"
         first = f"{learnt}, how well the {old} {be} kept is not known: there is no {m} to compare."

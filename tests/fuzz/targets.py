@@ -212,7 +212,7 @@ TARGETS: dict[str, Target] = {
         protocol,
         lambda: [b"split: 2+1x2\norder: [cat, dog, eel, fox]\nimages: disjoint\nboxes: new\n", b"split: [[cat]]\n"],
     ),
-    "results": Target(results, lambda: [json.dumps(fake.results()).encode()]),
+    "results": Target(results, lambda: [json.dumps(r).encode() for r in (fake.results(), fake.extension())]),
     "metrics": Target(metrics, lambda: [b'{"kind": "step", "task": 0, "step": 1, "losses": {"cls": 0.5}}\n' * 3]),
     "model": Target(model, lambda: [model_bytes()]),
     "checkpoint": Target(checkpoint, checkpoint_seeds),

@@ -138,3 +138,24 @@ def write_run(folder: Path, found: dict[str, Any], lines: list[dict[str, Any]] |
     text = "".join(json.dumps(m) + "\n" for m in (metrics(len(found["tasks"])) if lines is None else lines))
     (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
     return folder
+
+
+def extension() -> dict[str, Any]:
+    """``results.json`` of an extension without old pictures."""
+    content = results((2, 1))
+    names = content["scenario"]["classes"]
+    for task in content["tasks"]:
+        task |= {"old": None, "all": {"AP": None, "AP50": None}}
+    content["tasks"][0]["new"] = None
+    content["ap"] = {m: [dict.fromkeys(names[:2]), {**dict.fromkeys(names[:2]), names[2]: 0.5}] for m in ("AP", "AP50")}
+    content["continual"] = {}
+    rows = [{"class": n, "before": 4, "after": 3 + i, "kept": 0.875 + i / 8} for i, n in enumerate(names[:2])]
+    found = {"class": names[0], "boxes": 3, "images": 2, "doubtful": 1, "threshold": 0.4}
+    content["extension"] = {
+        "retention": {"kind": "agreement", "value": 0.9375, "rows": rows, "images": 7},
+        "found": {"total": 3, "classes": [found]},
+        "plan": {"why": ["batch 8, for 2 CPU cores"]},
+        "cost": "+1,000 parameters",
+        "tradeoff": [{"share": 0.5, "kept": 0.9, "learnt": None}],
+    }
+    return content

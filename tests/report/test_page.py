@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -201,3 +202,15 @@ def test_results_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{"format": 1, "tasks": 3}')
     with pytest.raises(CiodError, match=r"results\.json is not results of a run: "):
         read_results(tmp_path)
+
+
+def test_an_extension_without_old_pictures_tells_what_is_known(tmp_path):
+    """Agreement in the first line and the first figure; no AP of old or of all classes, no table of dashes."""
+    (tmp_path / "results.json").write_text(json.dumps(fake.extension()))
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    text = page.replace("\u00a0", " ")
+    assert "After learning 1 new class, old and new model agree on 93.8 % of the objects of the 2 old classes" in text
+    tiles = re.findall(r'<div class="tile"><b>(.*?)</b><span>(.*?)</span>', text)
+    assert [what for _, what in tiles] == ["agreement on old objects", "AP50, new class"]
+    assert tiles[0][0] == "93.8 %"
+    assert "What happened to each old class" not in text and "agreement, not accuracy" in text
