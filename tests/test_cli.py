@@ -108,6 +108,8 @@ MISTAKES = [
     ("demo seed=first", "seed: 'first' is not a whole number."),
     ("extend MODEL cards", "extend takes one model; 'cards' is neither a setting nor needed."),
     ("demo out=[", "out: '[' cannot be read; quote it or check its brackets."),
+    ("extend MODEL data=[", "data: '[' cannot be read; quote it or check its brackets."),
+    ("compare shapes-6+4 seeds=[", "seeds: '[' cannot be read; quote it or check its brackets."),
     ("data voc there", "data takes one name, coco or voc; 'there' is not needed. Write out=DIR for the folder."),
 ]
 
