@@ -296,9 +296,12 @@ def test_predict_writes_pictures_and_json(run, model, pets, tmp_path):
 
 
 def test_predict_of_nothing_readable(run, model, tmp_path):
-    (tmp_path / "torn.jpg").write_bytes(b"torn")
-    code, _, err = run("predict", str(model), str(tmp_path / "torn.jpg"), f"out={tmp_path / 'out'}")
+    files = [tmp_path / "torn.jpg", tmp_path / "torn.mp4"]
+    for file in files:
+        file.write_bytes(b"torn")
+    code, _, err = run("predict", str(model), *map(str, files), f"out={tmp_path / 'out'}")
     assert code == 2 and "None of the files could be read" in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_predict_in_a_folder_without_pictures(run, model, tmp_path):

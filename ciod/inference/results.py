@@ -82,12 +82,15 @@ class Job:
         """Writes everything and returns how many files could be read.
 
         Raises:
-            CiodError: none could, or the output cannot be written.
+            CiodError: none could, and nothing was written; or the output cannot be written.
         """
         with explained(self.out):
+            new = not self.out.exists()
             self.out.mkdir(parents=True, exist_ok=True)
             done = self._pictures() if self.pictures else 0
             done += sum(self._film(path) for path in self.films)
+            if new and not done:
+                self.out.rmdir()  # empty: what could not be read left nothing
         if not done:
             raise CiodError("None of the files could be read.")
         return done
@@ -105,6 +108,8 @@ class Job:
                 save_image(self.out / f"{self._free(path.stem)}.jpg", draw_boxes(picture, found))
             listed.append({"image": str(path), "detections": found.to_list()})
             self.say(f"{path}: {told(found)}")
+        if not listed:
+            return 0
         write_json(self.out / "predictions.json", listed)
         if self.coco is not None:
             atomic_write(self.coco, json.dumps(results))

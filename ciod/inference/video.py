@@ -47,7 +47,7 @@ class Video:
             with av.open(str(self.path)) as file:
                 streams = file.streams.video
                 if not streams:
-                    raise DataError(f"{self.path} has no pictures, only sound.")
+                    raise DataError(f"{self.path} has no pictures{', only sound' if file.streams.audio else ''}.")
                 self.rate = float(streams[0].average_rate or streams[0].guessed_rate or 25)  # frames a second
                 self.frames = int(streams[0].frames or 0)  # 0: the file does not say
         except (av.FFmpegError, OSError, ValueError) as error:

@@ -86,6 +86,13 @@ def test_a_video_without_a_frame(tmp_path):
         list(Video(tmp_path / "v.avi"))
 
 
+def test_a_video_without_any_stream(tmp_path):
+    """An .mp4 that holds a table of contents and nothing else."""
+    (tmp_path / "v.mp4").write_bytes(b"\0\0\0\x14ftypisom\0\0\2\0isom" + b"\0\0\0\x08moov")
+    with pytest.raises(DataError, match=r"v\.mp4 has no pictures\."):
+        Video(tmp_path / "v.mp4")
+
+
 def test_a_full_disk_is_told(tmp_path):
     try:
         disk = Tmpfs(tmp_path / "disk")
