@@ -67,8 +67,8 @@ class Method(_Loose):
 
 class Row(_Loose):
     name: str = Field(alias="class")
-    before: Value = None
-    after: Value = None
+    before: Value
+    after: Value
     kept: Value
 
 
