@@ -19,7 +19,7 @@ from ciod.errors import ConfigError
 from ciod.methods.ilyolox import ILYOLOX
 from ciod.types import Batch, Targets
 from tests import fixed
-from tests.engine.test_run import WORDS, go, weights_of
+from tests.engine.runs import WORDS, go, weights_of
 from tests.engine.test_speed import grown, trained
 
 

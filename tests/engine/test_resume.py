@@ -22,7 +22,7 @@ from ciod.engine.stop import RunAgain
 from ciod.errors import CiodError
 from ciod.methods.finetune import Finetune
 from ciod.report.log import read_metrics
-from tests.engine.test_run import Killed, assert_equal, go, results_of
+from tests.engine.runs import Killed, assert_equal, go, results_of
 
 # Windows of three steps lie across epochs and saved states; two classes and a small picture keep it short.
 WORDS = ["split=1+1", "epochs=2", "batch=3", "log_every=3", "save_every=1", "eval_every=1"]

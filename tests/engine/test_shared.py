@@ -20,7 +20,7 @@ from ciod.methods.ilyolox import ILYOLOX
 from ciod.methods.method import Method
 from ciod.types import Batch, Targets
 from tests import fixed
-from tests.engine.test_run import Killed, go, weights_of
+from tests.engine.runs import Killed, go, weights_of
 from tests.engine.test_speed import grown, trained
 
 IMAGES = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))

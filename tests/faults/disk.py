@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 from ciod.data.shapes import write_shapes
 from ciod.engine import checkpoint
 from ciod.errors import CiodError
-from tests.engine.test_run import assert_equal, go
+from tests.engine.runs import assert_equal, go
 
 WORDS = ["split=1+1", "epochs=1", "batch=4", "save_every=2", "log_every=2"]
 SENTENCE = re.compile(

@@ -15,7 +15,7 @@ from ciod import files
 from ciod.data import shapes
 from ciod.data.shapes import write_shapes
 from ciod.errors import CiodError
-from tests.engine.test_run import go
+from tests.engine.runs import go
 from tests.faults import disk
 
 NOBODY = 65534

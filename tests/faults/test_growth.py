@@ -11,7 +11,7 @@ import torch
 
 from ciod.data.shapes import CLASSES, write_shapes
 from ciod.engine.fit import Fit
-from tests.engine.test_run import go
+from tests.engine.runs import go
 
 
 def resident() -> float:

@@ -18,7 +18,7 @@ from ciod.data import dataset
 from ciod.data.dataset import batches
 from ciod.data.shapes import write_shapes
 from ciod.errors import CiodError
-from tests.engine.test_run import go
+from tests.engine.runs import go
 
 
 class Good:

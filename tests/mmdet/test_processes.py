@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ciod.data.shapes import write_shapes
-from tests.engine.test_run import assert_one_equals_two
+from tests.engine.runs import assert_one_equals_two
 from tests.mmdet import common
 
 
