@@ -33,7 +33,7 @@ class DetectorSettings(Section):
     MMDetection checkpoint. What it was trained on may include the new classes: say so with the result."""
     backbone_weights: str | None = None
     """For ResNets: ``imagenet`` (the default; random with a warning where it cannot be downloaded), a path to a
-    torchvision state dict, or ``random``."""
+    torchvision state dict, or ``random``. For MobileNetV1: a path, or ``random``."""
 
 
 class Train(Section):
@@ -103,6 +103,12 @@ class Train(Section):
     """Longest time between saved states; None: no such limit."""
     eval_every: Annotated[int, Field(ge=0)] = 0
     """Epochs between evaluations inside a task; 0: only at its end."""
+
+    @field_validator("amp", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        """YAML reads ``off`` as false."""
+        return "off" if value is False else value
 
 
 class Evaluation(Section):
