@@ -31,9 +31,11 @@ def share(value: Any) -> float:
 
 
 def switch(value: Any) -> bool:
-    if not isinstance(value, bool):
+    """Also yes, no, on and off, as the settings of a run take them."""
+    found = {"yes": True, "on": True, "no": False, "off": False}.get(value, value) if isinstance(value, str) else value
+    if not isinstance(found, bool):
         raise ValueError("true or false")
-    return value
+    return found
 
 
 def text(value: Any) -> str:

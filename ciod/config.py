@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from ciod import check
+from ciod import check, yaml_text
 from ciod.check import data_folder
 from ciod.data.scenario import Protocol
 from ciod.errors import CiodError, ConfigError, did_you_mean
@@ -56,8 +56,8 @@ def parse_overrides(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             continue
         try:
             # 3+3 and 1e-3 are what people write; YAML 1.1 reads the latter as a string
-            flat[key.strip()] = _scalar(yaml.safe_load(text)) if text else None
-        except (yaml.YAMLError, ValueError, RecursionError):
+            flat[key.strip()] = _scalar(yaml_text.parse(text)) if text else None
+        except yaml.YAMLError:
             problems.append(f"{key}: '{text}' cannot be read; quote it or check its brackets.")
     return flat, problems
 
@@ -174,8 +174,8 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
         hint = hint if "mean" in hint else "'ciod list recipes' names those of the package."
         return {}, [f"There is no settings file {path}, nor a recipe of that name; {hint}"]
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, ValueError, OSError, RecursionError) as e:
+        content = yaml_text.parse(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as e:
         return {}, [f"{path} is not YAML: {next(iter(str(e).splitlines()), type(e).__name__)}"]
     if not isinstance(content, dict):
         return {}, [f"{path} must hold settings (key: value), not a {type(content).__name__}."]

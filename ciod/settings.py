@@ -104,12 +104,6 @@ class Train(Section):
     eval_every: Annotated[int, Field(ge=0)] = 0
     """Epochs between evaluations inside a task; 0: only at its end."""
 
-    @field_validator("amp", mode="before")
-    @classmethod
-    def _off_is_a_word(cls, value: Any) -> Any:
-        """YAML reads ``off`` as false."""
-        return "off" if value is False else value
-
 
 class Evaluation(Section):
     split: str | None = None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ciod import config
+from ciod import config, yaml_text
 from ciod.comparison import identity
 from ciod.comparison.words import Entry, entries, seeds_of, written
 from ciod.comparison.worker import mark
@@ -182,8 +182,8 @@ def _is_protocol(path: Path) -> bool:
     if path.suffix not in (".yaml", ".yml") or not is_file(path):
         return False
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError:
+        content = yaml_text.parse(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
         return False
     return (
         isinstance(content, dict)

@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from ciod import yaml_text
 from ciod.data import loco
 from ciod.data.index import Index
 from ciod.errors import CiodError, ConfigError, did_you_mean
@@ -332,8 +333,8 @@ def read_protocol(name: str) -> Protocol:
     from ciod.config import problems_of
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, OSError, RecursionError) as e:
+        content = yaml_text.parse(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as e:
         why = next(iter(str(e).splitlines()), type(e).__name__)
         raise CiodError(f"scenario: {path} is not YAML: {why}") from e
     if not isinstance(content, dict):

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from ciod import yaml_text
 from ciod.errors import CiodError
 from ciod.files import is_file
 from ciod.report import plots, results_file
@@ -108,8 +109,8 @@ def read_run(folder: Path | str) -> dict[str, Any]:
     if not is_file(path):
         return {}
     try:
-        found = yaml.safe_load(path.read_bytes())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        found = yaml_text.parse(path.read_bytes())
+    except yaml.YAMLError as error:
         raise CiodError(f"{path} is not YAML ({error}).") from error
     if not isinstance(found, dict):
         raise CiodError(f"{path} is not a mapping of settings.")

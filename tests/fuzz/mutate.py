@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +12,10 @@ TOKENS = [
     b"null", b"-1", b"0", b"1e999", b"NaN", b"-Infinity", b"[]", b"{}", b'""', b"true", b"9" * 400, b"[" * 3000, b"\0",
     b"\xff\xfe", b"\xef\xbb\xbf", b"&a;", b"<!DOCTYPE a [<!ENTITY a 'b'>]>", b"<object/>", b"!!python/name:os.system",
     b"&x [*x]", b"? ", b": ", b"- ", b"\n", b"\t", b"../../../etc/passwd", b"\xed\xa0\x80", b"0x1f", b"1_0",
-    b"2001-01-01",
+    b"2001-01-01", b"2001-13-45", b"&x {a: *x}", b"!!int ''", b"!!bool a", b"!!timestamp a", b"!!set {a}", b"{1: 2}",
+    b"{? [a] : b}", b"[[], {}]", b"no", b".inf", b"1:30",
 ]  # fmt: skip
+ASSIGNED = re.compile(rb"[:=] *([^\n,}\]]+)")
 VALUES: list[Any] = [
     None, True, 0, -1, 1.5, 10**30, -(2**63), float("nan"), float("inf"), "", "x", "1e999", "\ud800", "../..", [], {},
     [[]], [None], {"a": None}, [1, 2, 3], [1e308] * 4, "a" * 5000,
@@ -34,7 +37,7 @@ def mutate(content: bytes, rng: random.Random, others: Sequence[bytes] = ()) -> 
 def _bytes(content: bytes, rng: random.Random, others: Sequence[bytes]) -> bytes:
     i, j = sorted(rng.randint(0, len(content)) for _ in range(2))
     j = min(j, i + rng.choice([1, 4, 64, 10**6]))
-    kind = rng.randint(0, 5)
+    kind = rng.randint(0, 6)
     if kind == 0 and content:
         changed = bytearray(content)
         changed[min(i, len(content) - 1)] ^= 1 << rng.randint(0, 7)
@@ -48,6 +51,9 @@ def _bytes(content: bytes, rng: random.Random, others: Sequence[bytes]) -> bytes
         return content[:i] + other[rng.randint(0, len(other)) :]
     if kind == 4:
         return content[:i]
+    if kind == 5 and (places := list(ASSIGNED.finditer(content))):  # another value, of YAML or of a word
+        place = rng.choice(places)
+        return content[: place.start(1)] + rng.choice(TOKENS) + content[place.end(1) :]
     return content[:i] + rng.choice(TOKENS) + content[j if rng.random() < 0.5 else i :]
 
 

@@ -1,0 +1,56 @@
+"""YAML as settings, scenarios and data sets have it: ``no``, ``off``, ``on`` and ``yes`` are words."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+VALUES = 1_000_000  # of a document, each alias counted as what it stands for: ten lines can mean a billion
+_BOOL = "tag:yaml.org,2002:bool"
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader with YAML 1.2's booleans, ``true`` and ``false``: a class may be called ``no``."""
+
+
+# Python's yaml is 1.1; the table of a class is shared with its parents unless it gets its own
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rules if tag != _BOOL]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+
+
+def parse(text: str | bytes) -> Any:
+    """Content of one document; None where there is none.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, asks for more than data, is nested too deeply, contains itself, means more than
+            VALUES values, or holds one that is not what it says: a 13th month, ``!!bool perhaps``.
+    """
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _values(node, {}) > VALUES:
+            raise yaml.YAMLError(f"it means more than {VALUES:,} values, by aliases of aliases.")
+        return loader.construct_document(node)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:  # of its constructors
+        raise yaml.YAMLError(f"a value that cannot be read: {error}") from error
+
+
+def _values(node: yaml.Node, known: dict[int, int | None]) -> int:
+    """How many values a node means. ``known``: of nodes seen; None while one is being counted."""
+    if id(node) not in known:
+        known[id(node)] = None
+        inside = node.value if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            inside = [part for pair in inside for part in pair]
+        known[id(node)] = 1 + sum(_values(n, known) for n in inside)
+    found = known[id(node)]
+    if found is None:
+        raise yaml.YAMLError("a value contains itself.")
+    return found
