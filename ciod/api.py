@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ciod.errors import CiodError, did_you_mean
+from ciod.errors import CiodError, ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from ciod.detectors.detector import Detector
@@ -98,17 +98,27 @@ def evaluate(
         metric: ``voc07`` (11-point) or ``voc`` (area) puts VOC's AP beside COCO's, under its own name.
 
     Raises:
-        CiodError: no file, no data, no such metric, a class the data does not have, or not one class in common.
+        ConfigError: settings of the evaluation that cannot be.
+        CiodError: no file, no data, a class the data does not have, or not one class in common.
     """
-    from ciod.config import Evaluation, data_folder
+    from ciod.config import Evaluation, data_folder, problems_of
     from ciod.data import formats
     from ciod.engine.distributed import World, pick_device
     from ciod.evaluation.detect import evaluate as run
     from ciod.evaluation.voc import NAMES
     from ciod.inference.pictures import mask_of
 
+    decoding = {
+        "score_threshold": score_threshold,
+        "nms_iou": nms_iou,
+        "max_detections": max_detections,
+        "multi_label": multi_label,
+    }
+    problems = problems_of(Evaluation, decoding)
     if metric != "coco" and metric not in NAMES:
-        raise CiodError(f"metric: there is no '{metric}'; {did_you_mean(metric, ['coco', *NAMES])}")
+        problems.append(f"metric: there is no '{metric}'; {did_you_mean(metric, ['coco', *NAMES])}")
+    if problems:
+        raise ConfigError(problems)
     detector = open_detector(model, size, names)
     index = formats.read(data_folder(str(data)) or "", split)
     both = tuple(n for n in index.class_names if n in detector.class_names)
@@ -122,9 +132,7 @@ def evaluate(
         both = tuple(n for n in both if n in classes)
     world = World(device=pick_device(device))
     detector.to(world.device)
-    settings = Evaluation(
-        score_threshold=score_threshold, nms_iou=nms_iou, max_detections=max_detections, multi_label=multi_label
-    )
+    settings = Evaluation.model_validate(decoding)
     table, _, broken = run(detector, index, settings, classes=both, world=world, metric=metric)
     return Scored(
         table,
@@ -148,10 +156,12 @@ def open_detector(
 
     from ciod.detectors import weights
     from ciod.detectors.detector import Detector
+    from ciod.settings import LARGEST
 
     detector = model if isinstance(model, Detector) else weights.load(model, classes=names)
     if size is not None:
-        if size < 32 or size % 32:
-            raise CiodError(f"size: {size} is not a multiple of 32; try {max(32, round(size / 32) * 32)}.")
+        if not 32 <= size <= LARGEST or size % 32:
+            near = min(LARGEST, max(32, round(size / 32) * 32))
+            raise CiodError(f"size: {size} is not a multiple of 32{' to 16,384' * (size > LARGEST)}; try {near}.")
         detector.input = replace(detector.input, size=size)
     return detector

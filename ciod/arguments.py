@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ciod.config import parse_overrides
 from ciod.errors import CiodError, ConfigError, did_you_mean
 from ciod.files import exists
+from ciod.settings import MANY
 
 
 def whole(value: Any) -> int:
     """A whole number, also where it is written as 1e2."""
-    if isinstance(value, (bool, str, list, dict)) or value is None or value != int(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value % 1:
         raise ValueError("a whole number")
     return int(value)
+
+
+def count(value: Any) -> int:
+    """A whole number from 1 to MANY: of pictures in a batch, of detections in a picture."""
+    if not 1 <= (found := whole(value)) <= MANY:
+        raise ValueError(f"a whole number from 1 to {MANY:,}")
+    return found
 
 
 def number(value: Any) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,19 @@ from ciod.sentences import problems_of
 from ciod.settings import DetectorSettings, Train
 
 
+def section(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Settings of a section; {} where it is absent, or something else, which validation says."""
+    found = tree.get(name)
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
 def method(tree: dict[str, Any]) -> list[str]:
     """Names, and whether method and detector go together."""
     from ciod import detectors, methods
 
     problems = []
-    detector = tree.get("detector", {}).get("name", DetectorSettings().name)
-    settings = dict(tree.get("method", {}) or {})
+    detector = section(tree, "detector").get("name", DetectorSettings().name)
+    settings = dict(section(tree, "method"))
     name = settings.pop("name", "ilyolox")
     offered, said = _offered(str(detector))
     problems += said
@@ -36,7 +42,7 @@ def method(tree: dict[str, Any]) -> list[str]:
         method = cls.model_validate(settings)
         problems += method.check()
         needs = method.requires()
-        kind = (tree.get("train") or {}).get("teacher", Train().teacher)
+        kind = section(tree, "train").get("teacher", Train().teacher)
         if method.exact_teacher and kind != "exact":
             problems.append(f"train.teacher: these settings of {name} need train.teacher=exact, not {kind}.")
     lacking = needs - offered if offered is not None else frozenset()
@@ -68,7 +74,7 @@ def _one_a_family(names: Sequence[str]) -> list[str]:
 
 def training(tree: dict[str, Any]) -> list[str]:
     """What the machine lacks, and what of ``train`` excludes each other."""
-    given = tree.get("train") or {}
+    given = section(tree, "train")
     if problems_of(Train, given):
         return []
     train, problems = Train.model_validate(given), []
@@ -96,11 +102,11 @@ def extra(tree: dict[str, Any]) -> list[str]:
     from ciod.data.memory import MemorySettings
     from ciod.data.pool import PoolSettings
 
-    given, pool = tree.get("memory") or {}, tree.get("pool") or {}
+    given, pool = section(tree, "memory"), section(tree, "pool")
     if problems_of(MemorySettings, given) or problems_of(PoolSettings, pool):
         return []
     memory, pool = MemorySettings.model_validate(given), PoolSettings.model_validate(pool)
-    name = str((tree.get("method") or {}).get("name", "ilyolox"))
+    name = str(section(tree, "method").get("name", "ilyolox"))
     try:
         method = methods.find(name)
     except CiodError:
@@ -125,19 +131,19 @@ def extra(tree: dict[str, Any]) -> list[str]:
         )
     if pool.folder and not is_folder(Path(pool.folder).expanduser()):
         problems.append(f"pool.folder: there is no folder {pool.folder}{_nearest(Path(pool.folder).expanduser())}")
-    detector = (tree.get("detector") or {}).get("name", DetectorSettings().name)
+    detector = section(tree, "detector").get("name", DetectorSettings().name)
     herds = memory.size and memory.select == "herding"
     offered = _offered(str(detector))[0] if herds else None
     if offered is not None and "features" not in offered:
         problems.append(f"memory.select=herding needs a detector with features, which {detector} does not have.")
-    if (tree.get("train") or {}).get("batch") == 1 and (memory.size or pool.folder) and memory.batches != "merged":
+    if section(tree, "train").get("batch") == 1 and (memory.size or pool.folder) and memory.batches != "merged":
         problems.append("train.batch=1 has no room for images of memory or pool beside the task's own.")
     return problems
 
 
 def files(tree: dict[str, Any]) -> list[str]:
     problems = []
-    detector = tree.get("detector", {}) or {}
+    detector = section(tree, "detector")
     for key in ("weights", "backbone_weights"):
         value = detector.get(key)
         if value and value not in ("imagenet", "random") and not is_file(str(value)):
@@ -153,7 +159,7 @@ def files(tree: dict[str, Any]) -> list[str]:
 
 
 def _folder(tree: dict[str, Any]) -> str | None:
-    return data_folder(tree.get("data") or (tree.get("protocol") or {}).get("data"))
+    return data_folder(tree.get("data") or section(tree, "protocol").get("data"))
 
 
 def absent_data(tree: dict[str, Any]) -> list[str]:
@@ -182,7 +188,7 @@ def data(tree: dict[str, Any]) -> list[str]:
     from ciod.data import formats
     from ciod.data.scenario import groups_of
 
-    data, protocol = _folder(tree), tree.get("protocol") or {}
+    data, protocol = _folder(tree), section(tree, "protocol")
     if data is None:
         return ["data: no data set is given; write data=FOLDER (COCO, VOC or YOLO format), or scenario=NAME."]
     if problems_of(Protocol, protocol):

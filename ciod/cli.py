@@ -176,7 +176,7 @@ def evaluate(
 
     kinds = {
         "data": a.text, "split": a.text, "size": a.whole, "score_threshold": a.share, "nms_iou": a.share,
-        "max_detections": a.whole, "device": a.text, "classes": a.names, "names": a.names, "metric": a.text,
+        "max_detections": a.count, "device": a.text, "classes": a.names, "names": a.names, "metric": a.text,
         "json": a.text, "multi_label": a.switch,
     }  # fmt: skip
     plain, flat = a.read(words, kinds, needed=("data",))
@@ -209,7 +209,7 @@ def predict(
 
     kinds = {
         "out": a.text, "score": a.share, "classes": a.names, "draw": a.switch, "coco": a.text, "data": a.text,
-        "split": a.text, "batch": a.whole, "size": a.whole, "nms_iou": a.share, "max_detections": a.whole,
+        "split": a.text, "batch": a.count, "size": a.whole, "nms_iou": a.share, "max_detections": a.count,
         "device": a.text, "names": a.names,
     }  # fmt: skip
     plain, flat = a.read(words, kinds)
@@ -260,7 +260,7 @@ def export(
 
     kinds = {
         "onnx": a.text, "nms": a.switch, "size": a.whole, "dynamic_size": a.switch, "opset": a.whole,
-        "score_threshold": a.share, "nms_iou": a.share, "max_detections": a.whole, "images": a.text, "names": a.names,
+        "score_threshold": a.share, "nms_iou": a.share, "max_detections": a.count, "images": a.text, "names": a.names,
     }  # fmt: skip
     if any(w.startswith("mmdet=") for w in words or []):
         from ciod.inference import mmdet_file

@@ -216,7 +216,9 @@ def _protocol(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
             problems += e.problems
         except CiodError as e:
             problems.append(str(e))
-    own = tree.get("protocol") or {}
-    if (tree.get("method") or {}).get("name") == "joint":
+    if not isinstance(tree.get("protocol") or {}, Mapping):
+        problems.append(f"protocol: should be settings of the scenario (got {tree['protocol']!r})")
+    own = check.section(tree, "protocol")
+    if check.section(tree, "method").get("name") == "joint":
         own = {**own, "joint": True}
     return {**base, **own}, problems

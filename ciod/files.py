@@ -40,19 +40,41 @@ def is_folder(path: Path | str) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
 
+def named(path: Path | str) -> Path:
+    """The path, if a file or folder of that name can be.
+
+    Raises:
+        WriteError: it holds a null byte or half a character.
+    """
+    try:
+        if b"\0" not in os.fsencode(path):
+            return Path(path)
+    except UnicodeEncodeError:
+        pass
+    raise WriteError(f"{str(path)!r} cannot be written: no file can have that name.")
+
+
 @contextmanager
 def whole(path: Path | str, *, size: int = 0) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of ``path`` when the block ends without an error.
 
-    Content and folder are synced, so that after a power cut too there is the old file or the new one.
+    Content and folder are synced, so that after a power cut too there is the old file or the new one. What is there and
+    is no file (/dev/stdout, a pipe) is written into.
 
     Args:
         size: about how many bytes will be written, for the message when there is no room.
 
     Raises:
-        WriteError: no room, no permission, or another fault of the disk; ``path`` is then as it was.
+        WriteError: no room, no permission, a folder of that name, or another fault of the disk; ``path`` is then as it
+            was.
     """
-    path = Path(path)
+    path = named(path)
+    if is_folder(path):
+        raise WriteError(f"{path} cannot be written: it is a folder.")
+    if exists(path) and not is_file(path):
+        with explained(path), path.open("wb") as file:
+            yield file
+        return
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with explained(path, max(size, BLOCK)):
         try:

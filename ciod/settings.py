@@ -11,7 +11,9 @@ from ciod.data.memory import MemorySettings
 from ciod.data.pool import PoolSettings
 from ciod.data.scenario import Protocol
 
-Positive = Annotated[int, Field(ge=1)]
+MANY = 1_000_000  # of anything that is counted: what is more is a slip of the hand, and the end of the memory
+LARGEST = 16_384  # pixels along a side of the input
+Positive = Annotated[int, Field(ge=1, le=MANY)]
 Rate = Annotated[float, Field(gt=0)]
 
 
@@ -24,7 +26,7 @@ class DetectorSettings(Section):
 
     name: str = "yolox-nano"
     """See ``ciod list detectors``; or ``mmdet:CONFIG``, a config of MMDetection (docs/mmdetection.md)."""
-    size: Annotated[int, Field(ge=32, multiple_of=32)] | None = None
+    size: Annotated[int, Field(ge=32, le=LARGEST, multiple_of=32)] | None = None
     """Side of the (square) batch image in pixels; None: the detector's own (416 for nano and tiny, else 640)."""
     head: Literal["grow", "full"] = "grow"
     """``grow``: classes get their rows when they arrive. ``full``: all rows from the start (the paper's way)."""

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 VALUES = 1_000_000  # of a document, each alias counted as what it stands for: ten lines can mean a billion
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # nor the name of a file; only escapes can write it
 _BOOL = "tag:yaml.org,2002:bool"
 
 
@@ -28,7 +29,7 @@ def parse(text: str | bytes) -> Any:
 
     Raises:
         yaml.YAMLError: it is no YAML, asks for more than data, is nested too deeply, contains itself, means more than
-            VALUES values, or holds one that is not what it says: a 13th month, ``!!bool perhaps``.
+            VALUES values, has what is no text, or holds one that is not what it says: a 13th month, ``!!bool perhaps``.
     """
     try:
         loader = _Loader(text)
@@ -46,6 +47,8 @@ def _values(node: yaml.Node, known: dict[int, int | None]) -> int:
     """How many values a node means. ``known``: of nodes seen; None while one is being counted."""
     if id(node) not in known:
         known[id(node)] = None
+        if isinstance(node.value, str) and _NO_TEXT.search(node.value):
+            raise yaml.YAMLError(f"{node.value!r} is no text: it has a null byte or half a character.")
         inside = node.value if isinstance(node, yaml.CollectionNode) else []
         if isinstance(node, yaml.MappingNode):
             inside = [part for pair in inside for part in pair]

@@ -28,6 +28,8 @@ LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" 
         ("&a {b: *a}", "contains itself"),
         ("&a [[*a]]", "contains itself"),
         (LAUGHS, "more than 1,000,000 values"),
+        (r'a: ["b\0"]', "no text"),
+        (r'"\ud800": b', "no text"),
         ("a: 2001-13-45", "cannot be read: month must be in"),
         ("!!int ''", "cannot be read"),
         ("!!bool maybe", "cannot be read"),

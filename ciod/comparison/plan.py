@@ -15,7 +15,7 @@ from ciod.comparison.worker import mark
 from ciod.config import Run
 from ciod.data.scenario import Scenario
 from ciod.errors import CiodError, ConfigError, did_you_mean
-from ciod.files import is_file
+from ciod.files import is_file, named
 
 Upper = Literal["prefixes", "final", "none"]
 # What a comparison sets for each of its runs, and what to write instead.
@@ -50,7 +50,7 @@ class Cell:
 
     @property
     def begun(self) -> bool:
-        return (self.folder / "last" / "state.pt").is_file()
+        return is_file(self.folder / "last" / "state.pt")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -131,7 +131,11 @@ def build(
         problems += e.problems
     if upper not in (None, "prefixes", "final", "none"):
         problems.append(f"upper: '{upper}' is not allowed; allowed: prefixes, final, none")
-    folder = Path(out) if out else Path("runs") / f"compare-{_slug(str(base.get('scenario') or 'data'))}"
+    for key, value in (("out", out), ("cache", cache), ("against", against)):
+        if value is not None and not isinstance(value, (str, int, Path)):
+            problems.append(f"{key}: {value!r} is not a name.")
+    against = None if against is None else str(against)
+    folder = named(str(out)) if out else Path("runs") / f"compare-{_slug(str(base.get('scenario') or 'data'))}"
     labels = [e.label for e in rows if e.name != "joint"]  # an upper bound starts from no first task of theirs
     if against is not None and labels and against not in labels:
         problems.append(f"against: none of the methods is '{against}'; {did_you_mean(against, labels)}")
@@ -144,7 +148,9 @@ def build(
     if run is None:
         raise ConfigError(["methods: there is nothing to compare but joint training; add a method."])
     against = against or labels[0]
-    return _Builder(base, rows, numbers, run, upper, against, folder, Path(cache or folder), command).plan()
+    return _Builder(
+        base, rows, numbers, run, upper, against, folder, named(str(cache)) if cache else folder, command
+    ).plan()
 
 
 def _base(scenario: str | Path | None, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -12,6 +12,7 @@ from ciod import config
 from ciod.errors import ConfigError
 from ciod.files import is_file
 
+SEEDS = 1000  # more are a slip of the hand
 WORDS = ("methods", "seeds", "jobs", "upper", "against", "out", "cache")
 """What is of the comparison itself; everything else is a setting of every run."""
 
@@ -48,13 +49,13 @@ def opened(
     return None, {**words, **given}, {**config.by_full_key(content), **config.by_full_key(settings)}
 
 
-def entries(methods: str | Sequence[str | Mapping[str, Any]]) -> list[Entry]:
+def entries(methods: str | Sequence[str | Mapping[str, Any]] | None) -> list[Entry]:
     """Methods by name or as mappings of name, settings and (if wanted) label → entries with distinct labels.
 
     Raises:
         ConfigError: a mapping without name, or two equal entries.
     """
-    given = [m.strip() for m in methods.split(",") if m.strip()] if isinstance(methods, str) else list(methods)
+    given = [m.strip() for m in methods.split(",") if m.strip()] if isinstance(methods, str) else _listed(methods)
     problems, found = [], []
     for m in given:
         settings: dict[str, Any] = {"name": m} if isinstance(m, str) else dict(m) if isinstance(m, Mapping) else {}
@@ -71,6 +72,10 @@ def entries(methods: str | Sequence[str | Mapping[str, Any]]) -> list[Entry]:
     if problems:
         raise ConfigError(problems)
     return made
+
+
+def _listed(methods: Any) -> list[Any]:
+    return list(methods) if isinstance(methods, (list, tuple)) else [] if methods is None else [methods]
 
 
 def _label(name: str, settings: Mapping[str, Any], variants: Sequence[Mapping[str, Any]]) -> str:
@@ -90,13 +95,15 @@ def seeds_of(given: int | Sequence[int] | str) -> list[int]:
     """3 → [0, 1, 2]; a list is taken as it is.
 
     Raises:
-        ConfigError: neither a number from 1 nor a list of different numbers from 0.
+        ConfigError: neither a number from 1 to SEEDS nor a list of different numbers from 0.
     """
     if isinstance(given, str) and "," in given:
         given = [int(s) if s.strip().isdecimal() else -1 for s in given.split(",")]
-    if isinstance(given, int) and not isinstance(given, bool) and given >= 1:
+    if isinstance(given, int) and not isinstance(given, bool) and 1 <= given <= SEEDS:
         return list(range(given))
     listed = list(given) if isinstance(given, (list, tuple)) else []
     if not listed or any(not isinstance(s, int) or s < 0 for s in listed) or len({*listed}) < len(listed):
-        raise ConfigError([f"seeds: {given!r} must be a number from 1, or a list of different numbers from 0."])
+        raise ConfigError(
+            [f"seeds: {given!r} must be a number from 1 to {SEEDS:,}, or a list of different numbers from 0."]
+        )
     return listed

@@ -134,7 +134,7 @@ def parse_split(split: str, total: int) -> list[int]:
         return [total]
     groups: list[int] = []
     for part in str(split).replace(" ", "").split("+"):
-        m = re.fullmatch(r"(\d+)(?:x(\d+))?", part)
+        m = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", part)
         if not m or int(m[1]) == 0 or m[2] == "0":
             raise CiodError(
                 f"split: '{split}' is not a split; write 40+40, 15+1x5 (15 classes, then five times 1), 20x4, "
@@ -153,7 +153,7 @@ def class_order(order: str | Sequence[str], names: Sequence[str]) -> list[str]:
         return sorted(names)
     if order in ("dataset", "coco_id"):
         return names
-    m = re.fullmatch(r"seed:(\d+)", order)
+    m = re.fullmatch(r"seed:(\d{1,18})", order)
     if m:
         return [names[i] for i in np.random.default_rng(int(m[1])).permutation(len(names))]
     raise CiodError(

@@ -11,7 +11,7 @@ from ciod.config import data_folder, problems_of
 from ciod.data.augment import Augment
 from ciod.errors import CiodError, ConfigError, did_you_mean
 from ciod.files import exists, is_folder
-from ciod.settings import Evaluation, Positive, Section, Train
+from ciod.settings import LARGEST, Evaluation, Positive, Section, Train
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Effort = Literal["quick", "normal", "thorough"]
@@ -51,7 +51,7 @@ class Extend(Section):
     epochs: Positive | None = None
     batch: Positive | None = None
     lr: Annotated[float, Field(gt=0)] | None = None
-    size: Annotated[int, Field(ge=32, multiple_of=32)] | None = None
+    size: Annotated[int, Field(ge=32, le=LARGEST, multiple_of=32)] | None = None
     """Side of the input in pixels; None: what the model was made for."""
     train: Train = Train()
     augment: Augment = Augment()

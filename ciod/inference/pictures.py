@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,7 +39,7 @@ def files(where: str | Path | Iterable[str | Path], *, videos: bool = False, wit
     found: list[Path] = []
     for place in map(Path, places):
         if is_folder(place):
-            inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+            inside = sorted(p for p in _below(place) if p.suffix.lower() in suffixes and is_file(p))
             if without is not None and place.resolve() != without.resolve():
                 inside = [p for p in inside if without.resolve() not in p.resolve().parents]
             inside = [p for p in inside if not p.name.startswith(".")]
@@ -54,6 +55,12 @@ def files(where: str | Path | Iterable[str | Path], *, videos: bool = False, wit
             beside = [p.name for p in place.parent.iterdir()] if is_folder(place.parent) else []
             raise CiodError(f"There is no file or folder {place}; {did_you_mean(place.name, beside, listing=4)}")
     return list(dict.fromkeys(found))
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Files of a folder and of those in it. What vanishes or may not be looked into meanwhile is passed over."""
+    for root, _, names in os.walk(folder):
+        yield from (Path(root, name) for name in names)
 
 
 def mask_of(class_names: Sequence[str], wanted: Sequence[str] | None) -> Tensor | None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ciod.data.images import save_image
 from ciod.errors import CiodError, DataError
-from ciod.files import explained, is_file
+from ciod.files import explained, is_file, named
 from ciod.inference.pictures import VIDEOS, files, stream
 from ciod.inference.video import Video, VideoWriter, need_av
 from ciod.report.draw import draw_boxes
@@ -52,6 +52,7 @@ class Job:
     _names: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        named(self.out)
         self.paths: list[Path] = []
         if self.places:
             self.paths = files(self.places, videos=True, without=self.out)

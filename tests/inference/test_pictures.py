@@ -88,6 +88,11 @@ def test_only_some_classes_are_looked_for(model, folder):
     assert "no class 'cta'; did you mean 'cat'" in str(caught.value) and "did you mean 'owl'" in str(caught.value)
 
 
+def test_a_batch_of_nothing(model, folder):
+    with pytest.raises(CiodError, match=r"^batch: 0 is not at least 1\.$"):
+        ciod.predict(model, folder, batch=0)
+
+
 def test_a_bad_picture_is_said_or_left_out(model, folder, tmp_path):
     (tmp_path / "torn.jpg").write_bytes(b"torn")
     (tmp_path / "good.png").write_bytes((folder / "a.png").read_bytes())

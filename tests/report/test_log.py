@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from ciod.files import WriteError
 from ciod.report.log import RunLog, atomic_write, plain, read_metrics, write_json
 
 
@@ -68,6 +70,25 @@ def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path: Path, monkeypat
         atomic_write(path, b"new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"], "nothing is left beside it"
+
+
+def test_what_is_there_and_no_file_is_written_into(tmp_path):
+    """/dev/stdout, a pipe: to put a file in its place would take it away from everyone."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    atomic_write(pipe, "words")
+    assert os.read(end, 100) == b"words" and pipe.is_fifo()
+    os.close(end)
+    assert os.listdir(tmp_path) == ["pipe"]  # noqa: PTH208
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_no_file_can_have_that_name(name, tmp_path):
+    with pytest.raises(WriteError, match=r"cannot be written: no file can have that name\.$"):
+        atomic_write(tmp_path / name, "words")
+    with pytest.raises(WriteError, match="cannot be written: it is a folder"):
+        atomic_write(tmp_path, "words")
 
 
 def test_what_is_no_text_is_written_as_an_escape_and_read_as_it_was(tmp_path):
