@@ -49,7 +49,7 @@ def _values(node: yaml.Node, known: dict[int, int | None]) -> int:
         known[id(node)] = None
         if isinstance(node.value, str) and _NO_TEXT.search(node.value):
             raise yaml.YAMLError(f"{node.value!r} is no text: it has a null byte or half a character.")
-        inside: list[yaml.Node] = node.value if isinstance(node, yaml.SequenceNode) else []
+        inside: Any = node.value if isinstance(node, yaml.SequenceNode) else []
         if isinstance(node, yaml.MappingNode):
             inside = [part for pair in node.value for part in pair]
         known[id(node)] = 1 + sum(_values(n, known) for n in inside)
