@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
 from ciod import check, yaml_text
@@ -57,7 +56,7 @@ def parse_overrides(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         try:
             # 3+3 and 1e-3 are what people write; YAML 1.1 reads the latter as a string
             flat[key.strip()] = _scalar(yaml_text.parse(text)) if text else None
-        except yaml.YAMLError:
+        except yaml_text.NotYAML:
             problems.append(f"{key}: '{text}' cannot be read; quote it or check its brackets.")
     return flat, problems
 
@@ -175,7 +174,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
         return {}, [f"There is no settings file {path}, nor a recipe of that name; {hint}"]
     try:
         content = yaml_text.parse(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as e:
+    except (yaml_text.NotYAML, UnicodeDecodeError, OSError) as e:
         return {}, [f"{path} is not YAML: {next(iter(str(e).splitlines()), type(e).__name__)}"]
     if not isinstance(content, dict):
         return {}, [f"{path} must hold settings (key: value), not a {type(content).__name__}."]

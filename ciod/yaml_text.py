@@ -7,9 +7,15 @@ from typing import Any
 
 import yaml
 
+from ciod.errors import CiodError
+
 VALUES = 1_000_000  # of a document, each alias counted as what it stands for: ten lines can mean a billion
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")  # nor the name of a file; only escapes can write it
 _BOOL = "tag:yaml.org,2002:bool"
+
+
+class NotYAML(CiodError):
+    """A text that is no YAML that ciod reads. Readers say of which file."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -28,7 +34,7 @@ def parse(text: str | bytes) -> Any:
     """Content of one document; None where there is none.
 
     Raises:
-        yaml.YAMLError: it is no YAML, asks for more than data, is nested too deeply, contains itself, means more than
+        NotYAML: it is no YAML, asks for more than data, is nested too deeply, contains itself, means more than
             VALUES values, has what is no text, or holds one that is not what it says: a 13th month, ``!!bool perhaps``.
     """
     try:
@@ -37,10 +43,12 @@ def parse(text: str | bytes) -> Any:
         if node is None:
             return None
         if _values(node, {}) > VALUES:
-            raise yaml.YAMLError(f"it means more than {VALUES:,} values, by aliases of aliases.")
+            raise NotYAML(f"it means more than {VALUES:,} values, by aliases of aliases.")
         return loader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise NotYAML(str(error)) from error
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:  # of its constructors
-        raise yaml.YAMLError(f"a value that cannot be read: {error}") from error
+        raise NotYAML(f"a value that cannot be read: {error}") from error
 
 
 def _values(node: yaml.Node, known: dict[int, int | None]) -> int:
@@ -48,12 +56,12 @@ def _values(node: yaml.Node, known: dict[int, int | None]) -> int:
     if id(node) not in known:
         known[id(node)] = None
         if isinstance(node.value, str) and _NO_TEXT.search(node.value):
-            raise yaml.YAMLError(f"{node.value!r} is no text: it has a null byte or half a character.")
+            raise NotYAML(f"{node.value!r} is no text: it has a null byte or half a character.")
         inside: Any = node.value if isinstance(node, yaml.SequenceNode) else []
         if isinstance(node, yaml.MappingNode):
             inside = [part for pair in node.value for part in pair]
         known[id(node)] = 1 + sum(_values(n, known) for n in inside)
     found = known[id(node)]
     if found is None:
-        raise yaml.YAMLError("a value contains itself.")
+        raise NotYAML("a value contains itself.")
     return found

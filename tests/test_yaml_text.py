@@ -1,11 +1,11 @@
-"""YAML from anyone: words stay words, and what cannot be a value is a YAMLError, whatever Python says of it."""
+"""YAML from anyone: words stay words, and what cannot be a value is NotYAML, whatever Python says of it."""
 
 from __future__ import annotations
 
 import pytest
 import yaml
 
-from ciod.yaml_text import parse
+from ciod.yaml_text import NotYAML, parse
 
 
 def test_classes_may_be_called_no():
@@ -41,7 +41,7 @@ LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" 
     ],
 )
 def test_what_cannot_be_a_value(text, match):
-    with pytest.raises(yaml.YAMLError, match=match):
+    with pytest.raises(NotYAML, match=match):
         parse(text)
 
 

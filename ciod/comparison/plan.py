@@ -181,7 +181,6 @@ def _base(scenario: str | Path | None, settings: Mapping[str, Any]) -> tuple[dic
 
 def _is_protocol(path: Path) -> bool:
     """A scenario's file holds switches of the protocol and nothing else."""
-    import yaml
 
     from ciod.data.scenario import Protocol
 
@@ -189,7 +188,7 @@ def _is_protocol(path: Path) -> bool:
         return False
     try:
         content = yaml_text.parse(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except (yaml_text.NotYAML, UnicodeDecodeError):
         return False
     return (
         isinstance(content, dict)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from ciod import yaml_text
@@ -334,7 +333,7 @@ def read_protocol(name: str) -> Protocol:
 
     try:
         content = yaml_text.parse(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as e:
+    except (yaml_text.NotYAML, UnicodeDecodeError, OSError) as e:
         why = next(iter(str(e).splitlines()), type(e).__name__)
         raise CiodError(f"scenario: {path} is not YAML: {why}") from e
     if not isinstance(content, dict):

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ciod import yaml_text
 from ciod.data.columns import Check, Columns, number, numbered, to_index, unique_names
 from ciod.data.images import SUFFIXES
@@ -81,7 +79,7 @@ def _is_data(path: Path) -> bool:
 def _yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml_text.parse(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml_text.NotYAML) as error:
         raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no keys; a data.yaml of YOLO has names, train and val.")

@@ -110,7 +110,7 @@ def read_run(folder: Path | str) -> dict[str, Any]:
         return {}
     try:
         found = yaml_text.parse(path.read_bytes())
-    except yaml.YAMLError as error:
+    except yaml_text.NotYAML as error:
         raise CiodError(f"{path} is not YAML ({error}).") from error
     if not isinstance(found, dict):
         raise CiodError(f"{path} is not a mapping of settings.")
