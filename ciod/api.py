@@ -162,6 +162,6 @@ def open_detector(
     if size is not None:
         if not 32 <= size <= LARGEST or size % 32:
             near = min(LARGEST, max(32, round(size / 32) * 32))
-            raise CiodError(f"size: {size} is not a multiple of 32{' to 16,384' * (size > LARGEST)}; try {near}.")
+            raise CiodError(f"size: {size} is not a multiple of 32{f' to {LARGEST:,}' * (size > LARGEST)}; try {near}.")
         detector.input = replace(detector.input, size=size)
     return detector

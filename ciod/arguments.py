@@ -26,12 +26,6 @@ def count(value: Any) -> int:
     return found
 
 
-def number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError("a number")
-    return float(value)
-
-
 def share(value: Any) -> float:
     """A number in 0..1."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
@@ -62,17 +56,10 @@ def names(value: Any) -> list[str]:
     return found
 
 
-def split(words: list[str] | None) -> tuple[list[str], dict[str, Any]]:
-    """Plain words, and key=value ones with their values read as YAML, for commands that check settings elsewhere.
-
-    Raises:
-        ConfigError: values that cannot be read.
-    """
-    plain = [w for w in words or [] if "=" not in w]
-    flat, problems = parse_overrides([w for w in words or [] if "=" in w])
-    if problems:
-        raise ConfigError(problems)
-    return plain, flat
+def split(words: list[str] | None) -> tuple[list[str], dict[str, Any], list[str]]:
+    """Plain words; key=value ones with their values read as YAML; and values that cannot be read. For commands whose
+    settings are checked elsewhere."""
+    return [w for w in words or [] if "=" not in w], *parse_overrides([w for w in words or [] if "=" in w])
 
 
 def alone(plain: list[str], takes: str) -> None:

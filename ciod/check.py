@@ -27,7 +27,7 @@ def method(tree: dict[str, Any]) -> list[str]:
 
     problems = []
     detector = section(tree, "detector").get("name", DetectorSettings().name)
-    settings = dict(section(tree, "method"))
+    settings = section(tree, "method")
     name = settings.pop("name", "ilyolox")
     offered, said = _offered(str(detector))
     problems += said

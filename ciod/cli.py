@@ -16,7 +16,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ciod.errors import CiodError
+from ciod.errors import CiodError, ConfigError
 
 app = typer.Typer(
     add_completion=False,
@@ -120,12 +120,12 @@ def compare(
     from ciod.comparison import FAILED, run
     from ciod.comparison.words import WORDS
 
-    plain, flat = split(words)
+    plain, flat, problems = split(words)
     if len(plain) > 1:
         raise CiodError(f"compare takes one scenario, not {len(plain)} ({', '.join(plain)}); write key=value settings.")
     own = {k: flat.pop(k) for k in WORDS if k in flat}
     with _interruptible():
-        content = run(plain[0] if plain else None, settings=flat, dry=dry_run, **own)
+        content = run(plain[0] if plain else None, settings=flat, problems=problems, dry=dry_run, **own)
     if any(c["status"] == FAILED for c in content.get("runs", ())):
         raise typer.Exit(1)
 
@@ -150,9 +150,9 @@ def extend(
     from ciod.extension import settings
     from ciod.extension.run import extend as run
 
-    plain, flat = a.split(words)
+    plain, flat, problems = a.split(words)
     a.alone(plain, "extend takes one model")
-    chosen = settings.load({"model": model, **flat})
+    chosen = settings.load({"model": model, **flat}, problems)
     with _interruptible():
         run(chosen)
 
@@ -358,7 +358,9 @@ def list_(
     from ciod import listing
     from ciod.arguments import split
 
-    plain, flat = split(words)
+    plain, flat, problems = split(words)
+    if problems:
+        raise ConfigError(problems)
     listing.show(what, plain, flat)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ciod.settings import DetectorSettings, Evaluation, Run, Train
 
 __all__ = ["DetectorSettings", "Evaluation", "Run", "Train", "data_folder", "load", "parse_overrides", "problems_of"]
 
+_BYTES = re.compile("[\udc80-\udcff]")  # in a path that is no UTF-8, as Python has it; YAML knows no such text
 # These settings of the protocol may stand at the top, where people look for them.
 _PROTOCOL = [k for k in Protocol.model_fields if k not in ("name", "description", "data")]
 # A plain value of these sections is their most important setting.
@@ -55,7 +57,7 @@ def parse_overrides(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             continue
         try:
             # 3+3 and 1e-3 are what people write; YAML 1.1 reads the latter as a string
-            flat[key.strip()] = _scalar(yaml_text.parse(text)) if text else None
+            flat[key.strip()] = text if _BYTES.search(text) else _scalar(yaml_text.parse(text))
         except yaml_text.NotYAML:
             problems.append(f"{key}: '{text}' cannot be read; quote it or check its brackets.")
     return flat, problems

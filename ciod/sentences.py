@@ -51,7 +51,7 @@ def _sentence(model: type[BaseModel], err: Any, where: str) -> str:
         options = [w.strip() for w in expected.replace(" or ", ", ").split(",")]
         hint = did_you_mean(str(given), options)
         return f"{key}: '{given}' is not allowed; " + (hint if "mean" in hint else f"allowed: {', '.join(options)}")
-    message = err["msg"].replace("Input should be", "should be")
+    message = err["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
     return f"{key}: {message[0].lower()}{message[1:]}{shown}"
 
 

@@ -10,7 +10,7 @@ import yaml
 from ciod.errors import CiodError
 
 VALUES = 1_000_000  # of a document, each alias counted as what it stands for: ten lines can mean a billion
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # nor the name of a file; only escapes can write it
+_NO_TEXT = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # nor the name of a file, which may have \udc80 to \udcff
 _BOOL = "tag:yaml.org,2002:bool"
 
 

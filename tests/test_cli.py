@@ -118,8 +118,8 @@ MISTAKES = [
     ("demo seed=first", "seed: 'first' is not a whole number."),
     ("extend MODEL cards", "extend takes one model; 'cards' is neither a setting nor needed."),
     ("demo out=[", "out: '[' cannot be read; quote it or check its brackets."),
-    ("extend MODEL data=[", "data: '[' cannot be read; quote it or check its brackets."),
-    ("compare shapes-6+4 seeds=[", "seeds: '[' cannot be read; quote it or check its brackets."),
+    ("compare shapes-6+4 methods=finetune seeds=[", "seeds: '[' cannot be read; quote it or check its brackets."),
+    ("list shapes-6+4 split=[", "split: '[' cannot be read; quote it or check its brackets."),
     ("data voc there", "data takes one name, coco or voc; 'there' is not needed. Write out=DIR for the folder."),
 ]
 
@@ -131,6 +131,30 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(run, pets, model, words, sent
     assert code == 2, (out, err)
     assert sentence in err and err.startswith("ciod: ") and err.count("\n") == 1
     assert "Traceback" not in out + err
+
+
+def test_words_that_cannot_be_read_are_told_with_the_rest(run, pets, model):
+    code, _, err = run("extend", str(model), "data=[", f"pool={pets}", "effort=x", "out=a")
+    assert code == 2 and err.count("\n") == 3
+    for sentence in ("2 problems", "data: '[' cannot be read", "effort: 'x' is not allowed"):
+        assert sentence in err
+    code, _, err = run("compare", f"data={pets}", "split=2+1", "methods=finetune", "seeds=[", "jobs=0")
+    assert code == 2 and "2 problems" in err and "seeds: '[' cannot be read" in err and "jobs: 0 must be" in err
+
+
+def test_a_data_set_whose_path_is_no_text(run, pets, tmp_path):
+    """Bytes that are no UTF-8: data may lie there; models may not be written there, which is said at once."""
+    strange = tmp_path / os.fsdecode(b"pets-\xff")
+    shutil.copytree(pets, strange)
+    words = ["split=2+1", "detector=yolox-pico", "size=64", "epochs=1", "batch=2", "method=finetune", "device=cpu"]
+    code, _, err = run("train", f"data={strange}", *words, f"out={strange}-run")
+    assert code == 2 and "out: should be a path of UTF-8 text, which model files need" in err
+    code, _, err = run("compare", f"data={strange}", *words[:-2], "methods=finetune", f"cache={strange}-c", "--dry-run")
+    assert code == 2 and "cache: should be a path of UTF-8 text" in err
+    code, _, err = run("train", f"data={strange}", *words, f"out={tmp_path / 'run'}")
+    assert code == 0, err
+    code, _, err = run("report", str(tmp_path / "run"))
+    assert code == 0, err
 
 
 @pytest.mark.parametrize("long", ["a" * 5000, "a" * 300], ids=["path", "name"])
@@ -407,7 +431,7 @@ def test_train_and_report(run, tmp_path):
     assert "task 1/2: arrow, circle" in out and "task 2/2" in out and "boxes of old classes hidden" in out
     assert "report:" in out and "after each task" in out
     (tmp_path / "run" / "report.html").unlink()
-    code, out, err = run("report", str(tmp_path / "run"))
+    code, _, err = run("report", str(tmp_path / "run"))
     assert code == 0, err
     assert (tmp_path / "run" / "report.html").is_file() and "after each task" in out
     code, out, _ = run("list", str(tmp_path / "run" / "task-2" / "model.safetensors"))

@@ -18,7 +18,7 @@ from ciod.extension.run import Extension
 
 VALUES = [
     "", "true", "-1", "1e30", ".nan", "99999999999999999999", "[]", "[[]]", "[~]", "[a, a]", "{a: {b: 1}}", "{~: 1}",
-    "a" * 300, r'"\0"', r'"\ud800"', "2001-01-01", "!!set {a}", "&a {b: *a}", "!!int ''", ".",
+    "a" * 300, r'"\0"', r'"\ud800"', r'"\udcff"', "2001-01-01", "!!set {a}", "&a {b: *a}", "!!int ''", ".",
 ]  # fmt: skip
 COMPARE = ("methods", "seeds", "jobs", "upper", "against", "out", "cache", "scenario", "split")
 EVAL = ("data", "split", "size", "score_threshold", "nms_iou", "max_detections", "device", "classes", "names", "metric",

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ciod.errors import ConfigError
-
 __all__ = ["FAILED", "compare", "run"]
 
 FAILED = "failed"
@@ -64,6 +62,7 @@ def run(
     *,
     settings: Mapping[str, Any] | None = None,
     command: str = "",
+    problems: Sequence[str] = (),
     quiet: bool = False,
     dry: bool = False,
     **given: Any,
@@ -72,6 +71,7 @@ def run(
 
     Args:
         given: the words that are of the comparison (``words.WORDS``).
+        problems: what is known already to be wrong, to be told with the rest.
         dry: only print what would be trained; returns nothing.
     """
     import shlex
@@ -84,9 +84,9 @@ def run(
     scenario, own, settings = words.opened(scenario, given, settings or {})
     jobs = own.pop("jobs", 1)
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        raise ConfigError([f"jobs: {jobs!r} must be a number from 1."])
+        problems = [*problems, f"jobs: {jobs!r} must be a number from 1."]
     command = command or shlex.join(["ciod", *sys.argv[1:]])
-    made = plan.build(scenario, settings=settings, command=command, **own)
+    made = plan.build(scenario, settings=settings, command=command, problems=problems, **own)
     console = Console(highlight=False, quiet=quiet)
 
     def say(line: str) -> None:

@@ -15,7 +15,8 @@ from ciod.comparison.worker import mark
 from ciod.config import Run
 from ciod.data.scenario import Scenario
 from ciod.errors import CiodError, ConfigError, did_you_mean
-from ciod.files import is_file, named
+from ciod.files import is_file
+from ciod.settings import model_folder
 
 Upper = Literal["prefixes", "final", "none"]
 # What a comparison sets for each of its runs, and what to write instead.
@@ -106,6 +107,7 @@ def build(
     cache: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     command: str = "",
+    problems: Sequence[str] = (),
 ) -> Plan:
     """Reads settings and data and lists the runs; nothing is trained.
 
@@ -114,12 +116,14 @@ def build(
         out: folder of the comparison; None: ``runs/compare-SCENARIO``.
         cache: folder of first tasks and joint models; None: ``out``.
         settings: of every run, as in ``ciod train``.
+        problems: what is known already to be wrong, to be told with the rest.
 
     Raises:
         ConfigError: every problem of the settings, before any data is read.
         CiodError: data that cannot be used, or an ``out`` with runs of other settings.
     """
-    base, problems = _base(scenario, settings or {})
+    base, more = _base(scenario, settings or {})
+    problems = [*problems, *more]
     rows, numbers = [], [0]
     try:
         rows = entries(methods)
@@ -134,8 +138,12 @@ def build(
     for key, value in (("out", out), ("cache", cache), ("against", against)):
         if value is not None and not isinstance(value, (str, int, Path)):
             problems.append(f"{key}: {value!r} is not a name.")
+    try:
+        model_folder(str(cache))  # ``out`` is a setting of every run
+    except ValueError as e:
+        problems.append(f"cache: {e} (got {cache!r})")
     against = None if against is None else str(against)
-    folder = named(str(out)) if out else Path("runs") / f"compare-{_slug(str(base.get('scenario') or 'data'))}"
+    folder = Path(str(out)) if out else Path("runs") / f"compare-{_slug(str(base.get('scenario') or 'data'))}"
     labels = [e.label for e in rows if e.name != "joint"]  # an upper bound starts from no first task of theirs
     if against is not None and labels and against not in labels:
         problems.append(f"against: none of the methods is '{against}'; {did_you_mean(against, labels)}")
@@ -148,9 +156,8 @@ def build(
     if run is None:
         raise ConfigError(["methods: there is nothing to compare but joint training; add a method."])
     against = against or labels[0]
-    return _Builder(
-        base, rows, numbers, run, upper, against, folder, named(str(cache)) if cache else folder, command
-    ).plan()
+    store = Path(str(cache)) if cache else folder
+    return _Builder(base, rows, numbers, run, upper, against, folder, store, command).plan()
 
 
 def _base(scenario: str | Path | None, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -181,7 +188,6 @@ def _base(scenario: str | Path | None, settings: Mapping[str, Any]) -> tuple[dic
 
 def _is_protocol(path: Path) -> bool:
     """A scenario's file holds switches of the protocol and nothing else."""
-
     from ciod.data.scenario import Protocol
 
     if path.suffix not in (".yaml", ".yml") or not is_file(path):

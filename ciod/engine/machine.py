@@ -132,7 +132,7 @@ def write_settings(out: Path, settings: Run, command: str) -> None:
         "commit": commit(),
         "machine": describe(),
         "versions": versions(),
-        **json.loads(settings.model_dump_json()),
+        **settings.model_dump(mode="json"),
     }
     atomic_write(out / "run.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,7 @@ from ciod.config import data_folder, problems_of
 from ciod.data.augment import Augment
 from ciod.errors import CiodError, ConfigError, did_you_mean
 from ciod.files import exists, is_folder
-from ciod.settings import LARGEST, Evaluation, Positive, Section, Train
+from ciod.settings import LARGEST, Evaluation, Place, Positive, Section, Train
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Effort = Literal["quick", "normal", "thorough"]
@@ -24,7 +25,7 @@ class Extend(Section):
     """A ciod model, or a checkpoint of YOLOX, GFL or MMDetection (``mmdet:CONFIG,CHECKPOINT``)."""
     data: str
     """Folder with the new images and boxes: COCO, VOC or YOLO. Classes are matched by name."""
-    out: str
+    out: Place
     """Run folder; the extended model becomes ``out/model.safetensors``."""
     method: dict[str, Any] = Field(default_factory=lambda: {"name": "auto"})
     """``auto``, or any of ``ciod list methods``; its settings are ``method.NAME=VALUE``."""
@@ -68,14 +69,17 @@ _SHORT = {
 }
 
 
-def load(content: dict[str, Any]) -> Extend:
+def load(content: dict[str, Any], problems: Sequence[str] = ()) -> Extend:
     """Validated settings from flat ``key: value`` pairs (``train.clip``, ``clip`` and ``method.score`` are keys).
+
+    Args:
+        problems: what is known already to be wrong, to be told with the rest.
 
     Raises:
         ConfigError: every problem at once, before any image is read.
     """
     tree: dict[str, Any] = {}
-    problems = []
+    problems = list(problems)
     for key, value in content.items():
         full = "method.name" if key == "method" and isinstance(value, str) else _SHORT.get(key, key)
         head, _, leaf = full.partition(".")
@@ -90,7 +94,8 @@ def load(content: dict[str, Any]) -> Extend:
     for key in ("keep", "drop", "new", "names"):  # one name is a list of one
         if isinstance(tree.get(key), str):
             tree[key] = [w.strip() for w in tree[key].split(",")]
-    problems += [f"{k}= is needed." for k in ("model", "data", "out") if not tree.get(k)]
+    said = {p.partition(":")[0] for p in problems}
+    problems += [f"{k}= is needed." for k in ("model", "data", "out") if not tree.get(k) and k not in said]
     filled = {"model": "-", "data": "-", "out": "-", **{k: v for k, v in tree.items() if v is not None}}
     problems += problems_of(Extend, filled)
     problems += _method(tree.get("method") or {})

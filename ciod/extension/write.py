@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +37,7 @@ def settings(out: Path, s: Extend, plan: Plan, command: str) -> None:
         "commit": machine.commit(),
         "machine": machine.describe(),
         "versions": machine.versions(),
-        **json.loads(s.model_dump_json()),
+        **s.model_dump(mode="json"),
         "chosen": {"epochs": plan.epochs, "batch": plan.batch, "lr": plan.lr, "size": plan.size, "why": plan.why},
     }
     atomic_write(out / "run.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def show(scored: Scored) -> None:
-    """Prints it."""
+    """Prints the table, what was left out, and the line of means."""
     columns = [k for k in scored.table.overall if k not in ("APs", "APm", "APl")]
     table = Table("class", *columns, box=box.SIMPLE_HEAD)
     for name in sorted(scored.scored, key=lambda n: scored.table.per_class[n]["AP"] or 0):
