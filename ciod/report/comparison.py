@@ -172,9 +172,9 @@ def _classes(runs: Runs) -> list[dict[str, Any]]:
     return found
 
 
-def _shared_examples(folders: Mapping[str, Path]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """(picture, [(run, address)]): the last task's pictures that at least two runs have, else nothing."""
+def _shared_examples(folders: Mapping[str, Path]) -> list[list[tuple[str, str]]]:
+    """[(run, address)] of each picture: the last task's pictures that at least two runs have, else nothing."""
     last = {name: {p.name: p for p in found[-1][1]} for name, folder in folders.items() if (found := examples(folder))}
     names = dict.fromkeys(n for pictures in last.values() for n in pictures)
-    shared = [(n, [(run, pictures[n]) for run, pictures in last.items() if n in pictures]) for n in names]
-    return [(Path(n).stem, [(run, data_url(p)) for run, p in found]) for n, found in shared if len(found) > 1][:6]
+    shared = [[(run, pictures[n]) for run, pictures in last.items() if n in pictures] for n in names]
+    return [[(run, data_url(p)) for run, p in found] for found in shared if len(found) > 1][:6]
