@@ -152,6 +152,7 @@ class Detector(nn.Module, ABC):
             return
         for layer in self.class_modules().values():
             layer.grow(len(names))
+            layer.to(self.device)  # the first rows of a layer find none there to follow
         self.class_names = (*self.class_names, *names)
         self.growth.append({"rows": len(names)})
 

@@ -184,6 +184,18 @@ def test_growing_keeps_old_logits_bit_equal(name, start, device):
 
 
 @pytest.mark.parametrize("name", LIGHT)
+def test_growing_stays_on_the_device(name):
+    """Without a GPU: on the device that holds no numbers, a new row that is made on the CPU shows too."""
+    detector = make(name, names=()).to("meta")
+    for names in (NAMES, ["dog", "eel"]):
+        detector.grow(names)
+    out = detector(pictures().to("meta"))
+    assert out.logits.shape[2] == detector.num_classes
+    tensors = (*detector.parameters(), *detector.buffers(), out.logits, out.boxes)
+    assert {t.device.type for t in tensors} == {"meta"}
+
+
+@pytest.mark.parametrize("name", LIGHT)
 def test_new_classes_start_at_the_prior(name):
     detector = make(name, names=()).eval()
     detector.grow(NAMES)
