@@ -141,8 +141,16 @@ def extra(tree: dict[str, Any]) -> list[str]:
     return problems
 
 
+def model_folder(key: str, value: object) -> list[str]:
+    """What is wrong with a folder for models: their file format (safetensors) takes no path that is no UTF-8."""
+    try:
+        return [f"{key}: no file can be called {value!r}."] if b"\0" in str(value).encode() else []
+    except UnicodeEncodeError:
+        return [f"{key}: should be a path of UTF-8 text, which model files need (got {value!r})"]
+
+
 def files(tree: dict[str, Any]) -> list[str]:
-    problems = []
+    problems = model_folder("out", tree.get("out"))
     detector = section(tree, "detector")
     for key in ("weights", "backbone_weights"):
         value = detector.get(key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ciod.data.augment import Augment
 from ciod.data.memory import MemorySettings
@@ -13,20 +13,6 @@ from ciod.data.scenario import Protocol
 
 MANY = 1_000_000  # of anything that is counted: what is more is a slip of the hand, and the end of the memory
 LARGEST = 16_384  # pixels along a side of the input
-
-
-def model_folder(value: str) -> str:
-    """The path of a folder for models. Raises ValueError where their file format (safetensors) cannot be written."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        value = "\0"
-    if "\0" in value:
-        raise ValueError("should be a path of UTF-8 text, which model files need")
-    return value
-
-
-Place = Annotated[str, AfterValidator(model_folder)]
 Positive = Annotated[int, Field(ge=1, le=MANY)]
 Rate = Annotated[float, Field(gt=0)]
 
@@ -158,7 +144,7 @@ class Run(Section):
     first: str | None = None
     """Run folder whose first task is taken over instead of trained: it is the same for every method, so a comparison
     of methods needs it once. All settings but the method and those of later tasks must be equal."""
-    out: Place = "runs/latest"
+    out: str = "runs/latest"
     seed: Annotated[int, Field(ge=0)] = 0
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``."""

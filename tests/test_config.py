@@ -177,6 +177,11 @@ def test_shorthands_mean_the_right_section(data):
     assert run.eval.batch != 4  # ``batch`` is training's
 
 
+def test_an_out_that_no_file_can_be_called(data):
+    with pytest.raises(ConfigError, match=r"^out: no file can be called 'a\\x00b'\.$"):
+        load(None, {"data": str(data), "out": "a\0b"})
+
+
 def test_off_is_a_word(tmp_path, data):
     (tmp_path / "run.yaml").write_text(f"data: {data}\ntrain:\n  amp: off\n")
     for run in (load(None, [f"data={data}", "amp=off"]), load(tmp_path / "run.yaml")):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ciod import config, yaml_text
+from ciod.check import model_folder
 from ciod.comparison import identity
 from ciod.comparison.words import Entry, entries, seeds_of, written
 from ciod.comparison.worker import mark
@@ -16,7 +17,6 @@ from ciod.config import Run
 from ciod.data.scenario import Scenario
 from ciod.errors import CiodError, ConfigError, did_you_mean
 from ciod.files import is_file
-from ciod.settings import model_folder
 
 Upper = Literal["prefixes", "final", "none"]
 # What a comparison sets for each of its runs, and what to write instead.
@@ -138,10 +138,7 @@ def build(
     for key, value in (("out", out), ("cache", cache), ("against", against)):
         if value is not None and not isinstance(value, (str, int, Path)):
             problems.append(f"{key}: {value!r} is not a name.")
-    try:
-        model_folder(str(cache))  # ``out`` is a setting of every run
-    except ValueError as e:
-        problems.append(f"cache: {e} (got {cache!r})")
+    problems += model_folder("cache", cache)  # ``out`` is a setting of every run
     against = None if against is None else str(against)
     folder = Path(str(out)) if out else Path("runs") / f"compare-{_slug(str(base.get('scenario') or 'data'))}"
     labels = [e.label for e in rows if e.name != "joint"]  # an upper bound starts from no first task of theirs

@@ -8,11 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from ciod.check import model_folder
 from ciod.config import data_folder, problems_of
 from ciod.data.augment import Augment
 from ciod.errors import CiodError, ConfigError, did_you_mean
 from ciod.files import exists, is_folder
-from ciod.settings import LARGEST, Evaluation, Place, Positive, Section, Train
+from ciod.settings import LARGEST, Evaluation, Positive, Section, Train
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Effort = Literal["quick", "normal", "thorough"]
@@ -25,7 +26,7 @@ class Extend(Section):
     """A ciod model, or a checkpoint of YOLOX, GFL or MMDetection (``mmdet:CONFIG,CHECKPOINT``)."""
     data: str
     """Folder with the new images and boxes: COCO, VOC or YOLO. Classes are matched by name."""
-    out: Place
+    out: str
     """Run folder; the extended model becomes ``out/model.safetensors``."""
     method: dict[str, Any] = Field(default_factory=lambda: {"name": "auto"})
     """``auto``, or any of ``ciod list methods``; its settings are ``method.NAME=VALUE``."""
@@ -94,6 +95,7 @@ def load(content: dict[str, Any], problems: Sequence[str] = ()) -> Extend:
     for key in ("keep", "drop", "new", "names"):  # one name is a list of one
         if isinstance(tree.get(key), str):
             tree[key] = [w.strip() for w in tree[key].split(",")]
+    problems += model_folder("out", tree.get("out"))
     said = {p.partition(":")[0] for p in problems}
     problems += [f"{k}= is needed." for k in ("model", "data", "out") if not tree.get(k) and k not in said]
     filled = {"model": "-", "data": "-", "out": "-", **{k: v for k, v in tree.items() if v is not None}}
