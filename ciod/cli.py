@@ -107,7 +107,7 @@ def compare(
     in it if you like; or leave it out and give `data=` and `split=`.
     The first task is trained once a seed and shared; joint training gives the upper bounds.
 
-    - `methods=a,b,c`, with settings `methods='[finetune, {name: ilyolox, nms_iou: 0.65}]'`
+    - `methods=a,b,c`, with settings `methods='[finetune, {name: ilyolox, nms_iou: 0.95}]'`
     - `seeds=3` (0, 1, 2) or `seeds='[4, 7]'`; `jobs=2` runs at a time
     - `upper=prefixes` joint models for every class prefix, `final`, `none`
     - `against=ilyolox` the method that the others' runs are compared with, seed by seed (default: the first)

@@ -35,7 +35,7 @@ def test_the_demo_compares_three_methods(tmp_path, monkeypatch, capsys):
     results = {m: json.loads((f / "results.json").read_text()) for m, f in folders.items()}
     assert len(results["joint"]["tasks"]) == 1 and len(results["ilyolox"]["tasks"]) == 2
     assert results["ilyolox"]["ap"]["AP"][0] == results["finetune"]["ap"]["AP"][0], "the first task is shared"
-    assert results["ilyolox"]["method"]["settings"] == {"guard_iou": 0.5, "nms_iou": 0.65}
+    assert results["ilyolox"]["method"]["settings"] == {"guard_iou": 0.5}
     assert results["ilyolox"]["upper_bounds"] == [None, results["joint"]["tasks"][0]["all"]]
     printed = capsys.readouterr().out
     assert all(m in printed for m in demo.METHODS) and "RelGap" in printed

@@ -54,7 +54,11 @@ def first_task(settings: dict[str, Any]) -> dict[str, Any]:
 def differences(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
     """What differs between two fingerprints, in words."""
     keys = sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k))
-    said = [f"{k} was {theirs.get(k)!r}, is {mine.get(k)!r}" for k in keys[:4]]
+
+    def told(settings: dict[str, Any], key: str) -> str:
+        return repr(settings[key]) if key in settings else "not given"
+
+    said = [f"{k} was {told(theirs, k)}, is {told(mine, k)}" for k in keys[:4]]
     return "; ".join(said) + ("; …" if len(keys) > 4 else "")
 
 

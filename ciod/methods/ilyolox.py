@@ -56,8 +56,9 @@ class ILYOLOX(Method):
     """threshold: lowest score. class_mean_std: the same for classes with fewer than two positions."""
     deviations: Weight = 2.0
     """mean_std rules: how many standard deviations above the mean (published: 2 for all, 1 for class)."""
-    nms_iou: Fraction | None = None
-    """NMS among kept positions; None: 0.95 for crs, so that re-sampled neighbours survive, 0.65 otherwise."""
+    nms_iou: Fraction = 0.65
+    """NMS among kept positions. The paper's recipes have 0.95 with crs, which lets nearly all re-sampled neighbours
+    live; 0.65 kept more in the ablation (docs/results/ilyolox-ablation.md)."""
     only_old: bool = True
     """Keep only labels the teacher was taught (False: parity with the published rules)."""
     guard_iou: Fraction | None = None
@@ -130,8 +131,7 @@ class ILYOLOX(Method):
 
     def choose(self, knowledge: Outputs) -> selection.Kept:
         """The teacher's positions worth teaching (§4)."""
-        nms = self.nms_iou if self.nms_iou is not None else (0.95 if self.select == "crs" else 0.65)
-        classes = self.old if self.only_old else None
+        nms, classes = self.nms_iou, self.old if self.only_old else None
         if self.select == "crs":
             return selection.center_resampling(
                 knowledge,

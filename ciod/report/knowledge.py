@@ -67,11 +67,10 @@ def knowledge(teacher: Detector, student: Detector, picture: np.ndarray, method:
     student, teacher = student.eval(), teacher.eval()
     said: Outputs = teacher(image[None])
     old = teacher.num_classes if method.only_old else None
-    nms = 0.95 if method.nms_iou is None else method.nms_iou
     r = selection.respond(said, old)
 
     def crs(**changes: float) -> selection.Kept:
-        given = {k: getattr(method, k) for k in ("center_score", "other_score", "other_iou")} | {"nms_iou": nms}
+        given = {k: getattr(method, k) for k in ("center_score", "other_score", "other_iou", "nms_iou")}
         return selection.center_resampling(said, classes=old, **(given | changes))
 
     kept = crs()

@@ -97,7 +97,7 @@ def test_a_torn_state_file_says_what_to_do(data, tmp_path):
 def test_other_settings_in_the_same_folder_are_refused(whole, data, tmp_path):
     with pytest.raises(CiodError, match=r"holds a run with other settings \(train\.lr was 0\.002, is 0\.5\)"):
         go(data, whole, "lr=0.5")
-    with pytest.raises(CiodError, match=r"other settings \(.*method\.nms_iou was None, is 0\.7"):
+    with pytest.raises(CiodError, match=r"other settings \(.*method\.nms_iou was not given, is 0\.7"):
         go(data, whole, "method.nms_iou=0.7")
     shutil.copytree(whole, tmp_path / "run")
     go(data, tmp_path / "run", "log_every=5", "workers=0", "eval_every=1")  # what changes no result may change

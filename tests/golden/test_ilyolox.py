@@ -17,9 +17,9 @@ from tests.golden.heads import assert_gradients
 
 # What the published code does in each case, in our settings. The published thresholds do not look at labels.
 CASES: dict[str, Method] = {
-    "crs_ckd": ILYOLOX(detach_weights=False),
+    "crs_ckd": ILYOLOX(detach_weights=False, nms_iou=0.95),
     "crs_nms65_ckd": ILYOLOX(detach_weights=False, nms_iou=0.65),
-    "crs_unweighted": ILYOLOX(weighted=False),
+    "crs_unweighted": ILYOLOX(weighted=False, nms_iou=0.95),
     "threshold_ckd": ILYOLOX(select="threshold", detach_weights=False, nms_iou=0.95, only_old=False),
     "meanstd_ckd": ILYOLOX(select="all_mean_std", detach_weights=False, nms_iou=0.95, only_old=False),
     "pseudo_hard": PseudoLabel(score=0.3, nms_iou=0.65, guard_iou=None, only_old=False),
