@@ -58,6 +58,9 @@ class Train(Section):
     trunk_lr: Annotated[float, Field(ge=0)] = 1.0
     """Learning rate of backbone and neck as a factor of ``lr``: a trunk that is trained already wants a smaller one.
     0: they are frozen, their statistics too, which makes a step much cheaper."""
+    backbone_lr: Annotated[float, Field(ge=0)] | None = None
+    """The same factor for the backbone alone, for one with ImageNet's weights below a neck that is new; None: that of
+    ``trunk_lr``. 0: it is frozen."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = True
     """SGD with Nesterov momentum, as YOLOX; the paper has plain momentum."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def optimizer(model: nn.Module, settings: Train, lr: float) -> torch.optim.Optimizer:
     """Over trainable parameters; biases and normalisation without weight decay unless ``decay_norms``.
 
-    Each group has a ``scale``, which its learning rate is multiplied by: ``trunk_lr`` for backbone and neck.
+    Each group has a ``scale``, which its learning rate is multiplied by: ``backbone_lr`` and ``trunk_lr``.
     """
     groups = [g for g in _groups(model, settings) if g["params"]]
     for g in groups:
@@ -27,23 +27,30 @@ def optimizer(model: nn.Module, settings: Train, lr: float) -> torch.optim.Optim
     return torch.optim.AdamW(groups, lr=lr, betas=(settings.momentum, 0.999), foreach=True)
 
 
+def trunk_scales(model: nn.Module, settings: Train) -> list[tuple[nn.Module, float]]:
+    """The parts of the trunk, backbone first, and the factors of their learning rates."""
+    first = settings.trunk_lr if settings.backbone_lr is None else settings.backbone_lr
+    parts = getattr(model, "trunk", list)()
+    return [(part, settings.trunk_lr if i else first) for i, part in enumerate(parts)]
+
+
 def _groups(model: nn.Module, settings: Train) -> list[dict[str, Any]]:
     """Those at the full rate first: what is logged as the learning rate is the first group's."""
-    trunk: set[nn.Parameter] = set()
-    if settings.trunk_lr != 1:
-        trunk = {p for part in getattr(model, "trunk", list)() for p in part.parameters()}
-    kinds: dict[tuple[bool, bool], list[nn.Parameter]] = {(t, d): [] for t in (False, True) for d in (True, False)}
+    scales = {p: scale for part, scale in trunk_scales(model, settings) for p in part.parameters()}
+    kinds: dict[tuple[float, bool], list[nn.Parameter]] = {
+        (scale, decays): [] for scale in dict.fromkeys([1.0, *scales.values()]) for decays in (True, False)
+    }
     for name, p in model.named_parameters():
         if p.requires_grad:  # a bias may have two dimensions: a row per class, an entry per anchor
             weight = p.dim() > 1 and not name.endswith("bias")
-            kinds[p in trunk, weight or settings.decay_norms].append(p)
+            kinds[scales.get(p, 1.0), weight or settings.decay_norms].append(p)
     return [
         {
             "params": params,
             "weight_decay": settings.weight_decay if decays else 0.0,
-            "scale": settings.trunk_lr if of_trunk else 1.0,
+            "scale": scale,
         }
-        for (of_trunk, decays), params in kinds.items()
+        for (scale, decays), params in kinds.items()
     ]
 
 

@@ -16,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ciod.detectors.prefix import Prefix, parts
 from ciod.detectors.teaching import Beside
+from ciod.engine import optim
 from ciod.engine.accumulate import Accumulated
 from ciod.engine.sync_norm import synchronise
 
@@ -41,8 +42,8 @@ def prepare(detector: Detector, settings: Train, world: World) -> None:
     At a learning rate of 0 backbone and neck are frozen: no gradients are computed that change nothing.
     """
     lay_out(detector, settings)
-    if settings.trunk_lr == 0:
-        for part in detector.trunk():
+    for part, scale in optim.trunk_scales(detector, settings):
+        if scale == 0:
             part.requires_grad_(False)
     if settings.sync_norm and world.size > 1:
         synchronise(detector)

@@ -81,6 +81,20 @@ def test_the_trunk_has_a_rate_of_its_own():
     assert sorted({g["weight_decay"] for g in optimizer.param_groups}) == [0.0, 0.1]
 
 
+def test_the_backbone_has_a_rate_of_its_own():
+    detector = detectors.build(["a"], name="yolox-pico", size=64)
+    for settings, (backbone, neck) in [
+        (Train(backbone_lr=0.1), (0.05, 0.5)),
+        (Train(backbone_lr=0.1, trunk_lr=0.2), (0.05, 0.1)),
+        (Train(backbone_lr=1, trunk_lr=0.2), (0.5, 0.1)),
+    ]:
+        optimizer = optim.optimizer(detector, settings, 0.5)
+        rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+        assert {rates.pop(id(p)) for p in detector.trunk()[0].parameters()} == {backbone}
+        assert {rates.pop(id(p)) for p in detector.trunk()[1].parameters()} == {neck}
+        assert set(rates.values()) == {0.5} == {optimizer.param_groups[0]["lr"]}
+
+
 def test_frozen_parameters_are_left_out():
     model = net()
     model[0].requires_grad_(False)

@@ -14,6 +14,7 @@ from ciod.data.shapes import write_shapes
 from ciod.detectors.detector import Detector
 from ciod.detectors.prefix import Prefix, parts
 from ciod.engine import speed
+from ciod.engine.distributed import World
 from ciod.engine.fit import Fit
 from ciod.methods.erd import ERD
 from ciod.methods.ilyolox import ILYOLOX
@@ -174,6 +175,18 @@ def test_a_detector_with_other_parts_shares_nothing():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     return write_shapes(tmp_path_factory.mktemp("shapes") / "data", train=8, val=2, size=64)
+
+
+@pytest.mark.parametrize("name", ["yolox-pico", "gfl-pico", "fcos-nano"])
+def test_a_frozen_backbone_is_shared_and_the_neck_learns(name):
+    """``backbone_lr=0``: no gradients below the neck, which is where sharing ends."""
+    detector = detectors.build(["a"], name=name, size=64, backbone_weights=None)
+    speed.prepare(detector, Train(backbone_lr=0, trunk_lr=0.5), World())
+    backbone, neck = detector.trunk()
+    assert not any(p.requires_grad for p in backbone.parameters())
+    assert all(p.requires_grad for p in neck.parameters())
+    pieces = [m for piece in parts(detector)[: speed.frozen_parts(detector)] for part in piece for m in part.modules()]
+    assert {id(p) for m in pieces for p in m.parameters()} == {id(p) for p in backbone.parameters()}
 
 
 def test_a_frozen_trunk_in_a_whole_run(data, tmp_path, monkeypatch):
