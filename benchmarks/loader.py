@@ -1,6 +1,6 @@
 """python -m benchmarks.loader
 
-Images a second the training loader delivers, with and without the decoded pictures in memory and with loader processes,
+Images a second the training loader delivers, with decoded pictures kept or made smaller and with loader processes,
 beside the images a second the network takes: the loader keeps up when its ratio is above 1. Pictures are made up, JPEG.
 """
 
@@ -17,8 +17,9 @@ from PIL import Image
 from benchmarks import timing
 from benchmarks.step import stepper
 from ciod.data.augment import Augment, TrainTransform
-from ciod.data.dataset import TrainData, train_loader
+from ciod.data.dataset import train_loader
 from ciod.data.index import Index
+from ciod.data.pictures import Keep
 
 
 def pictures(folder: Path, count: int, width: int, height: int) -> Index:
@@ -46,15 +47,19 @@ def pictures(folder: Path, count: int, width: int, height: int) -> Index:
     )
 
 
-def rate(index: Index, size: int, batch: int, workers: int, *, cached: bool) -> float:
+def rate(index: Index, size: int, batch: int, workers: int, cache: Keep, *, presize: bool = False) -> float:
     """Images a second in the second epoch, when pictures that are kept are there."""
     loader = train_loader(
-        index, TrainTransform(Augment(), size, 114), batch=batch, seed=0, task=0, workers=workers, pin=False
+        index,
+        TrainTransform(Augment(), size, 114),
+        batch=batch,
+        seed=0,
+        task=0,
+        workers=workers,
+        pin=False,
+        cache=cache,
+        presize=presize,
     )
-    data = loader.dataset
-    assert isinstance(data, TrainData)
-    if not cached:
-        data.pictures._kept = None
     seconds = 0.0
     for epoch in range(2):
         loader.batch_sampler.epoch = epoch  # type: ignore[union-attr]
@@ -73,10 +78,18 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         index = pictures(Path(folder), args.images, args.width, args.height)
+        kinds: dict[str, tuple[int, Keep, bool]] = {
+            "decoded every time": (0, "off", False),
+            "the same, presize": (0, "off", True),
+            "decoded once, in memory": (0, "auto", False),
+            "decoded once, on disk": (0, "disk", False),
+            f"{args.workers} processes": (args.workers, "off", False),
+            f"{args.workers} processes, presize": (args.workers, "off", True),
+            f"{args.workers} processes, disk": (args.workers, "disk", False),
+        }
         figures = {
-            "decoded every time": rate(index, args.size, args.batch, 0, cached=False),
-            "decoded once, kept": rate(index, args.size, args.batch, 0, cached=True),
-            f"{args.workers} loader processes": rate(index, args.size, args.batch, args.workers, cached=False),
+            name: rate(index, args.size, args.batch, workers, cache, presize=presize)
+            for name, (workers, cache, presize) in kinds.items()
         }
     step = stepper("finetune", args, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     network = args.batch / timing.medians(timing.interleaved({"step": step}, rounds=3))["step"]

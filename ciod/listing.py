@@ -156,7 +156,13 @@ def _scenarios() -> Table:
     for name in scenario.available():
         p = scenario.read_protocol(name)
         order = p.order if isinstance(p.order, str) else "a list"
-        table.add_row(name, str(p.split), order, p.description)
+        # Written out by name it would be a screen long; --dry-run prints the classes.
+        groups = (
+            p.split
+            if isinstance(p.split, str)
+            else "+".join(str(len(g) if isinstance(g, list) else g) for g in p.split)
+        )
+        table.add_row(name, groups, order, p.description)
     return table
 
 

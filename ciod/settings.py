@@ -100,6 +100,12 @@ class Train(Section):
     """Memory layout of the weights: faster convolutions, the same results but for rounding."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Loader processes; None: by the machine (0 without a GPU)."""
+    picture_cache: Literal["auto", "off", "disk"] = "auto"
+    """Decoded training pictures. ``auto``: kept in memory if there are no loader processes and all fit in 1 GiB.
+    ``disk``: kept in a file of the temporary folder that the loader processes share. ``off``: decoded each time."""
+    presize: bool = False
+    """Training pictures more than twice as large as the largest zoom shows are made smaller when they are read: JPEGs
+    of a camera are then decoded several times as fast and small enough to be kept. Test pictures are not."""
     log_every: Positive = 10
     """Steps between readings of the losses: the only times the device is waited for."""
     save_every: Annotated[int, Field(ge=0)] = 0

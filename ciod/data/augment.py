@@ -84,6 +84,14 @@ class TrainTransform:
             brightness=(0.75, 1.25), contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=(-0.05, 0.05)
         )
 
+    def most(self) -> int:
+        """Longest side in pixels beyond which a picture has more than the largest zoom can show.
+
+        Twice what that needs, so that making it smaller twice looks as once.
+        """
+        largest = max(self.settings.sizes(self.size)) * max(1.0, *self.settings.scale)
+        return 2 * math.ceil(largest)
+
     def at(self, size: int) -> TrainTransform:
         """The same for another size of the batch image."""
         other = copy.copy(self)

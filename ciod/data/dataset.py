@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ciod.data.augment import TrainTransform, letterbox
-from ciod.data.images import read_image
 from ciod.data.index import Index
+from ciod.data.pictures import Keep, Pictures
 from ciod.errors import CiodError, DataError
 from ciod.types import Batch, Targets
 
@@ -22,38 +22,6 @@ if TYPE_CHECKING:
     from ciod.data.extra import Mixture
 
 STALLED = 600  # seconds without a batch after which a loader's worker is given up
-CACHE_BYTES = 1 << 30  # decoded pictures kept in memory when they fit in this
-
-
-class Pictures:
-    """Decoded pictures of an Index, kept in memory when all of them fit."""
-
-    def __init__(self, index: Index, *, cache: bool):
-        self.index = index
-        fits = int(index.sizes.astype(np.int64).prod(1).sum()) * 3 <= CACHE_BYTES
-        self._kept: dict[int, np.ndarray] | None = {} if cache and fits else None
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        """[H, W, 3] uint8. Raises DataError when the file cannot be read."""
-        if self._kept is not None and i in self._kept:
-            return self._kept[i]
-        height, width = self.index.sizes[i]
-        picture = read_image(self.index.files[i], (int(height), int(width)))
-        if self._kept is not None:
-            self._kept[i] = picture
-        return picture
-
-    def or_next(self, i: int) -> tuple[int, np.ndarray, list[str]]:
-        """Picture i, or the next readable one; and the files that were not readable."""
-        broken: list[str] = []
-        for step in range(len(self.index)):
-            j = (i + step) % len(self.index)
-            try:
-                return j, self[j], broken
-            except DataError:
-                broken.append(str(self.index.files[j]))
-        raise CiodError(f"None of the {len(self.index)} images of {self.index.source} can be read.")
-
 
 Sample = dict[str, Any]
 Item = tuple[int, ...]  # epoch and row of a training image, and its size where sizes change
@@ -69,20 +37,21 @@ class TrainData(Dataset):
         *,
         seed: int,
         task: int,
-        cache: bool,
+        pictures: Pictures,
         alike: np.ndarray | None = None,
     ):
         self.index, self.transform, self.seed, self.task = index, transform, seed, task
-        self.pictures = Pictures(index, cache=cache)
+        self.pictures = pictures
         self.alike = alike  # [I] images with equal numbers may be put into one mosaic; None: all
 
     def __len__(self) -> int:
         return len(self.index)
 
     def _sample(self, i: int) -> tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray], list[str]]:
-        j, picture, broken = self.pictures.or_next(i)
+        j, picture, scale, broken = self.pictures.or_next(i)
         own = self.index.of_image(j)
-        return j, (picture, self.index.boxes[own], self.index.labels[own]), broken
+        boxes = self.index.boxes[own] * np.tile(scale, 2)
+        return j, (picture, boxes, self.index.labels[own]), broken
 
     def __getitem__(self, item: Item) -> Sample:
         epoch, i, *size = item
@@ -107,7 +76,7 @@ class EvalData(Dataset):
 
     def __init__(self, index: Index, size: int, fill: float):
         self.index, self.size, self.fill = index, size, fill
-        self.pictures = Pictures(index, cache=False)
+        self.pictures = Pictures(index)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -232,16 +201,23 @@ def train_loader(
     rank: int = 0,
     world: int = 1,
     mixture: Mixture | None = None,
+    cache: Keep = "auto",
+    presize: bool = False,
 ) -> DataLoader:
     """Batches of a task; set ``epoch`` and ``skip`` of ``loader.batch_sampler`` before each epoch.
 
     Args:
         mixture: the task's images with exemplars and pool; it takes the place of ``index``.
+        cache, presize: as in the settings of ``train``.
+
+    Raises:
+        CiodError: ``cache`` is ``disk``, and the temporary folder has no room.
     """
     alike = parts = counts = None
     if mixture is not None:
         index, alike, parts, counts = mixture.index, mixture.alike(), mixture.parts, mixture.counts
-    data = TrainData(index, transform, seed=seed, task=task, cache=workers == 0, alike=alike)
+    pictures = Pictures(index, keep=cache, alone=workers == 0, most=transform.most() if presize else None)
+    data = TrainData(index, transform, seed=seed, task=task, pictures=pictures, alike=alike)
     order = Order(
         len(index),
         batch,

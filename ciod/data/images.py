@@ -24,6 +24,12 @@ SUFFIXES = frozenset(
 Size = tuple[int, int]  # height, width
 
 
+def fit_within(height: int, width: int, most: int) -> Size:
+    """(height, width) in pixels after the longest side was brought down to ``most``; smaller pictures stay."""
+    scale = min(1.0, most / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
 def read_image(path: str | Path, size: Size | None = None) -> np.ndarray:
     """A picture as [H, W, 3] uint8 RGB.
 
@@ -38,13 +44,30 @@ def read_image(path: str | Path, size: Size | None = None) -> np.ndarray:
     Raises:
         DataError: the file is absent, empty, no picture, truncated, or too large (``PIL.Image.MAX_IMAGE_PIXELS``).
     """
+    return read_within(path, size, None)[0]
+
+
+def read_within(path: str | Path, size: Size | None, most: int | None) -> tuple[np.ndarray, Size]:
+    """As ``read_image``, with the longest side brought down to ``most`` pixels; and the file's own (height, width).
+
+    JPEGs are made smaller by the decoder as far as it can, which takes a fraction of the time.
+
+    Raises:
+        DataError: as ``read_image``.
+    """
     with _opened(path) as picture:
         turn = _orientation(picture)
         rotated, stored = _sizes(picture, turn)
+        target = fit_within(*stored, most) if most else stored
+        if target != stored:
+            height, width = target
+            picture.draft(None, (width, height))  # to a half, a quarter or an eighth, never below what is asked
         pixels = _rgb(picture)
+        if target != stored and pixels.shape[:2] != target:
+            pixels = np.array(Image.fromarray(pixels).resize((target[1], target[0]), Image.Resampling.BILINEAR))
     if size is not None and tuple(size) == stored and tuple(size) != rotated:
-        turn = 1
-    return np.ascontiguousarray(_turned(pixels, turn))
+        turn, rotated = 1, stored
+    return np.ascontiguousarray(_turned(pixels, turn)), rotated
 
 
 def as_array(image: str | Path | np.ndarray | Image.Image) -> np.ndarray:

@@ -158,6 +158,8 @@ class Runner:
             rank=self.world.rank,
             world=self.world.size,
             mixture=self.extra.mixture(task, detector.num_classes),
+            cache=s.train.picture_cache,
+            presize=s.train.presize,
         )
         began = time.monotonic()
         before = self.saved["seconds"] if self.saved and "fit" in self.saved else 0.0

@@ -190,6 +190,8 @@ class Extension:
             workers=machine.workers(s.train.workers, self.world),
             pin=self.world.device.type == "cuda",
             mixture=self._mixture(detector, method),
+            cache=s.train.picture_cache,
+            presize=s.train.presize,
         )
         steps = len(loader) * plan.epochs
         if self.saved is None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from ciod.data.augment import Augment, TrainTransform, letterbox
-from ciod.data.dataset import Collate, EvalData, Order, Pictures, TrainData, eval_loader, train_loader
+from ciod.data.dataset import Collate, EvalData, Order, TrainData, eval_loader, train_loader
 from ciod.data.index import Index
+from ciod.data.pictures import Pictures
 from ciod.errors import CiodError
 from tests.data.writers import sample_index
 
@@ -24,8 +25,9 @@ def index(tmp_path_factory) -> Index:
     return sample_index(tmp_path_factory.mktemp("pictures"), images=6)
 
 
-def data_of(index: Index, settings: Augment = EVERYTHING, *, seed=0, task=0, cache=True) -> TrainData:
-    return TrainData(index, TrainTransform(settings, SIZE, 114), seed=seed, task=task, cache=cache)
+def data_of(index: Index, settings: Augment = EVERYTHING, *, seed=0, task=0, keep="auto") -> TrainData:
+    pictures = Pictures(index, keep=keep)
+    return TrainData(index, TrainTransform(settings, SIZE, 114), seed=seed, task=task, pictures=pictures)
 
 
 def same(a, b) -> bool:
@@ -85,7 +87,7 @@ def test_an_item_is_a_function_of_seed_task_epoch_and_row(index):
     first = data_of(index)
     items = {(e, i): first[e, i] for e in (0, 1) for i in range(3)}
     torch.manual_seed(99)
-    other = data_of(index, cache=False)
+    other = data_of(index, keep="off")
     for key in reversed(items):  # in another order, with another global state, without the cache
         torch.rand(7)
         assert same(other[key], items[key])
@@ -267,26 +269,12 @@ def test_nothing_but_broken_pictures(broken):
     for f in broken.files:
         f.write_bytes(b"torn")
     with pytest.raises(CiodError, match=r"None of the 4 images of .* can be read"):
-        Pictures(broken, cache=False).or_next(0)
+        Pictures(broken).or_next(0)
 
 
 def test_a_broken_test_picture_is_scored_as_empty(broken):
     item = EvalData(broken, SIZE, 114)[1]
     assert item["broken"] == [str(broken.files[1])] and (item["image"] == 114).all()
-
-
-def test_pictures_are_kept_in_memory_when_asked(index, monkeypatch):
-    from ciod.data import dataset
-
-    read = []
-    real = dataset.read_image
-    monkeypatch.setattr(dataset, "read_image", lambda f, s: read.append(f) or real(f, s))
-    kept = Pictures(index, cache=True)
-    assert np.array_equal(kept[0], kept[0]) and len(read) == 1
-    monkeypatch.setattr(dataset, "CACHE_BYTES", 10)
-    again = Pictures(index, cache=True)  # they do not fit
-    again[0], again[0]
-    assert len(read) == 3
 
 
 # Test images ----------------------------------------------------------------------------------------------------------

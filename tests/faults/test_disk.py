@@ -169,9 +169,9 @@ def test_an_image_that_vanishes_during_training(data, tmp_path, monkeypatch):
         real(self, batch, at, total)
 
     monkeypatch.setattr(Fit, "_step", removing)
-    from ciod.data import dataset
+    from ciod.data import pictures
 
-    monkeypatch.setattr(dataset, "CACHE_BYTES", 0)
+    monkeypatch.setattr(pictures, "CACHE_BYTES", 0)
     import json
 
     out = go(own, tmp_path / "run", "split=10", "epochs=2", "batch=4")

@@ -1,0 +1,155 @@
+"""Decoded pictures of an Index: read, made smaller where that is wanted, and kept so that each is decoded once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import weakref
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from ciod.data.images import fit_within, read_within
+from ciod.data.index import Index
+from ciod.errors import CiodError, DataError
+
+Keep = Literal["auto", "off", "disk"]
+CACHE_BYTES = 1 << 30  # decoded pictures kept in memory when they fit in this
+
+
+class Store(Protocol):
+    def get(self, i: int) -> np.ndarray | None: ...
+
+    def put(self, i: int, picture: np.ndarray) -> None: ...
+
+
+class Pictures:
+    """Pictures of an Index by row.
+
+    Args:
+        index: what they are.
+        keep: ``auto`` keeps them in memory if ``alone`` and all of them fit in ``CACHE_BYTES``; ``disk`` in a file
+            that the loader's processes share; ``off`` decodes them each time.
+        alone: no other process reads them.
+        most: longest side in pixels; larger pictures are made smaller when they are read. None: as they are.
+
+    Raises:
+        CiodError: ``disk``, and the temporary folder has no room for them.
+    """
+
+    def __init__(self, index: Index, *, keep: Keep = "off", alone: bool = True, most: int | None = None):
+        self.index, self.most = index, most
+        self.shapes = index.sizes if most is None else np.array([fit_within(h, w, most) for h, w in index.sizes])
+        self.shapes = self.shapes.reshape(-1, 2)
+        size = int(self.shapes.astype(np.int64).prod(1).sum()) * 3
+        self.store: Store | None = None
+        if keep == "disk":
+            self.store = Disk(self.shapes)
+        elif keep == "auto" and alone and size <= CACHE_BYTES:
+            self.store = Memory()
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        """[H, W, 3] uint8. Raises DataError when the file cannot be read."""
+        return self.sized(i)[0]
+
+    def sized(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """The same, and [2] float32: its pixels per pixel of the file, along x and y."""
+        kept = self.store.get(i) if self.store else None
+        if kept is not None:
+            return kept, self._scale(kept, tuple(self.index.sizes[i]))
+        height, width = self.index.sizes[i]
+        picture, full = read_within(self.index.files[i], (int(height), int(width)), self.most)
+        # A file of another size than the annotations say (unchecked ones) has no place in a store of that size.
+        if self.store is not None and full == (height, width):
+            self.store.put(i, picture)
+        return picture, self._scale(picture, full)
+
+    @staticmethod
+    def _scale(picture: np.ndarray, full: tuple[int, ...]) -> np.ndarray:
+        return np.array([picture.shape[1] / full[1], picture.shape[0] / full[0]], np.float32)
+
+    def or_next(self, i: int) -> tuple[int, np.ndarray, np.ndarray, list[str]]:
+        """Picture i with its scale, or the next readable one; and the files that were not readable."""
+        broken: list[str] = []
+        for step in range(len(self.index)):
+            j = (i + step) % len(self.index)
+            try:
+                return j, *self.sized(j), broken
+            except DataError:
+                broken.append(str(self.index.files[j]))
+        raise CiodError(f"None of the {len(self.index)} images of {self.index.source} can be read.")
+
+
+class Memory:
+    """Pictures in the memory of this process."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, np.ndarray] = {}
+
+    def get(self, i: int) -> np.ndarray | None:
+        return self.kept.get(i)
+
+    def put(self, i: int, picture: np.ndarray) -> None:
+        self.kept[i] = picture
+
+
+class Disk:
+    """Pictures in a file without a name in the temporary folder: it is gone with its last process, killed or not.
+
+    A byte says of each picture whether it is there, and is written after the pixels. What the system has memory for
+    it keeps there by itself. Where processes do not inherit open files (macOS, Windows) the file keeps its name until
+    the process that made it ends.
+
+    Args:
+        shapes: [I, 2] heights and widths in pixels.
+    """
+
+    def __init__(self, shapes: np.ndarray):
+        self.shapes = shapes
+        sizes = shapes.astype(np.int64).prod(1) * 3
+        self.starts = len(shapes) + np.concatenate([[0], np.cumsum(sizes)])
+        need = int(self.starts[-1])
+        try:
+            fd, name = tempfile.mkstemp(prefix="ciod-pictures-")
+            self.path, self.opened = Path(name), (os.getpid(), fd)
+            self.inherited = multiprocessing.get_start_method() == "fork"
+            weakref.finalize(self, os.close, fd)
+            if self.inherited:
+                self.path.unlink()
+            else:
+                weakref.finalize(self, self.path.unlink, missing_ok=True)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(fd, 0, need)  # now, since later there may be no room
+        except OSError as e:
+            raise CiodError(
+                f"train.picture_cache=disk needs {need / 1e9:.1f} GB in the temporary folder ({e.strerror or e}); "
+                "choose another with the variable TMPDIR, make the pictures smaller with train.presize=true, or leave "
+                "picture_cache out."
+            ) from e
+
+    def get(self, i: int) -> np.ndarray | None:
+        fd = self._fd()
+        if os.pread(fd, 1, i) != b"\1":
+            return None
+        content = os.pread(fd, int(self.starts[i + 1] - self.starts[i]), int(self.starts[i]))
+        return np.frombuffer(bytearray(content), np.uint8).reshape(*self.shapes[i], 3)
+
+    def put(self, i: int, picture: np.ndarray) -> None:
+        fd = self._fd()
+        content = memoryview(picture.tobytes())
+        done = 0
+        try:
+            while done < len(content):
+                done += os.pwrite(fd, content[done:], int(self.starts[i]) + done)
+            os.pwrite(fd, b"\1", i)
+        except OSError:  # no room after all, where none could be set aside: it is decoded again
+            return
+
+    def _fd(self) -> int:
+        pid, fd = self.opened
+        if pid != os.getpid() and not self.inherited:  # a process that was started afresh opens the file itself
+            fd = os.open(self.path, os.O_RDWR)
+        self.opened = os.getpid(), fd
+        return fd
