@@ -82,10 +82,12 @@ def main() -> None:
             "decoded every time": (0, "off", False),
             "the same, presize": (0, "off", True),
             "decoded once, in memory": (0, "auto", False),
+            "the same, presize ": (0, "auto", True),
             "decoded once, on disk": (0, "disk", False),
             f"{args.workers} processes": (args.workers, "off", False),
             f"{args.workers} processes, presize": (args.workers, "off", True),
             f"{args.workers} processes, disk": (args.workers, "disk", False),
+            f"{args.workers} processes, presize, disk": (args.workers, "disk", True),
         }
         figures = {
             name: rate(index, args.size, args.batch, workers, cache, presize=presize)
@@ -94,7 +96,7 @@ def main() -> None:
     step = stepper("finetune", args, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     network = args.batch / timing.medians(timing.interleaved({"step": step}, rounds=3))["step"]
     lines = [f"{args.width}×{args.height} JPEG → {args.size} px; {args.detector} takes {network:.0f} images/s"]
-    lines += [f"{name:24s} {value:6.0f} images/s  × {value / network:.2f}" for name, value in figures.items()]
+    lines += [f"{name:27s} {value:6.0f} images/s  × {value / network:.2f}" for name, value in figures.items()]
     timing.tell(lines, {"images_per_second": figures, "network": network}, args.json)
 
 

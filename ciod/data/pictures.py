@@ -82,6 +82,23 @@ class Pictures:
         raise CiodError(f"None of the {len(self.index)} images of {self.index.source} can be read.")
 
 
+def hint(index: Index, most: int) -> str | None:
+    """A line for the user if ``presize`` would save much: pictures too large to be kept, with many pixels unseen.
+
+    Args:
+        most: longest side in pixels after ``presize`` (``TrainTransform.most``).
+    """
+    if int(index.sizes.astype(np.int64).prod(1).sum()) * 3 <= CACHE_BYTES:
+        return None
+    side = int(np.median(index.sizes.max(1)))
+    if side < 2 * most:
+        return None
+    return (
+        f"hint: pictures have {side} pixels along their longer side and are decoded anew each epoch; "
+        f"train.presize=true makes them smaller when they are read (to {most}), which is several times as fast."
+    )
+
+
 class Memory:
     """Pictures in the memory of this process."""
 

@@ -21,6 +21,7 @@ from ciod.data.augment import TrainTransform
 from ciod.data.dataset import train_loader
 from ciod.data.extra import Extra
 from ciod.data.index import Index
+from ciod.data.pictures import hint
 from ciod.data.scenario import Scenario, Task
 from ciod.detectors import weights
 from ciod.detectors.detector import Detector
@@ -147,6 +148,8 @@ class Runner:
     def _fit(self, task: Task, detector: Detector, method: Method) -> Fit:
         s = self.settings
         transform = TrainTransform(s.augment, detector.input.size, detector.input.fill)
+        if not s.train.presize and task.index == 0 and (line := hint(task.train, transform.most())):
+            self.reporter.say(line)
         loader = train_loader(
             task.train,
             transform,

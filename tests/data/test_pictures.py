@@ -185,6 +185,17 @@ def test_only_what_no_zoom_can_show_is_taken_away():
     assert TrainTransform(Augment(scale=(1, 1), multiscale=(0.5, 1.5)), 320, 114).most() == 2 * 480
 
 
+def test_who_would_gain_from_it_is_told(index, monkeypatch):
+    large = big(index, 8)  # the longer sides are 480, 464, 448 and 432 pixels
+    assert pictures.hint(large, 64) is None, "they are kept in memory"
+    monkeypatch.setattr(pictures, "CACHE_BYTES", 1000)
+    said = pictures.hint(large, 64)
+    assert said is not None and said.startswith("hint: pictures have 456 pixels along their longer side")
+    assert "train.presize=true" in said and "(to 64)" in said
+    assert pictures.hint(large, 256) is None, "hardly larger than what is seen"
+    assert pictures.hint(large.select(np.array([], int)), 64) is None
+
+
 @pytest.mark.parametrize("cache", ["auto", "disk"])
 @pytest.mark.parametrize("presize", [False, True])
 def test_keeping_and_workers_change_no_pixel(index, cache, presize):
