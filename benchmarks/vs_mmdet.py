@@ -1,7 +1,9 @@
 """python -m benchmarks.vs_mmdet
 
 A training step of ciod's YOLOX or GFL against MMDetection's own model of the same weights: forward, its own ``loss``,
-backward, optimiser; and MMDetection's model through ciod's adapter. Time as ratios from one interleaved run, and peak
+backward, optimiser; and MMDetection's model through ciod's adapter. ``mmdetection`` is as its own loop trains it, with
+the usual memory layout; ``mmdetection channels last`` has ciod's. ``--compile`` adds ciod's step with
+``train.compile=true``. Time as ratios from one interleaved run, and peak
 memory from a process of its own for each. Needs the extra mmdet (docs/mmdetection.md).
 
     python -m benchmarks.vs_mmdet --detector gfl-r50 --size 640 --batch 8
@@ -23,9 +25,12 @@ from ciod import detectors
 from ciod.config import Train
 from ciod.detectors import weights
 from ciod.engine import optim, speed
+from ciod.engine.distributed import World
 from ciod.inference import mmdet_file
 
-SIDES = ("ciod", "adapter", "mmdetection")
+LAST = "mmdetection channels last"
+SIDES = ("ciod", "adapter", "mmdetection", LAST)
+COMPILED = "ciod compiled"
 
 
 def stepper(side: str, args: argparse.Namespace, device: torch.device) -> Callable[[], None]:
@@ -34,19 +39,20 @@ def stepper(side: str, args: argparse.Namespace, device: torch.device) -> Callab
     names = tuple(f"class {i}" for i in range(args.classes))
     native = detectors.build(names, name=args.detector, size=args.size, backbone_weights=None)
     detector: Any = native
-    if side != "ciod":
+    if side not in ("ciod", COMPILED):
         with tempfile.TemporaryDirectory() as folder:
             written = mmdet_file.export(native, folder)
             detector = weights.load(f"mmdet:{written.config},{written.checkpoint}")
         detector.hold(False)
     detector.to(device).train()
-    settings = Train(optimizer="sgd", lr=1e-4)
+    settings = Train(optimizer="sgd", lr=1e-4, channels_last=side != "mmdetection", compile=side == COMPILED)
     speed.lay_out(detector, settings)
     data = batch(args.batch, args.size, args.classes, 0, device)
-    if side == "mmdetection":
+    if side in ("mmdetection", LAST):
         losses = own(detector, data, args.size)
     else:
-        losses = lambda: _losses(detector, data)  # noqa: E731
+        forward = speed.student(detector, settings, World())
+        losses = lambda: _losses(detector, forward, data)  # noqa: E731
     optimizer = optim.optimizer(detector, settings, settings.lr)
 
     def step() -> None:
@@ -58,8 +64,8 @@ def stepper(side: str, args: argparse.Namespace, device: torch.device) -> Callab
     return step
 
 
-def _losses(detector: Any, data: Any) -> list[torch.Tensor]:
-    outputs = detector(data.images)
+def _losses(detector: Any, forward: Callable[[Any], Any], data: Any) -> list[torch.Tensor]:
+    outputs = forward(data.images)
     return list(detector.loss(outputs, data.targets, detector.match(outputs, data.targets)).values())
 
 
@@ -83,16 +89,18 @@ def own(detector: Any, data: Any, size: int) -> Callable[[], list[torch.Tensor]]
 
 def main() -> None:
     parse = timing.parser(__doc__, detector="yolox-s", size=640, batch=8, classes=80, rounds=5)
-    parse.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
+    parse.add_argument("--memory-of", choices=(*SIDES, COMPILED), help=argparse.SUPPRESS)
+    parse.add_argument("--compile", action="store_true")
     args = parse.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if args.memory_of:
         timing.tell_peak(stepper(args.memory_of, args, device))
         return
-    seconds = timing.medians(timing.interleaved({s: stepper(s, args, device) for s in SIDES}, rounds=args.rounds))
+    sides = (*SIDES, COMPILED) if args.compile else SIDES
+    seconds = timing.medians(timing.interleaved({s: stepper(s, args, device) for s in sides}, rounds=args.rounds))
     argv = timing.without(sys.argv[1:], ("--json", "--rounds"))
-    peak = {s: timing.peak_mb("benchmarks.vs_mmdet", [*argv, "--memory-of", s]) for s in SIDES}
+    peak = {s: timing.peak_mb("benchmarks.vs_mmdet", [*argv, "--memory-of", s]) for s in sides}
     lines = [f"{args.detector}, {args.size} px, batch {args.batch}, {args.classes} classes"]
     figures = timing.against("mmdetection", seconds, peak, lines)
     timing.tell(lines, {"settings": timing.settings(args), "sides": figures}, args.json)
