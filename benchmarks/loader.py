@@ -19,7 +19,7 @@ from benchmarks.step import stepper
 from ciod.data.augment import Augment, TrainTransform
 from ciod.data.dataset import train_loader
 from ciod.data.index import Index
-from ciod.data.pictures import Keep
+from ciod.data.pictures import Cache
 
 
 def pictures(folder: Path, count: int, width: int, height: int) -> Index:
@@ -47,7 +47,7 @@ def pictures(folder: Path, count: int, width: int, height: int) -> Index:
     )
 
 
-def rate(index: Index, size: int, batch: int, workers: int, cache: Keep, *, presize: bool = False) -> float:
+def rate(index: Index, size: int, batch: int, workers: int, cache: Cache, *, presize: bool = False) -> float:
     """Images a second in the second epoch, when pictures that are kept are there."""
     loader = train_loader(
         index,
@@ -78,12 +78,12 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         index = pictures(Path(folder), args.images, args.width, args.height)
-        kinds: dict[str, tuple[int, Keep, bool]] = {
-            "decoded every time": (0, "off", False),
-            "the same, presize": (0, "off", True),
-            "decoded once, in memory": (0, "auto", False),
-            "the same, presize ": (0, "auto", True),
-            "decoded once, on disk": (0, "disk", False),
+        kinds: dict[str, tuple[int, Cache, bool]] = {
+            "decoded each time": (0, "off", False),
+            "each time, presize": (0, "off", True),
+            "kept in memory": (0, "auto", False),
+            "kept in memory, presize": (0, "auto", True),
+            "kept on disk": (0, "disk", False),
             f"{args.workers} processes": (args.workers, "off", False),
             f"{args.workers} processes, presize": (args.workers, "off", True),
             f"{args.workers} processes, disk": (args.workers, "disk", False),

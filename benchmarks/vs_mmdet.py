@@ -3,8 +3,8 @@
 A training step of ciod's YOLOX or GFL against MMDetection's own model of the same weights: forward, its own ``loss``,
 backward, optimiser; and MMDetection's model through ciod's adapter. ``mmdetection`` is as its own loop trains it, with
 the usual memory layout; ``mmdetection channels last`` has ciod's. ``--compile`` adds ciod's step with
-``train.compile=true``. Time as ratios from one interleaved run, and peak
-memory from a process of its own for each. Needs the extra mmdet (docs/mmdetection.md).
+``train.compile=true``. Time as ratios from one interleaved run, and peak memory from a process of its own for each.
+Needs the extra mmdet (docs/mmdetection.md).
 
     python -m benchmarks.vs_mmdet --detector gfl-r50 --size 640 --batch 8
 """

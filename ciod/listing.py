@@ -156,13 +156,10 @@ def _scenarios() -> Table:
     for name in scenario.available():
         p = scenario.read_protocol(name)
         order = p.order if isinstance(p.order, str) else "a list"
-        # Written out by name it would be a screen long; --dry-run prints the classes.
-        groups = (
-            p.split
-            if isinstance(p.split, str)
-            else "+".join(str(len(g) if isinstance(g, list) else g) for g in p.split)
-        )
-        table.add_row(name, groups, order, p.description)
+        split = p.split
+        if not isinstance(split, str):  # eighty names would fill the screen; --dry-run prints them
+            split = "+".join(str(len(group) if isinstance(group, list) else group) for group in split)
+        table.add_row(name, split, order, p.description)
     return table
 
 

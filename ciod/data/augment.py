@@ -84,7 +84,7 @@ class TrainTransform:
             brightness=(0.75, 1.25), contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=(-0.05, 0.05)
         )
 
-    def most(self) -> int:
+    def longest_side(self) -> int:
         """Longest side in pixels beyond which a picture has more than the largest zoom can show.
 
         Twice what that needs, so that making it smaller twice looks as once.

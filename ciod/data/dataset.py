@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ciod.data.augment import TrainTransform, letterbox
 from ciod.data.index import Index
-from ciod.data.pictures import Keep, Pictures
+from ciod.data.pictures import Cache, Pictures
 from ciod.errors import CiodError, DataError
 from ciod.types import Batch, Targets
 
@@ -201,7 +201,7 @@ def train_loader(
     rank: int = 0,
     world: int = 1,
     mixture: Mixture | None = None,
-    cache: Keep = "auto",
+    cache: Cache = "auto",
     presize: bool = False,
 ) -> DataLoader:
     """Batches of a task; set ``epoch`` and ``skip`` of ``loader.batch_sampler`` before each epoch.
@@ -211,12 +211,13 @@ def train_loader(
         cache, presize: as in the settings of ``train``.
 
     Raises:
-        CiodError: ``cache`` is ``disk``, and the temporary folder has no room.
+        CiodError: ``cache`` is ``disk``, and there is no room for it.
     """
     alike = parts = counts = None
     if mixture is not None:
         index, alike, parts, counts = mixture.index, mixture.alike(), mixture.parts, mixture.counts
-    pictures = Pictures(index, keep=cache, alone=workers == 0, most=transform.most() if presize else None)
+    longest = transform.longest_side() if presize else None
+    pictures = Pictures(index, cache=cache, alone=workers == 0, longest=longest)
     data = TrainData(index, transform, seed=seed, task=task, pictures=pictures, alike=alike)
     order = Order(
         len(index),

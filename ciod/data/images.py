@@ -24,9 +24,9 @@ SUFFIXES = frozenset(
 Size = tuple[int, int]  # height, width
 
 
-def fit_within(height: int, width: int, most: int) -> Size:
-    """(height, width) in pixels after the longest side was brought down to ``most``; smaller pictures stay."""
-    scale = min(1.0, most / max(height, width))
+def fit_within(height: int, width: int, longest: int) -> Size:
+    """(height, width) in pixels after the longest side was brought down to ``longest``; smaller pictures stay."""
+    scale = min(1.0, longest / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
@@ -47,8 +47,8 @@ def read_image(path: str | Path, size: Size | None = None) -> np.ndarray:
     return read_within(path, size, None)[0]
 
 
-def read_within(path: str | Path, size: Size | None, most: int | None) -> tuple[np.ndarray, Size]:
-    """As ``read_image``, with the longest side brought down to ``most`` pixels; and the file's own (height, width).
+def read_within(path: str | Path, size: Size | None, longest: int | None) -> tuple[np.ndarray, Size]:
+    """As ``read_image``, with the longest side brought down to ``longest`` pixels; and the file's own (height, width).
 
     JPEGs are made smaller by the decoder as far as it can, which takes a fraction of the time.
 
@@ -58,13 +58,13 @@ def read_within(path: str | Path, size: Size | None, most: int | None) -> tuple[
     with _opened(path) as picture:
         turn = _orientation(picture)
         rotated, stored = _sizes(picture, turn)
-        target = fit_within(*stored, most) if most else stored
-        if target != stored:
-            height, width = target
+        height, width = fit_within(*stored, longest) if longest else stored
+        smaller = (height, width) != stored
+        if smaller:
             picture.draft(None, (width, height))  # to a half, a quarter or an eighth, never below what is asked
         pixels = _rgb(picture)
-        if target != stored and pixels.shape[:2] != target:
-            pixels = np.array(Image.fromarray(pixels).resize((target[1], target[0]), Image.Resampling.BILINEAR))
+        if smaller and pixels.shape[:2] != (height, width):
+            pixels = np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
     if size is not None and tuple(size) == stored and tuple(size) != rotated:
         turn, rotated = 1, stored
     return np.ascontiguousarray(_turned(pixels, turn)), rotated

@@ -7,7 +7,7 @@ import os
 import tempfile
 import weakref
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -15,14 +15,12 @@ from ciod.data.images import fit_within, read_within
 from ciod.data.index import Index
 from ciod.errors import CiodError, DataError
 
-Keep = Literal["auto", "off", "disk"]
+if TYPE_CHECKING:
+    from ciod.data.augment import TrainTransform
+    from ciod.settings import Train
+
+Cache = Literal["auto", "off", "disk"]
 CACHE_BYTES = 1 << 30  # decoded pictures kept in memory when they fit in this
-
-
-class Store(Protocol):
-    def get(self, i: int) -> np.ndarray | None: ...
-
-    def put(self, i: int, picture: np.ndarray) -> None: ...
 
 
 class Pictures:
@@ -30,45 +28,41 @@ class Pictures:
 
     Args:
         index: what they are.
-        keep: ``auto`` keeps them in memory if ``alone`` and all of them fit in ``CACHE_BYTES``; ``disk`` in a file
+        cache: ``auto`` keeps them in memory if ``alone`` and all of them fit in ``CACHE_BYTES``; ``disk`` in a file
             that the loader's processes share; ``off`` decodes them each time.
         alone: no other process reads them.
-        most: longest side in pixels; larger pictures are made smaller when they are read. None: as they are.
+        longest: largest side in pixels; larger pictures are made smaller when they are read. None: as they are.
 
     Raises:
         CiodError: ``disk``, and the temporary folder has no room for them.
     """
 
-    def __init__(self, index: Index, *, keep: Keep = "off", alone: bool = True, most: int | None = None):
-        self.index, self.most = index, most
-        self.shapes = index.sizes if most is None else np.array([fit_within(h, w, most) for h, w in index.sizes])
-        self.shapes = self.shapes.reshape(-1, 2)
-        size = int(self.shapes.astype(np.int64).prod(1).sum()) * 3
-        self.store: Store | None = None
-        if keep == "disk":
-            self.store = Disk(self.shapes)
-        elif keep == "auto" and alone and size <= CACHE_BYTES:
-            self.store = Memory()
+    def __init__(self, index: Index, *, cache: Cache = "off", alone: bool = True, longest: int | None = None):
+        self.index, self.longest = index, longest
+        shapes = index.sizes.reshape(-1, 2)
+        if longest is not None:
+            shapes = np.array([fit_within(h, w, longest) for h, w in shapes]).reshape(-1, 2)
+        self.kept: Memory | Disk | None = None
+        if cache == "disk":
+            self.kept = Disk(shapes)
+        elif cache == "auto" and alone and _bytes(shapes).sum() <= CACHE_BYTES:
+            self.kept = Memory()
 
     def __getitem__(self, i: int) -> np.ndarray:
         """[H, W, 3] uint8. Raises DataError when the file cannot be read."""
-        return self.sized(i)[0]
+        return self.scaled(i)[0]
 
-    def sized(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+    def scaled(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """The same, and [2] float32: its pixels per pixel of the file, along x and y."""
-        kept = self.store.get(i) if self.store else None
-        if kept is not None:
-            return kept, self._scale(kept, tuple(self.index.sizes[i]))
-        height, width = self.index.sizes[i]
-        picture, full = read_within(self.index.files[i], (int(height), int(width)), self.most)
-        # A file of another size than the annotations say (unchecked ones) has no place in a store of that size.
-        if self.store is not None and full == (height, width):
-            self.store.put(i, picture)
-        return picture, self._scale(picture, full)
-
-    @staticmethod
-    def _scale(picture: np.ndarray, full: tuple[int, ...]) -> np.ndarray:
-        return np.array([picture.shape[1] / full[1], picture.shape[0] / full[0]], np.float32)
+        size = (int(self.index.sizes[i, 0]), int(self.index.sizes[i, 1]))
+        picture = self.kept.get(i) if self.kept else None
+        if picture is None:
+            picture, full = read_within(self.index.files[i], size, self.longest)
+            if full != size:  # annotations that were not checked against the file; kept pictures have their size
+                return picture, _scale(picture, full)
+            if self.kept:
+                self.kept.put(i, picture)
+        return picture, _scale(picture, size)
 
     def or_next(self, i: int) -> tuple[int, np.ndarray, np.ndarray, list[str]]:
         """Picture i with its scale, or the next readable one; and the files that were not readable."""
@@ -76,26 +70,22 @@ class Pictures:
         for step in range(len(self.index)):
             j = (i + step) % len(self.index)
             try:
-                return j, *self.sized(j), broken
+                return j, *self.scaled(j), broken
             except DataError:
                 broken.append(str(self.index.files[j]))
         raise CiodError(f"None of the {len(self.index)} images of {self.index.source} can be read.")
 
 
-def hint(index: Index, most: int) -> str | None:
-    """A line for the user if ``presize`` would save much: pictures too large to be kept, with many pixels unseen.
-
-    Args:
-        most: longest side in pixels after ``presize`` (``TrainTransform.most``).
-    """
-    if int(index.sizes.astype(np.int64).prod(1).sum()) * 3 <= CACHE_BYTES:
+def presize_hint(index: Index, transform: TrainTransform, settings: Train) -> str | None:
+    """A line for who would gain from ``presize``: pictures that cannot be kept, most of whose pixels are unseen."""
+    if settings.presize or settings.picture_cache == "disk" or _bytes(index.sizes).sum() <= CACHE_BYTES:
         return None
-    side = int(np.median(index.sizes.max(1)))
-    if side < 2 * most:
+    side, longest = int(np.median(index.sizes.max(1))), transform.longest_side()
+    if side < 2 * longest:
         return None
     return (
         f"hint: pictures have {side} pixels along their longer side and are decoded anew each epoch; "
-        f"train.presize=true makes them smaller when they are read (to {most}), which is several times as fast."
+        f"train.presize=true makes them smaller when they are read (to {longest}), which is several times as fast."
     )
 
 
@@ -103,30 +93,31 @@ class Memory:
     """Pictures in the memory of this process."""
 
     def __init__(self) -> None:
-        self.kept: dict[int, np.ndarray] = {}
+        self.pictures: dict[int, np.ndarray] = {}
 
     def get(self, i: int) -> np.ndarray | None:
-        return self.kept.get(i)
+        return self.pictures.get(i)
 
     def put(self, i: int, picture: np.ndarray) -> None:
-        self.kept[i] = picture
+        self.pictures[i] = picture
 
 
 class Disk:
     """Pictures in a file without a name in the temporary folder: it is gone with its last process, killed or not.
 
     A byte says of each picture whether it is there, and is written after the pixels. What the system has memory for
-    it keeps there by itself. Where processes do not inherit open files (macOS, Windows) the file keeps its name until
-    the process that made it ends.
+    it keeps there by itself. Where processes do not inherit open files the file keeps its name until the process that
+    made it ends.
 
     Args:
         shapes: [I, 2] heights and widths in pixels.
     """
 
     def __init__(self, shapes: np.ndarray):
+        if not hasattr(os, "pread"):
+            raise CiodError("train.picture_cache=disk does not work on this system; leave picture_cache out.")
         self.shapes = shapes
-        sizes = shapes.astype(np.int64).prod(1) * 3
-        self.starts = len(shapes) + np.concatenate([[0], np.cumsum(sizes)])
+        self.starts = len(shapes) + np.concatenate([[0], np.cumsum(_bytes(shapes))])
         need = int(self.starts[-1])
         try:
             fd, name = tempfile.mkstemp(prefix="ciod-pictures-")
@@ -154,9 +145,7 @@ class Disk:
         return np.frombuffer(bytearray(content), np.uint8).reshape(*self.shapes[i], 3)
 
     def put(self, i: int, picture: np.ndarray) -> None:
-        fd = self._fd()
-        content = memoryview(picture.tobytes())
-        done = 0
+        fd, content, done = self._fd(), memoryview(picture.tobytes()), 0
         try:
             while done < len(content):
                 done += os.pwrite(fd, content[done:], int(self.starts[i]) + done)
@@ -170,3 +159,12 @@ class Disk:
             fd = os.open(self.path, os.O_RDWR)
         self.opened = os.getpid(), fd
         return fd
+
+
+def _bytes(shapes: np.ndarray) -> np.ndarray:
+    """[I] of decoded pictures."""
+    return shapes.astype(np.int64).prod(1) * 3
+
+
+def _scale(picture: np.ndarray, full: tuple[int, int]) -> np.ndarray:
+    return np.array([picture.shape[1] / full[1], picture.shape[0] / full[0]], np.float32)

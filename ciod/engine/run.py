@@ -21,7 +21,7 @@ from ciod.data.augment import TrainTransform
 from ciod.data.dataset import train_loader
 from ciod.data.extra import Extra
 from ciod.data.index import Index
-from ciod.data.pictures import hint
+from ciod.data.pictures import presize_hint
 from ciod.data.scenario import Scenario, Task
 from ciod.detectors import weights
 from ciod.detectors.detector import Detector
@@ -148,7 +148,7 @@ class Runner:
     def _fit(self, task: Task, detector: Detector, method: Method) -> Fit:
         s = self.settings
         transform = TrainTransform(s.augment, detector.input.size, detector.input.fill)
-        if not s.train.presize and task.index == 0 and (line := hint(task.train, transform.most())):
+        if task.index == 0 and (line := presize_hint(task.train, transform, s.train)):
             self.reporter.say(line)
         loader = train_loader(
             task.train,

@@ -15,7 +15,7 @@ from ciod.config import data_folder
 from ciod.data.augment import TrainTransform
 from ciod.data.dataset import train_loader
 from ciod.data.extra import Extra, Mixture
-from ciod.data.pictures import hint
+from ciod.data.pictures import presize_hint
 from ciod.data.scenario import Task
 from ciod.detectors import weights
 from ciod.detectors.detector import Detector
@@ -183,7 +183,7 @@ class Extension:
     def _train(self, detector: Detector, method: Method) -> dict[str, Any]:
         s, plan = self.settings, self.plan
         transform = TrainTransform(s.augment, detector.input.size, detector.input.fill)
-        if not s.train.presize and (line := hint(self.task.train, transform.most())):
+        if line := presize_hint(self.task.train, transform, s.train):
             self.reporter.say(line)
         loader = train_loader(
             self.task.train,

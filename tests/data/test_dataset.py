@@ -25,8 +25,8 @@ def index(tmp_path_factory) -> Index:
     return sample_index(tmp_path_factory.mktemp("pictures"), images=6)
 
 
-def data_of(index: Index, settings: Augment = EVERYTHING, *, seed=0, task=0, keep="auto") -> TrainData:
-    pictures = Pictures(index, keep=keep)
+def data_of(index: Index, settings: Augment = EVERYTHING, *, seed=0, task=0, cache="auto") -> TrainData:
+    pictures = Pictures(index, cache=cache)
     return TrainData(index, TrainTransform(settings, SIZE, 114), seed=seed, task=task, pictures=pictures)
 
 
@@ -87,7 +87,7 @@ def test_an_item_is_a_function_of_seed_task_epoch_and_row(index):
     first = data_of(index)
     items = {(e, i): first[e, i] for e in (0, 1) for i in range(3)}
     torch.manual_seed(99)
-    other = data_of(index, keep="off")
+    other = data_of(index, cache="off")
     for key in reversed(items):  # in another order, with another global state, without the cache
         torch.rand(7)
         assert same(other[key], items[key])

@@ -20,8 +20,9 @@ from ciod.data.augment import Augment, TrainTransform
 from ciod.data.dataset import train_loader
 from ciod.data.images import fit_within, read_image, read_within, save_image
 from ciod.data.index import Index
-from ciod.data.pictures import Disk, Pictures
+from ciod.data.pictures import Disk, Pictures, presize_hint
 from ciod.errors import CiodError, DataError
+from ciod.settings import Train
 from tests.data.writers import sample_index
 
 
@@ -39,23 +40,23 @@ def reads(monkeypatch) -> list[Path]:
 
 
 def test_they_are_kept_in_memory_when_asked(index, reads, monkeypatch):
-    kept = Pictures(index, keep="auto")
+    kept = Pictures(index, cache="auto")
     assert np.array_equal(kept[0], kept[0]) and len(reads) == 1
-    for others in (Pictures(index), Pictures(index, keep="auto", alone=False)):
+    for others in (Pictures(index), Pictures(index, cache="auto", alone=False)):
         others[0], others[0]
     assert len(reads) == 5
     monkeypatch.setattr(pictures, "CACHE_BYTES", 10)
-    again = Pictures(index, keep="auto")  # they do not fit
+    again = Pictures(index, cache="auto")  # they do not fit
     again[0], again[0]
     assert len(reads) == 7
 
 
-@pytest.mark.parametrize("most", [None, 30])
-def test_they_are_kept_in_a_file(index, reads, most):
-    kept, plain = Pictures(index, keep="disk", most=most), Pictures(index, most=most)
+@pytest.mark.parametrize("longest", [None, 30])
+def test_they_are_kept_in_a_file(index, reads, longest):
+    kept, plain = Pictures(index, cache="disk", longest=longest), Pictures(index, longest=longest)
     for _ in range(2):
         for i in (2, 0, 3, 1):
-            (a, b), (c, d) = kept.sized(i), plain.sized(i)
+            (a, b), (c, d) = kept.scaled(i), plain.scaled(i)
             assert np.array_equal(a, c) and np.array_equal(b, d)
     assert len(reads) == 4 + 8
     kept[0][:] = 0  # what is handed out is the caller's own
@@ -95,21 +96,24 @@ def test_no_room_for_the_file(index, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "pwrite", full)
-    kept = Pictures(index, keep="disk")
+    kept = Pictures(index, cache="disk")
     assert np.array_equal(kept[0], kept[0]), "where no room could be set aside it is decoded again"
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     match = r"picture_cache=disk needs 0\.0 GB in the temporary folder \(No space left on device\); choose another"
     with pytest.raises(CiodError, match=match):
-        Pictures(index, keep="disk")
+        Pictures(index, cache="disk")
+    monkeypatch.delattr(os, "pread")
+    with pytest.raises(CiodError, match="picture_cache=disk does not work on this system"):
+        Pictures(index, cache="disk")
 
 
 def test_a_file_of_another_size_than_annotated_is_not_kept(index, reads):
     """Annotations that were not checked against the files: boxes count in the pixels of the file."""
     index.sizes[0] = 100, 100
-    for keep in ("disk", "auto"):
-        kept = Pictures(index, keep=keep, most=30)
+    for cache in ("disk", "auto"):
+        kept = Pictures(index, cache=cache, longest=30)
         for _ in range(2):
-            picture, scale = kept.sized(0)
+            picture, scale = kept.scaled(0)
             assert picture.shape[:2] == (20, 30) and scale.tolist() == [0.5, 0.5]
     assert len(reads) == 4
     index.files[0].unlink()
@@ -121,12 +125,12 @@ def test_a_file_of_another_size_than_annotated_is_not_kept(index, reads):
 
 
 @pytest.mark.parametrize(
-    ("size", "most", "expected"),
+    ("size", "longest", "expected"),
     [((40, 60), 30, (20, 30)), ((60, 40), 30, (30, 20)), ((40, 60), 60, (40, 60)), ((40, 60), 99, (40, 60)),
      ((1, 500), 100, (1, 100)), ((301, 400), 100, (75, 100))],
 )  # fmt: skip
-def test_the_longest_side_counts(size, most, expected):
-    assert fit_within(*size, most) == expected
+def test_the_longest_side_counts(size, longest, expected):
+    assert fit_within(*size, longest) == expected
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
@@ -180,20 +184,25 @@ def test_boxes_shrink_with_their_picture(index):
 
 def test_only_what_no_zoom_can_show_is_taken_away():
     """Twice the largest zoom, of the largest batch."""
-    assert TrainTransform(Augment(), 320, 114).most() == 2 * 416
-    assert TrainTransform(Augment(scale=(0.5, 0.9)), 320, 114).most() == 2 * 320
-    assert TrainTransform(Augment(scale=(1, 1), multiscale=(0.5, 1.5)), 320, 114).most() == 2 * 480
+    assert TrainTransform(Augment(), 320, 114).longest_side() == 2 * 416
+    assert TrainTransform(Augment(scale=(0.5, 0.9)), 320, 114).longest_side() == 2 * 320
+    assert TrainTransform(Augment(scale=(1, 1), multiscale=(0.5, 1.5)), 320, 114).longest_side() == 2 * 480
 
 
 def test_who_would_gain_from_it_is_told(index, monkeypatch):
     large = big(index, 8)  # the longer sides are 480, 464, 448 and 432 pixels
-    assert pictures.hint(large, 64) is None, "they are kept in memory"
+
+    def hint(size: int = 32, pictures_of: Index = large, **settings) -> str | None:
+        return presize_hint(pictures_of, TrainTransform(Augment(scale=(1, 1)), size, 114), Train(**settings))
+
+    assert hint() is None, "they are kept in memory"
     monkeypatch.setattr(pictures, "CACHE_BYTES", 1000)
-    said = pictures.hint(large, 64)
+    said = hint()
     assert said is not None and said.startswith("hint: pictures have 456 pixels along their longer side")
     assert "train.presize=true" in said and "(to 64)" in said
-    assert pictures.hint(large, 256) is None, "hardly larger than what is seen"
-    assert pictures.hint(large.select(np.array([], int)), 64) is None
+    assert hint(128) is None, "hardly larger than what is seen"
+    assert hint(presize=True) is None and hint(picture_cache="disk") is None, "decoded once, or made smaller"
+    assert hint(pictures_of=large.select(np.array([], int))) is None
 
 
 @pytest.mark.parametrize("cache", ["auto", "disk"])

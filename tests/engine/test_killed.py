@@ -100,7 +100,8 @@ def test_other_settings_in_the_same_folder_are_refused(whole, data, tmp_path):
     with pytest.raises(CiodError, match=r"other settings \(.*method\.nms_iou was not given, is 0\.7"):
         go(data, whole, "method.nms_iou=0.7")
     shutil.copytree(whole, tmp_path / "run")
-    go(data, tmp_path / "run", "log_every=5", "workers=0", "eval_every=1")  # what changes no result may change
+    # what changes no result may change
+    go(data, tmp_path / "run", "log_every=5", "workers=0", "eval_every=1", "picture_cache=disk")
 
 
 def test_resume_never(whole, data):
