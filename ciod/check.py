@@ -6,13 +6,16 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ciod.data.scenario import Protocol
 from ciod.errors import CiodError, ConfigError, did_you_mean
 from ciod.files import exists, is_file, is_folder
 from ciod.sentences import problems_of
 from ciod.settings import DetectorSettings, Train
+
+if TYPE_CHECKING:
+    from ciod.methods.method import Method
 
 
 def section(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -35,12 +38,10 @@ def method(tree: dict[str, Any]) -> list[str]:
         cls = methods.find(str(name))
     except CiodError as e:
         return [*problems, str(e)]
-    found = problems_of(cls, settings, where="method")
-    problems += found
+    method, said = method_of(cls, settings)
+    problems += said
     needs = cls.needs
-    if not found:
-        method = cls.model_validate(settings)
-        problems += method.check()
+    if method is not None:
         needs = method.requires()
         kind = section(tree, "train").get("teacher", Train().teacher)
         if method.exact_teacher and kind != "exact":
@@ -53,6 +54,17 @@ def method(tree: dict[str, Any]) -> list[str]:
             + (f"; {', '.join(able)} would do." if able else ", nor any other.")
         )
     return problems
+
+
+def method_of(cls: type[Method], settings: dict[str, Any]) -> tuple[Method | None, list[str]]:
+    """A method with those of ``settings`` that are right (None where it cannot be made), and all that is wrong."""
+    found = problems_of(cls, settings, where="method")
+    wrong = {line.partition(":")[0].removeprefix("method.") for line in found}
+    sound = {k: v for k, v in settings.items() if k not in wrong}
+    if problems_of(cls, sound):  # a method from a file may need a setting
+        return None, found
+    method = cls.model_validate(sound)
+    return method, [*found, *method.check()]
 
 
 def _offered(detector: str) -> tuple[frozenset[str] | None, list[str]]:

@@ -117,9 +117,28 @@ def test_settings_of_a_method_from_a_file(tmp_path, data):
         load(None, [*words, "method.shar=1"])
 
 
+def test_a_method_from_a_file_that_needs_a_setting(tmp_path, data):
+    (tmp_path / "mine.py").write_text(
+        "from ciod.methods.method import Method\n\nclass Mine(Method):\n    share: float\n"
+    )
+    words = [f"data={data}", f"method={tmp_path / 'mine.py'}:Mine"]
+    assert load(None, [*words, "method.share=0.25"]).method["share"] == 0.25
+    with pytest.raises(ConfigError, match=r"^method\.share"):
+        load(None, words)
+
+
 def test_contradictions_of_a_method_are_found_before_training(data):
     with pytest.raises(ConfigError, match=r"method\.cls_weight and method\.box_weight are both 0"):
         load(None, [f"data={data}", "method.cls_weight=0", "method.box_weight=0"])
+
+
+def test_a_contradiction_is_told_beside_a_wrong_setting(data):
+    words = ["method.cls_weight=0", "method.box_weight=0", "method.nms_ou=0.5", "method.score=2"]
+    with pytest.raises(ConfigError) as e:
+        load(None, [f"data={data}", *words])
+    for said in ("did you mean 'nms_iou'", "method.score:", "cls_weight and method.box_weight are both 0"):
+        assert said in str(e.value)
+    assert len(e.value.problems) == 3
 
 
 def test_everything_in_one_message(data):

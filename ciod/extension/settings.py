@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ciod.check import model_folder
+from ciod.check import method_of, model_folder
 from ciod.config import data_folder, problems_of
 from ciod.data.augment import Augment
 from ciod.errors import CiodError, ConfigError, did_you_mean
@@ -128,5 +128,4 @@ def _method(given: Any) -> list[str]:
         cls = methods.find(name)
     except CiodError as e:
         return [str(e)]
-    found = problems_of(cls, settings, where="method")
-    return found or cls.model_validate(settings).check()
+    return method_of(cls, settings)[1]
