@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 STARVED = 20  # boxes; a class with fewer, and fewer than a fiftieth of the task's greatest, is named
 SILENT = 0.05  # score that a class must reach somewhere in the test set
 PERFECT = 0.995
+ABOVE = 1.01  # times its upper bound: what is beyond this is no rounding
 
 
 def about_data(task: Task) -> list[str]:
@@ -62,6 +63,21 @@ def about_table(task: Task, table: APTable, found: Sequence[Detections]) -> list
             f"{after} AP50 is suspiciously near 1 for {_some(perfect)}: are test images, or near copies of them, among "
             "the training images?"
         )
+    return said
+
+
+def about_bounds(tasks: Sequence[dict[str, Any]], bounds: Sequence[dict[str, float | None] | None]) -> list[str]:
+    """Upper bounds that are none. ``tasks`` and ``bounds``: of results.json."""
+    said = []
+    for number, (task, bound) in enumerate(zip(tasks, bounds, strict=True), 1):
+        reached, joint = task["all"]["AP"], bound["AP"] if bound else None
+        if reached is not None and joint is not None and reached > ABOVE * joint:
+            epochs = sum(t["epochs"] for t in tasks[:number])
+            said.append(
+                f"After task {number} AP is {100 * reached:.1f}, more than the {100 * joint:.1f} of joint training, "
+                "which was too short to be an upper bound: gaps and Ω flatter. Train it longer, for example as long as "
+                f"all tasks together (joint_epochs={epochs})."
+            )
     return said
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ciod.engine import machine
+from ciod.engine import doubt, machine
 from ciod.errors import CiodError
 from ciod.evaluation import continual
 from ciod.evaluation.voc import NAMES
@@ -146,6 +146,8 @@ class Results:
         groups = [t["new_classes"] for t in self.content["tasks"]]
         upper = Upper.read(upper_bounds, groups) if upper_bounds and groups else None
         self.content["upper_bounds"] = None if upper is None else upper.tasks
+        if upper is not None:
+            self.warn(doubt.about_bounds(self.content["tasks"], upper.tasks))
         self._continual(upper)
 
     def _continual(self, upper: Upper | None) -> None:

@@ -130,3 +130,13 @@ def test_rows_that_never_fire_and_strange_ap():
         "After task 2 AP50 is suspiciously near 1 for bee:",
     ]
     assert doubt.about_table(made, table(**dict.fromkeys(names, 0.5)), [found(names, cat=0.5, dog=0.5, eel=0.5)]) == []
+
+
+def test_an_upper_bound_below_what_it_bounds_is_told():
+    tasks = [{"all": {"AP": ap}, "epochs": epochs} for ap, epochs in ((0.4, 3), (0.286, 5), (0.2, 5))]
+    bounds = [None, {"AP": 0.282}, {"AP": 0.199}]
+    (said,) = doubt.about_bounds(tasks, bounds)  # 0.2 is no more than 1 % above 0.199
+    assert said.startswith("After task 2 AP is 28.6, more than the 28.2 of joint training") and "joint_epochs=8" in said
+    assert doubt.about_bounds(tasks[:2], [None, {"AP": 0.3}]) == []
+    assert doubt.about_bounds(tasks[:2], [{"AP": None}, None]) == []
+    assert doubt.about_bounds([{"all": {"AP": None}, "epochs": 1}], [{"AP": 0.3}]) == []
