@@ -126,11 +126,16 @@ def _page(plan: Plan, failed: Mapping[str, str], out: Path) -> Path:
 
 def show(plan: Plan, content: Mapping[str, Any], console: Console) -> None:
     """The tables and where the files are, for the terminal."""
+    from ciod.engine import doubt
+
     runs = [(r["label"], read_results(plan.out / r["folder"])) for r in content["runs"] if r["status"] == "finished"]
     if runs:
         width = console.width if console.is_terminal else 120  # a file has no edge
         for columns in (compared.SCORES, compared.REST):
             console.print(compared.comparison_table(runs, columns), width=width)
+    for label, results in runs:  # the runs have told their other warnings; their bounds are known only now
+        for sentence in doubt.about_bounds(results["tasks"], results["upper_bounds"]):
+            console.print(f"warning: {label}, seed {results['seed']}: {sentence}", markup=False, soft_wrap=True)
     many = f"mean ± standard deviation over {len(plan.seeds)} seeds; " if len(plan.seeds) > 1 else ""
     broken = [r for r in content["runs"] if r["status"] != "finished"]
     for r in broken:

@@ -66,10 +66,10 @@ def about_table(task: Task, table: APTable, found: Sequence[Detections]) -> list
     return said
 
 
-def about_bounds(tasks: Sequence[dict[str, Any]], bounds: Sequence[dict[str, float | None] | None]) -> list[str]:
+def about_bounds(tasks: Sequence[dict[str, Any]], bounds: Sequence[dict[str, float | None] | None] | None) -> list[str]:
     """Upper bounds that are none. ``tasks`` and ``bounds``: of results.json."""
     said = []
-    for number, (task, bound) in enumerate(zip(tasks, bounds, strict=True), 1):
+    for number, (task, bound) in enumerate(zip(tasks, bounds or []), 1):
         reached, joint = task["all"]["AP"], bound["AP"] if bound else None
         if reached is not None and joint is not None and reached > ABOVE * joint:
             epochs = sum(t["epochs"] for t in tasks[:number])

@@ -146,8 +146,7 @@ class Results:
         groups = [t["new_classes"] for t in self.content["tasks"]]
         upper = Upper.read(upper_bounds, groups) if upper_bounds and groups else None
         self.content["upper_bounds"] = None if upper is None else upper.tasks
-        if upper is not None:
-            self.warn(doubt.about_bounds(self.content["tasks"], upper.tasks))
+        self.warn(doubt.about_bounds(self.content["tasks"], self.content["upper_bounds"]))
         self._continual(upper)
 
     def _continual(self, upper: Upper | None) -> None:

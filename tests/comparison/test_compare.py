@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from safetensors.torch import load_file
 
 import ciod
-from ciod.comparison import schedule
+from ciod.comparison import outcome, schedule
 from ciod.errors import ConfigError
 
 from .conftest import ILYOLOX, SETTINGS, in_this_process
@@ -43,6 +47,19 @@ def table(out: Path) -> list[tuple]:
     return [
         tuple(v for k, v in row.items() if k not in ("seconds", "step_ratio", "memory")) for row in read(out)["by_seed"]
     ]
+
+
+def test_a_bound_that_is_none_is_told_with_the_table(compared, tmp_path):
+    shutil.copytree(compared, tmp_path / "a")
+    (run,) = [r for r in read(compared)["runs"] if r["label"] == "ilyolox"]
+    file = tmp_path / "a" / run["folder"] / "results.json"
+    results = json.loads(file.read_text())
+    results["tasks"][1]["all"]["AP"], results["upper_bounds"][1]["AP"] = 0.3, 0.2
+    file.write_text(json.dumps(results))
+    said = io.StringIO()
+    outcome.show(SimpleNamespace(out=tmp_path / "a", seeds=[0]), read(compared), Console(file=said))
+    assert "warning: ilyolox, seed 0: After task 2 AP is 30.0, more than the 20.0 of joint training" in said.getvalue()
+    assert "warning: finetune" not in said.getvalue()
 
 
 def test_files(compared):
