@@ -201,7 +201,10 @@ def _is_protocol(path: Path) -> bool:
 
 
 def _method(entry: Entry) -> dict[str, Any]:
-    return {"method.name": entry.name, **{f"method.{k}": v for k, v in entry.settings.items()}}
+    """An entry's settings by full key: of its method, or of the images it alone sees beside a task's own."""
+    extra = {k: v for k, v in entry.settings.items() if k.split(".")[0] in ("memory", "pool")}
+    own = {f"method.{k}": v for k, v in entry.settings.items() if k not in extra}
+    return {"method.name": entry.name, **own, **config.by_full_key(extra)}
 
 
 def _load(flat: dict[str, Any], out: Path, seed: int, problems: list[str]) -> Run | None:
@@ -274,8 +277,9 @@ class _Builder:
         return config.load(None, {**self.base, "seed": seed, "out": str(folder), **more})
 
     def _first(self, seed: int) -> Cell:
-        """Without old classes every method trains alike, so the plainest stands for all."""
-        run = self._settings(seed, self.cache, **{"method.name": "finetune"})
+        """Without old classes every method trains alike, so the plainest stands for all; memory and pool come later."""
+        base = {k: v for k, v in self.base.items() if k.split(".")[0] not in ("memory", "pool")}
+        run = config.load(None, {**base, "method.name": "finetune", "seed": seed, "out": str(self.cache)})
         facts = identity.facts(run, self.groups, self.data, device=self.device, first=True)
         folder = self.cache / f"first-{identity.key(facts)}"
         run = run.model_copy(update={"out": str(folder)})

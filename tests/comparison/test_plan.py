@@ -165,6 +165,32 @@ def test_what_only_later_tasks_need_shares_the_first(scenes, tmp_path, change):
     assert first_of(same).key == one.key and first_of(same).folder == one.folder
 
 
+def test_memory_and_pool_are_of_all_rows_or_of_one(scenes, tmp_path):
+    """The first task is there before both, and the same."""
+    pool = tmp_path / "pictures"
+    pool.mkdir()
+    rows = [
+        "finetune",
+        "ilyolox",
+        {"name": "ilyolox", "memory": 5, "memory.select": "herding"},
+        {"name": "ilyolox", "memory": {"size": 7, "labels": "completed"}},
+        {"name": "distill_pool", "pool": str(pool), "weight": 2},
+    ]
+    plain, mixed = build(scenes, tmp_path / "out"), build(scenes, tmp_path / "out", rows)
+    every = build(scenes, tmp_path / "out", "ilyolox,distill_pool", pool=str(pool), memory=5, **{"memory.share": 0.2})
+    assert first_of(plain).key == first_of(mixed).key == first_of(every).key
+    own = [c.settings for c in mixed.cells if c.kind == "run"]
+    assert [s.memory.size for s in own] == [0, 0, 5, 7, 0]
+    assert [s.memory.select for s in own[1:3]] == ["random", "herding"] and own[3].memory.labels == "completed"
+    assert [str(s.pool.folder) for s in own] == ["None"] * 4 + [str(pool)] and own[4].method["weight"] == 2
+    assert mixed.entries[2].label == "ilyolox (memory=5, memory.select=herding)"
+    assert all(c.settings.memory.size == 5 and c.settings.pool.folder for c in every.cells if c.kind == "run")
+    with pytest.raises(ConfigError, match=r"memory\.sise"):
+        build(scenes, tmp_path / "out", [{"name": "ilyolox", "memory.sise": 5}])
+    with pytest.raises(ConfigError, match="pool: finetune has no teacher"):
+        build(scenes, tmp_path / "out", [{"name": "finetune", "pool": str(pool)}])
+
+
 def test_the_data_is_part_of_the_key(scenes, tmp_path):
     from ciod.data import formats
 
