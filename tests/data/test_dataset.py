@@ -96,13 +96,15 @@ def test_an_item_is_a_function_of_seed_task_epoch_and_row(index):
     assert not same(items[0, 0], data_of(index, task=1)[0, 0])
 
 
-def test_an_item_leaves_the_global_generators_alone(index):
+def test_an_item_leaves_the_global_generators_alone(index, monkeypatch):
     torch.manual_seed(3)
+    gpus: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", gpus.append)
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
     data = data_of(index)
     for i in range(4):
         data[0, i]
-    assert torch.equal(torch.get_rng_state(), before[0])
+    assert torch.equal(torch.get_rng_state(), before[0]) and not gpus
     assert np.array_equal(np.random.get_state()[1], before[1]) and random.getstate() == before[2]  # noqa: NPY002
 
 
