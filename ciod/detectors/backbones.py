@@ -125,7 +125,8 @@ class ResNet(Backbone):
         wide = 1 if depth == 18 else 4
         self.channels = (128 * wide, 256 * wide, 512 * wide)
         self.pretrained = frozen or (bool(weights) and load_resnet(net, depth, str(weights)))
-        self.stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
+        # The largest of four is the same before ReLU and after it, with a quarter of the pixels for ReLU.
+        self.stem = nn.Sequential(net.conv1, net.bn1, net.maxpool, net.relu)
         self.stage1, self.stage2, self.stage3, self.stage4 = net.layer1, net.layer2, net.layer3, net.layer4
         self.hold()
 

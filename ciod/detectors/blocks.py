@@ -13,7 +13,7 @@ class ConvBN(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.03)
-        self.act = nn.SiLU(inplace=True)
+        self.act = nn.SiLU()  # in place it would copy its input, which the backward pass needs
         nn.init.kaiming_uniform_(self.conv.weight, a=5**0.5)
 
     def forward(self, x: Tensor) -> Tensor:

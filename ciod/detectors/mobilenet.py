@@ -33,7 +33,7 @@ class SameConv(nn.Module):
         self.kernel, self.stride = kernel, stride
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(outputs, eps=1e-3)
-        self.act = nn.ReLU6(inplace=True)
+        self.act = nn.ReLU6()  # in place it would copy its input, which the backward pass needs
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out")
 
     def forward(self, x: Tensor) -> Tensor:
