@@ -22,9 +22,9 @@ def optimizer(model: nn.Module, settings: Train, lr: float) -> torch.optim.Optim
         g["lr"] = lr * g["scale"]
     if settings.optimizer == "sgd":
         nesterov = settings.nesterov and settings.momentum > 0
-        return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum, nesterov=nesterov, foreach=True)
-    # foreach: hundreds of small tensors in a few calls; on a CPU PyTorch would take them one by one
-    return torch.optim.AdamW(groups, lr=lr, betas=(settings.momentum, 0.999), foreach=True)
+        return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum, nesterov=nesterov, fused=True)
+    # fused: hundreds of small tensors in one call, each read once; by default a CPU takes them one by one
+    return torch.optim.AdamW(groups, lr=lr, betas=(settings.momentum, 0.999), fused=True)
 
 
 def trunk_scales(model: nn.Module, settings: Train) -> list[tuple[nn.Module, float]]:
