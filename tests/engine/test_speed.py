@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ciod import detectors
 from ciod.config import Train
@@ -120,6 +120,30 @@ def test_channels_last_changes_rounding_only():
     weight = next(p for p in detector.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1)
     assert weight.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(before.logits, after.logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["yolox-nano", "yolox-mobilenet", "gfl-pico", "retinanet-r50"])
+def test_on_one_thread_pointwise_convolutions_leave_the_slow_way(name: str):
+    """PyTorch's name for it is ``_slow_conv2d``. Nothing but rounding changes, and no name of a weight."""
+    detector = grown(trained(name))
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+
+    def slow() -> tuple[int, Tensor]:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen, torch.no_grad():
+            logits = detector(images).logits
+        return sum(e.count for e in seen.key_averages() if e.key == "aten::_slow_conv2d_forward"), logits
+
+    threads, names = torch.get_num_threads(), list(detector.state_dict())
+    torch.set_num_threads(1)
+    try:
+        before, was = slow()
+        speed.lay_out(detector, Train())
+        after, now = slow()
+    finally:
+        torch.set_num_threads(threads)
+    assert before > 0 and after == 0
+    assert list(detector.state_dict()) == names
+    torch.testing.assert_close(was, now, rtol=1e-4, atol=1e-4)
 
 
 def test_peak_memory_is_of_this_process_and_not_of_its_parent():
