@@ -43,6 +43,9 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
     "teacher=folded": ({"teacher": "folded"}, EXACT, 1e-3),
     "teacher=bf16": ({"teacher": "bf16"}, EXACT, 0.05),
     "channels_last": ({"channels_last": True}, {"channels_last": False}, 1e-3),
+    "workers=2": ({"workers": 2}, {"workers": 0}, 0.0),
+    "picture_cache=disk": ({"picture_cache": "disk", "workers": 2}, {"picture_cache": "off"}, 0.0),
+    "presize": ({"presize": True}, {}, 0.1),
     "accumulate=4": ({"accumulate": 4}, {}, 1e-3),
     "compile": ({"compile": True}, {}, 1e-3),
     "teacher_stream": ({"teacher_stream": True}, {}, 1e-3),
@@ -65,7 +68,8 @@ class Losses:
 
 def first_task(folder: Path, args: Any) -> tuple[Path, Task]:
     """A model of the first task, and the second task."""
-    write_shapes(folder / "data", train=args.images, val=4, size=args.size)
+    # larger than they are shown, as photographs are: else presize would have nothing to do
+    write_shapes(folder / "data", train=args.images, val=4, size=4 * args.size)
     words = [f"data={folder / 'data'}", "split=6+4", f"detector={args.detector}", f"size={args.size}",
              f"batch={args.batch}", f"epochs={args.epochs}", "method=finetune", f"out={folder / 'first'}"]  # fmt: skip
     settings = config.load(None, words)
@@ -91,7 +95,15 @@ def trained(model: Path, task: Task, args: Any, given: dict[str, Any]) -> torch.
     method.attach(speed.student(detector, train, world), detector, teacher)
     transform = TrainTransform(Augment(), detector.input.size, detector.input.fill)
     loader = train_loader(
-        task.train, transform, batch=args.batch, seed=0, task=1, workers=0, pin=world.device.type == "cuda"
+        task.train,
+        transform,
+        batch=args.batch,
+        seed=0,
+        task=1,
+        workers=train.workers or 0,
+        pin=world.device.type == "cuda",
+        cache=train.picture_cache,
+        presize=train.presize,
     )
     log, epochs = Losses(), -(-args.steps // len(loader))
     reporter = Reporter(quiet=True)

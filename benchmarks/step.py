@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ from ciod import detectors, methods
 from ciod.config import Train
 from ciod.data.index import Index, empty_columns
 from ciod.data.scenario import Task
-from ciod.engine import optim, speed
+from ciod.engine import allocator, optim, speed
+from ciod.engine.distributed import World
 from ciod.types import Batch, Targets
 
 
@@ -46,15 +48,16 @@ def batch(images: int, size: int, classes: int, old: int, device: torch.device) 
 def stepper(name: str, args: argparse.Namespace, device: torch.device) -> Callable[[], None]:
     """One whole training step of method ``name`` on the second of two tasks."""
     torch.manual_seed(0)
-    train = Train(teacher=args.teacher, amp=args.amp, optimizer="sgd", lr=1e-4)
+    train = Train(teacher=args.teacher, amp=args.amp, share_frozen=args.share_frozen, optimizer="sgd", lr=1e-4)
     frozen = {"frozen": True} if args.detector.startswith("yolox-r") else {}
     known = tuple(f"class {i}" for i in range(args.old))
     detector = detectors.build(known, name=args.detector, size=args.size, backbone_weights=None, **frozen).to(device)
     for rows in detector.class_layers():  # a teacher that has something to say
         torch.nn.init.normal_(rows.tensor, 0, 0.2)
-    speed.lay_out(detector, train)
     method = methods.find(name)()
-    teacher = speed.cheap_teacher(detector, train) if method.uses_teacher else None
+    speed.prepare(detector, train, World(device=device))
+    still = speed.frozen_parts(detector) if train.share_frozen else 0
+    teacher = speed.cheap_teacher(detector, train, still=still) if method.uses_teacher else None
     new = tuple(f"class {i}" for i in range(args.old, args.classes))
     detector.grow(new)
     detector.train()
@@ -63,8 +66,11 @@ def stepper(name: str, args: argparse.Namespace, device: torch.device) -> Callab
     optimizer = optim.optimizer(detector, train, train.lr)
     data = batch(args.batch, args.size, args.classes, args.old, device)
     kind = speed.PRECISION.get(args.amp)
+    training = ExitStack()  # lasts as long as the step, which holds it
+    training.enter_context(speed.shared(detector, None if method.exact_teacher else teacher, train))
+    training.enter_context(allocator.keeping_freed(device))
 
-    def step() -> None:
+    def step(_: ExitStack = training) -> None:
         with torch.autocast(device.type, dtype=kind, enabled=kind is not None):
             losses = method.loss(data)
         optimizer.zero_grad(set_to_none=True)
@@ -88,6 +94,7 @@ def main() -> None:
         teacher="folded",
         amp="off",
     )
+    parse.add_argument("--share-frozen", action=argparse.BooleanOptionalAction, default=True)
     parse.add_argument("--memory-of", action="store_true", help=argparse.SUPPRESS)
     args = parse.parse_args()
     torch.set_num_threads(args.threads)

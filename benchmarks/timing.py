@@ -59,6 +59,57 @@ def peak_mb(module: str, argv: list[str]) -> float:
     return float(done.stdout.split()[-1])
 
 
+def serve(step: Callable[[], Any]) -> None:
+    """Makes a step for each line of standard input and prints its seconds and the peak MB so far, for ``apart``."""
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        seconds = interleaved({"step": step}, rounds=1, warm=0)["step"][0]
+        print(seconds, peak_memory_mb(), flush=True)
+
+
+def apart(
+    commands: Mapping[str, list[str]], *, rounds: int, warm: int = 2
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Median seconds a step, and peak MB, of alternatives that have a process each and take turns.
+
+    Args:
+        commands: arguments of ``python -m`` that end in ``serve``.
+
+    Raises:
+        RuntimeError: a process ended.
+    """
+    root = Path(__file__).parents[1]
+    pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": root}
+    running: dict[str, subprocess.Popen[str]] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    peak: dict[str, float] = {}
+    try:
+        for name, argv in commands.items():
+            running[name] = subprocess.Popen([sys.executable, "-m", *argv], **pipe)
+            _line(running[name], name)  # one after the other: what a process begins with disturbs nobody's steps
+        for i in range(warm + rounds):
+            for name, process in running.items():
+                assert process.stdin is not None
+                process.stdin.write("step\n")
+                process.stdin.flush()
+                value, peak[name] = map(float, _line(process, name).split())
+                if i >= warm:
+                    seconds[name].append(value)
+    finally:
+        for process in running.values():
+            process.kill()
+            process.communicate()
+    return medians(seconds), peak
+
+
+def _line(process: subprocess.Popen[str], name: str) -> str:
+    assert process.stdout is not None
+    found = process.stdout.readline()
+    if not found:
+        raise RuntimeError(f"The process of {name} ended with {process.wait()}.")
+    return found
+
+
 def against(
     base: str, seconds: Mapping[str, float], peak: Mapping[str, float], lines: list[str]
 ) -> dict[str, dict[str, float]]:

@@ -3,8 +3,8 @@
 A training step of ciod's YOLOX or GFL against MMDetection's own model of the same weights: forward, its own ``loss``,
 backward, optimiser; and MMDetection's model through ciod's adapter. ``mmdetection`` is as its own loop trains it, with
 the usual memory layout; ``mmdetection channels last`` has ciod's. ``--compile`` adds ciod's step with
-``train.compile=true``. Time as ratios from one interleaved run, and peak memory from a process of its own for each.
-Needs the extra mmdet (docs/mmdetection.md).
+``train.compile=true``. Each has a process of its own, with the memory, layout and optimiser it trains with; they take
+turns; time and peak memory as ratios. Needs the extra mmdet (docs/mmdetection.md).
 
     python -m benchmarks.vs_mmdet --detector gfl-r50 --size 640 --batch 8
 """
@@ -15,6 +15,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from benchmarks.step import batch
 from ciod import detectors
 from ciod.config import Train
 from ciod.detectors import weights
-from ciod.engine import optim, speed
+from ciod.engine import allocator, optim, speed
 from ciod.engine.distributed import World
 from ciod.inference import mmdet_file
 
@@ -45,15 +46,22 @@ def stepper(side: str, args: argparse.Namespace, device: torch.device) -> Callab
             detector = weights.load(f"mmdet:{written.config},{written.checkpoint}")
         detector.hold(False)
     detector.to(device).train()
-    settings = Train(optimizer="sgd", lr=1e-4, channels_last=side != "mmdetection", compile=side == COMPILED)
-    speed.lay_out(detector, settings)
+    settings = Train(optimizer="sgd", lr=1e-4, compile=side == COMPILED)
+    if side == LAST:
+        detector.to(memory_format=torch.channels_last)
+    elif side != "mmdetection":
+        speed.prepare(detector, settings, World(device=device))
     data = batch(args.batch, args.size, args.classes, 0, device)
+    optimizer: torch.optim.Optimizer
     if side in ("mmdetection", LAST):
         losses = own(detector, data, args.size)
+        # as MMEngine builds one
+        rates = {"lr": settings.lr, "momentum": settings.momentum, "weight_decay": settings.weight_decay}
+        optimizer = torch.optim.SGD(detector.parameters(), nesterov=settings.nesterov, **rates)
     else:
         forward = speed.student(detector, settings, World())
         losses = lambda: _losses(detector, forward, data)  # noqa: E731
-    optimizer = optim.optimizer(detector, settings, settings.lr)
+        optimizer = optim.optimizer(detector, settings, settings.lr)
 
     def step() -> None:
         found = losses()
@@ -89,18 +97,20 @@ def own(detector: Any, data: Any, size: int) -> Callable[[], list[torch.Tensor]]
 
 def main() -> None:
     parse = timing.parser(__doc__, detector="yolox-s", size=640, batch=8, classes=80, rounds=5)
-    parse.add_argument("--memory-of", choices=(*SIDES, COMPILED), help=argparse.SUPPRESS)
+    parse.add_argument("--serve", choices=(*SIDES, COMPILED), help=argparse.SUPPRESS)
     parse.add_argument("--compile", action="store_true")
     args = parse.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if args.memory_of:
-        timing.tell_peak(stepper(args.memory_of, args, device))
+    if args.serve:
+        ours = args.serve not in ("mmdetection", LAST)
+        with allocator.keeping_freed(device) if ours else nullcontext():
+            timing.serve(stepper(args.serve, args, device))
         return
     sides = (*SIDES, COMPILED) if args.compile else SIDES
-    seconds = timing.medians(timing.interleaved({s: stepper(s, args, device) for s in sides}, rounds=args.rounds))
     argv = timing.without(sys.argv[1:], ("--json", "--rounds"))
-    peak = {s: timing.peak_mb("benchmarks.vs_mmdet", [*argv, "--memory-of", s]) for s in sides}
+    commands = {s: ["benchmarks.vs_mmdet", *argv, "--serve", s] for s in sides}
+    seconds, peak = timing.apart(commands, rounds=args.rounds)
     lines = [f"{args.detector}, {args.size} px, batch {args.batch}, {args.classes} classes"]
     figures = timing.against("mmdetection", seconds, peak, lines)
     timing.tell(lines, {"settings": timing.settings(args), "sides": figures}, args.json)

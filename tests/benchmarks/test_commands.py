@@ -9,6 +9,8 @@ import math
 import pytest
 import torch
 
+from benchmarks import timing
+
 SMALL = {
     "evaluation": ["--images", "32", "--classes", "3", "--detections", "9", "--size", "64", "--batch", "16"],
     "head": ["--images", "2", "--size", "64", "--classes", "6", "--old", "3", "--objects", "2", "--rounds", "1"],
@@ -41,3 +43,16 @@ def test_it_runs(name, tmp_path, monkeypatch, capsys):
     found = numbers(json.loads(file.read_text(encoding="utf-8")))
     assert found and all(math.isfinite(n) for n in found)
     assert capsys.readouterr().out.strip()
+
+
+def test_processes_of_their_own_take_turns(tmp_path):
+    log = tmp_path / "log"
+    commands = {n: ["tests.benchmarks.served", str(log), n] for n in "ab"}
+    seconds, peak = timing.apart(commands, rounds=2, warm=1)
+    assert log.read_text(encoding="utf-8").split() == ["a", "b"] * 3
+    assert all(seconds[n] >= 0 and peak[n] > 10 for n in "ab")
+
+
+def test_a_process_that_ends_is_named():
+    with pytest.raises(RuntimeError, match="The process of broken ended with 3"):
+        timing.apart({"broken": ["tests.benchmarks.served", "fails"]}, rounds=1)
