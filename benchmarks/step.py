@@ -21,7 +21,7 @@ from ciod import detectors, methods
 from ciod.config import Train
 from ciod.data.index import Index, empty_columns
 from ciod.data.scenario import Task
-from ciod.engine import allocator, optim, speed
+from ciod.engine import optim, speed
 from ciod.engine.distributed import World
 from ciod.types import Batch, Targets
 
@@ -66,11 +66,10 @@ def stepper(name: str, args: argparse.Namespace, device: torch.device) -> Callab
     optimizer = optim.optimizer(detector, train, train.lr)
     data = batch(args.batch, args.size, args.classes, args.old, device)
     kind = speed.PRECISION.get(args.amp)
-    training = ExitStack()  # lasts as long as the step, which holds it
-    training.enter_context(speed.shared(detector, None if method.exact_teacher else teacher, train))
-    training.enter_context(allocator.keeping_freed(device))
+    sharing = ExitStack()  # lasts as long as the step, which holds it
+    sharing.enter_context(speed.shared(detector, None if method.exact_teacher else teacher, train))
 
-    def step(_: ExitStack = training) -> None:
+    def step(_: ExitStack = sharing) -> None:
         with torch.autocast(device.type, dtype=kind, enabled=kind is not None):
             losses = method.loss(data)
         optimizer.zero_grad(set_to_none=True)

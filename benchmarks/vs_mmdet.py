@@ -3,7 +3,7 @@
 A training step of ciod's YOLOX or GFL against MMDetection's own model of the same weights: forward, its own ``loss``,
 backward, optimiser; and MMDetection's model through ciod's adapter. ``mmdetection`` is as its own loop trains it, with
 the usual memory layout; ``mmdetection channels last`` has ciod's. ``--compile`` adds ciod's step with
-``train.compile=true``. Each has a process of its own, with the memory, layout and optimiser it trains with; they take
+``train.compile=true``. Each has a process of its own, with the layout and optimiser it trains with; they take
 turns; time and peak memory as ratios. Needs the extra mmdet (docs/mmdetection.md).
 
     python -m benchmarks.vs_mmdet --detector gfl-r50 --size 640 --batch 8
@@ -15,7 +15,6 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from benchmarks.step import batch
 from ciod import detectors
 from ciod.config import Train
 from ciod.detectors import weights
-from ciod.engine import allocator, optim, speed
+from ciod.engine import optim, speed
 from ciod.engine.distributed import World
 from ciod.inference import mmdet_file
 
@@ -103,9 +102,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if args.serve:
-        ours = args.serve not in ("mmdetection", LAST)
-        with allocator.keeping_freed(device) if ours else nullcontext():
-            timing.serve(stepper(args.serve, args, device))
+        timing.serve(stepper(args.serve, args, device))
         return
     sides = (*SIDES, COMPILED) if args.compile else SIDES
     argv = timing.without(sys.argv[1:], ("--json", "--rounds"))
