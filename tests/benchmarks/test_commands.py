@@ -16,7 +16,7 @@ SMALL = {
     "head": ["--images", "2", "--size", "64", "--classes", "6", "--old", "3", "--objects", "2", "--rounds", "1"],
     "loader": ["--images", "8", "--width", "64", "--height", "48", "--size", "64", "--batch", "4", "--workers", "1",
                "--detector", "yolox-pico"],
-    "options": ["--steps", "2", "--images", "8", "--epochs", "1", "--size", "64", "--batch", "4", "--only",
+    "options": ["--steps", "2", "--images", "16", "--epochs", "40", "--size", "64", "--batch", "4", "--only",
                 "channels_last"],
     "step": ["--detector", "yolox-pico", "--size", "64", "--batch", "2", "--classes", "4", "--old", "2",
              "--rounds", "1", "--methods", "lwf"],
@@ -43,6 +43,13 @@ def test_it_runs(name, tmp_path, monkeypatch, capsys):
     found = numbers(json.loads(file.read_text(encoding="utf-8")))
     assert found and all(math.isfinite(n) for n in found)
     assert capsys.readouterr().out.strip()
+
+
+def test_options_compared_on_a_teacher_that_teaches_nothing(monkeypatch):
+    words = ["options", *SMALL["options"], "--epochs", "1", "--threads", str(torch.get_num_threads())]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit, match="Nothing was learnt from the teacher"):
+        importlib.import_module("benchmarks.options").main()
 
 
 def test_processes_of_their_own_take_turns(tmp_path):
