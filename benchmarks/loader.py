@@ -73,7 +73,7 @@ def main() -> None:
     parse = timing.parser(
         __doc__, images=96, width=640, height=480, size=416, batch=16, detector="yolox-nano", workers=2
     )
-    parse.set_defaults(classes=80, old=40, teacher="folded", amp="off", share_frozen=True)
+    parse.set_defaults(classes=80, old=40, teacher="folded", amp="off", share_frozen=True, kept=94)
     args = parse.parse_args()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
