@@ -57,6 +57,11 @@ class Extra:
         """What was wrong with the pool, a line a kind."""
         return self.pool.problems.lines() if self.pool is not None else []
 
+    def images(self, task: Task) -> dict[str, int]:
+        """How many images there are beside the task's own, for ``results.json``."""
+        sources = {"memory_images": self.memory, "pool_images": self.pool}
+        return {k: len(v) if task.index and v is not None else 0 for k, v in sources.items()}
+
     def mixture(self, task: Task, classes: int) -> Mixture | None:
         """What ``task`` trains on; None: its own images alone.
 

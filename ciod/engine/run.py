@@ -227,7 +227,8 @@ class Runner:
         self._warn(said)
         seconds = done["seconds"] + (resuming["seconds"] if resuming else 0.0)
         epochs = self.epochs(task.index)
-        self.results.add(task, table, steps=done["steps"], epochs=epochs, seconds=seconds, warnings=said)
+        facts = {"steps": done["steps"], "epochs": epochs, "seconds": seconds, "warnings": said}
+        self.results.add(task, table, **self.extra.images(task), **facts)
         self.results.warn(self.warnings)
         detector.lineage = [*detector.lineage, self._lineage(task)]
         if self.world.main:

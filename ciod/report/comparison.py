@@ -14,7 +14,7 @@ from ciod.report import compared_plots, paired, published
 from ciod.report.compared import PAGE, best_cells, cell, comparison_cells, comparison_rows, deviation
 from ciod.report.log import atomic_write
 from ciod.report.page import data_url, environment, examples, read_results, svg, unbroken
-from ciod.report.summary import Runs, ap_rows, class_order, done, is_joint, mean, percent, verdict
+from ciod.report.summary import Runs, ap_rows, beside, class_order, done, is_joint, mean, percent, verdict
 
 Folders = Mapping[str, "Path | Sequence[Path]"]
 
@@ -69,6 +69,7 @@ def _content(listed: list[tuple[str, Path]], runs: Runs, out: Path, about: About
     first: dict[str, Path] = {}
     for name, folder in listed:
         first.setdefault(name, folder)
+    example = dict(reversed(runs))  # the first seed of each
     several = any(row["seeds"] > 1 for row in rows)
     return {
         "title": " · ".join(["Comparison", *([str(scenario["name"])] if scenario.get("name") else [])]),
@@ -80,6 +81,7 @@ def _content(listed: list[tuple[str, Path]], runs: Runs, out: Path, about: About
                 "unfinished": row["unfinished"],
                 "joint": row["joint"],
                 "seeds": row["seeds"],
+                "beside": beside(example[row["name"]]),
                 "cells": [
                     (*_parts(c), (i, k) in best) for k, c in zip(PAGE, comparison_cells(row, PAGE)[1:], strict=True)
                 ],
@@ -96,7 +98,7 @@ def _content(listed: list[tuple[str, Path]], runs: Runs, out: Path, about: About
         ],
         "failures": about.failures,
         "warnings": [*about.warnings, *_warnings(runs)],
-        "verdicts": [(n, unbroken(verdict(r))) for n, r in dict(reversed(runs)).items()][::-1],
+        "verdicts": [(n, unbroken(verdict(r))) for n, r in example.items()][::-1],
         "curves": svg(compared_plots.curves(runs)),
         "bars": svg(compared_plots.bars(runs)) if len(rows) <= 12 else "",
         "classes": _classes(runs),

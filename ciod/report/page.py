@@ -22,6 +22,7 @@ from ciod.report.log import METRICS, atomic_write, read_metrics
 from ciod.report.summary import (
     Results,
     agreement,
+    beside,
     changes,
     count,
     done,
@@ -240,7 +241,8 @@ def _protocol(results: Results) -> list[str]:
         lines.append(f"{count(sum(split), 'class')} arrive in {len(split)} tasks: {steps}.")
     if len(done(results)) > 4:
         hidden = sum(t.get("hidden_boxes") or 0 for t in done(results))
-        return [*lines, f"{count(hidden, 'box')} of old classes stayed hidden in the training images, as listed above."]
+        lines.append(f"{count(hidden, 'box')} of old classes stayed hidden in the training images, as listed above.")
+        return [*lines, *(f"The last task also saw {also}." for also in [beside(results)] if also)]
     for i, task in enumerate(done(results), 1):
         if task.get("train_images") is None or task.get("train_boxes") is None:
             continue
@@ -249,6 +251,8 @@ def _protocol(results: Results) -> list[str]:
         hidden = [f"{count(n, 'box')} of {kind} classes" for kind, n in kinds if n]
         other = f"; {' and '.join(hidden)} in them stayed hidden" if hidden else ""
         lines.append(f"Task {i} trained on {seen}{other}.")
+        if also := beside(results, i - 1):
+            lines.append(f"Beside them it saw {also}.")
     return lines
 
 

@@ -49,6 +49,8 @@ class Task(_Loose):
     train_boxes: Count = None
     hidden_boxes: Count = None
     future_boxes: Count = None
+    memory_images: Count = None
+    pool_images: Count = None
     test_images: Count = None
     steps: Count = None
     epochs: Count = None

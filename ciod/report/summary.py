@@ -67,6 +67,13 @@ def done(results: Results) -> list[Mapping[str, Any]]:
     return list(results.get("tasks") or [])
 
 
+def beside(results: Results, task: int = -1) -> str:
+    """What a task saw beside its own images, such as "50 images of earlier tasks"; "" for nothing."""
+    kinds = {"memory_images": ("image", "of earlier tasks"), "pool_images": ("picture", "of a pool, without labels")}
+    found = (done(results) or [{}])[task]
+    return " and ".join(f"{count(n, noun)} {which}" for k, (noun, which) in kinds.items() if (n := found.get(k)))
+
+
 def planned(results: Results) -> int:
     """How many tasks the scenario has."""
     scenario = results.get("scenario") or {}

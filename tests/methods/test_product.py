@@ -205,3 +205,5 @@ def test_memory_and_pool_with_a_method_that_knows_nothing_of_them(kind, data, fi
     assert logged and all(torch.tensor(v).isfinite() for step in logged for v in step.values())
     state = checkpoint.load_state(out / "last" / "state.pt")
     assert state is not None and bool(state["memory"]) == (kind != "pool")
+    counted = [(t["memory_images"], t["pool_images"]) for t in json.loads((out / "results.json").read_text())["tasks"]]
+    assert counted[0] == (0, 0) and [n > 0 for n in counted[1]] == [kind != "pool", kind in ("pool", "both")]

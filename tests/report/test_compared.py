@@ -136,6 +136,13 @@ def test_page_with_the_literature(tmp_path: Path) -> None:
     assert "no ranking" in literature and "Deformable DETR" in literature and "vision-language" in literature
 
 
+def test_rows_that_saw_more_images_say_so(tmp_path: Path) -> None:
+    plain, more = run(0, 0.3), run(0, 0.4)
+    more["tasks"][-1]["memory_images"] = 50
+    folders = {n: fake.write_run(tmp_path / n, r) for n, r in (("plain", plain), ("more", more))}
+    assert Page(write_comparison(folders, tmp_path / "c.html")).text.count("also saw 50 images of earlier tasks") == 1
+
+
 def test_everything_failed(tmp_path: Path) -> None:
     page = Page(write_comparison({}, tmp_path / "c.html", About(failures=[("a-seed0", "no room")])))
     assert "One run failed" in page.text

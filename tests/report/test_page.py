@@ -91,6 +91,17 @@ def test_report_has_everything_in_order(tmp_path: Path) -> None:
     assert sum(link.startswith("data:image/jpeg;base64,") for link in page.links) == 1
 
 
+def test_what_a_task_saw_beside_its_own_images(tmp_path: Path) -> None:
+    found = fake.results((4, 2))
+    assert "Beside them" not in Page(write_report(fake.write_run(tmp_path / "plain", found))).text
+    found["tasks"][1] |= {"memory_images": 1, "pool_images": 4952}
+    text = Page(write_report(fake.write_run(tmp_path / "both", found))).text
+    assert text.count("Beside them it saw 1 image of earlier tasks and 4,952 pictures of a pool, without labels.") == 1
+    many = fake.results((1, 1, 1, 1, 1))
+    many["tasks"][4]["memory_images"] = 50
+    assert "The last task also saw 50 images" in Page(write_report(fake.write_run(tmp_path / "many", many))).text
+
+
 def test_self_contained(tmp_path: Path) -> None:
     fake.write_run(tmp_path, fake.results((4, 2)))
     picture(tmp_path / "task-2" / "examples" / "a.png")
