@@ -93,8 +93,8 @@ def main() -> None:
             name: rate(index, args.size, args.batch, workers, cache, presize=presize)
             for name, (workers, cache, presize) in kinds.items()
         }
-    step = stepper("finetune", args, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    network = args.batch / timing.medians(timing.interleaved({"step": step}, rounds=3))["step"]
+    with stepper("finetune", args, torch.device("cuda" if torch.cuda.is_available() else "cpu")) as step:
+        network = args.batch / timing.medians(timing.interleaved({"step": step}, rounds=3))["step"]
     lines = [f"{args.width}×{args.height} JPEG → {args.size} px; {args.detector} takes {network:.0f} images/s"]
     lines += [f"{name:27s} {value:6.0f} images/s  × {value / network:.2f}" for name, value in figures.items()]
     timing.tell(lines, {"images_per_second": figures, "network": network}, args.json)

@@ -114,7 +114,7 @@ def trained(model: Path, task: Task, args: Any, given: dict[str, Any]) -> torch.
     with speed.shared(detector, teacher, train):
         fit.run()
     for name, values in {"the teacher": log.taught, "the new boxes": log.learnt}.items():
-        if not statistics.median(values) > 0:  # selection and matching are steps where rounding may decide
+        if not statistics.median(values) > 0:  # a single batch may well have nothing to teach
             raise SystemExit(f"Nothing was learnt from {name}: train the teacher longer (--epochs, --images).")
     return torch.tensor(log.sums[: args.steps], dtype=torch.float64)
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -82,7 +82,8 @@ def awaken(detector: Detector, data: Batch, wanted: int) -> int:
     return kept(high)
 
 
-def stepper(name: str, args: argparse.Namespace, device: torch.device) -> Callable[[], None]:
+@contextmanager
+def stepper(name: str, args: argparse.Namespace, device: torch.device) -> Iterator[Callable[[], None]]:
     """One whole training step of method ``name`` on the second of two tasks."""
     torch.manual_seed(0)
     train = Train(teacher=args.teacher, amp=args.amp, share_frozen=args.share_frozen, optimizer="sgd", lr=1e-4)
@@ -102,10 +103,8 @@ def stepper(name: str, args: argparse.Namespace, device: torch.device) -> Callab
     method.begin_task(task(known, new))
     optimizer = optim.optimizer(detector, train, train.lr)
     kind = speed.PRECISION.get(args.amp)
-    sharing = ExitStack()  # lasts as long as the step, which holds it
-    sharing.enter_context(speed.shared(detector, None if method.exact_teacher else teacher, train))
 
-    def step(_: ExitStack = sharing) -> None:
+    def step() -> None:
         with torch.autocast(device.type, dtype=kind, enabled=kind is not None):
             losses = method.loss(data)
         optimizer.zero_grad(set_to_none=True)
@@ -113,7 +112,8 @@ def stepper(name: str, args: argparse.Namespace, device: torch.device) -> Callab
         method.before_step()
         optimizer.step()
 
-    return step
+    with speed.shared(detector, None if method.exact_teacher else teacher, train):
+        yield step
 
 
 def main() -> None:
@@ -136,13 +136,15 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if args.memory_of:
-        timing.tell_peak(stepper(args.methods, args, device))
+        with stepper(args.methods, args, device) as step:
+            timing.tell_peak(step)
         return
     traits = detectors.traits(args.detector)
     asked = args.methods.split(",") if args.methods else methods.available()
     names = [n for n in asked if n not in ("finetune", "joint") and methods.find(n).needs <= traits]
-    steps = {n: stepper(n, args, device) for n in ("finetune", *names)}
-    seconds = timing.medians(timing.interleaved(steps, rounds=args.rounds))
+    with ExitStack() as stack:
+        steps = {n: stack.enter_context(stepper(n, args, device)) for n in ("finetune", *names)}
+        seconds = timing.medians(timing.interleaved(steps, rounds=args.rounds))
     argv = timing.without(sys.argv[1:], ("--methods", "--json", "--rounds"))
     peak = {n: timing.peak_mb("benchmarks.step", [*argv, "--methods", n, "--memory-of"]) for n in steps}
     lines = [f"{args.detector}, {args.size} px, batch {args.batch}, {args.classes} classes, teacher {args.teacher}"]

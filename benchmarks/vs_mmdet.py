@@ -29,7 +29,8 @@ from ciod.engine.distributed import World
 from ciod.inference import mmdet_file
 
 LAST = "mmdetection channels last"
-SIDES = ("ciod", "adapter", "mmdetection", LAST)
+THEIRS = ("mmdetection", LAST)
+SIDES = ("ciod", "adapter", *THEIRS)
 COMPILED = "ciod compiled"
 
 
@@ -46,19 +47,18 @@ def stepper(side: str, args: argparse.Namespace, device: torch.device) -> Callab
         detector.hold(False)
     detector.to(device).train()
     settings = Train(optimizer="sgd", lr=1e-4, compile=side == COMPILED)
-    if side == LAST:
-        detector.to(memory_format=torch.channels_last)
-    elif side != "mmdetection":
-        speed.prepare(detector, settings, World(device=device))
     data = batch(args.batch, args.size, args.classes, 0, device)
     optimizer: torch.optim.Optimizer
-    if side in ("mmdetection", LAST):
+    if side in THEIRS:
+        if side == LAST:
+            detector.to(memory_format=torch.channels_last)
         losses = own(detector, data, args.size)
         # as MMEngine builds one
         rates = {"lr": settings.lr, "momentum": settings.momentum, "weight_decay": settings.weight_decay}
         optimizer = torch.optim.SGD(detector.parameters(), nesterov=settings.nesterov, **rates)
     else:
-        forward = speed.student(detector, settings, World())
+        speed.prepare(detector, settings, World(device=device))
+        forward = speed.student(detector, settings, World(device=device))
         losses = lambda: _losses(detector, forward, data)  # noqa: E731
         optimizer = optim.optimizer(detector, settings, settings.lr)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -96,32 +98,28 @@ def test_a_folder_that_is_no_data_set(tmp_path):
         load(None, [f"data={tmp_path}"])
 
 
+def mine(folder: Path, line: str) -> str:
+    """The word for a method from a file, with a line of its class."""
+    file = folder / "mine.py"
+    file.write_text(f"from ciod.methods.method import Method\n\nclass Mine(Method):\n    {line}\n")
+    return f"method={file}:Mine"
+
+
 def test_a_method_that_needs_what_the_detector_lacks(tmp_path, data):
-    (tmp_path / "mine.py").write_text(
-        "from ciod.methods.method import Method\n\n"
-        "class Mine(Method):\n"
-        "    needs = frozenset({'box_distribution', 'dense'})\n"
-    )
-    words = [f"data={data}", f"method={tmp_path / 'mine.py'}:Mine"]
+    words = [f"data={data}", mine(tmp_path, "needs = frozenset({'box_distribution', 'dense'})")]
     with pytest.raises(ConfigError, match="needs a detector with box_distribution, which yolox-nano does not have"):
         load(None, words)
 
 
 def test_settings_of_a_method_from_a_file(tmp_path, data):
-    (tmp_path / "mine.py").write_text(
-        "from ciod.methods.method import Method\n\nclass Mine(Method):\n    share: float = 0.5\n"
-    )
-    words = [f"data={data}", f"method={tmp_path / 'mine.py'}:Mine"]
+    words = [f"data={data}", mine(tmp_path, "share: float = 0.5")]
     assert load(None, [*words, "method.share=0.25"]).method["share"] == 0.25
     with pytest.raises(ConfigError, match=r"method\.shar: there is no such setting; did you mean 'share'"):
         load(None, [*words, "method.shar=1"])
 
 
 def test_a_method_from_a_file_that_needs_a_setting(tmp_path, data):
-    (tmp_path / "mine.py").write_text(
-        "from ciod.methods.method import Method\n\nclass Mine(Method):\n    share: float\n"
-    )
-    words = [f"data={data}", f"method={tmp_path / 'mine.py'}:Mine"]
+    words = [f"data={data}", mine(tmp_path, "share: float")]
     assert load(None, [*words, "method.share=0.25"]).method["share"] == 0.25
     with pytest.raises(ConfigError, match=r"^method\.share"):
         load(None, words)

@@ -28,6 +28,9 @@ _OWN = {
     "resume": "an interrupted comparison goes on when the command is repeated",
 }
 
+# Sections of settings that single rows may have too: images that are seen beside a task's own, from the second task on.
+_BESIDE = ("memory", "pool")
+
 
 @dataclass
 class Cell:
@@ -201,10 +204,10 @@ def _is_protocol(path: Path) -> bool:
 
 
 def _method(entry: Entry) -> dict[str, Any]:
-    """An entry's settings by full key: of its method, or of the images it alone sees beside a task's own."""
-    extra = {k: v for k, v in entry.settings.items() if k.split(".")[0] in ("memory", "pool")}
-    own = {f"method.{k}": v for k, v in entry.settings.items() if k not in extra}
-    return {"method.name": entry.name, **own, **config.by_full_key(extra)}
+    """An entry's settings by full key."""
+    beside = {k: v for k, v in entry.settings.items() if k.split(".")[0] in _BESIDE}
+    own = {f"method.{k}": v for k, v in entry.settings.items() if k not in beside}
+    return {"method.name": entry.name, **own, **config.by_full_key(beside)}
 
 
 def _load(flat: dict[str, Any], out: Path, seed: int, problems: list[str]) -> Run | None:
@@ -277,8 +280,8 @@ class _Builder:
         return config.load(None, {**self.base, "seed": seed, "out": str(folder), **more})
 
     def _first(self, seed: int) -> Cell:
-        """Without old classes every method trains alike, so the plainest stands for all; memory and pool come later."""
-        base = {k: v for k, v in self.base.items() if k.split(".")[0] not in ("memory", "pool")}
+        """Without old classes every method trains alike, so the plainest stands for all."""
+        base = {k: v for k, v in self.base.items() if k.split(".")[0] not in _BESIDE}
         run = config.load(None, {**base, "method.name": "finetune", "seed": seed, "out": str(self.cache)})
         facts = identity.facts(run, self.groups, self.data, device=self.device, first=True)
         folder = self.cache / f"first-{identity.key(facts)}"

@@ -125,7 +125,7 @@ class ResNet(Backbone):
         wide = 1 if depth == 18 else 4
         self.channels = (128 * wide, 256 * wide, 512 * wide)
         self.pretrained = frozen or (bool(weights) and load_resnet(net, depth, str(weights)))
-        # The largest of four is the same before ReLU and after it, with a quarter of the pixels for ReLU.
+        # ReLU keeps the order of pixels, so that pooling may come first: it leaves ReLU a quarter of them.
         self.stem = nn.Sequential(net.conv1, net.bn1, net.maxpool, net.relu)
         self.stage1, self.stage2, self.stage3, self.stage4 = net.layer1, net.layer2, net.layer3, net.layer4
         self.hold()
