@@ -10,6 +10,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ciod.errors import CiodError, did_you_mean
 from ciod.files import is_file, is_folder
@@ -128,10 +129,12 @@ def _methods() -> Table:
 
     rows = fits()
     families = list(next(iter(rows.values())))
-    table = _table("method", *families, "what it does", "paper")
+    table = _table("method", *families, "what it does, and the paper")
     for method, row in rows.items():
-        cls = methods.find(method)
-        table.add_row(method, *("✓" if row[f] else "–" for f in families), _summary(method), cls.paper or "—")
+        said = Text(_summary(method))
+        if paper := methods.find(method).paper:
+            said.append(f"  {paper}", style="dim")
+        table.add_row(method, *("✓" if row[f] else "–" for f in families), said)
     return table
 
 

@@ -17,7 +17,7 @@ Width = Annotated[int, Field(ge=0)]
 
 
 class FreezeBranch(Method):
-    """Freezes everything that was there; new classes get a small head of their own a level (``detectors.branch``)."""
+    """Freezes everything that was there; new classes get a small head of their own a level."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"dense", "branches"})
     uses_teacher: ClassVar[bool] = False

@@ -39,7 +39,11 @@ class Pairs(NamedTuple):
 
 
 class ILYOLOX(Method):
-    """CRS + CKD on a dense detector. Without objectness a position's score is its class probability."""
+    """Teaches where the teacher is sure, and what overlaps that well (CRS); of a position's class and box loss the one
+    with the larger error weighs more (CKD).
+
+    Without objectness a position's score is its class probability.
+    """
 
     needs: ClassVar[frozenset[str]] = frozenset({"dense"})
     paper: ClassVar[str] = "Center Resampling and Collaborative Knowledge Distillation (ilYOLOX), 2022"
