@@ -14,6 +14,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ciod.garbage import uncollected
+
 if TYPE_CHECKING:  # for editors and type checkers; at run time see __getattr__
     from ciod.api import evaluate, extend, train
     from ciod.comparison import compare
@@ -64,7 +66,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
-        return getattr(importlib.import_module(_WHERE[name]), name)
+        with uncollected():
+            return getattr(importlib.import_module(_WHERE[name]), name)
     raise AttributeError(f"module 'ciod' has no attribute '{name}'")
 
 

@@ -7,16 +7,21 @@ Heavy imports happen inside the commands, so that ``ciod --help`` answers at onc
 
 from __future__ import annotations
 
+import atexit
+import gc
+import importlib
 import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
+from typer.core import TyperCommand
 
 from ciod.errors import CiodError, ConfigError
+from ciod.garbage import uncollected
 
 app = typer.Typer(
     add_completion=False,
@@ -47,6 +52,15 @@ def _main(
     del version
 
 
+class Heavy(TyperCommand):
+    """A command that needs PyTorch, which is imported when it runs."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with uncollected():
+            importlib.import_module("torchvision")
+        return super().invoke(ctx)
+
+
 Words = Annotated[Optional[list[str]], typer.Argument(metavar="[key=value]...", show_default=False)]  # noqa: UP045
 
 
@@ -60,7 +74,7 @@ def _interruptible(then: str = "run the same command again to go on from the las
         raise typer.Exit(130) from None
 
 
-@app.command()
+@app.command(cls=Heavy)
 def train(
     words: Words = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained, and stop.")] = False,
@@ -96,7 +110,7 @@ def train(
         run(settings)
 
 
-@app.command()
+@app.command(cls=Heavy)
 def compare(
     words: Words = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained, and stop.")] = False,
@@ -130,7 +144,7 @@ def compare(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=Heavy)
 def extend(
     model: Annotated[str, typer.Argument(help="A ciod model, or a checkpoint of YOLOX, GFL or MMDetection.")],
     words: Words = None,
@@ -157,7 +171,7 @@ def extend(
         run(chosen)
 
 
-@app.command("eval")
+@app.command("eval", cls=Heavy)
 def evaluate(
     model: Annotated[str, typer.Argument(help="A ciod model, or a checkpoint of YOLOX, GFL or MMDetection.")],
     words: Words = None,
@@ -190,7 +204,7 @@ def evaluate(
         write_json(Path(target), {"per_class": scored.table.per_class, "overall": scored.table.overall})
 
 
-@app.command()
+@app.command(cls=Heavy)
 def predict(
     model: Annotated[str, typer.Argument(help="A ciod model, or a checkpoint of YOLOX, GFL or MMDetection.")],
     words: Words = None,
@@ -242,7 +256,7 @@ def predict(
     typer.echo(f"{done} {'file' if done == 1 else 'files'} → {job.out}")
 
 
-@app.command()
+@app.command(cls=Heavy)
 def export(
     model: Annotated[str, typer.Argument(help="A ciod model, or a checkpoint of YOLOX, GFL or MMDetection.")],
     words: Words = None,
@@ -301,7 +315,7 @@ def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> Non
     typer.echo(f"report: {page}")
 
 
-@app.command()
+@app.command(cls=Heavy)
 def demo(words: Words = None) -> None:
     """Learn six shapes, then four more: fine-tuning, ilYOLOX and joint training side by side, in minutes.
 
@@ -316,7 +330,7 @@ def demo(words: Words = None) -> None:
         run(Path(flat.pop("out", "demo")), **flat)
 
 
-@app.command()
+@app.command(cls=Heavy)
 def data(
     name: Annotated[str, typer.Argument(help="coco (2017) or voc (2007).")],
     words: Words = None,
@@ -337,7 +351,7 @@ def data(
         download.run(name, flat.get("out"), mirror=flat.get("mirror"), keep=flat.get("keep", False), say=typer.echo)
 
 
-@app.command("list")
+@app.command("list", cls=Heavy)
 def list_(
     what: Annotated[
         str,
@@ -366,6 +380,7 @@ def list_(
 
 def main() -> None:
     """Entry point: a CiodError is one sentence and exit code 2, never a traceback."""
+    atexit.register(gc.freeze)  # a process that ends has no use for a last search, of half a second
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name need not be text

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from ciod.data.columns import Check, Columns, count, number, size_of, to_index, 
 from ciod.data.index import Index, Problems
 from ciod.data.layout import Files, Layout, Part, child, split_in_name, split_of_name, subfolders
 from ciod.errors import DataError
+from ciod.garbage import uncollected
 
 LOOKED_FOR = "COCO: train.json, annotations/instances_train2017.json or train/_annotations.coco.json"
 _NOT_BOXES = {"captions", "panoptic", "stuff", "info", "results", "predictions", "keypoints", "detections"}
@@ -164,7 +163,7 @@ def class_names(part: Part) -> tuple[str, ...]:
 def _load(path: Path) -> dict[str, Any]:
     try:
         raw = path.read_bytes()
-        with _no_gc():
+        with uncollected():
             try:
                 content = json.loads(_POLYGONS.sub(b'"segmentation":[]', raw))
             except json.JSONDecodeError:
@@ -183,18 +182,6 @@ def _load(path: Path) -> dict[str, Any]:
             has = ", ".join(content) or "nothing"
             raise DataError(f"{path} is not COCO: its key '{key}' {state}; it has {has}.")
     return content
-
-
-@contextmanager
-def _no_gc() -> Iterator[None]:
-    """Millions of fresh dicts make the garbage collector scan them again and again: half the time of parsing."""
-    on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if on:
-            gc.enable()
 
 
 def _key(value: Any) -> _Key:

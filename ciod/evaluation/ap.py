@@ -5,15 +5,14 @@ Data set ids appear here and in ``data.formats`` only: detections meet the truth
 
 from __future__ import annotations
 
-import contextlib
-import gc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ciod.data.index import Index
+from ciod.garbage import uncollected
 from ciod.types import Detections
 
 PER_CLASS = ("AP", "AP50", "AP75")
@@ -77,7 +76,7 @@ def coco_ap(
     names = tuple(dict.fromkeys(truth.class_names if classes is None else classes))
     if not names or not len(truth):  # the evaluator cannot be built on nothing
         return _table(names, np.full((10, 101, len(names), 4), -1.0))
-    with _collector_off():
+    with uncollected():
         precision = _precision(detections, truth, names, max_detections)
     return _table(names, precision)
 
@@ -86,18 +85,6 @@ def _positions(have: Sequence[str], names: Sequence[str]) -> np.ndarray:
     """[len(have)] int64: category id (1-based place in ``names``) of each class; 0 = not scored."""
     where = {n: i for i, n in enumerate(names, 1)}
     return np.array([where.get(n, 0) for n in have], dtype=np.int64)
-
-
-@contextlib.contextmanager
-def _collector_off() -> Iterator[None]:
-    """Half a million small dicts make no cycles, but looking for them is a third of the time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _rows(
