@@ -45,6 +45,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
     "teacher=folded": ({"teacher": "folded"}, EXACT, 1e-3),
     "teacher=bf16": ({"teacher": "bf16"}, EXACT, 0.05),
     "channels_last": ({"channels_last": True}, {"channels_last": False}, 1e-3),
+    "keep_freed": ({"keep_freed": True}, {}, 0.0),
     "workers=2": ({"workers": 2}, {"workers": 0}, 0.0),
     "picture_cache=disk": ({"picture_cache": "disk", "workers": 2}, {"picture_cache": "off"}, 0.0),
     "presize": ({"presize": True}, {}, 0.1),

@@ -118,7 +118,7 @@ def against(
     for name, value in seconds.items():
         ratio, room = value / seconds[base], peak[name] / peak[base]
         figures[name] = {"seconds": value, "ratio": ratio, "peak_mb": peak[name], "memory_ratio": room}
-        lines.append(f"  {name:14s} {value:7.3f} s  × {ratio:.3f}   {peak[name]:7.0f} MB  × {room:.3f}")
+        lines.append(f"  {name:25s} {value:7.3f} s  × {ratio:.3f}   {peak[name]:7.0f} MB  × {room:.3f}")
     return figures
 
 

@@ -3,8 +3,9 @@
 A training step of ciod's YOLOX or GFL against MMDetection's own model of the same weights: forward, its own ``loss``,
 backward, optimiser; and MMDetection's model through ciod's adapter. ``mmdetection`` is as its own loop trains it, with
 the usual memory layout; ``mmdetection channels last`` has ciod's. ``--compile`` adds ciod's step with
-``train.compile=true``. Each has a process of its own, with the layout and optimiser it trains with; they take
-turns; time and peak memory as ratios. Needs the extra mmdet (docs/mmdetection.md).
+``train.compile=true``, ``--keep-freed`` both with what ``train.keep_freed=true`` does. Each has a process of its own,
+with the layout and optimiser it trains with; they take turns; time and peak memory as ratios. Needs the extra mmdet
+(docs/mmdetection.md).
 
     python -m benchmarks.vs_mmdet --detector gfl-r50 --size 640 --batch 8
 """
@@ -24,7 +25,7 @@ from benchmarks.step import batch
 from ciod import detectors
 from ciod.config import Train
 from ciod.detectors import weights
-from ciod.engine import optim, speed
+from ciod.engine import allocator, optim, speed
 from ciod.engine.distributed import World
 from ciod.inference import mmdet_file
 
@@ -32,6 +33,7 @@ LAST = "mmdetection channels last"
 THEIRS = ("mmdetection", LAST)
 SIDES = ("ciod", "adapter", *THEIRS)
 COMPILED = "ciod compiled"
+KEPT = " keeping freed"
 
 
 def stepper(side: str, args: argparse.Namespace, device: torch.device) -> Callable[[], None]:
@@ -96,15 +98,17 @@ def own(detector: Any, data: Any, size: int) -> Callable[[], list[torch.Tensor]]
 
 def main() -> None:
     parse = timing.parser(__doc__, detector="yolox-s", size=640, batch=8, classes=80, rounds=5)
-    parse.add_argument("--serve", choices=(*SIDES, COMPILED), help=argparse.SUPPRESS)
+    parse.add_argument("--serve", help=argparse.SUPPRESS)
     parse.add_argument("--compile", action="store_true")
+    parse.add_argument("--keep-freed", action="store_true")
     args = parse.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if args.serve:
-        timing.serve(stepper(args.serve, args, device))
+        with allocator.keeping_freed(device, wanted=args.serve.endswith(KEPT)):
+            timing.serve(stepper(args.serve.removesuffix(KEPT), args, device))
         return
-    sides = (*SIDES, COMPILED) if args.compile else SIDES
+    sides = [*SIDES, *[COMPILED] * args.compile, *["ciod" + KEPT, "mmdetection" + KEPT] * args.keep_freed]
     argv = timing.without(sys.argv[1:], ("--json", "--rounds"))
     commands = {s: ["benchmarks.vs_mmdet", *argv, "--serve", s] for s in sides}
     seconds, peak = timing.apart(commands, rounds=args.rounds)

@@ -98,6 +98,9 @@ class Train(Section):
     compiler on a CPU, Triton on a GPU."""
     channels_last: bool = True
     """Memory layout of the weights: faster convolutions, the same results but for rounding."""
+    keep_freed: bool = False
+    """On a CPU with GNU's C library: what a step frees is kept for the next one. Faster, for up to a quarter more
+    memory; changes no bit."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Loader processes; None: by the machine (0 without a GPU)."""
     picture_cache: Literal["auto", "off", "disk"] = "auto"

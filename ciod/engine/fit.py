@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ciod.data.dataset import batches
-from ciod.engine import optim
+from ciod.engine import allocator, optim
 from ciod.engine.watch import NotFinite, Row, Watch, check_weights, first_bad, not_finite
 
 __all__ = ["Fit", "NotFinite"]
@@ -83,7 +83,7 @@ class Fit:
         began = self._saved = time.monotonic()
         self.reporter.begin(f"task {self.task + 1}/{self.tasks}", self.total, done)
         try:
-            with self.world.stop.at_steps():
+            with self.world.stop.at_steps(), allocator.keeping_freed(device, wanted=s.keep_freed):
                 if done and not done % self.steps:
                     self._after_epoch(done // self.steps - 1)  # an earlier process may have stopped inside
                 while done < self.total:

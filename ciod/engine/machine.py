@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 # Settings that change neither the weights nor the results of a run.
 _FREE = {"out", "first", "resume", "allow", "device", "upper_bound"}
-_FREE |= {f"train.{k}" for k in ("workers", "picture_cache", "log_every", "eval_every", "save_every", "save_minutes")}
+_FREE |= {f"train.{k}" for k in ("workers", "picture_cache", "keep_freed")}
+_FREE |= {f"train.{k}" for k in ("log_every", "eval_every", "save_every", "save_minutes")}
 
 
 def fingerprint(settings: Run) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import ciod
 from ciod import config
 from ciod.engine import run as engine
+from ciod.engine.fit import Fit
 from ciod.engine.progress import Reporter
 from ciod.report.log import read_metrics
 
@@ -64,6 +65,17 @@ def assert_equal(a: Path, b: Path) -> None:
 
 class Killed(BaseException):
     """Nothing catches it: as sudden as a power cut, inside one process."""
+
+
+def kill_in_step(monkeypatch, task: int, step: int) -> None:
+    real = Fit._step
+
+    def dying(self, batch, at, total):
+        if self.task == task and at == step:
+            raise Killed
+        real(self, batch, at, total)
+
+    monkeypatch.setattr(Fit, "_step", dying)
 
 
 def command(data: Path, out: Path, *words: str) -> list[str]:

@@ -10,20 +10,8 @@ import torch
 
 from ciod.engine import checkpoint
 from ciod.engine import run as engine
-from ciod.engine.fit import Fit
 from ciod.errors import CiodError
-from tests.engine.runs import Killed, assert_equal, command, go, launch, steps_of
-
-
-def kill_in_step(monkeypatch, task: int, step: int) -> None:
-    real = Fit._step
-
-    def dying(self, batch, at, total):
-        if self.task == task and at == step:
-            raise Killed
-        real(self, batch, at, total)
-
-    monkeypatch.setattr(Fit, "_step", dying)
+from tests.engine.runs import Killed, assert_equal, command, go, kill_in_step, launch, steps_of
 
 
 @pytest.mark.parametrize(
