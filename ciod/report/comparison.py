@@ -100,6 +100,7 @@ def _content(listed: list[tuple[str, Path]], runs: Runs, out: Path, about: About
         "warnings": [*about.warnings, *_warnings(runs)],
         "verdicts": [(n, unbroken(verdict(r))) for n, r in example.items()][::-1],
         "curves": svg(compared_plots.curves(runs)),
+        "bounded": any(bound for _, r in runs if not is_joint(r) for bound in r.get("upper_bounds") or []),
         "bars": svg(compared_plots.bars(runs)) if len(rows) <= 12 else "",
         "classes": _classes(runs),
         "names": [row["name"] for row in rows],

@@ -120,7 +120,16 @@ def test_page_of_seeds(tmp_path: Path) -> None:
             folders.setdefault(name, []).append(folder)
     about = About(command="ciod compare x", failures=[("ilyolox-seed3", "no <room>")], methods={"ilyolox": {"a": 1}})
     page = Page(write_comparison(folders, tmp_path / "compare.html", about))
-    for part in ("mean ± standard deviation", "3 seeds", "ilyolox-seed3", "no <room>", "joint (upper bound)", "a=1"):
+    said = (
+        "mean ± standard deviation",
+        "3 seeds",
+        "ilyolox-seed3",
+        "no <room>",
+        "joint (upper bound)",
+        "Diamonds",
+        "a=1",
+    )
+    for part in said:
         assert part in page.text, part
     assert page.text.count("12 boxes left out") == 1, "each warning once"
     assert [x for x in page.links if "report" in x] == [f"{n}{s}/report.html" for n in folders for s in range(3)]
@@ -140,7 +149,9 @@ def test_rows_that_saw_more_images_say_so(tmp_path: Path) -> None:
     plain, more = run(0, 0.3), run(0, 0.4)
     more["tasks"][-1]["memory_images"] = 50
     folders = {n: fake.write_run(tmp_path / n, r) for n, r in (("plain", plain), ("more", more))}
-    assert Page(write_comparison(folders, tmp_path / "c.html")).text.count("also saw 50 images of earlier tasks") == 1
+    page = Page(write_comparison(folders, tmp_path / "c.html"))
+    assert page.text.count("also saw 50 images of earlier tasks") == 1
+    assert "After each task" in page.text and "Diamonds" not in page.text, "no upper bounds, none explained"
 
 
 def test_everything_failed(tmp_path: Path) -> None:
