@@ -101,6 +101,20 @@ class Index:
         kept = replace(self, class_names=names, labels=labels)
         return kept.select(boxes=labels >= 0)
 
+    def with_boxes(self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> Index:
+        """The same images with more boxes, each behind those its image has.
+
+        Args:
+            image, boxes, labels: [m] row of the image, [m, 4] in its pixels, [m].
+        """
+        rows = np.concatenate([self.image, image])
+        order = np.argsort(rows, kind="stable")
+        no = np.zeros(len(image), bool)
+        more = {"boxes": boxes, "labels": labels, "crowd": no, "difficult": no,
+                "area": (boxes[:, 2:] - boxes[:, :2]).prod(1)}  # fmt: skip
+        columns = {k: np.concatenate([(had := getattr(self, k)), v.astype(had.dtype)])[order] for k, v in more.items()}
+        return replace(self, image=rows[order], **columns)
+
     def boxes_per_class(self) -> np.ndarray:
         """[C] counts."""
         return np.bincount(self.labels, minlength=len(self.class_names))

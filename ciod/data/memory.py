@@ -6,7 +6,7 @@ A memory is row numbers of the training data, so a saved state rebuilds it bit f
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -93,20 +93,8 @@ class Memory:
         mine = np.isin(self.found["row"], rows)
         if not mine.any():
             return index
-        boxes, labels = self.found["boxes"][mine], self.found["labels"][mine]
-        image = np.concatenate([index.image, np.searchsorted(rows, self.found["row"][mine])])
-        order = np.argsort(image, kind="stable")
-        side = boxes[:, 2:] - boxes[:, :2]
-        no = np.zeros(len(boxes), bool)
-        return replace(
-            index,
-            image=image[order],
-            boxes=np.concatenate([index.boxes, boxes])[order],
-            labels=np.concatenate([index.labels, labels])[order],
-            crowd=np.concatenate([index.crowd, no])[order],
-            difficult=np.concatenate([index.difficult, no])[order],
-            area=np.concatenate([index.area, side.prod(1)])[order],
-        )
+        image = np.searchsorted(rows, self.found["row"][mine])
+        return index.with_boxes(image, self.found["boxes"][mine], self.found["labels"][mine])
 
     # After a task -------------------------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from ciod.detectors import weights
 from ciod.detectors.detector import Detector
 from ciod.engine import checkpoint, doubt, identity, machine, resume, speed, watch
 from ciod.engine.distributed import World, world
+from ciod.engine.drawn import with_drawn
 from ciod.engine.fit import Fit
 from ciod.engine.lock import owner_of
 from ciod.engine.progress import Reporter
@@ -150,17 +151,20 @@ class Runner:
         transform = TrainTransform(s.augment, detector.input.size, detector.input.fill)
         if task.index == 0 and (line := presize_hint(task.train, transform, s.train)):
             self.reporter.say(line)
+        workers = machine.workers(s.train.workers, self.world)
+        mixture = self.extra.mixture(task, detector.num_classes)
+        train, mixture = with_drawn(task.train, mixture, method, workers=workers, reporter=self.reporter)
         loader = train_loader(
-            task.train,
+            train,
             transform,
             batch=s.train.batch,
             seed=s.seed,
             task=task.index,
-            workers=machine.workers(s.train.workers, self.world),
+            workers=workers,
             pin=self.world.device.type == "cuda",
             rank=self.world.rank,
             world=self.world.size,
-            mixture=self.extra.mixture(task, detector.num_classes),
+            mixture=mixture,
             cache=s.train.picture_cache,
             presize=s.train.presize,
         )

@@ -21,6 +21,7 @@ from ciod.detectors import weights
 from ciod.detectors.detector import Detector
 from ciod.engine import checkpoint, machine, speed
 from ciod.engine.distributed import World, world
+from ciod.engine.drawn import with_drawn
 from ciod.engine.fit import Fit
 from ciod.engine.progress import Reporter
 from ciod.errors import CiodError
@@ -185,15 +186,17 @@ class Extension:
         transform = TrainTransform(s.augment, detector.input.size, detector.input.fill)
         if line := presize_hint(self.task.train, transform, s.train):
             self.reporter.say(line)
+        workers, mixture = machine.workers(s.train.workers, self.world), self._mixture(detector, method)
+        train, mixture = with_drawn(self.task.train, mixture, method, workers=workers, reporter=self.reporter)
         loader = train_loader(
-            self.task.train,
+            train,
             transform,
             batch=plan.batch,
             seed=s.seed,
             task=1,
-            workers=machine.workers(s.train.workers, self.world),
+            workers=workers,
             pin=self.world.device.type == "cuda",
-            mixture=self._mixture(detector, method),
+            mixture=mixture,
             cache=s.train.picture_cache,
             presize=s.train.presize,
         )

@@ -15,6 +15,7 @@ from ciod.types import TASK, Batch, Matches, Outputs, Targets
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ciod.data.index import Index
     from ciod.data.scenario import Task
     from ciod.detectors.detector import Detector
 
@@ -87,6 +88,16 @@ class Method(BaseModel):
     def begin_task(self, task: Task) -> None:
         """Before a task's first step: freeze parts, build buffers. Call super."""
         self._task = task
+
+    def draw(self, images: Index, workers: int = 0) -> Index | None:
+        """Before a task's first step: ``images`` with boxes of old classes that the method adds to them once, for all
+        steps; None: it adds none. In them the old classes then count as drawn. The same in every process.
+
+        Args:
+            images: the task's, and what is mixed into them.
+            workers: loader processes it may use.
+        """
+        return None
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses of a batch; their sum is what is minimised. Every rank returns the same names."""

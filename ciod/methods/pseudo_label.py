@@ -5,18 +5,21 @@ methods.md §4–5. Thresholds: SIKD, GCD (fixed), CL-DETR (top 10), SDDGR (top 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
 from ciod.methods import selection
 from ciod.methods.method import Method
-from ciod.types import Batch, Targets
+from ciod.types import Batch, Outputs, Targets
 
 if TYPE_CHECKING:
+    from ciod.data.index import Index
     from ciod.data.scenario import Task
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -48,6 +51,9 @@ class PseudoLabel(Method):
     """NMS among pseudo boxes of a class."""
     guard_iou: Fraction | None = 0.7
     """A pseudo box that overlaps a real one by this is dropped; None keeps all."""
+    offline: bool = False
+    """The teacher labels each image once, before the first step, whole and as it is; its boxes are then flipped, zoomed
+    and cut as the drawn ones are. Steps cost what fine-tuning's do. Not with ``doubt``."""
     only_old: bool = True
     """Keep only labels the teacher was taught (False: parity with the published ``pseudo_hard``)."""
 
@@ -63,7 +69,7 @@ class PseudoLabel(Method):
             self._limits = torch.tensor(limits, device=self.teacher.device)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        if self.teacher is None:
+        if self.teacher is None or self.offline:
             return super().loss(batch)
         outputs = self.student(batch.images)
         knowledge = self.teach(batch)
@@ -107,18 +113,48 @@ class PseudoLabel(Method):
         return targets
 
     @torch.no_grad()
-    def adapt(self, task: Task) -> Tensor:
-        """[C_old] thresholds: the smallest score of the upper of two clusters, less ``buffer``."""
-        from ciod.data.dataset import eval_loader
+    def draw(self, images: Index, workers: int = 0) -> Index | None:
+        if self.teacher is None or not self.offline:
+            return None
+        image, boxes, labels = [np.zeros(0, np.int64)], [np.zeros((0, 4))], [np.zeros(0, np.int64)]
+        for batch, outputs in self._asked(images, workers=workers):
+            kept = self.choose(outputs.logits.shape[2], outputs)
+            if self.guard_iou is not None:
+                kept = selection.without_real(kept, batch.targets, self.guard_iou)
+            row, n = kept.valid.cpu().numpy().nonzero()
+            side = batch.sizes[row].numpy()
+            found = kept.boxes.cpu().numpy()[row, n] / batch.scales[row].numpy()[:, None]
+            found = found.clip(0, np.tile(side[:, ::-1], 2))  # height, width → x, y, x, y
+            whole = (found[:, 2:] > found[:, :2]).all(1)
+            image.append(batch.index[row].numpy()[whole])
+            boxes.append(found[whole])
+            labels.append(kept.labels.cpu().numpy()[row, n][whole])
+        return images.with_boxes(np.concatenate(image), np.concatenate(boxes), np.concatenate(labels))
+
+    def _asked(self, images: Index, rows: range | None = None, workers: int = 0) -> Iterator[tuple[Batch, Outputs]]:
+        """The teacher on whole pictures, in order."""
+        from ciod.data.dataset import batches, eval_loader
 
         assert self.teacher is not None
         taking, device = self.teacher.input, self.detector.device
+        loader = eval_loader(images, taking.size, taking.fill, batch=8, workers=workers, pin=False, rows=rows)
+        for batch in batches(loader):
+            batch = batch.to(device)
+            yield batch, self.teacher(batch.images)
+
+    def check(self) -> list[str]:
+        if self.offline and self.doubt is not None:
+            return ["method.offline=true knows no doubtful boxes: leave method.doubt out, or offline."]
+        return []
+
+    @torch.no_grad()
+    def adapt(self, task: Task) -> Tensor:
+        """[C_old] thresholds: the smallest score of the upper of two clusters, less ``buffer``."""
+        device = self.detector.device
         rows = range(0, len(task.train), max(1, len(task.train) // self.images))[: self.images]
         scores, labels = [torch.zeros(0)], [torch.zeros(0, dtype=torch.long)]
-        for batch in eval_loader(task.train, taking.size, taking.fill, batch=8, workers=0, pin=False, rows=rows):
-            kept = selection.by_threshold(
-                self.teacher(batch.images.to(device)), score=self.floor, nms_iou=self.nms_iou, classes=self.old
-            )
+        for _, outputs in self._asked(task.train, rows):
+            kept = selection.by_threshold(outputs, score=self.floor, nms_iou=self.nms_iou, classes=self.old)
             scores.append(kept.scores[kept.valid].cpu())
             labels.append(kept.labels[kept.valid].cpu())
         s, y = torch.cat(scores), torch.cat(labels)
