@@ -18,6 +18,7 @@ SMALL = {
                "--detector", "yolox-pico"],
     "options": ["--steps", "2", "--images", "16", "--epochs", "40", "--size", "64", "--batch", "4", "--only",
                 "channels_last"],
+    "processes": ["--detector", "yolox-pico", "--size", "64", "--batch", "2", "--classes", "4", "--rounds", "1"],
     "step": ["--detector", "yolox-pico", "--size", "64", "--batch", "2", "--classes", "4", "--old", "2",
              "--rounds", "1", "--methods", "lwf"],
 }  # fmt: skip
