@@ -17,10 +17,9 @@ import torch
 from torch import distributed as dist
 
 from benchmarks import timing
-from benchmarks.step import batch
+from benchmarks.step import batch, fine_tuning
 from ciod import detectors
 from ciod.config import Train
-from ciod.engine import optim, speed
 from ciod.engine.distributed import World, world
 from ciod.engine.machine import peak_memory_mb
 
@@ -30,20 +29,8 @@ def stepper(args: argparse.Namespace, here: World) -> Callable[[], None]:
     torch.manual_seed(0)
     names = tuple(f"class {i}" for i in range(args.classes))
     detector = detectors.build(names, name=args.detector, size=args.size, backbone_weights=None).to(here.device).train()
-    settings = Train(optimizer="sgd", lr=1e-4)
-    speed.prepare(detector, settings, here)
-    forward = speed.student(detector, settings, here)
-    optimizer = optim.optimizer(detector, settings, settings.lr)
     data = batch(args.batch // here.size, args.size, args.classes, 0, here.device)
-
-    def step() -> None:
-        outputs = forward(data.images)
-        losses = detector.loss(outputs, data.targets, detector.match(outputs, data.targets))
-        optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(losses.values())).sum().backward()
-        optimizer.step()
-
-    return step
+    return fine_tuning(detector, Train(optimizer="sgd", lr=1e-4), data, here)
 
 
 def serve(args: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
@@ -47,6 +47,30 @@ def batch(images: int, size: int, classes: int, old: int, device: torch.device) 
     names = [f"{i}.jpg" for i in range(images)]
     sizes, scales = torch.full((images, 2), size), torch.ones(images)
     return Batch(pixels, targets, names, sizes, scales, torch.arange(images)).to(device)
+
+
+def updating(losses: Callable[[], Iterable[torch.Tensor]], optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """A step: losses, their gradients, the optimiser's update."""
+
+    def step() -> None:
+        found = [v.sum() for v in losses()]
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack(found).sum().backward()
+        optimizer.step()
+
+    return step
+
+
+def fine_tuning(detector: Detector, settings: Train, data: Batch, here: World) -> Callable[[], None]:
+    """A step of plain fine-tuning, with the detector prepared as a run does it."""
+    speed.prepare(detector, settings, here)
+    forward = speed.student(detector, settings, here)
+
+    def losses() -> Iterable[torch.Tensor]:
+        outputs = forward(data.images)
+        return detector.loss(outputs, data.targets, detector.match(outputs, data.targets)).values()
+
+    return updating(losses, optim.optimizer(detector, settings, settings.lr))
 
 
 @torch.no_grad()

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 
 from benchmarks import timing
-from benchmarks.step import batch
+from benchmarks.step import batch, fine_tuning, updating
 from ciod import detectors
 from ciod.config import Train
 from ciod.detectors import weights
-from ciod.engine import allocator, optim, speed
+from ciod.engine import allocator
 from ciod.engine.distributed import World
 from ciod.inference import mmdet_file
 
@@ -50,32 +50,14 @@ def stepper(side: str, args: argparse.Namespace, device: torch.device) -> Callab
     detector.to(device).train()
     settings = Train(optimizer="sgd", lr=1e-4, compile=side == COMPILED)
     data = batch(args.batch, args.size, args.classes, 0, device)
-    optimizer: torch.optim.Optimizer
-    if side in THEIRS:
-        if side == LAST:
-            detector.to(memory_format=torch.channels_last)
-        losses = own(detector, data, args.size)
-        # as MMEngine builds one
-        rates = {"lr": settings.lr, "momentum": settings.momentum, "weight_decay": settings.weight_decay}
-        optimizer = torch.optim.SGD(detector.parameters(), nesterov=settings.nesterov, **rates)
-    else:
-        speed.prepare(detector, settings, World(device=device))
-        forward = speed.student(detector, settings, World(device=device))
-        losses = lambda: _losses(detector, forward, data)  # noqa: E731
-        optimizer = optim.optimizer(detector, settings, settings.lr)
-
-    def step() -> None:
-        found = losses()
-        optimizer.zero_grad(set_to_none=True)
-        torch.stack([v.sum() for v in found]).sum().backward()
-        optimizer.step()
-
-    return step
-
-
-def _losses(detector: Any, forward: Callable[[Any], Any], data: Any) -> list[torch.Tensor]:
-    outputs = forward(data.images)
-    return list(detector.loss(outputs, data.targets, detector.match(outputs, data.targets)).values())
+    if side not in THEIRS:
+        return fine_tuning(detector, settings, data, World(device=device))
+    if side == LAST:
+        detector.to(memory_format=torch.channels_last)
+    # as MMEngine builds one
+    rates = {"lr": settings.lr, "momentum": settings.momentum, "weight_decay": settings.weight_decay}
+    optimizer = torch.optim.SGD(detector.parameters(), nesterov=settings.nesterov, **rates)
+    return updating(own(detector, data, args.size), optimizer)
 
 
 def own(detector: Any, data: Any, size: int) -> Callable[[], list[torch.Tensor]]:

@@ -14,9 +14,10 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
+from ciod.detectors.detector import in_original
 from ciod.methods import selection
 from ciod.methods.method import Method
-from ciod.types import Batch, Outputs, Targets
+from ciod.types import Batch, Detections, Outputs, Targets
 
 if TYPE_CHECKING:
     from ciod.data.index import Index
@@ -116,20 +117,19 @@ class PseudoLabel(Method):
     def draw(self, images: Index, workers: int = 0) -> Index | None:
         if self.teacher is None or not self.offline:
             return None
-        image, boxes, labels = [np.zeros(0, np.int64)], [np.zeros((0, 4))], [np.zeros(0, np.int64)]
+        drawn = [(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, np.int64))]  # row, boxes, labels
         for batch, outputs in self._asked(images, workers=workers):
             kept = self.choose(outputs.logits.shape[2], outputs)
             if self.guard_iou is not None:
                 kept = selection.without_real(kept, batch.targets, self.guard_iou)
-            row, n = kept.valid.cpu().numpy().nonzero()
-            side = batch.sizes[row].numpy()
-            found = kept.boxes.cpu().numpy()[row, n] / batch.scales[row].numpy()[:, None]
-            found = found.clip(0, np.tile(side[:, ::-1], 2))  # height, width → x, y, x, y
-            whole = (found[:, 2:] > found[:, :2]).all(1)
-            image.append(batch.index[row].numpy()[whole])
-            boxes.append(found[whole])
-            labels.append(kept.labels.cpu().numpy()[row, n][whole])
-        return images.with_boxes(np.concatenate(image), np.concatenate(boxes), np.concatenate(labels))
+            for i, ok in enumerate(kept.valid):
+                boxes, scores, labels = (v[i, ok].cpu().numpy() for v in (kept.boxes, kept.scores, kept.labels))
+                d = Detections(boxes, scores, labels, self.teacher.class_names)
+                d = in_original(d, float(batch.scales[i]), *batch.sizes[i].tolist())
+                inside = (d.boxes[:, 2:] > d.boxes[:, :2]).all(1)
+                drawn.append((np.full(inside.sum(), int(batch.index[i])), d.boxes[inside], d.labels[inside]))
+        rows, boxes, labels = (np.concatenate(column) for column in zip(*drawn, strict=True))
+        return images.with_boxes(rows, boxes, labels)
 
     def _asked(self, images: Index, rows: range | None = None, workers: int = 0) -> Iterator[tuple[Batch, Outputs]]:
         """The teacher on whole pictures, in order."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Results = Mapping[str, Any]
 Runs = Sequence[tuple[str, Results]]
 NONE = "–"  # what a person sees where there is no number
+FAINT = 0.05  # AP below which classes were hardly learnt: a share of it says nothing about forgetting
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,9 @@ def verdict(results: Results) -> str:
     if kept is None and before == 0:
         their = f"its {m} was 0 when it was" if n_old == 1 else f"their {m} was 0 when they were"
         first = f"{learnt}, there is nothing that the {old} could have lost: {their} learnt."
+    elif before is not None and before < FAINT:
+        figures = f"{m} {percent(before)} → {percent(after)} %"
+        first = f"{learnt}, there was little that the {old} could have lost: {figures}."
     elif kept is None and agreement(results) is not None:
         share = percent(agreement(results), " %")
         first = f"{learnt}, old and new model agree on {share} of the objects of the {old} that they find."

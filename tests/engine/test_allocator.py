@@ -28,7 +28,7 @@ def resident():
 
 with keeping_freed(torch.device("cpu")):
     first = step()
-    for _ in range(3):
+    for _ in range(6):
         step()  # blocks may still find their places
     later = sum(step() for _ in range(10))
     within = resident()
@@ -36,12 +36,12 @@ print(first, later, within, resident())
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than GNU's")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no GNU C library here: runs on Linux")
 def test_pages_are_asked_for_once_and_handed_back_at_the_end():
     plain = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "THP_", "LD_PRELOAD"))}
     done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True, env=plain)
     first, later, within, after = (int(word) for word in done.stdout.split())
-    assert later < first, "ten steps together; handed back, each asks for as many as the first"
+    assert later < first / 4
     assert after < within - 80
 
 

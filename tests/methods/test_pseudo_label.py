@@ -85,6 +85,7 @@ class Asked(fixed.Returns):
     """The same, with what a detector says of its input."""
 
     input = SimpleNamespace(size=64, fill=0.0)
+    class_names = OLD
     device = torch.device("cpu")
 
 

@@ -87,6 +87,17 @@ def test_verdict_when_nothing_was_learnt() -> None:
     )
 
 
+def test_verdict_when_hardly_anything_was_learnt() -> None:
+    """Ten times nothing is no memory: the share that is kept would be 1375 %."""
+    found = by_hand()
+    found["ap"]["AP50"][0] = {"a": 0.02, "b": 0.06}
+    assert verdict(found).startswith(
+        "After learning 1 new class, there was little that the 2 old classes could have lost: AP50 4.0 → 55.0 %."
+    )
+    found["ap"]["AP50"][0] = {"a": 0.05, "b": 0.05}
+    assert "keeps 1100.0 % of its AP50" in verdict(found)
+
+
 def test_changes_worst_first_unknown_last() -> None:
     found = by_hand()
     assert [(c.name, round(c.loss or 0, 3)) for c in changes(found)] == [("a", 0.2), ("b", -0.1)]
