@@ -153,7 +153,8 @@ class Runner:
             self.reporter.say(line)
         workers = machine.workers(s.train.workers, self.world)
         mixture = self.extra.mixture(task, detector.num_classes)
-        train, mixture = with_drawn(task.train, mixture, method, workers=workers, reporter=self.reporter)
+        train, mixture, said = with_drawn(task.train, mixture, method, workers=workers, reporter=self.reporter)
+        self._warn(said)
         loader = train_loader(
             train,
             transform,

@@ -187,7 +187,8 @@ class Extension:
         if line := presize_hint(self.task.train, transform, s.train):
             self.reporter.say(line)
         workers, mixture = machine.workers(s.train.workers, self.world), self._mixture(detector, method)
-        train, mixture = with_drawn(self.task.train, mixture, method, workers=workers, reporter=self.reporter)
+        train, mixture, said = with_drawn(self.task.train, mixture, method, workers=workers, reporter=self.reporter)
+        self.warnings += said
         loader = train_loader(
             train,
             transform,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,7 +129,15 @@ def test_nothing_is_drawn_in_the_first_task_or_unasked(pictures):
     online = PseudoLabel()
     online.attach(answers, answers, answers)  # type: ignore[arg-type]
     assert online.draw(pictures) is None and Method().draw(pictures) is None and answers.calls == 0
-    assert with_drawn(pictures, None, online, workers=0, reporter=Reporter(quiet=True)) == (pictures, None)
+    assert with_drawn(pictures, None, online, workers=0, reporter=Reporter(quiet=True)) == (pictures, None, [])
+
+
+def test_a_teacher_that_is_sure_of_nothing_is_warned_of(data, tmp_path):
+    """The run is then fine-tuning, and looks like it."""
+    out = go(data, tmp_path / "run", "method.offline=true", "method.score=1")
+    warnings = json.loads((out / "results.json").read_text())["warnings"]
+    said = [w for w in warnings if w.startswith("The teacher drew no box of an old class in the ")]
+    assert len(said) == 1 and "nothing holds the old classes" in said[0]
 
 
 def test_no_doubt(data, tmp_path):
