@@ -86,7 +86,7 @@ def train(
     - `data=FOLDER` COCO, VOC or YOLO, recognised by looking; or `scenario=shapes-6+4`
     - `split=3+3` classes per task: `40+40`, `15+1x5`, `20x4`, or `split='[[cat, dog], [bird]]'`
     - `method=ilyolox` see `ciod list methods`; its settings are `method.NAME=VALUE`
-    - `detector=yolox-nano` see `ciod list detectors`; `size=320`, `weights=FILE` (backbone and neck)
+    - `detector=yolox-nano` see `ciod list detectors`; `size=320`, `weights=FILE` (everything that fits)
     - `epochs=30 batch=16 lr=0.001 seed=0 out=DIR device=auto`
 
     `ciod list settings` prints every setting. Run the same command again to resume.

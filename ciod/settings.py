@@ -31,8 +31,11 @@ class DetectorSettings(Section):
     head: Literal["grow", "full"] = "grow"
     """``grow``: classes get their rows when they arrive. ``full``: all rows from the start (the paper's way)."""
     weights: str | None = None
-    """A model file whose backbone and neck the detector starts from, with a new head: a ciod model, or an official or
-    MMDetection checkpoint. What it was trained on may include the new classes: say so with the result."""
+    """A model file to start from: a ciod model, or an official, MMDetection or torchvision checkpoint. Every tensor
+    that fits is taken, and of the first task's classes the rows of those that the file knows by name."""
+    weights_from: Literal["all", "trunk"] = "all"
+    """``trunk``: only backbone and neck are taken from ``weights``, the head is new. For studies in which the head
+    must not know any class; the trunk still knows what the file was trained on."""
     backbone_weights: str | None = None
     """For ResNets: ``imagenet`` (the default; random with a warning where it cannot be downloaded), a path to a
     torchvision state dict, or ``random``. For MobileNetV1: a path, or ``random``."""

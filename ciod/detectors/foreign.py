@@ -170,13 +170,13 @@ def _rename_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
             value = value.unflatten(0, (anchors, -1)).transpose(0, 1)
             value = value.flatten(2).contiguous() if value.dim() > 2 else value.contiguous()
         out[key] = value
-    if retinanet and count_classes(out) == _COCO_ROWS:
+    if retinanet and count_classes(out) == COCO_ROWS:
         # The weights torchvision publishes were trained with an epsilon of 0 in batch normalisation; ours has 1e-5.
         out |= {k: v - 1e-5 for k, v in out.items() if k.startswith("backbone.") and k.endswith("running_var")}
     return out
 
 
-_COCO_ROWS = 91  # torchvision's COCO models have rows for the background and for ids without a class
+COCO_ROWS = 91  # torchvision's COCO models have rows for the background and for ids without a class
 
 
 def class_rows(state: dict[str, Tensor], rows: list[int]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from ciod.detectors import foreign
 from ciod.detectors import mmdet_config as configs
 from ciod.detectors.class_layers import ClassConv
 from ciod.detectors.mmdet import MMDet, class_layers
+from ciod.detectors.transfer import Taken, counted
 from ciod.errors import CiodError
 
 
@@ -90,14 +91,13 @@ def load(path: Path, content: dict[str, Any], classes: Sequence[str] | None, giv
     return detector.eval()  # type: ignore[return-value]
 
 
-def load_trunk(detector: MMDet, path: Path) -> int:
-    """Copies backbone and neck of a checkpoint or model into ``detector``, and holds what the config freezes.
+def load_fitting(detector: MMDet, path: Path, *, trunk_only: bool = False) -> Taken:
+    """Copies every tensor of a checkpoint or model that fits into ``detector``, except class layers, and holds what the
+    config freezes.
 
     Args:
         path: a checkpoint of MMDetection or of YOLOX's own project, or a ciod model: of this adapter, or YOLOX or GFL.
-
-    Returns:
-        How many tensors were taken.
+        trunk_only: backbone and neck alone; the head stays as it is.
 
     Raises:
         CiodError: the backbone is another.
@@ -121,9 +121,12 @@ def load_trunk(detector: MMDet, path: Path) -> int:
             off = next(k for k, shape in wanted.items() if k not in state or state[k].shape != shape)
             raise CiodError(f"{path} has another backbone than {detector.settings['name']}: {off} is not in it or of "
                             "another shape.")  # fmt: skip
+    if not trunk_only:  # class layers are named by block there, so none of them is among the keys of a checkpoint
+        head = {k: v for k, v in state.items() if k.startswith("bbox_head.") and k in own}
+        taken |= {k: v for k, v in head.items() if v.shape == own[k].shape}
     detector.load_state_dict({f"model.{k}": v for k, v in taken.items()}, strict=False)
     detector.hold(True)
-    return len(taken)
+    return counted(list(own), list(taken))
 
 
 def _count(state: dict[str, Tensor], config: dict[str, Any], source: str) -> int:

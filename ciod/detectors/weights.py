@@ -14,10 +14,20 @@ from ciod.data import names as known
 from ciod.detectors import foreign, model_file
 from ciod.detectors.detector import Detector
 from ciod.detectors.model_file import read_metadata, save_model
+from ciod.detectors.transfer import Taken, start_from
 from ciod.errors import CiodError, did_you_mean
 from ciod.files import is_file, is_folder
 
-__all__ = ["file_of", "load", "load_trunk", "read_checkpoint", "read_metadata", "save_model"]
+__all__ = [
+    "donor",
+    "file_of",
+    "load",
+    "load_fitting",
+    "load_trunk",
+    "read_checkpoint",
+    "read_metadata",
+    "save_model",
+]
 
 
 def load(path: str | Path, *, classes: Sequence[str] | None = None) -> Detector:
@@ -187,37 +197,43 @@ def _in_metadata(meta: Any) -> list[str] | None:
     return [str(n) for n in names] if isinstance(names, (list, tuple)) else None
 
 
-def load_trunk(detector: Detector, path: Path) -> int:
-    """Copies backbone and neck of a model file into ``detector``; its head stays as it is.
-
-    Detectors that share a backbone share trunks: of another kind of detector the backbone is taken, and the neck
-    where it has the same shape.
-
-    Returns:
-        How many tensors were taken.
+def donor(path: Path) -> Detector:
+    """The model that another one starts from; a checkpoint that does not name its classes gets numbers for names.
 
     Raises:
-        CiodError: the file is of another architecture.
+        CiodError: as ``load``.
     """
-    if detector.settings["name"].startswith("mmdet:"):
+    if path.suffix == ".safetensors":
+        return load(path)
+    content = read_checkpoint(path)
+    named = foreign.count_classes(_foreign_state(content))
+    # Without names of its own or COCO's no row can be taken by name: numbers serve, which no class is called.
+    knows = named in (len(known.COCO), foreign.COCO_ROWS) or bool(_in_metadata(content.get("meta")))
+    return load(path, classes=None if knows else [f"\0{i}" for i in range(named)])
+
+
+def load_trunk(detector: Detector, path: Path) -> Taken:
+    """Copies backbone and neck of a model file into ``detector``; its head stays as it is. See ``start_from``."""
+    return load_fitting(detector, path, trunk_only=True)
+
+
+def load_fitting(
+    detector: Detector, model: Detector | Path, *, trunk_only: bool = False, source: Path | None = None
+) -> Taken:
+    """Copies every tensor of a model that fits into ``detector``, except the rows of classes
+    (``transfer.take_class_rows`` takes those once the detector has its classes).
+
+    Args:
+        model: a file, or what ``donor`` read from it.
+        trunk_only: backbone and neck alone; the head stays as it is.
+        source: the file for messages, where ``model`` is none.
+
+    Raises:
+        CiodError: the file cannot be read, or its backbone is another.
+    """
+    if isinstance(model, Path) and detector.settings["name"].startswith("mmdet:"):
         from ciod.detectors import mmdet_files
 
-        return mmdet_files.load_trunk(detector, path)  # type: ignore[arg-type]
-    donor = load(path, classes=None if path.suffix == ".safetensors" else _anonymous(path))
-    taken = 0
-    for i, (theirs, own) in enumerate(zip(donor.trunk(), detector.trunk(), strict=False)):
-        state, wanted = theirs.state_dict(), own.state_dict()
-        if {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in wanted.items()}:
-            own.load_state_dict(state)
-            taken += len(state)
-        elif i == 0:
-            raise CiodError(
-                f"{path} is a {donor.settings['name']}, but detector.name is {detector.settings['name']}: their "
-                "backbones differ."
-            )
-    return taken
-
-
-def _anonymous(path: Path) -> list[str]:
-    """Placeholder names as long as the checkpoint's class layer: its head is not used."""
-    return [str(i) for i in range(foreign.count_classes(_foreign_state(read_checkpoint(path))))]
+        return mmdet_files.load_fitting(detector, model, trunk_only=trunk_only)  # type: ignore[arg-type]
+    other = donor(model) if isinstance(model, Path) else model
+    return start_from(detector, other, source or str(model), trunk_only=trunk_only)

@@ -32,7 +32,7 @@ from ciod.engine.fit import Fit
 from ciod.engine.lock import owner_of
 from ciod.engine.progress import Reporter
 from ciod.engine.results import Results
-from ciod.engine.start import epochs_of, open_data, start
+from ciod.engine.start import epochs_of, open_data, start, take_class_rows
 from ciod.errors import CiodError
 from ciod.evaluation.detect import evaluate
 from ciod.files import WriteError, sweep
@@ -75,6 +75,7 @@ class Runner:
     command: str = ""
     until: int | None = None
     warnings: list[str] = field(default_factory=list)
+    donor: Detector | None = None  # the model of detector.weights, until its class rows are taken
     log: RunLog | None = None  # of rank 0, once the state is restored: restoring writes the file anew
 
     def run(self) -> None:
@@ -89,8 +90,8 @@ class Runner:
         self._warn(notes)
         self.results = Results.begin(s, self.scenario)
         self._main_only(self._write_settings)
-        detector, said = start(s, self.scenario, self.reporter)
-        self.warnings += said
+        detector, notes, self.donor = start(s, self.scenario, self.reporter)
+        self.warnings += notes
         detector.to(self.world.device)
         speed.prepare(detector, s.train, self.world)
         method = self.method = self._method()
@@ -103,6 +104,8 @@ class Runner:
                 method.begin_task(self.scenario.task(0))
             first = resume.restore(self.saved, s, self.world, self.scenario, detector, self.reporter)
             resume.recall(self.saved, method, self.scenario, self.extra, self.world)
+            if first:
+                self.donor = None  # its class rows are in the first task's model
         elif self.world.main:
             machine.trim_log(self.out, 0, None)  # of a process that died before its first state
         self.log = RunLog(self.out) if self.world.main else None
@@ -262,11 +265,13 @@ class Runner:
 
     def _grow(self, detector: Detector, task: Task, method: Method) -> None:
         """New rows are drawn from a seed of the task, so that every rank and a resumed run draw the same."""
-        if self.settings.detector.head == "full":
-            return
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.settings.seed + 7919 * (task.index + 1))
-            method.grow(detector, task.new_classes)
+        if self.settings.detector.head != "full":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.settings.seed + 7919 * (task.index + 1))
+                method.grow(detector, task.new_classes)
+        if not task.index:
+            take_class_rows(detector, self.donor, self.reporter)
+            self.donor = None
 
     # Beginning and end --------------------------------------------------------------------------------------------
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from ciod import detectors
 from ciod.config import data_folder
 from ciod.data import formats
 from ciod.data.index import Index
-from ciod.detectors import weights
+from ciod.detectors import transfer, weights
 from ciod.errors import CiodError
 
 if TYPE_CHECKING:
@@ -57,8 +58,10 @@ def epochs_of(settings: Run, task: int, tasks: int) -> int:
     return t.joint_epochs or max(listed) if settings.protocol.joint else listed[task]
 
 
-def start(settings: Run, scenario: Scenario, reporter: Reporter) -> tuple[Detector, list[str]]:
-    """The detector before the first task, and warnings about what it starts from."""
+def start(settings: Run, scenario: Scenario, reporter: Reporter) -> tuple[Detector, list[str], Detector | None]:
+    """The detector before the first task, warnings about what it starts from, and the model whose class rows the first
+    task's classes take when they arrive (``transfer.take_class_rows``).
+    """
     torch.manual_seed(settings.seed)
     d = settings.detector
     names = scenario.classes if d.head == "full" else ()
@@ -67,13 +70,29 @@ def start(settings: Run, scenario: Scenario, reporter: Reporter) -> tuple[Detect
         if d.weights or d.backbone_weights == "random"
         else d.backbone_weights or detectors.default_backbone(d.name)
     )
-    detector = detectors.build(names, name=d.name, size=d.size, backbone_weights=backbone)
-    warnings = []
-    if d.weights:
-        taken = weights.load_trunk(detector, Path(d.weights))
-        reporter.say(f"{taken} tensors of backbone and neck from {d.weights}; the head is new")
-        warnings.append(
-            f"Backbone and neck come from {Path(d.weights).name}. If it was trained on the classes of this scenario, "
-            "new classes are not new to it: compare only runs with the same start."
-        )
-    return detector, warnings
+    path = Path(d.weights) if d.weights else None
+    other = None if path is None or d.name.startswith("mmdet:") else weights.donor(path)
+    more: dict[str, Any] = {}
+    if other is not None and other.settings.get("frozen"):  # what was trained with frozen layers stays so
+        more = {"frozen": True} if "frozen" in signature(detectors.find(d.name)).parameters else {}
+    detector = detectors.build(names, name=d.name, size=d.size, backbone_weights=backbone, **more)
+    if path is None:
+        return detector, [], None
+    taken = weights.load_fitting(detector, other or path, trunk_only=d.weights_from == "trunk", source=path)
+    donor = None if d.weights_from == "trunk" else other
+    reporter.say(taken.sentence(str(path)))
+    known = [n for n in scenario.classes if donor is not None and n in donor.class_names]
+    about = (
+        f"which already knows {', '.join(known)}: these classes are not new to it"
+        if known
+        else "which may have been trained on classes of this scenario; they would not be new to it"
+    )
+    warning = f"The weights come from {path.name}, {about}. To be fair, compare only runs with the same start."
+    return detector, [warning], donor
+
+
+def take_class_rows(detector: Detector, donor: Detector | None, reporter: Reporter) -> None:
+    """Once the first task's classes have arrived: rows of those that ``donor`` knows by name."""
+    taken = () if donor is None else transfer.take_class_rows(detector, donor)
+    if taken:
+        reporter.say(f"weights: class rows taken by name: {', '.join(taken)}")

@@ -190,15 +190,24 @@ def test_a_full_head_from_the_start(data, tmp_path):
     ]
 
 
-def test_a_trunk_from_another_model(whole, data, tmp_path):
-    out = go(data, tmp_path / "run", f"weights={whole / 'task-2' / 'model.safetensors'}", "epochs=1", "lr=1e-12",
+@pytest.mark.parametrize("part", ["all", "trunk"])
+def test_a_start_from_another_model(part, whole, data, tmp_path):
+    """Everything that fits and, by name, the rows of the first task's classes; or backbone and neck alone."""
+    start = whole / "task-2" / "model.safetensors"
+    out = go(data, tmp_path / "run", f"weights={start}", f"weights_from={part}", "epochs=1", "lr=1e-12",
              "norm=eval", "ema=0", "weight_decay=0")  # fmt: skip
     a, b = weights_of(whole, 2), weights_of(out, 1)
-    for key in a:
-        if not key.startswith("head."):
+    model, donor = ciod.load(out / "task-1" / "model.safetensors"), ciod.load(start)
+    rows = {r.name: r.tensor for r in donor.class_layers()}
+    for row in model.class_layers():  # the six first classes are the same six in both
+        assert torch.allclose(row.tensor, rows[row.name], rtol=0, atol=1e-6) == (part == "all"), row.name
+    for key in a.keys() & b.keys() - rows.keys():
+        if part == "all" or not key.startswith("head."):
             torch.testing.assert_close(a[key], b[key], rtol=0, atol=1e-6)
+    assert part == "all" or not torch.allclose(a["head.reg.0.weight"], b["head.reg.0.weight"], atol=1e-6)
     warning = json.loads((out / "results.json").read_text())["warnings"][0]
     assert "compare only runs with the same start" in warning
+    assert ("already knows arrow" in warning) == (part == "all")
 
 
 def test_batch_norm_keeps_its_statistics_after_the_first_task(whole, data, tmp_path):
