@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ciod.garbage import uncollected
+from ciod.version import __version__ as __version__
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time see __getattr__
     from ciod.api import evaluate, extend, train
@@ -28,8 +29,6 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time see __getattr__
     from ciod.inference.video import frames
     from ciod.methods.method import Method
     from ciod.types import Detections
-
-__version__ = "0.1.0"
 
 _WHERE = {
     "train": "ciod.api",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import pkgutil
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import ciod
 
@@ -29,4 +30,11 @@ def test_every_public_name_exists_and_is_listed():
     for name in ciod.__all__:
         assert getattr(ciod, name) is not None
     assert set(ciod.__all__) <= set(dir(ciod))
-    assert importlib.import_module("ciod").__version__
+
+
+def test_the_package_and_its_metadata_have_one_version():
+    """ciod/version.py is the source; the build reads it without importing the package."""
+    text = (Path(ciod.__file__).parent / "version.py").read_text(encoding="utf-8")
+    assert f'__version__ = "{ciod.__version__}"' in text
+    project = Path(ciod.__file__).parents[1] / "pyproject.toml"
+    assert not re.search(r"^version *=", project.read_text(encoding="utf-8"), re.M)

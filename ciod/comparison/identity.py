@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ciod.version import __version__
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -27,7 +29,6 @@ def facts(
     """
     import torch
 
-    from ciod import __version__
     from ciod.engine import machine
 
     flat = machine.fingerprint(settings)

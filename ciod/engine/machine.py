@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from ciod.report.log import METRICS, atomic_write, read_metrics
+from ciod.version import __version__
 
 if TYPE_CHECKING:
     from ciod.config import Run
@@ -81,8 +82,8 @@ def workers(wanted: int | None, world: World) -> int:
 
 
 def versions() -> dict[str, str]:
-    names = ("ciod", "torch", "torchvision", "numpy", "pillow", "faster-coco-eval", "safetensors")
-    found = {"python": platform.python_version()}
+    names = ("torch", "torchvision", "numpy", "pillow", "faster-coco-eval", "safetensors")
+    found = {"python": platform.python_version(), "ciod": __version__}
     for name in names:
         try:
             found[name] = metadata.version(name)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ciod.errors import CiodError, ConfigError
 from ciod.files import atomic_write, explained
 from ciod.types import Outputs
+from ciod.version import __version__
 
 if TYPE_CHECKING:
     from ciod.detectors.detector import Detector
@@ -228,8 +229,6 @@ def _require(package: str) -> Any:
 
 
 def _metadata(detector: Detector, graph: Raw, opset: int) -> dict[str, Any]:
-    from ciod import __version__
-
     decoding: dict[str, Any] = {"score_threshold": detector.score_threshold, "nms_iou": detector.nms_iou}
     if isinstance(graph, Suppressed):
         decoding = {"score_threshold": graph.floor, "nms_iou": graph.iou, "max_detections": graph.limit}
