@@ -1,11 +1,12 @@
 # make demo   installs into .venv and runs the main job on the built-in data
 # make test   installs into .venv and runs every test; an error or sentence for people that none reaches fails it
 # make test-mmdet   installs MMDetection into .venv-mmdet, compiling its operators once, and runs the tests with it
+# make docs   builds the documentation site into site/; a broken link or anchor fails it
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-mmdet lint clean
+.PHONY: demo test test-mmdet lint docs clean
 
 demo: .venv
 	$(BIN)/ciod demo out=demo
@@ -37,6 +38,10 @@ lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "The site is in site/; $(BIN)/mkdocs serve shows it with search"
+
 # torch and torchvision first and together, so that pip picks a pair that fits.
 .venv: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -48,5 +53,9 @@ lint: .venv/dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch .venv/dev
 
+.venv/docs: .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
+	@touch .venv/docs
+
 clean:
-	rm -rf .venv .venv-mmdet demo runs
+	rm -rf .venv .venv-mmdet demo runs site dist

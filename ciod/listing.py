@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -197,25 +197,42 @@ def _notes(model: type) -> dict[str, str]:
     return found
 
 
-def _settings() -> Table:
+def _setting_rows() -> Iterator[tuple[str, str, str, str]]:
+    """Section, name, default and documentation of every setting of a training run."""
     from pydantic import BaseModel
 
     from ciod.config import Run
 
-    table = _table("setting", "default", "what")
-
-    def walk(model: type[BaseModel], prefix: str) -> None:
-        said = _notes(model)
+    def walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
+        notes = _notes(model)
         for key, f in model.model_fields.items():
             kind = f.annotation
             if isinstance(kind, type) and issubclass(kind, BaseModel):
-                walk(kind, f"{prefix}{key}.")
+                yield from walk(kind, f"{prefix}{key}.")
             else:
                 name = f"{prefix}{key}".removeprefix("protocol.")
-                table.add_row(name, _default(f.default), said.get(key, ""))
+                yield prefix.rstrip("."), name, _default(f.default), notes.get(key, "")
 
-    walk(Run, "")
+    return walk(Run, "")
+
+
+def _settings() -> Table:
+    table = _table("setting", "default", "what")
+    for _, *row in _setting_rows():
+        table.add_row(*row)
     return table
+
+
+def settings_markdown() -> str:
+    """``ciod list settings`` as the documentation site shows it: one table per section."""
+    sections: dict[str, list[str]] = {}
+    for section, name, default, note in _setting_rows():
+        shown = f"`{default}`" if default not in ("—", "") else ""
+        cells = f"`{name}`", shown, note.replace("``", "`").replace("|", "\\|")
+        sections.setdefault(section, []).append(f"| {' | '.join(cells)} |")
+    titles = {"": "Run", "protocol": "Scenario"}
+    head = "| setting | default | what it does |\n| --- | --- | --- |\n"
+    return "\n\n".join(f"## {titles.get(s, s)}\n\n{head}" + "\n".join(rows) for s, rows in sections.items()) + "\n"
 
 
 def _default(value: Any) -> str:

@@ -212,7 +212,8 @@ class Scenario:
 
     Args:
         protocol: the switches.
-        train, test: the data set's two splits; class names are matched by name.
+        train: the data set's training split.
+        test: its test split; classes are matched by name.
 
     Raises:
         CiodError: a split or order that does not fit, or a task without training images.

@@ -145,7 +145,9 @@ def export(
             else ``boxes`` and ``scores`` (see ``Raw``).
         size: side of the input in pixels (default: the model's own).
         dynamic_size: also let height and width vary, in multiples of 32.
-        score_threshold, nms_iou, max_detections: for ``nms`` (default: those of ``Detector.decode``).
+        score_threshold: for ``nms``, the lowest score of a detection; None: the detector's own.
+        nms_iou: for ``nms``, the IoU from which two boxes of one class count as the same; None: the detector's own.
+        max_detections: for ``nms``, per image.
         images: a picture or folder to compare on (default: drawn noise).
         names: class names for a checkpoint without them.
 
