@@ -20,8 +20,9 @@ WHEELS ?= .wheels
 PIP := $(MMDET)/bin/python -m pip --disable-pip-version-check
 
 test-mmdet: $(MMDET)/ready
-	OMP_NUM_THREADS=1 $(MMDET)/bin/python -m pytest -p tests.reached --reached detectors/mmdet,inference/mmdet_file.py \
-		tests/mmdet tests/inference/test_mmdet_file.py
+	OMP_NUM_THREADS=1 $(MMDET)/bin/python -m pytest -p tests.reached --reached \
+		detectors/mmdet/,detectors/files/mmdet_files.py,exporters/mmdet_file.py \
+		tests/mmdet tests/exporters/test_mmdet_file.py
 
 $(MMDET)/ready: pyproject.toml scripts/mmcv_cxx
 	test -x $(MMDET)/bin/python || $(PYTHON) -m venv $(MMDET)

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from benchmarks import scenes, timing
+from ciod.core.types import Detections
 from ciod.data.index import Index
 from ciod.detectors.yolox import YOLOX
-from ciod.engine.machine import peak_memory_mb
 from ciod.evaluation.ap import coco_ap
-from ciod.types import Detections
+from ciod.runs.environment import peak_memory_mb
 
 
 def truth(images: int, classes: int, boxes: int, rng: np.random.Generator) -> Index:

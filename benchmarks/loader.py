@@ -17,9 +17,9 @@ from PIL import Image
 from benchmarks import timing
 from benchmarks.step import stepper
 from ciod.data.augment import Augment, TrainTransform
-from ciod.data.dataset import train_loader
+from ciod.data.image_cache import Cache
 from ciod.data.index import Index
-from ciod.data.pictures import Cache
+from ciod.data.loader import train_loader
 
 
 def pictures(folder: Path, count: int, width: int, height: int) -> Index:

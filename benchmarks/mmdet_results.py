@@ -21,12 +21,13 @@ from typing import Any
 
 import torch
 
-from ciod import config, detectors
-from ciod.detectors import mmdet_files
-from ciod.engine import run as engine
-from ciod.inference import mmdet_file
+from ciod import detectors
+from ciod.config import load as config
+from ciod.detectors.files import mmdet_files
+from ciod.exporters import mmdet_file
 from ciod.report import paired
 from ciod.report.compared import SCORES, comparison_markdown
+from ciod.runs import run as engine
 
 SIDES = ("ciod", "adapter")
 

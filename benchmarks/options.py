@@ -21,19 +21,19 @@ from typing import Any
 import torch
 
 from benchmarks import timing
-from ciod import config
+from ciod.config import load as config
+from ciod.core.distributed import World, pick_device
 from ciod.data.augment import Augment, TrainTransform
-from ciod.data.dataset import train_loader
-from ciod.data.scenario import Scenario, Task
-from ciod.data.shapes import write_shapes
-from ciod.detectors import weights
-from ciod.engine import run as engine
-from ciod.engine import speed
-from ciod.engine.distributed import World, pick_device
-from ciod.engine.fit import Fit
-from ciod.engine.progress import Reporter
-from ciod.engine.start import open_data
+from ciod.data.loader import train_loader
+from ciod.data.scenarios.scenario import Scenario, Task
+from ciod.data.shapes.scenes import write_shapes
+from ciod.detectors.files import weights
 from ciod.methods.ilyolox import ILYOLOX
+from ciod.runs import run as engine
+from ciod.runs.start import open_data
+from ciod.training import speed
+from ciod.training.loop import Fit
+from ciod.training.progress import Reporter
 
 EXACT = {"teacher": "exact"}
 STILL = {"trunk_lr": 0.0}

@@ -19,9 +19,9 @@ from torch import distributed as dist
 from benchmarks import timing
 from benchmarks.step import batch, fine_tuning
 from ciod import detectors
-from ciod.config import Train
-from ciod.engine.distributed import World, world
-from ciod.engine.machine import peak_memory_mb
+from ciod.config.load import Train
+from ciod.core.distributed import World, world
+from ciod.runs.environment import peak_memory_mb
 
 
 def stepper(args: argparse.Namespace, here: World) -> Callable[[], None]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
-from ciod.types import Outputs, Targets
+from ciod.core.types import Outputs, Targets
 
 
 def step(student: Outputs, teacher: Outputs, real: Targets, old: int) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ciod.data.index import Index
 from ciod.data.names import COCO
-from ciod.data.scenario import Protocol, Scenario
+from ciod.data.scenarios.scenario import Protocol, Scenario
 
 IMAGES = 118_000
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ciod.types import Outputs, Targets
+from ciod.core.types import Outputs, Targets
 
 STRIDES = (8, 16, 32)
 

@@ -60,7 +60,7 @@ def main() -> None:
 
 def _write(model: Path, picture: Path) -> None:
     from ciod import detectors
-    from ciod.detectors import weights
+    from ciod.detectors.files import weights
 
     weights.save_model(model, detectors.build([f"class {i}" for i in range(80)], name="yolox-nano"))
     noise = np.random.default_rng(int(time.time())).integers(0, 256, (480, 640, 3), dtype=np.uint8)

@@ -20,14 +20,14 @@ import torch
 
 from benchmarks import timing
 from ciod import detectors, methods
-from ciod.config import Train
+from ciod.config.load import Train
+from ciod.core.distributed import World
+from ciod.core.types import Batch, Targets
 from ciod.data.index import Index, empty_columns
-from ciod.data.scenario import Task
-from ciod.detectors.detector import Detector
-from ciod.engine import optim, speed
-from ciod.engine.distributed import World
+from ciod.data.scenarios.scenario import Task
+from ciod.detectors.base import Detector
 from ciod.methods.ilyolox import ILYOLOX
-from ciod.types import Batch, Targets
+from ciod.training import optim, speed
 
 
 def task(old: tuple[str, ...], new: tuple[str, ...]) -> Task:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ciod.engine.machine import peak_memory_mb
+from ciod.runs.environment import peak_memory_mb
 
 
 def interleaved(alternatives: Mapping[str, Callable[[], Any]], *, rounds: int, warm: int = 1) -> dict[str, list[float]]:

@@ -23,11 +23,11 @@ import torch
 from benchmarks import timing
 from benchmarks.step import batch, fine_tuning, updating
 from ciod import detectors
-from ciod.config import Train
-from ciod.detectors import weights
-from ciod.engine import allocator
-from ciod.engine.distributed import World
-from ciod.inference import mmdet_file
+from ciod.config.load import Train
+from ciod.core.distributed import World
+from ciod.detectors.files import weights
+from ciod.exporters import mmdet_file
+from ciod.training import allocator
 
 LAST = "mmdetection channels last"
 THEIRS = ("mmdetection", LAST)

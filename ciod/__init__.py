@@ -14,36 +14,36 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ciod.garbage import uncollected
-from ciod.version import __version__ as __version__
+from ciod.core.gc_pause import uncollected
+from ciod.core.version import __version__ as __version__
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time see __getattr__
     from ciod.api import evaluate, extend, train
     from ciod.comparison import compare
-    from ciod.data.scenario import Scenario
-    from ciod.detectors.detector import Detector
-    from ciod.detectors.weights import load
-    from ciod.errors import CiodError
-    from ciod.inference.onnx_file import export
-    from ciod.inference.pictures import predict
+    from ciod.core.errors import CiodError
+    from ciod.core.types import Detections
+    from ciod.data.scenarios.scenario import Scenario
+    from ciod.detectors.base import Detector
+    from ciod.detectors.files.weights import load
+    from ciod.exporters.onnx_file import export
+    from ciod.inference.images import predict
     from ciod.inference.video import frames
-    from ciod.methods.method import Method
-    from ciod.types import Detections
+    from ciod.methods.base.method import Method
 
 _WHERE = {
     "train": "ciod.api",
     "compare": "ciod.comparison",
     "extend": "ciod.api",
     "evaluate": "ciod.api",
-    "predict": "ciod.inference.pictures",
+    "predict": "ciod.inference.images",
     "frames": "ciod.inference.video",
-    "export": "ciod.inference.onnx_file",
-    "load": "ciod.detectors.weights",
-    "Scenario": "ciod.data.scenario",
-    "Detector": "ciod.detectors.detector",
-    "Method": "ciod.methods.method",
-    "Detections": "ciod.types",
-    "CiodError": "ciod.errors",
+    "export": "ciod.exporters.onnx_file",
+    "load": "ciod.detectors.files.weights",
+    "Scenario": "ciod.data.scenarios.scenario",
+    "Detector": "ciod.detectors.base",
+    "Method": "ciod.methods.base.method",
+    "Detections": "ciod.core.types",
+    "CiodError": "ciod.core.errors",
 }
 
 __all__ = [

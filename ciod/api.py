@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ciod.errors import CiodError, ConfigError, did_you_mean
+from ciod.core.errors import CiodError, ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from ciod.detectors.detector import Detector
+    from ciod.detectors.base import Detector
     from ciod.evaluation.ap import APTable
 
 
@@ -27,8 +27,8 @@ def train(config: str | Path | None = None, **settings: Any) -> dict[str, Any]:
     """
     import json
 
-    from ciod import config as cfg
-    from ciod.engine.run import train as run
+    from ciod.config import load as cfg
+    from ciod.runs.run import train as run
 
     words = ", ".join(f"{k}={v!r}" for k, v in settings.items())
     folder = run(cfg.load(config, settings), command=f"ciod.train({words})")
@@ -101,12 +101,12 @@ def evaluate(
         ConfigError: settings of the evaluation that cannot be.
         CiodError: no file, no data, a class the data does not have, or not one class in common.
     """
-    from ciod.config import Evaluation, data_folder, problems_of
+    from ciod.config.load import Evaluation, data_folder, problems_of
+    from ciod.core.distributed import World, pick_device
     from ciod.data import formats
-    from ciod.engine.distributed import World, pick_device
     from ciod.evaluation.detect import evaluate as run
     from ciod.evaluation.voc import NAMES
-    from ciod.inference.pictures import mask_of
+    from ciod.inference.images import mask_of
 
     decoding = {
         "score_threshold": score_threshold,
@@ -154,9 +154,9 @@ def open_detector(
     """
     from dataclasses import replace
 
-    from ciod.detectors import weights
-    from ciod.detectors.detector import Detector
-    from ciod.settings import LARGEST
+    from ciod.config.settings import LARGEST
+    from ciod.detectors.base import Detector
+    from ciod.detectors.files import weights
 
     detector = model if isinstance(model, Detector) else weights.load(model, classes=names)
     if size is not None:

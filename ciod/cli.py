@@ -20,8 +20,8 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperCommand
 
-from ciod.errors import CiodError, ConfigError
-from ciod.garbage import uncollected
+from ciod.core.errors import CiodError, ConfigError
+from ciod.core.gc_pause import uncollected
 
 app = typer.Typer(
     add_completion=False,
@@ -93,17 +93,17 @@ def train(
     `--dry-run` prints tasks, classes, images, boxes, steps and learning rates; it needs no weights, and without the
     data it prints what it can and says what is missing.
     """
-    from ciod import config
+    from ciod.config import load as config
 
     plain = [w for w in words or [] if "=" not in w]
     file, rest = plain[0] if plain else None, [w for w in words or [] if w not in plain[:1]]
     if dry_run:
-        from ciod.engine.plan import show
+        from ciod.runs.dry_run import show
 
         absent: list[str] = []
         show(config.load(file, rest, absent=absent), absent)
         return
-    from ciod.engine.run import train as run
+    from ciod.runs.run import train as run
 
     settings = config.load(file, rest)
     with _interruptible():
@@ -130,9 +130,9 @@ def compare(
 
     Run the same command again to go on. Exit code 1: some runs failed; the table has the others.
     """
-    from ciod.arguments import split
     from ciod.comparison import FAILED, run
-    from ciod.comparison.words import WORDS
+    from ciod.comparison.settings import WORDS
+    from ciod.config.arguments import split
 
     plain, flat, problems = split(words)
     if len(plain) > 1:
@@ -160,7 +160,7 @@ def extend(
     - `pool=FOLDER` any unlabelled images; `min_retention=0.98` writes no model below it (exit code 3)
     - `epochs=30 batch=8 lr=0.003 size=416 holdout=0.15 seed=0 device=auto` and every `train.`, `augment.`, `eval.`
     """
-    from ciod import arguments as a
+    from ciod.config import arguments as a
     from ciod.extension import settings
     from ciod.extension.run import extend as run
 
@@ -185,7 +185,7 @@ def evaluate(
     `metric=coco` (or `voc07`: 11-point, `voc`: area, beside COCO's).
     """
     from ciod import api
-    from ciod import arguments as a
+    from ciod.config import arguments as a
     from ciod.report.scores import show
 
     kinds = {
@@ -199,7 +199,7 @@ def evaluate(
     scored = api.evaluate(model, **flat)
     show(scored)
     if target:
-        from ciod.report.log import write_json
+        from ciod.core.run_log import write_json
 
         write_json(Path(target), {"per_class": scored.table.per_class, "overall": scored.table.overall})
 
@@ -219,7 +219,7 @@ def predict(
       its pictures where no file is named
     - `batch=8` `size=` `nms_iou=0.65` `max_detections=100` `device=auto` `names='[a, b]'` (of a checkpoint without)
     """
-    from ciod import arguments as a
+    from ciod.config import arguments as a
 
     kinds = {
         "out": a.text, "score": a.share, "classes": a.names, "draw": a.switch, "coco": a.text, "data": a.text,
@@ -230,14 +230,14 @@ def predict(
     if not plain and "data" not in flat:
         raise CiodError("predict: name at least one picture, video or folder: ciod predict MODEL FILE... out=DIR")
     from ciod.api import open_detector
-    from ciod.engine.distributed import pick_device
-    from ciod.inference.results import Job
+    from ciod.core.distributed import pick_device
+    from ciod.inference.job import Job
 
     detector = open_detector(model, flat.pop("size", None), flat.pop("names", None))
     detector.to(pick_device(flat.pop("device", "auto")))
     data, split, coco = flat.pop("data", None), flat.pop("split", "val"), flat.pop("coco", None)
     if data is not None:
-        from ciod.config import data_folder
+        from ciod.config.load import data_folder
         from ciod.data import formats
 
         data = formats.read(data_folder(data) or data, split)
@@ -270,14 +270,14 @@ def export(
     `ciod export MODEL mmdet=FOLDER` writes a config and a checkpoint for MMDetection instead (YOLOX, GFL, and what came
     from there), with `size=` and `names=`; see docs/mmdetection.md.
     """
-    from ciod import arguments as a
+    from ciod.config import arguments as a
 
     kinds = {
         "onnx": a.text, "nms": a.switch, "size": a.whole, "dynamic_size": a.switch, "opset": a.whole,
         "score_threshold": a.share, "nms_iou": a.share, "max_detections": a.count, "images": a.text, "names": a.names,
     }  # fmt: skip
     if any(w.startswith("mmdet=") for w in words or []):
-        from ciod.inference import mmdet_file
+        from ciod.exporters import mmdet_file
 
         plain, settings = a.read(words, {"mmdet": a.text, "size": a.whole, "names": a.names}, needed=("mmdet",))
         a.alone(plain, "export takes one model")
@@ -286,7 +286,7 @@ def export(
         return
     plain, settings = a.read(words, kinds, needed=("onnx",))
     a.alone(plain, "export takes one model")
-    from ciod.inference.onnx_file import export as run
+    from ciod.exporters.onnx_file import export as run
 
     done = run(model, **settings)
     typer.echo(f"{done.path}: opset {done.opset}, {done.path.stat().st_size / 1e6:.1f} MB")
@@ -321,7 +321,7 @@ def demo(words: Words = None) -> None:
 
     Needs no data: the scenes are drawn. Settings: `out=demo` `seed=0` `device=auto`.
     """
-    from ciod import arguments as a
+    from ciod.config import arguments as a
     from ciod.demo import run
 
     plain, flat = a.read(words, {"out": a.text, "seed": a.whole, "device": a.text})
@@ -341,7 +341,7 @@ def data(
     put into DIR yourself are used. Settings: `out=DIR` (without it nothing is fetched) `keep=true` (the archives stay)
     `mirror=URL` (a web folder with the same archives).
     """
-    from ciod import arguments as a
+    from ciod.config import arguments as a
     from ciod.data import download
 
     plain, flat = a.read(words, {"out": a.text, "mirror": a.text, "keep": a.switch})
@@ -370,7 +370,7 @@ def list_(
     `ciod list SCENARIO.yaml data=PATH` prints what each task would see, and how many old boxes are hidden.
     """
     from ciod import listing
-    from ciod.arguments import split
+    from ciod.config.arguments import split
 
     plain, flat, problems = split(words)
     if problems:

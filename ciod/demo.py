@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ciod.errors import CiodError
+from ciod.core.errors import CiodError
 
 METHODS = ("finetune", "ilyolox", "joint")
 WHAT = {

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ciod.errors import CiodError, did_you_mean
-from ciod.files import is_file, is_folder
+from ciod.core.errors import CiodError, did_you_mean
+from ciod.core.files import is_file, is_folder
 
 TOPICS = ("detectors", "methods", "scenarios", "recipes", "settings", "data")
 
@@ -141,7 +141,7 @@ def _methods() -> Table:
 def _method(name: str) -> Table:
     """The settings of one method."""
     from ciod import methods
-    from ciod.methods.method import Method
+    from ciod.methods.base.method import Method
 
     cls = methods.find(name)
     ours = [base for base in reversed(cls.__mro__) if issubclass(base, Method)]
@@ -153,7 +153,7 @@ def _method(name: str) -> Table:
 
 
 def _scenarios() -> Table:
-    from ciod.data import scenario
+    from ciod.data.scenarios import scenario
 
     table = _table("scenario", "split", "order", "what")
     for name in scenario.available():
@@ -167,7 +167,7 @@ def _scenarios() -> Table:
 
 
 def _recipes() -> Table:
-    from ciod.config import RECIPES, recipes
+    from ciod.config.load import RECIPES, recipes
 
     table = _table("recipe", "published", "expected time")
     for name in recipes():
@@ -201,7 +201,7 @@ def _setting_rows() -> Iterator[tuple[str, str, str, str]]:
     """Section, name, default and documentation of every setting of a training run."""
     from pydantic import BaseModel
 
-    from ciod.config import Run
+    from ciod.config.load import Run
 
     def walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
         notes = _notes(model)
@@ -240,7 +240,7 @@ def _default(value: Any) -> str:
 
 
 def _model(console: Console, path: Path) -> None:
-    from ciod.detectors.weights import read_metadata
+    from ciod.detectors.files.weights import read_metadata
 
     if not is_file(path):
         beside = [p.name for p in path.parent.glob("*.safetensors")] if is_folder(path.parent) else []
@@ -286,10 +286,10 @@ def _few(names: Sequence[str], most: int = 12) -> str:
 
 def _scenario(console: Console, name: str, settings: dict[str, Any]) -> None:
     """Images, boxes and hidden boxes of every task, before any training."""
-    from ciod import config
-    from ciod.data import scenario
-    from ciod.data.scenario import Scenario
-    from ciod.engine.start import open_data
+    from ciod.config import load as config
+    from ciod.data.scenarios import scenario
+    from ciod.data.scenarios.scenario import Scenario
+    from ciod.runs.start import open_data
 
     if not name.endswith((".yaml", ".yml")) and name not in scenario.available():
         hint = did_you_mean(name, (*TOPICS, *scenario.available()), listing=20)
@@ -305,7 +305,7 @@ def _scenario(console: Console, name: str, settings: dict[str, Any]) -> None:
         table.add_row(str(task.index + 1), names, *map(str, counts))
     console.print(table)
     if made.protocol.images == "loco":
-        from ciod.data import loco
+        from ciod.data.scenarios import loco
 
         for i, names in enumerate(made.groups, 1):
             console.print(f"cluster {i}: {', '.join(names)}", markup=False, soft_wrap=True)

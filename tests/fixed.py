@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ciod.core.types import Batch, Outputs, Targets
 from ciod.data.index import Index, empty_columns
-from ciod.data.scenario import Task
-from ciod.types import Batch, Outputs, Targets
+from ciod.data.scenarios.scenario import Task
 
 
 def logit(p) -> Tensor:
@@ -139,6 +139,6 @@ def slice_images(out: Outputs, i: int) -> Outputs:
 
 def overlaps(boxes: Tensor, box: Tensor) -> Tensor:
     """IoU of every box with one."""
-    from ciod.boxes import iou
+    from ciod.core.boxes import iou
 
     return iou(boxes, box.expand_as(boxes))

@@ -3,7 +3,7 @@
 Every ``raise`` of a CiodError counts, and every text of three words or more inside a function: a line of a list of
 problems, the two halves of a condition, a warning. Modules of ciod are compiled with a note at each of them, so this
 sees processes that tests start, too. When the whole suite was run and passed, one that is missing fails it; so it does
-when some tests were run, with ``--reached detectors/mmdet,inference``, for files whose names begin so.
+when some tests were run, with ``--reached detectors/mmdet/,exporters``, for files whose names begin so.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ NOTE = "_ciod_reached"
 WORDS = 3
 # Texts that need what a machine for tests may lack, and why.
 EXEMPT: dict[str, str] = {}
-ADAPTER = "detectors/mmdet"  # of these files nothing counts where the extra is not installed
+# Of these files nothing counts where the extra is not installed.
+ADAPTER = ("detectors/mmdet/", "detectors/files/mmdet_files.py")
 ABSENT = "set CIOD_"  # what says so why a test was skipped
 INSTALLED = all(importlib.util.find_spec(name) for name in ("mmdet", "mmcv", "mmengine"))
 
@@ -283,7 +284,8 @@ def pytest_sessionfinish(session, exitstatus: int) -> None:
 
 def pytest_terminal_summary(terminalreporter, config) -> None:
     lacking, every = missing(config), len(counted(config))
-    where = config.getoption("reached") or ("" if INSTALLED else f"without {ADAPTER}*.py, whose extra is not installed")
+    without = "" if INSTALLED else f"without {' and '.join(ADAPTER)}, whose extra is not installed"
+    where = config.getoption("reached") or without
     said = f"{every - len(lacking)} of {every} errors and sentences for people were reached"
     terminalreporter.write_line(f"{said} ({where})" if where else said)
     for site in lacking:

@@ -16,7 +16,7 @@ import pytest
 import ciod
 from ciod import cli
 from ciod.data.images import read_image, save_image
-from ciod.data.shapes import write_shapes
+from ciod.data.shapes.scenes import write_shapes
 from tests.data.writers import sample_index, write_coco
 
 
@@ -52,7 +52,7 @@ def model(tmp_path_factory) -> Path:
     import torch
 
     from ciod import detectors
-    from ciod.detectors.weights import save_model
+    from ciod.detectors.files.weights import save_model
 
     torch.manual_seed(0)
     detector = detectors.build(("cat", "dog", "owl"), name="yolox-pico", size=64)
@@ -186,7 +186,7 @@ def test_a_data_set_whose_path_is_no_text(run, pets, tmp_path):
     ],
 )
 def test_a_path_longer_than_any_disk_takes_is_a_sentence(run, pets, model, words, long, tmp_path, monkeypatch):
-    """``Path.exists`` raises for such a path; see ``ciod.files.exists``."""
+    """``Path.exists`` raises for such a path; see ``ciod.core.files.exists``."""
     monkeypatch.chdir(tmp_path)
     places = {"PETS": str(pets), "MODEL": str(model), "LONG": long}
     code, out, err = run(*(re.sub("PETS|MODEL|LONG", lambda m: places[m[0]], w) for w in words.split()))
@@ -205,7 +205,7 @@ def test_an_unknown_command(run):
 
 
 def test_an_interruption_says_how_to_go_on(run, monkeypatch, pets):
-    from ciod.engine import run as engine
+    from ciod.runs import run as engine
 
     def interrupted(*_):
         raise KeyboardInterrupt

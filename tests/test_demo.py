@@ -8,8 +8,8 @@ import pytest
 
 from ciod import demo
 from ciod.comparison import schedule, worker
-from ciod.engine import start
-from ciod.errors import CiodError
+from ciod.core.errors import CiodError
+from ciod.runs import start
 
 
 def small(monkeypatch, run):

@@ -33,8 +33,8 @@ def test_every_public_name_exists_and_is_listed():
 
 
 def test_the_package_and_its_metadata_have_one_version():
-    """ciod/version.py is the source; the build reads it without importing the package."""
-    text = (Path(ciod.__file__).parent / "version.py").read_text(encoding="utf-8")
+    """ciod/core/version.py is the source; the build reads it without importing the package."""
+    text = (Path(ciod.__file__).parent / "core/version.py").read_text(encoding="utf-8")
     assert f'__version__ = "{ciod.__version__}"' in text
     project = Path(ciod.__file__).parents[1] / "pyproject.toml"
     assert not re.search(r"^version *=", project.read_text(encoding="utf-8"), re.M)

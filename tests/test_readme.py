@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ciod import config
 from ciod.cli import app
+from ciod.config import load as config
 from ciod.data import formats
-from ciod.engine import run as engine
+from ciod.runs import run as engine
 from tests.data.writers import write_coco, write_voc, write_yolo
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -55,7 +55,7 @@ def test_a_train_example_for_each_format(photographs, monkeypatch):
 def test_the_comparison_is_one_command(tmp_path, monkeypatch):
     """As it stands, up to training: three methods and the bound, three seeds, a shared first task each."""
     from ciod.comparison import outcome, plan, schedule
-    from ciod.engine import start
+    from ciod.runs import start
 
     made: list[plan.Plan] = []
     monkeypatch.chdir(tmp_path)

@@ -13,13 +13,15 @@ import pytest
 import torch
 
 import ciod
-from ciod import config, detectors
-from ciod.data import formats, images, scenario
-from ciod.detectors import weights
-from ciod.engine import checkpoint
-from ciod.errors import CiodError, DataError
+from ciod import detectors
+from ciod.config import load as config
+from ciod.core.errors import CiodError, DataError
+from ciod.core.run_log import read_metrics
+from ciod.data import formats, images
+from ciod.data.scenarios import scenario
+from ciod.detectors.files import weights
 from ciod.report import page
-from ciod.report.log import read_metrics
+from ciod.training import checkpoint
 
 SOURCES = sorted(Path(ciod.__file__).parent.rglob("*.py"))
 
@@ -132,7 +134,7 @@ def test_metadata_of_models_are_checked(tmp_path, changed, match):
 def test_metadata_that_are_too_long_or_no_json(tmp_path, monkeypatch):
     from safetensors.torch import save_file
 
-    from ciod.detectors import model_file
+    from ciod.detectors.files import model_file
 
     save_file({"x": torch.zeros(1)}, tmp_path / "m.safetensors", metadata={"ciod": "{"})
     with pytest.raises(CiodError, match="its metadata are not JSON"):

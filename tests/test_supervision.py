@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ciod import detectors
-from ciod import losses as L
+from ciod.core import losses as L
+from ciod.core.types import MEMORY, TASK, Matches, Targets
 from ciod.methods.finetune import Finetune
-from ciod.types import MEMORY, TASK, Matches, Targets
 from tests import fixed
 
 BOXES = torch.tensor([[0.0, 0, 20, 20], [40, 40, 60, 60], [10, 40, 30, 60]])

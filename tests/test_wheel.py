@@ -33,7 +33,7 @@ def test_the_wheel_has_code_and_package_data(tmp_path):
     if there.returncode:
         pytest.skip("not a git checkout: there is no list of files to compare with")
     assert inside == set(there.stdout.split("\n")) - {""}
-    assert any(n.endswith(".yaml") for n in inside) and "ciod/scenarios/shapes-6+4.yaml" in inside
+    assert any(n.endswith(".yaml") for n in inside) and "ciod/data/scenarios/shapes-6+4.yaml" in inside
     for extra in ("onnx", "video", "dev"):
         assert f"Provides-Extra: {extra}" in metadata
     assert "Requires-Python: >=3.10" in metadata

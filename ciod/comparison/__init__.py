@@ -79,7 +79,8 @@ def run(
 
     from rich.console import Console
 
-    from ciod.comparison import outcome, plan, schedule, words
+    from ciod.comparison import outcome, plan, schedule
+    from ciod.comparison import settings as words
 
     scenario, own, settings = words.opened(scenario, given, settings or {})
     jobs = own.pop("jobs", 1)

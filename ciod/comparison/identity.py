@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ciod.version import __version__
+from ciod.core.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ciod.config import Run
+    from ciod.config.load import Run
     from ciod.data.index import Index
 
 
@@ -29,12 +29,12 @@ def facts(
     """
     import torch
 
-    from ciod.engine import machine
+    from ciod.runs import environment
 
-    flat = machine.fingerprint(settings)
+    flat = environment.fingerprint(settings)
     files = {k: _file(flat.get(f"detector.{k}")) for k in ("weights", "backbone_weights")}
     return {
-        "settings": machine.first_task(flat) if first else flat,
+        "settings": environment.first_task(flat) if first else flat,
         "groups": [list(g) for g in groups],
         "data": data,
         "files": {k: v for k, v in files.items() if v},
@@ -51,9 +51,9 @@ def key(content: dict[str, Any]) -> str:
 
 def fingerprint(index: Index) -> str:
     """Of a split: its classes, its files' names and sizes, its images' sizes and every box. No picture is opened."""
-    from ciod.engine import identity
+    from ciod.runs import fingerprints
 
-    return _digest(identity.of_index(index, identity.per_image(index)))
+    return _digest(fingerprints.of_index(index, fingerprints.per_image(index)))
 
 
 def source(method: str | None) -> str:
@@ -62,10 +62,10 @@ def source(method: str | None) -> str:
     Args:
         method: whose file counts too, by name or as ``FILE.py:Class``; None for a first task, which no method changes.
     """
-    from ciod.engine import identity
+    from ciod.runs import fingerprints
 
-    code = identity.of_code(method or "")
-    own = [n for n in code["files"] if n.startswith("methods/") and n != "methods/method.py"]
+    code = fingerprints.of_code(method or "")
+    own = [n for n in code["files"] if n.startswith("methods/") and n != "methods/base/method.py"]
     files = code["files"] if method else {n: d for n, d in code["files"].items() if n not in own}
     return _digest([files, code["method"]])
 

@@ -11,9 +11,9 @@ import yaml
 
 from ciod.comparison.plan import Cell, Plan, pairs
 from ciod.comparison.worker import finished
+from ciod.core.run_log import atomic_write, write_json
 from ciod.report import compared, paired
 from ciod.report.comparison import About, write_comparison
-from ciod.report.log import atomic_write, write_json
 from ciod.report.page import read_results, write_report
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def write(plan: Plan, failed: Mapping[str, str], *, page: str = PAGE) -> dict[st
     Returns:
         The content of compare.json.
     """
-    from ciod.engine import machine
+    from ciod.runs import environment
 
     _give_bounds(plan, failed)
     good = [(e, seed, c) for e, seed, c in pairs(plan) if c.name not in failed]
@@ -80,9 +80,9 @@ def write(plan: Plan, failed: Mapping[str, str], *, page: str = PAGE) -> dict[st
             if c.kind != "run"
         ],
         "warnings": plan.warnings,
-        "commit": machine.commit(),
-        "versions": machine.versions(),
-        "machine": machine.describe(),
+        "commit": environment.commit(),
+        "versions": environment.versions(),
+        "machine": environment.describe(),
     }
     write_json(plan.out / "compare.json", content)
     atomic_write(plan.out / "compare.csv", compared.comparison_csv(runs))
@@ -96,20 +96,20 @@ def write(plan: Plan, failed: Mapping[str, str], *, page: str = PAGE) -> dict[st
 
 def _page(plan: Plan, failed: Mapping[str, str], out: Path) -> Path:
     """The HTML page of what is finished."""
-    from ciod.engine import machine
+    from ciod.runs import environment
 
     folders: dict[str, list[Path]] = {}
     for e, _, c in pairs(plan):
         if c.name not in failed:
             folders.setdefault(e.label, []).append(c.folder)
-    versions = ", ".join(f"{k} {v}" for k, v in machine.versions().items())
+    versions = ", ".join(f"{k} {v}" for k, v in environment.versions().items())
     facts = [
         ("Seeds", ", ".join(map(str, plan.seeds))),
         ("Detector", plan.settings.detector.name),
         ("Upper bounds", plan.upper),
         ("Versions", versions),
-        ("Commit", machine.commit() or "not a checkout"),
-        ("Machine", machine.describe()),
+        ("Commit", environment.commit() or "not a checkout"),
+        ("Machine", environment.describe()),
     ]
     settings = plan.settings.model_dump(mode="json", exclude={"method", "seed", "out", "first", "upper_bound"})
     about = About(
@@ -126,7 +126,7 @@ def _page(plan: Plan, failed: Mapping[str, str], out: Path) -> Path:
 
 def show(plan: Plan, content: Mapping[str, Any], console: Console) -> None:
     """The tables and where the files are, for the terminal."""
-    from ciod.engine import doubt
+    from ciod.runs import sanity_checks
 
     runs = [(r["label"], read_results(plan.out / r["folder"])) for r in content["runs"] if r["status"] == "finished"]
     if runs:
@@ -134,7 +134,7 @@ def show(plan: Plan, content: Mapping[str, Any], console: Console) -> None:
         for columns in (compared.SCORES, compared.REST):
             console.print(compared.comparison_table(runs, columns), width=width)
     for label, results in runs:  # the runs have told their other warnings; their bounds are known only now
-        for sentence in doubt.about_bounds(results["tasks"], results["upper_bounds"]):
+        for sentence in sanity_checks.about_bounds(results["tasks"], results["upper_bounds"]):
             console.print(f"warning: {label}, seed {results['seed']}: {sentence}", markup=False, soft_wrap=True)
     many = f"mean ± standard deviation over {len(plan.seeds)} seeds; " if len(plan.seeds) > 1 else ""
     broken = [r for r in content["runs"] if r["status"] != "finished"]
@@ -145,7 +145,7 @@ def show(plan: Plan, content: Mapping[str, Any], console: Console) -> None:
 
 def _give_bounds(plan: Plan, failed: Mapping[str, str]) -> None:
     """Ω and gaps into each run's results.json and report, from the joint models of the same seed."""
-    from ciod.engine.results import Results
+    from ciod.runs.results import Results
 
     for cell in plan.cells:
         if cell.kind != "run" or cell.name in failed:

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ciod import config, yaml_text
-from ciod.check import model_folder
 from ciod.comparison import identity
-from ciod.comparison.words import Entry, entries, seeds_of, written
+from ciod.comparison.settings import Entry, entries, seeds_of, written
 from ciod.comparison.worker import mark
-from ciod.config import Run
-from ciod.data.scenario import Scenario
-from ciod.errors import CiodError, ConfigError, did_you_mean
-from ciod.files import is_file
+from ciod.config import load as config
+from ciod.config.checks import model_folder
+from ciod.config.load import Run
+from ciod.core import yaml_text
+from ciod.core.errors import CiodError, ConfigError, did_you_mean
+from ciod.core.files import is_file
+from ciod.data.scenarios.scenario import Scenario
 
 Upper = Literal["prefixes", "final", "none"]
 # What a comparison sets for each of its runs, and what to write instead.
@@ -162,7 +163,7 @@ def build(
 
 def _base(scenario: str | Path | None, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Settings of every run by full key, without those that the comparison sets itself."""
-    from ciod.data import scenario as scenarios
+    from ciod.data.scenarios import scenario as scenarios
 
     path, given = None, dict(settings)
     if scenario is not None:
@@ -188,7 +189,7 @@ def _base(scenario: str | Path | None, settings: Mapping[str, Any]) -> tuple[dic
 
 def _is_protocol(path: Path) -> bool:
     """A scenario's file holds switches of the protocol and nothing else."""
-    from ciod.data.scenario import Protocol
+    from ciod.data.scenarios.scenario import Protocol
 
     if path.suffix not in (".yaml", ".yml") or not is_file(path):
         return False
@@ -233,8 +234,8 @@ class _Builder:
     command: str
 
     def plan(self) -> Plan:
-        from ciod.engine.distributed import pick_device
-        from ciod.engine.start import open_data
+        from ciod.core.distributed import pick_device
+        from ciod.runs.start import open_data
 
         pair = {}
         for place in dict.fromkeys((self.out, self.cache)):  # the built-in scenes are drawn beside the runs
@@ -314,13 +315,13 @@ class _Builder:
 
     def _check(self, cell: Cell) -> None:
         """A folder with a run of other settings is refused; one of another version of the code is used, and said."""
-        from ciod.engine import machine
+        from ciod.runs import environment
 
         theirs = mark(cell.folder).get("facts")
         if not theirs or theirs == cell.facts:
             return
         old, new = (_settings_of(f) for f in (theirs, cell.facts))
-        if differ := machine.differences(new, old):
+        if differ := environment.differences(new, old):
             raise CiodError(f"out: {cell.folder} holds a run with other settings ({differ}). Choose another out=.")
         said = ", ".join(f"{k} {theirs[k]}" for k in ("ciod", "torch", "device") if theirs[k] != cell.facts[k])
         self.warnings.append(f"{cell.name} was begun with other code or on another device than now ({said}).")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ciod.comparison.plan import Cell
 from ciod.comparison.worker import finished
-from ciod.files import explained
-from ciod.report.log import LINE, write_json
+from ciod.core.files import explained
+from ciod.core.run_log import LINE, write_json
 
 Say = Callable[[str], None]
 

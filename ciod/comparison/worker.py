@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ciod.errors import CiodError
-from ciod.files import explained
+from ciod.core.errors import CiodError
+from ciod.core.files import explained
 
 MARK = "cell.json"
 
@@ -46,10 +46,10 @@ def work(job: dict[str, Any]) -> None:
     """
     from rich.console import Console
 
-    from ciod.config import Run
-    from ciod.engine import run as engine
-    from ciod.engine.progress import Reporter
-    from ciod.report.log import write_json
+    from ciod.config.load import Run
+    from ciod.core.run_log import write_json
+    from ciod.runs import run as engine
+    from ciod.training.progress import Reporter
 
     folder = Path(job["folder"])
     with _alone(folder):

@@ -11,11 +11,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ciod.data.columns import Check
+from ciod.core.errors import DataError
 from ciod.data.formats import merge_names, open_split, recognise
+from ciod.data.formats.index_builder import Check
+from ciod.data.formats.layout import Layout
 from ciod.data.index import Index
-from ciod.data.layout import Layout
-from ciod.errors import DataError
 
 _NAMES = {"coco": "COCO", "voc": "PASCAL VOC", "yolo": "YOLO"}
 

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
-from ciod.errors import ConfigError, DataError, did_you_mean
-from ciod.files import explained
-from ciod.report.log import write_json
+from ciod.core.errors import ConfigError, DataError, did_you_mean
+from ciod.core.files import explained
+from ciod.core.run_log import write_json
 
 RECORD = "ciod-data.json"  # archives that are unpacked: nothing is fetched twice
 _CHUNK = 1 << 20

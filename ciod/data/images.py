@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ciod.errors import DataError
-from ciod.files import atomic_write, exists, is_folder
+from ciod.core.errors import DataError
+from ciod.core.files import atomic_write, exists, is_folder
 
 # The grey that pads a letterboxed picture: what is transparent looks like padding and adds no edge. White or black
 # would draw one around every cut-out object, and the colours stored under alpha 0 are arbitrary.

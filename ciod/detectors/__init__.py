@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ciod.errors import CiodError, did_you_mean
+from ciod.core.errors import CiodError, did_you_mean
 
 if TYPE_CHECKING:
-    from ciod.detectors.detector import Detector
+    from ciod.detectors.base import Detector
 
 
 def families() -> Sequence[type[Any]]:
@@ -33,7 +33,7 @@ def find(name: str) -> type[Any]:
         CiodError: no detector has that name.
     """
     if name.startswith("mmdet:"):
-        from ciod.detectors.mmdet import MMDet
+        from ciod.detectors.mmdet.detector import MMDet
 
         return MMDet
     for family in families():
@@ -49,7 +49,7 @@ def traits(name: str) -> frozenset[str]:
         CiodError: no detector has that name, or a config of MMDetection cannot be used.
     """
     if name.startswith("mmdet:"):
-        from ciod.detectors.mmdet import traits_of
+        from ciod.detectors.mmdet.detector import traits_of
 
         return traits_of(name)
     return find(name).traits

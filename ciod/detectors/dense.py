@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ciod import boxes as bx
-from ciod.losses import Supervision
-from ciod.types import Matches
+from ciod.core import boxes as bx
+from ciod.core.losses import Supervision
+from ciod.core.types import Matches
 
 
 def flatten(maps: Sequence[Tensor]) -> Tensor:

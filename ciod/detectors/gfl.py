@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ciod import losses as L
-from ciod.boxes import gather_rows, giou
-from ciod.detectors import backbones
-from ciod.detectors.assign import atss
-from ciod.detectors.class_layers import ClassConv
+from ciod.core import losses as L
+from ciod.core.boxes import gather_rows, giou
+from ciod.core.types import Matches, Outputs, Targets
+from ciod.detectors.assigners.atss import atss
+from ciod.detectors.base import IMAGENET, Detector, Input
 from ciod.detectors.dense import class_targets, flatten, grid, in_class_loss
-from ciod.detectors.detector import IMAGENET, Detector, Input
-from ciod.detectors.necks import FPN, PAFPN
+from ciod.detectors.layers import backbones
+from ciod.detectors.layers.class_layers import ClassConv
+from ciod.detectors.layers.necks import FPN, PAFPN
 from ciod.detectors.prefix import extract
-from ciod.types import Matches, Outputs, Targets
 
 BINS = 17  # a side is the mean of a distribution over 0, 1, …, 16 strides
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ciod.detectors.backbones import Backbone
-from ciod.detectors.detector import Detector, Input
-from ciod.detectors.necks import PAFPN
+from ciod.core.errors import CiodError
+from ciod.core.files import is_file
+from ciod.detectors.base import Detector, Input
+from ciod.detectors.layers.backbones import Backbone
+from ciod.detectors.layers.necks import PAFPN
 from ciod.detectors.yolox import YOLOX
-from ciod.errors import CiodError
-from ciod.files import is_file
 
 # (output channels at width 1, stride) of the 13 separable blocks
 BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *(((512, 1),) * 5), (1024, 2), (1024, 1))
@@ -85,7 +85,7 @@ class MobileNetV1(Backbone):
         self.hold()
 
     def _load(self, path: Path) -> None:
-        from ciod.detectors.weights import read_checkpoint
+        from ciod.detectors.files.weights import read_checkpoint
 
         if not is_file(path):
             raise CiodError(f"detector.backbone_weights: there is no file {path}.")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from ciod.detectors.backbones import Backbone
-    from ciod.detectors.detector import Detector
+    from ciod.detectors.base import Detector
+    from ciod.detectors.layers.backbones import Backbone
 
 
 class Prefix:
@@ -54,7 +54,7 @@ class Prefix:
 
 def parts(detector: Detector) -> list[tuple[nn.Module, ...]]:
     """Backbone and neck in the order of execution, in pieces that can be shared; [] for a detector of other parts."""
-    from ciod.detectors.backbones import Backbone
+    from ciod.detectors.layers.backbones import Backbone
 
     b, neck = getattr(detector, "backbone", None), getattr(detector, "neck", None)
     if not isinstance(b, Backbone) or not isinstance(neck, nn.Module):

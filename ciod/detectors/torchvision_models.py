@@ -17,15 +17,15 @@ from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import sigmoid_focal_loss
 
-from ciod import boxes as bx
-from ciod import losses as L
-from ciod.detectors import backbones
-from ciod.detectors.class_layers import AnchorClassConv, ClassConv
+from ciod.core import boxes as bx
+from ciod.core import losses as L
+from ciod.core.types import Matches, Outputs, Targets
+from ciod.detectors.base import IMAGENET, Detector, Input
 from ciod.detectors.dense import class_targets, flatten, in_class_loss
-from ciod.detectors.detector import IMAGENET, Detector, Input
-from ciod.detectors.necks import FPN
+from ciod.detectors.layers import backbones
+from ciod.detectors.layers.class_layers import AnchorClassConv, ClassConv
+from ciod.detectors.layers.necks import FPN
 from ciod.detectors.prefix import extract
-from ciod.types import Matches, Outputs, Targets
 
 LARGEST = math.log(1000 / 16)  # a predicted log size beyond this is cut off, as in torchvision
 SIZES = (32, 64, 128, 256, 512)  # of RetinaNet's anchors; FCOS: the strides

@@ -12,19 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ciod import losses as L
-from ciod.boxes import gather_rows
-from ciod.detectors import backbones
-from ciod.detectors import branch as br
-from ciod.detectors.blocks import conv
-from ciod.detectors.class_layers import PRIOR, ClassConv, ClassRows
+from ciod.core import losses as L
+from ciod.core.boxes import gather_rows
+from ciod.core.errors import CiodError
+from ciod.core.types import Matches, Outputs, Targets
+from ciod.detectors.assigners.sim_ota import sim_ota
+from ciod.detectors.base import IMAGENET, Detector, Input
 from ciod.detectors.dense import flatten, grid
-from ciod.detectors.detector import IMAGENET, Detector, Input
-from ciod.detectors.necks import PAFPN
+from ciod.detectors.layers import backbones
+from ciod.detectors.layers import branch as br
+from ciod.detectors.layers.blocks import conv
+from ciod.detectors.layers.class_layers import PRIOR, ClassConv, ClassRows
+from ciod.detectors.layers.necks import PAFPN
 from ciod.detectors.prefix import extract
-from ciod.detectors.sim_ota import sim_ota
-from ciod.errors import CiodError
-from ciod.types import Matches, Outputs, Targets
 
 STRIDES = (8, 16, 32)
 

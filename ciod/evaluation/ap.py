@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ciod.core.gc_pause import uncollected
+from ciod.core.types import Detections
 from ciod.data.index import Index
-from ciod.garbage import uncollected
-from ciod.types import Detections
 
 PER_CLASS = ("AP", "AP50", "AP75")
 OVERALL = ("AP", "AP50", "AP75", "APs", "APm", "APl")

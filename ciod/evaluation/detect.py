@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ciod.data.dataset import batches, eval_loader
-from ciod.detectors.detector import in_original
-from ciod.engine.distributed import World
+from ciod.core.distributed import World
+from ciod.data.loader import batches, eval_loader
+from ciod.detectors.base import in_original
 from ciod.evaluation.ap import APTable, coco_ap
 from ciod.evaluation.voc import NAMES, voc_ap
 
 if TYPE_CHECKING:
-    from ciod.config import Evaluation
+    from ciod.config.load import Evaluation
+    from ciod.core.types import Detections
     from ciod.data.index import Index
-    from ciod.detectors.detector import Detector
-    from ciod.types import Detections
+    from ciod.detectors.base import Detector
 
 # COCO's maxDets counts per class; a cap of 100 over all classes would take detections away before it is applied.
 PER_IMAGE = 1000

@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from ciod.core.types import Detections
 from ciod.data.index import Index
-from ciod.types import Detections
 
 NAMES: dict[str, str] = {"voc07": "VOC07", "voc": "VOC"}
 """Metric of a protocol → the key its values stand under, beside AP and AP50, which are always COCO's."""
@@ -36,7 +36,7 @@ def voc_ap(
     Raises:
         ValueError: not one Detections an image.
 
-    Source: Everingham et al., The Pascal Visual Object Classes Challenge (IJCV 2010), §4.2; development kits of 2007
+    Source: Everingham et al., The Pascal Visual Object Classes Challenge (IJCV 2010), .4.2; development kits of 2007
     and 2010. Their pixel-inclusive widths are kept: the reader of VOC boxes lets x run from xmin − 1 to xmax.
     """
     if len(detections) != len(truth):

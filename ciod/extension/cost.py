@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from ciod.detectors.detector import Detector
+    from ciod.detectors.base import Detector
 
 
 @dataclass(frozen=True)

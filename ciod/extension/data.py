@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ciod.config import data_folder
+from ciod.config.load import data_folder
+from ciod.core.errors import DataError
+from ciod.core.files import exists
 from ciod.data import formats
 from ciod.data.index import Index
-from ciod.data.scenario import Task
-from ciod.errors import DataError
+from ciod.data.scenarios.scenario import Task
 from ciod.extension.names import Names
-from ciod.files import exists
 
 
 @dataclass

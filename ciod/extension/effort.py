@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from ciod.data.dataset import batches
-from ciod.engine.progress import clock
+from ciod.data.loader import batches
+from ciod.training.progress import clock
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
+    from ciod.core.distributed import World
     from ciod.data.index import Index
-    from ciod.detectors.detector import Detector
-    from ciod.engine.distributed import World
+    from ciod.detectors.base import Detector
     from ciod.extension.settings import Extend
-    from ciod.methods.method import Method
+    from ciod.methods.base.method import Method
 
 # Images a class should be seen as, all epochs together, and the least and most images in all.
 SEEN = {"quick": (400, 1_500, 12_000), "normal": (1_500, 6_000, 60_000), "thorough": (6_000, 24_000, 300_000)}

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ciod.config import data_folder
-from ciod.data import pool
+from ciod.config.load import data_folder
+from ciod.core.distributed import World
+from ciod.core.types import Detections
 from ciod.data.index import Index
-from ciod.data.scenario import Task
-from ciod.detectors.detector import Detector
-from ciod.engine.distributed import World
+from ciod.data.scenarios.scenario import Task
+from ciod.detectors.base import Detector
 from ciod.evaluation.ap import APTable, coco_ap
 from ciod.evaluation.detect import detect
 from ciod.extension import data, retention
 from ciod.extension.names import Names
 from ciod.extension.retention import Retention
 from ciod.extension.settings import Extend
-from ciod.types import Detections
+from ciod.memory import pools
 
 MOST = 300  # images on which agreement is measured, of the folder and of the pool each
 
@@ -42,7 +42,7 @@ class Measure:
         self.settings, self.world, self.task, self.names = settings, world, task, names
         self.old = None if settings.old_data is None else data.old_validation(settings.old_data, names)
         folder = data_folder(settings.pool)
-        self.pool = pool.read(folder, names.all) if folder else None
+        self.pool = pools.read(folder, names.all) if folder else None
         self.others = tuple(n for n in names.old if n not in names.taught)
         self._before: dict[int, list[Detections]] = {}
         self._fields: list[Index] | None = None

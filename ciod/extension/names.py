@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ciod.errors import ConfigError, did_you_mean
+from ciod.core.errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ciod.core.types import Detections
 from ciod.evaluation.ap import APTable
-from ciod.extension.found import pairs
-from ciod.types import Detections
+from ciod.extension.old_objects import pairs
 
 Kind = Literal["AP", "agreement"]
 

@@ -11,28 +11,29 @@ from typing import Any
 import torch
 
 from ciod import methods
-from ciod.config import data_folder
+from ciod.config.load import data_folder
+from ciod.config.settings import Run
+from ciod.core.distributed import World, world
+from ciod.core.errors import CiodError
+from ciod.core.files import exists
+from ciod.core.run_log import RunLog
 from ciod.data.augment import TrainTransform
-from ciod.data.dataset import train_loader
-from ciod.data.extra import Extra, Mixture
-from ciod.data.pictures import presize_hint
-from ciod.data.scenario import Task
-from ciod.detectors import weights
-from ciod.detectors.detector import Detector
-from ciod.engine import checkpoint, machine, speed
-from ciod.engine.distributed import World, world
-from ciod.engine.drawn import with_drawn
-from ciod.engine.fit import Fit
-from ciod.engine.progress import Reporter
-from ciod.errors import CiodError
-from ciod.extension import data, effort, found, measure, names, tradeoff, write
+from ciod.data.image_cache import presize_hint
+from ciod.data.loader import train_loader
+from ciod.data.scenarios.scenario import Task
+from ciod.detectors.base import Detector
+from ciod.detectors.files import weights
+from ciod.extension import data, effort, measure, names, old_objects, tradeoff, write
 from ciod.extension.cost import cost
 from ciod.extension.measure import Judged
 from ciod.extension.settings import Extend
-from ciod.files import exists
-from ciod.methods.method import Method
-from ciod.report.log import RunLog
-from ciod.settings import Run
+from ciod.memory.rehearsal import Extra, Mixture
+from ciod.methods.base.method import Method
+from ciod.runs import environment
+from ciod.training import checkpoint, speed
+from ciod.training.loop import Fit
+from ciod.training.offline_labels import with_drawn
+from ciod.training.progress import Reporter
 
 KEEP_BY_DEFAULT = 0.98  # what method=auto asks of a method that moves old weights
 ROOM = 100e6  # bytes beyond four times the model: states, pictures, report
@@ -149,9 +150,9 @@ class Extension:
         others = [n for n in self.names.old if n not in self.names.taught]
         truth = self.measured.old
         judged = self.measured.detect(self.before, truth) if truth is not None else ()
-        limits = found.thresholds(detections, others, truth, judged)
-        self.found = found.look(detections, self.task.train, others, limits)
-        found.draw_doubtful(self.out / "doubtful", self.found, detections, self.task.train)
+        limits = old_objects.thresholds(detections, others, truth, judged)
+        self.found = old_objects.look(detections, self.task.train, others, limits)
+        old_objects.draw_doubtful(self.out / "doubtful", self.found, detections, self.task.train)
         if others:
             top = ", ".join(f"{r['boxes']} {r['class']}" for r in self.found.table[:8] if r["boxes"])
             self.reporter.say(
@@ -186,7 +187,7 @@ class Extension:
         transform = TrainTransform(s.augment, detector.input.size, detector.input.fill)
         if line := presize_hint(self.task.train, transform, s.train):
             self.reporter.say(line)
-        workers, mixture = machine.workers(s.train.workers, self.world), self._mixture(detector, method)
+        workers, mixture = environment.workers(s.train.workers, self.world), self._mixture(detector, method)
         train, mixture, said = with_drawn(self.task.train, mixture, method, workers=workers, reporter=self.reporter)
         self.warnings += said
         loader = train_loader(
@@ -243,7 +244,7 @@ class Extension:
 
     def _save(self, state: dict[str, Any]) -> None:
         content = {"extend": self._fingerprint(), "fit": state, "random": checkpoint.random_state()}
-        checkpoint.save_state(self.out / "last" / "state.pt", machine.plain(content))
+        checkpoint.save_state(self.out / "last" / "state.pt", environment.plain(content))
 
     def _earlier(self) -> dict[str, Any] | None:
         """State of an interrupted process with the same settings.

@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ciod.check import method_of, model_folder
-from ciod.config import data_folder, problems_of
+from ciod.config.checks import method_of, model_folder
+from ciod.config.load import data_folder, problems_of
+from ciod.config.settings import LARGEST, Evaluation, Positive, Section, Train
+from ciod.core.errors import CiodError, ConfigError, did_you_mean
+from ciod.core.files import exists, is_folder
 from ciod.data.augment import Augment
-from ciod.errors import CiodError, ConfigError, did_you_mean
-from ciod.files import exists, is_folder
-from ciod.settings import LARGEST, Evaluation, Positive, Section, Train
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Effort = Literal["quick", "normal", "thorough"]

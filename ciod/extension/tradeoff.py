@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ciod.detectors.detector import Detector
+    from ciod.detectors.base import Detector
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 

@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
-from ciod.config import data_folder
-from ciod.data.scenario import Task
-from ciod.detectors import weights
-from ciod.engine import machine
-from ciod.engine.results import FORMAT, METRICS
+from ciod.config.load import data_folder
+from ciod.core.run_log import atomic_write, write_json
+from ciod.data.scenarios.scenario import Task
+from ciod.detectors.files import weights
 from ciod.evaluation import continual
-from ciod.report.log import atomic_write, write_json
+from ciod.runs import environment
+from ciod.runs.results import FORMAT, METRICS
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ciod.detectors.detector import Detector
-    from ciod.engine.progress import Reporter
+    from ciod.core.types import Detections
+    from ciod.detectors.base import Detector
     from ciod.extension.effort import Plan
     from ciod.extension.measure import Judged
     from ciod.extension.settings import Extend
-    from ciod.types import Detections
+    from ciod.training.progress import Reporter
 
 
 def settings(out: Path, s: Extend, plan: Plan, command: str) -> None:
@@ -34,9 +34,9 @@ def settings(out: Path, s: Extend, plan: Plan, command: str) -> None:
     content = {
         "command": command or machine_command(),
         "seed": s.seed,
-        "commit": machine.commit(),
-        "machine": machine.describe(),
-        "versions": machine.versions(),
+        "commit": environment.commit(),
+        "machine": environment.describe(),
+        "versions": environment.versions(),
         **s.model_dump(mode="json"),
         "chosen": {"epochs": plan.epochs, "batch": plan.batch, "lr": plan.lr, "size": plan.size, "why": plan.why},
     }
@@ -59,7 +59,7 @@ def provenance(s: Extend, task: Task) -> dict[str, Any]:
         "from": weights.file_of(s.model).name,
         "model_sha256": sha256(weights.file_of(data_folder(s.model) or s.model)),
         "data_sha256": hashlib.sha256(listing.encode() + boxes).hexdigest(),
-        "ciod": machine.versions()["ciod"],
+        "ciod": environment.versions()["ciod"],
     }
 
 
@@ -108,7 +108,7 @@ def results(
             "train_images": len(task.train),
             "train_boxes": len(task.train.labels),
             "hidden_boxes": 0,
-            "peak_memory_mb": round(machine.peak_memory_mb(), 1),
+            "peak_memory_mb": round(environment.peak_memory_mb(), 1),
             "steps": done["steps"],
             "epochs": extra["plan"]["epochs"],
             "seconds": done["seconds"],

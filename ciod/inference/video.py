@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ciod.errors import CiodError, DataError
-from ciod.files import WriteError, why
+from ciod.core.errors import CiodError, DataError
+from ciod.core.files import WriteError, why
 
 # The clock of written videos: 24, 25, 30, 50, 60 and 29.97 frames a second are whole numbers of it, and MPEG-4 allows
 # no finer one than 1/65535.

@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ciod.errors import CiodError, did_you_mean
-from ciod.files import is_file
+from ciod.core.errors import CiodError, did_you_mean
+from ciod.core.files import is_file
 
 if TYPE_CHECKING:
-    from ciod.methods.method import Method
+    from ciod.methods.base.method import Method
 
-_PARTS = {"distillation", "method", "parameters", "selection"}  # modules here that are not methods
+_PARTS = {"base"}  # packages here that are not methods
 
 
 def available() -> list[str]:
@@ -29,7 +29,7 @@ def find(name: str) -> type[Method]:
     Raises:
         CiodError: no method has that name, or the file or class does not exist.
     """
-    from ciod.methods.method import Method
+    from ciod.methods.base.method import Method
 
     if ".py" in name:
         return _from_file(name)
@@ -44,7 +44,7 @@ def find(name: str) -> type[Method]:
 
 
 def _from_file(name: str) -> type[Method]:
-    from ciod.methods.method import Method
+    from ciod.methods.base.method import Method
 
     file, _, cls = name.partition(":")
     path = Path(file)

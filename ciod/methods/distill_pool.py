@@ -1,4 +1,4 @@
-"""Distillation on images without labels: a memory nobody has to annotate (methods.md §3.5, §5).
+"""Distillation on images without labels: a memory nobody has to annotate (methods.md .3.5, .5).
 
 In YOLO LwF's published replay (De Monte et al., CoLLAs 2026, arXiv 2503.04688) exemplars are used without their labels;
 any pictures that show old objects can stand in for them.
@@ -11,11 +11,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from ciod import boxes as bx
-from ciod import losses as L
+from ciod.core import boxes as bx
+from ciod.core import losses as L
+from ciod.core.types import Batch, Outputs
+from ciod.methods.base.method import Channels
 from ciod.methods.finetune import Finetune
-from ciod.methods.method import Channels
-from ciod.types import Batch, Outputs
 
 Weight = Annotated[float, Field(ge=0)]
 

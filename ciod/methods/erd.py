@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ciod import boxes as bx
-from ciod.methods import selection
-from ciod.methods.distillation import (
+from ciod.core import boxes as bx
+from ciod.core.types import Matches, Outputs
+from ciod.methods.base import selection
+from ciod.methods.base.distillation import (
     Distillation,
     Fraction,
     Temperature,
@@ -26,7 +27,6 @@ from ciod.methods.distillation import (
     old_logits,
     old_scores,
 )
-from ciod.types import Matches, Outputs
 
 
 class ERD(Distillation):
@@ -69,11 +69,11 @@ class ERD(Distillation):
         return losses
 
     def choose_classes(self, knowledge: Outputs) -> Tensor:
-        """[B, P] bool: K_c (§2.1)."""
+        """[B, P] bool: K_c (.2.1)."""
         return selection.above_spread(old_scores(knowledge, self.old).amax(2), self.deviations)
 
     def candidates(self, knowledge: Outputs) -> Tensor:
-        """[B, P] bool: K_r (§2.2). A peaked distribution has a high largest logit, whatever the class says."""
+        """[B, P] bool: K_r (.2.2). A peaked distribution has a high largest logit, whatever the class says."""
         if knowledge.distribution is None:
             return self.choose_classes(knowledge)
         return selection.above_spread(knowledge.distribution.flatten(2).amax(2), self.deviations)
@@ -89,7 +89,7 @@ class ERD(Distillation):
         return selection.suppress(replace(knowledge, boxes=boxes), responses, self.candidates(knowledge), self.nms_iou)
 
     def box_error(self, outputs: Outputs, knowledge: Outputs, position: Tensor) -> Tensor:
-        """[B, K] at ``position``: ``ld`` is the mean over the four sides, with the published mean over bins (§2.4)."""
+        """[B, K] at ``position``: ``ld`` is the mean over the four sides, with the published mean over bins (.2.4)."""
         student, teacher = outputs.distribution, knowledge.distribution
         if student is not None and teacher is not None and self.box_term in ("auto", "ld"):
             kl = categorical_kl(bx.gather_rows(student, position), bx.gather_rows(teacher, position), self.temperature)

@@ -11,16 +11,16 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
-from ciod.methods.method import Method
-from ciod.methods.parameters import Shared, shared
-from ciod.types import Batch
+from ciod.core.types import Batch
+from ciod.methods.base.method import Method
+from ciod.methods.base.parameters import Shared, shared
 
 if TYPE_CHECKING:
-    from ciod.data.scenario import Task
+    from ciod.data.scenarios.scenario import Task
 
 
 class EWC(Method):
-    """Fine-tuning + λ/2 · Σ F (θ − θ*)², F the Fisher information of earlier tasks (methods.md §5)."""
+    """Fine-tuning + λ/2 · Σ F (θ − θ*)², F the Fisher information of earlier tasks (methods.md .5)."""
 
     uses_teacher: ClassVar[bool] = False
     paper: ClassVar[str] = "Overcoming catastrophic forgetting in neural networks (Kirkpatrick et al., 2017)"
@@ -63,7 +63,7 @@ class EWC(Method):
 
     def fisher(self, task: Task) -> dict[str, Tensor]:
         """Mean over images of the squared gradient of the detector's whole loss, in eval mode, one image at a time."""
-        from ciod.data.dataset import eval_loader
+        from ciod.data.loader import eval_loader
 
         detector, count = self.detector, 0
         training = {m: m.training for m in detector.modules()}

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ciod.methods.method import Channels, Method
-from ciod.types import Batch, Outputs
+from ciod.core.types import Batch, Outputs
+from ciod.methods.base.method import Channels, Method
 
 
 class Finetune(Method):
@@ -19,7 +19,7 @@ class Finetune(Method):
     """Class channels that are supervised (``method.Channels``). ``new``: those of old classes are neither rewarded nor
     punished; ``matched``: they are at matched positions alone, which hold new objects; ``auto``: ``matched`` on a
     detector with objectness, else ``new``. Each is a fairer lower bound: what is still forgotten is drift of the shared
-    weights, not training old objects as background (methods.md §1.5, §5)."""
+    weights, not training old objects as background (methods.md .1.5, .5)."""
     spare: bool = True
     """With another ``mask`` than ``all``, on a detector with objectness: positions the student scores 0.3 or more for
     an old class are no negatives of objectness, which knows no classes and would unlearn old objects. False: they

@@ -1,4 +1,4 @@
-"""Freezing: from the second task on only a part of the detector learns (methods.md §4.9, §5)."""
+"""Freezing: from the second task on only a part of the detector learns (methods.md .4.9, .5)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import PrivateAttr
 from torch import Tensor, nn
 
-from ciod.errors import CiodError
-from ciod.methods.method import Method
-from ciod.types import Batch
+from ciod.core.errors import CiodError
+from ciod.core.types import Batch
+from ciod.methods.base.method import Method
 
 if TYPE_CHECKING:
-    from ciod.data.scenario import Task
+    from ciod.data.scenarios.scenario import Task
 
 
 class Freeze(Method):

@@ -8,10 +8,10 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from ciod.data.scenario import Task
-from ciod.detectors.detector import Detector
-from ciod.methods.method import Method
-from ciod.types import Batch
+from ciod.core.types import Batch
+from ciod.data.scenarios.scenario import Task
+from ciod.detectors.base import Detector
+from ciod.methods.base.method import Method
 
 Width = Annotated[int, Field(ge=0)]
 

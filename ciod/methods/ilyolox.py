@@ -13,15 +13,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ciod import boxes as bx
-from ciod import losses as L
-from ciod.errors import CiodError
-from ciod.methods import selection
-from ciod.methods.method import Method
-from ciod.types import Batch, Matches, Outputs, Targets
+from ciod.core import boxes as bx
+from ciod.core import losses as L
+from ciod.core.errors import CiodError
+from ciod.core.types import Batch, Matches, Outputs, Targets
+from ciod.methods.base import selection
+from ciod.methods.base.method import Method
 
 if TYPE_CHECKING:
-    from ciod.data.scenario import Task
+    from ciod.data.scenarios.scenario import Task
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -134,7 +134,7 @@ class ILYOLOX(Method):
             self.teacher.eval()
 
     def choose(self, knowledge: Outputs) -> selection.Kept:
-        """The teacher's positions worth teaching (§4)."""
+        """The teacher's positions worth teaching (.4)."""
         nms, classes = self.nms_iou, self.old if self.only_old else None
         if self.select == "crs":
             return selection.center_resampling(
@@ -154,7 +154,7 @@ class ILYOLOX(Method):
         )
 
     def losses(self, outputs: Outputs, knowledge: Outputs, kept: selection.Kept, real: Targets) -> dict[str, Tensor]:
-        """Pseudo boxes first, real boxes after: a match below their number is old (§4.4)."""
+        """Pseudo boxes first, real boxes after: a match below their number is old (.4.4)."""
         targets = kept.targets + real
         matches = self.detector.match(outputs, targets)
         old = matches.valid & (matches.target < kept.position.shape[1])
@@ -166,7 +166,7 @@ class ILYOLOX(Method):
     def distill(
         self, outputs: Outputs, knowledge: Outputs, kept: selection.Kept, matches: Matches, old: Tensor
     ) -> dict[str, Tensor]:
-        """CKD (§5) over the positions matched with a pseudo box."""
+        """CKD (.5) over the positions matched with a pseudo box."""
         p = self.pair(outputs, knowledge, kept, matches)
         weight_cls, weight_loc = self.collaborate(p.cls_error, p.loc_error)
         if self.target == "hy3":
@@ -208,7 +208,7 @@ class ILYOLOX(Method):
         return 2 * cls_error / total, 2 * loc_error / total
 
     def harden(self, soft: Tensor) -> Tensor:
-        """The published variants of the class target (§5.2). [B, K, C]."""
+        """The published variants of the class target (.5.2). [B, K, C]."""
         best, where = soft.max(2, keepdim=True)
         if self.target == "hy2":
             return soft + 1 - best

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from ciod.methods.method import Method
+from ciod.methods.base.method import Method
 
 
 class Joint(Method):

@@ -8,16 +8,16 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
-from ciod.methods.method import Method
-from ciod.methods.parameters import Shared, shared
-from ciod.types import Batch
+from ciod.core.types import Batch
+from ciod.methods.base.method import Method
+from ciod.methods.base.parameters import Shared, shared
 
 if TYPE_CHECKING:
-    from ciod.data.scenario import Task
+    from ciod.data.scenarios.scenario import Task
 
 
 class L2SP(Method):
-    """Fine-tuning + λ/2 · ‖θ − θ*‖², θ* the weights before the task; rows of new classes are free (methods.md §5)."""
+    """Fine-tuning + λ/2 · ‖θ − θ*‖², θ* the weights before the task; rows of new classes are free (methods.md .5)."""
 
     uses_teacher: ClassVar[bool] = False
     paper: ClassVar[str] = "Explicit Inductive Bias for Transfer Learning with Convolutional Networks (Li et al., 2018)"

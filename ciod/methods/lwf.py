@@ -11,9 +11,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ciod import losses as L
-from ciod.methods.distillation import Distillation, Temperature, Weight, old_logits, regression
-from ciod.types import Matches, Outputs
+from ciod.core import losses as L
+from ciod.core.types import Matches, Outputs
+from ciod.methods.base.distillation import Distillation, Temperature, Weight, old_logits, regression
 
 
 class LwF(Distillation):

@@ -1,7 +1,7 @@
 """Merging: after a task the weights before and after it are averaged.
 
 ``average`` is WiSE-FT (Wortsman et al., CVPR 2022, arXiv 2109.01903); ``duet`` is the layer-wise rule of DuET
-(ICCV 2025), from a summary of the paper (methods.md §4.8), not from its code.
+(ICCV 2025), from a summary of the paper (methods.md .4.8), not from its code.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
-from ciod.methods.method import Method
-from ciod.methods.parameters import Shared, shared
-from ciod.types import Batch
+from ciod.core.types import Batch
+from ciod.methods.base.method import Method
+from ciod.methods.base.parameters import Shared, shared
 
 if TYPE_CHECKING:
-    from ciod.data.scenario import Task
-    from ciod.detectors.detector import Detector
+    from ciod.data.scenarios.scenario import Task
+    from ciod.detectors.base import Detector
 
 
 class Merge(Method):
-    """Fine-tunes, then merges old and new weights; rows of new classes stay as trained (methods.md §4.8, §5)."""
+    """Fine-tunes, then merges old and new weights; rows of new classes stay as trained (methods.md .4.8, .5)."""
 
     uses_teacher: ClassVar[bool] = False
     paper: ClassVar[str] = "DuET: Dual Incremental Object Detection via Exemplar-Free Task Arithmetic (2025)"

@@ -1,6 +1,6 @@
 """Pseudo-labels: the teacher's confident boxes of old classes are added to the real ones. Simple and hard to beat.
 
-methods.md §4–5. Thresholds: SIKD, GCD (fixed), CL-DETR (top 10), SDDGR (top 30 above 0.3), PseDet (per class, 2-means).
+methods.md .4–5. Thresholds: SIKD, GCD (fixed), CL-DETR (top 10), SDDGR (top 30 above 0.3), PseDet (per class, 2-means).
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
-from ciod.detectors.detector import in_original
-from ciod.methods import selection
-from ciod.methods.method import Method
-from ciod.types import Batch, Detections, Outputs, Targets
+from ciod.core.types import Batch, Detections, Outputs, Targets
+from ciod.detectors.base import in_original
+from ciod.methods.base import selection
+from ciod.methods.base.method import Method
 
 if TYPE_CHECKING:
     from ciod.data.index import Index
-    from ciod.data.scenario import Task
+    from ciod.data.scenarios.scenario import Task
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class PseudoLabel(Method):
-    """Old objects stand unlabelled in new images; the teacher labels them (methods.md §5, ``pseudo``)."""
+    """Old objects stand unlabelled in new images; the teacher labels them (methods.md .5, ``pseudo``)."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"dense"})
 
@@ -133,7 +133,7 @@ class PseudoLabel(Method):
 
     def _asked(self, images: Index, rows: range | None = None, workers: int = 0) -> Iterator[tuple[Batch, Outputs]]:
         """The teacher on whole pictures, in order."""
-        from ciod.data.dataset import batches, eval_loader
+        from ciod.data.loader import batches, eval_loader
 
         assert self.teacher is not None
         taking, device = self.teacher.input, self.detector.device

@@ -1,4 +1,4 @@
-"""Replay: fine-tuning with an exemplar memory. Few old images hold much (methods.md §5)."""
+"""Replay: fine-tuning with an exemplar memory. Few old images hold much (methods.md .5)."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ciod.methods.distillation import Distillation, Weight, box_code, feature_error, masked_mean, old_scores
-from ciod.types import Matches, Outputs
+from ciod.core.types import Matches, Outputs
+from ciod.methods.base.distillation import Distillation, Weight, box_code, feature_error, masked_mean, old_scores
 
 
 class RILOD(Distillation):

@@ -13,9 +13,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from ciod import boxes as bx
-from ciod.methods.distillation import Distillation, Weight, feature_error, old_logits, old_scores
-from ciod.types import Matches, Outputs
+from ciod.core import boxes as bx
+from ciod.core.types import Matches, Outputs
+from ciod.methods.base.distillation import Distillation, Weight, feature_error, old_logits, old_scores
 
 
 class SID(Distillation):

@@ -9,10 +9,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ciod import boxes as bx
-from ciod import losses as L
-from ciod.methods.distillation import Distillation, Temperature, Weight, categorical_kl, old_logits, old_scores
-from ciod.types import Matches, Outputs
+from ciod.core import boxes as bx
+from ciod.core import losses as L
+from ciod.core.types import Matches, Outputs
+from ciod.methods.base.distillation import Distillation, Temperature, Weight, categorical_kl, old_logits, old_scores
 
 
 class YOLOLwF(Distillation):

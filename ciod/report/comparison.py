@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ciod.errors import CiodError
+from ciod.core.errors import CiodError
+from ciod.core.run_log import atomic_write
 from ciod.report import compared_plots, paired, published
 from ciod.report.compared import PAGE, best_cells, cell, comparison_cells, comparison_rows, deviation
-from ciod.report.log import atomic_write
 from ciod.report.page import data_url, environment, examples, read_results, svg, unbroken
 from ciod.report.summary import Runs, ap_rows, beside, class_order, done, is_joint, mean, percent, verdict
 

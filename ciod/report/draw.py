@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ciod.types import Detections
+from ciod.core.types import Detections
 
 # Okabe and Ito's colours (without black), then Tol's: classes that arrive together differ for colour-blind eyes too.
 PALETTE = (

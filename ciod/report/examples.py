@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ciod.core.errors import DataError
 from ciod.data.images import read_image, save_image
-from ciod.errors import DataError
 from ciod.report.draw import draw_boxes, side_by_side
 
 if TYPE_CHECKING:
-    from ciod.data.scenario import Task
-    from ciod.detectors.detector import Detector
-    from ciod.types import Detections
+    from ciod.core.types import Detections
+    from ciod.data.scenarios.scenario import Task
+    from ciod.detectors.base import Detector
 
 SCORE = 0.3  # what is drawn
 
@@ -35,7 +35,7 @@ def write_examples(
 ) -> None:
     """Writes ``folder/NN.jpg``: the detector before this task, the detector after it."""
     teacher = teacher.to(device)
-    from ciod.types import Detections as D
+    from ciod.core.types import Detections as D
 
     for place, row in enumerate(choose(task, count)):
         height, width = (int(v) for v in task.test.sizes[row])

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ciod.errors import CiodError, ConfigError
-from ciod.files import atomic_write
-from ciod.methods import selection
+from ciod.core.errors import CiodError, ConfigError
+from ciod.core.files import atomic_write
+from ciod.methods.base import selection
 from ciod.methods.ilyolox import ILYOLOX
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
 
-    from ciod.detectors.detector import Detector
-    from ciod.types import Outputs
+    from ciod.core.types import Outputs
+    from ciod.detectors.base import Detector
 
 KINDS = ("jpg", "png", "svg", "pdf")
 GREY, DARK = "#71717A", "#18181B"
@@ -218,9 +218,9 @@ def main(words: list[str]) -> Path:
     Raises:
         CiodError: whatever is wrong with the words, the models or the picture.
     """
-    from ciod.config import parse_overrides, problems_of
+    from ciod.config.load import parse_overrides, problems_of
     from ciod.data.images import read_image
-    from ciod.detectors import weights
+    from ciod.detectors.files import weights
 
     plain = [w for w in words if "=" not in w]
     flat, problems = parse_overrides([w for w in words if "=" in w])

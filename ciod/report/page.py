@@ -14,11 +14,11 @@ from typing import Any
 
 import yaml
 
-from ciod import yaml_text
-from ciod.errors import CiodError
-from ciod.files import is_file
+from ciod.core import yaml_text
+from ciod.core.errors import CiodError
+from ciod.core.files import is_file
+from ciod.core.run_log import METRICS, atomic_write, read_metrics
 from ciod.report import plots, results_file
-from ciod.report.log import METRICS, atomic_write, read_metrics
 from ciod.report.summary import (
     Results,
     agreement,

@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ciod.data.scenario import parse_split
-from ciod.errors import CiodError
+from ciod.core.errors import CiodError
+from ciod.data.scenarios.scenario import parse_split
 
 FILE = Path(__file__).with_name("published.json")
 

@@ -8,7 +8,7 @@ import pytest
 
 import ciod
 from ciod.comparison import schedule, worker
-from ciod.data.shapes import write_shapes
+from ciod.data.shapes.scenes import write_shapes
 
 # Every teacher position is kept, so that the teacher matters although nothing is learnt in a few steps.
 ILYOLOX = {"name": "ilyolox", "center_score": 0, "other_score": 0}

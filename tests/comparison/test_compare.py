@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 import ciod
 from ciod.comparison import outcome, schedule
-from ciod.errors import ConfigError
+from ciod.core.errors import ConfigError
 
 from .conftest import ILYOLOX, SETTINGS, in_this_process
 
@@ -171,7 +171,7 @@ def test_killed_twice_and_resumed_it_gives_the_same_table(compared, scenes, tmp_
 
 CRASH = """
 import os, signal
-from ciod.methods.method import Method
+from ciod.methods.base.method import Method
 
 class Crash(Method):
     def loss(self, batch):

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ciod.comparison import identity, outcome, plan, words
+from ciod.comparison import identity, outcome, plan
+from ciod.comparison import settings as words
 from ciod.comparison.worker import MARK
-from ciod.engine import machine
-from ciod.errors import CiodError, ConfigError
+from ciod.core.errors import CiodError, ConfigError
+from ciod.runs import environment
 
 from .conftest import SETTINGS
 
@@ -80,7 +81,7 @@ def test_no_seeds(given):
 def test_a_comparison_of_nothing_but_failures_outside_a_checkout(scenes, tmp_path, monkeypatch, capsys):
     from rich.console import Console
 
-    monkeypatch.setattr(machine, "commit", lambda: None)
+    monkeypatch.setattr(environment, "commit", lambda: None)
     made = build(scenes, tmp_path / "out", "finetune", seeds=2, upper=None)
     failed = {c.name: "a test" for c in made.cells}
     content = outcome.write(made, failed)
@@ -205,7 +206,7 @@ def test_the_data_is_part_of_the_key(scenes, tmp_path):
 
 def test_a_file_of_the_data_that_changes_its_size(tmp_path):
     from ciod.data import formats
-    from ciod.data.shapes import write_shapes
+    from ciod.data.shapes.scenes import write_shapes
 
     folder = write_shapes(tmp_path / "data", train=3, val=1, size=64)
     index = formats.read(folder, "train")

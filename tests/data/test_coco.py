@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ciod.data import coco
-from ciod.data.formats import class_names, read, splits
+from ciod.core.errors import DataError
+from ciod.data.formats import class_names, coco, read, splits
 from ciod.data.images import save_image
 from ciod.data.index import Index
-from ciod.errors import DataError
 from tests.data.writers import assert_same, picture, sample_index, write_coco
 
 EDIT = Callable[[dict[str, Any]], Any]

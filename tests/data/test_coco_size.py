@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.scenario import coco_sized
-from ciod.data.scenario import Protocol, Scenario
+from ciod.data.scenarios.scenario import Protocol, Scenario
 
 BOUND = 2e9  # bytes beside the index itself
 PROTOCOLS = {

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from ciod.core.errors import DataError
 from ciod.data.describe import describe, describe_text
-from ciod.errors import DataError
 from tests.data.writers import sample_index, write_coco, write_voc, write_yolo
 
 

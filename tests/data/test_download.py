@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ciod.core.errors import CiodError, ConfigError, DataError
 from ciod.data import download, formats
-from ciod.errors import CiodError, ConfigError, DataError
 
 
 class Server:

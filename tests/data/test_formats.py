@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ciod.core.errors import DataError
 from ciod.data import formats
 from ciod.data.formats import class_names, merge_names, read, recognise, splits
 from ciod.data.index import Index
-from ciod.errors import DataError
 from tests.data.writers import assert_same, sample_index, write_coco, write_voc, write_yolo
 
 WRITERS = {"coco": write_coco, "voc": write_voc, "yolo": write_yolo}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from ciod.core.errors import DataError
 from ciod.data.images import as_array, header_sizes, image_size, read_image, save_image
-from ciod.errors import DataError
 
 ORIENTATION = 0x0112
 GREY = 114

@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from ciod.data import loco
-from ciod.data.scenario import Protocol, Scenario
+from ciod.data.scenarios import loco
+from ciod.data.scenarios.scenario import Protocol, Scenario
 from tests.fixed import index_of
 
 NAMES = ("ant", "bee", "cow", "dog")

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from ciod.data import scenario as sc
 from ciod.data.names import COCO, VOC
+from ciod.data.scenarios import scenario as sc
 
 COCO_SPLITS = ["40+40", "50+30", "60+20", "70+10", "last40+first40", "40+20+20", "40+10x4", "20x4", "10x8", "joint"]
 VOC_SPLITS = ["19+1", "15+5", "10+10", "5+15", "10+5x2", "5x4", "15+1x5", "10+2x5", "joint"]

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ciod.data.scenario import Protocol, Scenario, class_order, groups_of, parse_split, read_protocol
-from ciod.errors import CiodError, ConfigError
+from ciod.core.errors import CiodError, ConfigError
+from ciod.data.scenarios.scenario import Protocol, Scenario, class_order, groups_of, parse_split, read_protocol
 from tests.fixed import index_of
 
 NAMES = ("dog", "ant", "cow", "bee")  # in the data set's order

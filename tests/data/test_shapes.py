@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ciod.data import shape_objects, shape_paint, shapes
-from ciod.data.shapes import CLASSES, draw_scene, write_shapes
-from ciod.errors import DataError
+from ciod.core.errors import DataError
+from ciod.data.shapes import objects, paint, scenes
+from ciod.data.shapes.scenes import CLASSES, draw_scene, write_shapes
 
 OLD = set(range(6))
 
@@ -22,7 +22,7 @@ def scene(i: int, size: int = 128):
 
 def masks(i: int, size: int = 128) -> list[np.ndarray]:
     """Each object's own mask, put on a canvas wide enough that nothing need be cut before the end."""
-    _, items = shapes._scene(np.random.default_rng([0, 0, i]), size)
+    _, items = scenes._scene(np.random.default_rng([0, 0, i]), size)
     out = []
     for item in items:
         wide = np.zeros((3 * size, 3 * size), bool)
@@ -39,7 +39,7 @@ def content(root: Path) -> dict[str, bytes]:
 def test_classes_are_alphabetical_and_all_can_be_drawn():
     assert list(CLASSES) == sorted(CLASSES)
     assert len(CLASSES) == 10
-    assert set(shape_objects.OUTLINES) == set(CLASSES)
+    assert set(objects.OUTLINES) == set(CLASSES)
 
 
 @pytest.mark.parametrize("size", [32, 128, 200])
@@ -84,12 +84,12 @@ def test_objects_differ_from_their_surroundings():
     """Nothing to learn from, if colours were the background's: the paint must change the picture."""
     for i in range(10):
         rng = np.random.default_rng([0, 0, i])
-        items = shape_objects.place(rng, 128)
-        image = shape_paint.background(rng, 128)
+        items = objects.place(rng, 128)
+        image = paint.background(rng, 128)
         for item in items:
             before = image.copy()
-            shape_paint.paint(rng, image, item)
-            (ys, xs), patch = shape_objects.overlap(item, 128)
+            paint.paint(rng, image, item)
+            (ys, xs), patch = objects.overlap(item, 128)
             assert np.abs(image - before)[:, ys, xs][:, patch].mean() > 8
 
 
@@ -150,7 +150,7 @@ def test_stored_set_is_reused_and_other_settings_replace_it(tmp_path):
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(shapes, "draw_scene", lambda *_: 1 / 0)
+    monkeypatch.setattr(scenes, "draw_scene", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_shapes(tmp_path / "set", train=1, val=0)
     assert list(tmp_path.iterdir()) == []
@@ -177,6 +177,6 @@ def test_impossible_numbers_are_refused(tmp_path, wrong):
 
 def test_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["shapes", str(tmp_path / "set"), "--train", "1", "--val", "1", "--size", "48"])
-    shapes._main()
+    scenes._main()
     assert capsys.readouterr().out.strip() == str(tmp_path / "set")
     assert len(list((tmp_path / "set" / "images").iterdir())) == 2

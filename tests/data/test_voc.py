@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from ciod.data import voc
-from ciod.data.formats import class_names, read, splits
+from ciod.core.errors import DataError
+from ciod.data.formats import class_names, read, splits, voc
 from ciod.data.index import Index
-from ciod.errors import DataError
 from tests.data.writers import assert_same, picture, sample_index, voc_xml, write_voc
 
 BOMB = '<!DOCTYPE a [<!ENTITY x "ha"><!ENTITY y "&x;&x;">]><annotation>&y;</annotation>'

@@ -11,10 +11,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from ciod.data import yolo
-from ciod.data.formats import class_names, read, splits
+from ciod.core.errors import DataError
+from ciod.data.formats import class_names, read, splits, yolo
 from ciod.data.index import Index, Problems
-from ciod.errors import DataError
 from tests.data.writers import assert_same, picture, sample_index, write_yolo
 
 

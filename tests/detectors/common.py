@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from ciod import detectors
-from ciod.detectors.detector import Detector
-from ciod.types import Targets
+from ciod.core.types import Targets
+from ciod.detectors.base import Detector
 from tests import fixed
 
 SIZE = 64

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ciod.detectors.detector import Detector, Input
-from ciod.methods.distillation import Distillation
+from ciod.detectors.base import Detector, Input
+from ciod.methods.base.distillation import Distillation
 
 
 def test_a_detector_without_its_parts():

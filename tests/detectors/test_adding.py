@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 import ciod
-from ciod import config, detectors, listing
-from ciod.data.shapes import write_shapes
-from ciod.engine import run as engine
-from ciod.engine.progress import Reporter
+from ciod import detectors, listing
+from ciod.config import load as config
+from ciod.data.shapes.scenes import write_shapes
+from ciod.runs import run as engine
+from ciod.training.progress import Reporter
 from tests.detectors import test_contract as contract
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from ciod import detectors
-from ciod.detectors import weights
-from ciod.detectors.branch import OFF
-from ciod.errors import CiodError
-from ciod.types import Targets
+from ciod.core.errors import CiodError
+from ciod.core.types import Targets
+from ciod.detectors.files import weights
+from ciod.detectors.layers.branch import OFF
 from tests import fixed
 
 SIZE, POSITIONS = 64, 84

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ciod import detectors
-from ciod.detectors import weights as files
-from ciod.detectors.class_layers import PRIOR
-from ciod.detectors.detector import Detector
-from ciod.errors import CiodError
-from ciod.types import Outputs
+from ciod.core.errors import CiodError
+from ciod.core.types import Outputs
+from ciod.detectors.base import Detector
+from ciod.detectors.files import weights as files
+from ciod.detectors.layers.class_layers import PRIOR
 from tests import fixed
 from tests.detectors.common import NAMES, SIZE, bn_eval, make, pictures, train_step
 

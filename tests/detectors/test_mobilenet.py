@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from ciod import detectors
+from ciod.core.errors import CiodError
 from ciod.data import formats
 from ciod.data.images import read_image
 from ciod.detectors.mobilenet import MobileNetV1, SameConv
-from ciod.errors import CiodError
 
 FILE = "mobilenet_v1_075_imagenet_keras.pth"
 # COCO class → ImageNet rows that mean the same

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torchvision
 
-from ciod.detectors.backbones import ResNet
+from ciod.detectors.layers.backbones import ResNet
 
 
 def test_pooling_before_relu_changes_nothing():

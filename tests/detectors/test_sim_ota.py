@@ -1,4 +1,4 @@
-"""SimOTA for a whole batch at once against the rule written out position by position (ilyolox.md §3.1)."""
+"""SimOTA for a whole batch at once against the rule written out position by position (ilyolox.md .3.1)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ciod.detectors import lattice
-from ciod.detectors import sim_ota as module
-from ciod.detectors.sim_ota import class_cost, sim_ota
-from ciod.types import Matches, Outputs, Targets
+from ciod.core.types import Matches, Outputs, Targets
+from ciod.detectors.assigners import point_lattice
+from ciod.detectors.assigners import sim_ota as module
+from ciod.detectors.assigners.sim_ota import class_cost, sim_ota
 from tests import fixed
 
 
@@ -253,7 +253,7 @@ def test_boxes_of_any_size_by_the_rule(seed):
 @given(st.integers(0, 10**6), st.sampled_from([1.0, 1.7, 2.5, 4.0]), st.sampled_from([1, 4, 10, 40]))
 def test_few_pairs_decide_as_all_pairs(seed, radius, top):
     outputs, targets = any_scene(seed)
-    levels = lattice.levels_of(outputs.points, outputs.strides)
+    levels = point_lattice.levels_of(outputs.points, outputs.strides)
     assert levels and [len(v.x) * len(v.y) for v in levels] == list(outputs.levels)
     search = module._Search(outputs, targets, radius, 3)
     with pytest.MonkeyPatch.context() as patch:
@@ -269,7 +269,8 @@ def test_few_pairs_decide_as_all_pairs(seed, radius, top):
 @given(st.integers(0, 10**6), st.sampled_from([1.0, 1.7, 2.5, 4.0]))
 def test_rows_and_columns_say_what_all_positions_say(seed, radius):
     outputs, targets = any_scene(seed)
-    found = lattice.reach(lattice.levels_of(outputs.points, outputs.strides), targets.boxes, targets.valid, radius)
+    levels = point_lattice.levels_of(outputs.points, outputs.strides)
+    found = point_lattice.reach(levels, targets.boxes, targets.valid, radius)
     inside, near = module._Search(outputs, targets, radius, 3).reach(targets)
     assert torch.equal(found.candidate, (inside | near).any(1))
     counts = torch.zeros_like(inside, dtype=torch.int).scatter_add_(2, found.prime, found.ok.int())
@@ -279,17 +280,17 @@ def test_rows_and_columns_say_what_all_positions_say(seed, radius):
 def test_what_is_no_lattice_is_told():
     good = fixed.random_outputs(0, 1).points
     strides = fixed.random_outputs(0, 1).strides
-    assert lattice.levels_of(good, strides) is not None
+    assert point_lattice.levels_of(good, strides) is not None
     for place, axis in ((5, 0), (9, 1), (70, 0), (83, 1)):
         moved = good.clone()
         moved[place, axis] += 1
-        assert lattice.levels_of(moved, strides) is None
-    assert lattice.levels_of(good[:-1], strides[:-1]) is None
-    assert lattice.levels_of(good[torch.randperm(84)], strides) is None
-    assert lattice.levels_of(good[:0], strides[:0]) is None
+        assert point_lattice.levels_of(moved, strides) is None
+    assert point_lattice.levels_of(good[:-1], strides[:-1]) is None
+    assert point_lattice.levels_of(good[torch.randperm(84)], strides) is None
+    assert point_lattice.levels_of(good[:0], strides[:0]) is None
 
 
 def test_an_oblong_box_with_a_lattice_of_one_row():
     points = torch.tensor([[4.0 + 8 * i, 4] for i in range(6)])
-    (level,) = lattice.levels_of(points, torch.full((6,), 8.0))  # type: ignore[misc]
+    (level,) = point_lattice.levels_of(points, torch.full((6,), 8.0))  # type: ignore[misc]
     assert level.x.tolist() == [4, 12, 20, 28, 36, 44] and level.y.tolist() == [4]

@@ -13,10 +13,10 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from ciod.core.types import Targets
 from ciod.data import names
-from ciod.detectors import foreign
-from ciod.detectors import weights as files
-from ciod.types import Targets
+from ciod.detectors.files import foreign
+from ciod.detectors.files import weights as files
 from tests import fixed
 from tests.detectors.common import SIZE, pictures
 from tests.detectors.test_contract import lively

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ciod.detectors import build, transfer, weights
-from ciod.errors import CiodError
+from ciod.core.errors import CiodError
+from ciod.detectors import build
+from ciod.detectors.files import transfer, weights
 from tests.detectors.common import make, pictures
 from tests.detectors.test_contract import LIGHT, lively
 

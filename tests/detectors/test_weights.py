@@ -10,10 +10,10 @@ import struct
 import pytest
 import torch
 
-from ciod.detectors import foreign, model_file
-from ciod.detectors import weights as files
-from ciod.detectors.detector import Detector
-from ciod.errors import CiodError
+from ciod.core.errors import CiodError
+from ciod.detectors.base import Detector
+from ciod.detectors.files import foreign, model_file
+from ciod.detectors.files import weights as files
 from tests.detectors.common import NAMES, make, pictures
 
 

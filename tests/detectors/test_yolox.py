@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from ciod import detectors
-from ciod.detectors import weights as files
-from ciod.errors import CiodError
+from ciod.core.errors import CiodError
+from ciod.detectors.files import weights as files
 from tests import fixed
 from tests.detectors.common import NAMES, SIZE, make, pictures
 
@@ -24,7 +24,7 @@ def test_official_sizes():
 
 
 def test_the_papers_resnets():
-    """ilyolox.md §2: 71.0 M with ResNet-50, 15.9 M with ResNet-18; 8400 positions at 640."""
+    """ilyolox.md .2: 71.0 M with ResNet-50, 15.9 M with ResNet-18; 8400 positions at 640."""
     for name, millions in {"yolox-r18": 15.9, "yolox-r50": 71.0}.items():
         with torch.device("meta"):
             detector = detectors.build([str(i) for i in range(80)], name=name)

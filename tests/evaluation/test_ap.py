@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ciod.core.types import Detections
 from ciod.data.index import Index, empty_columns
 from ciod.evaluation.ap import OVERALL, PER_CLASS, coco_ap
-from ciod.types import Detections
 
 NAMES = ("cat", "dog", "owl")
 
@@ -314,8 +314,8 @@ def test_only_the_order_of_scores_matters(seed, factor):
 
 
 def test_detections_need_names():
+    from ciod.core.types import Detections
     from ciod.evaluation.ap import _detection_rows
-    from ciod.types import Detections
 
     one = Detections(np.array([[0, 0, 1, 1]]), np.ones(1), np.zeros(1))
     with pytest.raises(ValueError, match="the detections of image 0 have no class_names; they are matched by name"):

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from ciod import detectors
-from ciod.config import Evaluation
+from ciod.config.load import Evaluation
+from ciod.core.distributed import World
 from ciod.data import formats
-from ciod.data.shapes import write_shapes
-from ciod.engine.distributed import World
+from ciod.data.shapes.scenes import write_shapes
 from ciod.evaluation.detect import evaluate
 
 USUAL = {"yolox-pico": False, "gfl-pico": True, "retinanet-nano": True, "fcos-nano": True}

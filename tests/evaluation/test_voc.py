@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ciod.core.types import Detections
 from ciod.evaluation.ap import coco_ap
 from ciod.evaluation.voc import _area, _eleven_points, voc_ap
-from ciod.types import Detections
 from tests.evaluation.test_ap import found, make_index, random_case
 
 A, B, C = (0, 0, 100, 100), (200, 0, 300, 100), (0, 200, 100, 300)

@@ -30,10 +30,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ciod.data.shapes import write_shapes
-from ciod.engine import checkpoint
-from ciod.errors import CiodError
-from tests.engine.runs import assert_equal, go
+from ciod.core.errors import CiodError
+from ciod.data.shapes.scenes import write_shapes
+from ciod.training import checkpoint
+from tests.runs.commands import assert_equal, go
 
 WORDS = ["split=1+1", "epochs=1", "batch=4", "save_every=2", "log_every=2"]
 SENTENCE = re.compile(

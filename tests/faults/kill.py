@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from ciod.data.shapes import write_shapes
-from ciod.report.log import read_metrics
+from ciod.core.run_log import read_metrics
+from ciod.data.shapes.scenes import write_shapes
 
 WORDS = ["split=6+4", "detector=yolox-pico", "size=64", "epochs=2", "batch=4", "log_every=3", "save_every=2",
          "warmup=1", "eval_every=1", "method=ilyolox",

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from ciod import files
-from ciod.data import shapes
-from ciod.data.shapes import write_shapes
-from ciod.errors import CiodError
-from tests.engine.runs import go
+from ciod.core import files
+from ciod.core.errors import CiodError
+from ciod.data.shapes import scenes
+from ciod.data.shapes.scenes import write_shapes
 from tests.faults import disk
+from tests.runs.commands import go
 
 NOBODY = 65534
 WORDS = ["split=1+1", "epochs=1", "batch=4", "save_every=2", "log_every=2"]
@@ -78,7 +78,7 @@ def test_a_real_limit_of_the_system(tmp_path):
     code = f"""
 import resource, signal, torch
 from pathlib import Path
-from ciod.engine import checkpoint
+from ciod.training import checkpoint
 path = Path({str(tmp_path)!r}) / "state.pt"
 checkpoint.save_state(path, {{"a": torch.zeros(10)}})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -89,7 +89,7 @@ except checkpoint.CiodError as e:
     print(e)
 print(checkpoint.load_state(path)["a"].shape[0])
 """
-    env = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[1])}
+    env = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert "cannot be written: there is no room" in done.stdout and done.stdout.endswith("10\n"), done.stderr
 
@@ -103,7 +103,7 @@ def test_little_room_is_said_in_kilobytes(tmp_path, monkeypatch):
         files.explained(Path("a.json"), 2345),
     ):
         full()
-    monkeypatch.setattr(shapes, "_draw", lambda *_: full())
+    monkeypatch.setattr(scenes, "_draw", lambda *_: full())
     with pytest.raises(files.WriteError, match=r"shapes cannot be written: there is no room .* it needs 2\.31 MB"):
         write_shapes(tmp_path / "shapes", train=700, val=300, size=68)
 
@@ -158,7 +158,7 @@ def test_a_read_only_folder():
 
 
 def test_an_image_that_vanishes_during_training(data, tmp_path, monkeypatch):
-    from ciod.engine.fit import Fit
+    from ciod.training.loop import Fit
 
     own = write_shapes(tmp_path / "data", train=12, val=3, size=64)
     victim = sorted((own / "images").glob("train_*.jpg"))[0]
@@ -169,9 +169,9 @@ def test_an_image_that_vanishes_during_training(data, tmp_path, monkeypatch):
         real(self, batch, at, total)
 
     monkeypatch.setattr(Fit, "_step", removing)
-    from ciod.data import pictures
+    from ciod.data import image_cache
 
-    monkeypatch.setattr(pictures, "CACHE_BYTES", 0)
+    monkeypatch.setattr(image_cache, "CACHE_BYTES", 0)
     import json
 
     out = go(own, tmp_path / "run", "split=10", "epochs=2", "batch=4")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ciod.data.shapes import CLASSES, write_shapes
-from ciod.engine.fit import Fit
-from tests.engine.runs import go
+from ciod.data.shapes.scenes import CLASSES, write_shapes
+from ciod.training.loop import Fit
+from tests.runs.commands import go
 
 
 def resident() -> float:

@@ -50,7 +50,7 @@ class Loses(Finetune):
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed")
 def test_a_lost_rank(tmp_path):
     """torchrun starts the ranks again; the run ends by itself, with the same result."""
-    from ciod.data.shapes import write_shapes
+    from ciod.data.shapes.scenes import write_shapes
 
     data = write_shapes(tmp_path / "data", train=12, val=4, size=64)
     (tmp_path / "loses.py").write_text(LOSES)

@@ -14,11 +14,11 @@ import torch
 from torch.utils.data import DataLoader
 
 import ciod
-from ciod.data import dataset
-from ciod.data.dataset import batches
-from ciod.data.shapes import write_shapes
-from ciod.errors import CiodError
-from tests.engine.runs import go
+from ciod.core.errors import CiodError
+from ciod.data import loader as dataset
+from ciod.data.loader import batches
+from ciod.data.shapes.scenes import write_shapes
+from tests.runs.commands import go
 
 
 class Good:
@@ -106,11 +106,11 @@ def test_a_run_whose_loader_stalls(tmp_path, monkeypatch):
 TINY = """
 import sys, torch
 from pathlib import Path
-from ciod.data.dataset import batches, train_loader
+from ciod.data.loader import batches, train_loader
 from ciod.data.augment import TrainTransform
-from ciod.config import Run
+from ciod.config.load import Run
 from ciod.data import formats
-from ciod.errors import CiodError
+from ciod.core.errors import CiodError
 
 index = formats.read(sys.argv[1], "train")
 transform = TrainTransform(Run(data="shapes").augment, 512, 114)

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 import ciod
-from ciod.errors import CiodError
+from ciod.core.errors import CiodError
 from tests.fuzz.mutate import mutate
 from tests.fuzz.targets import CORPUS, TARGETS, corpus
 

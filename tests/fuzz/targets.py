@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ciod import config, detectors
-from ciod.data import formats, images, scenario
+from ciod import detectors
+from ciod.config import load as config
+from ciod.core.run_log import read_metrics
+from ciod.data import formats, images
 from ciod.data.index import Index
-from ciod.detectors import weights
+from ciod.data.scenarios import scenario
+from ciod.detectors.files import weights
 from ciod.report import compared, page, summary
-from ciod.report.log import read_metrics
 from tests.report import fake
 
 CORPUS = Path(__file__).parent / "corpus"

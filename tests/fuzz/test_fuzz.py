@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ciod.errors import CiodError
+from ciod.core.errors import CiodError
 from tests.fuzz.mutate import mutate
 from tests.fuzz.targets import TARGETS, corpus, model_bytes
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from ciod.core.types import Outputs, Targets
 from ciod.detectors.gfl import assemble
-from ciod.types import Outputs, Targets
 from tests import paths
 
 STRIDES = (8, 16, 32, 64, 128)

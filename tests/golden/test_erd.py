@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from ciod.core.types import Outputs, Targets
 from ciod.detectors.gfl import GFL, assemble
 from ciod.methods.erd import ERD
-from ciod.types import Outputs, Targets
 from tests import fixed, paths
 
 OLD, NEW = tuple(f"old {i}" for i in range(6)), tuple(f"new {i}" for i in range(4))

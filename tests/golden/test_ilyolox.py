@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from ciod.core.types import Outputs, Targets
 from ciod.detectors.yolox import YOLOX, assemble
-from ciod.methods import selection
+from ciod.methods.base import selection
+from ciod.methods.base.method import Method
 from ciod.methods.ilyolox import ILYOLOX
-from ciod.methods.method import Method
 from ciod.methods.pseudo_label import PseudoLabel
-from ciod.types import Outputs, Targets
 from tests import fixed, paths
 from tests.golden.heads import assert_gradients
 

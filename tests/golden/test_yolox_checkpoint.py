@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from ciod.core.errors import CiodError
+from ciod.core.types import Targets
 from ciod.data.augment import letterbox
 from ciod.data.images import read_image
 from ciod.data.names import COCO
-from ciod.detectors.blocks import ConvBN
-from ciod.detectors.weights import load
-from ciod.errors import CiodError
-from ciod.types import Targets
+from ciod.detectors.files.weights import load
+from ciod.detectors.layers.blocks import ConvBN
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_mmdetection_checkpoint_gives_its_losses(mmdet):
 
 
 def test_checkpoint_without_names_needs_them(golden, mmdet):
-    from ciod.detectors.weights import read_checkpoint
+    from ciod.detectors.files.weights import read_checkpoint
 
     content = read_checkpoint(golden / "mmdet_yolox_nano20.pth")
     named = content.get("meta", {}).get("dataset_meta", {}).get("classes") or content.get("meta", {}).get("CLASSES")

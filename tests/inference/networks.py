@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ciod import detectors
-from ciod.detectors.detector import Detector
+from ciod.detectors.base import Detector
 
 NAMES = ("cat", "dog", "owl")
 SIZE = 64

@@ -12,7 +12,7 @@ import pytest
 
 import ciod
 from ciod import cli
-from ciod.detectors.weights import save_model
+from ciod.detectors.files.weights import save_model
 from tests.inference.networks import settled
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

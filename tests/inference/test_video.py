@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import ciod
-from ciod.detectors.detector import Detector
-from ciod.errors import CiodError, DataError
-from ciod.files import WriteError
-from ciod.inference.results import Job
+from ciod.core.errors import CiodError, DataError
+from ciod.core.files import WriteError
+from ciod.detectors.base import Detector
+from ciod.inference.job import Job
 from ciod.inference.video import Video, VideoWriter
 from tests.faults.disk import Tmpfs
 from tests.inference.networks import settled

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from ciod import config
-from ciod.data.shapes import write_shapes
-from ciod.engine import run as engine
-from ciod.engine.fit import Fit
-from ciod.engine.progress import Reporter
-from ciod.errors import ConfigError
-from ciod.report.log import read_metrics
+from ciod.config import load as config
+from ciod.core.errors import ConfigError
+from ciod.core.run_log import read_metrics
+from ciod.data.shapes.scenes import write_shapes
+from ciod.runs import run as engine
+from ciod.training.loop import Fit
+from ciod.training.progress import Reporter
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "adding-a-method.md"
 

@@ -7,8 +7,8 @@ import torch
 from pydantic import ValidationError
 
 from ciod import detectors, methods
-from ciod.errors import CiodError
-from ciod.methods.method import Method
+from ciod.core.errors import CiodError
+from ciod.methods.base.method import Method
 from tests import fixed
 
 OLD, NEW = ("ant", "bee"), ("cow", "dog")
@@ -90,7 +90,7 @@ def test_an_unknown_name_has_a_suggestion():
 
 MINE = """
 from ciod.methods.finetune import Finetune
-from ciod.methods.method import Method
+from ciod.methods.base.method import Method
 
 class Mine(Method):
     "Half of everything."

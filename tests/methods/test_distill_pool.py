@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ciod import detectors
+from ciod.core.types import POOL, TASK
 from ciod.methods.distill_pool import DistillPool
 from ciod.methods.finetune import Finetune
-from ciod.types import POOL, TASK
 from tests import fixed
 
 OLD, NEW = ("ant", "bee"), ("cow",)

@@ -8,18 +8,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ciod import boxes as bx
 from ciod import detectors, methods
-from ciod import losses as L
-from ciod.methods import selection
-from ciod.methods.distillation import Distillation, box_code, categorical_kl, masked_mean
+from ciod.core import boxes as bx
+from ciod.core import losses as L
+from ciod.core.types import MEMORY, TASK, Matches, Outputs
+from ciod.methods.base import selection
+from ciod.methods.base.distillation import Distillation, box_code, categorical_kl, masked_mean
 from ciod.methods.erd import ERD
 from ciod.methods.finetune import Finetune
 from ciod.methods.lwf import LwF
 from ciod.methods.rilod import RILOD
 from ciod.methods.sid import SID, distance_error
 from ciod.methods.yolo_lwf import YOLOLwF
-from ciod.types import MEMORY, TASK, Matches, Outputs
 from tests import fixed
 
 OLD, NEW = ("ant", "bee"), ("cow", "dog", "eel")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from ciod import detectors
-from ciod.engine import optim
-from ciod.engine.fit import Fit
+from ciod.config.settings import Train
 from ciod.methods.freeze_branch import FreezeBranch
-from ciod.settings import Train
+from ciod.training import optim
+from ciod.training.loop import Fit
 from tests import fixed
 
 

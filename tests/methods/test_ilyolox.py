@@ -1,4 +1,4 @@
-"""ilYOLOX by hand: the cases of design note §10, and what each setting must and must not change."""
+"""ilYOLOX by hand: the cases of design note .10, and what each setting must and must not change."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from ciod import config, detectors
-from ciod import losses as L
-from ciod.engine import speed
-from ciod.errors import CiodError, ConfigError
-from ciod.methods import selection
+from ciod import detectors
+from ciod.config import load as config
+from ciod.core import losses as L
+from ciod.core.errors import CiodError, ConfigError
+from ciod.core.types import Matches, Outputs, Targets
+from ciod.methods.base import selection
+from ciod.methods.base.method import Method
 from ciod.methods.finetune import Finetune
 from ciod.methods.ilyolox import ILYOLOX
-from ciod.methods.method import Method
 from ciod.methods.pseudo_label import PseudoLabel
-from ciod.types import Matches, Outputs, Targets
+from ciod.training import speed
 from tests import fixed
 
 OLD, NEW = ("ant", "bee"), ("cow", "dog")
@@ -44,7 +45,7 @@ def backward(losses: dict[str, torch.Tensor]) -> torch.Tensor:
     return total
 
 
-# CKD (§5, numbers of §10) ---------------------------------------------------------------------------------------------
+# CKD (.5, numbers of .10) ---------------------------------------------------------------------------------------------
 
 STUDENT = torch.tensor([[2.0, -1, -3, -3], [0, 0.5, -2, -4]])
 TEACHER = torch.tensor([[1.5, -2, -4, -4], [-1, 2, -3, -5]])
@@ -155,7 +156,7 @@ def test_weights_of_the_settings_multiply():
     assert losses["distill_box"] == pytest.approx(0.5 * 1.526316, abs=1e-5)
 
 
-# CRS (§4.1, numbers of §10) -------------------------------------------------------------------------------------------
+# CRS (.4.1, numbers of .10) -------------------------------------------------------------------------------------------
 
 PROBABILITIES = [
     [0.80, 0.10, 0.05],
@@ -247,8 +248,8 @@ def test_selection_is_the_same_for_an_image_alone():
 
 
 def test_crs_equals_a_loop_over_positions():
-    """§4.1 written out, on random outputs, before NMS."""
-    from ciod import boxes as bx
+    """.4.1 written out, on random outputs, before NMS."""
+    from ciod.core import boxes as bx
 
     for seed in range(5):
         out = fixed.random_outputs(seed, 4, images=1)
@@ -444,7 +445,7 @@ def test_a_teacher_never_changes(method):
 
 
 def test_at_the_first_step_the_student_is_the_teacher():
-    """§10: eval-mode normalisation in both; the student's logits at the kept positions equal the teacher's."""
+    """.10: eval-mode normalisation in both; the student's logits at the kept positions equal the teacher's."""
     torch.manual_seed(0)
     student = detectors.build(OLD, name="yolox-nano", size=SIZE).eval()
     teacher = student.frozen()
@@ -513,8 +514,8 @@ def test_the_first_task_is_fine_tuning_to_the_bit(detector):
     ],
 )
 def test_contradictory_settings(settings, match, tmp_path):
-    from ciod import config
-    from ciod.errors import ConfigError
+    from ciod.config import load as config
+    from ciod.core.errors import ConfigError
 
     assert len(ILYOLOX(**settings).check()) == 1
     words = {"data": "shapes", "method": "ilyolox", **{f"method.{k}": v for k, v in settings.items()}}

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ciod import config, detectors, listing, methods
-from ciod.errors import ConfigError
+from ciod import detectors, listing, methods
+from ciod.config import load as config
+from ciod.core.errors import ConfigError
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 

@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from ciod import config
+from ciod.config import load as config
+from ciod.core.errors import ConfigError
+from ciod.core.types import Targets
 from ciod.data.images import save_image
-from ciod.data.shapes import write_shapes
+from ciod.data.shapes.scenes import write_shapes
 from ciod.detectors.yolox import YOLOX
-from ciod.engine import run as engine
-from ciod.engine.drawn import with_drawn
-from ciod.engine.progress import Reporter
-from ciod.errors import ConfigError
-from ciod.methods.method import Method
+from ciod.methods.base.method import Method
 from ciod.methods.pseudo_label import PseudoLabel
-from ciod.types import Targets
+from ciod.runs import run as engine
+from ciod.training.offline_labels import with_drawn
+from ciod.training.progress import Reporter
 from tests import fixed
-from tests.engine.runs import Killed, assert_equal, kill_in_step
 from tests.methods.test_pseudo_label import NEW, OLD, Asked, teacher
+from tests.runs.commands import Killed, assert_equal, kill_in_step
 
 
 @pytest.fixture(scope="module")

@@ -13,15 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ciod import config, detectors, methods
-from ciod.data.shapes import write_shapes
-from ciod.detectors.detector import Detector
-from ciod.engine import checkpoint
-from ciod.engine import run as engine
-from ciod.engine.fit import Fit
-from ciod.engine.progress import Reporter
-from ciod.methods.method import Method
-from ciod.report.log import read_metrics
+from ciod import detectors, methods
+from ciod.config import load as config
+from ciod.core.run_log import read_metrics
+from ciod.data.shapes.scenes import write_shapes
+from ciod.detectors.base import Detector
+from ciod.methods.base.method import Method
+from ciod.runs import run as engine
+from ciod.training import checkpoint
+from ciod.training.loop import Fit
+from ciod.training.progress import Reporter
 
 # What a method needs beside its defaults to do anything within three steps of a detector that knows nothing yet.
 SETTINGS: dict[str, tuple[str, ...]] = {

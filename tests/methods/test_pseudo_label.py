@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ciod import detectors
+from ciod.core.types import Outputs, Targets
 from ciod.methods.pseudo_label import PseudoLabel, upper_cluster
-from ciod.types import Outputs, Targets
 from tests import fixed
 
 OLD, NEW = ("ant", "bee"), ("cow",)

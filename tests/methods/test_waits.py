@@ -15,10 +15,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ciod import detectors, methods
-from ciod.config import Train
-from ciod.engine import speed
-from ciod.engine.distributed import World
-from ciod.types import Batch
+from ciod.config.load import Train
+from ciod.core.distributed import World
+from ciod.core.types import Batch
+from ciod.training import speed
 from tests import fixed
 from tests.methods.test_product import lightest, pairs
 

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from ciod import detectors
+from ciod.core.errors import CiodError
 from ciod.data.images import save_image
-from ciod.detectors.class_layers import ClassConv
-from ciod.errors import CiodError
+from ciod.detectors.layers.class_layers import ClassConv
+from ciod.methods.base.parameters import shared
 from ciod.methods.ewc import EWC
 from ciod.methods.freeze import Freeze
 from ciod.methods.l2sp import L2SP
 from ciod.methods.merge import Merge
-from ciod.methods.parameters import shared
 from tests import fixed
 
 OLD, NEW = ("ant", "bee"), ("cow", "dog")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ciod.types import Targets
+from ciod.core.types import Targets
 from tests import fixed
 
 SIZE = 128
@@ -32,7 +32,7 @@ HEADS = list(CONFIGS)
 
 @cache
 def _config(name: str) -> str:
-    from ciod.detectors import mmdet_config
+    from ciod.detectors.mmdet import config as mmdet_config
 
     model = mmdet_config.read(CONFIGS[name])
     head = model["bbox_head"]
@@ -74,8 +74,8 @@ def reference(detector) -> Any:
     """MMDetection's own model with the detector's weights."""
     from mmdet.registry import MODELS
 
-    from ciod.detectors import mmdet_files
-    from ciod.detectors.mmdet import to_build
+    from ciod.detectors.files import mmdet_files
+    from ciod.detectors.mmdet.detector import to_build
 
     built = MODELS.build(to_build(copy.deepcopy(detector.config), detector.num_classes))
     missing = built.load_state_dict(mmdet_files.plain_state(detector), strict=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ciod.errors import CiodError
+from ciod.core.errors import CiodError
 from tests.detectors import test_contract as contract
 from tests.mmdet import common
 
@@ -92,7 +92,7 @@ def test_outputs_have_the_promised_shapes(name):
 
 
 def test_suppression_in_the_graph_is_for_one_label_a_position(tmp_path):
-    from ciod.inference.onnx_file import export
+    from ciod.exporters.onnx_file import export
 
     pytest.importorskip("onnx", reason="onnx is absent: pip install 'ciod[onnx]'")
     with pytest.raises(CiodError, match="may give a position several labels, which the graph cannot; leave nms out"):
@@ -133,7 +133,7 @@ def test_what_a_head_cannot_give_is_said(change, said):
 
 def test_names_of_configs():
     from ciod import detectors
-    from ciod.detectors import mmdet_config
+    from ciod.detectors.mmdet import config as mmdet_config
 
     found = mmdet_config.locate("gfl/gfl_r50_fpn_1x_coco.py")
     assert found == mmdet_config.locate("gfl_r50_fpn_1x_coco") and found.is_file()
@@ -147,7 +147,7 @@ def test_names_of_configs():
 
 
 def test_pictures_as_the_config_wants_them():
-    from ciod.detectors import mmdet_config
+    from ciod.detectors.mmdet import config as mmdet_config
 
     yolox = mmdet_config.taking(mmdet_config.read("yolox_tiny_8xb8-300e_coco"), None)
     assert (yolox.size, yolox.mean, yolox.std, yolox.bgr, yolox.fill) == (416, (0, 0, 0), (1, 1, 1), True, 114)

@@ -12,8 +12,9 @@ from torch import nn
 
 import ciod
 from ciod import detectors
-from ciod.detectors import mmdet_config, mmdet_files, weights
-from ciod.errors import CiodError
+from ciod.core.errors import CiodError
+from ciod.detectors.files import mmdet_files, weights
+from ciod.detectors.mmdet import config as mmdet_config
 from tests.mmdet import common
 
 

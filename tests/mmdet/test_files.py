@@ -9,9 +9,9 @@ import torch
 
 import ciod
 from ciod import detectors
-from ciod.detectors import mmdet_files, weights
-from ciod.errors import CiodError
-from ciod.inference import mmdet_file
+from ciod.core.errors import CiodError
+from ciod.detectors.files import mmdet_files, weights
+from ciod.exporters import mmdet_file
 from tests.mmdet import common
 
 
@@ -122,11 +122,11 @@ def test_a_trunk_from_a_checkpoint_of_yolox(request):
 @pytest.mark.parametrize("name", ["yolox", "gfl"])
 def test_two_tasks_and_an_extension(name, tmp_path):
     """ciod train and ciod extend, with the commands' own words."""
-    from ciod.config import load
-    from ciod.data.shapes import write_shapes
-    from ciod.engine.run import train
+    from ciod.config.load import load
+    from ciod.data.shapes.scenes import write_shapes
     from ciod.extension.run import extend
     from ciod.extension.settings import load as load_extension
+    from ciod.runs.run import train
 
     data = write_shapes(tmp_path / "shapes", train=12, val=4)
     config = tmp_path / f"small_{name}.py"

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from ciod import detectors
+from ciod.core.types import Targets
 from ciod.data import formats
 from ciod.data.augment import letterbox
 from ciod.data.images import read_image
-from ciod.detectors import weights as files
-from ciod.inference import mmdet_file
+from ciod.detectors.files import weights as files
+from ciod.exporters import mmdet_file
 from ciod.methods.erd import ERD
 from ciod.methods.ilyolox import ILYOLOX
 from ciod.methods.pseudo_label import PseudoLabel
-from ciod.types import Targets
 from tests import fixed
 from tests.detectors.common import bn_eval
 from tests.mmdet import common

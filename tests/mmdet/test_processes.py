@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ciod.data.shapes import write_shapes
-from tests.engine.runs import assert_one_equals_two
+from ciod.data.shapes.scenes import write_shapes
 from tests.mmdet import common
+from tests.runs.commands import assert_one_equals_two
 
 
 @pytest.mark.slow

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ciod.core.types import Detections
 from ciod.report.draw import PALETTE, colour, draw_boxes, draw_truth, grid, side_by_side
-from ciod.types import Detections
 
 NAMES = ("cat", "dog", "bird")
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from ciod import detectors
-from ciod import losses as L
+from ciod.core import losses as L
+from ciod.core.errors import CiodError, ConfigError
+from ciod.core.files import WriteError
 from ciod.data.images import save_image
-from ciod.detectors.weights import save_model
-from ciod.errors import CiodError, ConfigError
-from ciod.files import WriteError
+from ciod.detectors.files.weights import save_model
 from ciod.methods.ilyolox import ILYOLOX
 from ciod.report import knowledge
 from tests import fixed

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ciod.errors import CiodError
+from ciod.core.errors import CiodError
 from ciod.report.comparison import write_comparison
 from ciod.report.page import read_results, read_run, write_report
 

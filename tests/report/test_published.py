@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from ciod.errors import CiodError
+from ciod.core.errors import CiodError
 from ciod.report import published
 
 

@@ -1,0 +1,109 @@
+"""What is said of a comparison: its words, a file that holds them, methods and seeds as they are written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ciod.config import load as config
+from ciod.core.errors import ConfigError
+from ciod.core.files import is_file
+
+SEEDS = 1000  # more are a slip of the hand
+WORDS = ("methods", "seeds", "jobs", "upper", "against", "out", "cache")
+"""What is of the comparison itself; everything else is a setting of every run."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the table: a method with its settings."""
+
+    label: str
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def opened(
+    scenario: str | Path | None, given: Mapping[str, Any], settings: Mapping[str, Any]
+) -> tuple[str | Path | None, dict[str, Any], dict[str, Any]]:
+    """Scenario, words of the comparison and settings, from a file that has methods: too, where ``scenario`` is one.
+
+    Returns:
+        What was given where ``scenario`` is no such file. Words and settings that were given win over the file's.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    path = Path(str(scenario))
+    if path.suffix not in (".yaml", ".yml") or not is_file(path):
+        return scenario, dict(given), dict(settings)
+    content, problems = config.read_yaml(path)
+    if problems:
+        raise ConfigError(problems)
+    if "methods" not in content:
+        return scenario, dict(given), dict(settings)
+    words = {k: content.pop(k) for k in WORDS if k in content}
+    return None, {**words, **given}, {**config.by_full_key(content), **config.by_full_key(settings)}
+
+
+def entries(methods: str | Sequence[str | Mapping[str, Any]] | None) -> list[Entry]:
+    """Methods by name or as mappings of name, settings and (if wanted) label → entries with distinct labels.
+
+    Raises:
+        ConfigError: a mapping without name, or two equal entries.
+    """
+    given = [m.strip() for m in methods.split(",") if m.strip()] if isinstance(methods, str) else _listed(methods)
+    problems, found = [], []
+    for m in given:
+        settings: dict[str, Any] = {"name": m} if isinstance(m, str) else dict(m) if isinstance(m, Mapping) else {}
+        if not isinstance(settings.get("name"), str):
+            problems.append(f"methods: {m!r} is neither a method's name nor a mapping with name: and its settings.")
+            continue
+        found.append((settings.pop("label", None), settings.pop("name"), settings))
+    if not given:
+        problems.append("methods= is needed: methods=finetune,pseudo_label,ilyolox")
+    made = [Entry(str(label or _label(name, s, [o for _, n, o in found if n == name])), name, s)
+            for label, name, s in found]  # fmt: skip
+    twice = sorted({e.label for e in made if [o.label for o in made].count(e.label) > 1})
+    problems += [f"methods: there are two entries '{t}'; give them other settings, or a label: each." for t in twice]
+    if problems:
+        raise ConfigError(problems)
+    return made
+
+
+def _listed(methods: Any) -> list[Any]:
+    return list(methods) if isinstance(methods, (list, tuple)) else [] if methods is None else [methods]
+
+
+def _label(name: str, settings: Mapping[str, Any], variants: Sequence[Mapping[str, Any]]) -> str:
+    """The name, and of several variants of a method the settings that tell this one from the others."""
+    stem = name.partition(":")[2] or name
+    telling = [k for k in settings if any(o.get(k) != settings[k] for o in variants)]
+    shown = ", ".join(f"{k}={written(settings[k])}" for k in telling)
+    return f"{stem} ({shown})" if shown else stem
+
+
+def written(value: Any) -> str:
+    """As in YAML."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
+def seeds_of(given: int | Sequence[int] | str) -> list[int]:
+    """3 → [0, 1, 2]; a list is taken as it is.
+
+    Raises:
+        ConfigError: neither a number from 1 to SEEDS nor a list of different numbers from 0.
+    """
+    if isinstance(given, str) and "," in given:
+        given = [int(s) if s.strip().isdecimal() else -1 for s in given.split(",")]
+    if isinstance(given, int) and not isinstance(given, bool) and 1 <= given <= SEEDS:
+        return list(range(given))
+    listed = list(given) if isinstance(given, (list, tuple)) else []
+    if not listed or any(not isinstance(s, int) or s < 0 for s in listed) or len({*listed}) < len(listed):
+        raise ConfigError(
+            [f"seeds: {given!r} must be a number from 1 to {SEEDS:,}, or a list of different numbers from 0."]
+        )
+    return listed

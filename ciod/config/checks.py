@@ -1,0 +1,239 @@
+"""What one setting alone cannot show: names, files, and whether method, detector and data go together."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ciod.config.settings import DetectorSettings, Train
+from ciod.core.errors import CiodError, ConfigError, did_you_mean
+from ciod.core.files import exists, is_file, is_folder
+from ciod.core.validation_messages import problems_of
+from ciod.data.scenarios.scenario import Protocol
+
+if TYPE_CHECKING:
+    from ciod.methods.base.method import Method
+
+
+def section(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Settings of a section; {} where it is absent, or something else, which validation says."""
+    found = tree.get(name)
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def method(tree: dict[str, Any]) -> list[str]:
+    """Names, and whether method and detector go together."""
+    from ciod import detectors, methods
+
+    problems = []
+    detector = section(tree, "detector").get("name", DetectorSettings().name)
+    settings = section(tree, "method")
+    name = settings.pop("name", "ilyolox")
+    offered, said = _offered(str(detector))
+    problems += said
+    try:
+        cls = methods.find(str(name))
+    except CiodError as e:
+        return [*problems, str(e)]
+    method, said = method_of(cls, settings)
+    problems += said
+    needs = cls.needs
+    if method is not None:
+        needs = method.requires()
+        kind = section(tree, "train").get("teacher", Train().teacher)
+        if method.exact_teacher and kind != "exact":
+            problems.append(f"train.teacher: these settings of {name} need train.teacher=exact, not {kind}.")
+    lacking = needs - offered if offered is not None else frozenset()
+    if lacking:
+        able = _one_a_family(detectors.offering(needs))
+        problems.append(
+            f"method: {name} needs a detector with {', '.join(sorted(lacking))}, which {detector} does not have"
+            + (f"; {', '.join(able)} would do." if able else ", nor any other.")
+        )
+    return problems
+
+
+def method_of(cls: type[Method], settings: dict[str, Any]) -> tuple[Method | None, list[str]]:
+    """A method with those of ``settings`` that are right (None where it cannot be made), and all that is wrong."""
+    found = problems_of(cls, settings, where="method")
+    wrong = {line.partition(":")[0].removeprefix("method.") for line in found}
+    sound = {k: v for k, v in settings.items() if k not in wrong}
+    if problems_of(cls, sound):  # a method from a file may need a setting
+        return None, found
+    method = cls.model_validate(sound)
+    return method, [*found, *method.check()]
+
+
+def _offered(detector: str) -> tuple[frozenset[str] | None, list[str]]:
+    """Traits of a detector; or None and what is wrong with its name."""
+    from ciod import detectors
+
+    if not detector.startswith("mmdet:") and detector not in detectors.available():
+        return None, [f"detector.name: no detector '{detector}'; {did_you_mean(detector, detectors.available())}"]
+    try:
+        return detectors.traits(detector), []
+    except CiodError as e:
+        return None, [f"detector.name: {e}"]
+
+
+def _one_a_family(names: Sequence[str]) -> list[str]:
+    """The first of each run of names with the same beginning: yolox-pico for all of YOLOX."""
+    return list({name.split("-")[0]: name for name in reversed(names)}.values())[::-1]
+
+
+def training(tree: dict[str, Any]) -> list[str]:
+    """What the machine lacks, and what of ``train`` excludes each other."""
+    given = section(tree, "train")
+    if problems_of(Train, given):
+        return []
+    train, problems = Train.model_validate(given), []
+    if train.accumulate > train.batch:
+        problems.append(f"train.accumulate={train.accumulate}: a batch of {train.batch} has not so many parts.")
+    if train.accumulate > 1 and train.sync_norm and train.norm != "eval":
+        problems.append(
+            "train.sync_norm takes the statistics of a whole batch, which train.accumulate computes in parts; use one "
+            "of the two, or train.norm=eval."
+        )
+    if train.compile and not str(tree.get("device", "auto")).startswith("cuda"):
+        import torch
+
+        from ciod.training.speed import lacks_compiler
+
+        on_cpu = tree.get("device") == "cpu" or not torch.cuda.is_available()
+        if on_cpu and lacks_compiler():
+            problems.append("train.compile needs a C++ compiler (g++ or clang++) on a CPU, and none is found here.")
+    return problems
+
+
+def extra(tree: dict[str, Any]) -> list[str]:
+    """Memory and pool against the method, the detector and each other."""
+    from ciod import methods
+    from ciod.memory.exemplars import MemorySettings
+    from ciod.memory.pools import PoolSettings
+
+    given, pool = section(tree, "memory"), section(tree, "pool")
+    if problems_of(MemorySettings, given) or problems_of(PoolSettings, pool):
+        return []
+    memory, pool = MemorySettings.model_validate(given), PoolSettings.model_validate(pool)
+    name = str(section(tree, "method").get("name", "ilyolox"))
+    try:
+        method = methods.find(name)
+    except CiodError:
+        return []
+    problems = []
+    unlabelled = [
+        k for k, on in (("pool", pool.folder), ("memory.labels=none", memory.labels == "none" and memory.size)) if on
+    ]
+    if unlabelled and not method.uses_teacher and name != "joint":  # which has no later task to use them in
+        problems.append(
+            f"{unlabelled[0]}: {name} has no teacher and learns nothing from images without labels; choose a method "
+            "that distils or labels (distill_pool, pseudo_label, ilyolox, …)."
+        )
+    if method.needs_unlabelled and not unlabelled:
+        problems.append(
+            f"method: {name} needs images without labels; write pool=FOLDER, or memory=N memory.labels=none."
+        )
+    if pool.folder and memory.size and memory.batches == "share" and memory.share + pool.share >= 1:
+        problems.append(
+            f"pool.share={pool.share} and memory.share={memory.share} leave no room in a batch for the task's own "
+            "images."
+        )
+    if pool.folder and not is_folder(Path(pool.folder).expanduser()):
+        problems.append(f"pool.folder: there is no folder {pool.folder}{_nearest(Path(pool.folder).expanduser())}")
+    detector = section(tree, "detector").get("name", DetectorSettings().name)
+    herds = memory.size and memory.select == "herding"
+    offered = _offered(str(detector))[0] if herds else None
+    if offered is not None and "features" not in offered:
+        problems.append(f"memory.select=herding needs a detector with features, which {detector} does not have.")
+    if section(tree, "train").get("batch") == 1 and (memory.size or pool.folder) and memory.batches != "merged":
+        problems.append("train.batch=1 has no room for images of memory or pool beside the task's own.")
+    return problems
+
+
+def model_folder(key: str, value: object) -> list[str]:
+    """What is wrong with a folder for models: their file format (safetensors) takes no path that is no UTF-8."""
+    try:
+        return [f"{key}: no file can be called {value!r}."] if b"\0" in str(value).encode() else []
+    except UnicodeEncodeError:
+        return [f"{key}: should be a path of UTF-8 text, which model files need (got {value!r})"]
+
+
+def files(tree: dict[str, Any]) -> list[str]:
+    problems = model_folder("out", tree.get("out"))
+    detector = section(tree, "detector")
+    for key in ("weights", "backbone_weights"):
+        value = detector.get(key)
+        if value and value not in ("imagenet", "random") and not is_file(str(value)):
+            problems.append(f"detector.{key}: there is no file {value}.")
+    first = tree.get("first")
+    if first and not is_file(Path(first) / "task-1" / "model.safetensors"):
+        problems.append(f"first: {first} has no finished first task (task-1/model.safetensors).")
+    given = tree.get("upper_bound") or []
+    for bound in [given] if isinstance(given, str) else given:
+        if not is_file(Path(str(bound)) / "results.json"):
+            problems.append(f"upper_bound: {bound} is not a finished run; it has no results.json.")
+    return problems
+
+
+def _folder(tree: dict[str, Any]) -> str | None:
+    return data_folder(tree.get("data") or section(tree, "protocol").get("data"))
+
+
+def absent_data(tree: dict[str, Any]) -> list[str]:
+    data = _folder(tree)
+    if data is None or data == "shapes" or exists(data):
+        return []
+    variable = re.fullmatch(r"\$\{(\w+)\}", data)
+    if variable:
+        return [
+            f"data: the environment variable {variable[1]}, which names the data set's folder, is not set; set it, or "
+            "write data=FOLDER (docs/protocols.md has the layout)."
+        ]
+    return [f"data: there is no folder {data}{_nearest(Path(data))}"]
+
+
+def known_classes(given: str | None) -> tuple[str, ...] | None:
+    """Class names of a data set that may be absent: of the shapes, and of scenarios of COCO and VOC."""
+    from ciod.data import names
+    from ciod.data.shapes.scenes import CLASSES
+
+    return {"shapes": CLASSES, "${COCO}": names.COCO, "${VOC}": names.VOC}.get(given or "")
+
+
+def data(tree: dict[str, Any]) -> list[str]:
+    """The split's and order's class names are in the data."""
+    from ciod.data import formats
+    from ciod.data.scenarios.scenario import groups_of
+
+    data, protocol = _folder(tree), section(tree, "protocol")
+    if data is None:
+        return ["data: no data set is given; write data=FOLDER (COCO, VOC or YOLO format), or scenario=NAME."]
+    if problems_of(Protocol, protocol):
+        return []
+    try:
+        if data == "shapes" or not exists(data):
+            names = known_classes(data if data == "shapes" else protocol.get("data"))
+        else:
+            names = formats.class_names(data)
+        if names:
+            groups_of(Protocol.model_validate(protocol), names)
+    except ConfigError as e:
+        return e.problems
+    except CiodError as e:
+        return [f"data: {e}"]
+    return []
+
+
+def _nearest(path: Path) -> str:
+    parent = path.parent
+    beside = [p.name for p in parent.iterdir()] if is_folder(parent) else []
+    hint = did_you_mean(path.name, beside)
+    return f"; {hint}" if "mean" in hint else "."
+
+
+def data_folder(data: str | None) -> str | None:
+    """``data`` with ``~`` and ``${VARIABLES}`` replaced."""
+    return None if data is None else str(Path(os.path.expandvars(str(data))).expanduser())

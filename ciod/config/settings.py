@@ -1,0 +1,175 @@
+"""Run and its sections: every setting of a training run, its default and what is allowed. ``config`` reads them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from ciod.data.augment import Augment
+from ciod.data.scenarios.scenario import Protocol
+from ciod.memory.exemplars import MemorySettings
+from ciod.memory.pools import PoolSettings
+
+MANY = 1_000_000  # of anything that is counted: what is more is a slip of the hand, and the end of the memory
+LARGEST = 16_384  # pixels along a side of the input
+Positive = Annotated[int, Field(ge=1, le=MANY)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class DetectorSettings(Section):
+    """Which detector, and what it starts from."""
+
+    name: str = "yolox-nano"
+    """See ``ciod list detectors``; or ``mmdet:CONFIG``, a config of MMDetection (docs/mmdetection.md)."""
+    size: Annotated[int, Field(ge=32, le=LARGEST, multiple_of=32)] | None = None
+    """Side of the (square) batch image in pixels; None: the detector's own (416 for nano and tiny, else 640)."""
+    head: Literal["grow", "full"] = "grow"
+    """``grow``: classes get their rows when they arrive. ``full``: all rows from the start (the paper's way)."""
+    weights: str | None = None
+    """A model file to start from: a ciod model, or an official, MMDetection or torchvision checkpoint. Every tensor
+    that fits is taken, and of the first task's classes the rows of those that the file knows by name."""
+    weights_from: Literal["all", "trunk"] = "all"
+    """``trunk``: only backbone and neck are taken from ``weights``, the head is new. For studies in which the head
+    must not know any class; the trunk still knows what the file was trained on."""
+    backbone_weights: str | None = None
+    """For ResNets: ``imagenet`` (the default; random with a warning where it cannot be downloaded), a path to a
+    torchvision state dict, or ``random``. For MobileNetV1: a path, or ``random``."""
+
+
+class Train(Section):
+    """The schedule of one task; it restarts at every task."""
+
+    epochs: Positive | list[Positive] = 30
+    """Epochs of each task; a list gives every task its own."""
+    joint_epochs: Positive | None = None
+    """Epochs of joint training; None: the same recipe as the longest task, as in ilYOLOX and ERD. The sum of all
+    tasks' epochs makes the upper bound higher."""
+    batch: Positive = 16
+    """Images a step, over all processes."""
+    accumulate: Positive = 1
+    """Parts of a process's batch that are computed one after the other, for batches larger than memory: gradients are
+    those of the whole batch, at the price of a second forward pass of all parts but the last."""
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    lr: Rate = 2e-3
+    lr_later: Rate | None = None
+    """Learning rate from the second task on; None: the same."""
+    trunk_lr: Annotated[float, Field(ge=0)] = 1.0
+    """Learning rate of backbone and neck as a factor of ``lr``: a trunk that is trained already wants a smaller one.
+    0: they are frozen, their statistics too, which makes a step much cheaper."""
+    backbone_lr: Annotated[float, Field(ge=0)] | None = None
+    """The same factor for the backbone alone, for one with ImageNet's weights below a neck that is new; None: that of
+    ``trunk_lr``. 0: it is frozen."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = True
+    """SGD with Nesterov momentum, as YOLOX; the paper has plain momentum."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    decay_norms: bool = False
+    """Weight decay on biases and normalisation too (the paper does)."""
+    schedule: Literal["cosine", "step"] = "cosine"
+    milestones: list[Annotated[float, Field(gt=0, lt=1)]] = [0.67, 0.92]
+    """``step``: fractions of the task at which lr falls by 10 (the paper: epochs 8 and 11 of 12)."""
+    warmup: Annotated[int, Field(ge=0)] = 200
+    """Steps of linear warm-up, at most ``warmup_share`` of the task."""
+    warmup_share: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Largest part of a task that is warm-up (1: the paper's, where a small task may be all warm-up)."""
+    clip: Rate | None = 10.0
+    """Largest gradient norm; None: no clipping."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.998
+    """Decay of the averaged weights that are evaluated and handed on; 0: off."""
+    norm: Literal["auto", "train", "eval"] = "auto"
+    """Batch normalisation: ``train`` updates statistics, ``eval`` keeps them; ``auto``: train in the first task."""
+    sync_norm: bool = False
+    """Batch normalisation in train mode takes its statistics over all processes, not over each one's own images."""
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    """Mixed precision of the forward passes; losses are always float32."""
+    teacher: Literal["exact", "folded", "bf16", "fp16"] = "folded"
+    """How the teacher is computed: as it was trained; with its batch normalisation folded into the convolutions, which
+    changes outputs by rounding (about 1e-6) only; or folded and in lower precision, which is much cheaper where the
+    machine has it and changes losses by up to about a percent."""
+    share_frozen: bool = True
+    """Frozen layers that are bit-equal in student and teacher (stem and first stage of a ResNet with weights, all of a
+    frozen trunk) are computed once a step: the teacher takes over what they gave for the student."""
+    teacher_stream: bool = False
+    """On a GPU: the teacher computes on a CUDA stream of its own, beside the student. Needs a little more memory."""
+    compile: bool = False
+    """``torch.compile`` of student and teacher: every task begins with a minute or more of compiling. Needs a C++
+    compiler on a CPU, Triton on a GPU."""
+    channels_last: bool = True
+    """Memory layout of the weights: faster convolutions, the same results but for rounding."""
+    keep_freed: bool = False
+    """On a CPU with GNU's C library: what a step frees is kept for the next one. Faster, for up to a quarter more
+    memory; changes no bit."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Loader processes; None: by the machine (0 without a GPU)."""
+    picture_cache: Literal["auto", "off", "disk"] = "auto"
+    """Decoded training pictures. ``auto``: kept in memory if there are no loader processes and all fit in 1 GiB.
+    ``disk``: kept in a file of the temporary folder that the loader processes share. ``off``: decoded each time."""
+    presize: bool = False
+    """Training pictures more than twice as large as the largest zoom shows are made smaller when they are read: JPEGs
+    of a camera are then decoded several times as fast and small enough to be kept. Test pictures are not."""
+    log_every: Positive = 10
+    """Steps between readings of the losses: the only times the device is waited for."""
+    save_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between saved states inside an epoch; 0: only at its end."""
+    save_minutes: Annotated[float, Field(gt=0)] | None = 10.0
+    """Longest time between saved states; None: no such limit."""
+    eval_every: Annotated[int, Field(ge=0)] = 0
+    """Epochs between evaluations inside a task; 0: only at its end."""
+
+
+class Evaluation(Section):
+    split: str | None = None
+    """Which split of the data is the test set; None: the scenario's ``test_split``."""
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Test on this share of the training images instead (for tuning: never tune on what you report on)."""
+    score_threshold: Annotated[float, Field(ge=0, le=1)] = 0.001
+    """Detections below this are not scored."""
+    nms_iou: Annotated[float, Field(ge=0, le=1)] = 0.65
+    max_detections: Positive = 100
+    """COCO's maxDets: the best so many of each class and image count (VOC has no such limit)."""
+    multi_label: bool | None = None
+    """Each class above the threshold is a detection of a position (as GFL, RetinaNet and FCOS are evaluated), not the
+    best alone (as YOLOX is evaluated, and ``predict`` works); None: as is usual for the detector."""
+    batch: Positive = 16
+
+
+class Run(Section):
+    """Everything that determines a training run."""
+
+    data: str | None = None
+    """Folder in COCO, VOC or YOLO format, or ``shapes`` for the built-in scenes."""
+    scenario: str | None = None
+    """A scenario of the package or a YAML file; its fields can be overridden: split, order, images, …"""
+    protocol: Protocol = Protocol()
+    detector: DetectorSettings = DetectorSettings()
+    method: dict[str, Any] = {"name": "ilyolox"}
+    train: Train = Train()
+    augment: Augment = Augment()
+    eval: Evaluation = Evaluation()
+    memory: MemorySettings = MemorySettings()
+    pool: PoolSettings = PoolSettings()
+    upper_bound: str | list[str] | None = None
+    """Folder of a finished joint run of the same scenario; gives gaps and Ω. Of more than two tasks, Ω needs a list:
+    one joint run for each class prefix (``ciod compare`` trains them)."""
+    first: str | None = None
+    """Run folder whose first task is taken over instead of trained: it is the same for every method, so a comparison
+    of methods needs it once. All settings but the method and those of later tasks must be equal."""
+    out: str = "runs/latest"
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
+    resume: Literal["auto", "never"] = "auto"
+    """``auto``: go on where a run in ``out`` stopped. ``never``: refuse a folder that has one."""
+    allow: list[Literal["data", "code", "settings"]] = []
+    """What may differ from the run that is gone on with: ``allow=data,code``. Without it a difference is refused."""
+
+    @field_validator("allow", mode="before")
+    @classmethod
+    def _words(cls, value: object) -> object:
+        """``allow=data,code`` is read as one word."""
+        return [w.strip() for w in value.split(",") if w.strip()] if isinstance(value, str) else value

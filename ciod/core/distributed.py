@@ -1,0 +1,125 @@
+"""torchrun or SLURM environment → process group and device. Without either: one process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ciod.core.errors import CiodError
+from ciod.core.signals import Stop
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its equals."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    stop: Stop = field(default_factory=Stop)
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, n: int) -> range:
+        """This rank's contiguous part of n items."""
+        return range(n * self.rank // self.size, n * (self.rank + 1) // self.size)
+
+    def gather(self, part: list[Any]) -> list[Any]:
+        """Concatenation of every rank's list, in rank order, on every rank."""
+        if self.size == 1:
+            return part
+        parts: list[Any] = [None] * self.size
+        dist.all_gather_object(parts, part)
+        return [x for p in parts for x in p]
+
+    def all(self, yes: bool) -> bool:
+        """Whether every rank says yes."""
+        if self.size == 1:
+            return yes
+        vote = torch.tensor(int(yes), device=self.device)
+        dist.all_reduce(vote, op=dist.ReduceOp.MIN)
+        return bool(vote)
+
+    def any(self, *yes: bool) -> list[bool]:
+        """For each question whether some rank says yes."""
+        if self.size == 1:
+            return list(yes)
+        votes = torch.tensor([int(y) for y in yes], device=self.device)
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+        return [bool(v) for v in votes.tolist()]
+
+    def take_over(self, module: torch.nn.Module) -> None:
+        """Every rank gets the first one's weights and statistics: those of batch normalisation are each rank's own."""
+        if self.size > 1:
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, 0)
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
+    """``auto`` takes a GPU where there is one.
+
+    Raises:
+        CiodError: the device does not exist.
+    """
+    if wanted == "auto":
+        return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise CiodError(f"device: '{wanted}' is not a device; allowed: auto, cpu, cuda, cuda:N.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise CiodError(f"device: {wanted} was asked for, but PyTorch sees no GPU here; use device=auto or device=cpu.")
+    return torch.device("cuda", local_rank) if device.type == "cuda" and device.index is None else device
+
+
+@contextmanager
+def world(wanted: str = "auto") -> Iterator[World]:
+    """Sets up the process group for as long as it is needed."""
+    rank, size, local = _environment()
+    device = pick_device(wanted, local)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    started = False
+    if size > 1 and not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=_store_of_this_attempt(), rank=rank, world_size=size)
+        started = True
+    try:
+        with Stop().listening() as stop:
+            yield World(rank, size, device, stop)
+    finally:
+        if started:
+            dist.destroy_process_group()
+
+
+def _store_of_this_attempt() -> dist.Store | None:
+    """Where the processes find each other, None for PyTorch's own place. Those that torchrun starts again must not find
+    the addresses of those that died: they would wait for them until the time is up."""
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+    if attempt is None:
+        return None
+    store, _, _ = next(iter(dist.rendezvous("env://")))
+    return dist.PrefixStore(f"attempt {attempt}", store)
+
+
+def _environment() -> tuple[int, int, int]:
+    """rank, number of processes, rank on this machine."""
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:  # torchrun
+        return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0))
+    if int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env and "MASTER_ADDR" in env:  # srun
+        env.setdefault("MASTER_PORT", "29500")
+        return int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env.get("SLURM_LOCALID", 0))
+    return 0, 1, 0

@@ -1,0 +1,157 @@
+"""Files that are either whole or absent: written beside, synced, renamed; and sentences for a disk that is full."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from ciod.core.errors import CiodError
+
+BLOCK = 4096  # bytes of a disk that the smallest file takes
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_BESIDE = re.compile(r"\..+\.\d+\.(tmp|jpg|png)")
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+class WriteError(CiodError, OSError):
+    """A file could not be written; what was there before is intact."""
+
+
+def exists(path: Path | str) -> bool:
+    """Whether there is such a file or folder; a path that no system could have (too long, a null byte) is not there,
+    where ``Path.exists`` raises."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def is_file(path: Path | str) -> bool:
+    """As ``exists``, of files."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path | str) -> bool:
+    """As ``exists``, of folders."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def named(path: Path | str) -> Path:
+    """The path, if a file or folder of that name can be.
+
+    Raises:
+        WriteError: it holds a null byte or half a character.
+    """
+    try:
+        if b"\0" not in os.fsencode(path):
+            return Path(path)
+    except UnicodeEncodeError:
+        pass
+    raise WriteError(f"{str(path)!r} cannot be written: no file can have that name.")
+
+
+@contextmanager
+def whole(path: Path | str, *, size: int = 0) -> Iterator[IO[bytes]]:
+    """A binary file that takes the place of ``path`` when the block ends without an error.
+
+    Content and folder are synced, so that after a power cut too there is the old file or the new one. What is there and
+    is no file (/dev/stdout, a pipe) is written into.
+
+    Args:
+        size: about how many bytes will be written, for the message when there is no room.
+
+    Raises:
+        WriteError: no room, no permission, a folder of that name, or another fault of the disk; ``path`` is then as it
+            was.
+    """
+    path = named(path)
+    if is_folder(path):
+        raise WriteError(f"{path} cannot be written: it is a folder.")
+    if exists(path) and not is_file(path):
+        with explained(path), path.open("wb") as file:
+            yield file
+        return
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with explained(path, max(size, BLOCK)):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with beside.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+            sync_folder(path.parent)
+        finally:
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path | str, content: bytes | str) -> Path:
+    """``content`` as a whole file; see ``whole``. What UTF-8 lacks (file names that are none) is written as an escape,
+    which JSON reads as what it was."""
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+    with whole(path, size=len(data)) as file:
+        file.write(data)
+    return Path(path)
+
+
+@contextmanager
+def explained(path: Path, size: int = 0) -> Iterator[None]:
+    """Turns an OSError of the block into a WriteError that names ``path``."""
+    try:
+        yield
+    except WriteError:
+        raise
+    except OSError as e:
+        raise WriteError(why(path, e, size)) from e
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename in ``folder`` durable, where the system can."""
+    with contextlib.suppress(OSError, AttributeError):  # not every file system syncs folders, Windows opens none
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what processes that died in the middle of a write left beside their files."""
+    for left in folder.rglob(".*"):
+        if _BESIDE.fullmatch(left.name):
+            with contextlib.suppress(OSError):
+                left.unlink()
+
+
+def why(path: Path, error: Exception, size: int = 0) -> str:
+    """The sentence for a file that could not be written.
+
+    Args:
+        size: of what was to be written, in bytes; 0 if that is not known.
+    """
+    code, text = getattr(error, "errno", None), getattr(error, "strerror", None)
+    if code in _FULL:
+        free = ""
+        with contextlib.suppress(OSError):
+            free = f" ({shutil.disk_usage(_existing(path)).free / 1e6:.0f} MB are free)"
+        needed = f"; it needs {_room(size)}" if size else ""
+        return (
+            f"{path} cannot be written: there is no room{free}{needed}. What was saved before is intact: make room "
+            "and run the same command again."
+        )
+    if code in _REFUSED:
+        return f"{path} cannot be written: {text}. Choose a folder that may be written to."
+    return f"{path} cannot be written: {text or str(error) or type(error).__name__}."
+
+
+def _room(size: int) -> str:
+    return f"{size / 1e6:.2f} MB" if size >= 100_000 else f"{size / 1e3:.1f} kB"
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path, *path.resolve().parents) if p.exists())

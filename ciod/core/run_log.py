@@ -1,0 +1,117 @@
+"""What a run writes while it works: an append-only log, and files that are either whole or absent."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ciod.core.files import atomic_write, explained, is_file
+
+METRICS = "metrics.jsonl"
+LINE = 1000  # bytes that a line has at most, about
+
+
+class RunLog:
+    """Appends one JSON object a line to ``metrics.jsonl`` in ``folder`` (made if absent), flushed line by line.
+
+    A run that was killed may have left half a line behind; opening cuts it off, so that the next line stands alone.
+    """
+
+    def __init__(self, folder: Path | str):
+        self.path = Path(folder) / METRICS
+        self._waiting = 0  # bytes that may not be on the disk yet
+        with explained(self.path, LINE):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _cut_torn_line(self.path)
+            self._file = self.path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+
+    def write(self, kind: str, **fields: Any) -> None:
+        """One line. ``kind`` is ``step``, ``epoch`` or ``task``; numbers that are not finite are written as null."""
+        line = json.dumps(plain({"kind": kind, **fields}), ensure_ascii=False, allow_nan=False) + "\n"
+        self._waiting += len(line.encode("utf-8", "backslashreplace"))
+        with explained(self.path, self._waiting):
+            self._file.write(line)
+
+    def sync(self) -> None:
+        """Brings every line to the disk: a saved state must not know of steps that a power cut takes from the log."""
+        with explained(self.path, self._waiting or LINE):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._waiting = 0
+
+    def close(self) -> None:
+        with explained(self.path, self._waiting or LINE):
+            self._file.close()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
+    """Every whole line of ``metrics.jsonl``, in order; [] without the file.
+
+    What no run wrote is left out: torn lines, and tasks, epochs or steps that are no counts.
+    """
+    path = Path(folder) / METRICS
+    if not is_file(path):
+        return []
+    found = (_object(line) for line in path.read_bytes().split(b"\n"))
+    return [entry for entry in found if entry is not None]
+
+
+def write_json(path: Path | str, obj: Any) -> Path:
+    """``obj`` as JSON, atomically. numpy and torch numbers become numbers, NaN and infinities null."""
+    return atomic_write(path, json.dumps(plain(obj), ensure_ascii=False, allow_nan=False, indent=1) + "\n")
+
+
+def plain(obj: Any) -> Any:
+    """``obj`` as what JSON knows: dict, list, str, int, float, bool, None.
+
+    Keys become strings; sets, tuples and arrays lists; numpy and torch scalars numbers; NaN and infinities None.
+    """
+    if obj is None or isinstance(obj, (str, bool, int)):
+        return obj
+    if isinstance(obj, float):
+        return float(obj) if math.isfinite(obj) else None
+    if isinstance(obj, Mapping):
+        return {str(k): plain(v) for k, v in obj.items()}
+    if isinstance(obj, (list, tuple)):
+        return [plain(v) for v in obj]
+    if isinstance(obj, (set, frozenset)):
+        return sorted((plain(v) for v in obj), key=str)
+    if hasattr(obj, "tolist"):  # numpy arrays and scalars, torch tensors
+        return plain(obj.tolist())
+    return str(obj)  # paths, devices, dtypes
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):  # also what is not UTF-8: a character cut in half
+        return None
+    if not isinstance(entry, dict):
+        return None
+    counts = (entry.get(key, 0) for key in ("task", "epoch", "step"))
+    return entry if all(type(n) is int and 0 <= n < 2**53 for n in counts) else None
+
+
+def _cut_torn_line(path: Path) -> None:
+    if not is_file(path):
+        return
+    content = path.read_bytes()
+    head, _, tail = content.rpartition(b"\n")
+    if not tail:
+        return
+    with path.open("r+b") as file:
+        if _object(tail) is not None:  # whole, only its line end is missing
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")
+        else:
+            file.truncate(len(head) + 1 if head else 0)

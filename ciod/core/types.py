@@ -1,0 +1,263 @@
+"""Every tensor that crosses a boundary: its shape and unit, stated once.
+
+Letters: B images of a batch, P positions (grid cells) of a dense detector, C classes, N boxes of an image
+(padded to the batch's longest list), K matches of an image (padded).
+Boxes are ``xyxy`` in pixels of the batch image unless said otherwise. Labels are positions in the order in which
+classes arrived; the ids of a data set live only in ``data.formats`` and ``evaluate.ap``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Targets:
+    """What a batch should be detected as; padded, so that no step loops over images."""
+
+    boxes: Tensor  # [B, N, 4]
+    labels: Tensor  # [B, N] int64; padding is 0
+    valid: Tensor  # [B, N] bool; False = padding
+    # What the boxes do not say. None: nothing is left open.
+    doubtful: Tensor | None = None  # [B, N] bool; positions matched to such a box are neither positive nor negative
+    known: Tensor | None = None  # [B, C] bool; False = boxes of that class are not drawn in that image
+    background: Tensor | None = (
+        None  # [B] bool; False = a position without a match may still be an object (a pool image)
+    )
+
+    @classmethod
+    def pad(cls, boxes: list[Tensor], labels: list[Tensor]) -> Targets:
+        """From one [n, 4] and one [n] tensor an image. N is at least 1, so shapes are never empty."""
+        n = max([1, *(len(b) for b in boxes)])
+        out = cls(
+            torch.zeros(len(boxes), n, 4),
+            torch.zeros(len(boxes), n, dtype=torch.long),
+            torch.zeros(len(boxes), n, dtype=torch.bool),
+        )
+        for i, (b, y) in enumerate(zip(boxes, labels, strict=True)):
+            out.boxes[i, : len(b)] = b
+            out.labels[i, : len(b)] = y
+            out.valid[i, : len(b)] = True
+        return out
+
+    def __add__(self, other: Targets) -> Targets:
+        """The boxes of ``self`` first, then those of ``other``; index < N of ``self`` tells them apart.
+
+        An image's ``known`` classes are those of either side; its background counts where both sides say so.
+        """
+        doubtful = None
+        if self.doubtful is not None or other.doubtful is not None:
+            sides = (t.doubtful if t.doubtful is not None else torch.zeros_like(t.valid) for t in (self, other))
+            doubtful = torch.cat([*sides], 1)
+        return Targets(
+            torch.cat([self.boxes, other.boxes], 1),
+            torch.cat([self.labels, other.labels], 1),
+            torch.cat([self.valid, other.valid], 1),
+            doubtful,
+            _either(self.known, other.known, torch.logical_or),
+            _either(self.background, other.background, torch.logical_and),
+        )
+
+    def to(self, device: torch.device | str) -> Targets:
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in given.items() if v is not None})
+
+
+def _either(a: Tensor | None, b: Tensor | None, both: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
+    """The one that is there, or ``both`` of them."""
+    return b if a is None else a if b is None else both(a, b)
+
+
+TASK, MEMORY, POOL = 0, 1, 2  # where an image of a batch comes from
+
+
+@dataclass
+class Batch:
+    """One batch, decoded and augmented once: teacher and student see the same pixels."""
+
+    images: Tensor  # [B, 3, H, W] RGB, 0..255 (uint8 from the loader; detectors normalise)
+    targets: Targets
+    names: list[str]  # the file of each image, for messages
+    sizes: Tensor  # [B, 2] height, width of each original image
+    scales: Tensor  # [B] batch pixels per original pixel
+    index: Tensor  # [B] row of each image in its Index
+    broken: list[str] = field(default_factory=list)  # files that could not be read; a neighbour stands in
+    source: Tensor | None = None  # [B] int64 TASK, MEMORY or POOL; None: every image is the task's
+
+    def to(self, device: torch.device | str) -> Batch:
+        source = None if self.source is None else self.source.to(device, non_blocking=True)
+        images = self.images.to(device, non_blocking=True)
+        return replace(self, images=images, targets=self.targets.to(device), source=source)
+
+
+OF_POSITIONS = frozenset({"points", "strides", "levels", "anchors", "root"})
+"""Fields of ``Outputs`` that are the same for every image; all others have a row an image."""
+
+
+@dataclass
+class Outputs:
+    """Raw predictions of a dense detector, the same in train and eval mode.
+
+    Positions are flattened level by level, row-major inside; teacher and student share their order.
+    Everything is float32, also under AMP.
+    """
+
+    logits: Tensor  # [B, P, C]
+    boxes: Tensor  # [B, P, 4], decoded and differentiable
+    points: Tensor  # [P, 2] x, y of each position in pixels, as the detector counts: the cell's centre, or its corner
+    strides: Tensor  # [P] pixels per cell
+    objectness: Tensor | None = None  # [B, P] logits of what the score has beside the class; FCOS: centre-ness
+    distribution: Tensor | None = None  # [B, P, 4, R] logits of the distances left, top, right, bottom
+    features: list[Tensor] = field(default_factory=list)  # [B, F, h, w] a level, of the neck
+    towers: list[Tensor] = field(default_factory=list)  # [B, F, h, w] a level: what the class layer takes
+    levels: tuple[int, ...] = ()  # positions of each level; their sum is P
+    anchors: Tensor | None = None  # [P, 4] the boxes that predictions correct, where a detector has them
+    deltas: Tensor | None = None  # [B, P, 4] what corrects the anchors, as the head gives it (RetinaNet)
+    coarse: Tensor | None = None  # [B, P, 4] the boxes before a second stage corrected them (VFNet)
+    root: bool = False  # scores are square roots of class × objectness (torchvision's FCOS)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Outputs]) -> Outputs:
+        """Outputs of the parts of a batch → of the whole."""
+        one = parts[0]
+        if len(parts) == 1:
+            return one
+        given: dict[str, Any] = {}
+        for name in (f.name for f in fields(cls) if f.name not in OF_POSITIONS):
+            values = [getattr(p, name) for p in parts]
+            if isinstance(values[0], list):
+                given[name] = [torch.cat(maps) for maps in zip(*values, strict=True)]
+            elif values[0] is not None:
+                given[name] = torch.cat(values)
+        return replace(one, **given)
+
+    def scores(self) -> Tensor:
+        """[B, P, C]: the probability a detection is ranked by (class, times objectness where there is one)."""
+        return self.combine(self.logits.sigmoid())
+
+    def combine(self, probability: Tensor) -> Tensor:
+        """Class probabilities [B, P] or [B, P, C] → scores of that shape."""
+        if self.objectness is None:
+            return probability
+        quality = self.objectness.sigmoid()
+        product = probability * (quality if probability.dim() == 2 else quality[..., None])
+        return product.sqrt() if self.root else product
+
+
+@dataclass
+class Matches:
+    """Which positions answer for which target: K slots an image, unused ones not ``valid``."""
+
+    position: Tensor  # [B, K] int64 in 0..P
+    target: Tensor  # [B, K] int64 in 0..N
+    iou: Tensor  # [B, K] IoU of the predicted box with the target's, no gradient
+    valid: Tensor  # [B, K] bool
+    positive: Tensor  # [B, P] bool: positions with a match
+    ignored: Tensor | None = None  # [B, P] bool: positions without one that are no background either
+
+
+@dataclass(repr=False, eq=False)
+class Detections:
+    """What was found in one image; boxes in pixels of the original image. numpy, so that it is easy to use.
+
+    Raises:
+        ValueError: when lengths or shapes do not fit, a score is not in 0..1, a label has no name, or a box is not
+            finite or has its corners in the wrong order.
+    """
+
+    boxes: np.ndarray  # [n, 4] xyxy
+    scores: np.ndarray  # [n] 0..1, highest first
+    labels: np.ndarray  # [n] positions in class_names
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.boxes = np.asarray(self.boxes, dtype=np.float32)
+        self.scores = np.asarray(self.scores, dtype=np.float32)
+        self.labels = np.asarray(self.labels, dtype=np.int64)
+        n = len(self.scores)
+        if self.boxes.shape != (n, 4) or self.labels.shape != (n,):
+            raise ValueError(
+                f"boxes must be [n, 4], scores [n], labels [n]; got {self.boxes.shape}, {self.scores.shape}, "
+                f"{self.labels.shape}"
+            )
+        if not ((self.scores >= 0) & (self.scores <= 1)).all():
+            raise ValueError(f"scores must be in 0..1; got {self.scores.min()}..{self.scores.max()}")
+        if n and (self.labels.min() < 0 or (self.class_names and self.labels.max() >= len(self.class_names))):
+            raise ValueError(f"labels must be 0..{len(self.class_names) - 1}; got {np.unique(self.labels).tolist()}")
+        if not np.isfinite(self.boxes).all() or (self.boxes[:, 2:] < self.boxes[:, :2]).any():
+            raise ValueError("boxes must be finite x1, y1, x2, y2 with x1 <= x2 and y1 <= y2")
+
+    @classmethod
+    def of(cls, boxes: Tensor, scores: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> Detections:
+        """From tensors [n, 4], [n], [n] on any device."""
+        return cls(boxes.float().cpu().numpy(), scores.float().cpu().numpy(), labels.cpu().numpy(), class_names)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __repr__(self) -> str:
+        if not len(self):
+            return "Detections(nothing)"
+        count = {int(y): int((self.labels == y).sum()) for y in np.unique(self.labels)}
+        told = ", ".join(f"{n} {self._name(y)}" for y, n in count.items())
+        return f"Detections({told}; scores {self.scores.min():.2f} to {self.scores.max():.2f})"
+
+    def _name(self, label: int) -> str:
+        return self.class_names[label] if self.class_names else f"class {label}"
+
+    def above(self, score: float) -> Detections:
+        """The detections whose score is above ``score``."""
+        return self.keep(self.scores > score)
+
+    def only(self, *names: str) -> Detections:
+        """The detections of these classes.
+
+        Raises:
+            CiodError: a name that is no class.
+        """
+        from ciod.core.errors import CiodError, did_you_mean
+
+        for name in names:
+            if name not in self.class_names:
+                raise CiodError(f"There is no class '{name}'; {did_you_mean(name, self.class_names)}")
+        return self.keep(np.isin(self.labels, [self.class_names.index(n) for n in names]))
+
+    def to_supervision(self) -> Any:
+        """As ``supervision.Detections``, with ``data["class_name"]``, for its annotators, trackers and zones.
+
+        Raises:
+            CiodError: supervision is not installed.
+        """
+        try:
+            import supervision  # type: ignore[import-not-found]
+        except ImportError as error:
+            from ciod.core.errors import CiodError
+
+            raise CiodError("supervision is not installed: pip install supervision") from error
+        return supervision.Detections(
+            xyxy=self.boxes,
+            confidence=self.scores,
+            class_id=self.labels.astype(int),
+            data={"class_name": np.array([self._name(int(y)) for y in self.labels])},
+        )
+
+    def keep(self, mask: np.ndarray) -> Detections:
+        """The detections where ``mask`` is true (or whose indices it holds)."""
+        return Detections(self.boxes[mask], self.scores[mask], self.labels[mask], self.class_names)
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """One JSON-ready dict a detection: class, score, box (x1, y1, x2, y2)."""
+        return [
+            {
+                "class": self.class_names[y] if self.class_names else int(y),
+                "score": round(float(s), 4),
+                "box": [round(float(v), 2) for v in b],
+            }
+            for b, s, y in zip(self.boxes, self.scores, self.labels, strict=True)
+        ]

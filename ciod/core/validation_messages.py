@@ -1,0 +1,65 @@
+"""What pydantic refuses, as sentences: the setting, what was given, what is allowed, the nearest right spelling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from ciod.core.errors import did_you_mean
+
+
+def problems_of(model: type[BaseModel], content: dict[str, Any], *, where: str = "") -> list[str]:
+    """Sentences about everything in ``content`` that ``model`` refuses."""
+    try:
+        model.model_validate(content)
+        return []
+    except ValidationError as e:
+        return [_sentence(model, err, where) for err in _distinct(e.errors())]
+
+
+def _distinct(errors: Sequence[Any]) -> list[Any]:
+    """One error a setting: of a union pydantic reports every member; the one furthest inside the value counts."""
+    kept: dict[Any, Any] = {}
+    for err in errors:
+        key = tuple(
+            p
+            for p in err["loc"]
+            if not (
+                isinstance(p, str)
+                and ("[" in p or p in ("int", "str", "float", "constrained-int", "constrained-float"))
+            )
+        )
+        if err["type"] == "extra_forbidden":  # its last part is the user's own word, whatever it looks like
+            key = tuple(err["loc"])
+        if key[:2] not in kept or len(key) > len(kept[key[:2]]["loc"]):
+            kept[key[:2]] = {**err, "loc": key}
+    return list(kept.values())
+
+
+def _sentence(model: type[BaseModel], err: Any, where: str) -> str:
+    loc = [str(p) for p in err["loc"]]
+    key = ".".join([*([where] if where else []), *loc])
+    if err["type"] == "extra_forbidden":
+        allowed = _fields_at(model, loc[:-1])
+        return f"{key}: there is no such setting; {did_you_mean(loc[-1], allowed)}"
+    given = err.get("input")
+    shown = f" (got {given!r})" if not isinstance(given, dict) else ""
+    if err["type"] == "literal_error":
+        expected = err["ctx"]["expected"].replace("'", "")
+        options = [w.strip() for w in expected.replace(" or ", ", ").split(",")]
+        hint = did_you_mean(str(given), options)
+        return f"{key}: '{given}' is not allowed; " + (hint if "mean" in hint else f"allowed: {', '.join(options)}")
+    message = err["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+    return f"{key}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        f = model.model_fields.get(part)
+        kind = f.annotation if f else None
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return []
+        model = kind
+    return list(model.model_fields)

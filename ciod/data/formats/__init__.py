@@ -1,0 +1,128 @@
+"""COCO, VOC and YOLO folders into one Index: recognised by looking, never asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from ciod.core.errors import DataError, did_you_mean
+from ciod.core.files import exists, is_file
+from ciod.data.formats import coco, voc, yolo
+from ciod.data.formats.index_builder import Check
+from ciod.data.formats.layout import Layout, Part
+from ciod.data.index import Index, Problems
+
+__all__ = ["Check", "Layout", "Part", "class_names", "merge_names", "open_split", "read", "recognise", "splits"]
+
+
+def recognise(path: str | Path) -> Layout:
+    """What kind of data set ``path`` is, and where its splits are.
+
+    Args:
+        path: a folder, or a file: a COCO JSON, or a data.yaml of YOLO.
+
+    Raises:
+        DataError: there is no such path, or it is none of the three; says what was looked for and what is there.
+    """
+    path = Path(path).expanduser().absolute()
+    if not exists(path):
+        raise DataError(f"The data set {path} does not exist{_near(path)}.")
+    if is_file(path):
+        suffix = path.suffix.lower()
+        layout = coco.find_single(path) if suffix == ".json" else None
+        if suffix in (".yaml", ".yml"):
+            layout = yolo.find_yaml(path)
+        if layout is None:
+            raise DataError(f"{path} is not a data set: a file must be a COCO .json or a YOLO data.yaml.")
+        return layout
+    layout = _look(path)
+    if layout is not None:
+        return layout
+    inside = sorted(p.name + ("/" if p.is_dir() else "") for p in path.iterdir())
+    deeper = [name for name in inside[:20] if name.endswith("/") and _look(path / name)]
+    found = ", ".join(inside[:8]) + (", …" if len(inside) > 8 else "") if inside else "nothing"
+    raise DataError(
+        f"{path} is no data set that ciod knows. Looked for {coco.LOOKED_FOR}; {voc.LOOKED_FOR}; {yolo.LOOKED_FOR}. "
+        f"Found: {found}." + (f" Did you mean {path / deeper[0]}?" if deeper else "")
+    )
+
+
+def splits(path: str | Path) -> list[str]:
+    """The splits there are, of train, val, trainval, test.
+
+    Raises:
+        DataError: as ``recognise``.
+    """
+    return list(recognise(path).splits)
+
+
+def read(path: str | Path, split: str = "train", check: Check = "files") -> Index:
+    """One split of a data set.
+
+    What is wrong with single images or boxes is left out and counted in ``Index.problems``.
+
+    Args:
+        path: see ``recognise``.
+        split: train, val or test. valid and val2017 mean val; test stands in for an absent val, trainval for train.
+        check: "files": the pictures exist and are not empty; "headers": also open each, and compare its size with the
+            annotated one; "pixels": also decode each.
+
+    Raises:
+        DataError: no such data set or split, annotations that are not in the format, or nothing usable in them.
+    """
+    return open_split(recognise(path), split, check)
+
+
+def open_split(layout: Layout, split: str, check: Check = "files") -> Index:
+    """As ``read``, of what ``recognise`` found. Raises ValueError for another ``check``."""
+    if check not in ("files", "headers", "pixels"):
+        raise ValueError(f"check must be 'files', 'headers' or 'pixels', not {check!r}")
+    name = layout.find(split)
+    parts, problems = layout.splits[name], Problems()
+    if layout.kind == "coco":
+        return coco.read(parts[0], check, problems)
+    reader = voc if layout.kind == "voc" else yolo
+    return reader.read(parts, layout, f"{layout.root} ({name})", check, problems)
+
+
+def class_names(path: str | Path, split: str | None = None) -> tuple[str, ...]:
+    """The class names of a split, or of all (train first), without reading images and boxes where that can be spared.
+
+    Raises:
+        DataError: as ``read``.
+    """
+    layout = recognise(path)
+    if layout.kind != "coco":
+        layout.find(split or next(iter(layout.splits)))
+        names = (voc if layout.kind == "voc" else yolo).class_names(layout)
+    else:
+        wanted = [layout.find(split)] if split else list(layout.splits)
+        names = _merged(coco.class_names(layout.splits[s][0]) for s in wanted)
+    if not names:
+        raise DataError(f"{layout.root} names no class.")
+    return names
+
+
+def merge_names(indexes: Iterable[Index]) -> tuple[str, ...]:
+    """Every class name once, in the order in which they first appear. ``Index.relabel`` brings an Index to it."""
+    return _merged(index.class_names for index in indexes)
+
+
+def _merged(lists: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for names in lists for name in names))
+
+
+def _look(folder: Path) -> Layout | None:
+    # Files named after splits say most; a lone JSON of any name says least (YOLO and VOC folders may hold one).
+    for find in (coco.find_named, yolo.find_yaml, voc.find, yolo.find_plain, coco.find_single):
+        if layout := find(folder):
+            return layout
+    return None
+
+
+def _near(path: Path) -> str:
+    try:
+        hint = did_you_mean(path.name, (p.name for p in path.parent.iterdir()), listing=0)
+    except OSError:
+        return f"; nor does {path.parent}"
+    return f"; {hint.rstrip('?')}" if hint.startswith("did you mean") else ""

@@ -1,0 +1,319 @@
+"""COCO: one JSON a split, as the official data, Roboflow and most tools write it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ciod.core.errors import DataError
+from ciod.core.gc_pause import uncollected
+from ciod.data.formats.index_builder import Check, Columns, count, number, size_of, to_index, unique_names
+from ciod.data.formats.layout import Files, Layout, Part, child, split_in_name, split_of_name, subfolders
+from ciod.data.index import Index, Problems
+
+LOOKED_FOR = "COCO: train.json, annotations/instances_train2017.json or train/_annotations.coco.json"
+_NOT_BOXES = {"captions", "panoptic", "stuff", "info", "results", "predictions", "keypoints", "detections"}
+_Key = int | str | None
+# Nine tenths of COCO and unused: cutting them out before parsing saves more than half of the time and memory. Only
+# numbers, brackets and commas follow, so the match ends with the value; in a string the quotes would be escaped.
+_POLYGONS = re.compile(rb'"segmentation"\s*:\s*\[[][\d\s.,eE+-]*\]')
+
+
+# ---------------------------------------------------------------------------------------------------- recognising
+
+
+def find_named(root: Path) -> Layout | None:
+    """JSONs named after splits, in ``root``, in its annotations/, or one in a folder a split.
+
+    Raises:
+        DataError: two JSONs for one split, so that it cannot be known which is meant.
+    """
+    found: dict[str, list[tuple[Path, Part]]] = {}
+    for folder in _json_folders(root):
+        for path in _jsons(folder):
+            named = split_in_name(path.stem)
+            if named and not _NOT_BOXES & set(re.split(r"[^a-z]+", path.stem.lower())):
+                found.setdefault(named[0], []).append((path, _part(path, root, named[1])))
+    for folder in subfolders(root):
+        split, jsons = split_of_name(folder.name), _jsons(folder)
+        roboflow = [p for p in jsons if p.name == "_annotations.coco.json"] or jsons
+        if split and split not in found and len(roboflow) == 1:
+            found[split] = [(roboflow[0], _part(roboflow[0], root, folder.name))]
+    splits = {}
+    for split, options in found.items():
+        if len(options) > 1:  # the official folder often holds the JSONs of 2014 and 2017, the pictures of one
+            options = [o for o in options if _own_folder(o[1], o[0])] or options
+        if len(options) > 1:
+            names = ", ".join(str(path.relative_to(root)) for path, _ in options)
+            raise DataError(f"{root} has {len(options)} files for the split '{split}': {names}. Point at one of them.")
+        splits[split] = (options[0][1],)
+    return Layout("coco", root, splits) if splits else None
+
+
+def find_single(path: Path) -> Layout | None:
+    """A JSON that was pointed at, or the only one of a folder."""
+    jsons = [path] if path.is_file() else [p for folder in _json_folders(path) for p in _jsons(folder)]
+    if len(jsons) != 1:
+        return None
+    named = split_in_name(jsons[0].stem)
+    split = named[0] if named else split_of_name(jsons[0].parent.name) or "train"
+    root = path.parent if path.is_file() else path
+    part = _part(jsons[0], root, named[1] if named else jsons[0].stem)
+    return Layout("coco", path, {split: (part,)}, single=True)
+
+
+def _json_folders(root: Path) -> list[Path]:
+    inside = child(root, "annotations")
+    return [root, *([inside] if inside else [])]
+
+
+def _jsons(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("*.json") if p.is_file() and not p.name.startswith("."))
+
+
+def _part(path: Path, root: Path, word: str) -> Part:
+    """The folders in which the pictures of a JSON may lie, the likeliest first."""
+    bases = [path.parent, root]
+    if path.parent.name.lower() in ("annotations", "annotation", "labels"):
+        bases.append(path.parent.parent)
+    split = split_of_name(word)
+    words = [word, *(f.name for b in bases for f in subfolders(b) if split and split_of_name(f.name) == split)]
+    folders = [b / inside / w for b in bases for w in words for inside in ("", "images")]
+    folders += [b / inside for inside in ("images", "", "JPEGImages", "data") for b in bases]
+    return Part(images=tuple(dict.fromkeys(f for f in folders if f.is_dir())), boxes=path)
+
+
+def _own_folder(part: Part, path: Path) -> bool:
+    """Whether there is a folder of pictures named after this very JSON, such as train2017/."""
+    named = split_in_name(path.stem)
+    return bool(named) and any(f.name == named[1] for f in part.images)
+
+
+# -------------------------------------------------------------------------------------------------------- reading
+
+
+def read(part: Part, check: Check, problems: Problems) -> Index:
+    """One JSON as an Index; categories in the order of their ids.
+
+    Raises:
+        DataError: broken JSON, a missing key, two classes of one name, no box at all but segmentations, nothing usable.
+    """
+    source = str(part.boxes)
+    content = _load(Path(source))
+    columns = Columns()
+    rows, joined = _images(content["images"], part, columns, problems)
+    annotations = [a for a in content["annotations"] if isinstance(a, dict)]
+    strange = len(content["annotations"]) - len(annotations)
+    count(problems, "annotation that is no object, left out", range(strange), lambda _: source)
+    used = [_key(a.get("category_id")) for a in annotations]
+    columns.class_names, label_of = _classes(content["categories"], set(used), source)
+    absent, odd = _boxes(annotations, columns, source)
+
+    def where(a: int) -> str:
+        return f"annotation {annotations[a].get('id', '?')} of image {annotations[a].get('image_id', '?')}"
+
+    columns.where = where
+    columns.labels = np.array([label_of.get(c, -1) for c in used], dtype=np.int64)
+    columns.image = np.array([rows.get(_key(a.get("image_id")), -1) for a in annotations], dtype=np.int64)
+    count(problems, "box of an unknown image, left out", np.flatnonzero(columns.image < 0), where)
+    count(problems, "box of an unknown category, left out", np.flatnonzero(columns.labels < 0), where)
+    count(problems, "annotation without a bbox, left out", np.flatnonzero(absent), where)
+    count(problems, "bbox that is not four numbers, left out", np.flatnonzero(odd), where)
+    columns.image[absent | odd] = -1
+    columns.image[_twice(annotations, columns, joined, problems, where)] = -1
+    return to_index(columns, source, check, problems)
+
+
+def class_names(part: Part) -> tuple[str, ...]:
+    """The names without parsing the images and annotations, which for COCO takes ten seconds.
+
+    Raises:
+        DataError: as ``read``, as far as the categories show it.
+    """
+    source = str(part.boxes)
+    try:
+        text = Path(source).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    categories = None
+    for match in re.finditer(r'"categories"\s*:\s*(?=\[)', text):
+        try:
+            categories = json.JSONDecoder().raw_decode(text, match.end())[0]
+        except (ValueError, RecursionError):
+            break
+        if all(isinstance(c, dict) and "id" in c for c in categories):
+            break
+        categories = None
+    if categories is None:
+        content = _load(Path(source))
+        categories = content["categories"]
+        used = {_key(a.get("category_id")) for a in content["annotations"] if isinstance(a, dict)}
+    else:  # only a suspected dummy is looked for among the boxes
+        suspects = {_key(c.get("id")) for c in _dummies(categories)}
+        used = {k for k in suspects if re.search(rf'"category_id"\s*:\s*"?{re.escape(str(k))}\b', text)}
+    return _classes(categories, used, source)[0]
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        raw = path.read_bytes()
+        with uncollected():
+            try:
+                content = json.loads(_POLYGONS.sub(b'"segmentation":[]', raw))
+            except json.JSONDecodeError:
+                content = json.loads(raw)  # for the true line and column
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from error
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(content, dict):
+        kind = "a list" if isinstance(content, list) else type(content).__name__
+        hint = " It looks like detection results, not annotations." if kind == "a list" else ""
+        raise DataError(f"{path} holds {kind} where COCO has an object with images, annotations, categories.{hint}")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content.get(key), list):
+            state = "is not a list" if key in content else "is missing"
+            has = ", ".join(content) or "nothing"
+            raise DataError(f"{path} is not COCO: its key '{key}' {state}; it has {has}.")
+    return content
+
+
+def _key(value: Any) -> _Key:
+    """An id that compares equal however it was written: 7, 7.0, "7", "007"."""
+    if type(value) is int:
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str):
+        return int(value) if value.isdecimal() and len(value) < 19 else value
+    return None
+
+
+def _images(images: list[Any], part: Part, columns: Columns, problems: Problems) -> tuple[dict[_Key, int], set[int]]:
+    """Fills the image columns; returns the row of each id, and the rows that more than one id shares."""
+    files = Files()
+    rows: dict[_Key, int] = {}
+    row_of_file: dict[str, int] = {}
+    joined: set[int] = set()
+    for image in images:
+        image = image if isinstance(image, dict) else {}
+        key, name = _key(image.get("id")), image.get("file_name")
+        if key is None or not isinstance(name, str) or not name:
+            problems.add("image without id or file_name, left out", f"{image.get('id', '?')}: {name or '?'}")
+            continue
+        if key in rows:
+            problems.add("image id given twice, the second picture is left out", f"{key} ({name})")
+            continue
+        path = files.first(part.images, name) or ""
+        if path and path in row_of_file:
+            # Leaving the second out would teach its boxes as background.
+            rows[key] = row_of_file[path]
+            joined.add(rows[key])
+            problems.add("picture listed under two ids, their boxes are joined", name)
+            continue
+        if not path:
+            problems.add("missing image file, left out", name)
+        else:
+            row_of_file[path] = len(columns.files)
+        rows[key] = len(columns.files)
+        columns.files.append(path)
+        columns.sizes.append(size_of(image.get("height"), image.get("width")))
+    first = {row: key for key, row in reversed(rows.items())}
+    own = [first[row] for row in range(len(columns.files))]
+    numbers = [k for k in own if isinstance(k, int) and abs(k) < 2**63]
+    columns.ids = numbers if len(numbers) == len(own) else list(range(1, len(own) + 1))
+    return rows, joined
+
+
+def _dummies(categories: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Categories named as another's supercategory: Roboflow exports one such, with id 0 and no box."""
+    parents = [c.get("supercategory") for c in categories if c.get("supercategory") != c.get("name")]
+    return [c for c in categories if isinstance(c.get("name"), str) and c["name"] in parents]
+
+
+def _classes(categories: list[Any], used: set[_Key], source: str) -> tuple[tuple[str, ...], dict[_Key, int]]:
+    bad = [c for c in categories if not isinstance(c, dict) or _key(c.get("id")) is None]
+    if bad:
+        raise DataError(f"{source}: a category is not an object with id and name: {json.dumps(bad[0])[:80]}.")
+    empty = [c for c in _dummies(categories) if _key(c["id"]) not in used]
+    kept = [c for c in categories if not any(c is e for e in empty)]
+    kept.sort(key=lambda c: (isinstance(_key(c["id"]), str), _key(c["id"])))  # numbers first, then text
+    ids = [_key(c["id"]) for c in kept]
+    names = unique_names([c.get("name") for c in kept], ids, source)
+    twice = [i for i, j in itertools.pairwise(ids) if i == j]
+    if twice:
+        raise DataError(f"{source}: the category id {twice[0]} is given to two classes; each needs its own.")
+    return names, {k: i for i, k in enumerate(ids)}
+
+
+def _boxes(annotations: list[dict[str, Any]], columns: Columns, source: str) -> tuple[np.ndarray, np.ndarray]:
+    """Fills the box columns but image and label, one row an annotation; NaN where there is no box.
+
+    Returns two [A] bool: without a bbox, and with one that is not four numbers.
+    """
+    raw = [a.get("bbox") for a in annotations]
+    odd = np.zeros(len(raw), dtype=bool)
+    try:
+        boxes = np.array(raw, dtype=np.float64).reshape(len(raw), 4)
+    except (TypeError, ValueError, OverflowError):  # some are none: take them one by one
+        boxes = np.full((len(raw), 4), np.nan)
+        for i, box in enumerate(raw):
+            box = box if isinstance(box, list) else []
+            values = [number(v) for v in box]
+            odd[i] = len(values) != 4 or any(v != v and not isinstance(w, float) for v, w in zip(values, box))
+            if not odd[i]:
+                boxes[i] = values
+    absent = np.array([not b for b in raw], dtype=bool)
+    if len(raw) and absent.all():
+        shapes = any("segmentation" in a or "keypoints" in a for a in annotations)
+        has = "segmentations or keypoints" if shapes else "annotations"
+        raise DataError(f"{source} has {has} but no 'bbox' in any of its {len(raw)} annotations; ciod needs boxes.")
+    boxes[:, 2:] += boxes[:, :2]
+    columns.boxes = boxes
+    columns.area = _numbers([a.get("area") for a in annotations])
+    columns.crowd = _numbers([a.get("iscrowd", 0) for a in annotations]) == 1
+    columns.difficult = _numbers([a.get("difficult", 0) for a in annotations]) == 1
+    return absent, odd & ~absent
+
+
+def _numbers(values: list[Any]) -> np.ndarray:
+    """[A] float64, NaN for what is no number."""
+    try:
+        return np.array(values, dtype=np.float64).reshape(len(values))
+    except (TypeError, ValueError, OverflowError):
+        return np.array([number(v) for v in values], dtype=np.float64)
+
+
+def _twice(
+    annotations: list[dict[str, Any]],
+    columns: Columns,
+    joined: set[int],
+    problems: Problems,
+    where: Callable[[int], str],
+) -> list[int]:
+    """Rows to leave out: a box given again under its id, or again for a picture that was listed twice."""
+    out: list[int] = []
+    row_of_id: dict[_Key, int] = {}
+    keys = [_key(annotation.get("id")) for annotation in annotations]
+    for a, key in enumerate(keys) if len(set(keys)) < len(keys) else ():
+        b = row_of_id.setdefault(key, a)
+        if b == a or key is None:
+            continue
+        same = columns.image[b] == columns.image[a] and np.array_equal(columns.boxes[b], columns.boxes[a])
+        kind = "the same box is left out" if same else "both boxes are kept"
+        count(problems, f"annotation id given twice, {kind}", [a], where)
+        if same:
+            out.append(a)
+    seen: set[tuple[float, ...]] = set()
+    for a in np.flatnonzero(np.isin(columns.image, sorted(joined))) if joined else ():
+        box = (columns.image[a], columns.labels[a], *columns.boxes[a])
+        if box in seen:
+            out.append(int(a))
+        seen.add(box)
+    return out

@@ -1,0 +1,302 @@
+"""A Task as batches: decoding, augmentation, order. Every random choice is a function of (seed, task, epoch, image).
+
+So workers, processes and resumption cannot change what a run sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from ciod.core.errors import CiodError, DataError
+from ciod.core.types import Batch, Targets
+from ciod.data.augment import TrainTransform, letterbox
+from ciod.data.image_cache import Cache, Pictures
+from ciod.data.index import Index
+
+if TYPE_CHECKING:
+    from ciod.memory.rehearsal import Mixture
+
+STALLED = 600  # seconds without a batch after which a loader's worker is given up
+
+Sample = dict[str, Any]
+Item = tuple[int, ...]  # epoch and row of a training image, and its size where sizes change
+
+
+class TrainData(Dataset):
+    """Training images of a task; an item is asked for as (epoch, row), or (epoch, row, size)."""
+
+    def __init__(
+        self,
+        index: Index,
+        transform: TrainTransform,
+        *,
+        seed: int,
+        task: int,
+        pictures: Pictures,
+        alike: np.ndarray | None = None,
+    ):
+        self.index, self.transform, self.seed, self.task = index, transform, seed, task
+        self.pictures = pictures
+        self.alike = alike  # [I] images with equal numbers may be put into one mosaic; None: all
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def _sample(self, i: int) -> tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray], list[str]]:
+        j, picture, scale, broken = self.pictures.or_next(i)
+        own = self.index.of_image(j)
+        boxes = self.index.boxes[own] * np.tile(scale, 2)
+        return j, (picture, boxes, self.index.labels[own]), broken
+
+    def __getitem__(self, item: Item) -> Sample:
+        epoch, i, *size = item
+        transform = self.transform.at(size[0]) if size else self.transform
+        # A generator of its own: the global one belongs to the model and must not depend on the data.
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would also set the GPU's generators, which are the model's, and takes 1 ms an image.
+            torch.default_generator.manual_seed(_mix(self.seed, self.task, epoch, i))
+            j, own, broken = self._sample(i)
+
+            def another() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+                if self.alike is None:
+                    return self._sample(int(torch.randint(len(self.index), ())))[1]
+                partners = np.flatnonzero(self.alike == self.alike[j])
+                return self._sample(int(partners[int(torch.randint(len(partners), ()))]))[1]
+
+            image, boxes, labels = transform(*own, another)
+        return {"image": image, "boxes": boxes, "labels": labels, "row": j, "scale": 1.0, "broken": broken}
+
+
+class EvalData(Dataset):
+    """Test images, whole and letterboxed. An unreadable one becomes an empty picture and is reported."""
+
+    def __init__(self, index: Index, size: int, fill: float):
+        self.index, self.size, self.fill = index, size, fill
+        self.pictures = Pictures(index)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: int) -> Sample:
+        broken = []
+        try:
+            picture = self.pictures[i]
+        except DataError:
+            broken.append(str(self.index.files[i]))
+            picture = np.full((*self.index.sizes[i], 3), int(self.fill), np.uint8)
+        image, scale = letterbox(picture, self.size, self.fill)
+        own = self.index.of_image(i)
+        boxes = torch.from_numpy(self.index.boxes[own] * scale)
+        labels = torch.from_numpy(self.index.labels[own])
+        return {"image": image, "boxes": boxes, "labels": labels, "row": i, "scale": scale, "broken": broken}
+
+
+class Collate:
+    """Samples → Batch; carries the index for names and sizes, and what a mixture says of its images."""
+
+    def __init__(self, index: Index, mixture: Mixture | None = None):
+        self.index, self.mixture = index, mixture
+
+    def __call__(self, samples: list[Sample]) -> Batch:
+        rows = [s["row"] for s in samples]
+        targets = Targets.pad([s["boxes"] for s in samples], [s["labels"] for s in samples])
+        source = None
+        if self.mixture is not None:
+            targets.known = torch.from_numpy(self.mixture.known[rows])
+            targets.background = torch.from_numpy(self.mixture.background[rows])
+            source = torch.from_numpy(self.mixture.source[rows])
+        images = torch.stack([s["image"] for s in samples])
+        if get_worker_info() is not None:
+            images.share_memory_()  # here, where no room for it is an error; later it is only a batch that never comes
+        return Batch(
+            source=source,
+            images=images,
+            targets=targets,
+            names=[str(self.index.files[r]) for r in rows],
+            sizes=torch.from_numpy(self.index.sizes[rows].astype(np.int64)),
+            scales=torch.tensor([s["scale"] for s in samples]),
+            index=torch.tensor(rows),
+            broken=[b for s in samples for b in s["broken"]],
+        )
+
+
+class Order(Sampler):
+    """Batches of ``Item`` for one rank. The whole batch of a step is the same for any number of processes.
+
+    The last batch of an epoch is filled up from the epoch's beginning, so every batch has the same shape.
+
+    Args:
+        length: images; with ``parts`` the rows are theirs.
+        parts, counts: rows that are drawn from together, and how many of each a batch has. An epoch is one pass over
+            the first part; the others are gone through again and again, in a new order each time.
+        sizes, every: sides that batches may have; of each ``every`` steps of an epoch one is drawn.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch: int,
+        *,
+        seed: int,
+        task: int,
+        rank: int = 0,
+        world: int = 1,
+        parts: Sequence[np.ndarray] | None = None,
+        counts: Sequence[int] | None = None,
+        sizes: Sequence[int] = (),
+        every: int = 1,
+    ):
+        self.sizes, self.every = list(sizes), every
+        self.parts, self.counts = parts or [np.arange(length)], counts or [batch]
+        if batch % world:
+            raise CiodError(f"train.batch={batch} cannot be shared equally by {world} processes.")
+        self.length, self.batch, self.rank, self.world = length, batch, rank, world
+        self.seed, self.task, self.epoch = seed, task, 0
+        self.skip = 0  # batches of the epoch that an earlier process has done
+
+    def __len__(self) -> int:
+        return -(-len(self.parts[0]) // self.counts[0])
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        order = np.concatenate([self._drawn(p).reshape(len(self), -1) for p in range(len(self.parts))], 1)
+        if len(self.parts) > 1:  # interleaved, so that every process has its share of each part
+            place = np.concatenate([(np.arange(n) + 0.5) / n for n in self.counts])
+            order = order[:, np.argsort(place, kind="stable")]
+        share = self.batch // self.world
+        for step, batch in enumerate(order[self.skip :], self.skip):
+            size = self._size(step)
+            yield [(self.epoch, int(i), *size) for i in batch[self.rank * share : (self.rank + 1) * share]]
+
+    def _size(self, step: int) -> tuple[int, ...]:
+        """The side of a batch: a function of seed, task, epoch and step, the same for every process."""
+        if len(self.sizes) < 2:
+            return ()
+        rng = np.random.default_rng([self.seed, self.task, self.epoch, step // self.every, 32])
+        return (int(rng.choice(self.sizes)),)
+
+    def _drawn(self, part: int) -> np.ndarray:
+        """The rows of one part for a whole epoch."""
+        rows, wanted = self.parts[part], len(self) * self.counts[part]
+        if part == 0:
+            order = np.random.default_rng([self.seed, self.task, self.epoch]).permutation(len(rows))
+            return rows[np.resize(order, wanted)]
+        rng = np.random.default_rng([self.seed, self.task, self.epoch, part])
+        passes = -(-wanted // len(rows))
+        return rows[np.concatenate([rng.permutation(len(rows)) for _ in range(passes)])[:wanted]]
+
+
+def train_loader(
+    index: Index,
+    transform: TrainTransform,
+    *,
+    batch: int,
+    seed: int,
+    task: int,
+    workers: int,
+    pin: bool,
+    rank: int = 0,
+    world: int = 1,
+    mixture: Mixture | None = None,
+    cache: Cache = "auto",
+    presize: bool = False,
+) -> DataLoader:
+    """Batches of a task; set ``epoch`` and ``skip`` of ``loader.batch_sampler`` before each epoch.
+
+    Args:
+        mixture: the task's images with exemplars and pool; it takes the place of ``index``.
+        cache, presize: as in the settings of ``train``.
+
+    Raises:
+        CiodError: ``cache`` is ``disk``, and there is no room for it.
+    """
+    alike = parts = counts = None
+    if mixture is not None:
+        index, alike, parts, counts = mixture.index, mixture.alike(), mixture.parts, mixture.counts
+    longest = transform.longest_side() if presize else None
+    pictures = Pictures(index, cache=cache, alone=workers == 0, longest=longest)
+    data = TrainData(index, transform, seed=seed, task=task, pictures=pictures, alike=alike)
+    order = Order(
+        len(index),
+        batch,
+        seed=seed,
+        task=task,
+        rank=rank,
+        world=world,
+        parts=parts,
+        counts=counts,
+        sizes=transform.settings.sizes(transform.size),
+        every=transform.settings.multiscale_every,
+    )
+    return DataLoader(
+        data,
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=Collate(index, mixture),
+        pin_memory=pin,
+        persistent_workers=workers > 0,
+        generator=_own_generator(),
+        timeout=STALLED if workers else 0,
+    )
+
+
+def eval_loader(
+    index: Index, size: int, fill: float, *, batch: int, workers: int, pin: bool, rows: range | None = None
+) -> DataLoader:
+    """Test images in order; ``rows``: only those (one rank's share)."""
+    data: Dataset = EvalData(index, size, fill)
+    if rows is not None:
+        data = torch.utils.data.Subset(data, rows)
+    return DataLoader(
+        data,
+        batch_size=batch,
+        num_workers=workers,
+        collate_fn=Collate(index),
+        pin_memory=pin,
+        generator=_own_generator(),
+        timeout=STALLED if workers else 0,
+    )
+
+
+def batches(loader: DataLoader) -> Iterator[Batch]:
+    """Of the loader, with the faults of its processes as sentences.
+
+    Raises:
+        CiodError: one ended, gave nothing for ``STALLED`` seconds, or found no room in shared memory; or what a
+            sample raised.
+    """
+    try:
+        yield from loader
+    except CiodError as e:  # torch puts the traceback of a worker in front of its message
+        raise CiodError(str(e).rstrip().splitlines()[-1].partition("CiodError: ")[2] or str(e)) from e
+    except RuntimeError as e:
+        said = str(e)
+        if "shared memory" in said or "Bus error" in said:
+            why = (
+                "found no room in shared memory (/dev/shm), through which batches travel: make it larger (containers: "
+                "--shm-size=8g), or lower train.workers or train.batch"
+            )
+        elif "timed out" in said:
+            why = "gave no batch in time: a disk or network folder may hang, or an image may be huge"
+        elif ("DataLoader worker" in said and "exited unexpectedly" in said) or "killed by signal" in said:
+            why = f"ended ({said.splitlines()[0]}): memory may be exhausted"
+        else:  # an error of the code, whose traceback is needed
+            raise
+        raise CiodError(
+            f"A loader process {why}. The same command goes on from the last saved state; train.workers=0 does "
+            "without such processes."
+        ) from e
+
+
+def _own_generator() -> torch.Generator:
+    """For the loader's workers. Without one it draws from the global generator, which belongs to the model."""
+    return torch.Generator().manual_seed(0)
+
+
+def _mix(*numbers: int) -> int:
+    """Some integers → one 63-bit seed; near inputs give unrelated seeds."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

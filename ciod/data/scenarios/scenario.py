@@ -1,0 +1,346 @@
+"""Scenario: a stream of Tasks from one data set. It knows class names, images and boxes, and nothing of models."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from ciod.core import yaml_text
+from ciod.core.errors import CiodError, ConfigError, did_you_mean
+from ciod.core.files import is_file
+from ciod.data.index import Index
+from ciod.data.scenarios import loco
+
+Split = str | list[int] | list[list[str]]
+
+
+class Protocol(BaseModel):
+    """The switches that decide what a task may see. They are printed with every result."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = ""
+    description: str = ""
+    data: str | None = None
+    """Folder the scenario is about; ``data=`` of a run overrides it. ``shapes`` draws the built-in scenes."""
+    split: Split = "all"
+    """How classes are dealt out: ``40+40``, ``15+1x5`` (15, then five times 1), ``20x4``, or lists of names."""
+    order: str | list[str] = "alphabetical"
+    """Class order before the split: ``alphabetical``, ``dataset`` (COCO: by category id), ``seed:N``, or names."""
+    reverse: bool = False
+    """The groups of the split arrive in reverse: ``40+40`` reversed is last40+first40 (ilYOLOX)."""
+    images: Literal["any-new", "only-new", "disjoint", "loco"] = "any-new"
+    """Training images of a task: with any box of a new class; with boxes of new classes only; every image in one
+    task only, dealt at random in proportion to the classes (``disjoint``, CL-DETR), or in one of the tasks that it
+    shows classes of, with classes grouped so that few images are contested (``loco``)."""
+    boxes: Literal["new", "seen", "all"] = "new"
+    """Which boxes of those images are shown. ``new`` hides old objects, as in real life."""
+    eval_images: Literal["all", "seen"] = "all"
+    """Test images: all, or only those with a box of a seen class (ilYOLOX)."""
+    difficult: Literal["keep", "drop"] = "keep"
+    """VOC's difficult boxes in training. In evaluation they are always ignored."""
+    joint: bool = False
+    """All classes in one task: the upper bound."""
+    image_seed: int = 123
+    """Seed of ``images: disjoint`` and ``loco``."""
+    train_split: str = "train"
+    """The split of the data that is trained on; VOC: trainval."""
+    test_split: str = "val"
+    """The split that is tested on (``eval.split`` overrides it); VOC: test."""
+    metric: Literal["coco", "voc07", "voc"] = "coco"
+    """``coco``: AP at IoU 0.50:0.95. ``voc07``: 11-point AP at IoU 0.5. ``voc``: area AP at IoU 0.5 (VOC 2010 on)."""
+
+    @field_validator("split", mode="before")
+    @classmethod
+    def _number(cls, value: object) -> object:
+        """``split=6`` is read as a number, and means a first task of six classes."""
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @property
+    def grouped(self) -> bool:
+        """The split names the classes of each task."""
+        return isinstance(self.split, list) and bool(self.split) and all(isinstance(g, list) for g in self.split)
+
+    def sentences(self) -> list[str]:
+        """The protocol in words, for reports."""
+        order = self.order if isinstance(self.order, str) else "given by a list"
+        order = "given by the groups" if self.grouped else order
+        said = [
+            f"Class order: {order}{', groups in reverse' if self.reverse else ''}.",
+            {
+                "any-new": "A task trains on every image with at least one box of its new classes; an image can come "
+                "back in a later task.",
+                "only-new": "A task trains on the images whose boxes are all of its new classes.",
+                "disjoint": f"Every training image belongs to one task only (dealt at random, seed {self.image_seed}).",
+                "loco": "Classes are grouped so that few images show several groups, and each such image is given to "
+                f"one of its tasks (at random, seed {self.image_seed}); no image comes back.",
+            }[self.images],
+            {
+                "new": "Only boxes of the new classes are shown; old and future objects stand there unlabelled.",
+                "seen": "Boxes of old and new classes are shown (not old-data-free).",
+                "all": "All boxes are shown, future classes included.",
+            }[self.boxes],
+            {
+                "all": "All test images are evaluated.",
+                "seen": "Only test images with a box of a seen class are evaluated.",
+            }[self.eval_images],
+        ]
+        if self.joint:
+            said = ["Joint training: all classes in one task, with all their boxes (upper bound).", said[0], said[-1]]
+        if self.difficult == "drop":
+            said.append("Difficult boxes are not trained on.")
+        return [*said, METRIC_SENTENCES[self.metric]]
+
+
+METRIC_SENTENCES = {
+    "coco": "Metric: COCO AP, the mean over IoU 0.50:0.95 at 101 recall points, and AP50.",
+    "voc07": "Metric: VOC07, 11-point AP at IoU 0.5; difficult boxes are ignored. AP and AP50 are COCO's.",
+    "voc": "Metric: VOC, AP as area under the precision envelope at IoU 0.5 (VOC 2010 on); difficult boxes are "
+    "ignored. AP and AP50 are COCO's.",
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One step of a scenario. Labels of ``train`` and ``test`` are positions in the order of arrival."""
+
+    index: int
+    new_classes: tuple[str, ...]
+    old_classes: tuple[str, ...]
+    train: Index
+    test: Index
+    hidden_boxes: int  # boxes of old classes in the training images that the protocol hides
+    future_boxes: int  # the same of classes that come later
+
+    @property
+    def seen_classes(self) -> tuple[str, ...]:
+        return self.old_classes + self.new_classes
+
+
+def parse_split(split: str, total: int) -> list[int]:
+    """``15+1x5`` → [15, 1, 1, 1, 1, 1]; ``all`` → [total].
+
+    Raises:
+        CiodError: the text is not a split.
+    """
+    if split == "all":
+        return [total]
+    groups: list[int] = []
+    for part in str(split).replace(" ", "").split("+"):
+        m = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", part)
+        if not m or int(m[1]) == 0 or m[2] == "0":
+            raise CiodError(
+                f"split: '{split}' is not a split; write 40+40, 15+1x5 (15 classes, then five times 1), 20x4, "
+                "or lists of names such as [[cat, dog], [bird]]."
+            )
+        groups += [int(m[1])] * int(m[2] or 1)
+    return groups
+
+
+def class_order(order: str | Sequence[str], names: Sequence[str]) -> list[str]:
+    """The data set's names (in its own order) arranged by ``order``."""
+    if not isinstance(order, str):
+        return [str(n) for n in order]
+    names = [*names]
+    if order == "alphabetical":
+        return sorted(names)
+    if order in ("dataset", "coco_id"):
+        return names
+    m = re.fullmatch(r"seed:(\d{1,18})", order)
+    if m:
+        return [names[i] for i in np.random.default_rng(int(m[1])).permutation(len(names))]
+    raise CiodError(
+        f"order: '{order}' is not an order; allowed: alphabetical, dataset, coco_id, seed:N, a list of names."
+    )
+
+
+def groups_of(protocol: Protocol, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """New classes of each task. Names are checked against the data set's.
+
+    Raises:
+        CiodError: every problem of order and split in one message.
+    """
+
+    problems: list[str] = []
+
+    def known(listed: Sequence[str], key: str) -> None:
+        for name in listed:
+            if name not in names:
+                problems.append(f"{key}: the data has no class '{name}'; {did_you_mean(name, names)}")
+
+    split = protocol.split
+    if protocol.grouped:
+        flat = [n for g in split for n in g]  # type: ignore[union-attr]
+        known(flat, "split")
+        twice = sorted({n for n in flat if flat.count(n) > 1})
+        if twice:
+            problems.append(f"split: {', '.join(twice)} is in two tasks; a class arrives once.")
+        if problems:
+            raise ConfigError(problems)
+        found = [tuple(g) for g in split]  # type: ignore[arg-type]
+    else:
+        if not isinstance(protocol.order, str):
+            known(protocol.order, "order")
+            twice = sorted({n for n in protocol.order if list(protocol.order).count(n) > 1})
+            if twice:
+                problems.append(f"order: {', '.join(twice)} is named twice; a class arrives once.")
+        try:
+            ordered = class_order(protocol.order, names)
+            sizes = [int(s) for s in split] if isinstance(split, list) else parse_split(split, len(ordered))  # type: ignore
+        except CiodError as e:
+            raise ConfigError([*problems, str(e)]) from None
+        if sum(sizes) > len(ordered):
+            problems.append(
+                f"split: {'+'.join(map(str, sizes))} needs {sum(sizes)} classes and the data has {len(ordered)} "
+                f"({', '.join(ordered[:8])}{', …' if len(ordered) > 8 else ''})."
+            )
+        if problems:
+            raise ConfigError(problems)
+        ends = np.cumsum(sizes)
+        found = [tuple(ordered[e - s : e]) for s, e in zip(sizes, ends, strict=True)]
+    return found[::-1] if protocol.reverse else found
+
+
+class Scenario:
+    """An iterable of Tasks.
+
+    Args:
+        protocol: the switches.
+        train: the data set's training split.
+        test: its test split; classes are matched by name.
+
+    Raises:
+        CiodError: a split or order that does not fit, or a task without training images.
+    """
+
+    def __init__(self, protocol: Protocol, train: Index, test: Index):
+        self.protocol = protocol
+        known = train.class_names + tuple(n for n in test.class_names if n not in train.class_names)
+        self.parts = groups_of(protocol, known)  # what a joint run puts into one task
+        if protocol.images == "loco" and not protocol.grouped:
+            ordered = [n for n in class_order(protocol.order, known) if n in known]
+            self.parts = loco.groups(train, ordered, [len(g) for g in self.parts])
+        self.groups = [tuple(n for g in self.parts for n in g)] if protocol.joint else self.parts
+        self.classes: tuple[str, ...] = tuple(n for g in self.groups for n in g)
+        self.train, self.test = train.relabel(self.classes), test.relabel(self.classes)
+        self._owner = self._deal()
+        empty = [i for i in range(len(self.groups)) if not len(self._images(i))]
+        if empty:
+            what = "; ".join(f"task {i + 1} ({', '.join(self.groups[i][:5])})" for i in empty)
+            raise CiodError(f"No training images for {what} under images={protocol.images} in {train.source}.")
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __iter__(self) -> Iterator[Task]:
+        return (self.task(i) for i in range(len(self)))
+
+    def _deal(self) -> np.ndarray | None:
+        """[I] owner task of every training image, or None where images may come back.
+
+        ``disjoint``: shuffled, cut in proportion to the number of classes (CL-DETR's image split).
+        """
+        if self.protocol.images == "loco":
+            return loco.deal(self.train, self.groups, self.protocol.image_seed)
+        if self.protocol.images != "disjoint":
+            return None
+        shuffled = np.random.default_rng(self.protocol.image_seed).permutation(len(self.train))
+        ends = np.cumsum([len(g) for g in self.groups]) / len(self.classes) * len(self.train)
+        owner = np.empty(len(self.train), dtype=np.int64)
+        owner[shuffled] = np.searchsorted(ends, np.arange(len(self.train)), side="right").clip(max=len(self) - 1)
+        return owner
+
+    def _bounds(self, i: int) -> tuple[int, int]:
+        first = sum(len(g) for g in self.groups[:i])
+        return first, first + len(self.groups[i])
+
+    def _images(self, i: int) -> np.ndarray:
+        """Rows of the training images of task i, ascending."""
+        first, end = self._bounds(i)
+        labels = self.train.labels
+        new = (labels >= first) & (labels < end)
+        rows = np.unique(self.train.image[new])
+        if self.protocol.images == "only-new":
+            rows = np.setdiff1d(rows, np.unique(self.train.image[~new]))
+        elif self._owner is not None:
+            rows = rows[self._owner[rows] == i]
+        return rows
+
+    def rows(self, i: int) -> np.ndarray:
+        """Rows of task i's training images in ``train``, ascending."""
+        return self._images(i)
+
+    def new(self, i: int) -> range:
+        """Labels of the classes task i brings."""
+        return range(*self._bounds(i))
+
+    def seen(self, i: int) -> int:
+        """How many classes have arrived with task i."""
+        return self._bounds(i)[1]
+
+    def shown(self, i: int) -> np.ndarray:
+        """[C] bool: classes whose boxes the images of task i show."""
+        first, end = self._bounds(i)
+        label = np.arange(len(self.classes))
+        lowest = {"new": first, "seen": 0, "all": 0}[self.protocol.boxes]
+        return (label >= lowest) & (label < (len(self.classes) if self.protocol.boxes == "all" else end))
+
+    def usable(self, index: Index) -> np.ndarray:
+        """[A] bool: boxes to learn. Crowd regions count for choosing images alone, as in the published protocols."""
+        return ~index.crowd & ~(index.difficult & (self.protocol.difficult == "drop"))
+
+    def task(self, i: int) -> Task:
+        first, end = self._bounds(i)
+        images = self.train.select(self._images(i))
+        usable = self.shown(i)[images.labels] & self.usable(images)
+        seen = self.test.select(boxes=self.test.labels < end)
+        if self.protocol.eval_images == "seen":
+            seen = seen.select(np.unique(seen.image))
+        return Task(
+            index=i,
+            new_classes=self.classes[first:end],
+            old_classes=self.classes[:first],
+            train=images.select(boxes=usable),
+            test=seen.relabel(self.classes[:end]),
+            hidden_boxes=int((images.labels < first).sum()) if self.protocol.boxes == "new" else 0,
+            future_boxes=int((images.labels >= end).sum()) if self.protocol.boxes != "all" else 0,
+        )
+
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def available() -> list[str]:
+    """Names of the scenarios in the package."""
+    return sorted(p.stem for p in FOLDER.glob("*.yaml"))
+
+
+def read_protocol(name: str) -> Protocol:
+    """A scenario of the package by name, or a YAML file of the user's.
+
+    Raises:
+        CiodError: no such scenario, or the file is not one.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not is_file(path):
+        raise CiodError(f"scenario: there is no '{name}'; {did_you_mean(name, available())}")
+    from ciod.config.load import problems_of
+
+    try:
+        content = yaml_text.parse(path.read_text(encoding="utf-8"))
+    except (yaml_text.NotYAML, UnicodeDecodeError, OSError) as e:
+        why = next(iter(str(e).splitlines()), type(e).__name__)
+        raise CiodError(f"scenario: {path} is not YAML: {why}") from e
+    if not isinstance(content, dict):
+        raise CiodError(f"scenario: {path} must be a mapping with split, order, …")
+    content.setdefault("name", path.stem)
+    problems = problems_of(Protocol, content, where=str(path.name))
+    if problems:
+        raise ConfigError(problems)
+    return Protocol.model_validate(content)

@@ -1,0 +1,315 @@
+"""The contract of a detector, and what every detector gets for free: growing, freezing into a teacher, predicting."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, overload
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from ciod.core.errors import CiodError
+from ciod.core.types import Detections, Matches, Outputs, Targets
+from ciod.detectors.layers.class_layers import ClassConv, ClassRows
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ciod.detectors.prefix import Prefix
+    from ciod.detectors.teacher import Beside
+
+    Picture: TypeAlias = str | Path | np.ndarray | Image.Image
+
+IMAGENET: dict[str, Any] = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}  # of an Input, 0..255
+
+
+@dataclass(frozen=True)
+class Input:
+    """How a detector wants its pictures; part of its settings, so that a model file is enough to use it."""
+
+    size: int = 416  # the longest side is scaled to this; the batch image is size × size, filled at right and bottom
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  # subtracted, in 0..255, RGB order
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    bgr: bool = False  # swap channels after normalising
+    fill: float = 114.0  # value of the border, 0..255
+
+
+class Detector(nn.Module, ABC):
+    """A detector. Subclasses write ``forward``, ``match``, ``loss`` and ``trunk``, and set ``traits`` and ``variants``.
+
+    ``forward`` is the same in train and eval mode (batch normalisation apart), so teacher and student speak one
+    language. A detector never sees ids of a data set: label ``i`` is ``class_names[i]``.
+    """
+
+    traits: ClassVar[frozenset[str]] = frozenset()
+    """What methods can rely on: ``dense``, ``objectness`` (of every position, background too), ``centerness`` (in its
+    place, of matches alone), ``box_distribution``, ``features``, ``branches``."""
+    variants: ClassVar[Mapping[str, Any]] = {}
+    """Names of this family and what each is made of."""
+    multi_label: ClassVar[bool] = False
+    """Whether it is usual to score every class of a position as a detection; ``eval.multi_label`` has the say."""
+
+    def __init__(self, class_names: Sequence[str], settings: dict[str, Any], taking: Input):
+        super().__init__()
+        self.class_names: tuple[str, ...] = tuple(class_names)
+        self.settings = settings  # JSON-ready; detectors.build(**settings) makes the same architecture
+        self.input = taking
+        self.lineage: list[dict[str, Any]] = []  # one entry a task: which classes came when, from what
+        self.growth: list[dict[str, Any]] = [{"rows": len(class_names)}] if class_names else []  # how they came
+        self.score_threshold, self.nms_iou = 0.001, 0.65
+        self.one_label = True  # ``decode`` can give a position its best class alone
+        self.precision: torch.dtype | None = None  # of a teacher's forward; None: as the surroundings say
+        self.chunks = 1  # parts of a batch that a teacher computes one after the other
+        self.beside: Beside | None = None  # the stream a teacher has of its own
+        # Maps of frozen layers go from a student to its teacher (``prefix.py``); the engine says whether.
+        self.lends: Prefix | None = None
+        self.borrows: Prefix | None = None
+        self.register_buffer("mean", torch.tensor(taking.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(taking.std).view(3, 1, 1), persistent=False)
+
+    @classmethod
+    def default_backbone(cls, name: str) -> str | None:
+        """What the backbone of variant ``name`` starts from when nothing is asked for: ``imagenet`` or None.
+
+        A variant that is a number stands on a ResNet of that depth, whose weights torchvision has.
+        """
+        return "imagenet" if isinstance(cls.variants.get(name), int) else None
+
+    # What a subclass writes -------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Outputs:
+        """[B, 3, H, W] RGB 0..255 → Outputs in float32."""
+
+    @abstractmethod
+    def match(self, outputs: Outputs, targets: Targets) -> Matches:
+        """Which positions answer for which target. No gradient, no device synchronisation."""
+
+    @abstractmethod
+    def loss(
+        self,
+        outputs: Outputs,
+        targets: Targets,
+        matches: Matches,
+        *,
+        counted: Tensor | None = None,
+        channels: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The detector's own losses as a dict of float32 scalars.
+
+        ``losses.supervise`` turns these arguments and what ``targets`` leave open (classes that are not drawn, doubtful
+        boxes, images without labels) into masks; a detector multiplies its losses with them.
+
+        Args:
+            counted: [B, K] bool, matches that enter the class and box losses (default: all valid ones). Objectness,
+                where there is one, always sees every match.
+            channels: [C], [B, C] or [B, P, C] bool, class channels with supervision (default: all).
+        """
+
+    def class_layers(self) -> Iterator[ClassRows]:
+        """Every tensor with a row per class, in order of arrival. A subclass with other layers than ClassConv extends
+        this."""
+        for name, layer in self.class_modules().items():
+            yield from layer.rows(name)
+
+    def class_modules(self) -> dict[str, ClassConv]:
+        """The growing layers by module name."""
+        return {n: m for n, m in self.named_modules() if isinstance(m, ClassConv)}
+
+    @abstractmethod
+    def trunk(self) -> list[nn.Module]:
+        """The parts without class knowledge that ``load=trunk`` takes over: backbone and neck."""
+
+    # Given for free ---------------------------------------------------------------------------------------------
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device  # type: ignore[return-value]
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 or float [B, 3, H, W] RGB 0..255 → what the backbone takes."""
+        x = (images.to(self.mean.dtype) - self.mean) / self.std  # type: ignore[operator]
+        return x.flip(1) if self.input.bgr else x
+
+    def grow(self, names: Sequence[str]) -> None:
+        """Adds classes. Old logits of any image stay bit-equal; new ones start at p = 0.01.
+
+        Raises:
+            CiodError: when a name is already known or comes twice.
+        """
+        self._check_new(names)
+        if not names:
+            return
+        for layer in self.class_modules().values():
+            layer.grow(len(names))
+            layer.to(self.device)  # the first rows of a layer find none there to follow
+        self.class_names = (*self.class_names, *names)
+        self.growth.append({"rows": len(names)})
+
+    def select(self, names: Sequence[str]) -> None:
+        """Keeps only these classes, in their order of arrival; what they are detected by does not change.
+
+        Raises:
+            CiodError: a name is not known, or none is left.
+        """
+        unknown = [n for n in names if n not in self.class_names]
+        if unknown or not names:
+            raise CiodError(f"The detector does not know {', '.join(map(repr, unknown)) or 'what to keep: no name'}.")
+        kept = [i for i, n in enumerate(self.class_names) if n in names]
+        self._select(kept)
+        self.class_names = tuple(self.class_names[i] for i in kept)
+
+    def _select(self, kept: list[int]) -> None:
+        """Keeps the class numbers ``kept``, ascending, in layers and ``growth``."""
+        for layer in self.class_modules().values():
+            layer.select(kept)
+        sizes = next(iter(self.class_modules().values())).sizes
+        self.growth = [{"rows": n} for n in sizes]
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Gives classes other names.
+
+        Raises:
+            CiodError: a name is not known, or two classes would have one name.
+        """
+        unknown = [n for n in names if n not in self.class_names]
+        renamed = tuple(names.get(n, n) for n in self.class_names)
+        if unknown or len(set(renamed)) < len(renamed):
+            what = f"does not know {unknown[0]!r}" if unknown else "would have two classes of one name"
+            raise CiodError(f"The detector {what}.")
+        self.class_names = renamed
+        for step in self.growth:
+            if "taught" in step:
+                step["taught"] = [names.get(n, n) for n in step["taught"]]
+
+    def _check_new(self, names: Sequence[str]) -> None:
+        twice = [n for i, n in enumerate(names) if n in self.class_names or n in list(names)[:i]]
+        if twice:
+            raise CiodError(f"The detector already knows {', '.join(map(repr, twice))}; a class can be added once.")
+
+    def frozen(self) -> Detector:
+        """A teacher: a copy of its own, in eval mode, without gradients; it holds nothing of the student."""
+        teacher = copy.deepcopy(self).eval()
+        teacher.lends = teacher.borrows = teacher.beside = None
+        return teacher.requires_grad_(False)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        outputs: Outputs,
+        *,
+        score_threshold: float | None = None,
+        nms_iou: float | None = None,
+        max_detections: int = 100,
+        classes: Tensor | None = None,
+        multi_label: bool = False,
+    ) -> list[Detections]:
+        """Outputs → detections in pixels of the batch image: one label a position, class-aware NMS.
+
+        Args:
+            classes: [C] bool, labels that may be found (default: all).
+            multi_label: every class above ``score_threshold`` makes a detection of a position, not the best alone.
+        """
+        floor = self.score_threshold if score_threshold is None else score_threshold
+        limit = self.nms_iou if nms_iou is None else nms_iou
+        scores = outputs.scores()
+        if classes is not None:
+            scores = scores.masked_fill(~classes, 0)
+        label_of = None
+        if scores.shape[2] and not multi_label:
+            scores, label_of = scores.max(2, keepdim=True)
+        found = []
+        for i in range(len(scores)):  # evaluation, not training: images have ragged numbers of detections
+            # Of a network that diverged not all boxes are finite; NaN is above no floor.
+            finite = outputs.boxes[i].isfinite().all(1, keepdim=True)
+            at, label = torch.nonzero((scores[i] > floor) & finite, as_tuple=True)
+            score = scores[i, at, label]
+            order = score.argsort(descending=True, stable=True)[:5000]
+            boxes, score = outputs.boxes[i, at[order]], score[order]
+            label = label[order] if label_of is None else label_of[i, at[order], 0]
+            kept = torchvision.ops.batched_nms(boxes, score, label, limit)[:max_detections]
+            found.append(Detections.of(boxes[kept], score[kept], label[kept], self.class_names))
+        return found
+
+    @overload
+    def predict(
+        self,
+        image: Picture,
+        *,
+        score_threshold: float = ...,
+        nms_iou: float | None = ...,
+        max_detections: int = ...,
+        classes: Sequence[str] | None = ...,
+        batch: int = ...,
+    ) -> Detections: ...
+    @overload
+    def predict(
+        self,
+        image: Sequence[Picture],
+        *,
+        score_threshold: float = ...,
+        nms_iou: float | None = ...,
+        max_detections: int = ...,
+        classes: Sequence[str] | None = ...,
+        batch: int = ...,
+    ) -> list[Detections]: ...
+    def predict(
+        self,
+        image: Picture | Sequence[Picture],
+        *,
+        score_threshold: float = 0.3,
+        nms_iou: float | None = None,
+        max_detections: int = 100,
+        classes: Sequence[str] | None = None,
+        batch: int = 8,
+    ) -> Detections | list[Detections]:
+        """Detections in one picture, or in each of a list.
+
+        Args:
+            image: a file, an array [H, W, 3] RGB 0..255, a PIL image; or a list (or [B, H, W, 3]) of them.
+            classes: only these are found (default: all).
+            batch: pictures a forward pass.
+
+        Returns:
+            Boxes in pixels of the picture as it is looked at (EXIF rotation applied).
+
+        Raises:
+            DataError: a picture that cannot be read.
+            ConfigError: a class the detector does not know.
+        """
+        from ciod.inference.images import stream
+
+        several = isinstance(image, (list, tuple)) or (isinstance(image, np.ndarray) and image.ndim == 4)
+        results = stream(
+            self,
+            image if several else [image],  # type: ignore[arg-type]
+            batch=batch,
+            score_threshold=score_threshold,
+            nms_iou=nms_iou,
+            max_detections=max_detections,
+            classes=classes,
+        )
+        found = []
+        for _, _, detections in results:
+            if isinstance(detections, Exception):
+                raise detections
+            found.append(detections)
+        return found if several else found[0]
+
+
+def in_original(found: Detections, scale: float, height: int, width: int) -> Detections:
+    """Boxes of a letterboxed picture → pixels of the original, clipped to it."""
+    boxes = found.boxes / scale
+    boxes[:, 0::2] = boxes[:, 0::2].clip(0, width)
+    boxes[:, 1::2] = boxes[:, 1::2].clip(0, height)
+    return Detections(boxes, found.scores, found.labels, found.class_names)

@@ -1,0 +1,137 @@
+"""Checkpoints of MMDetection in and out of the adapter: class layers merged or split, class names in the metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ciod.core.errors import CiodError
+from ciod.detectors.files import foreign
+from ciod.detectors.files.transfer import Taken, counted
+from ciod.detectors.layers.class_layers import ClassConv
+from ciod.detectors.mmdet import config as configs
+from ciod.detectors.mmdet.detector import MMDet, class_layers
+
+
+def plain_state(detector: MMDet) -> dict[str, Tensor]:
+    """The detector's tensors under MMDetection's names."""
+    state = {k.removeprefix("model."): v.detach().cpu().contiguous() for k, v in detector.model.state_dict().items()}
+    return foreign.merge_blocks(
+        state, {n: m.kernel for n, m in detector.model.named_modules() if isinstance(m, ClassConv)}
+    )
+
+
+def fill(detector: MMDet, state: dict[str, Tensor], source: str) -> None:
+    """Loads tensors under MMDetection's names; the detector must have the classes in one block.
+
+    Raises:
+        CiodError: they are of another architecture or number of classes.
+    """
+    wanted = detector.model.state_dict()
+    anchored = {n: m for n, m in detector.model.named_modules() if isinstance(m, ClassConv)}
+    given: dict[str, Tensor] = {}
+    for key, value in state.items():
+        layer, _, leaf = key.rpartition(".")
+        if layer in anchored:
+            key = f"{layer}.blocks.0.{leaf}"
+            shape = wanted[key].shape if key in wanted else value.shape
+            if len(shape) > 1 and shape != value.shape and value.numel() == shape.numel():
+                value = value.unflatten(0, (shape[1], shape[0])).transpose(0, 1).reshape(shape).contiguous()
+        given[key] = value
+    off = [k for k, v in wanted.items() if "num_batches" not in k and (k not in given or given[k].shape != v.shape)]
+    off = [k for k in off if k not in _buffers(detector)]
+    if off:
+        k = off[0]
+        shown = "is not in it" if k not in given else f"is {[*given[k].shape]}, not {[*wanted[k].shape]}"
+        raise CiodError(
+            f"{source} does not fit {detector.settings['name']}: of {len(wanted)} tensors {len(off)} differ; {k} "
+            f"{shown}."
+        )
+    # With a prefix, so that MMDetection's renaming of old FCOS names does not take other heads' for those.
+    detector.load_state_dict({f"model.{k}": v for k, v in given.items() if k in wanted}, strict=False)
+
+
+def _buffers(detector: MMDet) -> set[str]:
+    """Constants that old checkpoints lack (GFL's bins)."""
+    return {n for n, _ in detector.model.named_buffers() if n.endswith("integral.project")}
+
+
+def load(path: Path, content: dict[str, Any], classes: Sequence[str] | None, given: str | None) -> MMDet:
+    """A detector from a checkpoint of MMDetection.
+
+    Args:
+        content: of the file, read without running code.
+        classes: class names, where the checkpoint does not carry them.
+        given: a config file or name; None: the config in the checkpoint's metadata, which is read as plain values.
+
+    Raises:
+        CiodError: there is no config, or no class names, or they do not fit.
+    """
+    from ciod.detectors.files.weights import named, tensors_of
+
+    meta = content.get("meta") if isinstance(content.get("meta"), dict) else {}
+    if given is not None:
+        config, name = configs.read(given), configs.PREFIX + Path(given).name
+    else:
+        text = (meta or {}).get("cfg")
+        if not isinstance(text, str):
+            raise CiodError(f"{path} has no config of MMDetection in it; give the file: mmdet:CONFIG.py,{path}")
+        whole = configs.literal(text, str(path))
+        configs.check_types(whole.get("model"), str(path))
+        config, name = configs.of(whole, str(path)), configs.PREFIX + path.stem
+    state = tensors_of(content)
+    found = named(path, content, classes, _count(state, config, name))
+    detector = MMDet(found, name=name, frozen=True, config=json.dumps(config))
+    fill(detector, state, str(path))
+    detector.lineage = [{"from": path.name, "classes": list(found)}]
+    return detector.eval()  # type: ignore[return-value]
+
+
+def load_fitting(detector: MMDet, path: Path, *, trunk_only: bool = False) -> Taken:
+    """Copies every tensor of a checkpoint or model that fits into ``detector``, except class layers, and holds what the
+    config freezes.
+
+    Args:
+        path: a checkpoint of MMDetection or of YOLOX's own project, or a ciod model: of this adapter, or YOLOX or GFL.
+        trunk_only: backbone and neck alone; the head stays as it is.
+
+    Raises:
+        CiodError: the backbone is another.
+    """
+    from ciod.detectors.files import weights
+
+    if path.suffix == ".safetensors":
+        donor = weights.load(path)
+        state = plain_state(donor) if isinstance(donor, MMDet) else foreign.to_mmdet(donor.state_dict())
+    else:
+        state = weights.tensors_of(weights.read_checkpoint(path))
+        if not any(k.startswith("bbox_head.") for k in state):  # of YOLOX's own project
+            state = foreign.to_mmdet(foreign.rename(state))
+    own, taken = detector.model.state_dict(), {}
+    for part in ("backbone.", "neck."):
+        wanted = {k: v.shape for k, v in own.items() if k.startswith(part) and "num_batches" not in k}
+        fits = all(k in state and state[k].shape == shape for k, shape in wanted.items())
+        if fits:
+            taken |= {k: v for k, v in state.items() if k in own and k.startswith(part)}
+        elif part == "backbone.":
+            off = next(k for k, shape in wanted.items() if k not in state or state[k].shape != shape)
+            raise CiodError(f"{path} has another backbone than {detector.settings['name']}: {off} is not in it or of "
+                            "another shape.")  # fmt: skip
+    if not trunk_only:  # class layers are named by block there, so none of them is among the keys of a checkpoint
+        head = {k: v for k, v in state.items() if k.startswith("bbox_head.") and k in own}
+        taken |= {k: v for k, v in head.items() if v.shape == own[k].shape}
+    detector.load_state_dict({f"model.{k}": v for k, v in taken.items()}, strict=False)
+    detector.hold(True)
+    return counted(list(own), list(taken))
+
+
+def _count(state: dict[str, Tensor], config: dict[str, Any], source: str) -> int:
+    """Classes by the class layer's rows; the config may inherit another ``num_classes``."""
+    configs.require()
+    layer, rows = next(iter(class_layers(config, source).items()))
+    bias = state.get(f"{layer}.bias")
+    return int(config["bbox_head"].get("num_classes", 80)) if bias is None else len(bias) // rows

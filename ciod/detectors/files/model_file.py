@@ -1,0 +1,155 @@
+"""ciod's own model file: one safetensors file with class names, detector settings and lineage, and a checksum.
+
+Reading runs no code of the file: its metadata is JSON that must fit ``Metadata``, and the detector it names is one of
+this package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ciod.core.errors import CiodError
+from ciod.core.files import atomic_write
+from ciod.detectors.base import Detector
+
+FORMAT = 2  # 1 had no checksum
+LONGEST = 64 << 20  # bytes of metadata
+LARGEST = 8192  # pixels a side of the batch image
+
+Name = Annotated[str, Field(min_length=1, max_length=1000)]
+Scalar = bool | int | float | str | None
+
+
+class Growth(BaseModel):
+    """One growth: ``rows`` in the class layers, or a ``branch`` of its own."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    rows: Annotated[int, Field(ge=0, le=100_000)] = 0
+    branch: Annotated[int, Field(ge=0, le=100_000)] = 0
+    taught: list[Name] = []
+    inner: list[Annotated[int, Field(ge=0, le=4096)]] | None = None
+
+
+class Metadata(BaseModel):
+    """What the metadata of a model may hold. Further keys are kept, and nothing is done with them."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    format: Literal[1, 2]
+    class_names: Annotated[list[Name], Field(max_length=100_000)]
+    detector: dict[str, Scalar | list[Scalar]]
+    blocks: list[Annotated[int, Field(ge=1)]]
+    """How many classes came at each growth."""
+    growth: list[Growth] | None = None
+    lineage: Annotated[list[dict[str, Any]], Field(max_length=10_000)] = []
+
+    @model_validator(mode="after")
+    def _fits(self) -> Metadata:
+        if self.growth:  # blocks leave out what is on branches
+            arrived = sum(g.branch + g.rows for g in self.growth)
+            if arrived != len(self.class_names):
+                raise ValueError(f"growth has {arrived} classes, but class_names {len(self.class_names)}")
+        elif sum(self.blocks) != len(self.class_names):
+            raise ValueError(f"blocks are {sum(self.blocks)} classes, but class_names {len(self.class_names)}")
+        if len(set(self.class_names)) != len(self.class_names):
+            raise ValueError("a class name comes twice")
+        if not isinstance(self.detector.get("name"), str):
+            raise ValueError("detector has no name")
+        size = self.detector.get("size")
+        if size is not None and not (type(size) is int and 32 <= size <= LARGEST):
+            raise ValueError(f"detector.size must be 32..{LARGEST} pixels")
+        return self
+
+
+def save_model(path: Path, detector: Detector, **extra: Any) -> None:
+    """Writes one safetensors file that is enough to load, predict and extend. Written beside, synced, renamed.
+
+    Raises:
+        WriteError: no room or no permission; a file of this name is then as it was.
+    """
+    meta = {
+        "format": FORMAT,
+        "class_names": list(detector.class_names),
+        "detector": detector.settings,
+        "blocks": next(iter(detector.class_modules().values())).sizes,
+        "growth": detector.growth,
+        "lineage": detector.lineage,
+        **extra,
+    }
+    meta = json.loads(json.dumps(meta))  # as it will be read: keys are text
+    state = {k: v.detach().cpu().contiguous() for k, v in detector.state_dict().items()}
+    # one key of metadata: safetensors writes several in a random order, and equal models should be equal files
+    atomic_write(path, save(state, metadata={"ciod": json.dumps({**meta, "sha256": checksum(meta, state)})}))
+
+
+def checksum(meta: dict[str, Any], state: dict[str, Tensor]) -> str:
+    """SHA-256 of the metadata and of every tensor's name, type, shape and values."""
+    digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
+    for name in sorted(state):
+        tensor = state[name].contiguous()
+        digest.update(f"\0{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Class names, detector settings and lineage of a ciod model, without loading its weights.
+
+    Raises:
+        CiodError: the file is torn, no ciod model, or its metadata are not what a model's must be.
+    """
+    return _metadata(path, _header(path))
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Metadata and tensors, their checksum compared.
+
+    Raises:
+        CiodError: as ``read_metadata``; or the content is not what was written.
+    """
+    meta = read_metadata(path)
+    try:
+        with safe_open(path, framework="pt") as f:
+            state = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as e:
+        raise CiodError(f"{path} is not a readable model file ({e}). It may be truncated; is there a copy?") from e
+    said = meta.pop("sha256", None)
+    if meta["format"] > 1 and said != checksum(meta, state):
+        raise CiodError(
+            f"{path} is damaged: its content does not have the checksum it was written with. Is there a copy?"
+        )
+    return meta, state
+
+
+def _header(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, framework="pt") as f:
+            return f.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as e:
+        raise CiodError(f"{path} is not a readable model file ({e}). It may be truncated; is there a copy?") from e
+
+
+def _metadata(path: Path, header: dict[str, str]) -> dict[str, Any]:
+    raw = header.get("ciod")
+    if raw is None:
+        raise CiodError(f"{path} is a safetensors file, but not a ciod model: it has no class names in its metadata.")
+    if len(raw) > LONGEST:
+        raise CiodError(f"{path} has {len(raw) >> 20} MB of metadata, more than the {LONGEST >> 20} that a model may.")
+    try:
+        return Metadata.model_validate(json.loads(raw)).model_dump(exclude_unset=True)
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "metadata"
+        raise CiodError(f"{path} is no valid ciod model: {where}: {first['msg']}.") from e
+    except (ValueError, RecursionError) as e:
+        raise CiodError(f"{path} is no valid ciod model: its metadata are not JSON ({e}).") from e

@@ -1,0 +1,128 @@
+"""Starting from another model: every tensor that fits is taken, class rows by the class's name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ciod.core.errors import CiodError
+from ciod.detectors.base import Detector
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a detector took from a checkpoint and what stayed as it was, as numbers of tensors per part."""
+
+    taken: dict[str, int]
+    """Part (``backbone``, ``neck``, ``head.reg`` …) → tensors taken."""
+    left: dict[str, int]
+    """Part → tensors that keep their random values: absent from the checkpoint or of another shape."""
+
+    @property
+    def total(self) -> int:
+        return sum(self.taken.values())
+
+    def sentence(self, source: str) -> str:
+        """One line for the terminal and the log."""
+        line = f"weights: {self.total} tensors from {source} ({_listed(self.taken)})"
+        return line + (f"; new: {_listed(self.left)}" if self.left else "")
+
+
+def _listed(parts: dict[str, int]) -> str:
+    return ", ".join(f"{part} {count}" for part, count in parts.items()) or "none"
+
+
+def part_of(key: str) -> str:
+    """``backbone.stem.conv.weight`` → ``backbone``; ``head.reg.0.bias`` → ``head.reg``."""
+    first, *rest = key.split(".")
+    return f"{first}.{rest[0]}" if first in ("head", "bbox_head") and len(rest) > 1 else first
+
+
+def counted(own: Sequence[str], taken: Sequence[str]) -> Taken:
+    """Tensors by part. Counters of batch normalisation are no weights and count nowhere."""
+    own = [k for k in own if "num_batches" not in k]
+    chosen = set(taken)
+    return Taken(
+        dict(Counter(part_of(k) for k in own if k in chosen)),
+        dict(Counter(part_of(k) for k in own if k not in chosen)),
+    )
+
+
+def start_from(detector: Detector, donor: Detector, source: str | Path, *, trunk_only: bool = False) -> Taken:
+    """Copies every tensor of ``donor`` that fits into ``detector``: backbone, neck and, from a detector of the same
+    family, what its head has beside the class layers (those are ``take_class_rows``).
+
+    A backbone is taken as a whole or not at all; a neck too. Detectors of different families share trunks.
+
+    Args:
+        detector: changed in place; of any number of classes.
+        source: what ``donor`` was read from, for messages.
+        trunk_only: leave the head as it is.
+
+    Raises:
+        CiodError: the backbones differ.
+    """
+    chosen: dict[str, Tensor] = {}
+    names = {id(m): n for n, m in detector.named_modules()}
+    for i, (theirs, own) in enumerate(zip(donor.trunk(), detector.trunk(), strict=False)):
+        state, wanted = theirs.state_dict(), own.state_dict()
+        if all(k in state and state[k].shape == v.shape for k, v in wanted.items() if "num_batches" not in k):
+            chosen |= {f"{names[id(own)]}.{k}": state[k] for k in wanted if k in state}
+        elif i == 0:
+            raise CiodError(
+                f"{source} is a {donor.settings['name']}, but detector.name is {detector.settings['name']}: their "
+                "backbones differ."
+            )
+    own_state = detector.state_dict()
+    if not trunk_only and type(donor) is type(detector):
+        trunk = tuple(f"{names[id(m)]}." for m in detector.trunk())
+        rows = {r.name for r in [*detector.class_layers(), *donor.class_layers()]}
+        chosen |= {
+            k: v
+            for k, v in donor.state_dict().items()
+            if not k.startswith(trunk) and k not in rows and k in own_state and own_state[k].shape == v.shape
+        }
+    detector.load_state_dict(chosen, strict=False)
+    return counted(list(own_state), list(chosen))
+
+
+@torch.no_grad()
+def take_class_rows(detector: Detector, donor: Detector) -> tuple[str, ...]:
+    """Copies the rows of classes that both know by name, in every class layer, where the layers have equal widths.
+
+    A class that the donor has on a branch has no row of the same layer and is not taken.
+
+    Returns:
+        Names of the classes taken, in the detector's order.
+    """
+    if type(donor) is not type(detector):
+        return ()
+    theirs: dict[tuple[str, str, str], Tensor] = {}
+    for rows in donor.class_layers():
+        for i, row in enumerate(rows.tensor):
+            theirs[(*_layer(rows.name), donor.class_names[rows.first + i])] = row
+    found: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
+    for rows in detector.class_layers():
+        for i, row in enumerate(rows.tensor):
+            name = detector.class_names[rows.first + i]
+            other = theirs.get((*_layer(rows.name), name))
+            fits = other is not None and other.shape == row.shape
+            found.setdefault(name, []).append((row, other if fits else None))
+    taken = []
+    for name, pairs in found.items():
+        if all(other is not None for _, other in pairs):  # a class is taken on all levels or on none
+            for row, other in pairs:
+                row.copy_(other)  # type: ignore[arg-type]
+            taken.append(name)
+    return tuple(taken)
+
+
+def _layer(name: str) -> tuple[str, str]:
+    """``head.cls.0.blocks.1.bias`` → its layer and ``bias``: blocks are only how the rows arrived."""
+    layer, _, leaf = name.rpartition(".")
+    return layer.partition(".blocks.")[0], leaf

@@ -1,0 +1,195 @@
+"""Branches: new classes on a small head of their own beside a frozen detector, whose outputs stay bit-identical.
+
+A branch reads what the frozen detector computes anyway (the backbone's maps, the neck's, the towers of the head) and
+predicts class, box and objectness of its own classes. Its positions are appended to the detector's: nothing that was
+there changes, and decoding merges both as it merges any positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ciod.core.types import Matches, Outputs, Targets
+from ciod.detectors.layers.blocks import conv
+from ciod.detectors.layers.class_layers import PRIOR, ClassConv
+
+OFF = -30.0  # logit of a class that a position cannot have: probability 1e-13, far below every threshold
+
+
+class BranchLevel(nn.Module):
+    """One level: layers on the frozen towers, and a bottleneck beside them over three maps: the backbone's, the neck's
+    and what the level above it (of twice the resolution) hands down.
+
+    The neck keeps what the old classes needed; what new ones need is often still in the backbone's maps, and small
+    marks on large objects only in those of high resolution. Batch normalisation matters most: without it the same
+    branch learns a third less in the same steps (measured: docs/results/extend-cards6.md). The box layer starts as a
+    copy of the frozen one, so that boxes fit objects from the first step.
+
+    Args:
+        tap: channels of the backbone's map.
+        width: channels of the neck's map and of the towers.
+        above: channels that the level above hands down; 0: there is none.
+        inner: channels of the bottleneck; 0: only the layers on the towers, and the backbone's map is handed down.
+        blocks: sizes of the blocks of class rows.
+        box: the frozen box layer.
+        refine: a second, residual block, for the level that costs least.
+    """
+
+    def __init__(
+        self, tap: int, width: int, above: int, inner: int, blocks: Sequence[int], box: nn.Conv2d, *, refine: bool
+    ):
+        super().__init__()
+        self.inner = inner
+        self.given = inner or tap
+        """Channels that are handed down."""
+        if inner:
+            most, less = max(1, 3 * inner // 4), max(1, 3 * inner // 8)
+            self.tap, self.neck = conv(tap, most, 1), conv(width, less, 1)
+            self.above = conv(above, less, 3, 2, depthwise=True) if above else None
+            self.mix = conv(most + less + (less if above else 0), inner, 3, depthwise=True)
+            self.refine = conv(inner, inner, 3, depthwise=True) if refine else None
+        self.cls = ClassConv(width + inner, 0)
+        for rows in blocks:
+            self.cls.grow(rows)
+        self.reg = nn.Conv2d(width + inner, 4, 1)
+        self.obj = nn.Conv2d(width + inner, 1, 1)
+        with torch.no_grad():
+            self.reg.weight.zero_()
+            self.reg.weight[:, :width] = box.weight
+            self.reg.bias.copy_(box.bias)  # type: ignore[union-attr, arg-type]
+        nn.init.normal_(self.obj.weight, std=0.01)
+        nn.init.constant_(self.obj.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
+
+    def forward(
+        self, tap: Tensor, neck: Tensor, above: Tensor | None, cls: Tensor, reg: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Class, box and objectness maps, and the map that is handed down."""
+        x = tap
+        if self.inner:
+            parts = [self.tap(tap), self.neck(neck)]
+            if self.above is not None and above is not None:
+                parts.append(self.above(above))
+            x = self.mix(torch.cat(parts, 1))
+            if self.refine is not None:
+                x = x + self.refine(x)
+            cls, reg = torch.cat([cls, x], 1), torch.cat([reg, x], 1)
+        return self.cls(cls), self.reg(reg), self.obj(reg), x
+
+
+def usual(width: int) -> tuple[int, int, int]:
+    """Channels of the bottleneck a level where nothing is known of the new objects' sizes."""
+    return max(4, width // 10), max(8, 3 * width // 8), max(12, 5 * width // 8)
+
+
+class Branch(nn.Module):
+    """The head of the classes ``columns``, the last ``new`` of which only it has; one ``BranchLevel`` a level."""
+
+    def __init__(
+        self,
+        taps: Sequence[int],
+        width: int,
+        columns: Sequence[int],
+        new: int,
+        inner: Sequence[int],
+        boxes: Sequence[nn.Conv2d],
+    ):
+        super().__init__()
+        self.columns = list(columns)
+        rows = [1] * (len(self.columns) - new) + [new] * (new > 0)  # a block a taught class: they may lie apart
+        self.levels, above = nn.ModuleList(), 0
+        for t, n, b in zip(taps, inner, boxes, strict=True):
+            level = BranchLevel(t, width, above, n, rows, b, refine=len(self.levels) == len(boxes) - 1)
+            self.levels.append(level)
+            above = level.given
+
+    def select(self, place: Mapping[int, int]) -> bool:
+        """Keeps the classes in ``place`` (old number → new). False: none is left."""
+        rows = [i for i, c in enumerate(self.columns) if c in place]
+        self.columns = [place[self.columns[i]] for i in rows]
+        for level in self.levels:
+            level.cls.select(rows)  # type: ignore[union-attr, operator]
+        return bool(rows)
+
+    def forward(
+        self, taps: Sequence[Tensor], neck: Sequence[Tensor], cls: Sequence[Tensor], reg: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        maps: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+        above = None
+        for level, tap, near, c, r in zip(self.levels, taps, neck, cls, reg, strict=True):
+            *made, above = level(tap, near, above, c, r)
+            for found, new in zip(maps, made, strict=True):
+                found.append(new)
+        return maps
+
+
+def table_of(parts: Sequence[Sequence[int]], classes: int) -> Tensor:
+    """[parts, classes] int64: the channel of a class in a part, or the part's number of channels: it has none."""
+    table = torch.zeros(len(parts), classes, dtype=torch.long)
+    for row, columns in zip(table, parts, strict=True):
+        row.fill_(len(columns))
+        row[list(columns)] = torch.arange(len(columns))
+    return table
+
+
+def spread(outputs: Outputs, row: Tensor) -> Outputs:
+    """Logits of some classes → logits of all, the others OFF. A gather: kept values keep their bits.
+
+    Args:
+        row: [C] int64 of ``table_of``.
+    """
+    off = torch.full_like(outputs.logits[..., :1], OFF)
+    return replace(outputs, logits=torch.cat([outputs.logits, off], 2).index_select(2, row))
+
+
+def append(parts: Sequence[Outputs]) -> Outputs:
+    """Positions of all parts, the first's first; features and towers are the first's."""
+
+    def cat(name: str, dim: int) -> Tensor:
+        return torch.cat([getattr(p, name) for p in parts], dim)
+
+    return replace(
+        parts[0],
+        logits=cat("logits", 1),
+        boxes=cat("boxes", 1),
+        points=cat("points", 0),
+        strides=cat("strides", 0),
+        objectness=cat("objectness", 1),
+        levels=tuple(n for p in parts for n in p.levels),
+    )
+
+
+def part(outputs: Outputs, i: int, of: int) -> Outputs:
+    """The positions of part ``i``, of ``of`` equal parts."""
+    n, levels = outputs.logits.shape[1] // of, len(outputs.levels) // of
+    own = slice(i * n, (i + 1) * n)
+    assert outputs.objectness is not None
+    return replace(
+        outputs,
+        logits=outputs.logits[:, own],
+        boxes=outputs.boxes[:, own],
+        points=outputs.points[own],
+        strides=outputs.strides[own],
+        objectness=outputs.objectness[:, own],
+        levels=outputs.levels[i * levels : (i + 1) * levels],
+    )
+
+
+def only(targets: Targets, own: Tensor) -> Targets:
+    """The same targets with those of other classes not valid; ``own`` is [C] bool."""
+    return replace(targets, valid=targets.valid & own[targets.labels])
+
+
+def join(matches: Sequence[Matches], positions: int) -> Matches:
+    """Matches of the parts as matches of the whole; each part has ``positions`` positions."""
+    return Matches(
+        torch.cat([m.position + i * positions for i, m in enumerate(matches)], 1),
+        torch.cat([m.target for m in matches], 1),
+        torch.cat([m.iou for m in matches], 1),
+        torch.cat([m.valid for m in matches], 1),
+        torch.cat([m.positive for m in matches], 1),
+    )

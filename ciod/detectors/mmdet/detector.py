@@ -1,0 +1,417 @@
+"""Dense detectors of MMDetection 3 (onedl-mmdetection) as they are: ``detector=mmdet:CONFIG``.
+
+One adapter over public interfaces: the model is built from its config and called (``extract_feat``, ``bbox_head``);
+its coder decodes boxes and its assigner matches. Class layers are replaced by ones that grow (``ClassConv``).
+``mmdet_heads`` has what differs from head to head, ``mmdet_config`` what is read of a config.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from ciod.core.errors import CiodError
+from ciod.core.types import Detections, Matches, Outputs, Targets
+from ciod.detectors.base import Detector
+from ciod.detectors.dense import flatten
+from ciod.detectors.gfl import integral
+from ciod.detectors.layers import backbones
+from ciod.detectors.layers.class_layers import AnchorClassConv, ClassConv
+from ciod.detectors.mmdet import config as configs
+from ciod.detectors.mmdet import heads
+
+Maps = Sequence[Tensor]
+
+
+def traits_of(name: str) -> frozenset[str]:
+    """What ``mmdet:CONFIG`` offers, without building it.
+
+    Raises:
+        CiodError: no such config, or its head is not supported.
+    """
+    given = name.removeprefix(configs.PREFIX)
+    model = configs.read(given)
+    return _traits(model, heads.recipe_of(model, given))
+
+
+def _traits(model: dict[str, Any], recipe: heads.Recipe) -> frozenset[str]:
+    bins = model["bbox_head"]["type"] == "GFLHead"
+    return recipe.traits | ({"box_distribution"} if bins else frozenset())
+
+
+class MMDet(Detector):
+    """See the module. ``settings`` are the keyword arguments of ``build``; they hold the config, so that a model file
+    is enough.
+
+    Args:
+        name: ``mmdet:`` and a config file, or the name of one of MMDetection's own.
+        size: longest side of the pictures (default: the config's, at the next multiple of 32).
+        backbone_weights: for ResNets, as ``DetectorSettings.backbone_weights``.
+        frozen: hold what the config freezes although ``backbone_weights`` is None: weights will be loaded. A backbone
+            without weights trains as a whole.
+        config: the model's config as JSON, instead of reading ``name``.
+
+    Raises:
+        CiodError: MMDetection is not installed, no such config, or a head that is not supported.
+    """
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        *,
+        name: str,
+        size: int | None = None,
+        backbone_weights: str | None = None,
+        frozen: bool = False,
+        config: str | None = None,
+    ):
+        given = name.removeprefix(configs.PREFIX)
+        model = configs.read(given) if config is None else configs.loads(config, name)
+        configs.require()
+        self.recipe = heads.recipe_of(model, given)
+        self.config = model
+        taking = configs.taking(model, size)
+        stem = configs.PREFIX + Path(given).name.removesuffix(".py")
+        super().__init__(class_names, {"name": stem, "size": taking.size, "config": json.dumps(model)}, taking)
+        self.one_label = not self.recipe.several
+        self.traits = _traits(model, self.recipe)  # type: ignore[misc]  # of the instance: heads differ
+        self.model = _build(model, max(1, len(class_names)), given)
+        heads.check_head(self.head, self.recipe, given)
+        for place in class_layers(model, given):
+            _put(self.model, place, _growing(self.model.get_submodule(place), len(class_names), self.head, given))
+        self._count()
+        test = model.get("test_cfg") or {}
+        self.nms_iou = float((test.get("nms") or {}).get("iou_threshold", 0.65))
+        self.nms_pre = int(test.get("nms_pre", -1))
+        if backbone_weights not in (None, "random"):
+            frozen = _load_backbone(self.model.backbone, model["backbone"], str(backbone_weights)) or frozen
+        self.hold(frozen)
+
+    @property
+    def head(self) -> Any:
+        return self.model.bbox_head
+
+    def hold(self, on: bool) -> None:
+        """Freezes what the config freezes of the backbone, which needs weights for that; or lets all of it train."""
+        self.settings["frozen"] = on
+        backbone: Any = self.model.backbone
+        given = self.config["backbone"]
+        for key, free in (("frozen_stages", -1), ("norm_eval", False)):
+            if key in given and hasattr(backbone, key):
+                setattr(backbone, key, given[key] if on else free)
+        if not on:
+            backbone.requires_grad_(True)
+        self.train(self.training)  # where MMDetection's backbones freeze
+
+    @classmethod
+    def default_backbone(cls, name: str) -> str | None:
+        return configs.pretrained(name.removeprefix(configs.PREFIX))
+
+    def forward(self, images: Tensor) -> Outputs:
+        features = self.model.extract_feat(self.normalise(images))
+        # In eval mode two heads answer otherwise (FCOS in pixels, VFNet without its first boxes); their layers' mode
+        # is not touched by this.
+        mode, self.head.training = self.head.training, True
+        try:
+            maps = self.head(features)
+        finally:
+            self.head.training = mode
+        return self.assemble(*maps, features=features)
+
+    def assemble(self, cls: Maps, reg: Maps, third: Maps = (), *, features: Maps = ()) -> Outputs:
+        """The head's raw maps → Outputs.
+
+        Args:
+            cls: [B, C, h, w] a level, or [B, C, A, h, w] with A anchors a cell.
+            reg: [B, A × 4 × bins, h, w] a level, as the head gives it in train mode.
+            third: objectness, centre-ness or IoU; VFNet: the corrected distances.
+        """
+        head, kind = self.head, type(self.head).__name__
+        a_cell = getattr(head, "num_base_priors", 1)
+        points, anchors, strides, levels = self._priors(cls)
+        step = strides[:, None]
+        logits = torch.cat([_rows(m) for m in cls], 1).float()
+        raw = torch.cat([_boxes(m, a_cell) for m in reg], 1).float()
+        more: dict[str, Any] = {}
+        if kind == "TOODHead":  # its classes are probabilities already, its boxes decoded in strides
+            logits = torch.logit(logits, eps=1e-7)
+            boxes = raw * step
+        elif kind == "YOLOXHead":
+            centre = points + raw[..., :2] * step
+            half = raw[..., 2:].clamp(max=10).exp() * step / 2  # as in detectors.yolox
+            boxes, points = torch.cat([centre - half, centre + half], 2), points + step / 2
+        elif kind == "GFLHead":
+            more["distribution"] = raw.unflatten(2, (4, head.reg_max + 1))
+            boxes = _decode(head, points, integral(more["distribution"]) * step)
+        elif kind == "VFNetHead":
+            more["coarse"] = _decode(head, points, raw)
+            boxes = _decode(head, points, flatten(third))
+        elif anchors is not None:
+            boxes = _decode(head, anchors, raw)
+            more["deltas"] = raw
+        else:
+            boxes = _decode(head, points, raw * step if getattr(head, "norm_on_bbox", False) else raw)
+        if self.recipe.factor:
+            more["objectness"] = torch.cat([_boxes(m, a_cell, 1) for m in third], 1)[..., 0].float()
+        return Outputs(
+            logits,
+            boxes,
+            points,
+            strides,
+            features=list(features),
+            levels=levels,
+            anchors=anchors,
+            root=self.recipe.root,
+            **more,
+        )
+
+    def _priors(self, maps: Maps) -> tuple[Tensor, Tensor | None, Tensor, tuple[int, ...]]:
+        """Points [P, 2], anchors [P, 4] or None, strides [P], positions of each level."""
+        sizes, device = [tuple(m.shape[-2:]) for m in maps], maps[0].device
+        given = self.head.prior_generator.grid_priors(sizes, device=device)
+        levels = tuple(len(p) for p in given)
+        side = [s[0] if isinstance(s, (tuple, list)) else s for s in self.head.prior_generator.strides]
+        strides = torch.cat([torch.full((n,), float(s), device=device) for n, s in zip(levels, side, strict=True)])
+        priors = torch.cat(given)
+        anchors = priors if priors.shape[1] == 4 else None
+        if hasattr(self.head, "atss_prior_generator"):
+            anchors = torch.cat(self.head.atss_prior_generator.grid_priors(sizes, device=device))
+        points = priors if priors.shape[1] == 2 else (priors[:, :2] + priors[:, 2:]) / 2
+        return points, anchors, strides, levels
+
+    def match(self, outputs: Outputs, targets: Targets) -> Matches:
+        """By the head's own assigner; see ``mmdet_heads.match``."""
+        return heads.match(self.head, outputs, targets)
+
+    def loss(
+        self,
+        outputs: Outputs,
+        targets: Targets,
+        matches: Matches,
+        *,
+        counted: Tensor | None = None,
+        channels: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The head's losses under ciod's names: cls, box and, where it has them, obj, centerness, iou, dfl, coarse."""
+        return heads.losses(self.head, self.recipe, outputs, targets, matches, counted, channels)
+
+    def trunk(self) -> list[nn.Module]:
+        return [getattr(self.model, part) for part in ("backbone", "neck") if hasattr(self.model, part)]
+
+    def grow(self, names: Sequence[str]) -> None:
+        super().grow(names)
+        self._count()
+
+    def _select(self, kept: list[int]) -> None:
+        super()._select(kept)
+        self._count(len(kept))
+
+    def _count(self, classes: int | None = None) -> None:
+        """The head's own idea of how many classes there are."""
+        self.head.num_classes = self.head.cls_out_channels = self.num_classes if classes is None else classes
+
+    @torch.no_grad()
+    def decode(
+        self,
+        outputs: Outputs,
+        *,
+        score_threshold: float | None = None,
+        nms_iou: float | None = None,
+        max_detections: int = 100,
+        classes: Tensor | None = None,
+        multi_label: bool = False,
+    ) -> list[Detections]:
+        """As MMDetection: but for YOLOX a position has several labels, whatever ``multi_label`` says, and the config's
+        ``nms_pre`` best of each level go into NMS; boxes are cut to the batch image first (but TOOD's); PAA's are
+        averaged with what they suppressed."""
+        given = {"score_threshold": score_threshold, "nms_iou": nms_iou, "classes": classes, "multi_label": multi_label}
+        if not self.recipe.several:
+            return super().decode(outputs, max_detections=max_detections, **given)  # type: ignore[arg-type]
+        floor = self.score_threshold if score_threshold is None else score_threshold
+        limit = self.nms_iou if nms_iou is None else nms_iou
+        probability, scores = outputs.logits.sigmoid(), outputs.scores()
+        if self.recipe.root:
+            probability = scores
+        if classes is not None:
+            probability = probability.masked_fill(~classes, 0)
+        boxes = _cut(outputs) if self.recipe.cut else outputs.boxes
+        found = []
+        for i in range(len(boxes)):
+            place, label = self._candidates(probability[i], floor, outputs.levels)
+            side = boxes[i, place, 2:] - boxes[i, place, :2]
+            real = (side > 0).all(1) & boxes[i, place].isfinite().all(1)
+            place, label = place[real], label[real]
+            score = scores[i, place, label]
+            kept = torchvision.ops.batched_nms(boxes[i, place], score, label, limit)[:max_detections]
+            place, label, score, chosen = place[kept], label[kept], score[kept], boxes[i, place[kept]]
+            if getattr(self.head, "with_score_voting", False) and len(kept):
+                best = torch.cat([chosen, score[:, None]], 1)
+                best, label = self.head.score_voting(best, label, boxes[i], probability[i], floor)
+                order = best[:, 4].argsort(descending=True, stable=True)
+                chosen, score, label = best[order, :4], best[order, 4], label[order]
+            found.append(Detections.of(chosen, score, label, self.class_names))
+        return found
+
+    def _candidates(self, probability: Tensor, floor: float, levels: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Positions and labels above ``floor`` of one image, of each level at most ``nms_pre``."""
+        places, labels, first = [], [], 0
+        for n in levels:
+            part = probability[first : first + n]
+            if self.recipe.root and 0 < self.nms_pre < n:  # PAA's best positions, with all their labels
+                best = part.amax(1).topk(self.nms_pre).indices
+                part = torch.zeros_like(part).index_copy(0, best, part[best])
+            place, label = torch.nonzero(part > floor, as_tuple=True)
+            if 0 < self.nms_pre < len(place) and not self.recipe.root:
+                best = part[place, label].sort(descending=True).indices[: self.nms_pre]
+                place, label = place[best], label[best]
+            places.append(place + first)
+            labels.append(label)
+            first += n
+        return torch.cat(places), torch.cat(labels)
+
+
+def _rows(logits: Tensor) -> Tensor:
+    """[B, C, h, w] or [B, C, A, h, w] → [B, h × w × A, C]."""
+    if logits.dim() == 4:
+        return logits.flatten(2).transpose(1, 2)
+    last = logits.permute(0, 3, 4, 2, 1)
+    return last.reshape(last.shape[0], last.shape[1] * last.shape[2] * last.shape[3], last.shape[4])
+
+
+def _boxes(values: Tensor, anchors: int, width: int = 0) -> Tensor:
+    """[B, A × R, h, w] → [B, h × w × A, R]."""
+    last = values.permute(0, 2, 3, 1)
+    width = width or last.shape[3] // anchors
+    return last.reshape(last.shape[0], last.shape[1] * last.shape[2] * anchors, width)
+
+
+def _decode(head: Any, priors: Tensor, raw: Tensor) -> Tensor:
+    """The head's box coder, for points [P, 2] or anchors [P, 4] and what it gave for them [B, P, 4]."""
+    flat = priors.expand(len(raw), -1, -1).reshape(-1, priors.shape[1])
+    return head.bbox_coder.decode(flat, raw.reshape(-1, 4)).view_as(raw)
+
+
+def _cut(outputs: Outputs) -> Tensor:
+    """Boxes inside the batch image, whose size the finest level has."""
+    if not outputs.features:
+        return outputs.boxes
+    height, width = outputs.features[0].shape[-2:]
+    stride = outputs.strides[0]
+    most = torch.stack([width * stride, height * stride, width * stride, height * stride])
+    return torch.minimum(outputs.boxes.clamp(min=0), most)
+
+
+# Building -------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _building(source: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever a wrong value in a config leads to
+        raise CiodError(f"MMDetection cannot build {source}: {type(error).__name__}: {error}") from error
+
+
+def _build(model: dict[str, Any], classes: int, source: str) -> Any:
+    """The model of a config with initial weights.
+
+    Raises:
+        CiodError: MMDetection does not take it.
+    """
+    from mmdet.models import SingleStageDetector  # type: ignore[import-not-found]
+    from mmdet.registry import MODELS  # type: ignore[import-not-found]
+    from mmengine.logging import MMLogger  # type: ignore[import-not-found]
+
+    log = MMLogger.get_current_instance()
+    level = log.level
+    try:
+        log.setLevel("WARNING")  # it prints three lines a parameter
+        with _building(source):
+            built = MODELS.build(to_build(model, classes))
+            built.init_weights()
+    finally:
+        log.setLevel(level)
+    if not isinstance(built, SingleStageDetector):
+        raise CiodError(f"{source} is a {type(built).__name__}; only one-stage detectors are supported.")
+    return built
+
+
+def to_build(model: dict[str, Any], classes: int) -> Any:
+    """A copy as MMDetection's heads want it: with so many classes, and batch normalisation of one process, as all of
+    ciod's detectors have."""
+    from mmengine.config import ConfigDict  # type: ignore[import-not-found]
+
+    given = copy.deepcopy({k: v for k, v in model.items() if k not in ("input", "data_preprocessor")})
+    given["bbox_head"]["num_classes"] = classes
+    stack: list[Any] = [given]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, dict) and value.get("type") in ("SyncBN", "MMSyncBN"):
+            value["type"] = "BN"
+        if isinstance(value, (dict, list)):
+            stack += list(value.values() if isinstance(value, dict) else value)
+    return ConfigDict(given)
+
+
+def class_layers(model: dict[str, Any], source: str) -> dict[str, int]:
+    """The layers with a row per class, by name, and their rows for one class: those whose shape changes with the number
+    of classes.
+
+    Raises:
+        CiodError: there are none, or MMDetection does not take the config.
+    """
+    from mmdet.registry import MODELS  # type: ignore[import-not-found]
+
+    with _building(source), torch.device("meta"):
+        few, more = (MODELS.build(to_build(model, n)).state_dict() for n in (2, 3))
+    found = {k.rpartition(".")[0]: len(more[k]) - len(few[k]) for k in few if few[k].shape != more[k].shape}
+    if not found:
+        raise CiodError(f"{source}: no layer of the head depends on the number of classes.")
+    return dict(sorted(found.items()))
+
+
+def _growing(layer: Any, classes: int, head: Any, source: str) -> ClassConv:
+    """A layer that grows in the place of one with fixed classes.
+
+    Raises:
+        CiodError: it is not a plain convolution.
+    """
+    plain = type(layer) is nn.Conv2d and layer.stride == (1, 1) and layer.groups == 1 and layer.bias is not None
+    if not plain:
+        raise CiodError(f"{source}: the class layer is a {type(layer).__name__}; a plain convolution can grow.")
+    kernel, anchors = layer.kernel_size[0], int(getattr(head, "num_base_priors", 1))
+    if anchors > 1:
+        return AnchorClassConv(layer.in_channels, classes, anchors, kernel)
+    return ClassConv(layer.in_channels, classes, kernel)
+
+
+def _put(model: nn.Module, place: str, layer: nn.Module) -> None:
+    parent, _, name = place.rpartition(".")
+    setattr(model.get_submodule(parent), name, layer)
+
+
+def _load_backbone(backbone: Any, given: dict[str, Any], weights: str) -> bool:
+    """torchvision's ResNet weights into MMDetection's ResNet, whose tensors have the same names.
+
+    Raises:
+        CiodError: another backbone.
+    """
+    depth = given.get("depth")
+    if given.get("type") != "ResNet" or depth not in (18, 34, 50, 101, 152) or given.get("style") == "caffe":
+        raise CiodError(
+            f"detector.backbone_weights: only for ResNets of style pytorch; the config has a {given.get('type')}. "
+            "detector.weights takes a checkpoint."
+        )
+    net = getattr(torchvision.models, f"resnet{depth}")(weights=None)
+    if not backbones.load_resnet(net, depth, weights):
+        return False
+    backbone.load_state_dict({k: v for k, v in net.state_dict().items() if not k.startswith("fc.")}, strict=True)
+    return True

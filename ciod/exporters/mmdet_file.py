@@ -1,0 +1,265 @@
+"""A detector as MMDetection has it: a config its tools read, and a checkpoint with the class names in its metadata.
+
+Written without MMDetection: from ciod's YOLOX and GFL, and from detectors that came from there (``mmdet:CONFIG``).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pprint
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ciod.core.errors import CiodError
+from ciod.core.files import atomic_write
+from ciod.detectors.files import foreign
+
+if TYPE_CHECKING:
+    from ciod.detectors.base import Detector
+
+NORM = {"type": "BN", "momentum": 0.03, "eps": 0.001}
+SWISH = {"type": "Swish"}
+
+
+@dataclass(frozen=True)
+class Written:
+    config: Path
+    checkpoint: Path
+
+
+def export(
+    model: str | Path | Detector, folder: str | Path, *, size: int | None = None, names: Sequence[str] | None = None
+) -> Written:
+    """Writes ``detector.py`` and ``detector.pth`` into ``folder``.
+
+    Args:
+        model: a detector or a file ``ciod.load`` reads.
+        size: side of the pictures (default: the model's own).
+        names: class names for a checkpoint without them.
+
+    Raises:
+        CiodError: no model, a detector that MMDetection has not, or the folder cannot be written.
+    """
+    from ciod.api import open_detector
+
+    detector = open_detector(model, size, names).frozen().cpu()
+    if not detector.num_classes:
+        raise CiodError("The model has no classes yet.")
+    config = _whole(detector, model_config(detector))
+    text = _text(config)
+    content = {
+        "meta": {"dataset_meta": {"classes": list(detector.class_names)}, "cfg": text, "ciod": detector.lineage},
+        "state_dict": state_of(detector),
+    }
+    file = io.BytesIO()
+    torch.save(content, file)
+    out = Written(Path(folder) / "detector.py", Path(folder) / "detector.pth")
+    atomic_write(out.checkpoint, file.getvalue())
+    atomic_write(out.config, text)
+    return out
+
+
+def state_of(detector: Detector) -> dict[str, Tensor]:
+    """The detector's tensors under MMDetection's names."""
+    if detector.settings["name"].startswith("mmdet:"):
+        from ciod.detectors.files.mmdet_files import plain_state
+
+        return plain_state(detector)  # type: ignore[arg-type]
+    return foreign.to_mmdet({k: v.detach().contiguous() for k, v in detector.state_dict().items()})
+
+
+def model_config(detector: Detector) -> dict[str, Any]:
+    """``model`` of a config of MMDetection 3.
+
+    Raises:
+        CiodError: MMDetection has no such detector.
+    """
+    from ciod.detectors.gfl import GFL
+    from ciod.detectors.yolox import YOLOX
+
+    if detector.settings["name"].startswith("mmdet:"):
+        model = json.loads(detector.settings["config"])
+        model.pop("input", None)
+        model["bbox_head"]["num_classes"] = detector.num_classes
+        return model
+    if type(detector) not in (YOLOX, GFL):
+        raise CiodError(f"{detector.settings['name']} cannot be written for MMDetection; yolox-… and gfl-… can.")
+    if type(detector) is YOLOX and len(detector.branches):
+        raise CiodError("A detector with branches (freeze_branch) cannot be written for MMDetection, which has none.")
+    taking = detector.input
+    order = slice(None, None, -1 if taking.bgr else 1)
+    model: dict[str, Any] = {
+        "type": "YOLOX" if type(detector) is YOLOX else "GFL",
+        "data_preprocessor": {
+            "type": "DetDataPreprocessor",
+            "mean": list(taking.mean[order]),
+            "std": list(taking.std[order]),
+            "bgr_to_rgb": not taking.bgr,
+            "pad_size_divisor": 32,
+        },
+    }
+    shape: Any = type(detector).variants[detector.settings["name"]]
+    parts = _yolox(shape, detector.num_classes) if type(detector) is YOLOX else _gfl(shape, detector.num_classes)
+    return {**model, **parts}
+
+
+def _trunk(shape: Any, *, pyramid: bool) -> dict[str, Any]:
+    """Backbone and neck; the width of the neck's maps is its ``out_channels``."""
+    if isinstance(shape, int):
+        wide = 1 if shape == 18 else 4
+        backbone = {
+            "type": "ResNet",
+            "depth": shape,
+            "num_stages": 4,
+            "out_indices": [1, 2, 3],
+            "frozen_stages": 1,
+            "norm_cfg": {"type": "BN", "requires_grad": True},
+            "norm_eval": True,
+            "style": "pytorch",
+        }
+        channels, width, depth, depthwise = [128 * wide, 256 * wide, 512 * wide], 128, 1, False
+    else:
+        deepen, widen, depthwise = shape
+        backbone = {
+            "type": "CSPDarknet",
+            "deepen_factor": deepen,
+            "widen_factor": widen,
+            "out_indices": [2, 3, 4],
+            "use_depthwise": depthwise,
+            "spp_kernal_sizes": [5, 9, 13],
+            "norm_cfg": NORM,
+            "act_cfg": SWISH,
+        }
+        c = int(widen * 64)
+        channels, width, depth = [4 * c, 8 * c, 16 * c], int(256 * widen), round(3 * deepen)
+    neck: dict[str, Any] = {"in_channels": channels, "out_channels": width}
+    if pyramid and isinstance(shape, int):
+        neck |= {"type": "FPN", "out_channels": 256, "start_level": 0, "add_extra_convs": "on_output", "num_outs": 5}
+    else:
+        neck |= {
+            "type": "YOLOXPAFPN",
+            "num_csp_blocks": depth,
+            "use_depthwise": depthwise,
+            "upsample_cfg": {"scale_factor": 2, "mode": "nearest"},
+            "norm_cfg": NORM,
+            "act_cfg": SWISH,
+        }
+    return {"backbone": backbone, "neck": neck}
+
+
+def _yolox(shape: Any, classes: int) -> dict[str, Any]:
+    parts = _trunk(shape, pyramid=False)
+    width = parts["neck"]["out_channels"]
+    bce = {"type": "CrossEntropyLoss", "use_sigmoid": True, "reduction": "sum", "loss_weight": 1.0}
+    iou = {"type": "IoULoss", "mode": "square", "eps": 1e-16, "reduction": "sum", "loss_weight": 5.0}
+    head = {
+        "type": "YOLOXHead",
+        "num_classes": classes,
+        "in_channels": width,
+        "feat_channels": width,
+        "stacked_convs": 2,
+        "strides": [8, 16, 32],
+        "use_depthwise": parts["neck"]["use_depthwise"],
+        "norm_cfg": NORM,
+        "act_cfg": SWISH,
+        "loss_cls": bce,
+        "loss_bbox": iou,
+        "loss_obj": bce,
+    }
+    return {
+        **parts,
+        "bbox_head": head,
+        "train_cfg": {"assigner": {"type": "SimOTAAssigner", "center_radius": 2.5}},
+        "test_cfg": {"score_thr": 0.01, "nms": {"type": "nms", "iou_threshold": 0.65}},
+    }
+
+
+def _gfl(shape: Any, classes: int) -> dict[str, Any]:
+    parts, light = _trunk(shape, pyramid=True), not isinstance(shape, int)
+    width = parts["neck"]["out_channels"]
+    head = {
+        "type": "GFLHead",
+        "num_classes": classes,
+        "in_channels": width,
+        "feat_channels": width,
+        "stacked_convs": 2 if light else 4,
+        "norm_cfg": {"type": "GN", "num_groups": min(32, width // 4), "requires_grad": True},
+        "anchor_generator": {
+            "type": "AnchorGenerator",
+            "ratios": [1.0],
+            "octave_base_scale": 8,
+            "scales_per_octave": 1,
+            "strides": [8, 16, 32] if light else [8, 16, 32, 64, 128],
+        },
+        "loss_cls": {"type": "QualityFocalLoss", "use_sigmoid": True, "beta": 2.0, "loss_weight": 1.0},
+        "loss_dfl": {"type": "DistributionFocalLoss", "loss_weight": 0.25},
+        "reg_max": 16,
+        "loss_bbox": {"type": "GIoULoss", "loss_weight": 2.0},
+    }
+    return {
+        **parts,
+        "bbox_head": head,
+        "train_cfg": {
+            "assigner": {"type": "ATSSAssigner", "topk": 9},
+            "allowed_border": -1,
+            "pos_weight": -1,
+            "debug": False,
+        },
+        "test_cfg": {
+            "nms_pre": 1000,
+            "min_bbox_size": 0,
+            "score_thr": 0.05,
+            "nms": {"type": "nms", "iou_threshold": 0.6},
+            "max_per_img": 100,
+        },
+    }
+
+
+def _whole(detector: Detector, model: dict[str, Any]) -> dict[str, Any]:
+    """A config with what testing needs: pictures as ciod gives them, and a data set in COCO format."""
+    side, fill = detector.input.size, detector.input.fill
+    pipeline = [
+        {"type": "LoadImageFromFile"},
+        {"type": "Resize", "scale": (side, side), "keep_ratio": True},
+        {"type": "Pad", "size": (side, side), "pad_val": {"img": (fill, fill, fill)}},
+        {"type": "LoadAnnotations", "with_bbox": True},
+        {"type": "PackDetInputs", "meta_keys": ["img_id", "img_path", "ori_shape", "img_shape", "scale_factor"]},
+    ]
+    dataset = {
+        "type": "CocoDataset",
+        "data_root": "data/",
+        "ann_file": "val.json",
+        "data_prefix": {"img": "images/"},
+        "metainfo": {"classes": list(detector.class_names)},
+        "test_mode": True,
+        "pipeline": pipeline,
+    }
+    return {
+        "default_scope": "mmdet",
+        "model": model,
+        "test_dataloader": {
+            "batch_size": 1,
+            "num_workers": 0,
+            "sampler": {"type": "DefaultSampler", "shuffle": False},
+            "dataset": dataset,
+        },
+        "visualizer": {
+            "type": "DetLocalVisualizer",
+            "vis_backends": [{"type": "LocalVisBackend"}],
+            "name": "visualizer",
+        },
+        "test_evaluator": {"type": "CocoMetric", "ann_file": "data/val.json", "metric": "bbox"},
+        "test_cfg": {"type": "TestLoop"},
+    }
+
+
+def _text(config: dict[str, Any]) -> str:
+    """Python that MMDetection reads, of plain values alone."""
+    parts = [f"{key} = {pprint.pformat(value, sort_dicts=False, width=120)}" for key, value in config.items()]
+    return "\n\n".join(parts) + "\n"

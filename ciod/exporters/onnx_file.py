@@ -1,0 +1,370 @@
+"""A detector as an ONNX file that is enough to run it without torch: graph, class names, preprocessing.
+
+The file is written by torch's TorchScript exporter (``dynamo=False``): it is in every torch from 2.6 on, needs no
+package but ``onnx``, and writes opset 17 (the newer one starts at 18 and needs onnxscript). Tracing misses only control
+flow that depends on data, and a detector's forward has none; every file is compared with its model before it gets its
+name. Batch normalisation stays a node of its own: the file holds the weights of the model, and runtimes fold it
+themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ciod.core.errors import CiodError, ConfigError
+from ciod.core.files import atomic_write, explained
+from ciod.core.types import Outputs
+from ciod.core.version import __version__
+
+if TYPE_CHECKING:
+    from ciod.detectors.base import Detector
+
+FORMAT = 1
+OPSETS = range(13, 21)  # what the TorchScript exporter writes and this graph needs (NonMaxSuppression in float32)
+KEY = "ciod"  # of the metadata property that holds everything as JSON
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What ``export`` wrote and how far it is from the detector it came from."""
+
+    path: Path
+    opset: int
+    nms: bool
+    score_difference: float | None  # largest, over every class at every position; None: onnxruntime is absent
+    box_difference: float | None  # largest, in pixels of the batch image
+    detections: int | None  # with nms: how many were compared
+
+    @property
+    def verified(self) -> bool:
+        return self.score_difference is not None
+
+
+class Raw(nn.Module):
+    """images [B, 3, H, W] RGB 0..255 → boxes [B, P, 4] xyxy in pixels of the batch image, scores [B, P, C] in 0..1."""
+
+    names = ("boxes", "scores")
+
+    def __init__(self, detector: Detector):
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.detector(images)
+        return outputs.boxes, outputs.scores()
+
+
+class Suppressed(Raw):
+    """As ``Raw``, then what ``Detector.decode`` does: detections [B, max_detections, 6], the best first.
+
+    A row is x1, y1, x2, y2, score, label; rows that are not used are 0, 0, 0, 0, 0, -1. The graph is traced with boxes
+    and scores as further outputs, so that both halves can be compared; the file has detections alone.
+    """
+
+    names = ("boxes", "scores", "detections")
+
+    def __init__(self, detector: Detector, *, score_threshold: float, nms_iou: float, max_detections: int):
+        super().__init__(detector)
+        self.floor, self.iou, self.limit = score_threshold, nms_iou, max_detections
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        boxes, scores = super().forward(images)
+        return boxes, scores, self.suppress(boxes, scores)
+
+    def suppress(self, boxes: Tensor, scores: Tensor) -> Tensor:
+        """boxes [B, P, 4], scores [B, P, C] → detections [B, max_detections, 6]."""
+        best, label = scores.max(2)
+        classes = torch.arange(scores.shape[2], device=scores.device)
+        single = torch.where(label[..., None] == classes, scores, -torch.ones_like(scores))  # one label a position
+        kept = _NonMaxSuppression.apply(boxes, single.transpose(1, 2), self.limit, self.iou, self.floor)
+        mark = torch.zeros_like(best).index_put((kept[:, 0], kept[:, 2]), torch.ones((), dtype=best.dtype))
+        ranked = torch.where(mark > 0, best, -torch.ones_like(best))
+        # So many empty rows at the end that the list is full whatever was found.
+        ranked = nn.functional.pad(ranked, (0, self.limit), value=-1.0)
+        score, place = ranked.topk(self.limit, dim=1)
+        empty = (score < 0)[..., None]
+        boxes = nn.functional.pad(boxes, (0, 0, 0, self.limit)).gather(1, place[..., None].expand(-1, -1, 4))
+        label = nn.functional.pad(label.to(boxes.dtype), (0, self.limit)).gather(1, place)
+        rows = torch.cat([boxes, score[..., None], label[..., None]], 2)
+        return torch.where(empty, torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, -1.0]), rows)
+
+
+class _NonMaxSuppression(torch.autograd.Function):
+    """The ONNX operator of that name, and the same in torch for the example that is traced."""
+
+    @staticmethod
+    def forward(ctx: Any, boxes: Tensor, scores: Tensor, limit: int, iou: float, floor: float) -> Tensor:
+        """boxes [B, P, 4], scores [B, C, P] → [n, 3] int64: image, class, position of what is kept."""
+        from torchvision.ops import batched_nms
+
+        image, label, place = torch.nonzero(scores > floor, as_tuple=True)
+        group = image * scores.shape[1] + label
+        kept = batched_nms(boxes[image, place], scores[image, label, place], group, iou)
+        return torch.stack([image, label, place], 1)[kept]
+
+    @staticmethod
+    def symbolic(g: Any, boxes: Any, scores: Any, limit: int, iou: float, floor: float) -> Any:
+        most = g.op("Constant", value_t=torch.tensor([limit]))
+        limits = [g.op("Constant", value_t=torch.tensor([v], dtype=torch.float32)) for v in (iou, floor)]
+        return g.op("NonMaxSuppression", boxes, scores, most, *limits)
+
+
+def export(
+    model: str | Path | Detector,
+    onnx: str | Path,
+    *,
+    opset: int = 17,
+    nms: bool = False,
+    size: int | None = None,
+    dynamic_size: bool = False,
+    score_threshold: float | None = None,
+    nms_iou: float | None = None,
+    max_detections: int = 100,
+    images: str | Path | None = None,
+    names: Sequence[str] | None = None,
+) -> Exported:
+    """Writes ``model`` as an ONNX file and compares it with the original before it gets its name.
+
+    The batch is always dynamic. The file is as docs/deploy.md describes it.
+
+    Args:
+        model: a detector or a file ``ciod.load`` reads.
+        onnx: the file to write.
+        opset: 13 to 20.
+        nms: whether non-maximum suppression is in the graph: the output is then ``detections`` (see ``Suppressed``),
+            else ``boxes`` and ``scores`` (see ``Raw``).
+        size: side of the input in pixels (default: the model's own).
+        dynamic_size: also let height and width vary, in multiples of 32.
+        score_threshold: for ``nms``, the lowest score of a detection; None: the detector's own.
+        nms_iou: for ``nms``, the IoU from which two boxes of one class count as the same; None: the detector's own.
+        max_detections: for ``nms``, per image.
+        images: a picture or folder to compare on (default: drawn noise).
+        names: class names for a checkpoint without them.
+
+    Raises:
+        ConfigError: every problem of the arguments.
+        CiodError: no model, onnx is not installed, or the outputs are off by more than 1e-3 (no file is then left).
+    """
+    from ciod.api import open_detector
+
+    path = Path(onnx)
+    if path.suffix.lower() != ".onnx":
+        raise CiodError(f"onnx: {path} must end in .onnx.")
+    detector = open_detector(model, size, names).frozen().cpu()
+    floor = detector.score_threshold if score_threshold is None else score_threshold
+    limit = detector.nms_iou if nms_iou is None else nms_iou
+    _check(opset, floor, limit, max_detections, detector, nms)
+    check = _require("onnx")
+    if nms:
+        graph: Raw = Suppressed(detector, score_threshold=floor, nms_iou=limit, max_detections=max_detections)
+    else:
+        graph = Raw(detector)
+    graph.eval()
+    sample = pictures_to_compare(detector, images)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with explained(path, 4 * sum(p.numel() for p in graph.parameters())):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _write(graph, sample[:2], beside, opset, dynamic_size)
+            content = check.load(str(beside))
+        finally:
+            beside.unlink(missing_ok=True)
+    content.metadata_props.add(key=KEY, value=json.dumps(_metadata(detector, graph, opset), ensure_ascii=False))
+    found = _compare(graph, content.SerializeToString(), sample, dynamic_size)
+    if nms:
+        del content.graph.output[:2]
+    check.checker.check_model(content, full_check=True)
+    atomic_write(path, content.SerializeToString())
+    return Exported(path, opset, nms, *found)
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """What an exported file says of itself.
+
+    Raises:
+        CiodError: onnx is not installed, or ciod did not write the file.
+    """
+    content = _require("onnx").load(str(path), load_external_data=False)
+    found = {p.key: p.value for p in content.metadata_props}.get(KEY)
+    if found is None:
+        raise CiodError(f"{path} was not exported by ciod: it has no '{KEY}' in its metadata.")
+    return json.loads(found)
+
+
+def _check(opset: int, floor: float, iou: float, most: int, detector: Detector, nms: bool) -> None:
+    problems = []
+    if opset not in OPSETS:
+        problems.append(f"opset: {opset} is not possible; allowed: {OPSETS[0]} to {OPSETS[-1]}.")
+    for name, value in (("score_threshold", floor), ("nms_iou", iou)):
+        if not 0 <= value <= 1:
+            problems.append(f"{name}: {value} is not in 0..1.")
+    if most < 1:
+        problems.append(f"max_detections: {most} is not at least 1.")
+    if not detector.num_classes:
+        problems.append("The model has no classes yet.")
+    if nms and not detector.one_label:
+        problems.append(
+            f"nms: {detector.settings['name']} may give a position several labels, which the graph cannot; leave nms "
+            "out."
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
+def _require(package: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise CiodError(f"Exporting needs {package}, which is not installed: pip install 'ciod[onnx]'") from error
+
+
+def _metadata(detector: Detector, graph: Raw, opset: int) -> dict[str, Any]:
+    decoding: dict[str, Any] = {"score_threshold": detector.score_threshold, "nms_iou": detector.nms_iou}
+    if isinstance(graph, Suppressed):
+        decoding = {"score_threshold": graph.floor, "nms_iou": graph.iou, "max_detections": graph.limit}
+    taking = asdict(detector.input)
+    return {
+        "format": FORMAT,
+        "ciod": __version__,
+        "class_names": list(detector.class_names),
+        "input": {
+            "size": taking["size"],
+            "fill": taking["fill"],
+            "layout": "images: float32 [batch, 3, height, width], RGB, 0..255",
+            "letterbox": "scale = size / longest side; resized (bilinear, antialiased) to int(scale * side); put at "
+            "the top left of size x size filled with fill; boxes / scale are pixels of the picture",
+        },
+        "normalised_in_graph": {k: taking[k] for k in ("mean", "std", "bgr")},
+        "outputs": {"detections": "[batch, max_detections, 6]: x1, y1, x2, y2, score, label; unused rows have label -1"}
+        if isinstance(graph, Suppressed)
+        else {"boxes": "[batch, positions, 4]: x1, y1, x2, y2", "scores": "[batch, positions, classes]: 0..1"},
+        "decoding": {**decoding, "in_graph": isinstance(graph, Suppressed)},
+        "opset": opset,
+        "detector": detector.settings,
+        "lineage": detector.lineage,
+    }
+
+
+def _write(graph: Raw, sample: Tensor, path: Path, opset: int, dynamic_size: bool) -> None:
+    axes: dict[str, dict[int, str]] = {name: {0: "batch"} for name in ("images", *graph.names)}
+    if dynamic_size:
+        axes["images"] |= {2: "height", 3: "width"}
+        for name in Raw.names:
+            axes[name][1] = "positions"
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter's own advertisement, and constants that are meant to be ones
+        torch.onnx.export(
+            graph,
+            (sample,),
+            str(path),
+            input_names=["images"],
+            output_names=list(graph.names),
+            dynamic_axes=axes,
+            opset_version=opset,
+            dynamo=False,
+            training=torch.onnx.TrainingMode.PRESERVE,  # EVAL would fold batch normalisation into the weights
+        )
+
+
+# Comparing ------------------------------------------------------------------------------------------------------------
+
+TOLERANCE = 1e-3
+"""Of scores; of boxes in pixels, relative above one pixel (float32 at 400 pixels has steps of 3e-5)."""
+
+
+def pictures_to_compare(detector: Detector, images: str | Path | None) -> Tensor:
+    """[3, 3, size, size] float32: three pictures of the user, or noise coarse and fine, the same every time."""
+    size = detector.input.size
+    if images is not None:
+        from ciod.data.augment import letterbox
+        from ciod.data.images import read_image
+        from ciod.inference.images import files
+
+        found = [letterbox(read_image(f), size, detector.input.fill)[0].float() for f in files(images)[:3]]
+        return torch.stack([found[i % len(found)] for i in range(3)])
+    random = torch.Generator().manual_seed(0)
+    drawn = torch.zeros(3, 3, size, size)
+    for cells in (2, 5, 13, size // 4):
+        coarse = torch.rand(3, 3, cells, cells, generator=random) * 64
+        drawn += nn.functional.interpolate(coarse, (size, size), mode="nearest")
+    return drawn.clamp(0, 255).round()
+
+
+def _compare(
+    graph: Raw, content: bytes, sample: Tensor, dynamic_size: bool
+) -> tuple[float | None, float | None, int | None]:
+    """Largest differences over a batch of three, of one, and (if it may vary) another size.
+
+    Raises:
+        CiodError: beyond ``TOLERANCE``, or other detections than ``Detector.decode`` makes of the same outputs.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        return None, None, None
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    side = sample.shape[2]
+    batches = [sample, sample[:1]]
+    if dynamic_size:
+        batches.append(sample[:, :, : max(32, side // 2 // 32 * 32), :].contiguous())
+    scores, boxes, count = 0.0, 0.0, 0
+    for batch in batches:
+        got = [torch.from_numpy(array) for array in session.run(list(graph.names), {"images": batch.numpy()})]
+        with torch.no_grad():
+            wanted = Raw.forward(graph, batch)
+        off = [(g - w).abs() for g, w in zip(got, wanted)]
+        box, score = (o.max().item() for o in off)
+        relative = (off[0] / wanted[0].abs().clamp(min=1)).max().item()
+        if not (relative <= TOLERANCE and score <= TOLERANCE):  # written so that NaN is refused too
+            raise CiodError(
+                f"The exported graph disagrees with the model: scores by up to {score:.2g}, boxes by up to "
+                f"{box:.2g} pixels ({relative:.2g} of a coordinate); {TOLERANCE:g} is allowed. No file was left."
+            )
+        scores, boxes = max(scores, score), max(boxes, box)
+        if isinstance(graph, Suppressed):
+            count += _compare_detections(graph, *got)
+    return scores, boxes, count if isinstance(graph, Suppressed) else None
+
+
+def _compare_detections(graph: Suppressed, boxes: Tensor, scores: Tensor, found: Tensor) -> int:
+    """How many detections the graph made of its own boxes and scores, all of which ``Detector.decode`` makes too."""
+    # The IoU of a pair may lie on the threshold to the last bit; then either answer is right.
+    wanted = [_decoded(graph, boxes, scores, graph.iou + e) for e in (0.0, -1e-5, 1e-5)]
+    for i, rows in enumerate(found.numpy()):
+        rows = rows[rows[:, 5] >= 0]
+        if not any(_equal(rows, options[i]) for options in wanted):
+            raise CiodError(
+                f"The exported graph finds other objects than the model ({len(rows)} and {len(wanted[0][i])} in a "
+                "picture). No file was left."
+            )
+    return int((found[..., 5] >= 0).sum())
+
+
+def _decoded(graph: Suppressed, boxes: Tensor, scores: Tensor, iou: float) -> list[np.ndarray]:
+    given = _Given(scores, boxes, boxes.new_zeros(boxes.shape[1], 2), boxes.new_ones(boxes.shape[1]))
+    found = graph.detector.decode(given, score_threshold=graph.floor, nms_iou=iou, max_detections=graph.limit)
+    return [np.column_stack([d.boxes, d.scores, d.labels]).astype(np.float32) for d in found]
+
+
+class _Given(Outputs):
+    """Outputs whose scores are known already."""
+
+    def scores(self) -> Tensor:
+        return self.logits
+
+
+def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two lists [n, 6] are the same but for the order of equal scores."""
+    return a.shape == b.shape and np.array_equal(a[np.lexsort(a.T)], b[np.lexsort(b.T)])

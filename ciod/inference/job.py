@@ -1,0 +1,224 @@
+"""What ``ciod predict`` leaves: drawn pictures and videos, predictions.json, a line of JSON a frame, COCO results."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ciod.core.errors import CiodError, DataError
+from ciod.core.files import explained, is_file, named
+from ciod.core.run_log import atomic_write, write_json
+from ciod.core.types import Detections
+from ciod.data.images import save_image
+from ciod.inference.images import VIDEOS, files, stream
+from ciod.inference.video import Video, VideoWriter, need_av
+from ciod.report.draw import draw_boxes
+
+if TYPE_CHECKING:
+    from ciod.data.index import Index
+    from ciod.detectors.base import Detector
+
+SHOWN = 0.3  # least score of what is drawn and told when nothing is asked for
+COCO_SCORE, COCO_DETECTIONS = 0.001, 1000  # an average precision wants the doubtful ones too; COCO caps per class
+
+
+@dataclass
+class Job:
+    """One call of ``ciod predict``.
+
+    Raises:
+        CiodError: nothing to look at, an output that would overwrite an input, or videos without PyAV.
+    """
+
+    detector: Detector
+    places: Sequence[str]
+    out: Path
+    score: float | None = None
+    nms_iou: float | None = None
+    max_detections: int | None = None
+    classes: Sequence[str] | None = None
+    batch: int = 8
+    draw: bool = True
+    coco: Path | None = None
+    data: Index | None = None
+    say: Callable[[str], None] = print
+    complain: Callable[[str], None] = print
+    _names: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        named(self.out)
+        self.paths: list[Path] = []
+        if self.places:
+            self.paths = files(self.places, videos=True, without=self.out)
+        elif self.data is not None:
+            self.paths = list(self.data.files)
+        self.films = [p for p in self.paths if p.suffix.lower() in VIDEOS]
+        self.pictures = [p for p in self.paths if p.suffix.lower() not in VIDEOS]
+        if self.films:
+            need_av()
+        if self.coco is not None and not self.pictures:
+            raise CiodError("coco: COCO results are of pictures; there are only videos here.")
+        self.ids = self._image_ids()
+        if self.draw:
+            same = [p for p in self.paths if p.parent.resolve() == self.out.resolve()]
+            if same:
+                raise CiodError(f"out: {self.out} holds {same[0].name} itself; drawn pictures would overwrite it.")
+        for_coco = self.coco is not None
+        self.shown = SHOWN if self.score is None else self.score
+        self.decoding: dict[str, Any] = {
+            "batch": self.batch,
+            "classes": self.classes,
+            "nms_iou": self.nms_iou,
+            "score_threshold": COCO_SCORE if for_coco and self.score is None else self.shown,
+            "max_detections": self.max_detections or (COCO_DETECTIONS if for_coco else 100),
+        }
+
+    def run(self) -> int:
+        """Writes everything and returns how many files could be read.
+
+        Raises:
+            CiodError: none could, and nothing was written; or the output cannot be written.
+        """
+        with explained(self.out):
+            new = not self.out.exists()
+            self.out.mkdir(parents=True, exist_ok=True)
+            done = self._pictures() if self.pictures else 0
+            done += sum(self._film(path) for path in self.films)
+            if new and not done:
+                self.out.rmdir()  # empty: what could not be read left nothing
+        if not done:
+            raise CiodError("None of the files could be read.")
+        return done
+
+    def _pictures(self) -> int:
+        listed, results = [], []
+        for path, picture, found in stream(self.detector, self.pictures, **self.decoding):
+            if isinstance(found, DataError) or picture is None:
+                self.complain(f"{path}: cannot be read, left out: {found}")
+                continue
+            if self.coco is not None:
+                results += coco_results(found, self.ids[path], self._category_ids())
+            found = found.above(self.shown)
+            if self.draw:
+                save_image(self.out / f"{self._free(path.stem)}.jpg", draw_boxes(picture, found))
+            listed.append({"image": str(path), "detections": found.to_list()})
+            self.say(f"{path}: {told(found)}")
+        if not listed:
+            return 0
+        write_json(self.out / "predictions.json", listed)
+        if self.coco is not None:
+            atomic_write(self.coco, json.dumps(results))
+        return len(listed)
+
+    def _film(self, path: Path) -> bool:
+        """Draws one video and writes a line of JSON a frame; one that breaks off keeps what was before."""
+        name = self._free(path.stem)
+        lines: list[str] = []
+        total: Counter[str] = Counter()
+        writer = None
+        kept = False
+        try:
+            video = Video(path)
+            writer = VideoWriter(self.out / f"{name}.mp4", video.rate) if self.draw else None
+            times: list[float] = []
+            trouble: list[DataError] = []
+            shown = _until_it_breaks(video, times, trouble)
+            for i, (_, picture, found) in enumerate(stream(self.detector, shown, **self.decoding)):
+                if isinstance(found, DataError) or picture is None:
+                    continue
+                found = found.above(self.shown)
+                total.update(found.class_names[y] for y in found.labels)
+                line = {"frame": i, "seconds": round(times[i], 3), "detections": found.to_list()}
+                lines.append(json.dumps(line, ensure_ascii=False))
+                if writer is not None:
+                    writer.write(times[i], draw_boxes(picture, found, at_least=1))
+            for error in trouble:
+                self.complain(str(error))
+            kept = bool(lines)
+        except DataError as error:
+            self.complain(str(error))
+        finally:
+            if writer is not None:
+                writer.close(keep=kept)
+        if kept:
+            atomic_write(self.out / f"{name}.jsonl", "\n".join(lines) + "\n")
+            seen = ", ".join(f"{n} {c}" for c, n in total.most_common()) or "nothing"
+            self.say(f"{path}: {len(lines)} frames: {seen}")
+        return kept
+
+    def _free(self, stem: str) -> str:
+        """A name in ``out`` that no other file of this call has: equal names come from several folders."""
+        while stem in self._names:
+            stem += "_"
+        self._names.add(stem)
+        return stem
+
+    def _image_ids(self) -> dict[Path, int]:
+        """Of the data set by path, else by file name; without a data set 1, 2, … in the order of the files."""
+        if self.coco is None:
+            return {}
+        if self.data is None:
+            return {p: i for i, p in enumerate(self.pictures, 1)}
+        ids = [int(i) for i in self.data.image_ids]
+        by_path = {p.resolve(): i for p, i in zip(self.data.files, ids)}
+        names = Counter(p.name for p in self.data.files)
+        by_name = {p.name: i for p, i in zip(self.data.files, ids) if names[p.name] == 1}
+        found = {p: by_path.get(p.resolve(), by_name.get(p.name)) for p in self.pictures}
+        strange = [p for p, i in found.items() if i is None]
+        if strange:
+            raise CiodError(f"coco: {len(strange)} pictures are not in {self.data.source}, such as {strange[0]}.")
+        return {p: i for p, i in found.items() if i is not None}
+
+    def _category_ids(self) -> list[int | None]:
+        """By label; None: the data set does not have the class."""
+        names = self.detector.class_names
+        if self.data is None:
+            return list(range(1, len(names) + 1))
+        known = category_ids(self.data)
+        return [known.get(n) for n in names]
+
+
+def category_ids(data: Index) -> dict[str, int]:
+    """Class name → id: of the COCO file it was read from; 1, 2, … in the data set's order where there is none."""
+    source = Path(data.source)
+    if source.suffix == ".json" and is_file(source):
+        categories = json.loads(source.read_bytes())["categories"]
+        return {str(c["name"]).strip(): c["id"] for c in categories if isinstance(c.get("id"), int)}
+    return {n: i for i, n in enumerate(data.class_names, 1)}
+
+
+def coco_results(found: Detections, image_id: int, categories: Sequence[int | None]) -> list[dict[str, Any]]:
+    """COCO's results format: image_id, category_id, bbox [x, y, width, height], score."""
+    sides = np.concatenate([found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]], 1)
+    return [
+        {
+            "image_id": image_id,
+            "category_id": categories[y],
+            "bbox": [round(float(v), 2) for v in box],
+            "score": round(float(s), 5),
+        }
+        for box, s, y in zip(sides, found.scores, found.labels, strict=True)
+        if categories[y] is not None
+    ]
+
+
+def told(found: Detections) -> str:
+    """ "2 cat, 1 dog", or "nothing"."""
+    count = Counter(int(y) for y in found.labels)
+    return ", ".join(f"{count[y]} {found.class_names[y]}" for y in sorted(count)) or "nothing"
+
+
+def _until_it_breaks(video: Video, times: list[float], trouble: list[DataError]) -> Iterator[np.ndarray]:
+    """The pictures of a video; their times and what ended it early go into the lists, so that no picture is lost."""
+    try:
+        for seconds, picture in video:
+            times.append(seconds)
+            yield picture
+    except DataError as error:
+        trouble.append(error)

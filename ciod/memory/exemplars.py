@@ -1,0 +1,272 @@
+"""Exemplar memory: images of finished tasks that later tasks see again, with any method.
+
+A memory is row numbers of the training data, so a saved state rebuilds it bit for bit (docs/memory-and-pools.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from ciod.core.errors import CiodError
+from ciod.data.index import Index
+from ciod.memory import rules
+
+if TYPE_CHECKING:
+    from ciod.data.scenarios.scenario import Scenario
+    from ciod.detectors.base import Detector
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+SAME = 0.7  # IoU from which a box found later is the one that is drawn already
+
+
+class MemorySettings(BaseModel):
+    """Exemplars of finished tasks."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    size: Annotated[float, Field(ge=0)] = 0
+    """Images to keep; below 1 the share of all images seen. 0: no memory."""
+    per: Literal["run", "class"] = "run"
+    """``class``: ``size`` counts for every class seen so far."""
+    select: Literal["random", "herding", "calibrated", "ocdm"] = "random"
+    """Which images: at random; near the class means of the neck's features; with the whole data's share of boxes a
+    class (CL-DETR); with as equal numbers of images a class as possible (OCDM)."""
+    batches: Literal["share", "balanced", "merged"] = "share"
+    """``share``: so much of every batch is memory. ``balanced``: as much as old classes are of all. ``merged``: the
+    exemplars join the task's images, each once an epoch."""
+    share: Share = 0.5
+    labels: Literal["masked", "completed", "as_is", "none"] = "masked"
+    """An exemplar has boxes of the classes of its own task only. ``masked``: other classes are neither rewarded nor
+    punished in it. ``completed``: after each task the model draws the classes that are missing. ``as_is``: what is
+    not drawn is background. ``none``: used without labels, for methods with a teacher."""
+    score: Fraction = 0.4
+    """``completed``: lowest score of a box the model draws."""
+
+
+@dataclass
+class Memory:
+    """What is kept of finished tasks.
+
+    Args:
+        scenario: its training data is what rows count in; labels are in order of arrival.
+    """
+
+    settings: MemorySettings
+    scenario: Scenario
+    seed: int
+    rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # [k], in order of choice
+    known: np.ndarray = field(init=False)  # [k, C] bool: classes drawn in each
+    found: dict[str, np.ndarray] = field(init=False)  # boxes the model drew: row [m], boxes [m, 4], labels [m]
+    images_seen: int = 0
+
+    def __post_init__(self) -> None:
+        self.known = np.zeros((0, len(self.scenario.classes)), bool)
+        self.found = {
+            "row": np.zeros(0, np.int64),
+            "boxes": np.zeros((0, 4), np.float32),
+            "labels": np.zeros(0, np.int64),
+        }
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    # What a task sees ---------------------------------------------------------------------------------------------
+
+    def index(self) -> tuple[Index, np.ndarray]:
+        """The exemplars in ascending order of row with the boxes they are known to have, and known [k, C]."""
+        order = np.argsort(self.rows)
+        index = self._drawn(self.rows[order], self.known[order])
+        return index, self.known[order]
+
+    def _drawn(self, rows: np.ndarray, known: np.ndarray) -> Index:
+        """Images ``rows`` (ascending) with the real boxes of their known classes and those the model drew."""
+        index = self.scenario.train.select(rows)
+        real = known[index.image, index.labels] & self.scenario.usable(index)
+        index = index.select(boxes=real)
+        mine = np.isin(self.found["row"], rows)
+        if not mine.any():
+            return index
+        image = np.searchsorted(rows, self.found["row"][mine])
+        return index.with_boxes(image, self.found["boxes"][mine], self.found["labels"][mine])
+
+    # After a task -------------------------------------------------------------------------------------------------
+
+    def update(self, task: int, detector: Detector) -> None:
+        """Chooses anew from the exemplars and the images of a finished task; ``detector`` is the model after it."""
+        new = self.scenario.rows(task)
+        shown = self.scenario.shown(task)
+        candidates = np.concatenate([self.rows, np.setdiff1d(new, self.rows)])  # exemplars first, in their order
+        known = np.concatenate([self.known, np.zeros((len(candidates) - len(self), self.known.shape[1]), bool)])
+        known[np.isin(candidates, new)] |= shown
+        seen = self.scenario.seen(task)
+        size = self.settings.size if self.settings.size >= 1 else self.settings.size * (self.images_seen + len(new))
+        k = min(
+            len(candidates), round(size * (seen if self.settings.per == "class" and self.settings.size >= 1 else 1))
+        )
+        rng = np.random.default_rng([self.seed, task, 77])
+        chosen = self._choose(candidates, known, len(self), k, seen, rng, detector, task)
+        self.rows, self.known = candidates[chosen], known[chosen]
+        self.images_seen += len(new)
+        keep = np.isin(self.found["row"], self.rows)
+        self.found = {name: v[keep] for name, v in self.found.items()}
+        if self.settings.labels == "completed" and len(self):
+            self._complete(seen, detector)
+
+    def _choose(
+        self,
+        candidates: np.ndarray,
+        known: np.ndarray,
+        kept: int,
+        k: int,
+        seen: int,
+        rng: np.random.Generator,
+        detector: Detector,
+        task: int,
+    ) -> np.ndarray:
+        """Positions in ``candidates``, of which the first ``kept`` are exemplars already."""
+        rule = self.settings.select
+        if rule == "random" and self.settings.per == "run":
+            # Every image seen so far is as likely, though only a part of the old ones is still here.
+            fresh = len(candidates) - kept
+            old = min(kept, round(k * self.images_seen / max(1, self.images_seen + fresh)))
+            old = max(old, k - fresh)
+            return np.concatenate([rng.permutation(kept)[:old], kept + rng.permutation(fresh)[: k - old]])
+        boxes = self._counts(candidates, known)
+        if rule == "ocdm":
+            return rules.ocdm(boxes > 0, k, rng)
+        if rule == "calibrated":
+            wanted = np.sum([self._shown(i) for i in range(task + 1)], axis=0)
+            return rules.calibrated(boxes, wanted, k)
+        queues: list[Any] = []
+        features = self._features(candidates, known, kept, detector) if rule == "herding" else {}
+        for c in range(seen):
+            members = np.flatnonzero(boxes[:, c] > 0)
+            if rule == "random":
+                queues.append(rng.permutation(members))
+            elif c in self.scenario.new(task):
+                own = np.array([features[int(m), c] for m in members])
+                queues.append(members[rules.herding(own, 2 * k // max(1, seen) + 10)] if len(members) else [])
+            else:
+                queues.append(members)  # exemplars in the order of an earlier herding
+        return rules.in_turn(queues, k)
+
+    def _counts(self, candidates: np.ndarray, known: np.ndarray) -> np.ndarray:
+        """[N, C] boxes of each known class in each candidate."""
+        order = np.argsort(candidates)
+        index = self._drawn(candidates[order], known[order])
+        counts = np.zeros(known.shape, np.int64)
+        np.add.at(counts, (order[index.image], index.labels), 1)
+        return counts
+
+    def _shown(self, task: int) -> np.ndarray:
+        """[C] boxes the images of a task showed."""
+        index = self.scenario.train.select(self.scenario.rows(task))
+        seen = self.scenario.shown(task)[index.labels] & self.scenario.usable(index)
+        return np.bincount(index.labels[seen], minlength=self.known.shape[1])
+
+    @torch.no_grad()
+    def _features(
+        self, candidates: np.ndarray, known: np.ndarray, kept: int, detector: Detector
+    ) -> dict[tuple[int, int], np.ndarray]:
+        """(candidate, class) → unit vector: the mean over the class's boxes of the neck's features inside the box."""
+        import torchvision
+
+        from ciod.data.loader import eval_loader
+
+        order = np.argsort(candidates)
+        index = self._drawn(candidates[order], known[order])
+        found: dict[tuple[int, int], np.ndarray] = {}
+        detector.eval()
+        for batch in eval_loader(index, detector.input.size, detector.input.fill, batch=8, workers=0, pin=False):
+            batch = batch.to(detector.device)
+            targets = batch.targets
+            levels = detector(batch.images).features
+            image, n = targets.valid.nonzero(as_tuple=True)
+            rois = torch.cat([image[:, None].float(), targets.boxes[image, n]], 1)
+            pooled = [
+                torchvision.ops.roi_align(f.float(), rois, 1, f.shape[-1] / batch.images.shape[-1]).flatten(1)
+                for f in levels
+            ]
+            unit = torch.nn.functional.normalize(torch.cat(pooled, 1), dim=1).cpu().numpy()
+            place = order[batch.index.numpy()[image.cpu().numpy()]]
+            labels = targets.labels[image, n].cpu().numpy()
+            for key in set(zip(place.tolist(), labels.tolist(), strict=True)):
+                mine = (place == key[0]) & (labels == key[1])
+                found[key] = unit[mine].mean(0)
+        return found
+
+    def _complete(self, seen: int, detector: Detector) -> None:
+        """The model draws the seen classes an exemplar lacks; from then on it counts as labelled for all of them."""
+        from ciod.data.loader import eval_loader
+        from ciod.detectors.base import in_original
+
+        index, known = self.index()
+        rows = np.sort(self.rows)
+        lacking = np.flatnonzero(~known[:, :seen].all(1))
+        detector.eval()
+        more: dict[str, list[Any]] = {"row": [], "boxes": [], "labels": []}
+        part = index.select(lacking)
+        for batch in eval_loader(part, detector.input.size, detector.input.fill, batch=8, workers=0, pin=False):
+            with torch.no_grad():
+                outputs = detector(batch.images.to(detector.device))
+            for i, d in enumerate(detector.decode(outputs, score_threshold=self.settings.score)):
+                at = int(batch.index[i])
+                d = in_original(d, float(batch.scales[i]), *(int(v) for v in part.sizes[at]))
+                there = part.boxes[part.of_image(at)]
+                missing = ~known[lacking[at]][d.labels] & (d.labels < seen) & (_iou(d.boxes, there) < SAME)
+                more["row"].append(np.full(missing.sum(), rows[lacking[at]]))
+                more["boxes"].append(d.boxes[missing])
+                more["labels"].append(d.labels[missing])
+        self.found = {
+            name: np.concatenate([v, *more[name]]).astype(v.dtype) if more[name] else v
+            for name, v in self.found.items()
+        }
+        self.known[:, :seen] = True
+
+    # What survives ------------------------------------------------------------------------------------------------
+
+    def fingerprint(self) -> str:
+        """Of the training data: file names, boxes and labels."""
+        train = self.scenario.train
+        digest = hashlib.sha256("\n".join(f.name for f in train.files).encode())
+        for column in (train.image, train.boxes, train.labels):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
+
+    def state(self) -> dict[str, Any]:
+        """Rows, known classes and drawn boxes, with the seed and a fingerprint of the data they count in."""
+        return {
+            "rows": torch.from_numpy(self.rows),
+            "known": torch.from_numpy(self.known),
+            "found": {name: torch.from_numpy(v) for name, v in self.found.items()},
+            "images_seen": self.images_seen,
+            "seed": self.seed,
+            "data": self.fingerprint(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Raises CiodError when the training data is not what the rows count in."""
+        if state["data"] != self.fingerprint():
+            raise CiodError(
+                f"memory: the training images or boxes of {self.scenario.train.source} are not those the saved "
+                "exemplars were chosen from. Bring the old data back, or choose another out=."
+            )
+        self.rows, self.known = state["rows"].numpy(), state["known"].numpy()
+        self.found = {name: v.numpy() for name, v in state["found"].items()}
+        self.images_seen = state["images_seen"]
+
+
+def _iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """[n]: the largest overlap of each box with one of ``others``."""
+    from ciod.core.boxes import pairwise_iou
+
+    if not len(others) or not len(boxes):
+        return np.zeros(len(boxes))
+    return pairwise_iou(torch.from_numpy(boxes), torch.from_numpy(others)).amax(1).numpy()

@@ -1,0 +1,59 @@
+"""A pool: pictures without labels, from anywhere, that only a teacher's knowledge is learnt on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from ciod.core.errors import CiodError, DataError, did_you_mean
+from ciod.core.files import is_folder
+from ciod.data.images import SUFFIXES, header_sizes
+from ciod.data.index import Index, Problems, empty_columns
+
+
+class PoolSettings(BaseModel):
+    """Unlabelled images for methods with a teacher."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    folder: str | None = None
+    """Pictures in it and below it; ``pool=FOLDER`` for short."""
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """So much of every batch comes from the pool, from the second task on."""
+
+
+def read(folder: str | Path, classes: tuple[str, ...] = ()) -> Index:
+    """Every picture below a folder, in order of path, as an Index without boxes; unreadable ones are counted in it.
+
+    Raises:
+        CiodError: there is no such folder, no picture in it, or none can be read.
+    """
+    place = Path(folder).expanduser()
+    if not is_folder(place):
+        beside = [p.name for p in place.parent.iterdir() if p.is_dir()] if is_folder(place.parent) else []
+        hint = did_you_mean(place.name, beside)
+        raise CiodError(f"pool: there is no folder {folder}{f'; {hint}' if 'mean' in hint else '.'}")
+    pictures = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not pictures:
+        raise CiodError(f"pool: there is no picture in {folder} (looked for {', '.join(sorted(SUFFIXES))}).")
+    files, sizes, problems = [], [], Problems()
+    for path in pictures:
+        try:
+            sizes.append(header_sizes(path)[0])
+            files.append(path.resolve())
+        except DataError:
+            problems.add("picture that cannot be read, left out", str(path.relative_to(place)))
+    if not files:
+        raise CiodError(f"pool: none of the {len(pictures)} pictures in {folder} can be read.")
+    return Index(
+        classes,
+        files,
+        np.array(sizes, np.int32),
+        np.arange(len(files), dtype=np.int64),
+        **empty_columns(),
+        source=str(folder),
+        problems=problems,
+    )

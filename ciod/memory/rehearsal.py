@@ -1,0 +1,144 @@
+"""What a task trains on beside its own images: exemplars and a pool, mixed into its batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ciod.core.types import MEMORY, POOL, TASK
+from ciod.data.index import Index
+from ciod.memory import pools as pool
+from ciod.memory.exemplars import Memory
+
+if TYPE_CHECKING:
+    from ciod.config.load import Run
+    from ciod.core.distributed import World
+    from ciod.data.scenarios.scenario import Scenario, Task
+    from ciod.detectors.base import Detector
+
+
+@dataclass
+class Mixture:
+    """Images of several sources as one Index, and how many of each a batch has."""
+
+    index: Index
+    source: np.ndarray  # [I] TASK, MEMORY or POOL
+    known: np.ndarray  # [I, C] bool: classes whose boxes are drawn in the image
+    background: np.ndarray  # [I] bool: False = what is not drawn may be anything
+    parts: list[np.ndarray]  # rows that are drawn from together; an epoch is a pass over the first
+    counts: list[int]  # images of each part in a batch
+
+    def alike(self) -> np.ndarray:
+        """[I]: images with equal numbers may share a mosaic: their labels say the same."""
+        told = np.column_stack([self.known, self.background, self.source])
+        return np.unique(told, axis=0, return_inverse=True)[1].reshape(-1)
+
+
+@dataclass
+class Extra:
+    """Memory and pool of a run; without either, a task trains on its own images."""
+
+    settings: Run
+    memory: Memory | None
+    pool: Index | None
+
+    @classmethod
+    def begin(cls, settings: Run, scenario: Scenario) -> Extra:
+        """Raises CiodError when the pool has no readable picture."""
+        memory = Memory(settings.memory, scenario, settings.seed) if settings.memory.size else None
+        folder = settings.pool.folder
+        return cls(settings, memory, pool.read(Path(folder), scenario.classes) if folder else None)
+
+    def problems(self) -> list[str]:
+        """What was wrong with the pool, a line a kind."""
+        return self.pool.problems.lines() if self.pool is not None else []
+
+    def images(self, task: Task) -> dict[str, int]:
+        """How many images there are beside the task's own, for ``results.json``."""
+        sources = {"memory_images": self.memory, "pool_images": self.pool}
+        return {k: len(v) if task.index and v is not None else 0 for k, v in sources.items()}
+
+    def mixture(self, task: Task, classes: int) -> Mixture | None:
+        """What ``task`` trains on; None: its own images alone.
+
+        Args:
+            classes: channels of the detector.
+        """
+        batch, seen = self.settings.train.batch, len(task.seen_classes)
+        s, p = self.settings.memory, self.settings.pool
+        indices, known, source, counts = [task.train], [np.ones((len(task.train), classes), bool)], [TASK], [batch]
+        background = [np.ones(len(task.train), bool)]
+        merged = np.arange(len(task.train))
+        if task.index and self.memory is not None and len(self.memory):
+            index, drawn = self.memory.index()
+            drawn = np.pad(drawn, ((0, 0), (0, max(0, classes - drawn.shape[1]))))[:, :classes]
+            if s.labels == "none":
+                index, drawn = index.select(boxes=np.zeros(len(index.labels), bool)), np.zeros_like(drawn)
+            indices.append(index)
+            known.append(np.ones_like(drawn) if s.labels == "as_is" else drawn)
+            background.append(np.full(len(index), s.labels != "none"))
+            source.append(MEMORY)
+            if s.batches == "merged":
+                merged = np.arange(len(task.train) + len(index))
+                counts.append(0)
+            else:
+                counts.append(_count(batch, s.share if s.batches == "share" else len(task.old_classes) / seen))
+        if task.index and self.pool is not None:
+            indices.append(self.pool)
+            known.append(np.zeros((len(self.pool), classes), bool))
+            background.append(np.zeros(len(self.pool), bool))
+            source.append(POOL)
+            counts.append(_count(batch, p.share))
+        if len(indices) == 1:
+            return None
+        ends = np.cumsum([0, *(len(i) for i in indices)])
+        parts = [merged, *(np.arange(a, b) for a, b in pairwise(ends[1:]))]
+        counts[0] = max(1, batch - sum(counts[1:]))
+        used = [i for i, n in enumerate(counts) if n]
+        return Mixture(
+            concatenate(indices),
+            np.repeat(source, [len(i) for i in indices]),
+            np.concatenate(known),
+            np.concatenate(background),
+            [parts[i] for i in used],
+            [counts[i] for i in used],
+        )
+
+    def update(self, task: int, detector: Detector, world: World) -> None:
+        """After a task; every process keeps what the first one chose."""
+        if self.memory is None:
+            return
+        self.memory.update(task, detector)
+        if world.size > 1:
+            self.memory.load_state(world.gather([self.memory.state()])[0])
+
+    def state(self) -> dict[str, Any]:
+        return {} if self.memory is None else self.memory.state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        if self.memory is not None and state:
+            self.memory.load_state(state)
+
+
+def _count(batch: int, share: float) -> int:
+    return min(batch - 1, max(1, round(batch * share)))
+
+
+def concatenate(indices: list[Index]) -> Index:
+    """Several Indices of the same classes, one after the other."""
+    shift = np.cumsum([0, *(len(i) for i in indices)])
+    columns = {
+        name: np.concatenate([getattr(i, name) for i in indices])
+        for name in ("sizes", "boxes", "labels", "crowd", "difficult", "area")
+    }
+    return replace(
+        indices[0],
+        files=[f for i in indices for f in i.files],
+        image=np.concatenate([i.image + s for i, s in zip(indices, shift, strict=False)]),
+        image_ids=np.arange(shift[-1]),
+        **columns,
+    )

@@ -1,0 +1,133 @@
+"""``ciod train … --dry-run``: what a run would do, from the settings and as much of the data as is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ciod.training import optim
+
+if TYPE_CHECKING:
+    from ciod.config.load import Run
+    from ciod.data.scenarios.scenario import Scenario
+
+
+@dataclass(frozen=True)
+class Step:
+    """One task of a plan; counts are None where the data is absent."""
+
+    classes: tuple[str, ...]
+    epochs: int
+    lr: float
+    images: int | None = None
+    boxes: int | None = None
+    hidden: int | None = None
+    test_images: int | None = None
+    steps: int | None = None  # of the whole task
+    warmup: int | None = None
+    changes: tuple[tuple[int, int, float], ...] = ()  # epoch (from 1), step, learning rate from there on
+
+
+def plan(settings: Run) -> list[Step]:
+    """The tasks of a run. Nothing is written and no network is built; of the data only the annotations are read.
+
+    Raises:
+        CiodError: settings that do not fit the scenario.
+    """
+    from ciod.config.checks import data_folder, known_classes
+    from ciod.data.scenarios.scenario import Scenario, groups_of
+    from ciod.runs.start import epochs_of, open_data
+
+    folder = data_folder(settings.data or settings.protocol.data) or ""
+    if folder != "shapes" and Path(folder).exists():
+        scenario = Scenario(settings.protocol, *open_data(settings))
+        return [_counted(settings, scenario, i) for i in range(len(scenario))]
+    names = known_classes("shapes" if folder == "shapes" else settings.protocol.data)
+    parts = groups_of(settings.protocol, names) if names else []
+    groups = [tuple(n for g in parts for n in g)] if settings.protocol.joint and parts else parts
+    return [Step(g, epochs_of(settings, i, len(parts)), _lr(settings, i)) for i, g in enumerate(groups)]
+
+
+def _lr(settings: Run, task: int) -> float:
+    return settings.train.lr_later if task and settings.train.lr_later else settings.train.lr
+
+
+def _counted(settings: Run, scenario: Scenario, i: int) -> Step:
+    from ciod.runs.start import epochs_of
+
+    task, t = scenario.task(i), settings.train
+    epochs, lr = epochs_of(settings, i, len(scenario.parts)), _lr(settings, i)
+    each = -(-len(task.train) // t.batch)
+    total = epochs * each
+    changes = []
+    if t.schedule == "step":
+        rates = [optim.rate(step, total, t, lr) for step in range(total)]
+        first = optim.warmup_steps(total, t)
+        changes = [(s // each + 1, s, rates[s]) for s in range(max(1, first + 1), total) if rates[s] != rates[s - 1]]
+    return Step(
+        task.new_classes,
+        epochs,
+        lr,
+        len(task.train),
+        len(task.train.labels),
+        task.hidden_boxes,
+        len(task.test),
+        total,
+        optim.warmup_steps(total, t),
+        tuple(changes),
+    )
+
+
+def show(settings: Run, absent: list[str]) -> None:
+    """Prints the plan and what is missing for it."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console, t, d = Console(highlight=False), settings.train, settings.detector
+    steps = plan(settings)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    method = str(settings.method.get("name", "ilyolox"))
+    size = f", {d.size} px" if d.size else ""
+    say(f"{settings.protocol.name or settings.data}: {method} on {d.name}{size}, head={d.head}, seed {settings.seed}")
+    for sentence in settings.protocol.sentences():
+        say(f"- {sentence}")
+    for i, step in enumerate(steps, 1):
+        say(f"task {i}, {len(step.classes)} classes: {', '.join(step.classes)}")
+    columns = ("task", "images", "boxes", "hidden", "test", "epochs", "steps", "lr", "warm-up")
+    table = Table(*columns, box=box.SIMPLE_HEAD)
+    for i, step in enumerate(steps, 1):
+        counts = (step.images, step.boxes, step.hidden, step.test_images)
+        cells = [_number(n) for n in counts] + [str(step.epochs), _number(step.steps), f"{step.lr:g}"]
+        table.add_row(str(i), *cells, f"≤ {t.warmup}" if step.warmup is None else str(step.warmup))
+    console.print(table)
+    for line in _schedule(settings, steps):
+        say(line)
+    say(f"batch {t.batch} ({t.optimizer}); nothing was trained and {settings.out} was not made")
+    for sentence in absent:
+        say(f"missing: {sentence}")
+
+
+def _schedule(settings: Run, steps: list[Step]) -> list[str]:
+    t = settings.train
+    if t.schedule == "cosine":
+        return ["schedule: cosine to 1 % of the learning rate"]
+    return [f"task {i}: {_changes(settings, step)}" for i, step in enumerate(steps, 1)]
+
+
+def _changes(settings: Run, step: Step) -> str:
+    t = settings.train
+    if step.steps is None:  # the steps are not known, the epochs are
+        marks = [int(m * step.epochs + 1e-3) + 1 for m in sorted(t.milestones)]
+        return ", ".join(f"lr {step.lr * 0.1 ** (k + 1):g} from epoch {epoch}" for k, epoch in enumerate(marks))
+    if not step.changes:
+        return "all of it is warm-up; lower train.warmup or train.warmup_share"
+    return ", ".join(f"lr {rate:g} from epoch {epoch} (step {at:,})" for epoch, at, rate in step.changes)
+
+
+def _number(n: int | None) -> str:
+    return "?" if n is None else f"{n:,}"

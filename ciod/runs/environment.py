@@ -1,0 +1,159 @@
+"""What a run records of its settings, versions and machine, and what it derives from the machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+from ciod.core.run_log import METRICS, atomic_write, read_metrics
+from ciod.core.version import __version__
+
+if TYPE_CHECKING:
+    from ciod.config.load import Run
+    from ciod.core.distributed import World
+
+# Settings that change neither the weights nor the results of a run.
+_FREE = {"out", "first", "resume", "allow", "device", "upper_bound"}
+_FREE |= {f"train.{k}" for k in ("workers", "picture_cache", "keep_freed")}
+_FREE |= {f"train.{k}" for k in ("log_every", "eval_every", "save_every", "save_minutes")}
+
+
+def fingerprint(settings: Run) -> dict[str, Any]:
+    """Everything that determines a run, flat and JSON-ready: resuming with other values is refused."""
+    flat: dict[str, Any] = {}
+
+    def walk(tree: dict[str, Any], prefix: str) -> None:
+        for k, v in tree.items():
+            key = f"{prefix}{k}"
+            if key in _FREE:
+                continue
+            if isinstance(v, dict):
+                walk(v, f"{key}.")
+            else:
+                flat[key] = list(v) if isinstance(v, tuple) else v
+
+    walk(settings.model_dump(), "")
+    return flat
+
+
+def first_task(settings: dict[str, Any]) -> dict[str, Any]:
+    """The part of a fingerprint that the first task depends on: nothing of method, memory, pool and later tasks."""
+    later = {f"train.{k}" for k in ("lr_later", "joint_epochs", "teacher", "share_frozen", "teacher_stream")}
+    kept = {k: v for k, v in settings.items() if not k.startswith(("method.", "memory.", "pool.")) and k not in later}
+    epochs = kept.get("train.epochs")
+    return {**kept, "train.epochs": epochs[0] if isinstance(epochs, list) else epochs}
+
+
+def differences(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """What differs between two fingerprints, in words."""
+    keys = sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k))
+
+    def told(settings: dict[str, Any], key: str) -> str:
+        return repr(settings[key]) if key in settings else "not given"
+
+    said = [f"{k} was {told(theirs, k)}, is {told(mine, k)}" for k in keys[:4]]
+    return "; ".join(said) + ("; …" if len(keys) > 4 else "")
+
+
+def plain(value: Any) -> Any:
+    """Tuples → lists, so that a state file holds only what loads without code."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return value
+
+
+def workers(wanted: int | None, world: World) -> int:
+    """Loader processes: on a CPU the network needs every core, on a GPU decoding must keep up."""
+    if wanted is not None:
+        return wanted
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if world.device.type == "cpu" else max(1, min(8, cores // world.size))
+
+
+def versions() -> dict[str, str]:
+    names = ("torch", "torchvision", "numpy", "pillow", "faster-coco-eval", "safetensors")
+    found = {"python": platform.python_version(), "ciod": __version__}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def commit() -> str | None:
+    """Commit of the source tree ciod runs from, with ``+`` when it has changes; None outside a checkout."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def describe() -> str:
+    """Processor, cores, and GPU if there is one."""
+    processor = platform.processor() or platform.machine()
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}, {platform.system()}"
+
+
+def peak_memory_mb() -> float:
+    """Of the GPU where there is one, else of the process (which never falls)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():  # where there is one, because a child inherits its parent's ru_maxrss
+        line = next(x for x in status.read_text(encoding="utf-8").splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
+    import resource
+
+    scale = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+
+
+def write_settings(out: Path, settings: Run, command: str) -> None:
+    """``run.yaml``: resolved settings and what they ran on."""
+    content = {
+        "command": command or " ".join(["ciod", *sys.argv[1:]]),
+        "seed": settings.seed,
+        "commit": commit(),
+        "machine": describe(),
+        "versions": versions(),
+        **settings.model_dump(mode="json"),
+    }
+    atomic_write(out / "run.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def trim_log(out: Path, task: int, fit: dict[str, Any] | None) -> None:
+    """Drops logged lines of what will be done again: what a saved state (``fit``: its training part) does not know."""
+
+    def known(line: dict[str, Any]) -> bool:
+        if line.get("task", 0) != task or fit is None:
+            return line.get("task", 0) < task
+        if "step" in line:
+            return line["step"] <= fit["done"]
+        # an evaluation after the last whole epoch is done again when the state was written just before it
+        whole = fit["done"] // fit["steps"]
+        return line.get("epoch", whole) < (whole if fit["done"] % fit["steps"] else whole - 1)
+
+    kept = [m for m in read_metrics(out) if known(m)]
+    atomic_write(out / METRICS, "".join(json.dumps(m, ensure_ascii=False) + "\n" for m in kept))

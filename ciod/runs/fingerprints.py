@@ -1,0 +1,142 @@
+"""What a run was made of: fingerprints of its data and code, and what differs between two, in words."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ciod
+from ciod.core.files import atomic_write
+from ciod.runs import environment
+
+if TYPE_CHECKING:
+    from ciod.data.index import Index
+
+LISTING = "data.json"  # in last/: one number an image, so that a difference can be named
+# Of the package: changes no weight and no AP of a run.
+_APART = {"api.py", "cli.py", "comparison", "demo.py", "exporters", "extension", "inference", "listing.py", "report"}
+_PACKAGES = ("torch", "torchvision", "numpy", "pillow", "faster-coco-eval")
+
+
+Listing = dict[str, list[list[Any]]]
+
+
+def listing(train: Index, test: Index) -> Listing:
+    """Of both splits, see ``per_image``."""
+    return {"train": per_image(train), "test": per_image(test)}
+
+
+def of_data(train: Index, test: Index, images: Listing) -> dict[str, Any]:
+    """Class names, counts, and a digest over every image: its name, bytes, size and boxes with their class names."""
+    return {"train": of_index(train, images["train"]), "test": of_index(test, images["test"])}
+
+
+def of_index(index: Index, images: list[list[Any]]) -> dict[str, Any]:
+    """Of one split, with ``images`` as ``per_image`` gives them."""
+    return {
+        "classes": list(index.class_names),
+        "images": len(index),
+        "boxes": len(index.labels),
+        "digest": hashlib.sha256(json.dumps(images).encode()).hexdigest(),
+    }
+
+
+def per_image(index: Index) -> list[list[Any]]:
+    """[folder/name, checksum] of each image. Where the data lie does not count: they may be moved."""
+    names = [zlib.crc32(n.encode()) for n in index.class_names]
+    rows = []
+    for i, file in enumerate(index.files):
+        own = index.of_image(i)
+        about = [file.stat().st_size if file.is_file() else -1, *index.sizes[i].tolist()]
+        about += [names[y] for y in index.labels[own].tolist()]
+        flags = index.crowd[own].tobytes() + index.difficult[own].tobytes()
+        crc = zlib.crc32(json.dumps(about).encode() + index.boxes[own].tobytes() + flags)
+        rows.append([f"{file.parent.name}/{file.name}", crc])
+    return rows
+
+
+def write_listing(folder: Path, images: Listing) -> None:
+    """``data.json``: what ``data_differences`` names images from."""
+    atomic_write(folder / LISTING, json.dumps(images))
+
+
+def data_differences(folder: Path, before: dict[str, Any], after: dict[str, Any], images: Listing) -> list[str]:
+    """What differs between the data of a run and those of now; [] when nothing does."""
+    said = []
+    try:
+        listed = json.loads((folder / LISTING).read_bytes())
+    except (OSError, ValueError):
+        listed = {}
+    for split in ("train", "test"):
+        was, now = before[split], after[split]
+        if was == now:
+            continue
+        parts = []
+        gone = [n for n in was["classes"] if n not in now["classes"]]
+        come = [n for n in now["classes"] if n not in was["classes"]]
+        parts += [f"class {n} is gone" for n in gone[:3]] + [f"class {n} is new" for n in come[:3]]
+        if was["classes"] != now["classes"] and not gone and not come:
+            parts.append("the classes have another order")
+        for what in ("images", "boxes"):
+            if was[what] != now[what]:
+                parts.append(f"{now[what]} {what}, were {was[what]}")
+        parts += _named(listed.get(split) or [], images[split])
+        said.append(f"{split} data: " + "; ".join(parts or ["other images or boxes"]))
+    return said
+
+
+def _named(before: list[list[Any]], now: list[list[Any]]) -> list[str]:
+    if not before:
+        return []
+    a, b = dict(before), dict(now)
+    found = {
+        "is gone": [n for n in a if n not in b],
+        "is new": [n for n in b if n not in a],
+        "has other boxes, size or content": [n for n in a if n in b and a[n] != b[n]],
+    }
+    return [
+        f"{names[0]} {what}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        for what, names in found.items()
+        if names
+    ]
+
+
+def of_code(method: str) -> dict[str, Any]:
+    """Versions, and digests of the source files that decide weights and results; of a method of the user's too."""
+    file = Path(method.partition(":")[0])
+    versions = environment.versions()
+    return {
+        "ciod": versions["ciod"],
+        "files": dict(_package()),
+        "method": {file.name: _digest(file)} if ".py" in method and file.is_file() else {},
+        "packages": {n: versions[n] for n in _PACKAGES},
+    }
+
+
+@cache  # what was imported counts, not what lies there later
+def _package() -> tuple[tuple[str, str], ...]:
+    root = Path(ciod.__file__).parent
+    found = [(p.relative_to(root).as_posix(), p) for p in sorted(root.rglob("*.py"))]
+    return tuple((name, _digest(path)) for name, path in found if name.split("/")[0] not in _APART)
+
+
+def code_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between the code of a run and that of now; [] when nothing does."""
+    said = []
+    if before["ciod"] != now["ciod"]:
+        said.append(f"ciod was {before['ciod']}, is {now['ciod']}")
+    old, new = before["packages"], now["packages"]
+    said += [f"{n} was {old.get(n)}, is {new[n]}" for n in new if old.get(n) != new[n]]
+    a, b = {**before["files"], **before["method"]}, {**now["files"], **now["method"]}
+    changed = sorted(n for n in {*a, *b} if a.get(n) != b.get(n))
+    if changed:
+        said.append(f"{', '.join(changed[:5])}{', …' if len(changed) > 5 else ''} changed")
+    return said
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -1,0 +1,165 @@
+"""results.json: the task × class table and everything that is a pure function of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ciod.core.errors import CiodError
+from ciod.core.run_log import write_json
+from ciod.evaluation import continual
+from ciod.evaluation.voc import NAMES
+from ciod.runs import environment, sanity_checks
+
+if TYPE_CHECKING:
+    from ciod.config.load import Run
+    from ciod.data.scenarios.scenario import Scenario, Task
+    from ciod.evaluation.ap import APTable
+
+FORMAT = 1
+METRICS = ("AP", "AP50")
+SIX = (*METRICS, "AP75", "APs", "APm", "APl")  # COCO's six: Ω and the gaps are ratios of each with itself
+
+
+@dataclass(frozen=True)
+class Upper:
+    """What joint training reaches: the bounds of Ω, the gaps, RSD, RPD and RAI.
+
+    Args:
+        tasks: per task, COCO's six APs of the model trained jointly on the classes seen up to it; None where there is
+            no such model. The first task is its own joint training and needs none.
+        classes: metric → class → AP of the model trained jointly on all classes; empty without one.
+    """
+
+    tasks: list[dict[str, float | None] | None]
+    classes: dict[str, dict[str, float | None]]
+
+    @classmethod
+    def read(cls, folders: Sequence[Path], groups: Sequence[Sequence[str]]) -> Upper:
+        """Finds for each class prefix of ``groups`` the folder of the joint run that was trained on just these.
+
+        Raises:
+            CiodError: a folder is no finished joint run, or its classes are no prefix of the scenario.
+        """
+        seen = [{n for names in groups[: t + 1] for n in names} for t in range(len(groups))]
+        tasks: list[dict[str, float | None] | None] = [None] * len(groups)
+        classes: dict[str, dict[str, float | None]] = {}
+        for folder in folders:
+            theirs = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+            names = set(theirs["scenario"]["classes"])
+            if names not in seen or len(theirs["tasks"]) != 1:
+                raise CiodError(f"upper_bound: {folder} is not a finished joint run of the same classes.")
+            tasks[seen.index(names)] = theirs["tasks"][0]["all"]
+            if names == seen[-1]:
+                classes = {m: rows[0] for m, rows in theirs["ap"].items()}
+        return cls(tasks, classes)
+
+
+def metrics_of(metric: str) -> tuple[str, ...]:
+    """What is kept per class under a protocol's metric: COCO's AP and AP50, and VOC's under its own name."""
+    return (*METRICS, *([NAMES[metric]] if metric in NAMES else []))
+
+
+class Results:
+    """The content of results.json while a run fills it."""
+
+    def __init__(self, content: dict[str, Any]):
+        self.content = content
+
+    @classmethod
+    def begin(cls, settings: Run, scenario: Scenario) -> Results:
+        p = settings.protocol
+        method = dict(settings.method)
+        metrics = metrics_of(p.metric)
+        groups = [list(g) for g in scenario.groups]
+        return cls(
+            {
+                "format": FORMAT,
+                "scenario": {
+                    "name": p.name or Path(str(settings.data)).name,
+                    "classes": list(scenario.classes),
+                    "split": [len(g) for g in groups],
+                    "order": p.order,
+                    "images": p.images,
+                    "boxes": p.boxes,
+                    "eval_images": p.eval_images,
+                    "joint": p.joint,
+                    "reverse": p.reverse,
+                    "difficult": p.difficult,
+                    "image_seed": p.image_seed,
+                    "metric": p.metric,
+                    "max_detections": settings.eval.max_detections,
+                    "data": str(settings.data or p.data),
+                    "protocol": p.sentences(),
+                },
+                "detector": {"name": settings.detector.name, "head": settings.detector.head},
+                "method": {"name": method.pop("name", "ilyolox"), "settings": method},
+                "seed": settings.seed,
+                "tasks": [],
+                "ap": {m: [] for m in metrics},
+                "continual": {m: {} for m in dict.fromkeys((*SIX, *metrics))},
+                "upper_bounds": None,
+                "warnings": [],
+            }
+        )
+
+    def load(self, content: dict[str, Any]) -> None:
+        """Continues with what an earlier process had found."""
+        self.content.update({k: content[k] for k in ("tasks", "ap", "continual", "warnings")})
+
+    def add(self, task: Task, table: APTable, **facts: Any) -> None:
+        """One finished task."""
+        metrics = tuple(self.content["ap"])
+        for m in metrics:
+            rows = self.content["ap"][m][: task.index]
+            self.content["ap"][m] = [*rows, {n: table.per_class[n][m] for n in task.seen_classes}]
+
+        def group(names: tuple[str, ...]) -> dict[str, float | None] | None:
+            return {m: table.mean(names, m) for m in metrics} if names else None
+
+        entry = {
+            "index": task.index,
+            "new_classes": list(task.new_classes),
+            "old_classes": list(task.old_classes),
+            "train_images": len(task.train),
+            "train_boxes": len(task.train.labels),
+            "hidden_boxes": task.hidden_boxes,
+            "future_boxes": task.future_boxes,
+            "test_images": len(task.test),
+            "peak_memory_mb": round(environment.peak_memory_mb(), 1),
+            **facts,
+            "old": group(task.old_classes),
+            "new": group(task.new_classes),
+            "all": dict(table.overall),
+        }
+        self.content["tasks"] = [*self.content["tasks"][: task.index], entry]
+        self._continual(None)
+
+    def warn(self, sentences: list[str]) -> None:
+        self.content["warnings"] = list(dict.fromkeys([*self.content["warnings"], *sentences]))
+
+    def finish(self, upper_bounds: Sequence[Path]) -> None:
+        """The continual metrics, with gaps and Ω as far as joint runs of the class prefixes are known."""
+        groups = [t["new_classes"] for t in self.content["tasks"]]
+        upper = Upper.read(upper_bounds, groups) if upper_bounds and groups else None
+        self.content["upper_bounds"] = None if upper is None else upper.tasks
+        self.warn(sanity_checks.about_bounds(self.content["tasks"], self.content["upper_bounds"]))
+        self._continual(upper)
+
+    def _continual(self, upper: Upper | None) -> None:
+        tasks = self.content["tasks"]
+        groups = [t["new_classes"] for t in tasks]
+        for m in dict.fromkeys((*SIX, *self.content["ap"])):
+            bounds = None if upper is None else [None if b is None else b.get(m) for b in upper.tasks]
+            if m in self.content["ap"]:
+                joint = None if upper is None else upper.classes.get(m)
+                found = continual.summary(self.content["ap"][m], groups, bounds, joint)
+            else:
+                found = continual.against_upper([t["all"].get(m) for t in tasks], bounds)
+            self.content["continual"][m] = found
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / "results.json", self.content)

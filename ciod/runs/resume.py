@@ -1,0 +1,186 @@
+"""Going on where an earlier process stopped, or where another run's first task ended."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ciod.core.errors import CiodError
+from ciod.core.run_log import METRICS, atomic_write, read_metrics
+from ciod.detectors.files import model_file, weights
+from ciod.runs import environment, fingerprints
+from ciod.training import checkpoint
+
+if TYPE_CHECKING:
+    from ciod.config.load import Run
+    from ciod.core.distributed import World
+    from ciod.data.scenarios.scenario import Scenario
+    from ciod.detectors.base import Detector
+    from ciod.memory.rehearsal import Extra
+    from ciod.methods.base.method import Method
+    from ciod.training.progress import Reporter
+
+FORMAT = 2  # of the state
+
+
+def earlier(settings: Run, world: World) -> tuple[dict[str, Any] | None, list[str]]:
+    """State of an earlier process in this folder, if the settings allow to go on with it, and what was wrong with
+    newer ones.
+
+    Raises:
+        CiodError: the folder holds a run that cannot be gone on with; says why.
+    """
+    out = Path(settings.out)
+    state, damaged = whole_state(out)
+    if state is None:
+        if damaged:
+            raise CiodError(f"{' '.join(damaged)} No older state is whole: choose another out=, or remove {out}.")
+        if (out / "results.json").exists():
+            raise CiodError(f"out: {out} holds a run without its last/ folder; choose another out=.")
+        return take_over(settings, world), []
+    if settings.resume == "never":
+        raise CiodError(f"out: {out} already holds a run; choose another out=, or resume=auto to go on with it.")
+    if state.get("format") != FORMAT:
+        raise CiodError(f"out: {out} holds a run of another version of ciod; choose another out=.")
+    differ = environment.differences(environment.fingerprint(settings), state["settings"])
+    notes = [f"{sentence} The state saved before it was used." for sentence in damaged]
+    if differ:
+        notes += _refuse(settings, "settings", f"out: {out} holds a run with other settings", differ)
+    return state, notes
+
+
+def whole_state(out: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The newest state whose checksum, and whose model's checksum, is right; and a sentence for each that is not."""
+    damaged = []
+    for _, state in checkpoint.states(out / "last"):
+        if isinstance(state, checkpoint.Damaged):
+            damaged.append(str(state))
+            continue
+        try:
+            if state["task"]:
+                model_file.read(out / f"task-{state['task']}" / "model.safetensors")
+        except CiodError as e:
+            damaged.append(str(e))
+            continue
+        return state, damaged
+    return None, damaged
+
+
+def check_identity(
+    saved: dict[str, Any], settings: Run, mine: dict[str, Any], images: fingerprints.Listing, tasks: int
+) -> list[str]:
+    """Compares data and code of a saved state with those of now. Returns notes about what was allowed to differ.
+
+    Raises:
+        CiodError: says exactly what differs.
+    """
+    out, theirs, notes = Path(settings.out), saved["identity"], []
+    holds = f"out: {out} holds a run with other"
+    if theirs["data"] != mine["data"]:
+        differ = "; ".join(fingerprints.data_differences(out / "last", theirs["data"], mine["data"], images))
+        notes += _refuse(settings, "data", f"{holds} data", differ)
+    if saved["task"] < tasks and theirs["code"] != mine["code"]:  # a finished run is not computed again
+        differ = "; ".join(fingerprints.code_differences(theirs["code"], mine["code"]))
+        notes += _refuse(settings, "code", f"{holds} code", differ)
+    return notes
+
+
+def _refuse(settings: Run, what: Any, holds: str, differ: str) -> list[str]:
+    if what not in settings.allow:
+        raise CiodError(f"{holds} ({differ}). Choose another out=, or allow it with allow={what}.")
+    return [f"The run was gone on with under other {what} ({differ})."]
+
+
+def take_over(settings: Run, world: World) -> dict[str, Any] | None:
+    """The state after another run's first task (``first=``), put into this run's folder."""
+    if not settings.first:
+        return None
+    source, out = Path(settings.first), Path(settings.out)
+    theirs, damaged = whole_state(source)
+    if theirs is None or theirs["task"] < 1 or theirs.get("format") != FORMAT:
+        raise CiodError(f"first: {source} has not finished its first task.{''.join(f' {d}' for d in damaged)}")
+    mine = environment.fingerprint(settings)
+    differ = environment.differences(environment.first_task(mine), environment.first_task(theirs["settings"]))
+    if differ:
+        raise CiodError(
+            f"first: {source} was trained with other settings ({differ}); only method, memory and pool may differ, "
+            "and what later tasks alone depend on."
+        )
+    results = json.loads((source / "results.json").read_text(encoding="utf-8"))
+    results["tasks"], results["continual"] = results["tasks"][:1], {}
+    results["ap"] = {m: rows[:1] for m, rows in results["ap"].items()}
+    results["warnings"] = results["tasks"][0].get("warnings", [])
+    own = fingerprints.of_code(str(settings.method.get("name", "ilyolox")))["method"]
+    state = {
+        "format": FORMAT,
+        "task": 1,
+        "seconds": 0.0,
+        "settings": mine,
+        "identity": {**theirs["identity"], "code": {**theirs["identity"]["code"], "method": own}},
+        "results": results,
+        "warnings": results["warnings"],
+    }
+    if world.main:
+        shutil.copytree(source / "task-1", out / "task-1", dirs_exist_ok=True)
+        logged = [m for m in read_metrics(source) if m.get("task") == 0]
+        atomic_write(out / METRICS, "".join(json.dumps(m) + "\n" for m in logged))
+        checkpoint.save_state(out / "last" / checkpoint.NEWEST, state)
+    world.barrier()
+    return state
+
+
+def restore(
+    saved: dict[str, Any], settings: Run, world: World, scenario: Scenario, detector: Detector, reporter: Reporter
+) -> int:
+    """Brings the detector and the log to where the saved state is. Returns the task to go on with."""
+    out, task = Path(settings.out), saved["task"]
+    if world.main:
+        environment.trim_log(out, task, saved.get("fit"))
+    if task >= len(scenario):
+        reporter.say(f"{out} is finished; nothing is left to train.")
+        return task
+    if task:
+        model = weights.load(out / f"task-{task}" / "model.safetensors")
+        full = settings.detector.head == "full"
+        wanted = scenario.classes if full else tuple(n for g in scenario.groups[:task] for n in g)
+        if model.class_names != wanted:
+            raise CiodError(
+                f"{out / f'task-{task}'} knows the classes {', '.join(model.class_names)}, but the scenario has "
+                f"{', '.join(wanted)} up to there. Class names and their order must be equal."
+            )
+        if not full:
+            weights.regrow(detector, model.class_names, model.growth)
+        detector.load_state_dict(model.state_dict())
+        detector.lineage = model.lineage
+    where = f", step {saved['fit']['done'] + 1}" if "fit" in saved else ""
+    reporter.say(f"going on with task {task + 1} of {len(scenario)}{where} in {out}")
+    return task
+
+
+def recall(saved: dict[str, Any], method: Method, scenario: Scenario, extra: Extra, world: World) -> None:
+    """Gives method and memory back what they knew after the finished tasks.
+
+    Of a first task that another run trained (``first=``) they know nothing: it is ended for them here, on the restored
+    detector, which the method was attached to before.
+    """
+    extra.load_state(saved.get("memory", {}))
+    if "fit" in saved:
+        method.load_state(saved["fit"]["method"])
+    elif "method" in saved:
+        method.load_state(saved["method"])
+    elif saved["task"] == 1:
+        method.end_task(scenario.task(0))
+        extra.update(0, method.detector, world)
+
+
+def set_random(saved: dict[str, Any] | None, seed: int, task: int, world: World) -> None:
+    """Every generator of this rank: as it was, or for a new task from seed, task and rank.
+
+    A rank that the saved run did not have starts from its own seed.
+    """
+    if saved and world.rank < len(saved["random"]):
+        checkpoint.set_random_state(saved["random"][world.rank])
+    else:
+        checkpoint.seed_all(seed, task, world.rank, saved["fit"]["done"] if saved else 0)

@@ -1,0 +1,97 @@
+"""Results that are more likely a mistake than a finding: sentences for the log, the report and the end of a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ciod.core.types import Detections
+    from ciod.data.scenarios.scenario import Task
+    from ciod.evaluation.ap import APTable
+
+STARVED = 20  # boxes; a class with fewer, and fewer than a fiftieth of the task's greatest, is named
+SILENT = 0.05  # score that a class must reach somewhere in the test set
+PERFECT = 0.995
+ABOVE = 1.01  # times its upper bound: what is beyond this is no rounding
+
+
+def about_data(task: Task) -> list[str]:
+    """Classes that have too little to be learnt from, and test images that are trained on."""
+    said = []
+    boxes = dict(zip(task.train.class_names, task.train.boxes_per_class().tolist(), strict=True))
+    counts = {n: boxes.get(n, 0) for n in task.new_classes}
+    most = max(counts.values(), default=0)
+    none = [n for n, c in counts.items() if c == 0]
+    few = [f"{n} ({c})" for n, c in counts.items() if 0 < c < min(STARVED, most / 50)]
+    if none:
+        said.append(f"Task {task.index + 1} has no training box of {_some(none)}.")
+    if few:
+        said.append(
+            f"Task {task.index + 1} starves {_some(few)}: so few training boxes, where another class has {most}."
+        )
+    both = {str(f) for f in task.train.files} & {str(f) for f in task.test.files}
+    if both:
+        said.append(
+            f"{len(both)} of the test images of task {task.index + 1} are trained on, for example {min(both)}: its AP "
+            "says nothing about new images."
+        )
+    return said
+
+
+def about_table(task: Task, table: APTable, found: Sequence[Detections]) -> list[str]:
+    """AP of exactly 0 and suspiciously near 1, and new classes that are never found."""
+    ap = {n: table.per_class[n]["AP50"] for n in task.seen_classes}
+    highest = best_scores(found, task.seen_classes)
+    silent = [n for n in task.new_classes if ap[n] is not None and highest[n] < SILENT]
+    new = [n for n in task.new_classes if ap[n] == 0 and n not in silent]
+    old = [n for n in task.old_classes if ap[n] == 0]
+    perfect = [n for n, v in ap.items() if v is not None and v >= PERFECT]
+    after = f"After task {task.index + 1}"
+    said = []
+    if silent:
+        said.append(f"{after} the new class rows of {_some(silent)} never fire: no score reaches {SILENT}.")
+    if new:
+        said.append(f"{after} AP50 is exactly 0 for the new classes {_some(new)}.")
+    if old:
+        said.append(f"{after} AP50 is exactly 0 for the old classes {_some(old)}: they are forgotten.")
+    if perfect:
+        said.append(
+            f"{after} AP50 is suspiciously near 1 for {_some(perfect)}: are test images, or near copies of them, among "
+            "the training images?"
+        )
+    return said
+
+
+def about_bounds(tasks: Sequence[dict[str, Any]], bounds: Sequence[dict[str, float | None] | None] | None) -> list[str]:
+    """Upper bounds that are none. ``tasks`` and ``bounds``: of results.json."""
+    said = []
+    for number, (task, bound) in enumerate(zip(tasks, bounds or []), 1):
+        reached, joint = task["all"]["AP"], bound["AP"] if bound else None
+        if reached is not None and joint is not None and reached > ABOVE * joint:
+            epochs = sum(t["epochs"] for t in tasks[:number])
+            said.append(
+                f"After task {number} AP is {100 * reached:.1f}, more than the {100 * joint:.1f} of joint training, "
+                "which was too short to be an upper bound: gaps and Ω flatter. Train it longer, for example as long as "
+                f"all tasks together (joint_epochs={epochs})."
+            )
+    return said
+
+
+def best_scores(found: Sequence[Detections], names: Sequence[str]) -> dict[str, float]:
+    """The highest score of each class in all images; 0 where it was never found."""
+    highest = dict.fromkeys(names, 0.0)
+    for detections in found:
+        for label in np.unique(detections.labels):
+            name = detections.class_names[label]
+            if name in highest:
+                top = float(detections.scores[detections.labels == label].max())
+                highest[name] = max(highest[name], top)
+    return highest
+
+
+def _some(names: Sequence[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

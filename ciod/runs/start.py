@@ -1,0 +1,98 @@
+"""What a run starts from: its data and the detector before the first task."""
+
+from __future__ import annotations
+
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ciod import detectors
+from ciod.config.load import data_folder
+from ciod.core.errors import CiodError
+from ciod.data import formats
+from ciod.data.index import Index
+from ciod.detectors.files import transfer, weights
+
+if TYPE_CHECKING:
+    from ciod.config.load import Run
+    from ciod.data.scenarios.scenario import Scenario
+    from ciod.detectors.base import Detector
+    from ciod.training.progress import Reporter
+
+SHAPES = {"train": 800, "val": 200}  # images of the built-in scenes
+
+
+def open_data(settings: Run) -> tuple[Index, Index]:
+    """Training and test Index of a run; the built-in scenes are drawn when first needed."""
+    folder = data_folder(settings.data or settings.protocol.data)
+    if folder is None:
+        raise CiodError("data: no data set is given; write data=FOLDER, or scenario=NAME.")
+    if folder == "shapes":
+        from ciod.data.shapes.scenes import write_shapes
+
+        folder = str(write_shapes(Path(settings.out).resolve().parent / "shapes-data", **SHAPES))
+    p, have = settings.protocol, formats.recognise(folder).splits
+    # Not every copy of VOC has trainval and test; train and val are what is meant then.
+    train = formats.read(folder, p.train_split if p.train_split in have else "train")
+    if settings.eval.holdout:
+        chosen = np.random.default_rng([settings.seed, 1]).permutation(len(train))
+        cut = round(len(train) * settings.eval.holdout)
+        return train.select(np.sort(chosen[cut:])), train.select(np.sort(chosen[:cut]))
+    test = p.test_split if p.test_split in have else "val"
+    return train, formats.read(folder, settings.eval.split or test)
+
+
+def epochs_of(settings: Run, task: int, tasks: int) -> int:
+    """Epochs of a task.
+
+    Raises:
+        CiodError: the list of epochs is shorter than the scenario.
+    """
+    t = settings.train
+    listed = t.epochs if isinstance(t.epochs, list) else [t.epochs] * tasks
+    if len(listed) < tasks:
+        raise CiodError(f"train.epochs has {len(listed)} entries, but the scenario {tasks} tasks.")
+    return t.joint_epochs or max(listed) if settings.protocol.joint else listed[task]
+
+
+def start(settings: Run, scenario: Scenario, reporter: Reporter) -> tuple[Detector, list[str], Detector | None]:
+    """The detector before the first task, warnings about what it starts from, and the model whose class rows the first
+    task's classes take when they arrive (``transfer.take_class_rows``).
+    """
+    torch.manual_seed(settings.seed)
+    d = settings.detector
+    names = scenario.classes if d.head == "full" else ()
+    backbone = (
+        None
+        if d.weights or d.backbone_weights == "random"
+        else d.backbone_weights or detectors.default_backbone(d.name)
+    )
+    path = Path(d.weights) if d.weights else None
+    other = None if path is None or d.name.startswith("mmdet:") else weights.donor(path)
+    more: dict[str, Any] = {}
+    if other is not None and other.settings.get("frozen"):  # what was trained with frozen layers stays so
+        more = {"frozen": True} if "frozen" in signature(detectors.find(d.name)).parameters else {}
+    detector = detectors.build(names, name=d.name, size=d.size, backbone_weights=backbone, **more)
+    if path is None:
+        return detector, [], None
+    taken = weights.load_fitting(detector, other or path, trunk_only=d.weights_from == "trunk", source=path)
+    donor = None if d.weights_from == "trunk" else other
+    reporter.say(taken.sentence(str(path)))
+    known = [n for n in scenario.classes if donor is not None and n in donor.class_names]
+    about = (
+        f"which already knows {', '.join(known)}: these classes are not new to it"
+        if known
+        else "which may have been trained on classes of this scenario; they would not be new to it"
+    )
+    warning = f"The weights come from {path.name}, {about}. To be fair, compare only runs with the same start."
+    return detector, [warning], donor
+
+
+def take_class_rows(detector: Detector, donor: Detector | None, reporter: Reporter) -> None:
+    """Once the first task's classes have arrived: rows of those that ``donor`` knows by name."""
+    taken = () if donor is None else transfer.take_class_rows(detector, donor)
+    if taken:
+        reporter.say(f"weights: class rows taken by name: {', '.join(taken)}")

@@ -1,0 +1,57 @@
+"""A batch larger than memory: the network computes it in parts, the losses are those of the whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ciod.core.types import Outputs
+from ciod.detectors.base import Detector
+
+
+class Accumulated(nn.Module):
+    """A student that keeps the activations of one part of its batch at a time.
+
+    Only the outputs of all parts are kept; in the backward pass a part is computed once more and its gradients are
+    added to those of the others (Chen et al. 2016, arXiv 1604.06174). So the method sees the whole batch, and every
+    loss, normaliser and gradient is that of the whole batch. The last part need not be computed twice.
+
+    Batch normalisation in train mode takes the statistics of each part, as it would with small batches.
+    """
+
+    def __init__(self, detector: Detector, parts: int):
+        super().__init__()
+        self.detector, self.parts = detector, parts
+
+    def forward(self, images: Tensor) -> Outputs:
+        if not torch.is_grad_enabled():
+            return self.detector(images)
+        *first, last = images.chunk(self.parts)
+        outputs = [checkpoint(self.detector, part, use_reentrant=False, context_fn=self._contexts) for part in first]
+        return Outputs.joined([*outputs, self.detector(last)])  # type: ignore[list-item]
+
+    def _contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+        """Of a part's first and of its second computation."""
+        return nullcontext(), _statistics_kept(self.detector)
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """What a part is computed for a second time must not count twice in running statistics."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.training]
+    momenta = [m.momentum for m in norms]
+    counters = [m.num_batches_tracked for m in norms if m.num_batches_tracked is not None]
+    before = [c.clone() for c in counters]
+    try:
+        for m in norms:
+            m.momentum = 0.0
+        yield
+    finally:
+        for m, momentum in zip(norms, momenta, strict=True):
+            m.momentum = momentum
+        for counter, value in zip(counters, before, strict=True):
+            counter.copy_(value)

@@ -1,0 +1,258 @@
+"""The only training loop: one task, from its first step to its last. Methods give losses; everything else is here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ciod.data.loader import batches
+from ciod.training import allocator, optim
+from ciod.training.watch import NotFinite, Row, Watch, check_weights, first_bad, not_finite
+
+__all__ = ["Fit", "NotFinite"]
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+    from ciod.config.load import Train
+    from ciod.core.distributed import World
+    from ciod.core.run_log import RunLog
+    from ciod.core.types import Batch
+    from ciod.detectors.base import Detector
+    from ciod.methods.base.method import Method
+    from ciod.training.progress import Reporter
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters()) or not any(True for _ in module.parameters())
+
+
+@dataclass
+class Fit:
+    """One task's training.
+
+    Args:
+        method: attached to ``detector``.
+        loader: from ``data.dataset.train_loader``.
+        epochs: of this task.
+        save: called after every epoch, and inside as ``train.save_every`` and signals ask, with what must survive.
+        after_epoch: called after every epoch; again when a run is resumed there.
+        rescue: called with loader, row, steps an epoch and losses of a step whose numbers are not finite.
+    """
+
+    detector: Detector
+    method: Method
+    loader: DataLoader
+    settings: Train
+    epochs: int
+    lr: float
+    task: int
+    tasks: int
+    world: World
+    log: RunLog | None
+    reporter: Reporter
+    save: Callable[[dict[str, Any]], None]
+    after_epoch: Callable[[int], None] | None = None
+    rescue: Callable[..., Any] | None = None
+
+    def run(self, resume: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Trains; afterwards the detector holds the averaged weights if there are any, on every rank the same.
+
+        Returns:
+            steps, seconds, files that could not be read, and warnings about the numbers.
+
+        Raises:
+            NotFinite: a loss, gradient or weight became NaN or infinite.
+            KeyboardInterrupt, RunAgain: a signal asked for it; the state is written.
+        """
+        device, s = self.world.device, self.settings
+        self.optimizer = optim.optimizer(self.detector, s, self.lr)
+        self.ema = optim.EMA(self.detector, s.ema) if s.ema else None
+        self.scaler = torch.amp.GradScaler(device.type, enabled=s.amp == "fp16")
+        self.window: list[Row] = []
+        self.broken: set[str] = set()
+        self.watch = Watch(self.task)
+        self.steps = len(self.loader)  # of an epoch
+        done = self._resume(resume) if resume else 0
+        self.total = self.epochs * self.steps
+        began = self._saved = time.monotonic()
+        self.reporter.begin(f"task {self.task + 1}/{self.tasks}", self.total, done)
+        try:
+            with self.world.stop.at_steps(), allocator.keeping_freed(device, wanted=s.keep_freed):
+                if done and not done % self.steps:
+                    self._after_epoch(done // self.steps - 1)  # an earlier process may have stopped inside
+                while done < self.total:
+                    done = self._epoch(done)
+        finally:
+            self.reporter.end()
+        self.watch.end_epoch()
+        if self.ema is not None:
+            self.ema.copy_to(self.detector)
+        self.world.take_over(self.detector)
+        return {
+            "steps": self.total,
+            "seconds": time.monotonic() - began,
+            "broken": sorted(self.broken),
+            "warnings": list(self.watch.sentences),
+        }
+
+    def _epoch(self, done: int) -> int:
+        """The rest of the epoch after ``done`` steps. Returns the steps done then."""
+        epoch, skip = divmod(done, self.steps)
+        self._mode()
+        self.loader.batch_sampler.epoch, self.loader.batch_sampler.skip = epoch, skip  # type: ignore[union-attr]
+        self._clock, self._seen = time.monotonic(), 0
+        for batch in batches(self.loader):
+            self._step(batch.to(self.world.device), done, self.total)
+            done += 1
+            if done % self.settings.log_every == 0 or done == self.total:
+                self._read(done, epoch)
+            if done % self.steps:
+                self._pause(done)
+        self._save(done)
+        if self.world.any(self.world.stop.asked is not None)[0]:
+            self.world.stop.leave()
+        self._after_epoch(epoch)
+        return done
+
+    def _pause(self, done: int) -> None:
+        """Inside an epoch: writes the state when it is time, and leaves when a signal asks for it.
+
+        Ranks ask each other only when the losses are read, where the device is waited for anyway.
+        """
+        s, leave = self.settings, self.world.stop.asked is not None
+        late = s.save_minutes is not None and time.monotonic() - self._saved > 60 * s.save_minutes
+        if self.world.size > 1:
+            asking = done % s.log_every == 0
+            leave, late = self.world.any(leave, late) if asking else (False, False)
+        if leave or late or (s.save_every and done % s.save_every == 0):
+            self._save(done)
+        if leave:
+            self.world.stop.leave()
+
+    def _save(self, done: int) -> None:
+        try:
+            check_weights(self.detector, self.task, done)
+        except NotFinite:
+            if self.window:
+                self._read(done, (done - 1) // self.steps)  # which step it was, if the losses show it
+            raise
+        self.save(self.state(done))
+        self._saved = time.monotonic()
+
+    def _after_epoch(self, epoch: int) -> None:
+        if self.after_epoch is not None:
+            with self.world.stop.at_once():
+                self.after_epoch(epoch)
+
+    def _mode(self) -> None:
+        """Train mode; batch normalisation keeps its statistics where the settings say so, and where it is frozen. New
+        parts have none to keep."""
+        self.detector.train()
+        fresh = {m for part in self.method.fresh() for m in part.modules()}
+        keep = self.settings.norm == "eval" or (self.settings.norm == "auto" and self.task > 0)
+        for m in self.detector.modules():
+            if isinstance(m, nn.modules.batchnorm._BatchNorm) and ((keep and m not in fresh) or not _trains(m)):
+                m.eval()
+
+    def _step(self, batch: Batch, step: int, total: int) -> None:
+        s = self.settings
+        lr = optim.rate(step, total, s, self.lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["scale"]
+        teacher = self.method.teacher
+        if teacher is not None and teacher.beside is not None:
+            teacher.beside.mark(batch.images)
+        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(s.amp)
+        with torch.autocast(self.world.device.type, dtype=kind, enabled=kind is not None):
+            losses = self.method.loss(batch)
+        loss = torch.stack(list(losses.values())).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        params = [p for p in self.detector.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None], foreach=True)
+        if s.clip:
+            nn.utils.clip_grads_with_norm_(params, s.clip, norm, foreach=True)
+        self.method.before_step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update(self.detector)
+        losses = {k: v.detach() for k, v in losses.items()}
+        epoch = step // self.steps
+        self.window.append(Row(step, epoch, losses, None if s.amp == "fp16" else norm.detach(), batch.names))
+        self.broken.update(batch.broken)
+        self._seen += len(batch.names) * self.world.size
+
+    def _read(self, step: int, epoch: int) -> None:
+        """The only place where the device is waited for: losses of the last steps are read, checked, logged."""
+        names = list(self.window[0].losses)
+        nought = self.window[0].losses[names[0]].new_zeros(())
+        read = torch.stack(
+            [torch.stack([*r.losses.values(), nought if r.norm is None else r.norm]) for r in self.window]
+        )
+        read = read.cpu()
+        values, norms = read[:, :-1], read[:, -1]
+        bad = first_bad(values, norms)
+        if not self.world.all(bad is None):
+            if bad is None:
+                raise NotFinite(f"A number of another process became NaN or infinite in task {self.task + 1}.")
+            row = self.window[bad]
+            if self.rescue is not None:
+                self.rescue(self.loader, row, self.steps, losses=dict(zip(names, values[bad].tolist(), strict=True)))
+            raise not_finite(row, values[bad], float(norms[bad]), self.task, self.detector)
+        said = len(self.watch.sentences)
+        self.watch.read(self.window, values)
+        for sentence in self.watch.sentences[said:]:
+            self.reporter.say(f"warning: {sentence}")
+        mean = dict(zip(names, values.mean(0).tolist(), strict=True))
+        speed = self._seen / max(1e-9, time.monotonic() - self._clock)
+        lr = self.optimizer.param_groups[0]["lr"]
+        if self.log is not None:
+            self.log.write("step", task=self.task, epoch=epoch, step=step, losses=mean, lr=lr, images_per_second=speed)
+        self.reporter.step(step, f"epoch {epoch + 1}/{self.epochs}", mean, speed)
+        self.window.clear()
+
+    def state(self, done: int) -> dict[str, Any]:
+        """What a resumed run starts from: ``done`` steps of the task are through."""
+        return {
+            "done": done,
+            "epoch": done // self.steps,
+            "steps": self.steps,
+            "window": [
+                [r.step, r.epoch, {k: float(v) for k, v in r.losses.items()}, None if r.norm is None else float(r.norm)]
+                + [r.names]
+                for r in self.window
+            ],
+            "watch": self.watch.state(),
+            "detector": self.detector.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": {"steps": self.ema.steps, "state": self.ema.state} if self.ema else None,
+            "scaler": self.scaler.state_dict(),
+            "method": self.method.state(),
+            "broken": sorted(self.broken),
+        }
+
+    def _resume(self, saved: dict[str, Any]) -> int:
+        self.detector.load_state_dict(saved["detector"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.ema is not None and saved["ema"]:
+            self.ema.steps = saved["ema"]["steps"]
+            self.ema.state = {k: v.to(self.world.device) for k, v in saved["ema"]["state"].items()}
+        self.scaler.load_state_dict(saved["scaler"])
+        self.method.load_state(saved["method"])
+        self.broken.update(saved["broken"])
+        self.watch.load_state(saved["watch"])
+        device = self.world.device
+        for step, epoch, losses, norm, names in saved["window"]:
+            tensors = {k: torch.tensor(v, device=device) for k, v in losses.items()}
+            self.window.append(
+                Row(step, epoch, tensors, None if norm is None else torch.tensor(norm, device=device), names)
+            )
+        return saved["done"]

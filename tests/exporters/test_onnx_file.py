@@ -1,0 +1,258 @@
+"""An exported file gives what the model gives, says what it is, and is refused when it does not."""
+
+from __future__ import annotations
+
+import builtins
+import json
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import ciod
+from ciod import detectors
+from ciod.cli import app
+from ciod.core.errors import CiodError, ConfigError
+from ciod.core.types import Detections
+from ciod.data.augment import letterbox
+from ciod.data.images import read_image
+from ciod.detectors.base import Detector
+from ciod.detectors.files.weights import save_model
+from ciod.exporters import onnx_file
+from ciod.exporters.onnx_file import Suppressed, export, read_metadata
+from tests.inference.networks import NAMES, SIZE, pictures, settled
+
+onnx = pytest.importorskip("onnx", reason="onnx is absent: pip install 'ciod[onnx]'")
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is absent: pip install 'ciod[onnx]'")
+
+
+def run(path, images: torch.Tensor) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, {"images": images.numpy()})
+
+
+def assert_same(found: np.ndarray, wanted: Detections) -> None:
+    """Rows of the graph against detections; neighbours of nearly equal scores may have changed places."""
+    found = found[found[:, 5] >= 0]
+    assert len(found) == len(wanted) and (np.diff(found[:, 4]) <= 0).all()
+    rows = np.column_stack([wanted.boxes, wanted.scores, wanted.labels])
+    off = np.abs(found[:, None] - rows[None]) / [*np.maximum(1, np.abs(rows[:, None, :4]).max()).repeat(4), 0.1, 1e-4]
+    assert (off.max(2).min(1) < 1e-4).all() and (off.max(2).min(0) < 1e-4).all()
+
+
+@pytest.fixture(scope="module")
+def pico() -> Detector:
+    return settled()
+
+
+@pytest.mark.parametrize("opset", [13, 17])
+def test_raw_outputs_are_the_models(pico, tmp_path, opset):
+    done = export(pico, tmp_path / "a.onnx", opset=opset)
+    assert done.verified and done.score_difference < 1e-4 and done.detections is None
+    opsets = {o.domain: o.version for o in onnx.load(str(done.path)).opset_import}
+    assert opsets[""] == done.opset == opset
+    for n in (1, 3):
+        with torch.no_grad():
+            outputs = pico(pictures(n, seed=7))
+        boxes, scores = run(done.path, pictures(n, seed=7))
+        assert boxes.shape == (n, 84, 4) and scores.shape == (n, 84, 3)
+        np.testing.assert_allclose(scores, outputs.scores().numpy(), atol=1e-5)
+        np.testing.assert_allclose(boxes, outputs.boxes.numpy(), atol=1e-3, rtol=1e-4)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
+
+
+@pytest.mark.parametrize("name", [n for n in detectors.available() if n.endswith(("-nano", "-r18"))])
+def test_other_detectors(tmp_path, name):
+    done = export(settled(name), tmp_path / "a.onnx", nms=True, score_threshold=0.001)
+    assert done.verified and done.detections
+
+
+def test_nms_in_the_graph_is_decode(pico, tmp_path):
+    done = export(pico, tmp_path / "a.onnx", nms=True, max_detections=20, score_threshold=0.0, nms_iou=0.5)
+    assert done.detections is not None and done.detections > 40
+    for n in (1, 3):
+        (found,) = run(done.path, pictures(n, seed=3))
+        assert found.shape == (n, 20, 6)
+        with torch.no_grad():
+            wanted = pico.decode(pico(pictures(n, seed=3)), score_threshold=0.0, nms_iou=0.5, max_detections=20)
+        assert min(map(len, wanted)) > 5
+        for mine, theirs in zip(found, wanted):
+            assert_same(mine, theirs)
+
+
+def test_unused_rows_are_empty_and_last(pico):
+    graph = Suppressed(pico, score_threshold=0.3, nms_iou=0.5, max_detections=4)
+    boxes = torch.tensor([[[0, 0, 10, 10], [1, 0, 11, 10], [0, 0, 10, 10], [50, 50, 60, 60.0]]])
+    scores = torch.tensor([[[0.9, 0.1, 0], [0.8, 0.2, 0], [0.1, 0.7, 0], [0.2, 0.3, 0.1]]])
+    # The second overlaps a better one of its class (IoU 9/11), the third is of another class, the fourth is not above.
+    assert graph.suppress(boxes, scores)[0].tolist() == [
+        [0, 0, 10, 10, pytest.approx(0.9), 0],
+        [0, 0, 10, 10, pytest.approx(0.7), 1],
+        [0, 0, 0, 0, 0, -1],
+        [0, 0, 0, 0, 0, -1],
+    ]
+
+
+@pytest.mark.parametrize("nms", [False, True])
+def test_another_size(pico, tmp_path, nms):
+    done = export(pico, tmp_path / "a.onnx", nms=nms, dynamic_size=True, score_threshold=0.001)
+    images = pictures(2, size=(96, 32))
+    with torch.no_grad():
+        outputs = pico(images)
+    if nms:
+        found = run(done.path, images)[0]
+        wanted = pico.decode(outputs, score_threshold=0.001)
+        assert min(map(len, wanted)) > 2
+        for mine, theirs in zip(found, wanted):
+            assert_same(mine, theirs)
+    else:
+        np.testing.assert_allclose(run(done.path, images)[1], outputs.scores().numpy(), atol=1e-5)
+
+
+def test_metadata_comes_back(tmp_path):
+    names = ("fork & knife", "größe", "猫")
+    detector = settled(names=names)
+    detector.lineage = [{"classes": list(names), "data": "a farm"}]
+    found = read_metadata(export(detector, tmp_path / "a.onnx", nms=True, nms_iou=0.6, max_detections=7).path)
+    assert found["class_names"] == list(names) and found["ciod"] == ciod.__version__ and found["opset"] == 17
+    assert found["input"]["size"] == SIZE and found["input"]["fill"] == 114
+    assert found["normalised_in_graph"] == {"mean": [0, 0, 0], "std": [1, 1, 1], "bgr": True}
+    assert found["decoding"] == {"score_threshold": 0.001, "nms_iou": 0.6, "max_detections": 7, "in_graph": True}
+    assert found["lineage"] == detector.lineage and found["detector"]["name"] == "yolox-pico"
+    # Readable through onnxruntime alone.
+    session = onnxruntime.InferenceSession(str(tmp_path / "a.onnx"), providers=["CPUExecutionProvider"])
+    assert json.loads(session.get_modelmeta().custom_metadata_map["ciod"]) == found
+
+
+def test_the_model_is_left_as_it_was(pico, tmp_path):
+    before = {k: v.clone() for k, v in pico.state_dict().items()}
+    pico.train()
+    export(pico, tmp_path / "a.onnx")
+    assert pico.training and all(p.requires_grad for p in pico.parameters())
+    pico.eval()
+    assert all(torch.equal(v, before[k]) for k, v in pico.state_dict().items())
+
+
+def test_photographs_through_the_real_nano(weights, datasets, tmp_path):
+    files = sorted((datasets / "tiny" / "images").glob("*"))[:3]
+    model = ciod.load(weights / "yolox_nano_coco.pth")
+    images = torch.stack([letterbox(read_image(f), 416, 114)[0].float() for f in files])
+    raw = export(model, tmp_path / "raw.onnx", images=datasets / "tiny" / "images")
+    done = export(model, tmp_path / "nms.onnx", nms=True, score_threshold=0.2)
+    assert raw.score_difference < 1e-4 and done.verified
+    for n in (1, 3):
+        with torch.no_grad():
+            outputs = model(images[:n])
+        boxes, scores = run(raw.path, images[:n])
+        np.testing.assert_allclose(scores, outputs.scores().numpy(), atol=1e-4)
+        np.testing.assert_allclose(boxes, outputs.boxes.numpy(), atol=1e-2, rtol=1e-4)
+        (found,) = run(done.path, images[:n])
+        wanted = model.decode(outputs, score_threshold=0.2)
+        assert sum(map(len, wanted)) > 2
+        for mine, theirs in zip(found, wanted):
+            assert_same(mine, theirs)
+
+
+# Refusals -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("half", ["boxes", "scores", "nan"])
+def test_a_file_that_disagrees_is_not_left(pico, tmp_path, monkeypatch, half):
+    right = onnx_file.Raw.forward
+
+    def wrong(self, images):
+        boxes, scores = right(self, images)
+        if torch.onnx.is_in_onnx_export():
+            return boxes, scores
+        change = {"boxes": (1.01, 0), "scores": (1, 0.002), "nan": (1, float("nan"))}[half]
+        return boxes * change[0], scores + change[1]
+
+    monkeypatch.setattr(onnx_file.Raw, "forward", wrong)
+    (tmp_path / "a.onnx").write_text("the last good one")
+    with pytest.raises(CiodError, match="disagrees with the model"):
+        export(pico, tmp_path / "a.onnx")
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["the last good one"]
+
+
+def test_a_file_that_finds_other_objects_is_not_left(pico, tmp_path, monkeypatch):
+    monkeypatch.setattr(pico, "decode", lambda *a, **k: Detector.decode(pico, *a, **{**k, "max_detections": 1}))
+    with pytest.raises(CiodError, match="finds other objects than the model"):
+        export(pico, tmp_path / "a.onnx", nms=True, score_threshold=0.0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_mistake_at_once(pico, tmp_path):
+    with pytest.raises(ConfigError, match="3 problems") as caught:
+        export(pico, tmp_path / "a.onnx", opset=9, nms_iou=1.5, max_detections=0)
+    text = str(caught.value)
+    assert "nms_iou: 1.5 is not in 0..1" in text and "opset: 9 is not possible; allowed: 13 to 20" in text
+    with pytest.raises(CiodError, match=r"a\.pt must end in \.onnx"):
+        export("absent.safetensors", tmp_path / "a.pt")
+    with pytest.raises(CiodError, match="no classes yet"):
+        export(detectors.build((), name="yolox-pico", size=64), tmp_path / "a.onnx")
+
+
+def test_nms_of_a_detector_with_several_labels_a_position(pico, tmp_path, monkeypatch):
+    monkeypatch.setattr(pico, "one_label", False)
+    with pytest.raises(ConfigError, match="nms: yolox-pico may give a position several labels, which the graph cannot"):
+        export(pico, tmp_path / "a.onnx", nms=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_the_packages(pico, tmp_path, monkeypatch):
+    real = builtins.__import__
+    absent: set[str] = set()
+
+    def importing(name, *args, **kwargs):
+        if name.split(".")[0] in absent:
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", importing)
+    absent.add("onnxruntime")
+    done = export(pico, tmp_path / "a.onnx")
+    assert not done.verified and done.path.is_file()
+    save_model(tmp_path / "model.safetensors", pico)
+    said = CliRunner().invoke(app, ["export", str(tmp_path / "model.safetensors"), f"onnx={tmp_path / 'b.onnx'}"])
+    assert said.exit_code == 0 and "opset 17" in said.output
+    assert "Not compared with the model: onnxruntime is not installed (pip install 'ciod[onnx]')." in said.output
+
+
+def test_without_onnx(pico, tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(CiodError, match=r"needs onnx, which is not installed: pip install 'ciod\[onnx\]'"):
+        export(pico, tmp_path / "a.onnx")
+
+
+def test_a_folder_that_cannot_be_written(pico, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CiodError, match="cannot be written"):
+        export(pico, tmp_path / "file" / "a.onnx")
+
+
+def test_a_file_of_others(tmp_path):
+    node = onnx.helper.make_node("Identity", ["a"], ["b"])
+    ends = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1]) for n in "ab"]
+    graph = onnx.helper.make_graph([node], "g", ends[:1], ends[1:])
+    onnx.save(onnx.helper.make_model(graph), str(tmp_path / "a.onnx"))
+    with pytest.raises(CiodError, match="was not exported by ciod"):
+        read_metadata(tmp_path / "a.onnx")
+
+
+def test_the_command(pico, tmp_path, monkeypatch, capsys):
+    import sys
+
+    from ciod import cli
+
+    save_model(tmp_path / "model.safetensors", pico)
+    words = ["export", str(tmp_path / "model.safetensors"), f"onnx={tmp_path / 'out' / 'm.onnx'}", "nms=true"]
+    monkeypatch.setattr(sys, "argv", ["ciod", *words])
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    out = capsys.readouterr().out
+    assert not done.value.code and "opset 17" in out and "largest difference of a score" in out
+    assert "detections are those of the model" in out
+    assert read_metadata(tmp_path / "out" / "m.onnx")["class_names"] == list(NAMES)

@@ -1,0 +1,278 @@
+"""Pictures however they are given, in batches, with filters; what one bad picture must not spoil."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ciod
+from ciod.core.errors import CiodError, DataError
+from ciod.core.types import Detections
+from ciod.data import formats
+from ciod.data.images import read_image, save_image
+from ciod.detectors.base import Detector
+from ciod.inference.images import files, mask_of
+from ciod.inference.job import Job, coco_results
+from tests.data.writers import sample_index, write_coco
+from tests.inference.networks import NAMES, settled
+
+
+@pytest.fixture(scope="module")
+def model() -> Detector:
+    return settled()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for name, shape in (("a.png", (40, 60)), ("b c.png", (70, 30)), ("ü/c.png", (64, 64))):
+        save_image(root / name, random.integers(0, 255, (*shape, 3), dtype=np.uint8))
+    return root
+
+
+def same(a: Detections, b: Detections) -> None:
+    assert np.array_equal(a.labels, b.labels)
+    np.testing.assert_allclose(a.boxes, b.boxes, atol=1e-3)
+    np.testing.assert_allclose(a.scores, b.scores, atol=1e-5)
+
+
+LOW = {"score_threshold": 1e-4, "max_detections": 5}
+
+
+def test_a_list_gives_what_each_gives_alone(model, folder):
+    paths = files(folder)
+    assert [p.name for p in paths] == ["a.png", "b c.png", "c.png"]
+    alone = [model.predict(p, **LOW) for p in paths]
+    assert all(isinstance(d, Detections) and len(d) == 5 for d in alone)
+    for batch in (1, 2, 8):
+        for one, other in zip(alone, model.predict(paths, batch=batch, **LOW), strict=True):
+            same(one, other)
+    mixed = [str(paths[0]), Image.open(paths[1]), read_image(paths[2])]
+    for one, other in zip(alone, model.predict(mixed, **LOW), strict=True):
+        same(one, other)
+    stacked = np.stack([read_image(paths[2])] * 2)
+    same(model.predict(stacked, **LOW)[1], alone[2])
+    assert model.predict([], **LOW) == []
+
+
+def test_the_boxes_lie_in_their_picture(model, folder):
+    for path in files(folder):
+        height, width = read_image(path).shape[:2]
+        boxes = model.predict(path, **LOW).boxes
+        assert (boxes >= 0).all() and (boxes[:, 0::2] <= width).all() and (boxes[:, 1::2] <= height).all()
+
+
+def test_mode_is_restored(model, folder):
+    model.train()
+    model.predict(folder / "a.png")
+    assert model.training
+    model.eval()
+
+
+def test_only_some_classes_are_looked_for(model, folder):
+    every = model.predict(folder / "a.png", score_threshold=1e-6, max_detections=1000)
+    cats = model.predict(folder / "a.png", classes=["cat"], score_threshold=1e-6, max_detections=1000)
+    assert set(cats.labels) == {0}
+    # A position whose best class is another one is a cat once cats alone are asked for.
+    assert len(cats) > len(every.only("cat"))
+    with pytest.raises(CiodError, match="2 problems") as caught:
+        model.predict(folder / "a.png", classes=["cta", "cat", "Owl"])
+    assert "no class 'cta'; did you mean 'cat'" in str(caught.value) and "did you mean 'owl'" in str(caught.value)
+
+
+def test_a_batch_of_nothing(model, folder):
+    with pytest.raises(CiodError, match=r"^batch: 0 is not at least 1\.$"):
+        ciod.predict(model, folder, batch=0)
+
+
+def test_a_bad_picture_is_said_or_left_out(model, folder, tmp_path):
+    (tmp_path / "torn.jpg").write_bytes(b"torn")
+    (tmp_path / "good.png").write_bytes((folder / "a.png").read_bytes())
+    with pytest.raises(DataError, match=r"torn\.jpg is not a picture"):
+        model.predict([folder / "a.png", tmp_path / "torn.jpg"])
+    found = ciod.predict(model, tmp_path, device="cpu", **LOW)
+    assert [p.name for p in found] == ["good.png"]
+    with pytest.raises(CiodError, match=r"for frame in ciod\.frames"):
+        (tmp_path / "clip.mp4").write_bytes(b"")
+        ciod.predict(model, tmp_path / "clip.mp4")
+
+
+def test_files(tmp_path):
+    for name in ("b.JPG", "a.webp", "notes.txt", ".hidden.png", "sub/c.gif", "clip.MP4", "out/old.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "folder.jpg").mkdir()
+    names = [p.name for p in files([tmp_path, tmp_path / "b.JPG"], without=tmp_path / "out")]
+    assert names == ["a.webp", "b.JPG", "c.gif"]
+    assert "clip.MP4" in [p.name for p in files(tmp_path, videos=True)]
+    with pytest.raises(CiodError, match=r"did you mean 'b\.JPG'"):
+        files(tmp_path / "b.jpg")
+
+
+# Awkward pictures -----------------------------------------------------------------------------------------------------
+
+AWKWARD = {
+    "grey.png": lambda: Image.new("L", (50, 30), 90),
+    "rgba.png": lambda: Image.new("RGBA", (50, 30), (9, 8, 7, 0)),
+    "sixteen.png": lambda: Image.fromarray(np.full((30, 50), 40_000, np.uint16)),
+    "palette.gif": lambda: Image.new("P", (50, 30)),
+    "one.png": lambda: Image.new("RGB", (1, 1)),
+    "line.png": lambda: Image.new("RGB", (4000, 1)),
+    "column.png": lambda: Image.new("RGB", (2, 3000)),
+}
+
+
+def test_awkward_pictures_are_pictures(model, tmp_path):
+    for name, make in AWKWARD.items():
+        make().save(tmp_path / name)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (50, 30)).save(tmp_path / "turned.jpg", exif=exif)
+    said: list[str] = []
+    job = Job(model, [str(tmp_path)], tmp_path / "out", score=0.0, say=said.append, complain=said.append)
+    assert job.run() == len(AWKWARD) + 1 == len(said)
+    assert not [line for line in said if "cannot" in line]
+    assert read_image(tmp_path / "out" / "turned.jpg").shape[0] > read_image(tmp_path / "out" / "turned.jpg").shape[1]
+
+
+# What predict leaves --------------------------------------------------------------------------------------------------
+
+
+def test_coco_results_take_the_ids_of_the_data_set(model, tmp_path):
+    write_coco(sample_index(tmp_path / "source"), tmp_path / "data", "val")
+    truth = json.loads((tmp_path / "data" / "val.json").read_text())
+    for i, image in enumerate(truth["images"]):  # ids unlike the order
+        image["id"] = 100 - i
+    for i, category in enumerate(truth["categories"]):
+        category["id"] = 7 * (i + 1)
+    truth["annotations"] = []
+    (tmp_path / "data" / "val.json").write_text(json.dumps(truth))
+    data = formats.read(tmp_path / "data", "val")
+    job = Job(model, [], tmp_path / "out", draw=False, coco=tmp_path / "r.json", data=data, say=lambda _: None)
+    assert job.run() == 4
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert {r["image_id"] for r in results} == {i["id"] for i in truth["images"]}
+    ids = {c["name"]: c["id"] for c in truth["categories"]}
+    assert {r["category_id"] for r in results} == {ids["cat"], ids["dog"]}  # the data set knows no owl
+    assert all(set(r) == {"image_id", "category_id", "bbox", "score"} for r in results)
+    assert min(r["score"] for r in results) < 0.3, "a file for AP has doubtful detections too"
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["predictions.json"]
+    save_image(tmp_path / "other.png", np.zeros((9, 9, 3), np.uint8))
+    with pytest.raises(CiodError, match="1 pictures are not in"):
+        Job(model, [str(tmp_path / "other.png")], tmp_path / "out", coco=tmp_path / "r.json", data=data)
+
+
+def test_coco_results_without_a_data_set_count_files(model, folder, tmp_path):
+    Job(model, [str(folder)], tmp_path / "out", draw=False, coco=tmp_path / "r.json", say=lambda _: None).run()
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert {r["image_id"] for r in results} == {1, 2, 3} and {r["category_id"] for r in results} <= {1, 2, 3}
+    box = coco_results(Detections([[1, 2, 11, 22]], [0.5], [1], NAMES), 9, [4, 5, 6])
+    assert box == [{"image_id": 9, "category_id": 5, "bbox": [1, 2, 10, 20], "score": 0.5}]
+
+
+def test_coco_results_score_as_eval_does(weights, datasets, tmp_path):
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    nano = ciod.load(weights / "yolox_nano_coco.pth")
+    data = formats.read(datasets / "tiny", "val")
+    Job(nano, [], tmp_path / "out", draw=False, coco=tmp_path / "r.json", data=data, say=lambda _: None).run()
+    truth = COCO(data.source)
+    scorer = COCOeval(truth, truth.loadRes(str(tmp_path / "r.json")), "bbox")
+    scorer.evaluate()
+    scorer.accumulate()
+    scorer.summarize()
+    scored = ciod.evaluate(nano, datasets / "tiny", device="cpu")
+    assert scorer.stats[0] == pytest.approx(scored.table.overall["AP"], abs=2e-3)
+
+
+def test_out_that_cannot_be_written(model, folder, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(CiodError, match="cannot be written"):
+        Job(model, [str(folder)], tmp_path / "out", say=lambda _: None).run()
+
+
+def test_an_input_is_never_overwritten(model, folder):
+    with pytest.raises(CiodError, match=r"holds a\.png itself"):
+        Job(model, [str(folder / "a.png")], folder)
+
+
+# Detections -----------------------------------------------------------------------------------------------------------
+
+
+def found() -> Detections:
+    return Detections([[0, 0, 4, 4], [1, 1, 5, 5], [2, 2, 3, 3]], [0.9, 0.6, 0.2], [1, 0, 1], NAMES)
+
+
+def test_detections_are_validated():
+    for boxes, scores, labels, match in (
+        ([[0, 0, 1]], [0.5], [0], "must be"),
+        ([[0, 0, 1, 1]], [1.5], [0], r"scores must be in 0\.\.1"),
+        ([[0, 0, 1, 1]], [float("nan")], [0], r"scores must be in 0\.\.1"),
+        ([[0, 0, 1, 1]], [0.5], [3], r"labels must be 0\.\.2; got \[3\]"),
+        ([[0, 0, 1, 1]], [0.5], [-1], "labels must be"),
+        ([[0, 0, float("inf"), 1]], [0.5], [0], "finite"),
+        ([[2, 0, 1, 1]], [0.5], [0], "x1 <= x2"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            Detections(boxes, scores, labels, NAMES)
+
+
+def test_detections_are_filtered_and_told():
+    assert repr(found()) == "Detections(1 cat, 2 dog; scores 0.20 to 0.90)"
+    assert repr(found().keep(np.zeros(3, bool))) == "Detections(nothing)"
+    assert found().only("dog").scores.tolist() == pytest.approx([0.9, 0.2])
+    assert found().only("dog", "cat").to_list() == found().to_list()
+    assert len(found().above(0.6)) == 1
+    with pytest.raises(CiodError, match="There is no class 'dgo'; did you mean 'dog'"):
+        found().only("dgo")
+
+
+def test_to_supervision(monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", SimpleNamespace(Detections=lambda **fields: fields))
+    fields = found().to_supervision()
+    assert fields["xyxy"].shape == (3, 4) and fields["class_id"].tolist() == [1, 0, 1]
+    assert fields["confidence"].dtype == np.float32 and fields["data"]["class_name"].tolist() == ["dog", "cat", "dog"]
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(CiodError, match="pip install supervision"):
+        found().to_supervision()
+
+
+def test_the_real_supervision_takes_them():
+    sv = pytest.importorskip("supervision", reason="supervision is absent: pip install supervision")
+    detections = found().to_supervision()
+    assert isinstance(detections, sv.Detections) and len(detections[detections.confidence > 0.5]) == 2
+    assert len(Detections(np.zeros((0, 4)), [], [], NAMES).to_supervision()) == 0
+
+
+def test_what_is_neither_file_nor_folder(tmp_path):
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no pipes on this system")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CiodError, match=r"pipe is neither a file nor a folder\."):
+        files(tmp_path / "pipe")
+
+
+def test_no_class_at_all():
+    with pytest.raises(CiodError, match="classes: no class is named"):
+        mask_of(NAMES, [])
+
+
+def test_coco_results_of_videos_alone(model, tmp_path):
+    pytest.importorskip("av", reason="PyAV is absent: pip install 'ciod[video]'")
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(CiodError, match="coco: COCO results are of pictures; there are only videos here"):
+        Job(model, [str(tmp_path / "a.mp4")], tmp_path / "out", coco=tmp_path / "c.json", say=lambda _: None)
+
+
+def test_detections_must_fit_together():
+    with pytest.raises(ValueError, match=r"boxes must be \[n, 4\], scores \[n\], labels \[n\]; got "):
+        Detections(np.zeros((2, 4)), np.ones(1), np.zeros(1))
