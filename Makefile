@@ -1,12 +1,14 @@
 # make demo   installs into .venv and runs the main job on the built-in data
 # make test   installs into .venv and runs every test; an error or sentence for people that none reaches fails it
 # make test-mmdet   installs MMDetection into .venv-mmdet, compiling its operators once, and runs the tests with it
+# make coverage   runs every test and writes which lines and branches none reaches into htmlcov/
+# make wheel   builds the wheel and trains with it in an environment that holds only what it requires
 # make docs   builds the documentation site into site/; a broken link or anchor fails it
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-mmdet lint docs clean
+.PHONY: demo test test-mmdet coverage lint wheel docs clean
 
 demo: .venv
 	$(BIN)/ciod demo out=demo
@@ -39,6 +41,12 @@ lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+coverage: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-report=html
+
+wheel: .venv/dev
+	$(BIN)/python scripts/check_wheel.py dist
+
 docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "The site is in site/; $(BIN)/mkdocs serve shows it with search"
@@ -59,4 +67,4 @@ docs: .venv/docs
 	@touch .venv/docs
 
 clean:
-	rm -rf .venv .venv-mmdet demo runs site dist
+	rm -rf .venv .venv-mmdet demo runs site dist htmlcov

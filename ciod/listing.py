@@ -1,4 +1,4 @@
-"""ciod list detectors · methods · scenarios · settings · data PATH · SCENARIO · model.safetensors"""
+"""ciod list TOPIC · data PATH · SCENARIO · model.safetensors"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.text import Text
 from ciod.core.errors import CiodError, did_you_mean
 from ciod.core.files import is_file, is_folder
 
-TOPICS = ("detectors", "methods", "scenarios", "recipes", "settings", "data")
+TOPICS = ("detectors", "methods", "scenarios", "recipes", "settings", "environment", "data")
 
 
 def show(what: str, words: list[str], settings: dict[str, Any]) -> None:
@@ -39,6 +39,8 @@ def show(what: str, words: list[str], settings: dict[str, Any]) -> None:
         console.print(_recipes())
     elif what == "settings":
         console.print(_settings())
+    elif what == "environment":
+        console.print(environment(), markup=False, soft_wrap=True)
     elif what == "data":
         from ciod.data.describe import describe
 
@@ -233,6 +235,19 @@ def settings_markdown() -> str:
     titles = {"": "Run", "protocol": "Scenario"}
     head = "| setting | default | what it does |\n| --- | --- | --- |\n"
     return "\n\n".join(f"## {titles.get(s, s)}\n\n{head}" + "\n".join(rows) for s, rows in sections.items()) + "\n"
+
+
+def environment() -> str:
+    """Versions and machine, one per line: what a bug report needs."""
+    import platform
+
+    from ciod.runs import environment as machine
+
+    versions = machine.versions(optional=True)
+    if commit := machine.commit():
+        versions["ciod"] += f", commit {commit}"
+    lines = [f"{name} {version}" for name, version in versions.items()]
+    return "\n".join([*lines, machine.describe(), platform.platform()])
 
 
 def _default(value: Any) -> str:

@@ -27,7 +27,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-SMOKE = "detector=yolox-pico method=finetune epochs=1 size=64 batch=8 device=cpu workers=0".split()
+SMOKE = ["detector=yolox-pico", "method=finetune", "epochs=1", "size=64", "batch=8", "device=cpu", "workers=0"]
 
 
 def run(*words: str | Path, cwd: Path = ROOT) -> None:

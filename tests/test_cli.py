@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -354,8 +355,9 @@ def test_predict_in_a_folder_without_pictures(run, model, tmp_path):
         (["methods"], ["finetune", "joint", "pseudo_label", "ilyolox", "yolox", "✓"]),
         (["scenarios"], ["shapes-6+4", "6+4"]),
         (["settings"], ["train.epochs", "Epochs of each task", "detector.size", "augment.flip", "split"]),
+        (["environment"], [f"ciod {ciod.__version__}", f"python {platform.python_version()}", "onnx ", "cores"]),
     ],
-    ids=["nothing", "detectors", "methods", "scenarios", "settings"],
+    ids=["nothing", "detectors", "methods", "scenarios", "settings", "environment"],
 )
 def test_list(run, words, said):
     code, out, err = run("list", *words)
@@ -381,8 +383,6 @@ def test_list_data(run, pets):
 
 
 def test_version(run):
-    import ciod
-
     code, out, _ = run("--version")
     assert code == 0 and out.split()[0] == "ciod" and ciod.__version__ in out
 

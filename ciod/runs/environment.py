@@ -81,8 +81,11 @@ def workers(wanted: int | None, world: World) -> int:
     return 0 if world.device.type == "cpu" else max(1, min(8, cores // world.size))
 
 
-def versions() -> dict[str, str]:
-    names = ("torch", "torchvision", "numpy", "pillow", "faster-coco-eval", "safetensors")
+def versions(optional: bool = False) -> dict[str, str]:
+    """Name → version, or "not installed", of Python, ciod and its packages; also those of its extras if asked for."""
+    names = ["torch", "torchvision", "numpy", "pillow", "faster-coco-eval", "safetensors"]
+    if optional:
+        names += ["onnx", "onnxruntime", "av", "onedl-mmcv", "onedl-mmdetection"]
     found = {"python": platform.python_version(), "ciod": __version__}
     for name in names:
         try:
