@@ -1,21 +1,25 @@
-"""One live run a folder: a lock that the system takes back when its owner dies, however it dies."""
+"""One live run per folder: a lock that the system takes back when its owner dies, however it dies."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from ciod.core.errors import CiodError
 from ciod.core.files import explained
 
 NAME = ".lock"
-_HELD: set[Path] = set()  # by this process: the system's lock does not tell its threads apart
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}  # of a file system that has none
+_PATIENCE = 0.2  # seconds: an owner that leaves removes the file, and then the next attempt makes a new one
 
 
 class Taken(CiodError):
@@ -26,66 +30,45 @@ class Taken(CiodError):
 def owner_of(folder: Path) -> Iterator[None]:
     """This process owns ``folder`` inside the block.
 
-    The lock is the system's (POSIX): it ends with its process, and holds between machines that share the folder as
-    far as their file system passes locks on. The owner is written into it for the message. Where there are no such
-    locks, the owner's process is looked for.
+    The lock is the system's: it ends with its process, and holds between machines that share the folder as far as
+    their file system passes locks on. The owner is written into it for the message. Where there are no such locks,
+    the owner's process is looked for.
 
     Raises:
         Taken: a live run has it.
     """
     path = folder.resolve() / NAME
-    if path in _HELD:
-        raise Taken(f"out: {folder} is in use by another run of this process; choose another out=.")
+    lock = FileLock(path, timeout=_PATIENCE, poll_interval=_PATIENCE / 4, fallback_to_soft=False)
     with explained(path, size=200):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = _acquire(folder, path)
-    _HELD.add(path)
+        _acquire(lock, folder, path)
+        try:
+            path.write_text(json.dumps(_me()), encoding="utf-8")
+        except BaseException:
+            _release(lock, path)
+            raise
     try:
         yield
     finally:
-        _HELD.discard(path)
-        path.unlink(missing_ok=True)  # before the lock ends: who opens it from now on makes a new one
-        file.close()
+        _release(lock, path)
 
 
-def _acquire(folder: Path, path: Path) -> IO[str]:
-    while True:
-        file = path.open("a+", encoding="utf-8")
-        if not _lock(file):
-            owner = _read(file)
-            file.close()
-            raise Taken(_sentence(folder, owner))
-        try:
-            same = os.fstat(file.fileno()).st_ino == path.stat().st_ino
-        except FileNotFoundError:
-            same = False
-        if same:
-            break
-        file.close()  # its owner removed it between our opening and locking it
+def _acquire(lock: FileLock, folder: Path, path: Path) -> None:
     try:
-        file.truncate(0)
-        json.dump(_me(), file)
-        file.flush()
-    except BaseException:
-        path.unlink(missing_ok=True)
-        with suppress(OSError):  # it tries to write once more
-            file.close()
-        raise
-    return file
+        lock.acquire()
+    except Timeout:
+        raise Taken(_sentence(folder, _read(path))) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        owner = _read(path)
+        if owner and owner.get("host") == socket.gethostname() and _alive(owner):
+            raise Taken(_sentence(folder, owner)) from None
 
 
-def _lock(file: IO[str]) -> bool:
-    """Whether this process has the lock now."""
-    try:
-        import fcntl
-
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except (BlockingIOError, PermissionError):
-        return False
-    except (ImportError, OSError):  # no such locks here
-        owner = _read(file)
-        return not owner or owner.get("host") != socket.gethostname() or not _alive(owner)
+def _release(lock: FileLock, path: Path) -> None:
+    path.unlink(missing_ok=True)  # before the lock ends: who opens it from now on makes a new one
+    lock.release()
 
 
 def _me() -> dict[str, Any]:
@@ -97,16 +80,17 @@ def _me() -> dict[str, Any]:
     }
 
 
-def _read(file: IO[str]) -> dict[str, Any]:
-    file.seek(0)
+def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read())
-    except ValueError:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def _sentence(folder: Path, owner: dict[str, Any]) -> str:
+    if owner.get("pid") == os.getpid() and owner.get("host") == socket.gethostname():
+        return f"out: {folder} is in use by another run of this process; choose another out=."
     who = (
         f"process {owner.get('pid')} on {owner.get('host')} since {owner.get('since')}" if owner else "another process"
     )

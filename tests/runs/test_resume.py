@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from ciod.core.errors import CiodError
+from ciod.core.files import WriteError
 from ciod.core.run_log import read_metrics
 from ciod.core.signals import RunAgain
 from ciod.data.loader import Order
@@ -321,16 +323,42 @@ def test_two_runs_in_one_folder(whole, data, tmp_path):
     assert not (out / lock.NAME).exists()
 
 
+def test_a_process_that_outlives_its_parent_does_not_keep_the_lock(tmp_path):
+    """A loader process that is still there when its run was killed: the folder is free."""
+    code = HOLDER.replace(
+        "    print(", "    child = os.fork()\n    if child == 0:\n        time.sleep(600)\n    print(child, "
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(checkpoint.__file__).parents[2])}
+    words = [sys.executable, "-c", code.replace("import sys", "import os, sys"), str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=env) as other:
+        assert other.stdout
+        child = int(other.stdout.readline().split()[0])
+        other.kill()
+        other.wait()
+        try:
+            os.kill(child, 0)  # it lives
+            with lock.owner_of(tmp_path):
+                pass
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_a_lock_that_cannot_be_written_names_the_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WriteError, match=r"file/\.lock cannot be written"), lock.owner_of(tmp_path / "file"):
+        pass
+
+
 def test_without_locks_of_the_system_the_owner_is_looked_for(tmp_path, monkeypatch):
     import fcntl
 
     def none(*_):
-        raise OSError("no locks here")
+        raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "lockf", none)
-    me = {**lock._me(), "pid": os.getpid()}
+    monkeypatch.setattr(fcntl, "flock", none)
+    me = {**lock._me(), "pid": os.getppid(), "start": lock._start_of(os.getppid())}
     (tmp_path / lock.NAME).write_text(json.dumps(me))
-    with pytest.raises(lock.Taken, match=f"process {os.getpid()}"), lock.owner_of(tmp_path):
+    with pytest.raises(lock.Taken, match=f"process {os.getppid()}"), lock.owner_of(tmp_path):
         pass
     for dead in ({**me, "pid": 2**22 + 1}, {**me, "start": "0"}, {**me, "host": "elsewhere"}, "torn"):
         (tmp_path / lock.NAME).write_text(json.dumps(dead)[:-1] if dead == "torn" else json.dumps(dead))
