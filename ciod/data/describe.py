@@ -17,7 +17,7 @@ from ciod.data.formats.index_builder import Check
 from ciod.data.formats.layout import Layout
 from ciod.data.index import Index
 
-_NAMES = {"coco": "COCO", "voc": "PASCAL VOC", "yolo": "YOLO"}
+_NAMES = {"coco": "COCO", "voc": "PASCAL VOC", "yolo": "YOLO", "labelme": "labelme"}
 
 
 def describe(path: str | Path, check: Check = "pixels") -> RenderableType:

@@ -57,7 +57,7 @@ class Pictures:
         size = (int(self.index.sizes[i, 0]), int(self.index.sizes[i, 1]))
         picture = self.kept.get(i) if self.kept else None
         if picture is None:
-            picture, full = read_within(self.index.files[i], size, self.longest)
+            picture, full = read_within(self.index.files[i], size, self.longest, self.index.is_stored(i))
             if full != size:  # annotations that were not checked against the file; kept pictures have their size
                 return picture, _scale(picture, full)
             if self.kept:

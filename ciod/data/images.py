@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +20,36 @@ from ciod.core.files import atomic_write, exists, is_folder
 # would draw one around every cut-out object, and the colours stored under alpha 0 are arbitrary.
 BACKGROUND = (114, 114, 114)
 
-SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jp2", ".avif")
-)
+# Photographs of phones: read where the package pillow-heif is installed
+HEIF = frozenset((".heic", ".heif", ".hif"))
+try:
+    from pillow_heif import register_heif_opener  # type: ignore[import-not-found]
+
+    register_heif_opener()
+    _HEIF_READ = True
+except ImportError:
+    _HEIF_READ = False
+
+_ALWAYS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".gif", ".tif",
+    ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".avif",
+    ".avifs",
+)  # fmt: skip
+SUFFIXES = frozenset(_ALWAYS) | (HEIF if _HEIF_READ else frozenset())
+
+MAX_PIXELS = 250_000_000  # of a picture: 750 MB decoded; more is taken for an attack
+PIXELS_VARIABLE = "CIOD_MAX_PIXELS"  # of the environment: another limit, which loader processes see too
+_PILLOW_LIMIT = Image.MAX_IMAGE_PIXELS
+_OPENING = threading.Lock()
+# Pillow warns at a third of our limit, in the middle of progress lines; we check every picture ourselves.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 Size = tuple[int, int]  # height, width
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file is a picture that ciod reads, by its name."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 (asked by the hundred thousand)
 
 
 def fit_within(height: int, width: int, longest: int) -> Size:
@@ -30,24 +58,27 @@ def fit_within(height: int, width: int, longest: int) -> Size:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def read_image(path: str | Path, size: Size | None = None) -> np.ndarray:
+def read_image(path: str | Path, size: Size | None = None, stored: bool = False) -> np.ndarray:
     """A picture as [H, W, 3] uint8 RGB.
 
-    EXIF rotation is applied, unless the annotations count the pixels before it: ``size`` equals the picture as it
-    is stored and not the rotated one. Transparency is laid over grey (114). Pictures of 16 bits and more are brought
-    to 8: divided by 257 if any value is above 255, else taken as they are.
+    EXIF rotation is applied, unless the annotations count the pixels before it: ``stored``, or ``size`` equals the
+    picture as it is stored and not the rotated one. Transparency is laid over grey (114). Pictures of 16 bits and more
+    are brought to 8: divided by 257 if any value is above 255, else taken as they are.
 
     Args:
         path: the file; of several frames the first counts.
         size: (height, width) as the annotations have it, in pixels.
+        stored: leave EXIF rotation out.
 
     Raises:
-        DataError: the file is absent, empty, no picture, truncated, or too large (``PIL.Image.MAX_IMAGE_PIXELS``).
+        DataError: the file is absent, empty, no picture, truncated, or larger than ``max_pixels``.
     """
-    return read_within(path, size, None)[0]
+    return read_within(path, size, None, stored)[0]
 
 
-def read_within(path: str | Path, size: Size | None, longest: int | None) -> tuple[np.ndarray, Size]:
+def read_within(
+    path: str | Path, size: Size | None, longest: int | None, stored: bool = False
+) -> tuple[np.ndarray, Size]:
     """As ``read_image``, with the longest side brought down to ``longest`` pixels; and the file's own (height, width).
 
     JPEGs are made smaller by the decoder as far as it can, which takes a fraction of the time.
@@ -57,40 +88,76 @@ def read_within(path: str | Path, size: Size | None, longest: int | None) -> tup
     """
     with _opened(path) as picture:
         turn = _orientation(picture)
-        rotated, stored = _sizes(picture, turn)
-        height, width = fit_within(*stored, longest) if longest else stored
-        smaller = (height, width) != stored
+        rotated, plain = _sizes(picture, turn)
+        height, width = fit_within(*plain, longest) if longest else plain
+        smaller = (height, width) != plain
         if smaller:
             picture.draft(None, (width, height))  # to a half, a quarter or an eighth, never below what is asked
         pixels = _rgb(picture)
         if smaller and pixels.shape[:2] != (height, width):
             pixels = np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
-    if size is not None and tuple(size) == stored and tuple(size) != rotated:
-        turn, rotated = 1, stored
+    if stored or (size is not None and tuple(size) == plain and tuple(size) != rotated):
+        turn, rotated = 1, plain
     return np.ascontiguousarray(_turned(pixels, turn)), rotated
 
 
 def as_array(image: str | Path | np.ndarray | Image.Image) -> np.ndarray:
-    """A picture however it is given, as [H, W, 3] uint8 RGB: a file, a PIL image, or an array of 0..255.
+    """A picture however it is given, as [H, W, 3] uint8 RGB: a file, a PIL image, an array or a tensor.
+
+    Arrays are [H, W, 3] RGB or grey [H, W] or [H, W, 1]: of whole numbers 0..255, of ``uint16`` (brought to 8 bits as
+    pictures of files are), or of floats 0..255; floats of which none is above 1 count as 0..1.
 
     Raises:
-        DataError: as ``read_image``; or an array that is not [H, W, 3] (or grey [H, W]) with values 0..255.
+        DataError: as ``read_image``; or an array of another shape, type or range; says which.
     """
     if isinstance(image, (str, Path)):
         return read_image(image)
     if isinstance(image, Image.Image):
         return np.ascontiguousarray(_turned(_rgb(image), _orientation(image)))
+    if hasattr(image, "detach"):  # a tensor, on whatever device
+        image = image.detach().cpu().numpy()  # type: ignore[attr-defined]
     array = np.asarray(image)
     if array.ndim == 2:
-        array = np.repeat(array[..., None], 3, axis=2)
-    if array.ndim != 3 or array.shape[2] != 3 or not array.size or array.dtype.kind not in "uif":
-        raise DataError(f"A picture must be an array [H, W, 3] RGB, not {array.dtype} {list(array.shape)}.")
-    if array.dtype != np.uint8:
-        low, high = float(array.min()), float(array.max())
-        if not (low >= 0 and high <= 255):
-            raise DataError(f"The values of a picture must be 0..255; this array has {low:g}..{high:g}.")
-        array = np.rint(array).astype(np.uint8)
-    return np.ascontiguousarray(array)
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3) or not array.size or array.dtype.kind not in "uif":
+        raise DataError(
+            f"A picture must be an array [H, W, 3] RGB, not {array.dtype} {list(array.shape)}{_advice(array)}."
+        )
+    array = np.ascontiguousarray(_bytes_of(array))
+    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
+
+
+def _bytes_of(array: np.ndarray) -> np.ndarray:
+    """Values of any range that a picture may have as uint8."""
+    if array.dtype == np.uint8:
+        return array
+    low, high = float(array.min()), float(array.max())
+    if array.dtype == np.uint16:
+        return _eight_bits(array)
+    if not (low >= 0 and high <= 255):
+        hint = "; a normalized picture must be brought back to 0..255 or 0..1 first" if low < 0 else ""
+        raise DataError(f"The values of a picture must be 0..255; this array has {low:g}..{high:g}{hint}.")
+    if array.dtype.kind == "f" and 0 < high < 2:
+        if high > 1.001:  # 1 and a rounding error at most
+            raise DataError(
+                f"The values of a picture of floats must be 0..1 or 0..255; this array has {low:g}..{high:g}, which "
+                "can be neither. Clip it to 0..1, or multiply it by 255."
+            )
+        array = np.minimum(array, 1).astype(np.float32) * 255
+    return np.rint(array).astype(np.uint8)
+
+
+def _advice(array: np.ndarray) -> str:
+    """What to do with an array that has the axes or type of something else."""
+    if array.ndim == 4:
+        return "; give the pictures of a batch as a list"
+    if array.ndim == 3 and array.shape[0] in (1, 3, 4):
+        return "; it looks like [3, H, W], so transpose it: array.transpose(1, 2, 0)"
+    if array.ndim == 3 and array.shape[2] == 4:
+        return "; leave its alpha channel out: array[..., :3]"
+    if array.dtype.kind == "b":
+        return "; make it uint8: array.astype('uint8') * 255"
+    return ""
 
 
 def image_size(path: str | Path) -> Size:
@@ -108,8 +175,38 @@ def header_sizes(path: str | Path) -> tuple[Size, Size]:
     Raises:
         DataError: as ``image_size``.
     """
+    return read_header(path)[:2]
+
+
+def read_header(path: str | Path) -> tuple[Size, Size, int]:
+    """(height, width) after EXIF rotation, the same as stored, and the EXIF orientation 1..8.
+
+    Raises:
+        DataError: as ``image_size``.
+    """
     with _opened(path) as picture:
-        return _sizes(picture, _orientation(picture))
+        turn = _orientation(picture)
+        return *_sizes(picture, turn), turn
+
+
+def max_pixels() -> int:
+    """The most pixels that a picture may have: the environment's ``CIOD_MAX_PIXELS``, else
+    ``PIL.Image.MAX_IMAGE_PIXELS`` where it was changed, else ``MAX_PIXELS``.
+
+    Raises:
+        DataError: the variable is no number of pixels.
+    """
+    if text := os.environ.get(PIXELS_VARIABLE, "").strip():
+        try:
+            number = float(text.replace("_", ""))
+        except ValueError:
+            number = 0
+        if not 1 <= number < 2**63:
+            raise DataError(f"{PIXELS_VARIABLE}={text} is not a number of pixels; write for example 400e6.")
+        return int(number)
+    with _OPENING:  # not while it is put aside
+        theirs = Image.MAX_IMAGE_PIXELS
+    return MAX_PIXELS if theirs == _PILLOW_LIMIT else theirs or 2**63
 
 
 def save_image(path: str | Path, array: np.ndarray) -> None:
@@ -129,21 +226,32 @@ def save_image(path: str | Path, array: np.ndarray) -> None:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
-    path = Path(path)
+    path, limit = Path(path), max_pixels()
     try:
-        with Image.open(path) as picture:
-            # Pillow itself refuses at twice the limit only and warns below; changing warning filters is not safe
-            # in threads, so the limit is checked here.
-            if Image.MAX_IMAGE_PIXELS and picture.width * picture.height > Image.MAX_IMAGE_PIXELS:
+        with _open(path) as picture:
+            if picture.width * picture.height > limit:
                 raise Image.DecompressionBombError
             yield picture
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise DataError(
-            f"The picture {path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels, which may be an attack; "
-            "raise PIL.Image.MAX_IMAGE_PIXELS if it is real."
+            f"The picture {path} has more than {limit:,} pixels, which may be an attack; if it is real, set the "
+            f"environment variable {PIXELS_VARIABLE} to a larger number, such as {4 * limit:.2g}."
         ) from error
     except Exception as error:  # decoders of broken files raise almost anything: SyntaxError, struct.error, …
         raise DataError(_why(path, error)) from error
+
+
+def _open(path: Path) -> Image.Image:
+    """A picture of any size: Pillow's own limit is put aside, for all threads, while a large one is opened."""
+    try:
+        return Image.open(path)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        with _OPENING:
+            theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                return Image.open(path)
+            finally:
+                Image.MAX_IMAGE_PIXELS = theirs
 
 
 def _why(path: Path, error: Exception) -> str:
@@ -157,7 +265,10 @@ def _why(path: Path, error: Exception) -> str:
     except OSError:
         pass
     if isinstance(error, Image.UnidentifiedImageError):
-        return f"{path} is not a picture that Pillow can read."
+        hint = ""
+        if path.suffix.lower() in HEIF and not _HEIF_READ:
+            hint = " Convert it to JPEG, or install pillow-heif."
+        return f"{path} is not a picture that Pillow can read.{hint}"
     return f"The picture {path} cannot be read: {error or type(error).__name__}."
 
 

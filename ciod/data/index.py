@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 
 @dataclass
 class Problems:
-    """What was wrong with a data set: a count and some examples a kind, never a flood."""
+    """What was wrong with a data set: a count and some examples per kind, never a flood."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -34,11 +36,20 @@ class Problems:
         return bool(self.counts)
 
     def lines(self) -> list[str]:
-        """One line a kind: count, what, the first examples."""
+        """One line per kind: count, what, the first examples."""
         return [
             f"{n} × {kind}: {', '.join(self.examples[kind])}{', …' if n > len(self.examples[kind]) else ''}"
             for kind, n in self.counts.most_common()
         ]
+
+
+def count(problems: Problems, kind: str, rows: Iterable[int], where: Callable[[int], str]) -> None:
+    """Counts all rows under ``kind`` but words an example for the first few only."""
+    rows = [int(r) for r in rows]
+    for row in rows[: problems.limit]:
+        problems.add(kind, where(row))
+    if len(rows) > problems.limit:
+        problems.counts[kind] += len(rows) - problems.limit
 
 
 @dataclass
@@ -60,6 +71,11 @@ class Index:
     difficult: np.ndarray  # [A] bool: VOC difficult
     area: np.ndarray  # [A] float32: the data set's own area if it gives one (COCO's mask area), else width × height
     source: str = ""  # what it was read from, for messages
+    # What result files need to speak as the data set does; empty or None: as the columns above have it.
+    own_ids: list[tuple[Any, ...]] = field(default_factory=list)  # [I] ids as written; several if listed several times
+    category_ids: tuple[Any, ...] = ()  # [C] ids as written
+    annotated: np.ndarray | None = None  # [I, 2] int32 height, width in which the annotations count
+    stored: np.ndarray | None = None  # [I] bool: boxes count the pixels before EXIF rotation
     problems: Problems = field(default_factory=Problems)
     starts: np.ndarray = field(init=False, repr=False)
 
@@ -68,6 +84,25 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def ids_of(self, i: int) -> tuple[Any, ...]:
+        """The data set's own ids of image i, as they are written there."""
+        return self.own_ids[i] if self.own_ids else (int(self.image_ids[i]),)
+
+    def category_id(self, c: int) -> Any:
+        """The data set's own id of class c; without one its place, counted from 1."""
+        return self.category_ids[c] if self.category_ids else c + 1
+
+    def written_scale(self, i: int) -> tuple[float, float]:
+        """Pixels of the annotations per pixel of image i, along x and y."""
+        if self.annotated is None:
+            return 1.0, 1.0
+        y, x = (self.annotated[i] / self.sizes[i]).tolist()
+        return x, y
+
+    def is_stored(self, i: int) -> bool:
+        """Whether image i is to be read without EXIF rotation, whatever its size says."""
+        return self.stored is not None and bool(self.stored[i])
 
     def of_image(self, i: int) -> slice:
         return slice(int(self.starts[i]), int(self.starts[i + 1]))
@@ -85,6 +120,9 @@ class Index:
             files=[self.files[i] for i in rows],
             sizes=self.sizes[rows],
             image_ids=self.image_ids[rows],
+            own_ids=[self.own_ids[i] for i in rows] if self.own_ids else [],
+            annotated=None if self.annotated is None else self.annotated[rows],
+            stored=None if self.stored is None else self.stored[rows],
             image=place[self.image[keep]],
             boxes=self.boxes[keep],
             labels=self.labels[keep],
@@ -96,9 +134,11 @@ class Index:
     def relabel(self, names: tuple[str, ...]) -> Index:
         """The same boxes with labels counted in ``names``; boxes of classes that are not in it are dropped."""
         where = {n: i for i, n in enumerate(names)}
+        where_from = {n: i for i, n in enumerate(self.class_names)}
         table = np.array([where.get(n, -1) for n in self.class_names] or [0], dtype=np.int64)
         labels = table[self.labels] if len(self.labels) else self.labels
-        kept = replace(self, class_names=names, labels=labels)
+        ids = tuple(self.category_id(where_from[n]) if n in where_from else None for n in names)
+        kept = replace(self, class_names=names, labels=labels, category_ids=ids if self.category_ids else ())
         return kept.select(boxes=labels >= 0)
 
     def with_boxes(self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> Index:
@@ -125,7 +165,7 @@ class Index:
         return np.bincount(pairs % max(1, len(self.class_names)), minlength=len(self.class_names))
 
 
-def empty_columns() -> dict[str, np.ndarray]:
+def empty_columns() -> dict[str, Any]:
     """Box columns of an Index without boxes, with the right types."""
     return {
         "image": np.zeros(0, np.int64),

@@ -39,7 +39,7 @@ def open_folder(path: str, *, holdout: float, seed: int) -> Folder:
         DataError: no data set, no image, no box, or a single image where two splits are needed.
     """
     layout = formats.recognise(data_folder(path) or path)
-    train = _usable(formats.open_split(layout, "train", "files"))
+    train = _usable(formats.open_split(layout, "train"))
     said = [f"{train.source}: {line}" for line in train.problems.lines()]
     boxes = train.boxes_per_class()
     without = [n for n, k in zip(train.class_names, boxes, strict=True) if not k]
@@ -48,7 +48,7 @@ def open_folder(path: str, *, holdout: float, seed: int) -> Folder:
     if without:
         said.append(f"no box in the training images, left out: {', '.join(without[:8])}{', …' if without[8:] else ''}")
     if {"val", "test"} & layout.splits.keys():
-        val = _usable(formats.open_split(layout, "val", "files"))
+        val = _usable(formats.open_split(layout, "val"))
         said += [f"{val.source}: {line}" for line in val.problems.lines()]
         return Folder(train, val.relabel(train.class_names), False, said)
     rows = hold_out(train, holdout, seed)
@@ -134,7 +134,8 @@ def _rename(index: Index, where: dict[str, str]) -> Index:
     renamed = [where.get(n, n) for n in index.class_names]
     names = tuple(dict.fromkeys(renamed))
     table = np.array([names.index(n) for n in renamed] or [0], dtype=np.int64)
-    return replace(index, class_names=names, labels=table[index.labels] if len(index.labels) else index.labels)
+    labels = table[index.labels] if len(index.labels) else index.labels
+    return replace(index, class_names=names, labels=labels, category_ids=())
 
 
 def _usable(index: Index) -> Index:

@@ -158,7 +158,7 @@ def draw_doubtful(folder: Path, found: Found, detections: Sequence[Detections], 
     for i, _ in found.doubtful[:count]:
         height, width = (int(v) for v in index.sizes[i])
         try:
-            picture = read_image(index.files[i], (height, width))
+            picture = read_image(index.files[i], (height, width), stored=index.is_stored(i))
         except DataError:
             continue
         d = detections[i]

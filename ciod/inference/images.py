@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,10 @@ from ciod.core.errors import CiodError, ConfigError, DataError, did_you_mean
 from ciod.core.files import exists, is_file, is_folder
 from ciod.core.types import Detections
 from ciod.data.augment import letterbox
+from ciod.data.folders import below, why_passed_over
 from ciod.data.images import SUFFIXES, as_array
+from ciod.data.index import Problems
+from ciod.data.text_files import nfc
 
 if TYPE_CHECKING:
     from ciod.detectors.base import Detector
@@ -25,11 +27,20 @@ if TYPE_CHECKING:
 VIDEOS = frozenset((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv"))
 
 
-def files(where: str | Path | Iterable[str | Path], *, videos: bool = False, without: Path | None = None) -> list[Path]:
+def files(
+    where: str | Path | Iterable[str | Path],
+    *,
+    videos: bool = False,
+    without: Path | None = None,
+    problems: Problems | None = None,
+) -> list[Path]:
     """Files as they are, folders as the pictures (and videos) below them, sorted; each once.
+
+    Links to folders are followed; hidden files and folders are skipped.
 
     Args:
         without: a folder that is not looked into: that of the results.
+        problems: is told of what is passed over in folders though it may be a picture.
 
     Raises:
         CiodError: a path that is not there, or a folder without any.
@@ -39,10 +50,8 @@ def files(where: str | Path | Iterable[str | Path], *, videos: bool = False, wit
     found: list[Path] = []
     for place in map(Path, places):
         if is_folder(place):
-            inside = sorted(p for p in _below(place) if p.suffix.lower() in suffixes and is_file(p))
-            if without is not None and place.resolve() != without.resolve():
-                inside = [p for p in inside if without.resolve() not in p.resolve().parents]
-            inside = [p for p in inside if not p.name.startswith(".")]
+            apart = None if without is None or place.resolve() == without.resolve() else without.resolve()
+            inside = sorted(_below(place, suffixes, apart, Problems() if problems is None else problems))
             if not inside:
                 what = "picture or video" if videos else "picture"
                 raise CiodError(f"There is no {what} in {place} (looked for {', '.join(sorted(suffixes))}).")
@@ -57,10 +66,20 @@ def files(where: str | Path | Iterable[str | Path], *, videos: bool = False, wit
     return list(dict.fromkeys(found))
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    """Files of a folder and of those in it. What vanishes or may not be looked into meanwhile is passed over."""
-    for root, _, names in os.walk(folder):
-        yield from (Path(root, name) for name in names)
+def _below(folder: Path, suffixes: Collection[str], apart: Path | None, problems: Problems) -> Iterator[Path]:
+    """Files of a folder and of those in it, but ``apart``, that have one of the suffixes."""
+    for place, names in below(folder, problems.add):
+        if apart is not None and apart in (path := Path(place).resolve(), *path.parents):
+            continue
+        for name in names:
+            path = Path(place, name)
+            if path.suffix.lower() in suffixes:
+                if is_file(path):
+                    yield path
+                else:
+                    problems.add("link to a file that is not there, passed over", str(path))
+            elif kind := why_passed_over(name):
+                problems.add(kind, str(path))
 
 
 def mask_of(class_names: Sequence[str], wanted: Sequence[str] | None) -> Tensor | None:
@@ -71,7 +90,7 @@ def mask_of(class_names: Sequence[str], wanted: Sequence[str] | None) -> Tensor 
     """
     if wanted is None:
         return None
-    wanted = [wanted] if isinstance(wanted, str) else list(wanted)
+    wanted = [nfc(n) for n in ([wanted] if isinstance(wanted, str) else wanted)]
     problems = [
         f"classes: the model has no class '{n}'; {did_you_mean(n, class_names)}" for n in wanted if n not in class_names
     ]
@@ -109,6 +128,7 @@ def stream(
     nms_iou: float | None = None,
     max_detections: int = 100,
     classes: Sequence[str] | None = None,
+    read: Callable[[Any], np.ndarray] = as_array,
 ) -> Iterator[tuple[Any, np.ndarray | None, Detections | DataError]]:
     """(source, picture, detections) one by one, in order; of what cannot be read (source, None, why).
 
@@ -116,6 +136,7 @@ def stream(
 
     Args:
         sources: files, arrays [H, W, 3] RGB or PIL images.
+        read: makes an array of a source; raises DataError where it cannot.
 
     Raises:
         ConfigError: a class the model does not know, or a batch below 1.
@@ -134,15 +155,15 @@ def stream(
 
         def ahead() -> tuple[list[Any], list[Any]]:
             chunk = list(itertools.islice(waiting, batch))
-            return chunk, [pool.submit(_read, source) for source in chunk]
+            return chunk, [pool.submit(_read, source, read) for source in chunk]
 
         chunk, reading = ahead()
         while chunk:
-            read = [future.result() for future in reading]
+            decoded = [future.result() for future in reading]
             following = ahead()
-            good = [picture for picture in read if not isinstance(picture, DataError)]
+            good = [picture for picture in decoded if not isinstance(picture, DataError)]
             found = iter(detect(detector, good, **decoding) if good else [])
-            for source, picture in zip(chunk, read, strict=True):
+            for source, picture in zip(chunk, decoded, strict=True):
                 if isinstance(picture, DataError):
                     yield source, None, picture
                 else:
@@ -150,9 +171,9 @@ def stream(
             chunk, reading = following
 
 
-def _read(source: Any) -> np.ndarray | DataError:
+def _read(source: Any, read: Callable[[Any], np.ndarray]) -> np.ndarray | DataError:
     try:
-        return as_array(source)
+        return read(source)
     except DataError as error:
         return error
 
@@ -175,7 +196,7 @@ def predict(
     Args:
         model: a detector or a file ``ciod.load`` reads.
         classes: only these are found (default: all).
-        batch: pictures a forward pass.
+        batch: pictures per forward pass.
         size: side of the input in pixels (default: the model's own).
         names: class names for a checkpoint without them.
 

@@ -1,21 +1,22 @@
-"""What ``ciod predict`` leaves: drawn pictures and videos, predictions.json, a line of JSON a frame, COCO results."""
+"""What ``ciod predict`` leaves: drawn pictures and videos, predictions.json, a line of JSON per frame, COCO results."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ciod.core.errors import CiodError, DataError
-from ciod.core.files import explained, is_file, named
+from ciod.core.files import explained, named
 from ciod.core.run_log import atomic_write, write_json
 from ciod.core.types import Detections
-from ciod.data.images import save_image
+from ciod.data.images import as_array, read_header, read_image, save_image
+from ciod.data.index import Problems
 from ciod.inference.images import VIDEOS, files, stream
 from ciod.inference.video import Video, VideoWriter, need_av
 from ciod.report.draw import draw_boxes
@@ -55,7 +56,10 @@ class Job:
         named(self.out)
         self.paths: list[Path] = []
         if self.places:
-            self.paths = files(self.places, videos=True, without=self.out)
+            passed = Problems()
+            self.paths = files(self.places, videos=True, without=self.out, problems=passed)
+            for line in passed.lines():
+                self.complain(line)
         elif self.data is not None:
             self.paths = list(self.data.files)
         self.films = [p for p in self.paths if p.suffix.lower() in VIDEOS]
@@ -64,7 +68,8 @@ class Job:
             need_av()
         if self.coco is not None and not self.pictures:
             raise CiodError("coco: COCO results are of pictures; there are only videos here.")
-        self.ids = self._image_ids()
+        self.rows = self._rows()
+        self.numbers = {p: i for i, p in enumerate(self.pictures, 1)}
         if self.draw:
             same = [p for p in self.paths if p.parent.resolve() == self.out.resolve()]
             if same:
@@ -98,12 +103,12 @@ class Job:
 
     def _pictures(self) -> int:
         listed, results = [], []
-        for path, picture, found in stream(self.detector, self.pictures, **self.decoding):
+        for path, picture, found in stream(self.detector, self.pictures, read=self._read, **self.decoding):
             if isinstance(found, DataError) or picture is None:
                 self.complain(f"{path}: cannot be read, left out: {found}")
                 continue
             if self.coco is not None:
-                results += coco_results(found, self.ids[path], self._category_ids())
+                results += self._coco(path, found)
             found = found.above(self.shown)
             if self.draw:
                 save_image(self.out / f"{self._free(path.stem)}.jpg", draw_boxes(picture, found))
@@ -117,7 +122,7 @@ class Job:
         return len(listed)
 
     def _film(self, path: Path) -> bool:
-        """Draws one video and writes a line of JSON a frame; one that breaks off keeps what was before."""
+        """Draws one video and writes a line of JSON per frame; one that breaks off keeps what was before."""
         name = self._free(path.stem)
         lines: list[str] = []
         total: Counter[str] = Counter()
@@ -159,42 +164,65 @@ class Job:
         self._names.add(stem)
         return stem
 
-    def _image_ids(self) -> dict[Path, int]:
-        """Of the data set by path, else by file name; without a data set 1, 2, … in the order of the files."""
-        if self.coco is None:
-            return {}
+    def _rows(self) -> dict[Path, int]:
+        """The row in the data set of each picture, by path, else by file name and size; empty without a data set."""
         if self.data is None:
-            return {p: i for i, p in enumerate(self.pictures, 1)}
-        ids = [int(i) for i in self.data.image_ids]
-        by_path = {p.resolve(): i for p, i in zip(self.data.files, ids)}
+            return {}
+        by_path = {p.resolve(): i for i, p in enumerate(self.data.files)}
         names = Counter(p.name for p in self.data.files)
-        by_name = {p.name: i for p, i in zip(self.data.files, ids) if names[p.name] == 1}
-        found = {p: by_path.get(p.resolve(), by_name.get(p.name)) for p in self.pictures}
-        strange = [p for p, i in found.items() if i is None]
+        by_name = {p.name: i for i, p in enumerate(self.data.files) if names[p.name] == 1}
+        rows: dict[Path, int] = {}
+        strange: list[Path] = []
+        for path in self.pictures:
+            row = by_path.get(path.resolve())
+            if row is None and (other := by_name.get(path.name)) is not None and self._same_size(path, other):
+                row = other
+            if row is None:
+                strange.append(path)
+            else:
+                rows[path] = row
+        if self.coco is None:
+            return rows
         if strange:
             raise CiodError(f"coco: {len(strange)} pictures are not in {self.data.source}, such as {strange[0]}.")
-        return {p: i for p, i in found.items() if i is not None}
+        twice = [p for p, n in Counter(rows.values()).items() if n > 1]
+        if twice:
+            same = [str(p) for p, row in rows.items() if row == twice[0]]
+            raise CiodError(f"coco: {' and '.join(same[:3])} are one picture of {self.data.source}; name it once.")
+        return rows
 
-    def _category_ids(self) -> list[int | None]:
-        """By label; None: the data set does not have the class."""
+    def _same_size(self, path: Path, row: int) -> bool:
+        assert self.data is not None
+        try:
+            return tuple(self.data.sizes[row].tolist()) in read_header(path)[:2]
+        except DataError:
+            return True  # told when it is read
+
+    def _read(self, path: Path) -> np.ndarray:
+        """As the data set counts its pixels: turned by EXIF or not."""
+        row = self.rows.get(path)
+        if self.data is None or row is None:
+            return as_array(path)
+        height, width = self.data.sizes[row].tolist()
+        return read_image(path, (height, width), stored=self.data.is_stored(row))
+
+    def _coco(self, path: Path, found: Detections) -> list[dict[str, Any]]:
+        """Results in the ids and the pixels of the data set's annotations; without one, counted from 1."""
         names = self.detector.class_names
         if self.data is None:
-            return list(range(1, len(names) + 1))
-        known = category_ids(self.data)
-        return [known.get(n) for n in names]
+            return coco_results(found, self.numbers[path], list(range(1, len(names) + 1)))
+        row, known = self.rows[path], {n: self.data.category_id(c) for c, n in enumerate(self.data.class_names)}
+        found = replace(found, boxes=found.boxes * np.tile(self.data.written_scale(row), 2).astype(np.float32))
+        categories = [known.get(n) for n in names]
+        return [line for i in self.data.ids_of(row) for line in coco_results(found, i, categories)]
 
 
-def category_ids(data: Index) -> dict[str, int]:
-    """Class name → id: of the COCO file it was read from; 1, 2, … in the data set's order where there is none."""
-    source = Path(data.source)
-    if source.suffix == ".json" and is_file(source):
-        categories = json.loads(source.read_bytes())["categories"]
-        return {str(c["name"]).strip(): c["id"] for c in categories if isinstance(c.get("id"), int)}
-    return {n: i for i, n in enumerate(data.class_names, 1)}
+def coco_results(found: Detections, image_id: Any, categories: Sequence[Any]) -> list[dict[str, Any]]:
+    """COCO's results format: image_id, category_id, bbox [x, y, width, height], score.
 
-
-def coco_results(found: Detections, image_id: int, categories: Sequence[int | None]) -> list[dict[str, Any]]:
-    """COCO's results format: image_id, category_id, bbox [x, y, width, height], score."""
+    Args:
+        categories: by label; None: the data set does not have the class.
+    """
     sides = np.concatenate([found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]], 1)
     return [
         {

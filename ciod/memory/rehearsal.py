@@ -135,8 +135,12 @@ def concatenate(indices: list[Index]) -> Index:
         name: np.concatenate([getattr(i, name) for i in indices])
         for name in ("sizes", "boxes", "labels", "crowd", "difficult", "area")
     }
+    stored = [np.zeros(len(i), bool) if i.stored is None else i.stored for i in indices]
     return replace(
         indices[0],
+        own_ids=[],
+        annotated=None,
+        stored=np.concatenate(stored),
         files=[f for i in indices for f in i.files],
         image=np.concatenate([i.image + s for i, s in zip(indices, shift, strict=False)]),
         image_ids=np.arange(shift[-1]),

@@ -40,7 +40,7 @@ def write_examples(
     for place, row in enumerate(choose(task, count)):
         height, width = (int(v) for v in task.test.sizes[row])
         try:
-            picture = read_image(task.test.files[row], (height, width))
+            picture = read_image(task.test.files[row], (height, width), stored=task.test.is_stored(row))
         except DataError:
             continue
         before = teacher.predict(picture, score_threshold=SCORE)

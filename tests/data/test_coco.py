@@ -208,7 +208,7 @@ def test_one_bad_box_does_not_end_reading(root, bbox, kind, expected):
         (add("images", file_name="b.png"), "image without id or file_name, left out", 1, 1),
         (lambda c: c["images"].append(7), "image without id or file_name, left out", 1, 1),
         (add("images", id=1, file_name="b.png"), "image id given twice, the second picture is left out", 1, 1),
-        (add("images", id=2, file_name="a.png"), "picture listed under two ids, their boxes are joined", 1, 1),
+        (add("images", id=2, file_name="a.png"), "picture listed twice, its boxes are joined", 1, 1),
         (
             add("annotations", id=1, image_id=1, category_id=1, bbox=[1, 1, 2, 2]),
             "annotation id given twice, both boxes are kept",
@@ -302,8 +302,8 @@ def test_truncated_picture_is_found_by_decoding(root, check, kind):
 def test_unreadable_header(root, size):
     coco_set(root, add("images", id=2, file_name="b.png", **size))
     (root / "images" / "b.png").write_bytes(b"version https://git-lfs.github.com/spec/v1")
-    assert len(read(root)) == (2 if size else 1)
-    index = read(root, check="headers")
+    assert len(read(root, check="files")) == (2 if size else 1)
+    index = read(root)
     assert index.problems.counts == {"unreadable picture, left out": 1}
     assert "b.png is not a picture" in index.problems.examples["unreadable picture, left out"][0]
 
@@ -315,18 +315,22 @@ def test_absent_size_is_read_from_the_header(root, size):
     assert not index.problems
 
 
-def test_wrong_size_is_found_and_mended_only_when_checked(root):
-    coco_set(root, images=[{"id": 1, "file_name": "a.png", "width": 25, "height": 15}])
+def test_picture_of_another_shape_than_annotated_is_left_out(root):
+    coco_set(root, add("images", id=2, file_name="b.png", width=60, height=40))
+    content = json.loads((root / "train.json").read_text())
+    content["images"][0] |= {"width": 25, "height": 15}
+    (root / "train.json").write_text(json.dumps(content))
     index = read(root)
-    assert index.sizes.tolist() == [[15, 25]]
-    assert index.boxes.tolist() == [[10, 10, 25, 15]]
-    index = read(root, check="headers")
-    assert index.sizes.tolist() == [[40, 60]]
-    assert index.boxes.tolist() == [[10, 10, 30, 20]]
+    assert [f.name for f in index.files] == ["b.png"] and not len(index.labels)
     assert index.problems.lines() == [
-        "1 × image size in the annotations is not the picture's, the picture's is used: "
+        "1 × picture of another shape than annotated, left out: its boxes may belong to another picture: "
         "a.png (25×15 annotated, 60×40 in the file)"
     ]
+    del content["images"][1]
+    (root / "train.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"no usable image \(of 1\): 1 × picture of another shape than annotated"):
+        read(root)
+    assert read(root, check="files").boxes.tolist() == [[10, 10, 25, 15]], "unchecked: the annotations are believed"
 
 
 @pytest.mark.parametrize(("width", "height"), [(60, 40), (40, 60)])

@@ -123,7 +123,8 @@ def test_data_set_one_folder_deeper(sample, root):
         recognise(root)
 
 
-def test_absent_path_and_near_spelling(root):
+def test_absent_path_and_near_spelling(sample, root):
+    write_coco(sample, root)
     with pytest.raises(DataError, match=r"sett does not exist; did you mean 'set'\.$"):
         recognise(root.parent / "sett")
     with pytest.raises(DataError, match=r"does not exist; nor does"):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ciod.core.errors import DataError
 from ciod.data.formats import class_names, read, splits, voc
-from ciod.data.index import Index
+from ciod.data.formats.layout import Part
+from ciod.data.index import Index, Problems
 from tests.data.writers import assert_same, picture, sample_index, voc_xml, write_voc
 
 BOMB = '<!DOCTYPE a [<!ENTITY x "ha"><!ENTITY y "&x;&x;">]><annotation>&y;</annotation>'
@@ -205,6 +205,6 @@ def test_voc_without_any_object_has_no_class(root):
 
 
 def test_a_list_that_cannot_be_read(tmp_path):
-    part = SimpleNamespace(listing=tmp_path)  # a folder
-    with pytest.raises(DataError, match=r"The list .* cannot be read: "):
-        list(voc._stems(part, None, None, {}))  # type: ignore[arg-type]
+    part = Part(images=(tmp_path,), boxes=tmp_path, listing=tmp_path)  # a folder
+    with pytest.raises(DataError, match=r" cannot be read: "):
+        voc._keys(part, {}, {}, Problems())

@@ -118,7 +118,7 @@ def test_yolo_boxes_follow_exif_rotation(root):
         ("1 .5 .5 -.5 .5", "box of negative width or height, left out", None),
         ("1 1.5 .5 .5 .5", "box outside its image, left out", None),
         ("1 1 .5 .5 .5", "box sticks out of its image, clipped", [45, 10, 60, 30]),
-        ("1 30 20 30 20", "box in pixels where fractions of the picture are wanted, left out", None),
+        ("1 30 20 30 20", "box in pixels where fractions of the picture are needed, left out", None),
     ],
 )
 def test_yolo_lines(root, line, kind, box):

@@ -1,4 +1,4 @@
-"""COCO, VOC and YOLO folders into one Index: recognised by looking, never asked for."""
+"""COCO, VOC, YOLO and labelme folders into one Index: recognised by looking, never asked for."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ciod.core.errors import DataError, did_you_mean
-from ciod.core.files import exists, is_file
+from ciod.core.files import exists, is_file, is_folder
+from ciod.data import labelme
 from ciod.data.formats import coco, voc, yolo
 from ciod.data.formats.index_builder import Check
 from ciod.data.formats.layout import Layout, Part
 from ciod.data.index import Index, Problems
+
+_READERS = {"voc": voc, "yolo": yolo, "labelme": labelme}
 
 __all__ = ["Check", "Layout", "Part", "class_names", "merge_names", "open_split", "read", "recognise", "splits"]
 
@@ -22,28 +25,30 @@ def recognise(path: str | Path) -> Layout:
         path: a folder, or a file: a COCO JSON, or a data.yaml of YOLO.
 
     Raises:
-        DataError: there is no such path, or it is none of the three; says what was looked for and what is there.
+        DataError: there is no such path, or it is none of the four; says what was looked for and what is there.
     """
     path = Path(path).expanduser().absolute()
     if not exists(path):
         raise DataError(f"The data set {path} does not exist{_near(path)}.")
     if is_file(path):
         suffix = path.suffix.lower()
-        layout = coco.find_single(path) if suffix == ".json" else None
+        layout = coco.find_single(path) if suffix == ".json" and not labelme.is_labelme(path) else None
+        if suffix == ".json" and layout is None:
+            raise DataError(f"{path} is a labelme file of one picture; give its folder, {path.parent}.")
         if suffix in (".yaml", ".yml"):
             layout = yolo.find_yaml(path)
         if layout is None:
             raise DataError(f"{path} is not a data set: a file must be a COCO .json or a YOLO data.yaml.")
         return layout
-    layout = _look(path)
+    layout = _look(path) or voc.find_below(path)
     if layout is not None:
         return layout
     inside = sorted(p.name + ("/" if p.is_dir() else "") for p in path.iterdir())
-    deeper = [name for name in inside[:20] if name.endswith("/") and _look(path / name)]
+    deeper = [name for name in inside[:20] if name.endswith("/") and _is_data_set(path / name)]
     found = ", ".join(inside[:8]) + (", …" if len(inside) > 8 else "") if inside else "nothing"
     raise DataError(
-        f"{path} is no data set that ciod knows. Looked for {coco.LOOKED_FOR}; {voc.LOOKED_FOR}; {yolo.LOOKED_FOR}. "
-        f"Found: {found}." + (f" Did you mean {path / deeper[0]}?" if deeper else "")
+        f"{path} is no data set that ciod knows. Looked for {coco.LOOKED_FOR}; {voc.LOOKED_FOR}; {yolo.LOOKED_FOR}; "
+        f"{labelme.LOOKED_FOR}. Found: {found}." + (f" Did you mean {path / deeper[0]}?" if deeper else "")
     )
 
 
@@ -56,7 +61,7 @@ def splits(path: str | Path) -> list[str]:
     return list(recognise(path).splits)
 
 
-def read(path: str | Path, split: str = "train", check: Check = "files") -> Index:
+def read(path: str | Path, split: str = "train", check: Check = "headers") -> Index:
     """One split of a data set.
 
     What is wrong with single images or boxes is left out and counted in ``Index.problems``.
@@ -64,8 +69,8 @@ def read(path: str | Path, split: str = "train", check: Check = "files") -> Inde
     Args:
         path: see ``recognise``.
         split: train, val or test. valid and val2017 mean val; test stands in for an absent val, trainval for train.
-        check: "files": the pictures exist and are not empty; "headers": also open each, and compare its size with the
-            annotated one; "pixels": also decode each.
+        check: "headers": open each picture and bring the boxes to its size; "pixels": also decode it; "files": only
+            look whether it is there, and believe the size that the annotations state.
 
     Raises:
         DataError: no such data set or split, annotations that are not in the format, or nothing usable in them.
@@ -73,7 +78,7 @@ def read(path: str | Path, split: str = "train", check: Check = "files") -> Inde
     return open_split(recognise(path), split, check)
 
 
-def open_split(layout: Layout, split: str, check: Check = "files") -> Index:
+def open_split(layout: Layout, split: str, check: Check = "headers") -> Index:
     """As ``read``, of what ``recognise`` found. Raises ValueError for another ``check``."""
     if check not in ("files", "headers", "pixels"):
         raise ValueError(f"check must be 'files', 'headers' or 'pixels', not {check!r}")
@@ -81,8 +86,7 @@ def open_split(layout: Layout, split: str, check: Check = "files") -> Index:
     parts, problems = layout.splits[name], Problems()
     if layout.kind == "coco":
         return coco.read(parts[0], check, problems)
-    reader = voc if layout.kind == "voc" else yolo
-    return reader.read(parts, layout, f"{layout.root} ({name})", check, problems)
+    return _READERS[layout.kind].read(parts, layout, f"{layout.root} ({name})", check, problems)
 
 
 def class_names(path: str | Path, split: str | None = None) -> tuple[str, ...]:
@@ -94,7 +98,7 @@ def class_names(path: str | Path, split: str | None = None) -> tuple[str, ...]:
     layout = recognise(path)
     if layout.kind != "coco":
         layout.find(split or next(iter(layout.splits)))
-        names = (voc if layout.kind == "voc" else yolo).class_names(layout)
+        names = _READERS[layout.kind].class_names(layout)
     else:
         wanted = [layout.find(split)] if split else list(layout.splits)
         names = _merged(coco.class_names(layout.splits[s][0]) for s in wanted)
@@ -113,16 +117,30 @@ def _merged(lists: Iterable[Iterable[str]]) -> tuple[str, ...]:
 
 
 def _look(folder: Path) -> Layout | None:
-    # Files named after splits say most; a lone JSON of any name says least (YOLO and VOC folders may hold one).
-    for find in (coco.find_named, yolo.find_yaml, voc.find, yolo.find_plain, coco.find_single):
+    # labelme's JSONs may be named after anything. Files named after splits say most; a lone JSON of any name says least
+    # (YOLO and VOC folders may hold one).
+    finders = (
+        labelme.find, coco.find_named, yolo.find_yaml, voc.find, yolo.find_plain, yolo.find_darknet, coco.find_single,
+    )  # fmt: skip
+    for find in finders:
         if layout := find(folder):
             return layout
     return None
 
 
-def _near(path: Path) -> str:
+def _is_data_set(path: Path) -> bool:
     try:
-        hint = did_you_mean(path.name, (p.name for p in path.parent.iterdir()), listing=0)
+        return (_look(path) if is_folder(path) else recognise(path)) is not None
+    except DataError:
+        return False
+
+
+def _near(path: Path) -> str:
+    """The data set beside an absent path that is nearest in spelling, if there is one."""
+    try:
+        names = [p.name for p in path.parent.iterdir()]
     except OSError:
         return f"; nor does {path.parent}"
-    return f"; {hint.rstrip('?')}" if hint.startswith("did you mean") else ""
+    hint = did_you_mean(path.name, names, listing=0)
+    meant = hint[len("did you mean '") : -2] if hint.startswith("did you mean '") else ""
+    return f"; {hint.rstrip('?')}" if meant and _is_data_set(path.parent / meant) else ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+import mmap
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +15,15 @@ import numpy as np
 
 from ciod.core.errors import DataError
 from ciod.core.gc_pause import uncollected
-from ciod.data.formats.index_builder import Check, Columns, count, number, size_of, to_index, unique_names
+from ciod.data.formats.index_builder import Check, Columns, number, size_of, to_index, unique_names
 from ciod.data.formats.layout import Files, Layout, Part, child, split_in_name, split_of_name, subfolders
-from ciod.data.index import Index, Problems
+from ciod.data.index import Index, Problems, count
+from ciod.data.masks import box_of
+from ciod.data.text_files import ADVICE
 
 LOOKED_FOR = "COCO: train.json, annotations/instances_train2017.json or train/_annotations.coco.json"
-_NOT_BOXES = {"captions", "panoptic", "stuff", "info", "results", "predictions", "keypoints", "detections"}
-_Key = int | str | None
+_NOT_BOXES = {"captions", "panoptic", "stuff", "info", "labels", "results", "predictions", "detections"}
+_Key = int | float | str | None
 # Nine tenths of COCO and unused: cutting them out before parsing saves more than half of the time and memory. Only
 # numbers, brackets and commas follow, so the match ends with the value; in a string the quotes would be escaped.
 _POLYGONS = re.compile(rb'"segmentation"\s*:\s*\[[][\d\s.,eE+-]*\]')
@@ -29,37 +33,51 @@ _POLYGONS = re.compile(rb'"segmentation"\s*:\s*\[[][\d\s.,eE+-]*\]')
 
 
 def find_named(root: Path) -> Layout | None:
-    """JSONs named after splits, in ``root``, in its annotations/, or one in a folder a split.
+    """JSONs named after splits, in ``root``, in its annotations/, or one in a folder per split.
 
     Raises:
         DataError: two JSONs for one split, so that it cannot be known which is meant.
     """
     found: dict[str, list[tuple[Path, Part]]] = {}
-    for folder in _json_folders(root):
-        for path in _jsons(folder):
-            named = split_in_name(path.stem)
-            if named and not _NOT_BOXES & set(re.split(r"[^a-z]+", path.stem.lower())):
-                found.setdefault(named[0], []).append((path, _part(path, root, named[1])))
+    for path in (p for folder in _json_folders(root) for p in _jsons(folder)):
+        if named := split_in_name(path.stem):
+            found.setdefault(named[0], []).append((path, _part(path, root, named[1])))
     for folder in subfolders(root):
-        split, jsons = split_of_name(folder.name), _jsons(folder)
-        roboflow = [p for p in jsons if p.name == "_annotations.coco.json"] or jsons
-        if split and split not in found and len(roboflow) == 1:
-            found[split] = [(roboflow[0], _part(roboflow[0], root, folder.name))]
+        split = split_of_name(folder.name)
+        if split and not _of_boxes([path for path, _ in found.get(split, [])]):
+            jsons = _jsons(folder)
+            options = [p for p in jsons if p.name == "_annotations.coco.json"] or _of_boxes(jsons)
+            found.setdefault(split, []).extend((p, _part(p, root, folder.name)) for p in options)
     splits = {}
-    for split, options in found.items():
+    for split, paths in found.items():
+        boxed = _of_boxes([path for path, _ in paths])
+        options = [o for o in paths if o[0] in boxed]
         if len(options) > 1:  # the official folder often holds the JSONs of 2014 and 2017, the pictures of one
             options = [o for o in options if _own_folder(o[1], o[0])] or options
         if len(options) > 1:
-            names = ", ".join(str(path.relative_to(root)) for path, _ in options)
-            raise DataError(f"{root} has {len(options)} files for the split '{split}': {names}. Point at one of them.")
-        splits[split] = (options[0][1],)
+            options = [o for o in options if _is_coco(o[0])]
+        if len(options) > 1:
+            raise DataError(_choose(root, [path for path, _ in options], f" for the split '{split}'"))
+        if options:
+            splits[split] = (options[0][1],)
     return Layout("coco", root, splits) if splits else None
 
 
 def find_single(path: Path) -> Layout | None:
-    """A JSON that was pointed at, or the only one of a folder."""
-    jsons = [path] if path.is_file() else [p for folder in _json_folders(path) for p in _jsons(folder)]
-    if len(jsons) != 1:
+    """A JSON that was pointed at, or the only one of a folder that may have boxes.
+
+    Raises:
+        DataError: the folder has several with boxes.
+    """
+    if path.is_file():
+        jsons = [path]
+    else:
+        jsons = [p for folder in _json_folders(path) for p in _jsons(folder)]
+        if len(jsons) > 1:  # CVAT and Datumaro write a JSON per kind of annotation
+            jsons = [p for p in _of_boxes(jsons) if _is_coco(p)]
+    if len(jsons) > 1:
+        raise DataError(_choose(path, jsons))
+    if not jsons:
         return None
     named = split_in_name(jsons[0].stem)
     split = named[0] if named else split_of_name(jsons[0].parent.name) or "train"
@@ -68,13 +86,43 @@ def find_single(path: Path) -> Layout | None:
     return Layout("coco", path, {split: (part,)}, single=True)
 
 
+def _of_boxes(jsons: list[Path]) -> list[Path]:
+    """Those whose names do not say that they hold something else; all others where none is left.
+
+    Keypoints come with boxes, so they are the next best.
+    """
+    for other in (_NOT_BOXES | {"keypoints"}, _NOT_BOXES):
+        if found := [p for p in jsons if not other & set(re.split(r"[^a-z]+", p.stem.lower()))]:
+            return found
+    return []
+
+
+def _is_coco(path: Path) -> bool:
+    """Whether a JSON has COCO's keys and something that gives boxes, without parsing it."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
+            if b"\0" in raw[:64]:  # UTF-16, which the parser reads
+                return True
+            keys = (b'"images"', b'"annotations"', b'"categories"')
+            return all(raw.find(key) >= 0 for key in keys) and any(
+                raw.find(key) >= 0 for key in (b'"bbox"', b'"segmentation"')
+            )
+    except (OSError, ValueError):  # no file to read, or an empty one
+        return False
+
+
+def _choose(root: Path, paths: list[Path], what: str = "") -> str:
+    names = ", ".join(str(p.relative_to(root)) for p in paths[:8]) + (", …" if len(paths) > 8 else "")
+    return f"{root} has {len(paths)} files{what}: {names}. Point at one of them."
+
+
 def _json_folders(root: Path) -> list[Path]:
     inside = child(root, "annotations")
     return [root, *([inside] if inside else [])]
 
 
 def _jsons(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("*.json") if p.is_file() and not p.name.startswith("."))
+    return sorted(p for p in folder.glob("*.[jJ][sS][oO][nN]") if p.is_file() and not p.name.startswith("."))
 
 
 def _part(path: Path, root: Path, word: str) -> Part:
@@ -84,6 +132,7 @@ def _part(path: Path, root: Path, word: str) -> Part:
         bases.append(path.parent.parent)
     split = split_of_name(word)
     words = [word, *(f.name for b in bases for f in subfolders(b) if split and split_of_name(f.name) == split)]
+    words += [path.stem.partition("_")[2]] if "_" in path.stem else []  # instances_default.json: images/default/
     folders = [b / inside / w for b in bases for w in words for inside in ("", "images")]
     folders += [b / inside for inside in ("images", "", "JPEGImages", "data") for b in bases]
     return Part(images=tuple(dict.fromkeys(f for f in folders if f.is_dir())), boxes=path)
@@ -107,13 +156,14 @@ def read(part: Part, check: Check, problems: Problems) -> Index:
     source = str(part.boxes)
     content = _load(Path(source))
     columns = Columns()
-    rows, joined = _images(content["images"], part, columns, problems)
+    rows = _images(content["images"], part, columns, problems)
     annotations = [a for a in content["annotations"] if isinstance(a, dict)]
     strange = len(content["annotations"]) - len(annotations)
     count(problems, "annotation that is no object, left out", range(strange), lambda _: source)
     used = [_key(a.get("category_id")) for a in annotations]
-    columns.class_names, label_of = _classes(content["categories"], set(used), source)
-    absent, odd = _boxes(annotations, columns, source)
+    columns.class_names, columns.category_ids = _classes(content["categories"], set(used), source)
+    label_of = {_key(k): i for i, k in enumerate(columns.category_ids)}
+    absent, odd, drawn = _boxes(annotations, columns, source)
 
     def where(a: int) -> str:
         return f"annotation {annotations[a].get('id', '?')} of image {annotations[a].get('image_id', '?')}"
@@ -125,8 +175,9 @@ def read(part: Part, check: Check, problems: Problems) -> Index:
     count(problems, "box of an unknown category, left out", np.flatnonzero(columns.labels < 0), where)
     count(problems, "annotation without a bbox, left out", np.flatnonzero(absent), where)
     count(problems, "bbox that is not four numbers, left out", np.flatnonzero(odd), where)
+    count(problems, "polygon or mask without a bbox, its box is used", np.flatnonzero(drawn), where)
     columns.image[absent | odd] = -1
-    columns.image[_twice(annotations, columns, joined, problems, where)] = -1
+    columns.image[_twice(annotations, columns, problems, where)] = -1
     return to_index(columns, source, check, problems)
 
 
@@ -166,11 +217,15 @@ def _load(path: Path) -> dict[str, Any]:
         with uncollected():
             try:
                 content = json.loads(_POLYGONS.sub(b'"segmentation":[]', raw))
+                if _without_bbox(_listed(content, "annotations")):
+                    content = json.loads(raw)  # the polygons are needed after all
             except json.JSONDecodeError:
                 content = json.loads(raw)  # for the true line and column
     except json.JSONDecodeError as error:
         raise DataError(f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from error
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} cannot be read as JSON: it is not UTF-8; {ADVICE}.") from error
+    except (OSError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as JSON: {error}.") from error
     if not isinstance(content, dict):
         kind = "a list" if isinstance(content, list) else type(content).__name__
@@ -184,23 +239,27 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
+def _listed(content: Any, key: str) -> list[Any]:
+    """The list under a key, or none."""
+    found = content.get(key) if isinstance(content, dict) else None
+    return found if isinstance(found, list) else []
+
+
 def _key(value: Any) -> _Key:
     """An id that compares equal however it was written: 7, 7.0, "7", "007"."""
     if type(value) is int:
         return value
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value if math.isfinite(value) else None
     if isinstance(value, str):
         return int(value) if value.isdecimal() and len(value) < 19 else value
     return None
 
 
-def _images(images: list[Any], part: Part, columns: Columns, problems: Problems) -> tuple[dict[_Key, int], set[int]]:
-    """Fills the image columns; returns the row of each id, and the rows that more than one id shares."""
-    files = Files()
+def _images(images: list[Any], part: Part, columns: Columns, problems: Problems) -> dict[_Key, int]:
+    """Fills the image columns; returns the row of each id."""
     rows: dict[_Key, int] = {}
-    row_of_file: dict[str, int] = {}
-    joined: set[int] = set()
+    names: list[str] = []
     for image in images:
         image = image if isinstance(image, dict) else {}
         key, name = _key(image.get("id")), image.get("file_name")
@@ -210,34 +269,38 @@ def _images(images: list[Any], part: Part, columns: Columns, problems: Problems)
         if key in rows:
             problems.add("image id given twice, the second picture is left out", f"{key} ({name})")
             continue
-        path = files.first(part.images, name) or ""
-        if path and path in row_of_file:
-            # Leaving the second out would teach its boxes as background.
-            rows[key] = row_of_file[path]
-            joined.add(rows[key])
-            problems.add("picture listed under two ids, their boxes are joined", name)
-            continue
+        rows[key] = len(names)
+        names.append(name)
+        columns.own_ids.append(image["id"])
+        columns.sizes.append(size_of(image.get("height"), image.get("width")))
+    columns.files = Files().resolve(part.images, names)
+    for name, path in zip(names, columns.files):
         if not path:
             problems.add("missing image file, left out", name)
-        else:
-            row_of_file[path] = len(columns.files)
-        rows[key] = len(columns.files)
-        columns.files.append(path)
-        columns.sizes.append(size_of(image.get("height"), image.get("width")))
-    first = {row: key for key, row in reversed(rows.items())}
-    own = [first[row] for row in range(len(columns.files))]
-    numbers = [k for k in own if isinstance(k, int) and abs(k) < 2**63]
-    columns.ids = numbers if len(numbers) == len(own) else list(range(1, len(own) + 1))
-    return rows, joined
+    numbers = [k for k in rows if isinstance(k, int) and abs(k) < 2**63]
+    columns.ids = numbers if len(numbers) == len(rows) else list(range(1, len(rows) + 1))
+    return rows
 
 
 def _dummies(categories: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Categories named as another's supercategory: Roboflow exports one such, with id 0 and no box."""
-    parents = [c.get("supercategory") for c in categories if c.get("supercategory") != c.get("name")]
-    return [c for c in categories if isinstance(c.get("name"), str) and c["name"] in parents]
+    """Categories named as another's supercategory: Roboflow exports one such, with id 0 and no box.
+
+    One that is its own supercategory is none; one that shares its name with that other category may be.
+    """
+    parents: dict[Any, int] = {}
+    for c in categories:
+        parent = c.get("supercategory")
+        if isinstance(parent, str):
+            parents[parent] = parents.get(parent, 0) + 1
+    return [
+        c
+        for c in categories
+        if isinstance(c.get("name"), str) and c.get("supercategory") != c["name"] and parents.get(c["name"])
+    ]
 
 
-def _classes(categories: list[Any], used: set[_Key], source: str) -> tuple[tuple[str, ...], dict[_Key, int]]:
+def _classes(categories: list[Any], used: set[_Key], source: str) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+    """Names and ids as written, in the order of the ids."""
     bad = [c for c in categories if not isinstance(c, dict) or _key(c.get("id")) is None]
     if bad:
         raise DataError(f"{source}: a category is not an object with id and name: {json.dumps(bad[0])[:80]}.")
@@ -249,15 +312,21 @@ def _classes(categories: list[Any], used: set[_Key], source: str) -> tuple[tuple
     twice = [i for i, j in itertools.pairwise(ids) if i == j]
     if twice:
         raise DataError(f"{source}: the category id {twice[0]} is given to two classes; each needs its own.")
-    return names, {k: i for i, k in enumerate(ids)}
+    return names, tuple(c["id"] for c in kept)
 
 
-def _boxes(annotations: list[dict[str, Any]], columns: Columns, source: str) -> tuple[np.ndarray, np.ndarray]:
-    """Fills the box columns but image and label, one row an annotation; NaN where there is no box.
+def _boxes(
+    annotations: list[dict[str, Any]], columns: Columns, source: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fills the box columns but image and label, one row per annotation; NaN where there is no box.
 
-    Returns two [A] bool: without a bbox, and with one that is not four numbers.
+    Returns three [A] bool: without a bbox, with one that is not four numbers, and with that of the polygon or mask.
     """
     raw = [a.get("bbox") for a in annotations]
+    drawn = np.zeros(len(raw), dtype=bool)
+    for i in _without_bbox(annotations):
+        raw[i] = box_of(annotations[i].get("segmentation"))
+        drawn[i] = raw[i] is not None
     odd = np.zeros(len(raw), dtype=bool)
     try:
         boxes = np.array(raw, dtype=np.float64).reshape(len(raw), 4)
@@ -279,7 +348,16 @@ def _boxes(annotations: list[dict[str, Any]], columns: Columns, source: str) -> 
     columns.area = _numbers([a.get("area") for a in annotations])
     columns.crowd = _numbers([a.get("iscrowd", 0) for a in annotations]) == 1
     columns.difficult = _numbers([a.get("difficult", 0) for a in annotations]) == 1
-    return absent, odd & ~absent
+    return absent, odd & ~absent, drawn
+
+
+def _without_bbox(annotations: list[Any]) -> list[int]:
+    """Rows with a segmentation and no bbox, or one of four zeros."""
+    return [
+        i
+        for i, a in enumerate(annotations)
+        if isinstance(a, dict) and "segmentation" in a and (not (b := a.get("bbox")) or b == [0, 0, 0, 0])
+    ]
 
 
 def _numbers(values: list[Any]) -> np.ndarray:
@@ -293,11 +371,10 @@ def _numbers(values: list[Any]) -> np.ndarray:
 def _twice(
     annotations: list[dict[str, Any]],
     columns: Columns,
-    joined: set[int],
     problems: Problems,
     where: Callable[[int], str],
 ) -> list[int]:
-    """Rows to leave out: a box given again under its id, or again for a picture that was listed twice."""
+    """Rows to leave out: a box given again under its id."""
     out: list[int] = []
     row_of_id: dict[_Key, int] = {}
     keys = [_key(annotation.get("id")) for annotation in annotations]
@@ -310,10 +387,4 @@ def _twice(
         count(problems, f"annotation id given twice, {kind}", [a], where)
         if same:
             out.append(a)
-    seen: set[tuple[float, ...]] = set()
-    for a in np.flatnonzero(np.isin(columns.image, sorted(joined))) if joined else ():
-        box = (columns.image[a], columns.labels[a], *columns.boxes[a])
-        if box in seen:
-            out.append(int(a))
-        seen.add(box)
     return out

@@ -12,11 +12,13 @@ from typing import Any, Literal
 import numpy as np
 
 from ciod.core.errors import DataError
-from ciod.data.images import header_sizes, read_image
-from ciod.data.index import Index, Problems
+from ciod.data.frames import match_sizes, twice_in_joined
+from ciod.data.images import read_header, read_image
+from ciod.data.index import Index, Problems, count
+from ciod.data.text_files import nfc
 
 Check = Literal["files", "headers", "pixels"]
-_CHUNK = 256  # pictures a thread takes at once: one future a picture costs more than looking at it
+_CHUNK = 256  # pictures per future: one each would cost more than looking at them
 
 
 @dataclass
@@ -26,6 +28,8 @@ class Columns:
     class_names: tuple[str, ...] = ()
     files: list[str] = field(default_factory=list)  # [I] absolute; "" = not found, counted already
     ids: list[int] = field(default_factory=list)  # [I] unique
+    own_ids: list[Any] = field(default_factory=list)  # [I] as the data set writes them; empty = ``ids``
+    category_ids: Sequence[Any] = ()  # [C] the same of the classes; empty = 1, 2, …
     sizes: list[tuple[int, int]] = field(default_factory=list)  # [I] height, width; 0 = the annotations do not say
     image: Any = field(default_factory=list)  # [A] row of the box's image, or -1: left out, counted already
     boxes: Any = field(default_factory=list)  # [A, 4] xyxy
@@ -54,17 +58,21 @@ def to_index(columns: Columns, source: str, check: Check, problems: Problems) ->
     """
     if not columns.class_names:
         raise DataError(f"{source} names no class{_found(problems)}.")
-    sizes, usable = _look(columns, check, problems)
+    headers, usable = _look(columns, check, problems)
+    frames = match_sizes(columns.files, np.array(columns.sizes, np.int64).reshape(-1, 2), headers, usable, problems)
+    sizes, usable = frames.sizes, frames.usable
     if not usable.any():
         raise DataError(f"{source} has no usable image (of {len(usable)}){_found(problems)}.")
     image = np.asarray(columns.image, dtype=np.int64)
     labels = np.asarray(columns.labels, dtype=np.int64)
     boxes = np.asarray(columns.boxes, dtype=np.float64).reshape(-1, 4)
     known = (image >= 0) & (labels >= 0)
-    known[known] = usable[image[known]]
+    image = frames.row[np.maximum(image, 0)]
+    known &= (image >= 0) & usable[image]
     image = np.maximum(image, 0)
-    if columns.relative:
-        boxes = boxes * sizes[image][:, [1, 0, 1, 0]]
+    scale = sizes[image] / (1 if columns.relative else frames.annotated[image])  # [A, 2] y, x
+    boxes = boxes * scale[:, [1, 0, 1, 0]]
+    known[twice_in_joined(frames, image, labels, boxes, known)] = False
 
     def where(a: int) -> str:
         if columns.where:
@@ -75,7 +83,7 @@ def to_index(columns: Columns, source: str, check: Check, problems: Problems) ->
     rows = np.flatnonzero(keep)
     rows = rows[np.argsort(image[rows], kind="stable")]
     kept = clipped[rows].astype(np.float32)
-    area = np.asarray(columns.area, dtype=np.float64)[rows]
+    area = np.asarray(columns.area, dtype=np.float64)[rows] * (1 if columns.relative else scale[rows].prod(1))
     given = (area > 0) & (area < 1e12)  # more is a slip, and overflows float32
     area = np.where(given, area, (kept[:, 2] - kept[:, 0]) * (kept[:, 3] - kept[:, 1])).astype(np.float32)
     index = Index(
@@ -83,6 +91,10 @@ def to_index(columns: Columns, source: str, check: Check, problems: Problems) ->
         files=[Path(f) for f in columns.files],
         sizes=sizes.astype(np.int32),
         image_ids=np.asarray(columns.ids, dtype=np.int64),
+        own_ids=frames.joined_ids(columns.own_ids),
+        category_ids=tuple(columns.category_ids),
+        annotated=frames.annotated.astype(np.int32) if frames.scaled else None,
+        stored=frames.stored if frames.stored.any() else None,
         image=image[rows],
         boxes=kept,
         labels=labels[rows],
@@ -95,15 +107,6 @@ def to_index(columns: Columns, source: str, check: Check, problems: Problems) ->
     return index if usable.all() else index.select(images=np.flatnonzero(usable))
 
 
-def count(problems: Problems, kind: str, rows: Iterable[int], where: Callable[[int], str]) -> None:
-    """Counts all rows under ``kind`` but words an example for the first few only."""
-    rows = [int(r) for r in rows]
-    for row in rows[: problems.limit]:
-        problems.add(kind, where(row))
-    if len(rows) > problems.limit:
-        problems.counts[kind] += len(rows) - problems.limit
-
-
 def unique_names(names: Sequence[Any], ids: Sequence[Any], source: str) -> tuple[str, ...]:
     """Class names as trimmed text.
 
@@ -112,7 +115,7 @@ def unique_names(names: Sequence[Any], ids: Sequence[Any], source: str) -> tuple
     """
     first: dict[str, Any] = {}
     for raw, number in zip(names, ids):
-        name = "" if raw is None else str(raw).strip()
+        name = "" if raw is None else nfc(str(raw)).strip()
         if not name:
             raise DataError(f"{source}: class {number} has no name; give it one.")
         if any("\ud800" <= c <= "\udfff" for c in name):  # half a character, which no file of ours could hold
@@ -158,25 +161,28 @@ def _name(path: str) -> str:
 
 
 def _look(columns: Columns, check: Check, problems: Problems) -> tuple[np.ndarray, np.ndarray]:
-    """[I, 2] sizes and [I] bool usable, after looking at each file as far as needed.
+    """[I, 5] int64 height and width after EXIF rotation, as stored, and the orientation; and [I] bool usable.
 
-    A header is read when the annotations give no size, and with ``check`` "headers" or "pixels".
+    With ``check`` "files" a size that the annotations state is believed. Rows of one file are looked at once.
     """
     files = columns.files
-    sizes = np.array(columns.sizes, dtype=np.int64).reshape(-1, 2)
+    rows: dict[str, int] = {}
+    for i, file in enumerate(files):
+        rows.setdefault(file, i)
+    distinct = list(rows.values())
+    believed = [check == "files" and all(size) for size in columns.sizes]
 
-    def look(i: int) -> tuple[str, str] | tuple[tuple[int, int], tuple[int, int]] | None:
-        if not files[i]:
-            return ("", "")
+    def look(k: int) -> tuple[int, ...] | tuple[str, str]:
+        i = distinct[k]
         try:
-            if os.stat(files[i]).st_size == 0:  # noqa: PTH116 (118,000 Paths take seconds)
-                return ("empty image file, left out", _name(files[i]))
-        except OSError:
+            if not files[i] or os.stat(files[i]).st_size == 0:  # noqa: PTH116 (118,000 Paths take seconds)
+                return ("empty image file, left out" if files[i] else "", _name(files[i]))
+        except (OSError, ValueError):
             return ("missing image file, left out", _name(files[i]))
-        if check == "files" and sizes[i].all():
-            return None
+        if believed[i]:
+            return (*columns.sizes[i], *columns.sizes[i], 1)
         try:
-            found = header_sizes(files[i])
+            turned, plain, orientation = read_header(files[i])
         except DataError as error:
             return ("unreadable picture, left out", f"{_name(files[i])} ({error})")
         if check == "pixels":
@@ -184,28 +190,16 @@ def _look(columns: Columns, check: Check, problems: Problems) -> tuple[np.ndarra
                 read_image(files[i])
             except DataError as error:
                 return ("picture that cannot be decoded, left out", f"{_name(files[i])} ({error})")
-        return found
+        return (*turned, *plain, orientation)
 
-    usable = np.ones(len(files), dtype=bool)
-    for i, result in enumerate(_threaded(look, len(files))):
-        if result is None:
-            continue
-        first, second = result
-        if isinstance(first, str):
-            usable[i] = False
-            if first:
-                problems.add(first, str(second))
-        elif not sizes[i].all():
-            sizes[i] = first
-        elif tuple(sizes[i]) not in (first, second):
-            # Which of the two the boxes count in cannot be known; training sees the picture.
-            said, real = f"{sizes[i, 1]}×{sizes[i, 0]}", f"{first[1]}×{first[0]}"
-            problems.add(
-                "image size in the annotations is not the picture's, the picture's is used",
-                f"{_name(files[i])} ({said} annotated, {real} in the file)",
-            )
-            sizes[i] = first
-    return sizes, usable
+    found = np.zeros((len(files), 5), dtype=np.int64)
+    for i, result in zip(distinct, _threaded(look, len(distinct))):
+        if len(result) == 5:
+            found[i] = result
+        elif result[0]:
+            problems.add(*result)
+    found = found[[rows[file] for file in files]] if len(distinct) < len(files) else found
+    return found, found[:, 0] > 0
 
 
 def _threaded(function: Callable[[int], Any], n: int) -> Iterable[Any]:

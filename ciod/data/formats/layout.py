@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+from urllib.parse import unquote
 
 from ciod.core.errors import DataError
+from ciod.data.text_files import nfc
 
 _WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -25,7 +27,7 @@ class Part:
     """One source of a split; a split of several VOC years or several YOLO folders has several."""
 
     images: tuple[Path, ...]  # folders that hold the pictures, in the order in which to look
-    boxes: Path | None = None  # COCO: the JSON; VOC: the folder of XMLs; YOLO: none, labels/ is parallel to images/
+    boxes: Path | None = None  # COCO: the JSON; VOC, labelme: the folder of their files; YOLO: none
     listing: Path | None = None  # a text file that names the pictures; without one all of the folder count
 
 
@@ -36,7 +38,7 @@ class Layout:
     ``splits`` has the names train, val, trainval, test, as far as they exist, in this order.
     """
 
-    kind: Literal["coco", "voc", "yolo"]
+    kind: Literal["coco", "voc", "yolo", "labelme"]
     root: Path
     splits: dict[str, tuple[Part, ...]]
     names_file: Path | None = None  # YOLO: data.yaml or classes.txt
@@ -95,10 +97,11 @@ def child(folder: Path, *names: str) -> Path | None:
 
 
 class Files:
-    """Which files exist, from one listing a folder: asking file by file is slow on a network disk."""
+    """Which files exist, from one listing per folder: asking file by file is slow on a network disk."""
 
     def __init__(self) -> None:
         self._names: dict[str, dict[str, None]] = {}
+        self._alike: dict[str, tuple[dict[str, str], dict[str, str]]] = {}
 
     def names(self, folder: str | Path) -> dict[str, None]:
         """Names in the folder, sorted, with quick membership; empty if it is no folder.
@@ -118,15 +121,108 @@ class Files:
         folder, name = os.path.split(path)
         return name in self.names(folder)
 
-    def first(self, folders: Iterable[str | Path], name: str) -> str | None:
-        """The first ``folder/name`` that exists; ``name`` may have folders itself, of which the last part is tried
-        alone too, since annotations often carry folders of another machine."""
-        folders = [str(f) for f in folders]
-        if "/" not in name and "\\" not in name:  # nearly all of 118,000: two look-ups each
-            return next((f"{f}/{name}" for f in folders if name in self.names(f)), None)
-        for tail in dict.fromkeys((name, name.replace("\\", "/"), re.split(r"[\\/]", name)[-1])):
-            for folder in folders if tail else []:
-                path = os.path.join(folder, tail)  # noqa: PTH118 (names, not Paths)
-                if self.has(path):
-                    return os.path.normpath(path)
-        return None
+    def like(self, folder: str | Path, name: str) -> str | None:
+        """The name in ``folder`` that is ``name``, or the only one that differs from it in the form of its accents,
+        else in case or percent-encoding."""
+        if name in self.names(folder):
+            return name
+        key = str(folder)
+        if key not in self._alike:
+            self._alike[key] = only(self.names(folder), nfc), only(self.names(folder), folded)
+        accents, looser = self._alike[key]
+        return accents.get(nfc(name)) or looser.get(folded(name)) or None
+
+    def find(self, folder: str | Path, steps: Iterable[str]) -> str | None:
+        """The path of folders and file below ``folder`` as spelled on the disk; each is taken as ``like`` does."""
+        place = str(folder)
+        for step in steps:
+            found = self.like(place, step)
+            if found is None:
+                return None
+            place = f"{place}/{found}"
+        return place
+
+    def resolve(self, folders: Iterable[str | Path], names: Sequence[str]) -> list[str]:
+        """The picture of each name that the annotations give, as a path in one of ``folders``; "" where there is none.
+
+        A name as it stands is best. Otherwise it may differ in case, accents (composed or decomposed) and
+        percent-encoding, and have leading folders of another machine. What could be another picture is not taken:
+        no picture that has its own name in ``names``, none that two names lead to, and no namesake outside its folder
+        where folders are known to count (``cam1/1.jpg`` is there, so that ``1.jpg`` is not ``cam2/1.jpg``).
+        """
+        places = [str(f) for f in folders]
+        found = [next((f"{p}/{n}" for p in places if n in self.names(p)), "") for n in names]
+        rest: dict[int, tuple[str, str]] = {}  # row → its path and the leading folders that were dropped
+        counted: set[str] = set()  # dropped by a name that was found with folders left: no other name may drop more
+        for row, name in enumerate(names):
+            if found[row] or not name:
+                continue
+            steps = _steps(name)
+            found[row] = self._as_written(places, name)
+            path, drop = (found[row], 0) if found[row] else self._loosely(places, steps)
+            if path and len(steps) - drop > 1:
+                counted.add("/".join(steps[:drop]))
+            if path and not found[row]:
+                rest[row] = path, "/".join(steps[:drop])
+        wanted = {path for path, _ in rest.values()}
+        meant: dict[str, set[str]] = {path: set() for path in wanted}
+        for row, name in enumerate(names) if rest else ():
+            path = rest[row][0] if row in rest else found[row]
+            if path in wanted:
+                meant[path].add(_plain(name))
+        for row, (path, dropped) in rest.items():
+            if len(meant[path]) == 1 and not any(_inside(dropped, other) for other in counted):
+                found[row] = path
+        return found
+
+    def _as_written(self, places: list[str], name: str) -> str:
+        for text in dict.fromkeys((name, name.replace("\\", "/"))):
+            for place in places:
+                path = os.path.normpath(os.path.join(place, text))  # noqa: PTH118 (names, not Paths)
+                if "/" in text and self.has(path):
+                    return path
+        return ""
+
+    def _loosely(self, places: list[str], steps: list[str]) -> tuple[str, int]:
+        """The path that keeps the most folders of a name, and how many leading ones were dropped."""
+        for drop in range(len(steps)):
+            for place in places:
+                if path := self.find(place, steps[drop:]):
+                    return path, drop
+        return "", 0
+
+
+def _plain(name: str) -> str:
+    """``name`` with composed accents and without percent-encoding, however often it was applied."""
+    for _ in range(3):
+        if "%" not in name or (plain := unquote(name)) == name:
+            break
+        name = plain
+    return nfc(name)
+
+
+def folded(name: str) -> str:
+    """``name`` as it compares when case, accents and percent-encoding do not count."""
+    return _plain(name).lower()
+
+
+def _steps(name: str) -> list[str]:
+    """Folders and file of a name as any system or web server writes it."""
+    if "://" in name:
+        name = re.sub(r"[?#].*", "", name.partition("://")[2])
+    if "%2f" in name.lower() or "%5c" in name.lower():
+        name = _plain(name)
+    return [step for step in name.replace("\\", "/").split("/") if step not in ("", ".", "..")]
+
+
+def _inside(folders: str, above: str) -> bool:
+    return folders != above and (not above or folders.startswith(f"{above}/"))
+
+
+def only(names: Iterable[str], form: Callable[[str], str]) -> dict[str, str]:
+    """Form → the name that has it; "" where several have."""
+    out: dict[str, str] = {}
+    for name in names:
+        key = form(name)
+        out[key] = "" if key in out else name
+    return out

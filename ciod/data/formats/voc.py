@@ -1,18 +1,21 @@
-"""PASCAL VOC: one XML a picture; official folders, VOCdevkit, Roboflow exports."""
+"""PASCAL VOC: one XML per picture; official folders, VOCdevkit, Roboflow exports."""
 
 from __future__ import annotations
 
+import os
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ciod.core.errors import DataError
+from ciod.data.folders import below
 from ciod.data.formats.index_builder import Check, Columns, number, numbered, size_of, to_index
-from ciod.data.formats.layout import Files, Layout, Part, child, split_of_name, subfolders
+from ciod.data.formats.layout import Layout, Part, child, folded, only, split_of_name, subfolders
 from ciod.data.images import SUFFIXES
 from ciod.data.index import Index, Problems
+from ciod.data.pairs import Pairs, annotation_files
+from ciod.data.text_files import ADVICE, encoding_of, nfc, read_text
 
 LOOKED_FOR = "VOC: Annotations/*.xml with JPEGImages/, or pictures and *.xml side by side in train/ and val/"
 
@@ -40,6 +43,18 @@ def find(root: Path) -> Layout | None:
     return Layout("voc", root, splits) if splits else None
 
 
+def find_below(root: Path) -> Layout | None:
+    """Pictures and XMLs side by side in deeper folders, all of them or those in folders of splits."""
+    splits = {
+        split: (Part(images=(folder,), boxes=folder),)
+        for folder in subfolders(root)
+        if (split := split_of_name(folder.name)) and _has_xml(folder)
+    }
+    if not splits and _has_xml(root):
+        splits = {"train": (Part(images=(root,), boxes=root),)}
+    return Layout("voc", root, splits) if splits else None
+
+
 def _is_year(folder: Path) -> bool:
     return re.fullmatch(r"VOC\d{4}", folder.name, re.IGNORECASE) is not None
 
@@ -52,15 +67,16 @@ def _source(folder: Path) -> Part | None:
 
 
 def _beside(folder: Path) -> Part | None:
-    return Part(images=(folder,), boxes=folder) if _has_xml(folder) else None
+    names = next((names for _, names in below(folder)), [])
+    return Part(images=(folder,), boxes=folder) if any(n.lower().endswith(".xml") for n in names) else None
 
 
 def _has_xml(folder: Path) -> bool:
-    return any(name.lower().endswith(".xml") for name in Files().names(folder))
+    return any(n.lower().endswith(".xml") for _, names in below(folder) for n in names)
 
 
 def _listings(part: Part) -> list[tuple[str, Path]]:
-    """train.txt, val.txt, … of ImageSets; the lists a class (cat_train.txt) are for classification."""
+    """train.txt, val.txt, … of ImageSets; the lists per class (cat_train.txt) are for classification."""
     sets = child(part.boxes.parent, "ImageSets") if part.boxes else None
     for folder in (child(sets, "Main"), sets) if sets else ():
         found = [(split_of_name(p.stem), p) for p in sorted(folder.glob("*.txt"))] if folder else []
@@ -92,78 +108,81 @@ def read(parts: tuple[Part, ...], layout: Layout, source: str, check: Check, pro
     Raises:
         DataError: no class, or nothing usable.
     """
-    columns, files = Columns(), Files()
-    columns.class_names = class_names(layout)
+    columns = Columns(class_names=class_names(layout))
     label_of = {name: i for i, name in enumerate(columns.class_names)}
     stems: list[str] = []
     for part in parts:
-        pictures = _pictures(part, files)
-        for stem in _stems(part, files, problems, pictures):
-            if not files.has(f"{part.boxes}/{stem}.xml"):
-                problems.add("picture without XML, left out: its objects would be taught as background", stem)
+        pairs, files = Pairs(part.images, problems), annotation_files(part.boxes, ".xml", problems)
+        good: dict[str, _Annotation] = {}
+        for key in _keys(part, files, pairs.by_key, problems):
+            if key not in files:
+                problems.add("picture without XML, left out: its objects would be taught as background", key)
+                pairs.used.update(pairs.by_key.get(key, ()))
                 continue
-            annotation, wrong = _parse(Path(f"{part.boxes}/{stem}.xml"))
+            annotation, wrong = _parse(files[key])
             if annotation is None:
                 kind = "unreadable XML, its picture is left out: its objects would be taught as background"
-                problems.add(kind, f"{stem}.xml ({wrong})")
-                continue
-            path = pictures.get(stem) or files.first(part.images, annotation.file_name) or ""
-            if not path:
-                problems.add("missing image file, left out", f"picture of {stem}.xml")
-            columns.files.append(path)
+                problems.add(kind, f"{key}.xml ({wrong})")
+                pairs.used.update(pairs.own(key))
+            else:
+                good[key] = annotation
+        named = {key: annotation.file_name for key, annotation in good.items()}
+        chosen = pairs.choose(named, {key: annotation.size for key, annotation in good.items()})
+        for key, annotation in good.items():
+            if not chosen[key]:
+                problems.add("missing image file, left out", f"picture of {key}.xml")
+            columns.files.append(chosen[key])
             columns.sizes.append(annotation.size)
-            stems.append(stem)
+            stems.append(key.rpartition("/")[2])
             for thing in annotation.objects:
-                _add(thing, columns, label_of, problems, f"{stem}.xml")
+                _add(thing, columns, label_of, problems, f"{key}.xml")
+        if part.listing is None:
+            pairs.count_left("picture without XML, left out: its objects would be taught as background")
     columns.ids = numbered(stems)
     return to_index(columns, source, check, problems)
 
 
 def class_names(layout: Layout) -> tuple[str, ...]:
     """Alphabetical, over the XMLs of every split."""
-    files, names, done = Files(), set[str](), set[Path]()
+    names, done = set[str](), set[Path]()
     for part in (p for parts in layout.splits.values() for p in parts):
-        for stem in _stems(part, files, Problems(), {}):
-            path = Path(f"{part.boxes}/{stem}.xml")
-            if path not in done and files.has(str(path)):
+        files = annotation_files(part.boxes, ".xml")
+        for path in (files[key] for key in _keys(part, files, {}, Problems()) if key in files):
+            if path not in done:
                 annotation = _parse(path)[0]
                 names.update(thing.name for thing in (annotation.objects if annotation else ()))
                 done.add(path)
     return tuple(sorted(names - {""}))
 
 
-def _pictures(part: Part, files: Files) -> dict[str, str]:
-    """The picture of each stem. The official data joins by stem; <filename> is often that of another tool."""
-    found = {}
-    for folder in part.images:
-        for name in files.names(folder):
-            stem, dot, suffix = name.rpartition(".")
-            if dot and f".{suffix.lower()}" in SUFFIXES:
-                found.setdefault(stem, f"{folder}/{name}")
-    return found
-
-
-def _stems(part: Part, files: Files, problems: Problems, pictures: dict[str, str]) -> Iterator[str]:
-    """Stems of a listing, or of all XMLs and pictures of the folder."""
+def _keys(part: Part, files: Collection[str], pictures: Collection[str], problems: Problems) -> list[str]:
+    """Keys of all XMLs, or those that a list names."""
     if part.listing is None:
-        stems = [n[:-4] for n in files.names(part.boxes or "") if n.endswith(".xml")]
-        yield from stems
-        yield from sorted(pictures.keys() - set(stems))
-        return
-    seen = set()
-    try:
-        lines = part.listing.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    except OSError as error:
-        raise DataError(f"The list {part.listing} cannot be read: {error}.") from error
-    for line in lines:
-        stem = re.sub(r"\s+-?[01]$", "", line.strip())  # lists a class have a 1, 0 or -1 behind the name
-        if Path(stem).suffix.lower() in SUFFIXES:
-            stem = Path(stem).stem
-        if stem in seen:
-            problems.add("picture listed twice, counted once", f"{stem} in {part.listing.name}")
-        elif stem:
-            seen.add(stem)
-            yield stem
+        return list(files)
+    known, alike = {*files, *pictures}, only([*files, *(p for p in pictures if p not in files)], folded)
+    found: dict[str, None] = {}
+    for line in filter(None, map(str.strip, read_text(part.listing).splitlines())):
+        forms = list(_forms(line))
+        key = next((f for f in forms if f in known), "") or next((k for f in forms if (k := alike.get(folded(f)))), "")
+        key = key or forms[-1]
+        if key in found:
+            problems.add("picture listed twice, counted once", f"{key} in {part.listing.name}")
+        found[key] = None
+    return list(found)
+
+
+def _forms(line: str) -> Iterator[str]:
+    """What a line of a list may mean, the likeliest first: names may hold spaces, end in a number and stand in quotes;
+    the lists per class have a 1, 0 or -1 behind them; some tools write the picture's suffix and folders."""
+    for text in dict.fromkeys((line, re.sub(r"\s+-?[01]$", "", line))):
+        for bare in dict.fromkeys((text, text.strip("\"'").strip())):
+            stem, suffix = os.path.splitext(bare)  # noqa: PTH122 (names, not Paths)
+            yield bare
+            if suffix.lower() in SUFFIXES or suffix.lower() == ".xml":
+                yield stem
+                bare = stem
+            if "/" in bare or "\\" in bare:
+                yield re.split(r"[\\/]", bare)[-1]
 
 
 def _add(thing: _Object, columns: Columns, label_of: dict[str, int], problems: Problems, where: str) -> None:
@@ -185,6 +204,8 @@ def _parse(path: Path) -> tuple[_Annotation | None, str]:
             # Entities that expand to gigabytes or read other files; no annotation tool writes any.
             return None, "it has a DOCTYPE or ENTITY, which is refused as unsafe"
         root = ElementTree.fromstring(text)
+    except UnicodeDecodeError:
+        return None, f"it is not in the encoding that it names; {ADVICE}"
     except (ElementTree.ParseError, OSError, ValueError, LookupError, RecursionError) as error:
         return None, str(error)
     if root.tag != "annotation":
@@ -195,14 +216,13 @@ def _parse(path: Path) -> tuple[_Annotation | None, str]:
         corners = [item.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
         x0, y0, x1, y1 = (number(c) for c in corners)
         named = all(c is not None and (number(c) == number(c) or c.strip().lower() == "nan") for c in corners)
-        name = (item.findtext("name") or "").strip()
+        name = nfc(item.findtext("name") or "").strip()
         out.objects.append(_Object(name, (x0, y0, x1, y1) if named else None, number(item.findtext("difficult")) == 1))
     return out, ""
 
 
 def _text(raw: bytes) -> str:
     """Decoded here and not by the parser, so that a DOCTYPE cannot hide behind an encoding."""
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return raw.decode("utf-16")
-    declared = re.match(rb"(?:\xef\xbb\xbf)?\s*<\?xml[^>]*?encoding\s*=\s*[\"']([\w.:-]+)", raw)
-    return raw.decode(declared[1].decode() if declared else "utf-8").lstrip("\ufeff")
+    encoding = encoding_of(raw)
+    declared = re.match(rb"\s*<\?xml[^>]*?encoding\s*=\s*[\"']([\w.:-]+)", raw) if encoding == "utf-8" else None
+    return raw.decode(declared[1].decode() if declared else encoding)

@@ -1,21 +1,24 @@
-"""YOLO: data.yaml (or classes.txt), pictures in images/, one text file a picture in labels/."""
+"""YOLO: data.yaml, classes.txt or darknet's obj.data, pictures in images/, a text file per picture in labels/."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ciod.core import yaml_text
 from ciod.core.errors import DataError
+from ciod.core.files import is_file
+from ciod.data.folders import below, pictures
 from ciod.data.formats.index_builder import Check, Columns, number, numbered, to_index, unique_names
 from ciod.data.formats.layout import Files, Layout, Part, child, split_of_name, subfolders
-from ciod.data.images import SUFFIXES
 from ciod.data.index import Index, Problems
+from ciod.data.text_files import encoding_of, read_text
 
-LOOKED_FOR = "YOLO: data.yaml, or images/ with labels/ and classes.txt"
+LOOKED_FOR = "YOLO: data.yaml, obj.data, or images/ with labels/ and classes.txt"
 _NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt")
 
 
@@ -54,7 +57,7 @@ def find_yaml(path: Path) -> Layout | None:
 
 def find_plain(root: Path) -> Layout | None:
     """images/ + labels/ + classes.txt without a YAML, with or without folders of splits inside or around."""
-    names = next((root / n for n in _NAME_FILES if (root / n).is_file()), None)
+    names = _names_file(root)
     if names is None:
         return None
     splits: dict[str, tuple[Part, ...]] = {}
@@ -68,6 +71,30 @@ def find_plain(root: Path) -> Layout | None:
     return Layout("yolo", root, splits, names_file=names) if splits else None
 
 
+def find_darknet(root: Path) -> Layout | None:
+    """obj.data with lists of pictures, as darknet has it and CVAT exports it ("YOLO 1.1"); or only its obj.names."""
+    splits: dict[str, tuple[Part, ...]] = {}
+    names = next((p for n in ("obj.names", "*.names") for p in sorted(root.glob(n))), None)
+    given: dict[str, str] = {}
+    for file in sorted(root.glob("*.data")):
+        lines = [line.partition("=") for line in read_text(file).splitlines()]
+        given |= {key.strip().lower(): value.strip() for key, equals, value in lines if equals}
+    if "names" in given:
+        named = _resolve(given["names"], root / "obj.data", None)
+        names = named if named and named.is_file() else names
+    lists = {key: _resolve(value, root / "obj.data", None) for key, value in given.items()}
+    lists = lists or {p.stem: p for p in sorted(root.glob("*.txt"))}
+    for key, place in lists.items():
+        if (split := split_of_name(key)) and place and names:
+            splits[split] = (_part(place),)
+    return Layout("yolo", root, splits, names_file=names) if splits else None
+
+
+def _names_file(folder: Path) -> Path | None:
+    found = (Files().find(folder, name.split("/")) for name in _NAME_FILES)
+    return next((Path(p) for p in found if p and is_file(p)), None)
+
+
 def _is_data(path: Path) -> bool:
     try:
         content = _yaml(path)
@@ -78,8 +105,8 @@ def _is_data(path: Path) -> bool:
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml_text.parse(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml_text.NotYAML) as error:
+        content = yaml_text.parse(read_text(path))
+    except yaml_text.NotYAML as error:
         raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no keys; a data.yaml of YOLO has names, train and val.")
@@ -87,18 +114,21 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 
 def _resolve(value: str, file: Path, base: Any) -> Path | None:
-    """The folder or list that ``value`` means. Roboflow writes ../train/images for what lies beside the YAML."""
+    """The folder or list that ``value`` means. Roboflow writes ../train/images for what lies beside the YAML, CVAT
+    data/train.txt for what lies beside obj.data."""
     value = value.replace("\\", "/")
+    steps = [step for step in value.split("/") if step not in ("", ".", "..")]
     bases = [file.parent / str(base), file.parent] if base else [file.parent]
     for folder in bases:
-        for text in (value, re.sub(r"^(\.\./)+", "", value)):
+        for text in (value, re.sub(r"^(\.\./)+", "", value), re.sub(r"^(\.\./|\./)*data/", "", value)):
             place = Path(os.path.normpath(folder / text))
             try:
                 if place.exists():
                     return place
             except (OSError, ValueError):  # longer than a path can be, or with a NUL
                 continue
-    return None
+    found = next((p for folder in bases if (p := Files().find(folder, steps))), None) if steps else None
+    return Path(found) if found else None
 
 
 def _part(place: Path) -> Part:
@@ -117,29 +147,33 @@ def read(parts: tuple[Part, ...], layout: Layout, source: str, check: Check, pro
         DataError: no names, none of the pictures has a box file, or nothing usable.
     """
     numbers, names = _classes(layout)
-    columns, files = Columns(class_names=names, relative=True), Files()
+    columns, files = Columns(class_names=names, relative=True, category_ids=numbers), Files()
     rows = _Rows(columns, {n: i for i, n in enumerate(numbers)}, problems, _has_keypoints(layout))
     seen: set[str] = set()
     tried = ""
     labelled = 0
     for part in parts:
-        used: set[str] = set()
-        for path in _pictures(part, layout, files):
+        listed = []
+        for path in _pictures(part, layout, files, problems):
             if path in seen:
                 problems.add("picture listed twice, counted once", path)
                 continue
             seen.add(path)
+            listed.append(path)
+        boxes = _box_files(listed, files)
+        tried = tried or next((f"{f}/{name}" for p in listed[:1] for f, name in [_options(p, files)[0]]), "")
+        for path, box_file in zip(listed, boxes):
             columns.files.append(path)
             columns.sizes.append((0, 0))
-            options = _box_files(path)
-            tried = tried or options[0]
-            box_file = next((p for p in options if files.has(p)), None)
             if box_file:
-                used.add(box_file)
                 rows.add_file(box_file)
+        used = Counter(filter(None, boxes))
+        for box_file, times in used.items():
+            if times > 1:
+                problems.add("box file that belongs to several pictures, its boxes are used for each", box_file)
         labelled += len(used)
         if part.listing is None:
-            _without_picture(used, files, problems)
+            _without_picture(part.images[0], used.keys(), files, problems)
     if columns.files and not labelled:
         raise DataError(
             f"{source}: none of the {len(columns.files)} pictures has a box file; looked for {tried} first."
@@ -161,7 +195,7 @@ def _classes(layout: Layout) -> tuple[list[int], tuple[str, ...]]:
     file = layout.names_file or layout.root / "classes.txt"
     if file.suffix.lower() in (".yaml", ".yml"):
         names = _yaml(file).get("names")
-        beside = next((file.parent / n for n in _NAME_FILES if (file.parent / n).is_file()), None)
+        beside = _names_file(file.parent)
         if names is None and beside:
             file, names = beside, _lines(beside)
     else:
@@ -177,11 +211,7 @@ def _classes(layout: Layout) -> tuple[list[int], tuple[str, ...]]:
 
 
 def _lines(file: Path) -> list[str]:
-    try:
-        lines = file.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read: {error}.") from error
-    return lines
+    return read_text(file).rstrip().splitlines()
 
 
 def _has_keypoints(layout: Layout) -> bool:
@@ -189,34 +219,62 @@ def _has_keypoints(layout: Layout) -> bool:
     return bool(file and file.suffix in (".yaml", ".yml") and "kpt_shape" in _yaml(file))
 
 
-def _pictures(part: Part, layout: Layout, files: Files) -> Iterator[str]:
+def _pictures(part: Part, layout: Layout, files: Files, problems: Problems) -> Iterator[str]:
     if part.listing is None:
-        for folder, inside, _ in os.walk(part.images[0]):
-            inside[:] = sorted(name for name in inside if not name.startswith("."))
-            yield from (f"{folder}/{n}" for n in files.names(folder) if Path(n).suffix.lower() in SUFFIXES)
+        for folder, names in pictures(part.images[0], problems.add):
+            yield from (f"{folder}/{n}" for n in names)
         return
-    folders = [part.images[0], layout.root]
-    for line in _lines(part.listing):
-        if name := line.strip():
-            yield files.first(folders, name) or os.path.normpath(part.images[0] / name)
+    lines = [line.strip() for line in _lines(part.listing)]
+    names = [line.strip("\"'") if len(line) > 1 and line[0] == line[-1] in "\"'" else line for line in lines if line]
+    for name, path in zip(names, files.resolve([part.images[0], layout.root], names)):
+        yield path or os.path.normpath(part.images[0] / name)
 
 
-def _box_files(picture: str) -> list[str]:
-    """Where the boxes of a picture may be: labels/ parallel to the innermost images/, labels/ beside its folder,
-    or beside the picture itself."""
+def _options(picture: str, files: Files) -> list[tuple[str, str]]:
+    """Folders and name of the file that may hold the boxes of a picture: labels/ parallel to the innermost images/,
+    labels/ beside its folder, or beside the picture itself."""
     folder, name = os.path.split(picture)
     name = f"{os.path.splitext(name)[0]}.txt"  # noqa: PTH122 (stays text: there may be 118,000)
+    return [
+        (f, name) for f in (*_parallel(folder, files), f"{folder}/{files.like(folder, 'labels') or 'labels'}", folder)
+    ]
+
+
+def _parallel(folder: str, files: Files) -> list[str]:
+    """labels/… of images/…; none where no folder above is called images."""
     steps = folder.replace("\\", "/").split("/")
     at = [i for i, step in enumerate(steps) if step.lower() == "images"]
-    options = ["/".join([*steps[: at[-1]], "labels", *steps[at[-1] + 1 :]])] if at else []
-    return [f"{f}/{name}" for f in (*options, f"{folder}/labels", folder)]
+    if not at:
+        return []
+    above = "/".join(steps[: at[-1]])
+    return ["/".join([above, files.like(above, "labels") or "labels", *steps[at[-1] + 1 :]])]
 
 
-def _without_picture(used: set[str], files: Files, problems: Problems) -> None:
-    for folder in sorted({os.path.split(p)[0] for p in used}):
+def _box_files(pictures: Sequence[str], files: Files) -> list[str]:
+    """The box file of each picture, "" where there is none. One that differs from the picture's name in case or accents
+    only is taken if no other picture has it."""
+    options = [_options(p, files) for p in pictures]
+    found = [next((f"{f}/{n}" for f, n in own if n in files.names(f)), "") for own in options]
+    taken = set(found)
+    loose: dict[str, list[int]] = {}
+    for row, own in enumerate(options):
+        if not found[row] and (like := next((f"{f}/{k}" for f, n in own if (k := files.like(f, n))), "")):
+            loose.setdefault(like, []).append(row)
+    for box_file, rows in loose.items():
+        if box_file not in taken and len(rows) == 1:
+            found[rows[0]] = box_file
+    return found
+
+
+def _without_picture(images: Path, used: Collection[str], files: Files, problems: Problems) -> None:
+    """Counts box files below the labels of a folder of pictures that no picture has."""
+    roots = {f for f in (*_parallel(str(images), files), f"{images}/labels") if os.path.isdir(f)}  # noqa: PTH112
+    folders = {f for root in roots for f, _ in below(root)} | {os.path.split(p)[0] for p in used}
+    for folder in sorted(folders):
         for name in files.names(folder):
-            known = f"{folder}/{name}" in used or split_of_name(Path(name).stem) or name == "classes.txt"
-            if name.endswith(".txt") and not known and not name.lower().startswith("readme"):
+            stem, suffix = os.path.splitext(name)  # noqa: PTH122
+            known = f"{folder}/{name}" in used or split_of_name(stem) or stem.lower() in ("classes", "obj")
+            if suffix.lower() == ".txt" and not known and not stem.lower().startswith("readme"):
                 problems.add("box file without its picture, left out", f"{folder}/{name}")
 
 
@@ -229,7 +287,8 @@ class _Rows:
     def add_file(self, path: str) -> None:
         """The boxes of the picture added to the columns last."""
         try:
-            text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
+            raw = Path(path).read_bytes()
+            text = raw.decode(encoding_of(raw), errors="replace")
         except OSError as error:
             self.problems.add("unreadable box file, its picture counts as without boxes", f"{path} ({error})")
             return
@@ -260,6 +319,6 @@ class _Rows:
         else:
             return "line that is neither box (5 numbers) nor polygon (an odd count), left out"
         if 2 < max(abs(cx), abs(cy), abs(w), abs(h)) < float("inf"):
-            return "box in pixels where fractions of the picture are wanted, left out"
+            return "box in pixels where fractions of the picture are needed, left out"
         self.columns.add_box((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), self.label_of[int(values[0])])
         return remark

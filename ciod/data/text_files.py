@@ -1,0 +1,60 @@
+"""Text of files that other tools wrote: class names, lists, box files, in UTF-8 or UTF-16."""
+
+from __future__ import annotations
+
+import codecs
+import unicodedata
+from pathlib import Path
+
+from ciod.core.errors import DataError
+
+_MARKS = (  # the marks of UTF-32 begin with those of UTF-16
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+ADVICE = "save it as UTF-8"
+
+
+def nfc(text: str) -> str:
+    """``text`` with composed accents, so that two names that look the same are the same."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def encoding_of(raw: bytes) -> str:
+    """The encoding by its byte order mark, or by the zero bytes of UTF-16 without one; otherwise UTF-8."""
+    for mark, encoding in _MARKS:
+        if raw.startswith(mark):
+            return encoding
+    head = raw[:512]
+    if b"\0" in head:
+        even, odd = head[::2].count(0), head[1::2].count(0)
+        return "utf-16-le" if odd > even else "utf-16-be"
+    return "utf-8"
+
+
+def read_text(path: Path) -> str:
+    """Text of a file.
+
+    Raises:
+        DataError: it cannot be read, or is neither UTF-8 nor UTF-16; says what to do.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
+    return decoded(raw, path)
+
+
+def decoded(raw: bytes, path: Path) -> str:
+    """``raw`` as text. Raises DataError as ``read_text``; ``path`` is for the message."""
+    encoding = encoding_of(raw)
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path} cannot be read: line {line} is not UTF-8, perhaps a Windows or regional encoding; {ADVICE}."
+        ) from error
