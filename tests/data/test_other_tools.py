@@ -276,3 +276,18 @@ def test_heic_is_named_with_what_to_do(tmp_path, monkeypatch):
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
     with pytest.raises(DataError, match=r"a\.heic is not a picture that Pillow can read\. Convert it to JPEG"):
         image_size(tmp_path / "a.heic")
+
+
+@pytest.mark.parametrize("line", ["photo 1", '"photo 1"', "'photo 1'", "photo 1.jpg", "photo 1 1", "photo 1 -1"])
+def test_a_list_may_name_pictures_with_spaces(tmp_path, line):
+    box = "<bndbox><xmin>2</xmin><ymin>2</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    for name in ("photo", "photo 1"):
+        save_image(tmp_path / "JPEGImages" / f"{name}.jpg", GREY)
+        (tmp_path / "Annotations").mkdir(exist_ok=True)
+        xml = f"<annotation><object><name>cat</name>{box}</object></annotation>"
+        (tmp_path / "Annotations" / f"{name}.XML").write_text(xml)
+    (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text(f"{line}\nabsent\n")
+    index = formats.read(tmp_path, "train")
+    assert [f.name for f in index.files] == ["photo 1.jpg"]
+    assert any("picture without XML, left out: its objects" in x and "absent" in x for x in index.problems.lines())
