@@ -74,7 +74,7 @@ def test_the_comparison_is_one_command(tmp_path, monkeypatch):
 def test_make_targets_exist():
     made = re.findall(r"^make (\w+)", README.read_text(encoding="utf-8"), re.M)
     makefile = (README.parent / "Makefile").read_text(encoding="utf-8")
-    assert set(made) == {"demo", "test"}
+    assert set(made) == {"demo", "test", "wheel"}
     assert all(re.search(rf"^{name}:", makefile, re.M) for name in made)
 
 

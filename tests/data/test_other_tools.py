@@ -291,3 +291,10 @@ def test_a_list_may_name_pictures_with_spaces(tmp_path, line):
     index = formats.read(tmp_path, "train")
     assert [f.name for f in index.files] == ["photo 1.jpg"]
     assert any("picture without XML, left out: its objects" in x and "absent" in x for x in index.problems.lines())
+
+
+def test_the_box_around_coco_polygons_is_used(tmp_path):
+    polygon = [[10, 20, 70, 20, 70, 80], [12, 30, 40, 30, 40, 60]]
+    root = coco(tmp_path, [entry(1, "a.jpg")], [{"image_id": 1, "category_id": 1, "segmentation": polygon}])
+    save_image(root / "images" / "a.jpg", GREY)
+    assert formats.read(root, "train").boxes.tolist() == [[10, 20, 70, 80]]
