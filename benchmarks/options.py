@@ -89,13 +89,12 @@ def trained(model: Path, task: Task, args: Any, given: dict[str, Any]) -> torch.
     torch.manual_seed(0)
     detector = weights.load(model).to(world.device)
     speed.prepare(detector, train, world)
-    still = speed.frozen_parts(detector) if train.share_frozen else 0
-    teacher = speed.cheap_teacher(detector, train, still=still)
+    teacher = speed.make_teacher(detector, train, student=detector)
     detector.grow(task.new_classes)
     method = ILYOLOX()
     method.attach(detector, detector, teacher)
     method.begin_task(task)
-    method.attach(speed.student(detector, train, world), detector, teacher)
+    method.attach(teacher.beside(speed.student(detector, train, world)), detector, teacher)
     transform = TrainTransform(Augment(), detector.input.size, detector.input.fill)
     loader = train_loader(
         task.train,

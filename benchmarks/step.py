@@ -118,8 +118,7 @@ def stepper(name: str, args: argparse.Namespace, device: torch.device) -> Iterat
     awaken(detector, data, args.kept * args.batch)
     method = methods.find(name)()
     speed.prepare(detector, train, World(device=device))
-    still = speed.frozen_parts(detector) if train.share_frozen else 0
-    teacher = speed.cheap_teacher(detector, train, still=still) if method.uses_teacher else None
+    teacher = speed.make_teacher(detector, train, student=detector) if method.uses_teacher else None
     new = tuple(f"class {i}" for i in range(args.old, args.classes))
     detector.grow(new)
     detector.train()

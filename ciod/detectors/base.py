@@ -21,9 +21,6 @@ from ciod.detectors.layers.class_layers import ClassConv, ClassRows
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ciod.detectors.prefix import Prefix
-    from ciod.detectors.teacher import Beside
-
     Picture: TypeAlias = str | Path | np.ndarray | Image.Image
 
 IMAGENET: dict[str, Any] = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}  # of an Input, 0..255
@@ -64,12 +61,6 @@ class Detector(nn.Module, ABC):
         self.growth: list[dict[str, Any]] = [{"rows": len(class_names)}] if class_names else []  # how they came
         self.score_threshold, self.nms_iou = 0.001, 0.65
         self.one_label = True  # ``decode`` can give a position its best class alone
-        self.precision: torch.dtype | None = None  # of a teacher's forward; None: as the surroundings say
-        self.chunks = 1  # parts of a batch that a teacher computes one after the other
-        self.beside: Beside | None = None  # the stream a teacher has of its own
-        # Maps of frozen layers go from a student to its teacher (``prefix.py``); the engine says whether.
-        self.lends: Prefix | None = None
-        self.borrows: Prefix | None = None
         self.register_buffer("mean", torch.tensor(taking.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(taking.std).view(3, 1, 1), persistent=False)
 
@@ -198,10 +189,8 @@ class Detector(nn.Module, ABC):
             raise CiodError(f"The detector already knows {', '.join(map(repr, twice))}; a class can be added once.")
 
     def frozen(self) -> Detector:
-        """A teacher: a copy of its own, in eval mode, without gradients; it holds nothing of the student."""
-        teacher = copy.deepcopy(self).eval()
-        teacher.lends = teacher.borrows = teacher.beside = None
-        return teacher.requires_grad_(False)
+        """An independent copy in eval mode, without gradients."""
+        return copy.deepcopy(self).eval().requires_grad_(False)
 
     @torch.no_grad()
     def decode(

@@ -16,12 +16,12 @@ from ciod.core import losses as L
 from ciod.core.boxes import gather_rows, giou
 from ciod.core.types import Matches, Outputs, Targets
 from ciod.detectors.assigners.atss import atss
-from ciod.detectors.base import IMAGENET, Detector, Input
+from ciod.detectors.base import IMAGENET, Input
 from ciod.detectors.dense import class_targets, flatten, grid, in_class_loss
 from ciod.detectors.layers import backbones
 from ciod.detectors.layers.class_layers import ClassConv
 from ciod.detectors.layers.necks import FPN, PAFPN
-from ciod.detectors.prefix import extract
+from ciod.detectors.staged import StagedDetector
 
 BINS = 17  # a side is the mean of a distribution over 0, 1, …, 16 strides
 
@@ -103,7 +103,7 @@ def assemble(
     )
 
 
-class GFL(Detector):
+class GFL(StagedDetector):
     """See the module. ``settings`` are the keyword arguments of ``build``."""
 
     multi_label = True
@@ -132,15 +132,14 @@ class GFL(Detector):
         if isinstance(shape, int):
             settings["frozen"] = self.backbone.pretrained
             width, convs, self.strides = 256, 4, (8, 16, 32, 64, 128)
-            self.neck: nn.Module = FPN(self.backbone.channels, width, relu=False)
+            self.neck = FPN(self.backbone.channels, width, relu=False)
         else:
             deepen, widen, depthwise = shape
             width, convs, self.strides = int(256 * widen), 2, (8, 16, 32)
             self.neck = PAFPN(self.backbone.channels, width, round(3 * deepen), depthwise=depthwise)
         self.head = Head(width, convs, len(class_names), len(self.strides))
 
-    def forward(self, images: Tensor) -> Outputs:
-        _, features = extract(self, images)
+    def respond(self, images: Tensor, maps: list[Tensor], features: list[Tensor]) -> Outputs:
         cls, reg, towers = self.head(features)
         return assemble(cls, reg, self.strides, features, towers)
 
@@ -184,6 +183,3 @@ class GFL(Detector):
             "box": self.box_weight * L.masked_sum(box * weight, said.counted) / total,
             "dfl": self.distribution_weight * L.masked_sum(dfl * weight, said.counted) / total,
         }
-
-    def trunk(self) -> list[nn.Module]:
-        return [self.backbone, self.neck]

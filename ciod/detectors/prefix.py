@@ -1,84 +1,77 @@
-"""Frozen first layers that a teacher has in common with its student: what they give for a batch is computed once.
+"""Frozen first layers that a teacher has in common with its student: their maps are computed once per batch.
 
-The student lends its maps, the teacher takes them over for the very same images and goes on from there. No method knows
-of it; one that asks the teacher first, or on other pixels, gets what the teacher computes by itself.
+Hooks on the student keep its maps; the teacher continues from them when it gets the very same images. A method need not
+know about it: when the teacher is called first, or with other images, it computes everything itself.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from ciod.detectors.base import Detector
-    from ciod.detectors.layers.backbones import Backbone
+from ciod.detectors.base import Detector
+from ciod.detectors.staged import parts
 
 
 class Prefix:
-    """What passes from student to teacher within a step.
+    """What a student hands to its teacher within one step.
 
     Args:
-        depth: how many of ``parts`` are shared, at least 1.
+        depth: how many of the ``parts`` of the trunk are shared, at least 1.
     """
 
     def __init__(self, depth: int):
         self.depth = depth
-        self._held: tuple[Tensor, int, list[Tensor], list[Tensor] | None] | None = None
+        self._images: Tensor | None = None  # of the forward that runs now
+        self._maps: list[Tensor] = []
+        self._kept: tuple[Tensor, int, list[Tensor], list[Tensor] | None] | None = None
         self._ready: torch.cuda.Event | None = None
 
-    def lend(self, images: Tensor, maps: list[Tensor], features: list[Tensor] | None) -> None:
-        """Keeps what the shared layers gave for ``images``, until it is taken or the next batch comes.
-
-        Args:
-            maps: of the first stages of the backbone, stage 1 first; features: the neck's, where it is shared too.
-        """
-        self._held = (images, images._version, maps, features)
-        if images.is_cuda:
-            self._ready = torch.cuda.Event()
-            self._ready.record()
+    @contextmanager
+    def kept_from(self, student: Detector) -> Iterator[None]:
+        """Inside the block, a forward of ``student`` in train mode keeps the maps of the shared parts."""
+        shared = [part[-1] for part in parts(student)[: self.depth]]
+        handles = [student.register_forward_pre_hook(self._begin)]
+        handles += [m.register_forward_hook(self._collect) for m in shared]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def take(self, images: Tensor) -> tuple[list[Tensor], list[Tensor] | None]:
-        """The maps that were lent for this very tensor, unchanged since; else none."""
-        held, self._held = self._held, None
-        if held is None or held[0] is not images or held[1] != images._version:
+        """The backbone's maps (stage 1 first) and the neck's, if they were kept for this very tensor and it has not
+        changed since; otherwise [] and None. They can be taken once."""
+        kept, self._kept = self._kept, None
+        if kept is None or kept[0] is not images or kept[1] != images._version:
             return [], None
-        if self._ready is not None:  # the teacher may be on a stream of its own
-            here = torch.cuda.current_stream()
-            here.wait_event(self._ready)
-            for t in [*held[2], *(held[3] or [])]:
-                t.record_stream(here)
-        return held[2], held[3]
+        if self._ready is not None:  # the teacher may run on a stream of its own
+            stream = torch.cuda.current_stream()
+            stream.wait_event(self._ready)
+            for t in [*kept[2], *(kept[3] or [])]:
+                t.record_stream(stream)
+        return kept[2], kept[3]
 
+    def _begin(self, student: Any, inputs: tuple[Tensor, ...]) -> None:
+        self._images, self._maps = (inputs[0] if student.training else None), []
 
-def parts(detector: Detector) -> list[tuple[nn.Module, ...]]:
-    """Backbone and neck in the order of execution, in pieces that can be shared; [] for a detector of other parts."""
-    from ciod.detectors.layers.backbones import Backbone
-
-    b, neck = getattr(detector, "backbone", None), getattr(detector, "neck", None)
-    if not isinstance(b, Backbone) or not isinstance(neck, nn.Module):
-        return []
-    return [(b.stem, b.stage1), (b.stage2,), (b.stage3,), (b.stage4,), (neck,)]
-
-
-def extract(detector: Detector, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """[B, 3, H, W] RGB 0..255 → the maps of the detector's ``backbone`` and of its ``neck``."""
-    backbone: Backbone = detector.backbone  # type: ignore[assignment]
-    neck: nn.Module = detector.neck  # type: ignore[assignment]
-    if detector.borrows is not None:
-        lent, features = detector.borrows.take(images)
-        if lent:
-            maps = backbone.stages(None, lent)
-            return maps[1:], neck(maps[1:]) if features is None else features
-    if detector.lends is None or not detector.training:
-        maps = backbone(detector.normalise(images))
-        return maps, neck(maps)
-    maps = backbone.stages(detector.normalise(images))
-    depth = detector.lends.depth
-    if depth < 5:  # lent before the rest is computed: a teacher beside the student need not wait for it
-        detector.lends.lend(images, maps[:depth], None)
-        return maps[1:], neck(maps[1:])
-    features = neck(maps[1:])
-    detector.lends.lend(images, maps, features)
-    return maps[1:], features
+    def _collect(self, module: Any, inputs: Any, outputs: Any) -> None:
+        """As soon as the last shared part is computed: a teacher beside the student need not wait for the rest."""
+        if self._images is None:
+            return
+        features = None
+        if isinstance(outputs, Tensor):
+            self._maps.append(outputs)
+        else:
+            features = list(outputs)  # the neck's
+        if len(self._maps) + (features is not None) < self.depth:
+            return
+        self._kept = (self._images, self._images._version, self._maps, features)
+        if self._images.is_cuda:
+            self._ready = torch.cuda.Event()
+            self._ready.record()
+        self._images = None

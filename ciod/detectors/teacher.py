@@ -1,23 +1,22 @@
-"""How a teacher is asked: in its own precision, in parts of a batch, beside the student on a GPU."""
+"""The teacher: the frozen detector of the task before, and how it is called."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import fields
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from ciod.core.types import Outputs
+from ciod.detectors.base import Detector
+from ciod.detectors.prefix import Prefix
+from ciod.detectors.staged import StagedDetector
 
-if TYPE_CHECKING:
-    from ciod.detectors.base import Detector
 
-
-class Beside:
-    """A CUDA stream on which a teacher computes while the student does on the usual one."""
+class SideStream:
+    """A CUDA stream on which a teacher computes while its student does on the usual one."""
 
     def __init__(self, device: torch.device):
         self.stream = torch.cuda.Stream(device)
@@ -25,39 +24,79 @@ class Beside:
         self.images: Tensor | None = None
 
     def mark(self, images: Tensor) -> None:
-        """``images`` are there once everything asked for so far is done: before the student's forward is asked for."""
+        """``images`` are complete once all work queued so far is done. Called before the student's forward."""
         self.images = images
         self.ready.record()
 
     def run(self, forward: Callable[[Tensor], Outputs], images: Tensor) -> Outputs:
         """``forward`` of the marked images; what follows on the usual stream waits for it."""
-        if images is not self.images:  # made after the mark: the other stream does not know when they are there
+        if images is not self.images:  # made after the mark: the side stream does not know when they are complete
             return forward(images)
         self.stream.wait_event(self.ready)
         with torch.cuda.stream(self.stream):
             outputs = forward(images)
         images.record_stream(self.stream)
-        here = torch.cuda.current_stream(images.device)
-        here.wait_stream(self.stream)
+        usual = torch.cuda.current_stream(images.device)
+        usual.wait_stream(self.stream)
         for tensor in _tensors(outputs):
-            tensor.record_stream(here)
+            tensor.record_stream(usual)
         return outputs
+
+
+@dataclass(eq=False)
+class Teacher:
+    """A frozen detector. It is no module, so it is never trained, saved or nested with its student.
+
+    Args:
+        detector: in eval mode, without gradients.
+        precision: of its forward under autocast; None: that of the caller.
+        chunks: parts of a batch that are computed one after the other.
+        stream: a CUDA stream of its own.
+        prefix: maps that the student hands over, while a task is trained.
+    """
+
+    detector: Detector
+    precision: torch.dtype | None = None
+    chunks: int = 1
+    stream: SideStream | None = None
+    prefix: Prefix | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The old classes, in the order of their labels."""
+        return self.detector.class_names
+
+    def __call__(self, images: Tensor) -> Outputs:
+        """[B, 3, H, W] RGB 0..255 → Outputs, without gradients."""
+        assert not self.detector.training
+        with torch.no_grad():  # not inference_mode: its tensors cannot take part in the student's backward
+            return self._forward(images) if self.stream is None else self.stream.run(self._forward, images)
+
+    def beside(self, student: Callable[[Tensor], Outputs]) -> Callable[[Tensor], Outputs]:
+        """The student's forward, after which this teacher may compute the same images on its own stream."""
+        stream = self.stream
+        if stream is None:
+            return student
+
+        def forward(images: Tensor) -> Outputs:
+            stream.mark(images)
+            return student(images)
+
+        return forward
+
+    def _forward(self, images: Tensor) -> Outputs:
+        kind = self.precision
+        with nullcontext() if kind is None else torch.autocast(images.device.type, dtype=kind):
+            if self.chunks > 1:
+                return Outputs.joined([self.detector(part) for part in images.chunk(self.chunks)])
+            maps, features = ([], None) if self.prefix is None else self.prefix.take(images)
+            if not maps:
+                return self.detector(images)
+            assert isinstance(self.detector, StagedDetector)
+            return self.detector.respond(images, *self.detector.extract(images, maps, features))
 
 
 def _tensors(outputs: Outputs) -> Iterator[Tensor]:
     for f in fields(outputs):
         value = getattr(outputs, f.name)
         yield from (v for v in (value if isinstance(value, list) else [value]) if isinstance(v, Tensor))
-
-
-def ask(teacher: Detector, images: Tensor) -> Outputs:
-    """The teacher's outputs of a batch."""
-
-    def forward(images: Tensor) -> Outputs:
-        kind = teacher.precision
-        with nullcontext() if kind is None else torch.autocast(images.device.type, dtype=kind):
-            if teacher.chunks == 1:
-                return teacher(images)
-            return Outputs.joined([teacher(part) for part in images.chunk(teacher.chunks)])
-
-    return forward(images) if teacher.beside is None else teacher.beside.run(forward, images)

@@ -20,18 +20,18 @@ from torchvision.ops import sigmoid_focal_loss
 from ciod.core import boxes as bx
 from ciod.core import losses as L
 from ciod.core.types import Matches, Outputs, Targets
-from ciod.detectors.base import IMAGENET, Detector, Input
+from ciod.detectors.base import IMAGENET, Input
 from ciod.detectors.dense import class_targets, flatten, in_class_loss
 from ciod.detectors.layers import backbones
 from ciod.detectors.layers.class_layers import AnchorClassConv, ClassConv
 from ciod.detectors.layers.necks import FPN
-from ciod.detectors.prefix import extract
+from ciod.detectors.staged import StagedDetector
 
 LARGEST = math.log(1000 / 16)  # a predicted log size beyond this is cut off, as in torchvision
 SIZES = (32, 64, 128, 256, 512)  # of RetinaNet's anchors; FCOS: the strides
 
 
-class TorchvisionDetector(Detector):
+class TorchvisionDetector(StagedDetector):
     """Backbone, pyramid and anchors of both. A variant is the depth of a ResNet, or (deepen, widen, depthwise) of a
     CSPDarknet, below a pyramid and head of 64 channels."""
 
@@ -61,9 +61,6 @@ class TorchvisionDetector(Detector):
         scalars = [[torch.full((), s, device=images.device) for s in step] for step in steps]
         stride = [torch.full((n,), float(s), device=images.device) for n, (s, _) in zip(levels, steps, strict=True)]
         return torch.cat(made.grid_anchors(sizes, scalars)), torch.cat(stride), levels
-
-    def trunk(self) -> list[nn.Module]:
-        return [self.backbone, self.neck]
 
 
 def centres(boxes: Tensor) -> Tensor:
@@ -115,8 +112,7 @@ class RetinaNet(TorchvisionDetector):
         layer = AnchorClassConv(self.width, len(class_names), self.anchors_a_cell)
         self.head.classification_head.cls_logits = layer  # type: ignore[assignment]
 
-    def forward(self, images: Tensor) -> Outputs:
-        _, features = extract(self, images)
+    def respond(self, images: Tensor, maps: list[Tensor], features: list[Tensor]) -> Outputs:
         anchors, stride, levels = self.anchors(images, features)
         head = self.head.classification_head
         towers = [head.conv(x) for x in features]
@@ -207,8 +203,7 @@ class FCOS(TorchvisionDetector):
         layer = ClassConv(self.width, len(class_names), 3)
         self.head.classification_head.cls_logits = layer  # type: ignore[assignment]
 
-    def forward(self, images: Tensor) -> Outputs:
-        _, features = extract(self, images)
+    def respond(self, images: Tensor, maps: list[Tensor], features: list[Tensor]) -> Outputs:
         anchors, stride, levels = self.anchors(images, features)
         head = self.head.classification_head
         towers = [head.conv(x) for x in features]

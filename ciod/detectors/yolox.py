@@ -17,14 +17,14 @@ from ciod.core.boxes import gather_rows
 from ciod.core.errors import CiodError
 from ciod.core.types import Matches, Outputs, Targets
 from ciod.detectors.assigners.sim_ota import sim_ota
-from ciod.detectors.base import IMAGENET, Detector, Input
+from ciod.detectors.base import IMAGENET, Input
 from ciod.detectors.dense import flatten, grid
 from ciod.detectors.layers import backbones
 from ciod.detectors.layers import branch as br
 from ciod.detectors.layers.blocks import conv
 from ciod.detectors.layers.class_layers import PRIOR, ClassConv, ClassRows
 from ciod.detectors.layers.necks import PAFPN
-from ciod.detectors.prefix import extract
+from ciod.detectors.staged import StagedDetector
 
 STRIDES = (8, 16, 32)
 
@@ -110,7 +110,7 @@ def assemble(
     )
 
 
-class YOLOX(Detector):
+class YOLOX(StagedDetector):
     """See the module. ``settings`` are the keyword arguments of ``build``."""
 
     traits = frozenset({"dense", "objectness", "features", "branches"})
@@ -149,8 +149,7 @@ class YOLOX(Detector):
         self.parts: list[list[int]] = [list(range(self.num_classes))]  # class numbers of the head, of each branch
         self._index_parts()
 
-    def forward(self, images: Tensor) -> Outputs:
-        maps, features = extract(self, images)
+    def respond(self, images: Tensor, maps: list[Tensor], features: list[Tensor]) -> Outputs:
         towers = self.head.towers(features)
         base = assemble(*self.head.layers(*towers), features, towers[0])
         if not len(self.branches):
@@ -197,9 +196,6 @@ class YOLOX(Detector):
             "box": self.box_weight * L.masked_sum(box, said.counted) / n,
             "obj": obj.sum() / L.count(said.matched),
         }
-
-    def trunk(self) -> list[nn.Module]:
-        return [self.backbone, self.neck]
 
     # Branches (``branch.py``) -------------------------------------------------------------------------------------
 

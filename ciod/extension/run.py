@@ -174,11 +174,11 @@ class Extension:
         detector.to(self.world.device)
         train, teacher = self.settings.train, None
         if method.uses_teacher:
-            still = speed.frozen_parts(detector) if train.share_frozen else 0
-            teacher = speed.cheap_teacher(self.before, train, still=still)
+            teacher = speed.make_teacher(self.before, train, student=detector)
         method.attach(detector, detector, teacher)
         method.begin_task(self.task)
-        method.attach(speed.student(detector, train, self.world), detector, teacher)
+        student = speed.student(detector, train, self.world)
+        method.attach(student if teacher is None else teacher.beside(student), detector, teacher)
 
     # Training -----------------------------------------------------------------------------------------------------
 

@@ -98,7 +98,7 @@ class ILYOLOX(Method):
         super().begin_task(task)
         if self.teacher_norm == "stored" or self.teacher is None:
             return
-        norms = [m for m in self.teacher.modules() if isinstance(m, nn.BatchNorm2d)]
+        norms = [m for m in self.teacher.detector.modules() if isinstance(m, nn.BatchNorm2d)]
         if not norms:
             raise CiodError(
                 "method.teacher_norm=batch: the teacher has no batch normalisation, or it was folded into the "
@@ -127,11 +127,12 @@ class ILYOLOX(Method):
         if self.teacher_norm == "stored":
             return super().teach(batch)
         assert self.teacher is not None
-        self.teacher.train()
+        detector = self.teacher.detector
+        detector.train()
         try:
-            return self.teacher(batch.images)
+            return detector(batch.images)
         finally:
-            self.teacher.eval()
+            detector.eval()
 
     def choose(self, knowledge: Outputs) -> selection.Kept:
         """The teacher's positions worth teaching (.4)."""

@@ -67,7 +67,7 @@ class PseudoLabel(Method):
             self._limits = self.adapt(task)
         elif self.teacher is not None and self.class_scores:
             limits = [self.class_scores.get(n, self.score) for n in self.teacher.class_names]
-            self._limits = torch.tensor(limits, device=self.teacher.device)
+            self._limits = torch.tensor(limits, device=self.teacher.detector.device)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         if self.teacher is None or self.offline:
@@ -136,11 +136,12 @@ class PseudoLabel(Method):
         from ciod.data.loader import batches, eval_loader
 
         assert self.teacher is not None
-        taking, device = self.teacher.input, self.detector.device
+        teacher, device = self.teacher.detector, self.detector.device  # in full precision
+        taking = teacher.input
         loader = eval_loader(images, taking.size, taking.fill, batch=8, workers=workers, pin=False, rows=rows)
         for batch in batches(loader):
             batch = batch.to(device)
-            yield batch, self.teacher(batch.images)
+            yield batch, teacher(batch.images)
 
     def check(self) -> list[str]:
         if self.offline and self.doubt is not None:

@@ -28,6 +28,7 @@ from ciod.data.loader import train_loader
 from ciod.data.scenarios.scenario import Scenario, Task
 from ciod.detectors.base import Detector
 from ciod.detectors.files import weights
+from ciod.detectors.teacher import Teacher
 from ciod.evaluation.detect import evaluate
 from ciod.memory.rehearsal import Extra
 from ciod.methods.base.method import Method
@@ -140,7 +141,8 @@ class Runner:
         method.attach(detector, detector, teacher)
         method.begin_task(task)
         # after begin_task, which may freeze parts
-        method.attach(speed.student(detector, s.train, self.world), detector, teacher)
+        student = speed.student(detector, s.train, self.world)
+        method.attach(student if teacher is None else teacher.beside(student), detector, teacher)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         resume.set_random(resuming, s.seed, task.index, self.world)
@@ -217,7 +219,7 @@ class Runner:
         return epochs_of(self.settings, task, len(self.scenario.parts))
 
     def _evaluate(
-        self, task: Task, detector: Detector, teacher: Detector | None, done: dict[str, Any], resuming: Any
+        self, task: Task, detector: Detector, teacher: Teacher | None, done: dict[str, Any], resuming: Any
     ) -> None:
         s = self.settings
         detector.eval()
@@ -246,7 +248,8 @@ class Runner:
             if task.index:
                 from ciod.report.examples import write_examples
 
-                before = teacher or weights.load(self.out / f"task-{task.index}" / "model.safetensors")
+                model = self.out / f"task-{task.index}" / "model.safetensors"
+                before = weights.load(model) if teacher is None else teacher.detector
                 write_examples(folder / "examples", task, before, found, self.world.device)
             self.results.write(self.out)
             assert self.log is not None
@@ -256,13 +259,12 @@ class Runner:
         self.reporter.say(f"  {table.line()}")
         self.world.barrier()
 
-    def _teacher(self, task: Task, detector: Detector) -> Detector:
+    def _teacher(self, task: Task, detector: Detector) -> Teacher:
         """The model as it was after the task before: also after a crash in the middle of this one."""
-        train = self.settings.train
-        still = speed.frozen_parts(detector) if train.share_frozen else 0
+        before = detector
         if self.saved and "fit" in self.saved:
-            detector = weights.load(self.out / f"task-{task.index}" / "model.safetensors").to(self.world.device)
-        return speed.cheap_teacher(detector, train, still=still)
+            before = weights.load(self.out / f"task-{task.index}" / "model.safetensors").to(self.world.device)
+        return speed.make_teacher(before, self.settings.train, student=detector)
 
     def _grow(self, detector: Detector, task: Task, method: Method) -> None:
         """New rows are drawn from a seed of the task, so that every rank and a resumed run draw the same."""

@@ -165,9 +165,6 @@ class Fit:
         lr = optim.rate(step, total, s, self.lr)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["scale"]
-        teacher = self.method.teacher
-        if teacher is not None and teacher.beside is not None:
-            teacher.beside.mark(batch.images)
         kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(s.amp)
         with torch.autocast(self.world.device.type, dtype=kind, enabled=kind is not None):
             losses = self.method.loss(batch)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ciod.detectors.prefix import Prefix, parts
-from ciod.detectors.teacher import Beside
+from ciod.detectors.prefix import Prefix
+from ciod.detectors.staged import parts
+from ciod.detectors.teacher import SideStream, Teacher
 from ciod.training import optim
 from ciod.training.accumulate import Accumulated
 from ciod.training.sync_norm import synchronise
@@ -74,35 +75,31 @@ def student(detector: Detector, settings: Train, world: World) -> Callable[[Tens
     return torch.compile(forward)
 
 
-def equip(teacher: Detector, settings: Train) -> None:
-    """How a teacher is asked."""
-    teacher.chunks = settings.accumulate
-    if settings.teacher_stream and teacher.device.type == "cuda":
-        teacher.beside = Beside(teacher.device)
-    if settings.compile:
-        teacher.compile()
-
-
 def lacks_compiler() -> bool:
     """Whether a CPU has no C++ compiler for ``torch.compile``."""
     names = (os.environ.get("CXX", ""), "g++", "clang++", "c++", "cl")
     return not any(shutil.which(n) for n in names if n)
 
 
-def cheap_teacher(detector: Detector, settings: Train, *, still: int = 0) -> Detector:
-    """The frozen copy of ``detector`` that ``settings.teacher`` asks for.
+def make_teacher(detector: Detector, settings: Train, *, student: Detector | None = None) -> Teacher:
+    """The teacher that ``settings.teacher`` asks for, with a frozen copy of ``detector``.
 
     Args:
-        still: parts of the student's trunk that are frozen (``frozen_parts``) and may be shared: they are left as
-            they are.
+        student: whose frozen parts may be shared (``shared``): in the teacher, these are not folded.
     """
-    teacher = detector.frozen()
-    lay_out(teacher, settings)
+    frozen = detector.frozen()
+    lay_out(frozen, settings)
     if settings.teacher != "exact":
-        teacher.precision = PRECISION.get(settings.teacher)
-        teacher = fold(teacher, still=still)
-    equip(teacher, settings)
-    return teacher
+        frozen = fold(frozen, still=frozen_parts(student) if student is not None and settings.share_frozen else 0)
+    if settings.compile:
+        frozen.compile()
+    beside = settings.teacher_stream and frozen.device.type == "cuda"
+    return Teacher(
+        frozen,
+        precision=PRECISION.get(settings.teacher),
+        chunks=settings.accumulate,
+        stream=SideStream(frozen.device) if beside else None,
+    )
 
 
 def frozen_parts(detector: Detector) -> int:
@@ -113,7 +110,7 @@ def frozen_parts(detector: Detector) -> int:
 
 
 def _still(part: nn.Module) -> bool:
-    """Without trainable weights; its statistics are then kept too (``Fit``), unless it is a layer without weights."""
+    """Without trainable weights; the loop then keeps its statistics too, unless it is a layer without weights."""
     for m in part.modules():
         chance = isinstance(m, nn.modules.dropout._DropoutNd)
         if chance or (isinstance(m, nn.modules.batchnorm._NormBase) and not m.affine):
@@ -122,22 +119,23 @@ def _still(part: nn.Module) -> bool:
 
 
 @contextmanager
-def shared(detector: Detector, teacher: Detector | None, settings: Train) -> Iterator[None]:
-    """While a task is trained: layers that are frozen, and bit-equal in the teacher, are computed once a step."""
+def shared(detector: Detector, teacher: Teacher | None, settings: Train) -> Iterator[None]:
+    """While a task is trained: layers that are frozen, and bit-equal in the teacher, are computed once per step."""
     depth = 0
     # Parts of a batch are other tensors than the batch, and a compiled graph has no place for what is handed over.
     if teacher is not None and settings.share_frozen and settings.accumulate == 1 and not settings.compile:
-        pairs = zip(parts(detector)[: frozen_parts(detector)], parts(teacher), strict=False)
+        pairs = zip(parts(detector)[: frozen_parts(detector)], parts(teacher.detector), strict=False)
         equal = [all(_equal(a, b) for a, b in zip(mine, theirs, strict=True)) for mine, theirs in pairs]
         depth = [*equal, False].index(False)
     if not depth or teacher is None:
         yield
         return
-    detector.lends = teacher.borrows = Prefix(depth)
+    teacher.prefix = Prefix(depth)
     try:
-        yield
+        with teacher.prefix.kept_from(detector):
+            yield
     finally:
-        detector.lends = teacher.borrows = None
+        teacher.prefix = None
 
 
 def _equal(one: nn.Module, other: nn.Module) -> bool:
@@ -155,7 +153,6 @@ def fold(detector: Detector, *, still: int = 0) -> Detector:
         still: the first so many parts of the trunk are left out.
     """
     folded = detector.frozen()
-    folded.precision = detector.precision
     apart = {id(m) for piece in parts(folded)[:still] for part in piece for m in part.modules()}
     for module in folded.modules():
         if id(module) in apart:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ciod.detectors.teacher import Beside
+from ciod.detectors.teacher import SideStream
 from tests import fixed
 
 
@@ -50,7 +50,7 @@ def told(monkeypatch) -> list[tuple]:
 def test_each_waits_for_what_it_needs_and_keeps_what_it_reads(told):
     on = told.pop()
     outputs = replace(fixed.random_outputs(0, 3, images=1), features=[torch.zeros(1, 2, 4, 4)])
-    images, beside = torch.zeros(1, 3, 64, 64), Beside(torch.device("cpu"))
+    images, beside = torch.zeros(1, 3, 64, 64), SideStream(torch.device("cpu"))
 
     def forward(given):
         told.append(("computes", on[-1], id(given)))
@@ -72,7 +72,7 @@ def test_each_waits_for_what_it_needs_and_keeps_what_it_reads(told):
 
 def test_images_made_after_the_mark_are_computed_on_the_usual_stream(told):
     on = told.pop()
-    beside = Beside(torch.device("cpu"))
+    beside = SideStream(torch.device("cpu"))
     beside.mark(torch.zeros(1, 3, 64, 64))
     told.clear()
     beside.run(lambda given: told.append(("computes", on[-1])), torch.zeros(1, 3, 64, 64))

@@ -294,7 +294,6 @@ class Watched:
 
     def __init__(self, detector):
         self.detector, self.calls = detector, 0
-        self.precision, self.chunks, self.beside = detector.precision, 1, None
 
     def __call__(self, images):
         self.calls += 1

@@ -122,9 +122,9 @@ class Watch:
         real, watch = Method.attach, self
 
         def attach(method, student, detector, teacher):
-            if teacher is not None and not any(teacher is t for t in watch.teachers):
-                watch.teachers.append(teacher)
-                watch.before.append({k: v.clone() for k, v in teacher.state_dict().items()})
+            if teacher is not None and not any(teacher.detector is t for t in watch.teachers):
+                watch.teachers.append(teacher.detector)
+                watch.before.append({k: v.clone() for k, v in teacher.detector.state_dict().items()})
             real(method, student, detector, teacher)
 
         monkeypatch.setattr(Method, "attach", attach)

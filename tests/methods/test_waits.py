@@ -63,8 +63,7 @@ def step(method: str, detector: str, given: dict, **settings) -> Callable[[], No
     if train.trunk_lr == 0:
         speed.prepare(student, train, World())
     made = methods.find(method)(**given)
-    still = speed.frozen_parts(student)
-    teacher = speed.cheap_teacher(student, train, still=still) if made.uses_teacher else None
+    teacher = speed.make_teacher(student, train, student=student) if made.uses_teacher else None
     made.grow(student, ("d",))
     student.train()
     made.attach(student, student, teacher)

@@ -34,13 +34,13 @@ def step(parts: int, *, images: int, train_norms: bool = False, name: str = "yol
     """Losses, gradients and the student after a step of a distilling method."""
     settings = Train(accumulate=parts, teacher="exact")
     student = trained(name)
-    teacher = speed.cheap_teacher(student, settings)
+    teacher = speed.make_teacher(student, settings)
     grown(student, train_norms=train_norms)
     method = ILYOLOX(center_score=0.0, other_score=0.0, nms_iou=0.5)
     method.attach(speed.student(student, settings, World()), student, teacher)
     method.begin_task(fixed.task(("a", "b", "c"), ("d",)))
     calls: list[int] = []
-    both = (student, teacher)
+    both = (student, teacher.detector)
     for detector in both:
         detector.register_forward_pre_hook(lambda _, given: calls.append(len(given[0])))
     losses = method.loss(batch(images))

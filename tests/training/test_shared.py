@@ -14,7 +14,8 @@ from ciod.core.distributed import World
 from ciod.core.types import Batch, Targets
 from ciod.data.shapes.scenes import write_shapes
 from ciod.detectors.base import Detector
-from ciod.detectors.prefix import Prefix, parts
+from ciod.detectors.staged import parts
+from ciod.detectors.teacher import Teacher
 from ciod.methods.base.method import Method
 from ciod.methods.erd import ERD
 from ciod.methods.ilyolox import ILYOLOX
@@ -32,7 +33,7 @@ def batch() -> Batch:
     return fixed.batch(Targets.pad([box] * 2, [torch.tensor([3])] * 2), IMAGES.clone())
 
 
-def pair(name: str, frozen: int, **settings) -> tuple[Detector, Detector, Train]:
+def pair(name: str, frozen: int, **settings) -> tuple[Detector, Teacher, Train]:
     """Student and teacher whose first ``frozen`` parts of the trunk stand still, as in a second task."""
     train = Train(**settings)
     student = trained(name)
@@ -41,27 +42,28 @@ def pair(name: str, frozen: int, **settings) -> tuple[Detector, Detector, Train]
     for piece in parts(student)[:frozen]:
         for module in piece:
             module.requires_grad_(False)
-    teacher = speed.cheap_teacher(student, train, still=speed.frozen_parts(student) if train.share_frozen else 0)
+    teacher = speed.make_teacher(student, train, student=student)
     return grown(student), teacher, train
 
 
 class Calls:
     """How often each part of the trunk is computed, by either."""
 
-    def __init__(self, *both: Detector):
+    def __init__(self, student: Detector, teacher: Teacher):
+        both = (student, teacher.detector)
         self.student, self.teacher = ([0] * len(parts(d)) for d in both)
         for detector, calls in zip(both, (self.student, self.teacher), strict=True):
             for i, piece in enumerate(parts(detector)):
                 piece[0].register_forward_hook(lambda *_, calls=calls, i=i: calls.__setitem__(i, calls[i] + 1))
 
 
-def step(student: Detector, teacher: Detector, train: Train, method: Method) -> dict[str, torch.Tensor]:
+def step(student: Detector, teacher: Teacher, train: Train, method: Method) -> dict[str, torch.Tensor]:
     method.attach(student, student, teacher)
     method.begin_task(fixed.task(("a", "b", "c"), ("d",)))
     with speed.shared(student, teacher, train):
         losses = method.loss(batch())
         torch.stack(list(losses.values())).sum().backward()
-    assert student.lends is None and teacher.borrows is None
+    assert teacher.prefix is None
     return losses
 
 
@@ -93,9 +95,9 @@ def test_an_exact_teacher_teaches_bit_for_bit_the_same(name: str, frozen: int):
 def test_a_cheap_teacher_takes_over_what_is_not_folded(kind: str, limit: float, frozen: int):
     student, teacher, train = pair("yolox-pico", frozen, teacher=kind)
     norms = [
-        m for piece in parts(teacher)[:frozen] for p in piece for m in p.modules() if isinstance(m, nn.BatchNorm2d)
+        m for piece in parts(teacher.detector)[:frozen] for p in piece for m in p.modules() if isinstance(m, nn.BatchNorm2d)
     ]
-    assert norms and len(norms) == sum(isinstance(m, nn.BatchNorm2d) for m in teacher.modules()) - _head_norms(teacher)
+    assert norms and len(norms) == sum(isinstance(m, nn.BatchNorm2d) for m in teacher.detector.modules()) - _head_norms(teacher.detector)
     calls = Calls(student, teacher)
     cheap = step(student, teacher, train, gentle())
     assert calls.teacher == [0] * frozen + [1] * (5 - frozen)
@@ -133,34 +135,34 @@ def test_any_method_and_the_next_batch(method):
 def test_nothing_is_shared_while_anything_in_it_moves():
     student, teacher, train = pair("yolox-pico", 0)
     with speed.shared(student, teacher, train):
-        assert student.lends is None and teacher.borrows is None
+        assert teacher.prefix is None
     student, teacher, train = pair("yolox-pico", 3, teacher="exact")
     next(student.backbone.stage2.parameters()).requires_grad_(True)  # type: ignore[union-attr]
     with speed.shared(student, teacher, train):
-        assert student.lends is not None and student.lends.depth == 1
-    next(teacher.backbone.stem.buffers()).add_(1e-3)  # type: ignore[union-attr]
+        assert teacher.prefix is not None and teacher.prefix.depth == 1
+    next(teacher.detector.backbone.stem.buffers()).add_(1e-3)  # type: ignore[union-attr]
     with speed.shared(student, teacher, train):
-        assert student.lends is None
+        assert teacher.prefix is None
     student, teacher, train = pair("yolox-pico", 2, teacher="exact")
     student.backbone.stage1.append(nn.Dropout(0.5))  # type: ignore[union-attr, operator]
     assert speed.frozen_parts(student) == 0, "what is left to chance is not the same twice"
     student, teacher, train = pair("yolox-pico", 2, share_frozen=False)
     with speed.shared(student, teacher, train):
-        assert student.lends is None
+        assert teacher.prefix is None
 
 
 @pytest.mark.parametrize("settings", [{"accumulate": 2}, {"compile": True}])
 def test_what_hands_nothing_over_shares_nothing(settings):
     student, teacher, _ = pair("yolox-pico", 2)
     with speed.shared(student, teacher, Train(**settings)):
-        assert student.lends is None
+        assert teacher.prefix is None
 
 
 def test_a_student_asked_in_eval_mode_lends_nothing():
     student, teacher, train = pair("yolox-pico", 2)
     with speed.shared(student, teacher, train):
         student.eval()(IMAGES)
-        assert isinstance(student.lends, Prefix) and student.lends.take(IMAGES) == ([], None)
+        assert teacher.prefix is not None and teacher.prefix.take(IMAGES) == ([], None)
 
 
 def test_a_detector_with_other_parts_shares_nothing():
@@ -197,7 +199,8 @@ def test_a_frozen_trunk_in_a_whole_run(data, tmp_path, monkeypatch):
 
     def counting(self, batch, at, total):
         real(self, batch, at, total)
-        depths.append(self.detector.lends and self.detector.lends.depth)
+        teacher = self.method.teacher
+        depths.append(teacher and teacher.prefix and teacher.prefix.depth)
 
     with monkeypatch.context() as m:
         m.setattr(Fit, "_step", counting)

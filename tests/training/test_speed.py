@@ -92,7 +92,7 @@ def test_losses_with_a_cheap_teacher(kind: str, limit: float):
     )
 
     def losses(kind: str) -> dict[str, torch.Tensor]:
-        teacher = speed.cheap_teacher(detector, Train(teacher=kind))  # type: ignore[arg-type]
+        teacher = speed.make_teacher(detector, Train(teacher=kind))  # type: ignore[arg-type]
         student = trained()
         with torch.random.fork_rng():
             torch.manual_seed(3)
@@ -101,7 +101,7 @@ def test_losses_with_a_cheap_teacher(kind: str, limit: float):
         method = ILYOLOX(center_score=0.0, other_score=0.0, nms_iou=0.5)
         method.attach(student, student, teacher)
         method.begin_task(fixed.task(("a", "b", "c"), ("d",)))
-        assert not teacher.training
+        assert not teacher.detector.training
         assert method.teach(batch).logits.dtype == torch.float32
         return method.loss(batch)
 

@@ -10,14 +10,14 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 from torch import Tensor, nn
 
 from ciod.core.types import TASK, Batch, Matches, Outputs, Targets
-from ciod.detectors.teacher import ask
+from ciod.detectors.base import Detector
+from ciod.detectors.teacher import Teacher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ciod.data.index import Index
     from ciod.data.scenarios.scenario import Task
-    from ciod.detectors.base import Detector
 
 Channels = Literal["new", "matched", "auto", "all"]
 """Class channels that the real boxes of a task supervise. Exemplars with their labels supervise all.
@@ -54,7 +54,7 @@ class Method(BaseModel):
 
     _student: Callable[[Tensor], Outputs] = PrivateAttr()
     _detector: Detector = PrivateAttr()
-    _teacher: Detector | None = PrivateAttr(default=None)
+    _teacher: Teacher | None = PrivateAttr(default=None)
     _task: Task | None = PrivateAttr(default=None)
 
     @property
@@ -68,8 +68,8 @@ class Method(BaseModel):
         return self._detector
 
     @property
-    def teacher(self) -> Detector | None:
-        """The frozen detector of the task before, or None in the first task. Outside the student's module tree."""
+    def teacher(self) -> Teacher | None:
+        """The frozen detector of the task before (``teacher.detector``), or None in the first task."""
         return self._teacher
 
     @property
@@ -77,9 +77,12 @@ class Method(BaseModel):
         """How many classes the teacher knows: labels ``0 .. old - 1``."""
         return 0 if self._task is None else len(self._task.old_classes)
 
-    def attach(self, student: Callable[[Tensor], Outputs], detector: Detector, teacher: Detector | None) -> None:
+    def attach(
+        self, student: Callable[[Tensor], Outputs], detector: Detector, teacher: Teacher | Detector | None
+    ) -> None:
         """Called by the engine before ``begin_task``; again with the student inside DDP where there are processes."""
-        self._student, self._detector, self._teacher = student, detector, teacher
+        self._student, self._detector = student, detector
+        self._teacher = Teacher(teacher) if isinstance(teacher, Detector) else teacher
 
     def grow(self, detector: Detector, names: Sequence[str], taught: Sequence[str] = ()) -> None:
         """Makes room for new classes, before ``attach``. ``taught``: known classes that this task teaches further."""
@@ -105,11 +108,10 @@ class Method(BaseModel):
         matches = self.detector.match(outputs, batch.targets)
         return self.detector.loss(outputs, batch.targets, matches)
 
-    @torch.no_grad()  # not inference_mode: its tensors cannot take part in the student's backward
     def teach(self, batch: Batch) -> Outputs:
         """The teacher's outputs for the very pixels the student sees."""
-        assert self._teacher is not None and not self._teacher.training
-        return ask(self._teacher, batch.images)
+        assert self._teacher is not None
+        return self._teacher(batch.images)
 
     def taught(self, batch: Batch, classes: int) -> Tensor:
         """[B, C] bool: the new classes in images of the task, all in exemplars, whose labels say what they know."""
