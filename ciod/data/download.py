@@ -2,6 +2,9 @@
 
 A download that breaks off goes on where it stopped. An archive is unpacked only when its checksum is right and all its
 members are plain files below the folder it should hold. What was put into ``out`` by hand is taken instead of fetched.
+
+Written by hand because pooch, which would check sums and retry, begins every attempt at the first byte: an archive of
+19 GB that breaks off at the end would be fetched again.
 """
 
 from __future__ import annotations
@@ -11,28 +14,19 @@ import http.client
 import json
 import os
 import shlex
-import shutil
-import tarfile
-import tempfile
 import time
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import IO, Protocol
+from pathlib import Path
+from typing import IO
 
 from ciod.core.errors import ConfigError, DataError, did_you_mean
 from ciod.core.files import explained
 from ciod.core.run_log import write_json
+from ciod.data.archives import CHUNK, Say, check_room, human_bytes, unpack
 
 RECORD = "ciod-data.json"  # archives that are unpacked: nothing is fetched twice
-_CHUNK = 1 << 20
 _PATIENCE = 60  # seconds without a byte
 _TRIES, _WAIT = 5, 2.0  # attempts in a row without progress, and seconds between them
-_SWELL, _SLACK = 8, 1 << 20  # unpacked bytes an archive may have per packed byte; COCO's annotations have about 3
-_MEMBERS = 1_000_000
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -107,7 +101,7 @@ def where(source: Source, out: str = "DIR") -> str:
     """Where the files go, and what to fetch."""
     lines = [f"{source.title} below {out}:", *(f"  {line}" for line in source.layout), "unpacked from"]
     for a in source.archives:
-        lines.append(f"  {a.url}" + (f" ({_bytes(a.size)})" if a.size else "") + f", MD5 {a.md5}")
+        lines.append(f"  {a.url}" + (f" ({human_bytes(a.size)})" if a.size else "") + f", MD5 {a.md5}")
     return "\n".join(lines)
 
 
@@ -176,12 +170,12 @@ def _get(archive: Archive, url: str, out: Path, say: Say) -> Path:
         now = part.stat().st_size if part.exists() else 0
         idle = 0 if now > before else idle + 1
         if now == 0 or idle >= _TRIES:
-            so_far = f"; {_bytes(now)} of it are in {part}" if now else ""
+            so_far = f"; {human_bytes(now)} of it are in {part}" if now else ""
             raise DataError(
                 f"{archive.name} could not be fetched from {url} ({problem}){so_far}. Run the same command again to go "
                 f"on, or fetch it elsewhere and put it into {out} under its own name."
             )
-        say(f"{archive.name}: {problem} at {_bytes(now)}; going on")
+        say(f"{archive.name}: {problem} at {human_bytes(now)}; going on")
         time.sleep(_WAIT * idle)
     with part.open("rb") as file:
         os.fsync(file.fileno())
@@ -215,7 +209,7 @@ def _go_on(archive: Archive, url: str, part: Path, say: Say) -> str | None:
                     f"{url} has {total} bytes, and {archive.name} has {archive.size}: it is another file, or a page "
                     "with a message."
                 )
-            _room(part.parent, (total or 0) - have, archive.name)
+            check_room(part.parent, (total or 0) - have, archive.name)
             return _copy(answer, part, have, total, archive.name, say)
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:  # more than the file has: these bytes are not its beginning
@@ -238,7 +232,7 @@ def _copy(answer: IO[bytes], part: Path, have: int, total: int | None, name: str
     with part.open("r+b" if part.exists() else "wb") as file:
         file.truncate(have)
         file.seek(have)
-        while chunk := answer.read(_CHUNK):
+        while chunk := answer.read(CHUNK):
             file.write(chunk)
             have += len(chunk)
             if total is not None and have > total:
@@ -247,21 +241,16 @@ def _copy(answer: IO[bytes], part: Path, have: int, total: int | None, name: str
                 told = have * 50 // total
                 speed = (have - first) / max(time.monotonic() - began, 1e-3)
                 left = (total - have) / max(speed, 1)
-                say(f"{name}: {_bytes(have)} of {_bytes(total)}, {_bytes(speed)}/s, {left / 60:.0f} min left")
+                done = f"{human_bytes(have)} of {human_bytes(total)}, {human_bytes(speed)}/s"
+                say(f"{name}: {done}, {left / 60:.0f} min left")
     return None if total is None or have == total else "the connection ended early"
-
-
-def _room(folder: Path, needed: int, name: str) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise DataError(f"{name} needs {_bytes(needed)} more in {folder}, which has {_bytes(free)} of room.")
 
 
 def _verify(archive: Archive, file: Path) -> None:
     """Raises DataError: the file is not the published one; it is set aside, so that the next call fetches it anew."""
     digest = hashlib.md5(usedforsecurity=False)
     with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
+        while chunk := stream.read(CHUNK):
             digest.update(chunk)
     if digest.hexdigest() != archive.md5:
         aside = file.replace(file.with_name(f"{file.name}.wrong"))
@@ -269,131 +258,6 @@ def _verify(archive: Archive, file: Path) -> None:
             f"{file} has the MD5 sum {digest.hexdigest()} and should have {archive.md5}: it was damaged on the way, or "
             f"is another file. It is now {aside.name}; run the same command again to fetch it anew."
         )
-
-
-def _bytes(n: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if n < 1000:
-            return f"{n:.0f} {unit}"
-        n /= 1000
-    return f"{n:.1f} GB"
-
-
-# --------------------------------------------------------------------------------------------------------- unpacking
-
-
-@dataclass(frozen=True)
-class Member:
-    """One entry of an archive."""
-
-    name: str
-    size: int
-    kind: str  # "file", "folder", or the word for what is refused
-
-
-class _Reader(Protocol):
-    def members(self) -> Iterator[Member]: ...
-    def copy(self, take: Callable[[str], IO[bytes] | None]) -> None: ...
-
-
-class _Zip:
-    def __init__(self, file: zipfile.ZipFile):
-        self.file = file
-
-    def members(self) -> Iterator[Member]:
-        for info in self.file.infolist():
-            mode = info.external_attr >> 28  # the type of file, where the archive was made on Unix
-            kind = "folder" if info.is_dir() else "file" if mode in (0, 8) else "link or device"
-            yield Member(info.orig_filename, info.file_size, "encrypted file" if info.flag_bits & 1 else kind)
-
-    def copy(self, take: Callable[[str], IO[bytes] | None]) -> None:
-        for info in self.file.infolist():
-            target = None if info.is_dir() else take(info.orig_filename)
-            if target:
-                with self.file.open(info) as source, target:
-                    shutil.copyfileobj(source, target, _CHUNK)
-
-
-class _Tar:
-    def __init__(self, file: tarfile.TarFile):
-        self.file = file
-
-    def members(self) -> Iterator[Member]:
-        for info in self.file:
-            plain = info.isreg() and not info.issparse()
-            yield Member(info.name, info.size, "folder" if info.isdir() else "file" if plain else "link or device")
-
-    def copy(self, take: Callable[[str], IO[bytes] | None]) -> None:
-        for info in self.file:
-            source = self.file.extractfile(info) if info.isreg() else None
-            target = take(info.name) if source else None
-            if source and target:
-                with source, target:
-                    shutil.copyfileobj(source, target, _CHUNK)
-
-
-def unpack(archive: Path, out: Path, folder: str, say: Say = print) -> None:
-    """Unpacks an archive whose members all lie below ``folder`` into ``out``, beside first and then moved.
-
-    Raises:
-        DataError: it is no zip or tar, is damaged, or has links, devices, paths that lead elsewhere, or an absurd size.
-    """
-    try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as file:
-                _unpack(_Zip(file), archive, out, folder, say)
-        else:
-            with tarfile.open(archive, "r:") as file:  # plain only: neither archive of VOC is compressed
-                _unpack(_Tar(file), archive, out, folder, say)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError, ValueError) as error:
-        raise DataError(f"{archive} is no zip or tar that can be read: {error}.") from error
-
-
-def _unpack(reader: _Reader, archive: Path, out: Path, folder: str, say: Say) -> None:
-    files, size = _checked(reader, archive, folder)
-    _room(out, size, f"{archive.name}, unpacked,")
-    say(f"{archive.name}: unpacking {files} files, {_bytes(size)}")
-    with tempfile.TemporaryDirectory(prefix=f".{archive.name}-", dir=out) as beside:
-        made: list[PurePosixPath] = []
-        known: set[Path] = set()
-
-        def take(name: str) -> IO[bytes]:
-            path = PurePosixPath(name)
-            target = Path(beside, *path.parts)
-            if target.parent not in known:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                known.add(target.parent)
-            made.append(path)
-            return target.open("wb")
-
-        reader.copy(take)
-        known.clear()
-        for path in dict.fromkeys(made):
-            target = Path(out, *path.parts)
-            if target.parent not in known:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                known.add(target.parent)
-            Path(beside, *path.parts).replace(target)
-
-
-def _checked(reader: _Reader, archive: Path, folder: str) -> tuple[int, int]:
-    """How many files there are and their bytes; raises DataError before a byte is written."""
-    files, size, limit = 0, 0, _SWELL * archive.stat().st_size + _SLACK
-    for n, m in enumerate(reader.members()):
-        path = PurePosixPath(m.name)
-        if m.kind not in ("file", "folder"):
-            raise DataError(f"{archive} is refused: it has a {m.kind}, {m.name!r}.")
-        if path.is_absolute() or ".." in path.parts or "\\" in m.name or ":" in m.name or "\0" in m.name:
-            raise DataError(f"{archive} is refused: {m.name!r} leads out of the folder.")
-        inside = path.parts[:1] == (folder,) and (m.kind == "folder" or len(path.parts) > 1)
-        if not inside and path.parts:
-            raise DataError(f"{archive} is refused: {m.name!r} is not in {folder}/, where everything should be.")
-        files, size = files + (m.kind == "file"), size + m.size
-        if size > limit or n >= _MEMBERS:
-            raise DataError(f"{archive} is refused: it would unpack to more than {_bytes(min(size, limit))}.")
-    if not files:
-        raise DataError(f"{archive} has no files.")
-    return files, size
 
 
 def ending(name: str, out: Path) -> str:

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from ciod.core.errors import CiodError, ConfigError, DataError
-from ciod.data import download, formats
+from ciod.data import archives, download, formats
 
 
 class Server:
@@ -240,7 +240,7 @@ def test_archives_put_there_by_hand_are_taken(server, monkeypatch, tmp_path):
 
 def test_no_room(server, monkeypatch, tmp_path):
     publish_voc(monkeypatch, server)
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: type("Disk", (), {"free": 100}))
+    monkeypatch.setattr(archives.shutil, "disk_usage", lambda _: type("Disk", (), {"free": 100}))
     with pytest.raises(DataError, match=r"needs \d+ kB more in .*, which has 100 B of room"):
         get(server, "voc", tmp_path)
 
@@ -284,7 +284,7 @@ def test_a_malicious_archive_writes_nothing(kind, tmp_path):
     (tmp_path / "archive").write_bytes(content)
     (tmp_path / "out").mkdir()
     with pytest.raises(DataError, match=match):
-        download.unpack(tmp_path / "archive", tmp_path / "out", "box", say=lambda _: None)
+        archives.unpack(tmp_path / "archive", tmp_path / "out", "box", say=lambda _: None)
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["archive", "out"]
 
 
@@ -295,7 +295,7 @@ def test_a_size_that_lies_is_found(tmp_path):
     content[central + 24 : central + 28] = struct.pack("<I", 10)
     (tmp_path / "archive").write_bytes(content)
     with pytest.raises(DataError, match="is no zip or tar that can be read"):
-        download.unpack(tmp_path / "archive", tmp_path, "box", say=lambda _: None)
+        archives.unpack(tmp_path / "archive", tmp_path, "box", say=lambda _: None)
     assert not (tmp_path / "box").exists()
 
 
