@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,6 +40,11 @@ def pairwise_iou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
     both = both * (torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp_(min=0)
     union = (area(a)[..., :, None] + area(b)[..., None, :]) - both
     return both / union.clamp_(min=eps)
+
+
+def iou_table(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """``pairwise_iou`` of arrays: [N, 4], [M, 4] → [N, M]."""
+    return pairwise_iou(torch.from_numpy(a), torch.from_numpy(b)).numpy()
 
 
 def giou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:

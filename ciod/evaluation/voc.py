@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from ciod.core.boxes import iou_table
 from ciod.core.types import Detections
 from ciod.data.index import Index
 
@@ -79,16 +80,17 @@ def _judge(
     of_image: dict[int, np.ndarray] = {}
     for i, part in zip(*_runs(truth.image[rows]), strict=True):
         of_image[int(i)] = rows[part]
+    nearest, overlap = np.zeros(len(image), dtype=np.int64), np.full(len(image), -1.0)
+    order = np.argsort(image, kind="stable")
+    for i, part in zip(*_runs(image[order]), strict=True):
+        own, mine = of_image.get(int(i)), order[part]
+        if own is not None:
+            table = iou_table(boxes[mine], truth.boxes[own].astype(np.float64))
+            nearest[mine], overlap[mine] = own[table.argmax(1)], table.max(1)
     taken = np.zeros(len(truth.labels), dtype=bool)
     hits = []
-    for i, box in zip(image.tolist(), boxes, strict=True):
-        own = of_image.get(i)
-        if own is None:
-            hits.append(0)
-            continue
-        overlap = _iou(box, truth.boxes[own].astype(np.float64))
-        best = own[overlap.argmax()]
-        if overlap.max() < iou:
+    for best, largest in zip(nearest.tolist(), overlap.tolist(), strict=True):
+        if largest < iou:
             hits.append(0)
         elif not ignored[best]:
             hits.append(int(not taken[best]))
@@ -100,12 +102,6 @@ def _runs(values: np.ndarray) -> tuple[np.ndarray, list[slice]]:
     """Distinct values of a sorted array and where each stands."""
     distinct, starts = np.unique(values, return_index=True)
     return distinct, [slice(a, b) for a, b in zip(starts, [*starts[1:], len(values)])]
-
-
-def _iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
-    common = (high - low).clip(min=0).prod(1)
-    return common / ((box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(1) - common)
 
 
 def _curve(hits: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ciod.core.boxes import iou_table
 from ciod.core.errors import DataError
+from ciod.core.two_means import two_means
 from ciod.core.types import Detections
 from ciod.data.images import read_image, save_image
 from ciod.data.index import Index
@@ -56,23 +58,16 @@ def thresholds(
             score = _best_f1(judged, truth, name)
         if score is None:
             own = [d.scores[d.labels == d.class_names.index(name)] for d in detections if name in d.class_names]
-            score = _two_means(np.concatenate([np.zeros(0, np.float32), *own]))
+            score = _between_clusters(np.concatenate([np.zeros(0, np.float32), *own]))
         chosen[name] = round(float(np.clip(USUAL if score is None else score, LOWEST, HIGHEST)), 3)
     return chosen
 
 
-def _two_means(scores: np.ndarray) -> float | None:
+def _between_clusters(scores: np.ndarray) -> float | None:
+    """Midpoint of the means of low and high scores; None for too few scores, or scores that are all equal."""
     scores = scores[scores >= 0.1]
-    if len(scores) < ENOUGH:
-        return None
-    low, high = float(scores.min()), float(scores.max())
-    for _ in range(20):
-        middle = (low + high) / 2
-        above = scores >= middle
-        if above.all() or not above.any():
-            return None
-        low, high = float(scores[~above].mean()), float(scores[above].mean())
-    return (low + high) / 2
+    found = two_means(scores) if len(scores) >= ENOUGH else None
+    return None if found is None or scores.min() == scores.max() else (found.low + found.high) / 2
 
 
 def _best_f1(detections: Sequence[Detections], truth: Index, name: str) -> float | None:
@@ -102,21 +97,12 @@ def _best_f1(detections: Sequence[Detections], truth: Index, name: str) -> float
 def pairs(a: np.ndarray, b: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
     """Which boxes of ``a`` ([n, 4], best first) and of ``b`` ([m, 4]) find each other at IoU ``least``; each once."""
     hit_a, hit_b = np.zeros(len(a), bool), np.zeros(len(b), bool)
-    overlap = iou(a, b)
+    overlap = iou_table(a, b)
     for i in range(len(a)):
         free = np.where(hit_b, -1.0, overlap[i])
         if len(b) and free.max() >= least:
             hit_a[i] = hit_b[int(free.argmax())] = True
     return hit_a, hit_b
-
-
-def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """[n, 4], [m, 4] xyxy → [n, m]."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    both = np.clip(high - low, 0, None).prod(2)
-    size_a, size_b = ((x[:, 2:] - x[:, :2]).prod(1) for x in (a, b))
-    return both / np.clip(size_a[:, None] + size_b[None] - both, 1e-6, None)
 
 
 def look(detections: Sequence[Detections], index: Index, old: Sequence[str], limits: dict[str, float]) -> Found:
@@ -129,7 +115,7 @@ def look(detections: Sequence[Detections], index: Index, old: Sequence[str], lim
         near = found.keep(known[found.labels] & (found.scores >= limit[found.labels] - MARGIN))
         real = index.boxes[index.of_image(i)]
         if len(real) and len(near):
-            near = near.keep(iou(near.boxes, real).max(1) < GUARD)
+            near = near.keep(iou_table(near.boxes, real).max(1) < GUARD)
         sure = near.scores >= limit[near.labels]
         unsure = np.abs(near.scores - limit[near.labels]) <= MARGIN
         kept.append(near.keep(sure))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from ciod.core.boxes import iou_table
 from ciod.core.errors import CiodError
 from ciod.data.index import Index
 from ciod.memory import rules
@@ -220,7 +221,7 @@ class Memory:
                 at = int(batch.index[i])
                 d = in_original(d, float(batch.scales[i]), *(int(v) for v in part.sizes[at]))
                 there = part.boxes[part.of_image(at)]
-                missing = ~known[lacking[at]][d.labels] & (d.labels < seen) & (_iou(d.boxes, there) < SAME)
+                missing = ~known[lacking[at]][d.labels] & (d.labels < seen) & (_largest_iou(d.boxes, there) < SAME)
                 more["row"].append(np.full(missing.sum(), rows[lacking[at]]))
                 more["boxes"].append(d.boxes[missing])
                 more["labels"].append(d.labels[missing])
@@ -263,10 +264,6 @@ class Memory:
         self.images_seen = state["images_seen"]
 
 
-def _iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+def _largest_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """[n]: the largest overlap of each box with one of ``others``."""
-    from ciod.core.boxes import pairwise_iou
-
-    if not len(others) or not len(boxes):
-        return np.zeros(len(boxes))
-    return pairwise_iou(torch.from_numpy(boxes), torch.from_numpy(others)).amax(1).numpy()
+    return iou_table(boxes, others).max(1, initial=0)

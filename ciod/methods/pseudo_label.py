@@ -14,6 +14,7 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
+from ciod.core.two_means import two_means
 from ciod.core.types import Batch, Detections, Outputs, Targets
 from ciod.detectors.base import in_original
 from ciod.methods.base import selection
@@ -165,16 +166,6 @@ class PseudoLabel(Method):
 
 
 def upper_cluster(scores: Tensor) -> float | None:
-    """1-D 2-means, exactly: of all cuts of the sorted scores the one with the smallest sum of squares.
-
-    Returns:
-        The smallest score above the cut; None with fewer than four scores, which make no clusters.
-    """
-    if len(scores) < 4:
-        return None
-    x = scores.double().sort().values
-    n = torch.arange(1, len(x), dtype=torch.float64)
-    below, above = x.cumsum(0)[:-1], x.sum() - x.cumsum(0)[:-1]
-    # Σx² is the same for every cut: the best has the largest Σ (sum²/count).
-    cut = int((below.square() / n + above.square() / (len(x) - n)).argmax())
-    return float(x[cut + 1])
+    """The smallest score of the upper of two clusters; None with fewer than four scores, which make no clusters."""
+    found = two_means(scores.numpy()) if len(scores) >= 4 else None
+    return None if found is None else found.first_high

@@ -1,4 +1,8 @@
-"""Boxes on photographs, legible at the sizes small data sets have. PIL only."""
+"""Boxes on photographs, legible at the sizes small data sets have.
+
+Drawn with Pillow alone. torchvision's and supervision's annotators draw no dashes, no dark rim that shows a box on any
+background, and torchvision's labels cover each other; supervision needs PyAV and SciPy.
+"""
 
 from __future__ import annotations
 
