@@ -95,9 +95,14 @@ def test_an_exact_teacher_teaches_bit_for_bit_the_same(name: str, frozen: int):
 def test_a_cheap_teacher_takes_over_what_is_not_folded(kind: str, limit: float, frozen: int):
     student, teacher, train = pair("yolox-pico", frozen, teacher=kind)
     norms = [
-        m for piece in parts(teacher.detector)[:frozen] for p in piece for m in p.modules() if isinstance(m, nn.BatchNorm2d)
+        m
+        for piece in parts(teacher.detector)[:frozen]
+        for p in piece
+        for m in p.modules()
+        if isinstance(m, nn.BatchNorm2d)
     ]
-    assert norms and len(norms) == sum(isinstance(m, nn.BatchNorm2d) for m in teacher.detector.modules()) - _head_norms(teacher.detector)
+    every = sum(isinstance(m, nn.BatchNorm2d) for m in teacher.detector.modules())
+    assert norms and len(norms) == every - _head_norms(teacher.detector)
     calls = Calls(student, teacher)
     cheap = step(student, teacher, train, gentle())
     assert calls.teacher == [0] * frozen + [1] * (5 - frozen)
