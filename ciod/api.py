@@ -59,6 +59,35 @@ def extend(model: str | Path, data: str | Path, out: str | Path, **settings: Any
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
+def check(
+    model: str | Path,
+    *,
+    input: str | None = None,
+    names: Sequence[str] | None = None,
+    size: int | None = None,
+    old_outputs: str = "auto",
+    taps: str | None = None,
+) -> list[str]:
+    """What an ONNX detector is taken for, in sentences; nothing is trained or written. See docs/extend-onnx.md.
+
+    Args:
+        model: an ONNX file.
+        input: how pictures are given, where the file does not say it: ``"0..255,bgr"``.
+        names: class names, ``["coco"]``, or one file with a name per line.
+        size: side of the input in pixels, where the file takes any.
+        old_outputs: the layout of its outputs by name, ``auto`` or ``none``.
+        taps: tensors to read, by hand: ``"8:a,b 16:c,d 32:e"``.
+
+    Raises:
+        CiodError: it cannot be read or does not fit, or something must be said that the file does not.
+    """
+    from ciod.detectors.onnx.recognise import Asked, recognise
+
+    if Path(model).suffix.lower() != ".onnx":
+        raise CiodError(f"check takes an ONNX file, not {model}; ciod list MODEL.safetensors shows a ciod model.")
+    return recognise(Path(model), Asked(input, names, size, old_outputs, taps)).lines()
+
+
 @dataclass
 class Scored:
     """What ``evaluate`` found."""

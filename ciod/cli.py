@@ -1,6 +1,6 @@
 """ciod train data=FOLDER split=3+3 method=ilyolox out=DIR
 
-The command line: demo · train · compare · extend · eval · predict · export · report · data · list. Settings are
+The command line: demo · train · compare · extend · check · eval · predict · export · report · data · list. Settings are
 ``key=value``.
 Heavy imports happen inside the commands, so that ``ciod --help`` answers at once.
 """
@@ -169,6 +169,30 @@ def extend(
     chosen = settings.load({"model": model, **flat}, problems)
     with _interruptible():
         run(chosen)
+
+
+@app.command(cls=Heavy)
+def check(
+    model: Annotated[str, typer.Argument(help="An ONNX file of any detector.")],
+    words: Words = None,
+) -> None:
+    """Say what an ONNX detector is taken for, and stop: `ciod check MODEL.onnx`. See docs/extend-onnx.md.
+
+    Prints which maps a branch would read, what the outputs mean and how pictures are given. Settings:
+
+    - `input=0..255,bgr` how pictures are given, where the file does not say it: range (`0..1`, `0..255`, `imagenet`,
+      `-1..1`, or six numbers), `rgb` or `bgr`, `corner`, `letterbox` or `stretch`, fill
+    - `names=` a list, a file or `coco`; `size=` pixels, where the file takes any
+    - `old_outputs=auto` or a layout by name; `taps='8:a,b 16:c,d 32:e,f'` tensors by hand
+    """
+    from ciod.api import check as run
+    from ciod.config import arguments as a
+
+    kinds = {"input": a.listed, "names": a.names, "size": a.whole, "old_outputs": a.text, "taps": a.text}
+    plain, flat = a.read(words, kinds)
+    a.alone(plain, "check takes one model")
+    for line in run(model, **flat):
+        typer.echo(line)
 
 
 @app.command("eval", cls=Heavy)

@@ -56,6 +56,11 @@ def names(value: Any) -> list[str]:
     return found
 
 
+def listed(value: Any) -> str:
+    """``a,b`` or ``[a, b]``, also of numbers, as the text ``a,b``."""
+    return ",".join(map(str, value)) if isinstance(value, list) else text(value)
+
+
 def split(words: list[str] | None) -> tuple[list[str], dict[str, Any], list[str]]:
     """Plain words; key=value ones with their values read as YAML; and values that cannot be read. For commands whose
     settings are checked elsewhere."""

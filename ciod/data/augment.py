@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+Placement = Literal["corner", "letterbox", "stretch"]
+"""Where a test picture is put into the square: at the top left, in the middle, or stretched over all of it."""
 
 
 class Augment(BaseModel):

@@ -21,6 +21,8 @@ from ciod.detectors.layers.class_layers import ClassConv, ClassRows
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ciod.data.augment import Placement
+
     Picture: TypeAlias = str | Path | np.ndarray | Image.Image
 
 IMAGENET: dict[str, Any] = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}  # of an Input, 0..255
@@ -35,6 +37,7 @@ class Input:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     bgr: bool = False  # swap channels after normalising
     fill: float = 114.0  # value of the border, 0..255
+    place: Placement = "corner"  # where the picture is put, see ``augment.Placement``
 
 
 class Detector(nn.Module, ABC):

@@ -1,0 +1,345 @@
+"""An ONNX file, read as what it is: data from a stranger.
+
+Nothing of the file is run in Python. Its size, its nodes and its tensors are bounded before onnxruntime sees it, and
+weights outside the file are read from its own folder alone. Custom operators are refused. A run may neither take more
+than half of the machine's memory nor last for ever.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ciod.core.errors import CiodError, did_you_mean
+from ciod.core.files import is_file, is_folder
+
+Proto: TypeAlias = Any
+"""A message of the package onnx, which is optional: a model, graph, node or tensor."""
+
+LARGEST = (1 << 31) - 1  # bytes of a protobuf, weights included
+NODES = 100_000
+ELEMENTS = 1 << 30  # of one tensor
+PATIENCE = 600.0  # seconds of one run
+OPSETS = (7, 27)  # onnxruntime says itself which of the newest it lacks
+
+_STANDARD = {"", "ai.onnx"}
+_RUNTIME = {"ai.onnx.ml", "com.microsoft"}  # onnxruntime has operators of these
+_PICTURES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The input that takes the pictures."""
+
+    name: str
+    dtype: Any  # float32, float16 or uint8
+    channels_last: bool
+    single: bool  # one picture [3, h, w] without a batch, as torchvision exports
+    batch: int | None  # pictures per run where the file fixes it
+    side: int | None  # pixels, where the file fixes it
+
+    def shape(self, size: int) -> tuple[int, ...]:
+        spatial = (size, size, 3) if self.channels_last else (3, size, size)
+        return spatial if self.single else (self.batch or 1, *spatial)
+
+    @property
+    def words(self) -> str:
+        spatial = [self.side or "h", self.side or "w"]
+        shape = [*spatial, 3] if self.channels_last else [3, *spatial]
+        return f"{self.name} [{', '.join(map(str, shape if self.single else [self.batch or 'n', *shape]))}]"
+
+
+@dataclass
+class OnnxFile:
+    """A file that was read.
+
+    ``content`` is the model with every weight in it and ``data`` the same as bytes; ``sizes`` are inputs besides the
+    pictures that take the size of the original picture ([n, 2] of whole numbers, as RT-DETR has).
+    """
+
+    path: Path
+    content: Proto = field(repr=False)
+    data: bytes = field(repr=False)
+    picture: Picture
+    sizes: list[str]
+    metadata: dict[str, str]
+    outputs: list[str]
+    quantised: bool = False
+
+    @property
+    def opset(self) -> int:
+        return next(o.version for o in self.content.opset_import if o.domain in _STANDARD)
+
+    @property
+    def made_by(self) -> str:
+        return " ".join(w for w in (self.content.producer_name, self.content.producer_version) if w)
+
+    def exposing(self, tensors: Sequence[str]) -> bytes:
+        """The model with further tensors as outputs, in this order after its own; nothing else is changed."""
+        onnx = require("onnx")
+        added = onnx.GraphProto(output=[onnx.ValueInfoProto(name=t) for t in tensors if t not in self.outputs])
+        # Messages of a protobuf may be joined by joining their bytes: the old part is not even parsed again.
+        return self.data + onnx.ModelProto(graph=added).SerializeToString()
+
+    def feed(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """What a session takes, of images [n, 3, H, W] float32 as the graph expects their values."""
+        given = images.transpose(0, 2, 3, 1) if self.picture.channels_last else images
+        if self.picture.dtype == np.uint8:
+            given = given.round().clip(0, 255)
+        size = np.array([images.shape[2:]] * len(images), np.int64)
+        given = given[0] if self.picture.single else given
+        inputs = {self.picture.name: np.ascontiguousarray(given.astype(self.picture.dtype))}
+        return inputs | dict.fromkeys(self.sizes, size)
+
+
+def require(package: str) -> Any:
+    """The optional package.
+
+    Raises:
+        CiodError: it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise CiodError(f"ONNX models need {package}, which is not installed: pip install 'ciod[onnx]'") from error
+
+
+def read(path: Path) -> OnnxFile:
+    """A file with all its weights.
+
+    Raises:
+        CiodError: it is absent, torn, too large, refers to files outside its folder, has operators that onnxruntime
+            lacks, or does not take pictures.
+    """
+    content = parse(path)
+    _bounded(path, content)
+    # Bytes as they were are kept where they are enough: what is made of the file then begins with them.
+    data = content.SerializeToString() if _embed(path, content) else path.read_bytes()
+    _known_operators(path, content)
+    session = start(path, data, optimised=False)
+    picture, sizes = _inputs(path, session)
+    metadata = {p.key: p.value for p in content.metadata_props}
+    kinds = {n.op_type for n in content.graph.node}
+    quantised = bool(kinds & {"DequantizeLinear", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear"})
+    return OnnxFile(path, content, data, picture, sizes, metadata, [o.name for o in content.graph.output], quantised)
+
+
+def parse(path: Path) -> Proto:
+    """The protobuf of a file, without weights that lie outside it.
+
+    Raises:
+        CiodError: there is no such file, it is too large or no ONNX model.
+    """
+    onnx = require("onnx")
+    if not is_file(path):
+        beside = [p.name for p in path.parent.glob("*.onnx")] if is_folder(path.parent) else []
+        hint = did_you_mean(path.name, beside)
+        raise CiodError(f"There is no model file {path}" + (f"; {hint}" if "mean" in hint else "."))
+    if (size := path.stat().st_size) > LARGEST:
+        raise CiodError(f"{path} has {size / 1e9:.1f} GB; an ONNX file has at most 2.1 GB.")
+    try:
+        content = onnx.load_model_from_string(path.read_bytes())
+    except Exception as error:  # protobuf's DecodeError, of whichever implementation is installed
+        raise CiodError(
+            f"{path} is not a readable ONNX file ({error}). It may be truncated; is there a copy?"
+        ) from error
+    if not content.graph.node or not content.opset_import:
+        raise CiodError(f"{path} is not an ONNX model: it has no graph.")
+    return content
+
+
+# Bounds ---------------------------------------------------------------------------------------------------------------
+
+
+def _bounded(path: Path, content: Proto) -> None:
+    count, largest = 0, 0
+    for graph in _graphs(content):
+        count += len(graph.node)
+        for tensor in _tensors(graph):
+            if any(d < 0 for d in tensor.dims):
+                raise CiodError(f"{path} is damaged: the tensor {tensor.name!r} has a negative size.")
+            largest = max(largest, math.prod(tensor.dims))
+    if count > NODES or largest > ELEMENTS:
+        what = f"{count:,} nodes" if count > NODES else f"a tensor of {largest:,} elements"
+        raise CiodError(f"{path} has {what}, more than any detector needs; it is not opened.")
+
+
+def _graphs(content: Proto) -> Iterator[Proto]:
+    """The main graph and those inside its nodes (If, Loop, Scan) and inside functions."""
+    waiting: list[Any] = [content.graph, *content.functions]
+    while waiting:
+        graph = waiting.pop()
+        yield graph
+        for node in graph.node:
+            for attribute in node.attribute:
+                waiting += [g for g in (attribute.g, *attribute.graphs) if g.node]
+
+
+def _tensors(graph: Proto) -> Iterator[Proto]:
+    yield from getattr(graph, "initializer", ())
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from _in_attribute(attribute)
+
+
+def _in_attribute(attribute: Proto) -> Iterator[Proto]:
+    if attribute.HasField("t"):
+        yield attribute.t
+    yield from attribute.tensors
+
+
+def _embed(path: Path, content: Proto) -> bool:
+    """Puts weights of files beside into the model, so that one file is enough from then on; whether there are any."""
+    onnx = require("onnx")
+    outside = [t for g in _graphs(content) for t in _tensors(g) if t.data_location == onnx.TensorProto.EXTERNAL]
+    total = path.stat().st_size
+    for tensor in outside:
+        entries = {e.key: e.value for e in tensor.external_data}
+        file = _beside(path, entries.get("location", ""))
+        offset, length = _number(path, entries.get("offset")), _number(path, entries.get("length"))
+        length = file.stat().st_size - offset if length is None else length
+        total += length
+        if total > LARGEST:
+            raise CiodError(f"{path} has more than 2.1 GB of weights; a file of that size cannot be extended.")
+        with file.open("rb") as f:
+            f.seek(offset)
+            data = f.read(length)
+        if len(data) != length:
+            raise CiodError(f"{path} needs {length:,} bytes at {offset:,} of {file.name}, which is shorter.")
+        tensor.raw_data = data
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+    return bool(outside)
+
+
+def _number(path: Path, text: str | None) -> Any:
+    """An offset (absent: 0) or a length."""
+    if text is None or text.isdigit():
+        return 0 if text is None else int(text)
+    raise CiodError(f"{path} is damaged: {text[:40]!r} is no place in a file of weights.")
+
+
+def _beside(path: Path, location: str) -> Path:
+    """The file of weights that a model names, which must lie in the model's own folder."""
+    file, folder = path.parent / location, path.parent.resolve()
+    if not location or Path(location).is_absolute() or not file.resolve().is_relative_to(folder):
+        raise CiodError(f"{path} asks for weights in {location!r}, outside its own folder; that is refused.")
+    if not is_file(file):
+        raise CiodError(f"{path} needs {location} beside it; it is not there.")
+    return file
+
+
+def _known_operators(path: Path, content: Proto) -> None:
+    defs = require("onnx").defs
+    opset = next((o.version for o in content.opset_import if o.domain in _STANDARD), 0)
+    if not OPSETS[0] <= opset <= OPSETS[1]:
+        raise CiodError(f"{path} has opset {opset}; {OPSETS[0]} to {OPSETS[1]} can be read. Export it with opset 17.")
+    own = {(f.domain, f.name) for f in content.functions}
+    for graph in _graphs(content):
+        for node in graph.node:
+            if (node.domain, node.op_type) in own or node.domain in _RUNTIME:
+                continue
+            if node.domain not in _STANDARD or not defs.has(node.op_type, ""):
+                domain = f" of domain '{node.domain}'" if node.domain else ""
+                raise CiodError(
+                    f"{path} uses the operator {node.op_type}{domain}, which onnxruntime cannot run. Export without it."
+                )
+
+
+# Sessions -------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _memory() -> None:
+    """Bounds what all sessions together may take: half of the machine's memory."""
+    ort = require("onnxruntime")
+    try:
+        most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, ValueError, OSError):  # Windows
+        most = 4 << 30
+    info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(info, ort.OrtArenaCfg({"max_mem": most, "arena_extend_strategy": 1}))
+
+
+def start(path: Path, content: bytes, *, optimised: bool = True, threads: int = 0, level: str | None = None) -> Any:
+    """A session on the CPU.
+
+    Args:
+        path: for the message.
+        threads: 0: as many as onnxruntime likes.
+        level: of optimisation, by onnxruntime's name for it; None: all or none, as ``optimised`` says.
+
+    Raises:
+        CiodError: onnxruntime does not take it.
+    """
+    ort = require("onnxruntime")
+    _memory()
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.log_severity_level = 4  # its errors are raised, too
+    options.intra_op_num_threads = threads
+    name = level or ("ORT_ENABLE_ALL" if optimised else "ORT_DISABLE_ALL")
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, name)
+    try:
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a class of its own for each kind
+        raise CiodError(f"onnxruntime cannot open {path}: {_reason(error)}") from error
+
+
+def run(path: Path, session: Any, names: Sequence[str] | None, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Outputs of one run.
+
+    Raises:
+        CiodError: the run fails, needs more memory than it may, or more than ten minutes.
+    """
+    options = require("onnxruntime").RunOptions()
+    options.log_severity_level = 4
+    timer = threading.Timer(PATIENCE, setattr, (options, "terminate", True))
+    timer.daemon = True
+    timer.start()
+    try:
+        return session.run(names, feed, options)
+    except Exception as error:
+        raise CiodError(f"onnxruntime cannot run {path}: {_reason(error)}") from error
+    finally:
+        timer.cancel()
+
+
+def _reason(error: Exception) -> str:
+    """The part of onnxruntime's message that says why, on one line."""
+    text = " ".join(str(error).split())
+    return text.rpartition("Status Message: ")[2][:300]
+
+
+def _inputs(path: Path, session: Any) -> tuple[Picture, list[str]]:
+    """Which input takes the pictures; and those that take their original sizes."""
+    given = session.get_inputs()
+    images = [i for i in given if len(i.shape) in (3, 4) and i.type in _PICTURES and 3 in (i.shape[-3], i.shape[-1])]
+    listed = ", ".join(f"{i.name} {i.shape}" for i in given) or "none"
+    if len(images) != 1:
+        raise CiodError(f"{path} does not take one picture [n, 3, h, w]; its inputs: {listed}.")
+    sizes = [i for i in given if i is not images[0]]
+    if any(i.type not in ("tensor(int64)", "tensor(int32)") or len(i.shape) != 2 or i.shape[1] != 2 for i in sizes):
+        raise CiodError(
+            f"{path} takes more than pictures ({listed}). Export the detector so that pictures are its only input."
+        )
+    image = images[0]
+    last = image.shape[-3] != 3
+    fixed = [d if isinstance(d, int) and d > 0 else None for d in image.shape]
+    height, width = fixed[-3:-1] if last else fixed[-2:]
+    if height != width and height and width:
+        raise CiodError(
+            f"{path} takes pictures of {width} × {height} pixels; ciod gives square ones. Export it square."
+        )
+    single = len(fixed) == 3
+    batch = 1 if single else fixed[0]
+    return Picture(image.name, _PICTURES[image.type], last, single, batch, height or width), [i.name for i in sizes]

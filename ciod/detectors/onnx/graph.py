@@ -1,0 +1,175 @@
+"""The data flow of an ONNX graph: which tensors depend on the pictures, in what shapes, through which others.
+
+Everything goes in the order of the nodes, never over sets: the same file gives the same answer in every process.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ciod.core.errors import CiodError
+from ciod.detectors.onnx import file as f
+from ciod.detectors.onnx.file import OnnxFile, Proto
+
+AT_ONCE = 1 << 27  # elements of the tensors that one run gives out
+WEIGHTED = {"Conv", "Gemm", "MatMul", "ConvInteger", "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvTranspose"}
+
+
+class Flow:
+    """Tensors that depend on the pictures.
+
+    Attributes:
+        order: their names, every one after those it is made of.
+        maker: the node that makes each (absent: the input).
+        parents: of each, the tensors it is made of that depend on the pictures.
+        children: the other way round.
+        above: of each, its nearest dominator: the last tensor through which every path from the pictures passes.
+        shapes: of each, as measured in one run at ``size`` pixels.
+    """
+
+    def __init__(self, source: OnnxFile, size: int):
+        self.size, self.batch = size, source.picture.batch or 1
+        self.order: list[str] = [source.picture.name]
+        self.maker: dict[str, Proto] = {}
+        self.parents: dict[str, list[str]] = {source.picture.name: []}
+        for node in source.content.graph.node:
+            given = [t for t in dict.fromkeys(_inputs(node)) if t in self.parents]
+            for made in node.output if given else ():
+                if made:
+                    self.order.append(made)
+                    self.maker[made], self.parents[made] = node, given
+        self._forget_unused(source.outputs)
+        self.place = {t: i for i, t in enumerate(self.order)}
+        self.children: dict[str, list[str]] = {t: [] for t in self.order}
+        for tensor in self.order:
+            for parent in self.parents[tensor]:
+                self.children[parent].append(tensor)
+        self.above = self._dominators()
+        self.shapes = _measured(source, size, self.order)
+
+    def common(self, tensors: Iterable[str]) -> str | None:
+        """The last tensor through which every path to any of ``tensors`` passes; one tensor is its own."""
+        found: str | None = None
+        for tensor in tensors:
+            found = tensor if found is None else self._meet(found, tensor)
+        return found
+
+    def chain(self, tensor: str | None) -> Iterator[str]:
+        """A tensor and its dominators, up to the pictures."""
+        while tensor is not None:
+            yield tensor
+            tensor = self.above[tensor]
+
+    def below(self, tensor: str) -> Iterator[str]:
+        """Everything that is made of ``tensor``, in order."""
+        reached = {tensor}
+        for other in self.order[self.place[tensor] + 1 :]:
+            if any(p in reached for p in self.parents[other]):
+                reached.add(other)
+                yield other
+
+    def weighted(self, tensor: str) -> bool:
+        """Whether a layer with weights makes it: one input from the pictures, the others constant."""
+        node = self.maker.get(tensor)
+        return node is not None and node.op_type in WEIGHTED and len(self.parents[tensor]) == 1
+
+    def _forget_unused(self, outputs: Sequence[str]) -> None:
+        """Leaves tensors out of which no output is made."""
+        used = {t for t in outputs if t in self.parents}
+        for tensor in reversed(self.order):
+            if tensor in used:
+                used.update(self.parents[tensor])
+        self.order = [t for t in self.order if t in used]
+
+    def _dominators(self) -> dict[str, str | None]:
+        self.above: dict[str, str | None] = {}
+        self._depth: dict[str, int] = {}
+        for tensor in self.order:
+            parents = self.parents[tensor]
+            found = parents[0] if parents else None
+            for parent in parents[1:]:
+                found = self._meet(found, parent)  # type: ignore[arg-type]
+            self.above[tensor] = found
+            self._depth[tensor] = 0 if found is None else self._depth[found] + 1
+        return self.above
+
+    def _meet(self, a: str, b: str) -> str:
+        while a != b:
+            if self._depth[a] < self._depth[b]:
+                a, b = b, a
+            a = self.above[a]  # type: ignore[assignment]
+        return a
+
+
+def _inputs(node: Proto) -> Iterator[str]:
+    """Tensors a node reads, also those that graphs inside it take from around them."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                yield from _inputs(inner)
+
+
+def probe(source: OnnxFile, size: int, count: int = 1) -> np.ndarray:
+    """Pictures of noise, coarse and fine, [count × batch, 3, size, size] float32 in 0..1, the same every time."""
+    rng = np.random.default_rng(0)
+    pictures = np.zeros((count * (source.picture.batch or 1), 3, size, size), np.float32)
+    for cells in (3, 9, size // 4):
+        coarse = rng.random((len(pictures), 3, cells, cells), np.float32) / 3
+        at = np.arange(size) * cells // size
+        pictures += coarse[:, :, at[:, None], at]
+    return pictures
+
+
+def _measured(source: OnnxFile, size: int, order: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors in a run without optimisation; of tensors that are none (sequences) nothing."""
+    inferred = _inferred(source, size)
+    if any(math.prod(s) > f.ELEMENTS for s in inferred.values()):
+        raise CiodError(f"{source.path} makes a tensor of more than {f.ELEMENTS:,} elements; it is not run.")
+    feed = source.feed(probe(source, size))
+    shapes: dict[str, tuple[int, ...]] = {source.picture.name: tuple(feed[source.picture.name].shape)}
+    for names in _portions(order[1:], inferred):
+        session = f.start(source.path, source.exposing(names), optimised=False)
+        for name, value in zip(names, f.run(source.path, session, names, feed), strict=True):
+            if isinstance(value, np.ndarray):
+                shapes[name] = value.shape
+    return shapes
+
+
+def _portions(names: Sequence[str], shapes: dict[str, tuple[int, ...]]) -> Iterator[list[str]]:
+    """Tensors that one run can give out together."""
+    portion, filled = [], 0
+    for name in names:
+        filled += math.prod(shapes.get(name, (1 << 20,)))
+        if portion and filled > AT_ONCE:
+            yield portion
+            portion, filled = [], math.prod(shapes.get(name, (1 << 20,)))
+        portion.append(name)
+    if portion:
+        yield portion
+
+
+def _inferred(source: OnnxFile, size: int) -> dict[str, tuple[int, ...]]:
+    """Shapes that can be known without running; what the file itself claims is not believed."""
+    onnx = f.require("onnx")
+    content = onnx.ModelProto()
+    content.CopyFrom(source.content)
+    del content.graph.value_info[:]
+    for info in content.graph.input:
+        if info.name == source.picture.name:
+            fixed = onnx.helper.make_tensor_type_proto(info.type.tensor_type.elem_type, source.picture.shape(size))
+            info.type.CopyFrom(fixed)
+    try:
+        known: Any = onnx.shape_inference.infer_shapes(content, data_prop=True)
+    except Exception:  # it gives up on what it does not know; then the run says
+        return {}
+    found = {}
+    for info in known.graph.value_info:
+        dims = [d.dim_value if d.HasField("dim_value") else -1 for d in info.type.tensor_type.shape.dim]
+        if info.type.tensor_type.HasField("shape") and all(d >= 0 for d in dims):
+            found[info.name] = tuple(dims)
+    return found

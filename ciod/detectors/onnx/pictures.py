@@ -1,0 +1,210 @@
+"""How pictures must be given to a foreign graph: its metadata say it, or ``input=`` does. It is never guessed: that a
+detector is sure of what it sees does not show that it sees what is there.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+from ciod.core.errors import CiodError, ConfigError, did_you_mean
+from ciod.core.files import is_file
+from ciod.data import names as known
+from ciod.data.augment import Placement
+from ciod.detectors.base import IMAGENET, Input
+from ciod.detectors.onnx.file import OnnxFile
+
+LONGEST = 16 << 20  # characters of one entry of the metadata
+DEFAULT_SIZE = 640
+
+RANGES: dict[str, dict[str, Any]] = {
+    "0..1": {"mean": (0.0,) * 3, "std": (255.0,) * 3},
+    "0..255": {"mean": (0.0,) * 3, "std": (1.0,) * 3},
+    "-1..1": {"mean": (127.5,) * 3, "std": (127.5,) * 3},
+    "imagenet": IMAGENET,
+}
+COLOURS = ("rgb", "bgr")
+PLACES = get_args(Placement)
+
+
+def parse(given: Any) -> Input:
+    """``0..255,bgr,corner,114`` → Input (its size is the usual one).
+
+    Raises:
+        ConfigError: a word that means nothing, one thing said twice, or no range or no order of colours.
+    """
+    text = given if isinstance(given, str) else ",".join(map(str, given if isinstance(given, list) else [given]))
+    found: dict[str, list[str]] = {"range": [], "colours": [], "place": []}
+    numbers: list[float] = []
+    problems = []
+    for word in (w.strip().lower() for w in text.split(",")):
+        if word in RANGES:
+            found["range"].append(word)
+        elif word in COLOURS:
+            found["colours"].append(word)
+        elif word in PLACES:
+            found["place"].append(word)
+        elif (number := _number(word)) is not None:
+            numbers.append(number)
+        else:
+            problems.append(f"input: {word!r} means nothing; {did_you_mean(word, [*RANGES, *COLOURS, *PLACES])}")
+    problems += [f"input: it names {' and '.join(words)}; one can be." for words in found.values() if len(words) > 1]
+    if len(numbers) not in ((0, 1) if found["range"] else (0, 1, 6, 7)):
+        problems.append(
+            f"input: {len(numbers)} numbers; write mean and deviation of R, G, B (six, in 0..255), a fill, or both."
+        )
+    elif any(s <= 0 for s in numbers[3:6]):
+        problems.append("input: a deviation must be above 0.")
+    has_range = found["range"] or len(numbers) >= 6
+    if not problems and not (has_range and found["colours"]):
+        lacking = "the order of colours, rgb or bgr" if has_range else f"the range of values: {', '.join(RANGES)}"
+        problems.append(f"input: {text!r} lacks {lacking}.")
+    if problems:
+        raise ConfigError(problems)
+    values = RANGES[found["range"][0]] if found["range"] else {"mean": (*numbers[:3],), "std": (*numbers[3:6],)}
+    fill = numbers[-1] if len(numbers) in (1, 7) else 114.0
+    place = found["place"][0] if found["place"] else "corner"
+    return Input(bgr=found["colours"] == ["bgr"], fill=fill, place=place, **values)  # type: ignore[arg-type]
+
+
+def _number(word: str) -> float | None:
+    try:
+        value = float(word)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def words(taking: Input) -> str:
+    """``0..255, BGR, corner``."""
+    same = (k for k, v in RANGES.items() if v["mean"] == taking.mean and v["std"] == taking.std)
+    values = next(same, f"mean {taking.mean}, deviation {taking.std}")
+    return f"{values}, {'BGR' if taking.bgr else 'RGB'}, {taking.place}"
+
+
+def choose(source: OnnxFile, given: Any, size: int | None) -> tuple[Input, str]:
+    """How pictures are given, and who says so.
+
+    Args:
+        given: ``input=``, or None.
+        size: ``size=``, for a graph that takes any.
+
+    Raises:
+        ConfigError: ``input=`` or ``size=`` cannot be, or contradict the file.
+        CiodError: nothing says it.
+    """
+    side = size_of(source, size)
+    found = of_metadata(source)
+    chosen = None if given is None else parse(given)
+    if found is not None:
+        own = replace(found[0], size=side)
+        if chosen is not None and replace(chosen, size=side, fill=own.fill, place=own.place) != own:
+            raise ConfigError(
+                [f"input: {source.path.name} takes {words(own)} ({found[1]}); input={given} contradicts it."]
+            )
+        return own, found[1]
+    if chosen is None:
+        raise CiodError(
+            f"{source.path} does not say how pictures must be given. Say it with input=0..1,rgb (YOLOv5 to 26, "
+            "RT-DETR, torchvision's detection models), input=0..255,bgr (YOLOX), input=imagenet,bgr (NanoDet), "
+            "input=imagenet,rgb (PaddleDetection), or six numbers, mean and deviation in 0..255; then corner, "
+            "letterbox or stretch."
+        )
+    return replace(chosen, size=side), "input="
+
+
+def size_of(source: OnnxFile, size: int | None) -> int:
+    """The side of the input in pixels.
+
+    Raises:
+        ConfigError: the file fixes another.
+    """
+    if source.picture.side is not None:
+        if size not in (None, source.picture.side):
+            raise ConfigError(
+                [f"size: {source.path.name} takes pictures of {source.picture.side} pixels and no others."]
+            )
+        return source.picture.side
+    if size is not None:
+        return size
+    own = ciod_metadata(source).get("input", {}).get("size")
+    sizes = _literal(source.metadata.get("imgsz"))
+    side = own or (max(sizes) if isinstance(sizes, list) and sizes else sizes)
+    return side if isinstance(side, int) and 32 <= side <= 8192 else DEFAULT_SIZE
+
+
+def of_metadata(source: OnnxFile) -> tuple[Input, str] | None:
+    """What the file says itself; its size is not looked at."""
+    own = ciod_metadata(source)
+    if "normalised_in_graph" in own:  # written by ciod export
+        return Input(fill=float(own.get("input", {}).get("fill", 114.0))), "metadata of ciod"
+    if isinstance(own.get("input"), dict) and "mean" in own["input"]:
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in own["input"].items()}
+        try:
+            return Input(**fields), "metadata of ciod"
+        except TypeError as error:
+            raise CiodError(f"{source.path} is damaged: its metadata do not describe an input ({error}).") from error
+    if isinstance(_literal(source.metadata.get("names")), (dict, list)) and "stride" in source.metadata:
+        return Input(place="letterbox", **RANGES["0..1"]), "metadata of Ultralytics"
+    return None
+
+
+def ciod_metadata(source: OnnxFile) -> dict[str, Any]:
+    """What ciod wrote into the file last; {} for a file of another maker."""
+    keys = [k for k in source.metadata if k == "ciod" or k.removeprefix("ciod.").isdigit()]
+    if not keys:
+        return {}
+    text = source.metadata[max(keys, key=lambda k: int(k.removeprefix("ciod").removeprefix(".") or 0))]
+    try:
+        found = json.loads(text) if len(text) <= LONGEST else None
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise CiodError(f"{source.path} is damaged: what ciod wrote into its metadata is not readable.")
+    return found
+
+
+def _literal(text: str | None) -> Any:
+    """A value as Python writes it, which is how Ultralytics does; no code is run."""
+    if text is None or len(text) > LONGEST:
+        return None
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        return None
+
+
+# Names ----------------------------------------------------------------------------------------------------------------
+
+NO_CLASS = ("__background__", "background", "N/A")
+
+
+def names_of(source: OnnxFile, given: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Class names: those that are given (a list, ``coco``, a file with a name per line), or of the metadata.
+
+    Raises:
+        ConfigError: a name twice, or names that contradict the file's number of names.
+    """
+    own = ciod_metadata(source).get("class_names") or _literal(source.metadata.get("names"))
+    if isinstance(own, dict):
+        own = [own[k] for k in sorted(own, key=lambda k: (isinstance(k, str), k))]
+    in_file = tuple(str(n) for n in own) if isinstance(own, list) else None
+    if given is None:
+        return in_file
+    found = tuple(given)
+    if found == ("coco",):
+        found = tuple(known.COCO)
+    elif len(found) == 1 and is_file(found[0]):
+        lines = Path(found[0]).read_text(encoding="utf-8", errors="replace").splitlines()
+        found = tuple(line.strip() for line in lines if line.strip())
+    real = [n for n in found if n not in NO_CLASS]
+    if twice := next((n for n in real if real.count(n) > 1), None):
+        raise ConfigError([f"names: {twice!r} comes twice."])
+    if in_file is not None and len(in_file) != len(found):
+        raise ConfigError([f"names: {source.path.name} has {len(in_file)} classes, and names= gives {len(found)}."])
+    return found

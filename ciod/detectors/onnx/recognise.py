@@ -1,0 +1,212 @@
+"""A foreign file, understood as far as it can be: maps that a branch reads, old outputs, how pictures are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ciod.core.errors import CiodError, ConfigError, did_you_mean
+from ciod.data import names as known
+from ciod.detectors.base import Input
+from ciod.detectors.onnx import file as f
+from ciod.detectors.onnx import graph, layouts, pictures, taps
+from ciod.detectors.onnx.file import OnnxFile
+from ciod.detectors.onnx.graph import Flow
+from ciod.detectors.onnx.layout import Arrays, Facts, Layout
+from ciod.detectors.onnx.taps import Level
+
+PROBES = 4
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user says of a file; None: its metadata say it, or it is found."""
+
+    input: Any = None
+    names: Sequence[str] | None = None
+    size: int | None = None
+    old_outputs: str = "auto"
+    taps: str | None = None
+
+
+@dataclass
+class Recognised:
+    """A file with everything that was found in it.
+
+    ``names`` belong to the labels of the outputs; None where the outputs are not understood. ``notes`` are sentences
+    worth reading before a training.
+    """
+
+    source: OnnxFile
+    flow: Flow
+    levels: list[Level]
+    layout: Layout | None
+    names: tuple[str, ...] | None
+    input: Input
+    input_from: str
+    notes: list[str]
+
+    def lines(self) -> list[str]:
+        """What was recognised, each with its reason."""
+        s = self.source
+        maker = f", from {s.made_by}" if s.made_by else ""
+        nodes = len(s.content.graph.node)
+        reads = "; ".join(
+            f"{'stride ' * (not i)}{v.stride}: {v.words}{' channels' * (not i)}" for i, v in enumerate(self.levels)
+        )
+        kinds = {"backbone": any(v.early for v in self.levels), "neck": any(v.late for v in self.levels)}
+        kinds["towers"] = any(v.towers for v in self.levels)
+        kept = ", ".join(k for k, there in kinds.items() if there)
+        return [
+            f"graph: {nodes} nodes, opset {s.opset}{maker}; input {s.picture.words}",
+            f"reads: {reads} ({kept}; {len(taps.names_of(self.levels))} tensors)",
+            f"old outputs: {self._outputs()}",
+            f"input: {pictures.words(self.input)}, {self.input.size} px (said by {self.input_from})",
+            *self.notes,
+        ]
+
+    def _outputs(self) -> str:
+        shapes = ", ".join(f"{n} {list(self.flow.shapes.get(n, ()))}" for n in self.source.outputs)
+        if self.layout is None:
+            return f"not understood ({shapes}); new classes can be added all the same"
+        shown = "" if not self.names else f"; {', '.join(self.names[:3])}{', …' if len(self.names) > 3 else ''}"
+        return f"{shapes}: {self.layout.words}{shown}"
+
+
+def recognise(path: Path, asked: Asked, images: np.ndarray | None = None) -> Recognised:
+    """Reads a file and looks into it; a few runs of its graph.
+
+    Args:
+        images: [n, 3, size, size] float32 RGB 0..255 on which the outputs are looked at (default: noise).
+
+    Raises:
+        CiodError: the file cannot be read or does not fit.
+        ConfigError: everything that was asked for and cannot be.
+    """
+    source = f.read(path)
+    size, given, names = _settings(source, asked)
+    flow = Flow(source, size)
+    levels = taps.find(flow, path) if asked.taps is None else taps.by_hand(asked.taps, flow)
+    taking, said_by = pictures.choose(source, given, size)
+    images = 255 * graph.probe(source, size, PROBES) if images is None else images
+    outputs, levels, notes = steady(source, flow, levels, prepared(images, taking))
+    facts = Facts(size, None if names is None else len(names))
+    layout = layouts.recognise(outputs, facts, asked.old_outputs)
+    if layout is None and asked.old_outputs not in ("auto", "none"):
+        shapes = ", ".join(str(list(a.shape)) for a in outputs[0])
+        raise ConfigError(
+            [f"old_outputs: the outputs of {path.name} are not of the kind {asked.old_outputs} ({shapes})."]
+        )
+    notes += _notes(source)
+    return Recognised(source, flow, levels, layout, _named(path, layout, names), taking, said_by, notes)
+
+
+def prepared(images: np.ndarray, taking: Input) -> np.ndarray:
+    """[n, 3, H, W] RGB 0..255 → what the graph takes, float32."""
+    mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (taking.mean, taking.std))
+    ready = (images.astype(np.float32) - mean) / std
+    return ready[:, ::-1] if taking.bgr else ready
+
+
+def _settings(source: OnnxFile, asked: Asked) -> tuple[int, Any, tuple[str, ...] | None]:
+    """Size, input and names, checked; every problem at once."""
+    problems: list[str] = []
+
+    def tried(what: Callable[[], T]) -> T | None:
+        try:
+            return what()
+        except ConfigError as error:
+            problems.extend(error.problems)
+        return None
+
+    size = tried(lambda: pictures.size_of(source, asked.size))
+    names = tried(lambda: pictures.names_of(source, asked.names))
+    if asked.input is not None:
+        tried(lambda: pictures.parse(asked.input))
+    if asked.old_outputs not in layouts.names():
+        problems.append(
+            f"old_outputs: there is no layout '{asked.old_outputs}'; {did_you_mean(asked.old_outputs, layouts.names())}"
+        )
+    if problems or size is None:
+        raise ConfigError(problems)
+    return size, asked.input, names
+
+
+def steady(
+    source: OnnxFile, flow: Flow, levels: list[Level], ready: np.ndarray
+) -> tuple[list[Arrays], list[Level], list[str]]:
+    """The outputs per picture; the levels, with every tap replaced whose reading would change an output; and notes.
+
+    A tensor that becomes an output can no longer be fused with its neighbours, and then the last digits may move.
+    """
+    batch = source.picture.batch or 1
+    feeds = [source.feed(ready[i : i + batch]) for i in range(0, len(ready) - batch + 1, batch)]
+    session = f.start(source.path, source.data)
+    before = [f.run(source.path, session, source.outputs, feed) for feed in feeds]
+
+    def moves(names: Sequence[str]) -> bool:
+        other = f.start(source.path, source.exposing(names))
+        after = [f.run(source.path, other, source.outputs, feed) for feed in feeds]
+        return not all(_equal(a, b) for x, y in zip(before, after) for a, b in zip(x, y))
+
+    notes: list[str] = []
+    for _ in range(8):
+        if not moves(taps.names_of(levels)):
+            break
+        guilty = [n for n in taps.names_of(levels) if moves([n])]
+        if not guilty:
+            break
+        notes.append(f"reading {', '.join(guilty)} would change the old outputs; a map before it is read")
+        for name in guilty:
+            levels = [taps.moved_up(v, name, flow) if name in [t.name for t in v.taps] else v for v in levels]
+        levels = [v for v in levels if v.taps]
+    per_picture = [picture for outputs in before for picture in layouts.per_picture(outputs, batch)]
+    return per_picture, levels, notes
+
+
+def _equal(a: Any, b: Any) -> bool:
+    same = np.array_equal(a, b, equal_nan=True) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else None
+    return bool(np.array_equal(a, b)) if same is None else same
+
+
+def _named(path: Path, layout: Layout | None, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Names of the classes of the old outputs.
+
+    Raises:
+        CiodError: there are none, or not so many.
+    """
+    if layout is None:
+        return None
+    if layout.classes is None:
+        if names is None:
+            raise CiodError(f"{path} does not say what its labels mean; give names=, in the order of the labels.")
+        return names
+    if names is None and layout.classes == len(known.COCO):
+        return tuple(known.COCO)
+    if names is None:
+        raise CiodError(f"{path} has {layout.classes} classes without names; give them: names=a,b,c.")
+    real = tuple(n for n in names if n not in pictures.NO_CLASS) if len(names) != layout.classes else names
+    if len(real) != layout.classes:
+        raise CiodError(f"{path} has {layout.classes} classes without names and names= gives {len(names)}.")
+    return real
+
+
+def _notes(source: OnnxFile) -> list[str]:
+    found = []
+    if source.quantised:
+        found.append(
+            f"{source.path.name} is quantised to int8: new classes will be less exact (a float32 file, if there "
+            "is one, is better)."
+        )
+    task = source.metadata.get("task", "detect")
+    if task not in ("detect", "") and "stride" in source.metadata:
+        found.append(f"the task of {source.path.name} is {task[:40]}: new classes get boxes alone.")
+    rights = [f"{k} {source.metadata[k][:200]}" for k in ("license", "author") if source.metadata.get(k)]
+    if rights:
+        found.append(f"the file states: {', '.join(rights)}; that goes on applying to it.")
+    return found
