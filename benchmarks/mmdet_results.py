@@ -47,7 +47,7 @@ def from_equal_weights(native: str) -> Iterator[None]:
         if settings.detector.name.startswith("mmdet:"):
             chosen = settings.detector.model_copy(update={"name": native})
             own, _ = real(settings.model_copy(update={"detector": chosen}), *more)
-            mmdet_files.fill(detector, mmdet_file.state_of(own), native)
+            mmdet_files.fill(detector, mmdet_files.state_of(own), native)
         torch.manual_seed(settings.seed)  # building took more or fewer random numbers
         return detector, said
 

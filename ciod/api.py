@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from ciod.core.errors import CiodError, ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from ciod.detectors.base import Detector
-    from ciod.evaluation.ap import APTable
+    from ciod.evaluation.detect import Scored
 
 
 def train(config: str | Path | None = None, **settings: Any) -> dict[str, Any]:
@@ -88,18 +87,6 @@ def check(
     return recognise(Path(model), Asked(input, names, size, old_outputs, taps)).lines()
 
 
-@dataclass
-class Scored:
-    """What ``evaluate`` found."""
-
-    table: APTable
-    scored: tuple[str, ...]  # classes both know
-    unknown_to_model: tuple[str, ...]  # in the data, not in the model
-    absent_from_data: tuple[str, ...]  # in the model, not in the data
-    images: int
-    broken: list[str]
-
-
 def evaluate(
     model: str | Path | Detector,
     data: str | Path,
@@ -133,9 +120,11 @@ def evaluate(
     from ciod.config.load import Evaluation, data_folder, problems_of
     from ciod.core.distributed import World, pick_device
     from ciod.data import formats
+    from ciod.detectors.files.weights import open_detector
+    from ciod.detectors.inference import mask_of
+    from ciod.evaluation.detect import Scored
     from ciod.evaluation.detect import evaluate as run
     from ciod.evaluation.voc import NAMES
-    from ciod.inference.images import mask_of
 
     decoding = {
         "score_threshold": score_threshold,
@@ -171,26 +160,3 @@ def evaluate(
         len(index),
         broken,
     )
-
-
-def open_detector(
-    model: str | Path | Detector, size: int | None = None, names: Sequence[str] | None = None
-) -> Detector:
-    """A detector, or the one of a file, taking pictures of ``size`` pixels.
-
-    Raises:
-        CiodError: as ``ciod.load``; or a size that is not a multiple of 32.
-    """
-    from dataclasses import replace
-
-    from ciod.config.settings import LARGEST
-    from ciod.detectors.base import Detector
-    from ciod.detectors.files import weights
-
-    detector = model if isinstance(model, Detector) else weights.load(model, classes=names)
-    if size is not None:
-        if not 32 <= size <= LARGEST or size % 32:
-            near = min(LARGEST, max(32, round(size / 32) * 32))
-            raise CiodError(f"size: {size} is not a multiple of 32{f' to {LARGEST:,}' * (size > LARGEST)}; try {near}.")
-        detector.input = replace(detector.input, size=size)
-    return detector

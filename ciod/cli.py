@@ -37,9 +37,9 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        import ciod
+        from ciod.core.version import __version__
 
-        print(f"ciod {ciod.__version__}")
+        print(f"ciod {__version__}")
         raise typer.Exit
 
 
@@ -253,8 +253,8 @@ def predict(
     plain, flat = a.read(words, kinds)
     if not plain and "data" not in flat:
         raise CiodError("predict: name at least one picture, video or folder: ciod predict MODEL FILE... out=DIR")
-    from ciod.api import open_detector
     from ciod.core.distributed import pick_device
+    from ciod.detectors.files.weights import open_detector
     from ciod.inference.job import Job
 
     detector = open_detector(model, flat.pop("size", None), flat.pop("names", None))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ciod.config.settings import DetectorSettings, Train
+from ciod.config.settings import DetectorSettings, MemorySettings, PoolSettings, Train
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.files import exists, is_file, is_folder
 from ciod.core.validation_messages import problems_of
@@ -100,19 +101,21 @@ def training(tree: dict[str, Any]) -> list[str]:
     if train.compile and not str(tree.get("device", "auto")).startswith("cuda"):
         import torch
 
-        from ciod.training.speed import lacks_compiler
-
         on_cpu = tree.get("device") == "cpu" or not torch.cuda.is_available()
         if on_cpu and lacks_compiler():
             problems.append("train.compile needs a C++ compiler (g++ or clang++) on a CPU, and none is found here.")
     return problems
 
 
+def lacks_compiler() -> bool:
+    """Whether a CPU has no C++ compiler for ``torch.compile``."""
+    names = (os.environ.get("CXX", ""), "g++", "clang++", "c++", "cl")
+    return not any(shutil.which(n) for n in names if n)
+
+
 def extra(tree: dict[str, Any]) -> list[str]:
     """Memory and pool against the method, the detector and each other."""
     from ciod import methods
-    from ciod.memory.exemplars import MemorySettings
-    from ciod.memory.pools import PoolSettings
 
     given, pool = section(tree, "memory"), section(tree, "pool")
     if problems_of(MemorySettings, given) or problems_of(PoolSettings, pool):

@@ -6,13 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from ciod.core.limits import LARGEST, MANY
 from ciod.data.augment import Augment
 from ciod.data.scenarios.scenario import Protocol
-from ciod.memory.exemplars import MemorySettings
-from ciod.memory.pools import PoolSettings
 
-MANY = 1_000_000  # of anything that is counted: what is more is a slip of the hand, and the end of the memory
-LARGEST = 16_384  # pixels along a side of the input
 Positive = Annotated[int, Field(ge=1, le=MANY)]
 Rate = Annotated[float, Field(gt=0)]
 
@@ -136,6 +133,37 @@ class Evaluation(Section):
     """Each class above the threshold is a detection of a position (as GFL, RetinaNet and FCOS are evaluated), not the
     best alone (as YOLOX is evaluated, and ``predict`` works); None: as is usual for the detector."""
     batch: Positive = 16
+
+
+class MemorySettings(Section):
+    """Exemplars of finished tasks."""
+
+    size: Annotated[float, Field(ge=0)] = 0
+    """Images to keep; below 1 the share of all images seen. 0: no memory."""
+    per: Literal["run", "class"] = "run"
+    """``class``: ``size`` counts for every class seen so far."""
+    select: Literal["random", "herding", "calibrated", "ocdm"] = "random"
+    """Which images: at random; near the class means of the neck's features; with the whole data's share of boxes a
+    class (CL-DETR); with as equal numbers of images a class as possible (OCDM)."""
+    batches: Literal["share", "balanced", "merged"] = "share"
+    """``share``: so much of every batch is memory. ``balanced``: as much as old classes are of all. ``merged``: the
+    exemplars join the task's images, each once an epoch."""
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    labels: Literal["masked", "completed", "as_is", "none"] = "masked"
+    """An exemplar has boxes of the classes of its own task only. ``masked``: other classes are neither rewarded nor
+    punished in it. ``completed``: after each task the model draws the classes that are missing. ``as_is``: what is
+    not drawn is background. ``none``: used without labels, for methods with a teacher."""
+    score: Annotated[float, Field(ge=0, le=1)] = 0.4
+    """``completed``: lowest score of a box the model draws."""
+
+
+class PoolSettings(Section):
+    """Unlabelled images for methods with a teacher."""
+
+    folder: str | None = None
+    """Pictures in it and below it; ``pool=FOLDER`` for short."""
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """So much of every batch comes from the pool, from the second task on."""
 
 
 class Run(Section):

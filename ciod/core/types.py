@@ -261,3 +261,11 @@ class Detections:
             }
             for b, s, y in zip(self.boxes, self.scores, self.labels, strict=True)
         ]
+
+
+def in_original(found: Detections, scale: float, height: int, width: int) -> Detections:
+    """Boxes of a letterboxed picture → pixels of the original, clipped to it."""
+    boxes = found.boxes / scale
+    boxes[:, 0::2] = boxes[:, 0::2].clip(0, width)
+    boxes[:, 1::2] = boxes[:, 1::2].clip(0, height)
+    return Detections(boxes, found.scores, found.labels, found.class_names)

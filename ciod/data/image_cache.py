@@ -16,7 +16,6 @@ from ciod.data.images import fit_within, read_within
 from ciod.data.index import Index
 
 if TYPE_CHECKING:
-    from ciod.config.settings import Train
     from ciod.data.augment import TrainTransform
 
 Cache = Literal["auto", "off", "disk"]
@@ -76,9 +75,9 @@ class Pictures:
         raise CiodError(f"None of the {len(self.index)} images of {self.index.source} can be read.")
 
 
-def presize_hint(index: Index, transform: TrainTransform, settings: Train) -> str | None:
+def presize_hint(index: Index, transform: TrainTransform, *, presize: bool, cache: Cache) -> str | None:
     """A line for who would gain from ``presize``: pictures that cannot be kept, most of whose pixels are unseen."""
-    if settings.presize or settings.picture_cache == "disk" or _bytes(index.sizes).sum() <= CACHE_BYTES:
+    if presize or cache == "disk" or _bytes(index.sizes).sum() <= CACHE_BYTES:
         return None
     side, longest = int(np.median(index.sizes.max(1))), transform.longest_side()
     if side < 2 * longest:

@@ -6,7 +6,7 @@ So workers, processes and resumption cannot change what a run sees.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +17,7 @@ from ciod.core.types import Batch, Targets
 from ciod.data.augment import TrainTransform, letterbox
 from ciod.data.image_cache import Cache, Pictures
 from ciod.data.index import Index
-
-if TYPE_CHECKING:
-    from ciod.memory.rehearsal import Mixture
+from ciod.data.mixture import Mixture
 
 STALLED = 600  # seconds without a batch after which a loader's worker is given up
 

@@ -279,7 +279,7 @@ class Detector(nn.Module, ABC):
             DataError: a picture that cannot be read.
             ConfigError: a class the detector does not know.
         """
-        from ciod.inference.images import stream
+        from ciod.detectors.inference import stream
 
         several = isinstance(image, (list, tuple)) or (isinstance(image, np.ndarray) and image.ndim == 4)
         results = stream(
@@ -297,11 +297,3 @@ class Detector(nn.Module, ABC):
                 raise detections
             found.append(detections)
         return found if several else found[0]
-
-
-def in_original(found: Detections, scale: float, height: int, width: int) -> Detections:
-    """Boxes of a letterboxed picture → pixels of the original, clipped to it."""
-    boxes = found.boxes / scale
-    boxes[:, 0::2] = boxes[:, 0::2].clip(0, width)
-    boxes[:, 1::2] = boxes[:, 1::2].clip(0, height)
-    return Detections(boxes, found.scores, found.labels, found.class_names)

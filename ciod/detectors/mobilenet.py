@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ciod.core.errors import CiodError
 from ciod.core.files import is_file
 from ciod.detectors.base import Detector, Input
+from ciod.detectors.files.checkpoint import read_checkpoint
 from ciod.detectors.layers.backbones import Backbone
 from ciod.detectors.layers.necks import PAFPN
 from ciod.detectors.yolox import YOLOX
@@ -85,7 +86,6 @@ class MobileNetV1(Backbone):
         self.hold()
 
     def _load(self, path: Path) -> None:
-        from ciod.detectors.files.weights import read_checkpoint
 
         if not is_file(path):
             raise CiodError(f"detector.backbone_weights: there is no file {path}.")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ciod.core.distributed import World
+from ciod.core.types import in_original
 from ciod.data.loader import batches, eval_loader
-from ciod.detectors.base import in_original
 from ciod.evaluation.ap import APTable, coco_ap
 from ciod.evaluation.voc import NAMES, voc_ap
 
@@ -21,6 +22,18 @@ if TYPE_CHECKING:
 
 # COCO's maxDets counts per class; a cap of 100 over all classes would take detections away before it is applied.
 PER_IMAGE = 1000
+
+
+@dataclass
+class Scored:
+    """What ``evaluate`` found."""
+
+    table: APTable
+    scored: tuple[str, ...]  # classes both know
+    unknown_to_model: tuple[str, ...]  # in the data, not in the model
+    absent_from_data: tuple[str, ...]  # in the model, not in the data
+    images: int
+    broken: list[str]
 
 
 @torch.no_grad()

@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from ciod.core.errors import CiodError
 from ciod.core.files import atomic_write
-from ciod.detectors.files import foreign
 
 if TYPE_CHECKING:
     from ciod.detectors.base import Detector
@@ -46,7 +44,8 @@ def export(
     Raises:
         CiodError: no model, a detector that MMDetection has not, or the folder cannot be written.
     """
-    from ciod.api import open_detector
+    from ciod.detectors.files import mmdet_files
+    from ciod.detectors.files.weights import open_detector
 
     detector = open_detector(model, size, names).frozen().cpu()
     if not detector.num_classes:
@@ -55,7 +54,7 @@ def export(
     text = _text(config)
     content = {
         "meta": {"dataset_meta": {"classes": list(detector.class_names)}, "cfg": text, "ciod": detector.lineage},
-        "state_dict": state_of(detector),
+        "state_dict": mmdet_files.state_of(detector),
     }
     file = io.BytesIO()
     torch.save(content, file)
@@ -63,15 +62,6 @@ def export(
     atomic_write(out.checkpoint, file.getvalue())
     atomic_write(out.config, text)
     return out
-
-
-def state_of(detector: Detector) -> dict[str, Tensor]:
-    """The detector's tensors under MMDetection's names."""
-    if detector.settings["name"].startswith("mmdet:"):
-        from ciod.detectors.files.mmdet_files import plain_state
-
-        return plain_state(detector)  # type: ignore[arg-type]
-    return foreign.to_mmdet({k: v.detach().contiguous() for k, v in detector.state_dict().items()})
 
 
 def model_config(detector: Detector) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def export(
         ConfigError: every problem of the arguments.
         CiodError: no model, onnx is not installed, or the outputs are off by more than 1e-3 (no file is then left).
     """
-    from ciod.api import open_detector
+    from ciod.detectors.files.weights import open_detector
 
     path = Path(onnx)
     if path.suffix.lower() != ".onnx":

@@ -185,7 +185,7 @@ class Extension:
     def _train(self, detector: Detector, method: Method) -> dict[str, Any]:
         s, plan = self.settings, self.plan
         transform = TrainTransform(s.augment, detector.input.size, detector.input.fill)
-        if line := presize_hint(self.task.train, transform, s.train):
+        if line := presize_hint(self.task.train, transform, presize=s.train.presize, cache=s.train.picture_cache):
             self.reporter.say(line)
         workers, mixture = environment.workers(s.train.workers, self.world), self._mixture(detector, method)
         train, mixture, said = with_drawn(self.task.train, mixture, method, workers=workers, reporter=self.reporter)

@@ -17,7 +17,8 @@ from ciod.core.run_log import atomic_write, write_json
 from ciod.core.types import Detections
 from ciod.data.images import as_array, read_header, read_image, save_image
 from ciod.data.index import Problems
-from ciod.inference.images import VIDEOS, files, stream
+from ciod.detectors.inference import stream
+from ciod.inference.images import VIDEOS, files
 from ciod.inference.video import Video, VideoWriter, need_av
 from ciod.report.draw import draw_boxes
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
+from ciod.config.settings import MemorySettings
 from ciod.core.boxes import iou_table
 from ciod.core.errors import CiodError
 from ciod.data.index import Index
@@ -22,33 +22,7 @@ if TYPE_CHECKING:
     from ciod.data.scenarios.scenario import Scenario
     from ciod.detectors.base import Detector
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Share = Annotated[float, Field(gt=0, lt=1)]
 SAME = 0.7  # IoU from which a box found later is the one that is drawn already
-
-
-class MemorySettings(BaseModel):
-    """Exemplars of finished tasks."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    size: Annotated[float, Field(ge=0)] = 0
-    """Images to keep; below 1 the share of all images seen. 0: no memory."""
-    per: Literal["run", "class"] = "run"
-    """``class``: ``size`` counts for every class seen so far."""
-    select: Literal["random", "herding", "calibrated", "ocdm"] = "random"
-    """Which images: at random; near the class means of the neck's features; with the whole data's share of boxes a
-    class (CL-DETR); with as equal numbers of images a class as possible (OCDM)."""
-    batches: Literal["share", "balanced", "merged"] = "share"
-    """``share``: so much of every batch is memory. ``balanced``: as much as old classes are of all. ``merged``: the
-    exemplars join the task's images, each once an epoch."""
-    share: Share = 0.5
-    labels: Literal["masked", "completed", "as_is", "none"] = "masked"
-    """An exemplar has boxes of the classes of its own task only. ``masked``: other classes are neither rewarded nor
-    punished in it. ``completed``: after each task the model draws the classes that are missing. ``as_is``: what is
-    not drawn is background. ``none``: used without labels, for methods with a teacher."""
-    score: Fraction = 0.4
-    """``completed``: lowest score of a box the model draws."""
 
 
 @dataclass
@@ -205,8 +179,8 @@ class Memory:
 
     def _complete(self, seen: int, detector: Detector) -> None:
         """The model draws the seen classes an exemplar lacks; from then on it counts as labelled for all of them."""
+        from ciod.core.types import in_original
         from ciod.data.loader import eval_loader
-        from ciod.detectors.base import in_original
 
         index, known = self.index()
         rows = np.sort(self.rows)

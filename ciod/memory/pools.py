@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from ciod.core.errors import CiodError, DataError, did_you_mean
 from ciod.core.files import is_folder
 from ciod.data.images import SUFFIXES, header_sizes
 from ciod.data.index import Index, Problems, empty_columns
-
-
-class PoolSettings(BaseModel):
-    """Unlabelled images for methods with a teacher."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    folder: str | None = None
-    """Pictures in it and below it; ``pool=FOLDER`` for short."""
-    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """So much of every batch comes from the pool, from the second task on."""
 
 
 def read(folder: str | Path, classes: tuple[str, ...] = ()) -> Index:

@@ -16,6 +16,18 @@ if TYPE_CHECKING:
     from ciod.methods.base.method import Method
 
 _PARTS = {"base"}  # packages here that are not methods
+# Where the files of methods that were written for ciod 0.1 look for what they need.
+_BEFORE = {
+    "ciod.types": "ciod.core.types",
+    "ciod.boxes": "ciod.core.boxes",
+    "ciod.losses": "ciod.core.losses",
+    "ciod.errors": "ciod.core.errors",
+    "ciod.data.scenario": "ciod.data.scenarios.scenario",
+    "ciod.methods.method": "ciod.methods.base.method",
+    "ciod.methods.distillation": "ciod.methods.base.distillation",
+    "ciod.methods.parameters": "ciod.methods.base.parameters",
+    "ciod.methods.selection": "ciod.methods.base.selection",
+}
 
 
 def available() -> list[str]:
@@ -53,6 +65,8 @@ def _from_file(name: str) -> type[Method]:
     spec = importlib.util.spec_from_file_location(f"ciod_method_file.{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    for before, now in _BEFORE.items():
+        sys.modules.setdefault(before, importlib.import_module(now))
     sys.modules[spec.name] = module  # where pydantic looks for the names in a class's annotations
     try:
         spec.loader.exec_module(module)

@@ -15,8 +15,7 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor
 
 from ciod.core.two_means import two_means
-from ciod.core.types import Batch, Detections, Outputs, Targets
-from ciod.detectors.base import in_original
+from ciod.core.types import Batch, Detections, Outputs, Targets, in_original
 from ciod.methods.base import selection
 from ciod.methods.base.method import Method
 

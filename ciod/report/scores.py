@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ciod.api import Scored
+    from ciod.evaluation.detect import Scored
 
 
 def show(scored: Scored) -> None:

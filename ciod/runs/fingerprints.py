@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ciod
 from ciod.core.files import atomic_write
 from ciod.runs import environment
 
@@ -119,7 +118,7 @@ def of_code(method: str) -> dict[str, Any]:
 
 @cache  # what was imported counts, not what lies there later
 def _package() -> tuple[tuple[str, str], ...]:
-    root = Path(ciod.__file__).parent
+    root = Path(__file__).resolve().parents[1]
     found = [(p.relative_to(root).as_posix(), p) for p in sorted(root.rglob("*.py"))]
     return tuple((name, _digest(path)) for name, path in found if name.split("/")[0] not in _APART)
 

@@ -155,7 +155,9 @@ class Runner:
     def _fit(self, task: Task, detector: Detector, method: Method) -> Fit:
         s = self.settings
         transform = TrainTransform(s.augment, detector.input.size, detector.input.fill)
-        if task.index == 0 and (line := presize_hint(task.train, transform, s.train)):
+        if task.index == 0 and (
+            line := presize_hint(task.train, transform, presize=s.train.presize, cache=s.train.picture_cache)
+        ):
             self.reporter.say(line)
         workers = environment.workers(s.train.workers, self.world)
         mixture = self.extra.mixture(task, detector.num_classes)

@@ -9,7 +9,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from ciod.data.index import Index
-    from ciod.memory.rehearsal import Mixture
+    from ciod.data.mixture import Mixture
     from ciod.methods.base.method import Method
     from ciod.training.progress import Reporter
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -73,12 +71,6 @@ def student(detector: Detector, settings: Train, world: World) -> Callable[[Tens
         return forward
     torch.compiler.reset()  # of the task before: its graphs are of another number of classes
     return torch.compile(forward)
-
-
-def lacks_compiler() -> bool:
-    """Whether a CPU has no C++ compiler for ``torch.compile``."""
-    names = (os.environ.get("CXX", ""), "g++", "clang++", "c++", "cl")
-    return not any(shutil.which(n) for n in names if n)
 
 
 def make_teacher(detector: Detector, settings: Train, *, student: Detector | None = None) -> Teacher:

@@ -193,7 +193,9 @@ def test_who_would_gain_from_it_is_told(index, monkeypatch):
     large = big(index, 8)  # the longer sides are 480, 464, 448 and 432 pixels
 
     def hint(size: int = 32, pictures_of: Index = large, **settings) -> str | None:
-        return presize_hint(pictures_of, TrainTransform(Augment(scale=(1, 1)), size, 114), Train(**settings))
+        given = Train(**settings)
+        transform = TrainTransform(Augment(scale=(1, 1)), size, 114)
+        return presize_hint(pictures_of, transform, presize=given.presize, cache=given.picture_cache)
 
     assert hint() is None, "they are kept in memory"
     monkeypatch.setattr(image_cache, "CACHE_BYTES", 1000)

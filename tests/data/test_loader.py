@@ -316,8 +316,7 @@ def test_rows_of_a_rank(index):
 
 
 def test_detections_find_their_way_back_to_the_original():
-    from ciod.core.types import Detections
-    from ciod.detectors.base import in_original
+    from ciod.core.types import Detections, in_original
 
     box = (30, 10, 60, 25)
     picture = rectangle(50, 120, box)

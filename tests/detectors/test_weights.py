@@ -179,6 +179,17 @@ def test_class_names_of_a_checkpoint(tmp_path):
     assert files.load(path).class_names == NAMES
 
 
+def test_a_file_is_read_once(tmp_path, monkeypatch):
+    path = tmp_path / "official.pth"
+    torch.save(official(make()), path)
+    read = []
+    real = torch.load
+    monkeypatch.setattr(torch, "load", lambda file, **given: read.append(file) or real(file, **given))
+    assert files.donor(path).num_classes == len(NAMES) and read == [path]
+    files.load_trunk(make(seed=9), path)
+    assert read == [path, path]
+
+
 def test_trunk_of_another_model(tmp_path, model):
     other = make(names=("x", "y"), seed=9)
     head = {k: v.clone() for k, v in other.state_dict().items() if k.startswith("head.")}
@@ -253,7 +264,7 @@ def test_mmdetections_gfl_is_recognised(name):
     assert not any(k.startswith("head.") or "stage" in k for k in theirs)
     renamed = foreign.rename(theirs)
     assert own.keys() == renamed.keys() - {"bbox_head.integral.project"}
-    assert foreign.recognise(renamed) == name and foreign.count_classes(renamed) == len(NAMES)
+    assert files.recognise(renamed) == name and foreign.count_classes(renamed) == len(NAMES)
 
 
 WELL = {"format": 2, "class_names": ["a", "b"], "detector": {"name": "yolox-pico"}, "blocks": [2]}

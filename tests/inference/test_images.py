@@ -18,7 +18,8 @@ from ciod.core.types import Detections
 from ciod.data import formats
 from ciod.data.images import read_image, save_image
 from ciod.detectors.base import Detector
-from ciod.inference.images import files, mask_of
+from ciod.detectors.inference import mask_of
+from ciod.inference.images import files
 from ciod.inference.job import Job, coco_results
 from tests.data.writers import sample_index, write_coco
 from tests.inference.networks import NAMES, settled

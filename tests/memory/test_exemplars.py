@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from ciod.config.load import load
+from ciod.config.settings import MemorySettings, PoolSettings
 from ciod.core.errors import CiodError, ConfigError
 from ciod.core.types import MEMORY, POOL, TASK, Detections
 from ciod.data.images import save_image
 from ciod.data.loader import Order
 from ciod.data.scenarios.scenario import Protocol, Scenario
 from ciod.memory import pools, rules
-from ciod.memory.exemplars import Memory, MemorySettings
+from ciod.memory.exemplars import Memory
 from ciod.memory.rehearsal import Extra, concatenate
 from tests import fixed
 
@@ -197,7 +198,7 @@ def test_herding_takes_the_images_near_the_class_mean(tmp_path):
 def extra(made: Scenario, settings: dict, pool_index=None) -> Extra:
     run = SimpleNamespace(
         memory=MemorySettings(**settings.get("memory", {})),
-        pool=pools.PoolSettings(**settings.get("pool", {})),
+        pool=PoolSettings(**settings.get("pool", {})),
         train=SimpleNamespace(batch=settings.get("batch", 8)),
         seed=0,
     )

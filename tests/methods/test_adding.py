@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ciod import methods
 from ciod.config import load as config
 from ciod.core.errors import ConfigError
 from ciod.core.run_log import read_metrics
@@ -82,3 +83,17 @@ def test_mistakes_are_explained(place, monkeypatch, word, match):
     monkeypatch.chdir(place)
     with pytest.raises(ConfigError, match=match):
         config.load(None, words(word))
+
+
+def test_a_file_written_for_the_old_places_of_modules_loads(place, monkeypatch):
+    """In 0.1 ``Method`` was in ciod.methods.method, and types, boxes and losses lay in ciod itself."""
+    monkeypatch.chdir(place)
+    text = (place / "feature_distill.py").read_text(encoding="utf-8")
+    old = text.replace(
+        "from ciod import Method", "from ciod import boxes, losses\nfrom ciod.methods.method import Method"
+    )
+    old = old.replace("ciod.core.types", "ciod.types")
+    (place / "older.py").write_text(
+        old.replace("class FeatureDistill", "assert boxes.giou and losses.count\n\n\nclass Older")
+    )
+    assert methods.find("older.py:Older")().weight == 1

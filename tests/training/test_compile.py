@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 
+from ciod.config import checks
 from ciod.config import load as config
 from ciod.config.load import Train
 from ciod.core.distributed import World
@@ -64,14 +65,14 @@ def partial_method(**given):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(speed.lacks_compiler(), reason="no C++ compiler")
+@pytest.mark.skipif(checks.lacks_compiler(), reason="no C++ compiler")
 def test_compiled_code_computes_the_same():
     assert_near(losses(compile=True), losses(), 1e-3)
     torch.compiler.reset()
 
 
 def test_without_a_compiler_it_is_said_before_anything_runs(monkeypatch):
-    monkeypatch.setattr(speed, "lacks_compiler", lambda: True)
+    monkeypatch.setattr(checks, "lacks_compiler", lambda: True)
     with pytest.raises(ConfigError, match=r"train\.compile needs a C\+\+ compiler"):
         config.load(None, ["data=shapes", "split=6+4", "compile=true", "device=cpu"])
 

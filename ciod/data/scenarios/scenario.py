@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from ciod.core import yaml_text
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.files import is_file
+from ciod.core.validation_messages import problems_of
 from ciod.data.index import Index
 from ciod.data.scenarios import loco
 
@@ -330,8 +331,6 @@ def read_protocol(name: str) -> Protocol:
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not is_file(path):
         raise CiodError(f"scenario: there is no '{name}'; {did_you_mean(name, available())}")
-    from ciod.config.load import problems_of
-
     try:
         content = yaml_text.parse(path.read_text(encoding="utf-8"))
     except (yaml_text.NotYAML, UnicodeDecodeError, OSError) as e:

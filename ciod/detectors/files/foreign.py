@@ -196,20 +196,3 @@ def torchvision_coco() -> dict[str, int]:
 def count_classes(state: dict[str, Tensor]) -> int:
     """Classes of a renamed state dict; 0 where it has no class layer."""
     return next((len(v) for k, v in state.items() if re.fullmatch(_CLASS_BIAS, k)), 0)
-
-
-def recognise(state: dict[str, Tensor]) -> str | None:
-    """Which detector a renamed state dict is, by the shapes of everything but its class layers."""
-    from ciod import detectors
-
-    shapes = {k: v.shape for k, v in state.items()}
-    fitting: dict[str, int] = {}
-    for name in detectors.available():
-        with torch.device("meta"):
-            model = detectors.build(("x",), name=name, backbone_weights=None)
-        rows = {r.name for r in model.class_layers()}
-        wanted = {k: v.shape for k, v in model.state_dict().items() if k not in rows and "num_batches" not in k}
-        if all(shapes.get(k) == shape for k, shape in wanted.items()) and rows <= shapes.keys():
-            fitting[name] = len(wanted)
-    # A ResNet-101 has all tensors of a ResNet-50: the larger fit is the right one.
-    return max(fitting, key=fitting.__getitem__, default=None)

@@ -10,7 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from ciod.core.errors import CiodError
+from ciod.detectors.base import Detector
 from ciod.detectors.files import foreign
+from ciod.detectors.files.checkpoint import named, tensors_of
 from ciod.detectors.files.transfer import Taken, counted
 from ciod.detectors.layers.class_layers import ClassConv
 from ciod.detectors.mmdet import config as configs
@@ -23,6 +25,13 @@ def plain_state(detector: MMDet) -> dict[str, Tensor]:
     return foreign.merge_blocks(
         state, {n: m.kernel for n, m in detector.model.named_modules() if isinstance(m, ClassConv)}
     )
+
+
+def state_of(detector: Detector) -> dict[str, Tensor]:
+    """As ``plain_state``, of any detector that MMDetection has too."""
+    if isinstance(detector, MMDet):
+        return plain_state(detector)
+    return foreign.to_mmdet({k: v.detach().contiguous() for k, v in detector.state_dict().items()})
 
 
 def fill(detector: MMDet, state: dict[str, Tensor], source: str) -> None:
@@ -60,7 +69,7 @@ def _buffers(detector: MMDet) -> set[str]:
     return {n for n, _ in detector.model.named_buffers() if n.endswith("integral.project")}
 
 
-def load(path: Path, content: dict[str, Any], classes: Sequence[str] | None, given: str | None) -> MMDet:
+def build(path: Path, content: dict[str, Any], classes: Sequence[str] | None, given: str | None) -> MMDet:
     """A detector from a checkpoint of MMDetection.
 
     Args:
@@ -71,8 +80,6 @@ def load(path: Path, content: dict[str, Any], classes: Sequence[str] | None, giv
     Raises:
         CiodError: there is no config, or no class names, or they do not fit.
     """
-    from ciod.detectors.files.weights import named, tensors_of
-
     meta = content.get("meta") if isinstance(content.get("meta"), dict) else {}
     if given is not None:
         config, name = configs.read(given), configs.PREFIX + Path(given).name
@@ -91,26 +98,17 @@ def load(path: Path, content: dict[str, Any], classes: Sequence[str] | None, giv
     return detector.eval()  # type: ignore[return-value]
 
 
-def load_fitting(detector: MMDet, path: Path, *, trunk_only: bool = False) -> Taken:
-    """Copies every tensor of a checkpoint or model that fits into ``detector``, except class layers, and holds what the
-    config freezes.
+def start_from(detector: MMDet, state: dict[str, Tensor], source: Path, *, trunk_only: bool = False) -> Taken:
+    """Copies every tensor that fits into ``detector``, except class layers, and holds what the config freezes.
 
     Args:
-        path: a checkpoint of MMDetection or of YOLOX's own project, or a ciod model: of this adapter, or YOLOX or GFL.
+        state: of a checkpoint or model, under MMDetection's names.
+        source: its file, for messages.
         trunk_only: backbone and neck alone; the head stays as it is.
 
     Raises:
         CiodError: the backbone is another.
     """
-    from ciod.detectors.files import weights
-
-    if path.suffix == ".safetensors":
-        donor = weights.load(path)
-        state = plain_state(donor) if isinstance(donor, MMDet) else foreign.to_mmdet(donor.state_dict())
-    else:
-        state = weights.tensors_of(weights.read_checkpoint(path))
-        if not any(k.startswith("bbox_head.") for k in state):  # of YOLOX's own project
-            state = foreign.to_mmdet(foreign.rename(state))
     own, taken = detector.model.state_dict(), {}
     for part in ("backbone.", "neck."):
         wanted = {k: v.shape for k, v in own.items() if k.startswith(part) and "num_batches" not in k}
@@ -119,7 +117,7 @@ def load_fitting(detector: MMDet, path: Path, *, trunk_only: bool = False) -> Ta
             taken |= {k: v for k, v in state.items() if k in own and k.startswith(part)}
         elif part == "backbone.":
             off = next(k for k, shape in wanted.items() if k not in state or state[k].shape != shape)
-            raise CiodError(f"{path} has another backbone than {detector.settings['name']}: {off} is not in it or of "
+            raise CiodError(f"{source} has another backbone than {detector.settings['name']}: {off} is not in it or of "
                             "another shape.")  # fmt: skip
     if not trunk_only:  # class layers are named by block there, so none of them is among the keys of a checkpoint
         head = {k: v for k, v in state.items() if k.startswith("bbox_head.") and k in own}

@@ -1,20 +1,27 @@
-"""Models in and out: ciod's own safetensors files, and the checkpoints of other projects (``foreign``)."""
+"""A detector from a file, in one pass: what kind of file it is, what it holds, whose classes those are, the detector.
+
+``parse`` reads a file once, with ``model_file`` (ciod's own) or ``checkpoint`` and ``foreign`` (other projects');
+``_build`` makes the detector, with ``mmdet_files`` where it is one of MMDetection. None of them comes back here.
+"""
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ciod import detectors
 from ciod.core.errors import CiodError, did_you_mean
 from ciod.core.files import is_file, is_folder
+from ciod.core.limits import LARGEST
 from ciod.data import names as known
 from ciod.detectors.base import Detector
 from ciod.detectors.files import foreign, model_file
+from ciod.detectors.files.checkpoint import named, names_in_metadata, read_checkpoint, tensors_of
 from ciod.detectors.files.model_file import read_metadata, save_model
 from ciod.detectors.files.transfer import Taken, start_from
 
@@ -24,8 +31,10 @@ __all__ = [
     "load",
     "load_fitting",
     "load_trunk",
+    "open_detector",
     "read_checkpoint",
     "read_metadata",
+    "recognise",
     "save_model",
 ]
 
@@ -41,17 +50,109 @@ def load(path: str | Path, *, classes: Sequence[str] | None = None) -> Detector:
     Raises:
         CiodError: the file is absent, torn, of another architecture, needs code to load, or lacks class names.
     """
+    return _build(parse(path), classes)
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A file that was read, before a detector is made of it."""
+
+    path: Path
+    kind: Literal["ciod", "known", "mmdet"]
+    """A model of ciod; a checkpoint of another project whose detector ciod has; one that only MMDetection has."""
+    content: dict[str, Any]
+    """Metadata of a ciod model; of a checkpoint everything in it."""
+    state: dict[str, Tensor]
+    """Tensors under ciod's names as far as they have one; with ``config`` under MMDetection's."""
+    name: str = ""
+    """Kind ``known``: which detector it is."""
+    config: str | None = None
+    """Kind ``mmdet``: the config that was named beside the file; None: the one in the file."""
+
+
+def parse(path: str | Path) -> Parsed:
+    """Reads a model file, without running code of it.
+
+    Raises:
+        CiodError: the file is absent, torn, of another architecture, or needs code to load.
+    """
     config, path = _config_of(path)
     if not is_file(path):
         suffixes = (".safetensors", ".pth", ".pt")
         beside = [p.name for p in path.parent.glob("*") if p.suffix in suffixes] if is_folder(path.parent) else []
         hint = did_you_mean(path.name, beside)
         raise CiodError(f"There is no model file {path}" + (f"; {hint}" if "mean" in hint else "."))
+    if config is None and path.suffix == ".safetensors":
+        return Parsed(path, "ciod", *model_file.read(path))
+    content = read_checkpoint(path)
+    theirs = tensors_of(content)
     if config is not None:
-        from ciod.detectors.files import mmdet_files
+        return Parsed(path, "mmdet", content, theirs, config=config)
+    state = foreign.rename(theirs)
+    if name := recognise(state):
+        return Parsed(path, "known", content, state, name)
+    if not any(k.startswith("bbox_head.") for k in theirs):
+        raise CiodError(
+            f"{path} is not a checkpoint of a detector ciod knows ({', '.join(detectors.available())}). Its tensors "
+            f"are called, for example, {', '.join(list(state)[:3])}."
+        )
+    return Parsed(path, "mmdet", content, state)
 
-        return mmdet_files.load(path, read_checkpoint(path), classes, config)
-    return _load_own(path) if path.suffix == ".safetensors" else _load_foreign(path, classes)
+
+def _build(parsed: Parsed, classes: Sequence[str] | None) -> Detector:
+    if parsed.kind == "ciod":
+        return _build_own(parsed)
+    if parsed.kind == "known":
+        return _build_known(parsed, classes)
+    from ciod.detectors.files import mmdet_files
+
+    return mmdet_files.build(parsed.path, parsed.content, classes, parsed.config)
+
+
+def _build_own(parsed: Parsed) -> Detector:
+    path, meta = parsed.path, parsed.content
+    settings = {k: v for k, v in meta["detector"].items() if k != "backbone_weights"}  # a file names no other file
+    try:
+        detector = detectors.build((), **settings)
+    except TypeError as e:
+        raise CiodError(f"{path} is no valid ciod model: its detector settings are not known ({e}).") from e
+    regrow(detector, meta["class_names"], meta.get("growth") or [{"rows": n} for n in meta["blocks"]])
+    try:
+        detector.load_state_dict(parsed.state)
+    except RuntimeError as e:
+        raise CiodError(f"{path} does not fit the detector its metadata describes: {e}") from e
+    detector.lineage = meta["lineage"]
+    return detector.eval()
+
+
+def _build_known(parsed: Parsed, classes: Sequence[str] | None) -> Detector:
+    path, state = parsed.path, parsed.state
+    if "backbone.body.conv1.weight" in tensors_of(parsed.content):
+        state, classes = _torchvision_classes(state, classes)
+    found = named(path, parsed.content, classes, foreign.count_classes(state))
+    # torchvision's frozen batch normalisation has no counter: the trunk was trained frozen, and stays so.
+    counts = any(k.endswith("num_batches_tracked") for k in state)
+    detector = detectors.build(found, name=parsed.name, **({} if counts else {"frozen": True}))
+    detector.load_state_dict(state, strict=False)
+    detector.lineage = [{"from": path.name, "classes": list(found)}]
+    return detector.eval()
+
+
+def open_detector(
+    model: str | Path | Detector, size: int | None = None, names: Sequence[str] | None = None
+) -> Detector:
+    """A detector, or the one of a file, taking pictures of ``size`` pixels.
+
+    Raises:
+        CiodError: as ``ciod.load``; or a size that is not a multiple of 32.
+    """
+    detector = model if isinstance(model, Detector) else load(model, classes=names)
+    if size is not None:
+        if not 32 <= size <= LARGEST or size % 32:
+            near = min(LARGEST, max(32, round(size / 32) * 32))
+            raise CiodError(f"size: {size} is not a multiple of 32{f' to {LARGEST:,}' * (size > LARGEST)}; try {near}.")
+        detector.input = replace(detector.input, size=size)
+    return detector
 
 
 def file_of(path: str | Path) -> Path:
@@ -73,24 +174,6 @@ def _config_of(path: str | Path) -> tuple[str | None, Path]:
     return config, Path(file)
 
 
-def _load_own(path: Path) -> Detector:
-    from ciod import detectors
-
-    meta, state = model_file.read(path)
-    settings = {k: v for k, v in meta["detector"].items() if k != "backbone_weights"}  # a file names no other file
-    try:
-        detector = detectors.build((), **settings)
-    except TypeError as e:
-        raise CiodError(f"{path} is no valid ciod model: its detector settings are not known ({e}).") from e
-    regrow(detector, meta["class_names"], meta.get("growth") or [{"rows": n} for n in meta["blocks"]])
-    try:
-        detector.load_state_dict(state)
-    except RuntimeError as e:
-        raise CiodError(f"{path} does not fit the detector its metadata describes: {e}") from e
-    detector.lineage = meta["lineage"]
-    return detector.eval()
-
-
 def regrow(detector: Detector, names: Sequence[str], growth: Sequence[dict[str, Any]]) -> None:
     """Grows a detector without classes as another was grown: in the same blocks and branches, the same arithmetic."""
     first = 0
@@ -104,33 +187,19 @@ def regrow(detector: Detector, names: Sequence[str], growth: Sequence[dict[str, 
             detector.grow(arriving)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A foreign ``.pth``, without running any code of it."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as e:
-        raise CiodError(
-            f"{path} holds more than tensors and plain values, and loading it could run code; it is refused. "
-            f"Save its state dict alone with torch.save(model.state_dict(), ...). ({str(e).splitlines()[0]})"
-        ) from e
-    except Exception as e:  # the unpickler raises almost anything on what is no pickle: a text file is a KeyError
-        known = isinstance(e, (RuntimeError, OSError, ValueError))
-        why = next(iter(str(e).splitlines()), "it is empty") if known else "it is empty or of another kind"
-        raise CiodError(f"{path} is not a readable PyTorch file: {why}") from e
-    if not isinstance(content, dict):
-        raise CiodError(f"{path} holds a {type(content).__name__}, not a state dict.")
-    return content
-
-
-def tensors_of(content: dict[str, Any]) -> dict[str, Tensor]:
-    """The state dict in a checkpoint."""
-    raw = next((content[k] for k in ("model", "state_dict") if isinstance(content.get(k), dict)), content)
-    return {k: v for k, v in raw.items() if isinstance(k, str) and isinstance(v, Tensor)}
-
-
-def _foreign_state(content: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint under our names."""
-    return foreign.rename(tensors_of(content))
+def recognise(state: dict[str, Tensor]) -> str | None:
+    """Which detector a renamed state dict is, by the shapes of everything but its class layers."""
+    shapes = {k: v.shape for k, v in state.items()}
+    fitting: dict[str, int] = {}
+    for name in detectors.available():
+        with torch.device("meta"):
+            model = detectors.build(("x",), name=name, backbone_weights=None)
+        rows = {r.name for r in model.class_layers()}
+        wanted = {k: v.shape for k, v in model.state_dict().items() if k not in rows and "num_batches" not in k}
+        if all(shapes.get(k) == shape for k, shape in wanted.items()) and rows <= shapes.keys():
+            fitting[name] = len(wanted)
+    # A ResNet-101 has all tensors of a ResNet-50: the larger fit is the right one.
+    return max(fitting, key=fitting.__getitem__, default=None)
 
 
 def _torchvision_classes(
@@ -145,71 +214,19 @@ def _torchvision_classes(
     return state, classes
 
 
-def _load_foreign(path: Path, classes: Sequence[str] | None) -> Detector:
-    from ciod import detectors
-
-    content = read_checkpoint(path)
-    state = _foreign_state(content)
-    name = foreign.recognise(state)
-    if name is None and any(k.startswith("bbox_head.") for k in tensors_of(content)):
-        from ciod.detectors.files import mmdet_files
-
-        return mmdet_files.load(path, content, classes, None)
-    if name is None:
-        raise CiodError(
-            f"{path} is not a checkpoint of a detector ciod knows ({', '.join(detectors.available())}). Its tensors "
-            f"are called, for example, {', '.join(list(state)[:3])}."
-        )
-    count = foreign.count_classes(state)
-    if "backbone.body.conv1.weight" in tensors_of(content):
-        state, classes = _torchvision_classes(state, classes)
-        count = foreign.count_classes(state)
-    found = named(path, content, classes, count)
-    # torchvision's frozen batch normalisation has no counter: the trunk was trained frozen, and stays so.
-    counts = any(k.endswith("num_batches_tracked") for k in state)
-    detector = detectors.build(found, name=name, **({} if counts else {"frozen": True}))
-    detector.load_state_dict(state, strict=False)
-    detector.lineage = [{"from": path.name, "classes": list(found)}]
-    return detector.eval()
-
-
-def named(path: Path, content: dict[str, Any], classes: Sequence[str] | None, count: int) -> tuple[str, ...]:
-    """Names of a checkpoint's ``count`` classes: those that were given, or of its metadata; 80 without any are COCO's.
-
-    Raises:
-        CiodError: there are none, or not so many.
-    """
-    found = classes or _in_metadata(content.get("meta"))
-    if not found and count == len(known.COCO):
-        found = known.COCO
-    if not found:
-        raise CiodError(f"{path} has {count} classes and does not name them; give their names: names=a,b,c.")
-    if len(found) != count:
-        raise CiodError(f"{path} has {count} classes, but {len(found)} names were given.")
-    return tuple(found)
-
-
-def _in_metadata(meta: Any) -> list[str] | None:
-    """Class names in the metadata of an MMDetection checkpoint."""
-    meta = meta if isinstance(meta, dict) else {}
-    inner = meta.get("dataset_meta")
-    names = (inner.get("classes") if isinstance(inner, dict) else None) or meta.get("CLASSES")
-    return [str(n) for n in names] if isinstance(names, (list, tuple)) else None
-
-
 def donor(path: Path) -> Detector:
     """The model that another one starts from; a checkpoint that does not name its classes gets numbers for names.
 
     Raises:
         CiodError: as ``load``.
     """
-    if path.suffix == ".safetensors":
-        return load(path)
-    content = read_checkpoint(path)
-    named = foreign.count_classes(_foreign_state(content))
+    parsed = parse(path)
+    if parsed.kind == "ciod":
+        return _build(parsed, None)
+    count = foreign.count_classes(parsed.state)
     # Without names of its own or COCO's no row can be taken by name: numbers serve, which no class is called.
-    knows = named in (len(known.COCO), foreign.COCO_ROWS) or bool(_in_metadata(content.get("meta")))
-    return load(path, classes=None if knows else [f"\0{i}" for i in range(named)])
+    knows = count in (len(known.COCO), foreign.COCO_ROWS) or bool(names_in_metadata(parsed.content.get("meta")))
+    return _build(parsed, None if knows else [f"\0{i}" for i in range(count)])
 
 
 def load_trunk(detector: Detector, path: Path) -> Taken:
@@ -234,6 +251,16 @@ def load_fitting(
     if isinstance(model, Path) and detector.settings["name"].startswith("mmdet:"):
         from ciod.detectors.files import mmdet_files
 
-        return mmdet_files.load_fitting(detector, model, trunk_only=trunk_only)  # type: ignore[arg-type]
+        return mmdet_files.start_from(detector, _in_mmdet(model), model, trunk_only=trunk_only)  # type: ignore[arg-type]
     other = donor(model) if isinstance(model, Path) else model
     return start_from(detector, other, source or str(model), trunk_only=trunk_only)
+
+
+def _in_mmdet(path: Path) -> dict[str, Tensor]:
+    """Tensors under MMDetection's names: of a checkpoint of it or of YOLOX's own project, or of a ciod model."""
+    from ciod.detectors.files import mmdet_files
+
+    if path.suffix == ".safetensors":
+        return mmdet_files.state_of(load(path))
+    state = tensors_of(read_checkpoint(path))
+    return state if any(k.startswith("bbox_head.") for k in state) else foreign.to_mmdet(foreign.rename(state))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ciod.core.errors import CiodError
 from ciod.core.files import is_file
+from ciod.detectors.files.checkpoint import read_checkpoint
 from ciod.detectors.layers.blocks import CSP, ConvBN, conv
 
 
@@ -158,7 +159,6 @@ def load_resnet(net: nn.Module, depth: int, weights: str) -> bool:
             socket.setdefaulttimeout(patience)
     if not is_file(weights):
         raise CiodError(f"detector.backbone_weights: there is no file {weights}.")
-    from ciod.detectors.files.weights import read_checkpoint
 
     state = read_checkpoint(Path(weights))
     state = state.get("state_dict", state)

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ciod.core.errors import CiodError
 from ciod.detectors.onnx.layout import Arrays, Facts, Found, Layout, in_unit, ordered, sigmoid, softmax, xyxy
 
 
@@ -56,12 +57,19 @@ class Rows(Layout):
 
 
 def one_hot(boxes: np.ndarray, score: np.ndarray, label: np.ndarray, classes: int) -> Found:
-    """Boxes with one label each → boxes, and scores for every class; rows without a label are left out."""
+    """Boxes with one label each → boxes, and scores for every class; rows without a label are left out.
+
+    Raises:
+        CiodError: a label beyond the known classes.
+    """
     label = label.astype(np.int64)
     real = (label >= 0) & (score > 0)
     boxes, score, label = boxes[real], score[real], label[real]
     if len(label) and label.max() >= classes:
-        raise IndexError(int(label.max()))
+        raise CiodError(
+            f"The detector gave the label {label.max()}, but {classes} classes are known; give all their names: "
+            "names=a,b,c."
+        )
     scores = np.zeros((len(boxes), classes), np.float32)
     scores[np.arange(len(boxes)), label] = score
     return boxes, scores

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ciod.core.errors import CiodError
 from ciod.detectors.onnx.layout import Facts, corners, grid_of
 from ciod.detectors.onnx.layouts import per_picture, recognise
 from ciod.detectors.onnx.lists import one_hot
@@ -181,7 +182,7 @@ def test_nothing_found_in_the_pictures_is_said():
 
 
 def test_a_label_without_a_name_is_an_error_not_a_class():
-    with pytest.raises(IndexError):
+    with pytest.raises(CiodError, match=r"gave the label \d+, but \d+ classes are known; give all their names"):
         one_hot(np.zeros((1, 4)), np.ones(1), np.array([3]), 3)
 
 

@@ -110,14 +110,13 @@ def test_megviis_nano_has_the_maps_that_ciods_own_has(weights, tmp_path):
     import torch
 
     import ciod
-    from ciod.detectors.prefix import extract
 
     source = file.read(weights / "yolox_nano_416.onnx")
     levels = taps.find(graph.Flow(source, 416), source.path)
     model = ciod.load(weights / "yolox_nano_coco.pth")
     images = 255 * graph.probe(source, 416)
     with torch.no_grad():
-        maps, necks = extract(model, torch.from_numpy(images))
+        maps, necks = model.extract(torch.from_numpy(images))
     names = [t.name for v in levels for t in (v.early, v.late)]
     session = file.start(source.path, source.exposing(names))
     found = file.run(source.path, session, names, source.feed(images[:, ::-1]))

@@ -1,0 +1,62 @@
+"""Checkpoints of other projects: read without running code, their tensors and the class names in their metadata."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ciod.core.errors import CiodError
+from ciod.data import names as known
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A foreign ``.pth``, without running any code of it."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as e:
+        raise CiodError(
+            f"{path} holds more than tensors and plain values, and loading it could run code; it is refused. "
+            f"Save its state dict alone with torch.save(model.state_dict(), ...). ({str(e).splitlines()[0]})"
+        ) from e
+    except Exception as e:  # the unpickler raises almost anything on what is no pickle: a text file is a KeyError
+        known = isinstance(e, (RuntimeError, OSError, ValueError))
+        why = next(iter(str(e).splitlines()), "it is empty") if known else "it is empty or of another kind"
+        raise CiodError(f"{path} is not a readable PyTorch file: {why}") from e
+    if not isinstance(content, dict):
+        raise CiodError(f"{path} holds a {type(content).__name__}, not a state dict.")
+    return content
+
+
+def tensors_of(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The state dict in a checkpoint."""
+    raw = next((content[k] for k in ("model", "state_dict") if isinstance(content.get(k), dict)), content)
+    return {k: v for k, v in raw.items() if isinstance(k, str) and isinstance(v, Tensor)}
+
+
+def named(path: Path, content: dict[str, Any], classes: Sequence[str] | None, count: int) -> tuple[str, ...]:
+    """Names of a checkpoint's ``count`` classes: those that were given, or of its metadata; 80 without any are COCO's.
+
+    Raises:
+        CiodError: there are none, or not so many.
+    """
+    found = classes or names_in_metadata(content.get("meta"))
+    if not found and count == len(known.COCO):
+        found = known.COCO
+    if not found:
+        raise CiodError(f"{path} has {count} classes and does not name them; give their names: names=a,b,c.")
+    if len(found) != count:
+        raise CiodError(f"{path} has {count} classes, but {len(found)} names were given.")
+    return tuple(found)
+
+
+def names_in_metadata(meta: Any) -> list[str] | None:
+    """Class names in the metadata of an MMDetection checkpoint."""
+    meta = meta if isinstance(meta, dict) else {}
+    inner = meta.get("dataset_meta")
+    names = (inner.get("classes") if isinstance(inner, dict) else None) or meta.get("CLASSES")
+    return [str(n) for n in names] if isinstance(names, (list, tuple)) else None
