@@ -46,6 +46,30 @@ def test_it_runs(name, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.strip()
 
 
+@pytest.mark.slow
+def test_accuracy_against_time(tmp_path, monkeypatch, capsys):
+    from ciod import detectors
+    from ciod.data.shapes.scenes import write_shapes
+    from ciod.detectors.files import weights
+
+    data, model, file = tmp_path / "data", tmp_path / "model.safetensors", tmp_path / "figures.json"
+    write_shapes(data, train=16, val=4, size=64)
+    weights.save_model(model, detectors.build(("ring",), name="yolox-pico", size=64))
+    words = ["--data", str(data), "--weights", str(model), "--detector", "yolox-pico", "--size", "64", "--batch", "4",
+             "--epochs", "3", "--every", "2", "--threads", "1", "--json", str(file), "--plot", str(tmp_path / "a.png"),
+             "--set", "split=10"]  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["accuracy", *words])
+    importlib.import_module("benchmarks.accuracy").main()
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    assert list(rows) == ["ciod", "plain loop"]
+    for row in rows.values():
+        points = row["points"]
+        assert [p["epoch"] for p in points] == [1, 2, 3] and ["AP" in p for p in points] == [False, True, True]
+        assert 0 < points[0]["seconds"] < points[1]["seconds"] < row["seconds"]
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    assert "of the best AP after" in capsys.readouterr().out
+
+
 def test_options_compared_on_a_teacher_that_teaches_nothing(monkeypatch):
     words = ["options", *SMALL["options"], "--epochs", "1", "--threads", str(torch.get_num_threads())]
     monkeypatch.setattr("sys.argv", words)
