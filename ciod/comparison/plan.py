@@ -14,9 +14,9 @@ from ciod.comparison.worker import mark
 from ciod.config import load as config
 from ciod.config.checks import model_folder
 from ciod.config.load import Run
-from ciod.core import yaml_text
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.files import is_file
+from ciod.core.reading import Unreadable, read_yaml
 from ciod.data.scenarios.scenario import Scenario
 
 Upper = Literal["prefixes", "final", "none"]
@@ -194,8 +194,8 @@ def _is_protocol(path: Path) -> bool:
     if path.suffix not in (".yaml", ".yml") or not is_file(path):
         return False
     try:
-        content = yaml_text.parse(path.read_text(encoding="utf-8"))
-    except (yaml_text.NotYAML, UnicodeDecodeError):
+        content = read_yaml(path)
+    except Unreadable:
         return False
     return (
         isinstance(content, dict)

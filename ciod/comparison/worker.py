@@ -6,7 +6,6 @@ memory of a process never falls.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
@@ -17,6 +16,7 @@ from typing import Any
 
 from ciod.core.errors import CiodError
 from ciod.core.files import explained
+from ciod.core.reading import Unreadable, read_object
 
 MARK = "cell.json"
 
@@ -29,10 +29,9 @@ def finished(folder: Path, key: str) -> bool:
 def mark(folder: Path) -> dict[str, Any]:
     """What ``cell.json`` of a run folder says; {} without a readable one."""
     try:
-        found = json.loads((folder / MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(folder / MARK)
+    except Unreadable:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def work(job: dict[str, Any]) -> None:
@@ -91,7 +90,7 @@ def main(path: str) -> int:
     """Returns the exit code; what went wrong is the last line on standard error."""
     _die_with_parent()
     try:
-        work(json.loads(Path(path).read_text(encoding="utf-8")))
+        work(read_object(path))
     except CiodError as e:
         print(" ".join(str(e).split()), file=sys.stderr, flush=True)
         return 2

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from ciod.config import checks
 from ciod.config.checks import data_folder
 from ciod.config.settings import DetectorSettings, Evaluation, Run, Train
-from ciod.core import yaml_text
+from ciod.core import reading, yaml_text
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.files import is_file
 from ciod.core.validation_messages import problems_of
@@ -176,9 +176,9 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
         hint = hint if "mean" in hint else "'ciod list recipes' names those of the package."
         return {}, [f"There is no settings file {path}, nor a recipe of that name; {hint}"]
     try:
-        content = yaml_text.parse(path.read_text(encoding="utf-8")) or {}
-    except (yaml_text.NotYAML, UnicodeDecodeError, OSError) as e:
-        return {}, [f"{path} is not YAML: {next(iter(str(e).splitlines()), type(e).__name__)}"]
+        content = reading.read_yaml(path) or {}
+    except reading.Unreadable as e:
+        return {}, [str(e)]
     if not isinstance(content, dict):
         return {}, [f"{path} must hold settings (key: value), not a {type(content).__name__}."]
     return content, []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+SHOWN = 40  # problems in one message
+
 
 class CiodError(Exception):
     """A problem a user can mend. The command line prints the message alone and exits with code 2."""
@@ -22,7 +24,9 @@ class ConfigError(CiodError):
         if len(self.problems) == 1:
             text = self.problems[0]
         else:
-            lines = [f"  {i}. {p}" for i, p in enumerate(self.problems, 1)]
+            lines = [f"  {i}. {p}" for i, p in enumerate(self.problems[:SHOWN], 1)]
+            if len(self.problems) > SHOWN:
+                lines.append(f"  … and {len(self.problems) - SHOWN} more")
             text = f"{len(self.problems)} problems:\n" + "\n".join(lines)
         super().__init__(text)
 

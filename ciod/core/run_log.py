@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ciod.core.files import atomic_write, explained, is_file
+from ciod.core.files import atomic_write, exists, explained
+from ciod.core.reading import LOG, read_bytes
 
 METRICS = "metrics.jsonl"
 LINE = 1000  # bytes that a line has at most, about
@@ -60,9 +61,9 @@ def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
     What no run wrote is left out: torn lines, and tasks, epochs or steps that are no counts.
     """
     path = Path(folder) / METRICS
-    if not is_file(path):
+    if not exists(path):
         return []
-    found = (_object(line) for line in path.read_bytes().split(b"\n"))
+    found = (_object(line) for line in read_bytes(path, LOG).split(b"\n"))
     return [entry for entry in found if entry is not None]
 
 
@@ -103,9 +104,9 @@ def _object(line: bytes) -> dict[str, Any] | None:
 
 
 def _cut_torn_line(path: Path) -> None:
-    if not is_file(path):
+    if not exists(path):
         return
-    content = path.read_bytes()
+    content = read_bytes(path, LOG)
     head, _, tail = content.rpartition(b"\n")
     if not tail:
         return

@@ -9,6 +9,7 @@ import yaml
 
 from ciod.core.errors import CiodError
 
+WRITTEN = 100_000  # values in a document: Python's reader takes five seconds for them
 VALUES = 1_000_000  # of a document, each alias counted as what it stands for: ten lines can mean a billion
 _NO_TEXT = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # nor the name of a file, which may have \udc80 to \udcff
 _BOOL = "tag:yaml.org,2002:bool"
@@ -21,6 +22,15 @@ class NotYAML(CiodError):
 class _Loader(yaml.SafeLoader):
     """The safe loader with YAML 1.2's booleans, ``true`` and ``false``: a class may be called ``no``."""
 
+    written, most = 0, WRITTEN
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """As its parent, and counts: a file of a few megabytes would be read for minutes."""
+        self.written += 1
+        if self.written > self.most:
+            raise NotYAML(f"it has more than {self.most:,} values.")
+        return super().compose_node(parent, index)  # pyright: ignore[reportArgumentType]
+
 
 # Python's yaml is 1.1; the table of a class is shared with its parents unless it gets its own
 _Loader.yaml_implicit_resolvers = {
@@ -30,15 +40,20 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
-def parse(text: str | bytes) -> Any:
+def parse(text: str | bytes, most: int = WRITTEN) -> Any:
     """Content of one document; None where there is none.
 
+    Args:
+        most: values that may be written in it, keys among them.
+
     Raises:
-        NotYAML: it is no YAML, asks for more than data, is nested too deeply, contains itself, means more than
-            VALUES values, has what is no text, or holds one that is not what it says: a 13th month, ``!!bool perhaps``.
+        NotYAML: it is no YAML, asks for more than data, is nested too deeply, contains itself, has more than
+            ``most`` values or means more than VALUES, has what is no text, or holds one that is not what it says: a
+            13th month, ``!!bool perhaps``.
     """
     try:
         loader = _Loader(text)
+        loader.most = most
         node = loader.get_single_node()
         if node is None:
             return None

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import json
 import os
 import shlex
 import time
@@ -21,6 +20,7 @@ from typing import IO
 
 from ciod.core.errors import ConfigError, DataError, did_you_mean
 from ciod.core.files import explained
+from ciod.core.reading import Unreadable, read_object
 from ciod.core.run_log import write_json
 from ciod.data.archives import CHUNK, Say, check_room, human_bytes, unpack
 
@@ -146,10 +146,9 @@ def fetch(name: str, out: str | Path, *, mirror: str | None = None, keep: bool =
 
 def _record(out: Path) -> dict[str, str]:
     try:
-        content = json.loads((out / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(out / RECORD)
+    except Unreadable:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 # ---------------------------------------------------------------------------------------------------------- fetching

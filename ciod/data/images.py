@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 
 from ciod.core.errors import DataError
 from ciod.core.files import atomic_write, exists, is_folder
+from ciod.core.reading import Unreadable, check_regular
 
 # The grey that pads a letterboxed picture: what is transparent looks like padding and adds no edge. White or black
 # would draw one around every cut-out object, and the colours stored under alpha 0 are arbitrary.
@@ -36,6 +38,9 @@ _ALWAYS = (
     ".avifs",
 )  # fmt: skip
 SUFFIXES = frozenset(_ALWAYS) | (HEIF if _HEIF_READ else frozenset())
+
+# What is opened, whatever a file is called: for PostScript Pillow would start Ghostscript, which runs the file.
+FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "HEIF")
 
 MAX_PIXELS = 250_000_000  # of a picture: 750 MB decoded; more is taken for an attack
 PIXELS_VARIABLE = "CIOD_MAX_PIXELS"  # of the environment: another limit, which loader processes see too
@@ -228,6 +233,7 @@ def save_image(path: str | Path, array: np.ndarray) -> None:
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     path, limit = Path(path), max_pixels()
     try:
+        check_regular(path)
         with _open(path) as picture:
             if picture.width * picture.height > limit:
                 raise Image.DecompressionBombError
@@ -244,14 +250,21 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
 def _open(path: Path) -> Image.Image:
     """A picture of any size: Pillow's own limit is put aside, for all threads, while a large one is opened."""
     try:
-        return Image.open(path)
+        return Image.open(path, formats=_formats())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         with _OPENING:
             theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
-                return Image.open(path)
+                return Image.open(path, formats=_formats())
             finally:
                 Image.MAX_IMAGE_PIXELS = theirs
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of ``FORMATS`` that this Pillow has."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _why(path: Path, error: Exception) -> str:
@@ -259,6 +272,8 @@ def _why(path: Path, error: Exception) -> str:
         return f"The picture {path} does not exist."
     if is_folder(path):
         return f"{path} is a folder, not a picture."
+    if isinstance(error, Unreadable):
+        return str(error)
     try:
         if path.stat().st_size == 0:
             return f"The picture {path} is empty (0 bytes)."
@@ -268,7 +283,7 @@ def _why(path: Path, error: Exception) -> str:
         hint = ""
         if path.suffix.lower() in HEIF and not _HEIF_READ:
             hint = " Convert it to JPEG, or install pillow-heif."
-        return f"{path} is not a picture that Pillow can read.{hint}"
+        return f"{path} is not a picture of a format that ciod reads.{hint}"
     return f"The picture {path} cannot be read: {error or type(error).__name__}."
 
 

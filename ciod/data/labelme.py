@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ciod.core.errors import DataError
+from ciod.core.reading import EMBEDDED, Unreadable, check_regular, read_bytes
 from ciod.data.formats.index_builder import Check, Columns, number, numbered, size_of, to_index
 from ciod.data.formats.layout import Layout, Part, child, split_of_name, subfolders
 from ciod.data.index import Index, Problems
@@ -33,9 +34,10 @@ def find(root: Path) -> Layout | None:
 def is_labelme(path: Path) -> bool:
     """Whether a JSON is one of labelme's, by its beginning."""
     try:
+        check_regular(path)
         with path.open("rb") as file:
             head = file.read(_HEAD)
-    except OSError:
+    except (Unreadable, OSError):
         return False
     return b'"shapes"' in head and b'"annotations"' not in head and (b'"imagePath"' in head or len(head) == _HEAD)
 
@@ -99,10 +101,10 @@ def class_names(layout: Layout) -> tuple[str, ...]:
 def _parse(path: Path) -> tuple[dict[str, Any] | None, str]:
     """What a JSON holds, or None and what is wrong with it."""
     try:
-        content = json.loads(decoded(path.read_bytes(), path))
+        content = json.loads(decoded(read_bytes(path, EMBEDDED), path))
     except DataError as error:
         return None, str(error)
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         return None, f"not valid JSON: {error}"
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
         return None, "it has no list of shapes"

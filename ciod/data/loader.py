@@ -83,11 +83,12 @@ class EvalData(Dataset):
     def __getitem__(self, i: int) -> Sample:
         broken = []
         try:
-            picture = self.pictures[i]
+            image, scale = letterbox(self.pictures[i], self.size, self.fill)
         except DataError:
             broken.append(str(self.index.files[i]))
-            picture = np.full((*self.index.sizes[i], 3), int(self.fill), np.uint8)
-        image, scale = letterbox(picture, self.size, self.fill)
+            # made as it will be seen: nobody has checked the size that the annotations state
+            image = torch.full((3, self.size, self.size), int(self.fill), dtype=torch.uint8)
+            scale = min(self.size / side for side in self.index.sizes[i].tolist())
         own = self.index.of_image(i)
         boxes = torch.from_numpy(self.index.boxes[own] * scale)
         labels = torch.from_numpy(self.index.labels[own])

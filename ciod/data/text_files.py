@@ -7,6 +7,7 @@ import unicodedata
 from pathlib import Path
 
 from ciod.core.errors import DataError
+from ciod.core.reading import EMBEDDED, read_bytes
 
 _MARKS = (  # the marks of UTF-32 begin with those of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -39,13 +40,9 @@ def read_text(path: Path) -> str:
     """Text of a file.
 
     Raises:
-        DataError: it cannot be read, or is neither UTF-8 nor UTF-16; says what to do.
+        DataError: it cannot be read, is no regular file, or neither UTF-8 nor UTF-16; says what to do.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
-    return decoded(raw, path)
+    return decoded(read_bytes(path, EMBEDDED), path)
 
 
 def decoded(raw: bytes, path: Path) -> str:

@@ -69,6 +69,8 @@ def _below(folder: Path, suffixes: Collection[str], apart: Path | None, problems
             if path.suffix.lower() in suffixes:
                 if is_file(path):
                     yield path
+                elif exists(path):
+                    problems.add("device, pipe or socket, passed over", str(path))
                 else:
                     problems.add("link to a file that is not there, passed over", str(path))
             elif kind := why_passed_over(name):

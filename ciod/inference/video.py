@@ -12,6 +12,7 @@ import numpy as np
 
 from ciod.core.errors import CiodError, DataError
 from ciod.core.files import WriteError, why
+from ciod.core.reading import check_regular
 
 # The clock of written videos: 24, 25, 30, 50, 60 and 29.97 frames a second are whole numbers of it, and MPEG-4 allows
 # no finer one than 1/65535.
@@ -43,6 +44,7 @@ class Video:
     def __init__(self, path: str | Path):
         av = need_av()
         self.path = Path(path)
+        check_regular(self.path)
         try:
             with av.open(str(self.path)) as file:
                 streams = file.streams.video

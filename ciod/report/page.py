@@ -6,7 +6,6 @@ Reads the files of a run folder and nothing of the run itself, so it works on un
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from ciod.core import yaml_text
 from ciod.core.errors import CiodError
-from ciod.core.files import is_file
+from ciod.core.files import exists
+from ciod.core.reading import read_yaml
 from ciod.core.run_log import METRICS, atomic_write, read_metrics
 from ciod.report import plots, results_file
 from ciod.report.summary import (
@@ -85,19 +84,8 @@ def read_results(folder: Path | str) -> dict[str, Any]:
     Raises:
         CiodError: when the file is there and is not results.
     """
-    path = Path(folder) / "results.json"
-    if not is_file(path):
-        return {}
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CiodError(f"{path} is not JSON ({error}).") from error
-    if not isinstance(found, dict) or found.get("format", 1) != 1:
-        raise CiodError(f"{path} is not results of a format this version of ciod reads (1).")
-    wrong = results_file.problem(found)
-    if wrong:
-        raise CiodError(f"{path} is not results of a run: {wrong}.")
-    return found
+    path = Path(folder) / results_file.NAME
+    return results_file.read(path) if exists(path) else {}
 
 
 def read_run(folder: Path | str) -> dict[str, Any]:
@@ -107,12 +95,9 @@ def read_run(folder: Path | str) -> dict[str, Any]:
         CiodError: when the file is there and is not a YAML mapping.
     """
     path = Path(folder) / "run.yaml"
-    if not is_file(path):
+    if not exists(path):
         return {}
-    try:
-        found = yaml_text.parse(path.read_bytes())
-    except yaml_text.NotYAML as error:
-        raise CiodError(f"{path} is not YAML ({error}).") from error
+    found = read_yaml(path)
     if not isinstance(found, dict):
         raise CiodError(f"{path} is not a mapping of settings.")
     return found

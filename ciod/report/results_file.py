@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ciod.core.errors import CiodError
+from ciod.core.reading import read_object
+
+NAME = "results.json"
+FORMAT = 1
 
 Value = Annotated[float, Field(allow_inf_nan=False)] | None  # what is not finite is written as null
 Count = Annotated[int, Field(ge=-(2**63), lt=2**63)] | None  # JSON has numbers that no float holds
@@ -135,3 +142,17 @@ def problem(content: Any) -> str | None:
         first = e.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     return None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a ``results.json``, of a run that may be unfinished.
+
+    Raises:
+        CiodError: it is absent, no JSON, of another format or no results; says where.
+    """
+    found = read_object(path)
+    if found.get("format", FORMAT) != FORMAT:
+        raise CiodError(f"{path} has a format that this version of ciod does not read; it reads {FORMAT}.")
+    if wrong := problem(found):
+        raise CiodError(f"{path} does not hold the results of a run: {wrong}.")
+    return found

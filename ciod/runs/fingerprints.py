@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ciod.core.files import atomic_write
+from ciod.core.reading import ANNOTATIONS, Unreadable, read_object
 from ciod.runs import environment
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ def data_differences(folder: Path, before: dict[str, Any], after: dict[str, Any]
     """What differs between the data of a run and those of now; [] when nothing does."""
     said = []
     try:
-        listed = json.loads((folder / LISTING).read_bytes())
-    except (OSError, ValueError):
+        listed = read_object(folder / LISTING, ANNOTATIONS)
+    except Unreadable:
         listed = {}
     for split in ("train", "test"):
         was, now = before[split], after[split]

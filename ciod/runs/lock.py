@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from ciod.core.errors import CiodError
 from ciod.core.files import explained
+from ciod.core.reading import Unreadable, read_object
 
 NAME = ".lock"
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}  # of a file system that has none
@@ -82,10 +83,9 @@ def _me() -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(path)
+    except Unreadable:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _sentence(folder: Path, owner: dict[str, Any]) -> str:

@@ -274,7 +274,7 @@ def test_the_limit_of_pixels_is_a_setting(tmp_path, monkeypatch):
 def test_heic_is_named_with_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(reader, "_HEIF_READ", False)
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
-    with pytest.raises(DataError, match=r"a\.heic is not a picture that Pillow can read\. Convert it to JPEG"):
+    with pytest.raises(DataError, match=r"a\.heic is not a picture of a format that ciod reads\. Convert it to JPEG"):
         image_size(tmp_path / "a.heic")
 
 

@@ -211,7 +211,7 @@ def test_comparison_page(tmp_path: Path) -> None:
 
 def test_results_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{"format": 1, "tasks": 3}')
-    with pytest.raises(CiodError, match=r"results\.json is not results of a run: "):
+    with pytest.raises(CiodError, match=r"results\.json does not hold the results of a run: "):
         read_results(tmp_path)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ciod.core.errors import DataError, did_you_mean
 from ciod.core.files import exists, is_file, is_folder
+from ciod.core.reading import check_regular
 from ciod.data import labelme
 from ciod.data.formats import coco, voc, yolo
 from ciod.data.formats.index_builder import Check
@@ -40,6 +41,8 @@ def recognise(path: str | Path) -> Layout:
         if layout is None:
             raise DataError(f"{path} is not a data set: a file must be a COCO .json or a YOLO data.yaml.")
         return layout
+    if not is_folder(path):
+        check_regular(path)
     layout = _look(path) or voc.find_below(path)
     if layout is not None:
         return layout

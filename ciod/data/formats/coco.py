@@ -15,6 +15,7 @@ import numpy as np
 
 from ciod.core.errors import DataError
 from ciod.core.gc_pause import uncollected
+from ciod.core.reading import ANNOTATIONS, Unreadable, read_bytes, read_text
 from ciod.data.formats.index_builder import Check, Columns, number, size_of, to_index, unique_names
 from ciod.data.formats.layout import Files, Layout, Part, child, split_in_name, split_of_name, subfolders
 from ciod.data.index import Index, Problems, count
@@ -189,8 +190,8 @@ def class_names(part: Part) -> tuple[str, ...]:
     """
     source = str(part.boxes)
     try:
-        text = Path(source).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
+        text = read_text(source, ANNOTATIONS)
+    except Unreadable:
         text = ""
     categories = None
     for match in re.finditer(r'"categories"\s*:\s*(?=\[)', text):
@@ -213,7 +214,7 @@ def class_names(part: Part) -> tuple[str, ...]:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        raw = path.read_bytes()
+        raw = read_bytes(path, ANNOTATIONS)
         with uncollected():
             try:
                 content = json.loads(_POLYGONS.sub(b'"segmentation":[]', raw))

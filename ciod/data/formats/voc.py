@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ciod.core.reading import LABELS, Unreadable, read_bytes
 from ciod.data.folders import below
 from ciod.data.formats.index_builder import Check, Columns, number, numbered, size_of, to_index
 from ciod.data.formats.layout import Layout, Part, child, folded, only, split_of_name, subfolders
@@ -199,14 +200,14 @@ def _add(thing: _Object, columns: Columns, label_of: dict[str, int], problems: P
 def _parse(path: Path) -> tuple[_Annotation | None, str]:
     """What an XML says, or None and what is wrong with it."""
     try:
-        text = _text(path.read_bytes())
+        text = _text(read_bytes(path, LABELS))
         if re.search(r"<!\s*(DOCTYPE|ENTITY)", text):
             # Entities that expand to gigabytes or read other files; no annotation tool writes any.
             return None, "it has a DOCTYPE or ENTITY, which is refused as unsafe"
         root = ElementTree.fromstring(text)
     except UnicodeDecodeError:
         return None, f"it is not in the encoding that it names; {ADVICE}"
-    except (ElementTree.ParseError, OSError, ValueError, LookupError, RecursionError) as error:
+    except (ElementTree.ParseError, Unreadable, ValueError, LookupError, RecursionError) as error:
         return None, str(error)
     if root.tag != "annotation":
         return None, f"its root is <{root.tag}>, not <annotation>"

@@ -12,6 +12,7 @@ from typing import Any
 from ciod.core import yaml_text
 from ciod.core.errors import DataError
 from ciod.core.files import is_file
+from ciod.core.reading import LABELS, Unreadable, read_bytes
 from ciod.data.folders import below, pictures
 from ciod.data.formats.index_builder import Check, Columns, number, numbered, to_index, unique_names
 from ciod.data.formats.layout import Files, Layout, Part, child, split_of_name, subfolders
@@ -107,7 +108,7 @@ def _yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml_text.parse(read_text(path))
     except yaml_text.NotYAML as error:
-        raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+        raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split()).rstrip('.')}.") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no keys; a data.yaml of YOLO has names, train and val.")
     return content
@@ -287,9 +288,9 @@ class _Rows:
     def add_file(self, path: str) -> None:
         """The boxes of the picture added to the columns last."""
         try:
-            raw = Path(path).read_bytes()
+            raw = read_bytes(path, LABELS)
             text = raw.decode(encoding_of(raw), errors="replace")
-        except OSError as error:
+        except Unreadable as error:
             self.problems.add("unreadable box file, its picture counts as without boxes", f"{path} ({error})")
             return
         for n, line in enumerate(text.splitlines(), 1):

@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from ciod.core import yaml_text
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.files import is_file
+from ciod.core.reading import Unreadable, read_yaml
 from ciod.core.validation_messages import problems_of
 from ciod.data.index import Index
 from ciod.data.scenarios import loco
@@ -332,10 +332,9 @@ def read_protocol(name: str) -> Protocol:
     if not is_file(path):
         raise CiodError(f"scenario: there is no '{name}'; {did_you_mean(name, available())}")
     try:
-        content = yaml_text.parse(path.read_text(encoding="utf-8"))
-    except (yaml_text.NotYAML, UnicodeDecodeError, OSError) as e:
-        why = next(iter(str(e).splitlines()), type(e).__name__)
-        raise CiodError(f"scenario: {path} is not YAML: {why}") from e
+        content = read_yaml(path)
+    except Unreadable as e:
+        raise CiodError(f"scenario: {e}") from e
     if not isinstance(content, dict):
         raise CiodError(f"scenario: {path} must be a mapping with split, order, …")
     content.setdefault("name", path.stem)

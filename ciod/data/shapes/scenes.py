@@ -21,6 +21,7 @@ from PIL import Image, ImageFilter
 
 from ciod.core.errors import DataError
 from ciod.core.files import explained
+from ciod.core.reading import Unreadable, read_json
 from ciod.data.shapes.objects import CLASSES, Item, overlap, place
 from ciod.data.shapes.paint import background, paint, to_image
 
@@ -91,8 +92,8 @@ _WRITTEN = {"images", "train.json", "val.json", "classes.txt", "shapes.json"}
 def _stored(root: Path) -> object:
     """The settings that the data set at ``root`` was drawn with; None if there is none."""
     try:
-        return json.loads((root / "shapes.json").read_text())
-    except (OSError, ValueError):
+        return read_json(root / "shapes.json")
+    except Unreadable:
         return None
 
 

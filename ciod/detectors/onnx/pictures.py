@@ -16,6 +16,7 @@ from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.files import is_file
 from ciod.data import names as known
 from ciod.data.augment import Placement
+from ciod.data.text_files import read_text
 from ciod.detectors.base import IMAGENET, Input
 from ciod.detectors.onnx.file import OnnxFile
 
@@ -200,7 +201,7 @@ def names_of(source: OnnxFile, given: Sequence[str] | None) -> tuple[str, ...] |
     if found == ("coco",):
         found = tuple(known.COCO)
     elif len(found) == 1 and is_file(found[0]):
-        lines = Path(found[0]).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_text(Path(found[0])).splitlines()
         found = tuple(line.strip() for line in lines if line.strip())
     real = [n for n in found if n not in NO_CLASS]
     if twice := next((n for n in real if real.count(n) > 1), None):

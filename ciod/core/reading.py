@@ -1,0 +1,136 @@
+"""Files in: regular files only, never more than a bound, and a sentence for everything that is not what it should be.
+
+A device, a pipe or a link to one would be read for ever, or until the memory ends; a folder full of data from strangers
+may have any of them under any name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from ciod.core import yaml_text
+from ciod.core.errors import DataError
+
+MB = 1 << 20
+# The most bytes of a file, by what it holds. Far above what tools write, and below what fills a memory.
+SETTINGS = 1 * MB
+VALUES = 20_000  # of settings, keys among them: for each that is wrong there is a sentence
+RESULTS = 64 * MB  # JSON that ciod writes
+LOG = 2048 * MB  # a line per some steps of a long run
+LABELS = 64 * MB  # XML, text or names of one picture or data set
+EMBEDDED = 1024 * MB  # labelme puts the picture into its JSON
+ANNOTATIONS = 8192 * MB  # COCO: one JSON for millions of pictures
+
+
+class Unreadable(DataError):
+    """A file that is absent, no regular file, too large, or not in the format that was asked for."""
+
+
+def check_regular(path: Path | str) -> int:
+    """Size in bytes of a regular file, or of what a link leads to.
+
+    Raises:
+        Unreadable: it is anything else.
+    """
+    try:
+        found = os.stat(path)  # noqa: PTH116 (asked for every picture)
+    except FileNotFoundError:
+        raise Unreadable(f"The file {path} does not exist.") from None
+    except (OSError, ValueError) as error:
+        raise Unreadable(f"{path} cannot be read: {_reason(error)}.") from error
+    if stat.S_ISDIR(found.st_mode):
+        raise Unreadable(f"{path} is a folder, not a file.")
+    if not stat.S_ISREG(found.st_mode):
+        raise Unreadable(f"{path} is not a regular file but a device, a pipe or a socket; ciod does not read those.")
+    return found.st_size
+
+
+def read_bytes(path: Path | str, limit: int = RESULTS) -> bytes:
+    """Content of a regular file of at most ``limit`` bytes.
+
+    Raises:
+        Unreadable: it is larger, no regular file, or cannot be read.
+    """
+    size = check_regular(path)
+    try:
+        if size <= limit:
+            with Path(path).open("rb") as file:
+                content = file.read(limit + 1)  # files of /proc have size 0, and a file may grow
+            if len(content) <= limit:
+                return content
+            size = len(content)
+    except (OSError, MemoryError) as error:
+        raise Unreadable(f"{path} cannot be read: {_reason(error)}.") from error
+    raise Unreadable(f"{path} has {size / MB:,.0f} MB; more than {limit / MB:,.0f} MB are not read from such a file.")
+
+
+def read_text(path: Path | str, limit: int = RESULTS) -> str:
+    """As ``read_bytes``, of a text in UTF-8 with or without a mark.
+
+    Raises:
+        Unreadable: as ``read_bytes``, or it is not UTF-8.
+    """
+    return _text(read_bytes(path, limit), path)
+
+
+def read_json(path: Path | str, limit: int = RESULTS) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        Unreadable: as ``read_text``, or it is not JSON; says where.
+    """
+    content = read_bytes(path, limit)
+    if not content.strip():
+        raise Unreadable(f"{path} is empty; it should hold JSON.")
+    try:
+        return json.loads(_text(content, path))
+    except json.JSONDecodeError as error:
+        raise Unreadable(f"{path} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
+        raise Unreadable(f"{path} is not JSON: {error}.") from error
+
+
+def read_object(path: Path | str, limit: int = RESULTS) -> dict[str, Any]:
+    """As ``read_json``, of an object.
+
+    Raises:
+        Unreadable: as ``read_json``, or it holds something else.
+    """
+    found = read_json(path, limit)
+    if not isinstance(found, dict):
+        raise Unreadable(f"{path} holds {_kind(found)} where an object with keys should be.")
+    return found
+
+
+def read_yaml(path: Path | str, limit: int = SETTINGS) -> Any:
+    """What a YAML file holds; None if it is empty.
+
+    Raises:
+        Unreadable: as ``read_text``, or it is not YAML; says where.
+    """
+    try:
+        return yaml_text.parse(read_text(path, limit), VALUES)
+    except yaml_text.NotYAML as error:
+        raise Unreadable(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _text(content: bytes, path: Path | str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise Unreadable(f"{path} is not a text in UTF-8: line {line} is something else.") from error
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, list):
+        return "a list"
+    return "nothing" if value is None else {str: "a text", bool: "true or false"}.get(type(value), "a number")
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
