@@ -114,9 +114,14 @@ class Extension:
             detector.settings["size"] = self.settings.size
 
     def _say_names(self) -> None:
-        for line in [*self.folder.said, *self.names.sentences()]:
+        self._tell(self.folder.said)
+        for line in self.names.sentences():
             self.reporter.say(line)
-        self.warnings += self.folder.said
+
+    def _tell(self, lines: list[str]) -> None:
+        for line in lines:
+            self.reporter.say(line)
+        self.warnings += lines
 
     def _method(self, detector: Detector) -> Method:
         """The named method, or the tested default: a branch where the detector can have one."""
@@ -146,6 +151,7 @@ class Extension:
     def _look(self) -> None:
         """Old objects in the new images, and on the old validation data what the old model finds."""
         self.measured = measure.Measure(self.settings, self.world, self.task, self.names)
+        self._tell(self.measured.problems())
         detections = self.measured.detect(self.before, self.task.train)
         others = [n for n in self.names.old if n not in self.names.taught]
         truth = self.measured.old
