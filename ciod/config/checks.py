@@ -15,6 +15,7 @@ from ciod.core.files import exists, is_file, is_folder
 from ciod.core.validation_messages import problems_of
 from ciod.data.scenarios.scenario import Protocol
 from ciod.data.text_files import stored
+from ciod.methods.base.user_code import told
 
 if TYPE_CHECKING:
     from ciod.methods.base.method import Method
@@ -40,14 +41,13 @@ def method(tree: dict[str, Any]) -> list[str]:
         cls = methods.find(str(name))
     except CiodError as e:
         return [*problems, str(e)]
-    method, said = method_of(cls, settings)
-    problems += said
-    needs = cls.needs
-    if method is not None:
-        needs = method.requires()
-        kind = section(tree, "train").get("teacher", Train().teacher)
-        if method.exact_teacher and kind != "exact":
-            problems.append(f"train.teacher: these settings of {name} need train.teacher=exact, not {kind}.")
+    with told(str(name)):
+        method, said = method_of(cls, settings)
+        problems += said
+        needs, exact = (cls.needs, False) if method is None else (method.requires(), method.exact_teacher)
+    kind = section(tree, "train").get("teacher", Train().teacher)
+    if exact and kind != "exact":
+        problems.append(f"train.teacher: these settings of {name} need train.teacher=exact, not {kind}.")
     lacking = needs - offered if offered is not None else frozenset()
     if lacking:
         able = _one_a_family(detectors.offering(needs))

@@ -29,6 +29,7 @@ from ciod.extension.measure import Judged
 from ciod.extension.settings import Extend
 from ciod.memory.rehearsal import Extra, Mixture
 from ciod.methods.base.method import Method
+from ciod.methods.base.user_code import told
 from ciod.runs import environment
 from ciod.training import checkpoint, speed
 from ciod.training.loop import Fit
@@ -58,7 +59,8 @@ def extend(settings: Extend, *, command: str = "", reporter: Reporter | None = N
         if here.size > 1:
             raise CiodError("ciod extend runs in one process; start it without torchrun.")
         extension = Extension(settings, here, reporter or Reporter(), command)
-        extension.run()
+        with told(str(settings.method.get("name", ""))):
+            extension.run()
     return extension.out
 
 
