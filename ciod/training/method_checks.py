@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-import ciod
 from ciod.methods.base.method import Method
 from ciod.methods.base.user_code import UserCodeError, is_users, overrides, where
 from ciod.training.watch import NotFinite
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 _CALLS = {"loss": 1, "begin_task": 1, "end_task": 1, "before_step": 0, "state": 0, "load_state": 1, "attach": 3,
           "grow": 3, "draw": 2, "fresh": 0, "check": 0}  # fmt: skip
 _WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__", "masked_select")
-_OURS = str(Path(ciod.__file__).parent)
+_OURS = str(Path(__file__).resolve().parents[1])
 _TORCH = str(Path(torch.__file__).parent)
 
 

@@ -245,7 +245,7 @@ def test_floats_of_both_ranges_are_the_same_picture(kind):
 
 @pytest.mark.filterwarnings("error")
 def test_arrays_of_any_memory_are_the_same_picture():
-    """Read-only, turned, strided, of the other byte order, tensors, and pictures as lists and batches of video frames."""
+    """Read-only, turned, strided, of the other byte order, tensors, lists, and batches of video frames."""
     detector = make("yolox-pico", ("cat",))
     fixed = VALUES.copy()
     fixed.flags.writeable = False

@@ -1,4 +1,4 @@
-"""Mistakes in a method file of the user's own: told in a sentence with method, file and line, before training is lost."""
+"""Mistakes in a method file of the user's own: told with method, file and line, before training is lost."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ RETURNS = {
     "return list(losses.values())": r"returned a list; return a dict",
     "return {}": r"returned no loss: the dict is empty",
     "return {1: v for v in losses.values()}": r"a loss under the key 1, which is no text",
-    "return {k: v.item() for k, v in losses.items()}": r"returned '\w+' as a float; it must stay a tensor \(no \.item\(\)",
+    "return {k: v.item() for k, v in losses.items()}": r"returned '\w+' as a float; it must stay a tensor \(no \.item",
     "return {k: v.detach().numpy() for k, v in losses.items()}": r"returned '\w+' as a NumPy array",
     "return {**losses, 'more': None}": r"returned 'more' as None; it must stay a tensor",
     "return {k: v.expand(2, 3) for k, v in losses.items()}": r"of shape \[2, 3\]; take its sum or mean",
