@@ -146,8 +146,8 @@ def evaluate(
             f"{', '.join(detector.class_names[:8])}{', …' if detector.num_classes > 8 else ''}. Names must be equal."
         )
     if classes is not None:
-        mask_of(both, classes)
-        both = tuple(n for n in both if n in classes)
+        mask = mask_of(both, classes)
+        both = both if mask is None else tuple(n for n, chosen in zip(both, mask.tolist(), strict=True) if chosen)
     world = World(device=pick_device(device))
     detector.to(world.device)
     settings = Evaluation.model_validate(decoding)
@@ -159,4 +159,5 @@ def evaluate(
         tuple(n for n in detector.class_names if n not in index.class_names),
         len(index),
         broken,
+        [f"{index.source}: {line}" for line in index.problems.lines()],
     )

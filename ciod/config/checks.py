@@ -14,6 +14,8 @@ from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.files import exists, is_file, is_folder
 from ciod.core.validation_messages import problems_of
 from ciod.data.scenarios.scenario import Protocol
+from ciod.data.text_files import stored
+from ciod.methods.base.user_code import told
 
 if TYPE_CHECKING:
     from ciod.methods.base.method import Method
@@ -39,14 +41,13 @@ def method(tree: dict[str, Any]) -> list[str]:
         cls = methods.find(str(name))
     except CiodError as e:
         return [*problems, str(e)]
-    method, said = method_of(cls, settings)
-    problems += said
-    needs = cls.needs
-    if method is not None:
-        needs = method.requires()
-        kind = section(tree, "train").get("teacher", Train().teacher)
-        if method.exact_teacher and kind != "exact":
-            problems.append(f"train.teacher: these settings of {name} need train.teacher=exact, not {kind}.")
+    with told(str(name)):
+        method, said = method_of(cls, settings)
+        problems += said
+        needs, exact = (cls.needs, False) if method is None else (method.requires(), method.exact_teacher)
+    kind = section(tree, "train").get("teacher", Train().teacher)
+    if exact and kind != "exact":
+        problems.append(f"train.teacher: these settings of {name} need train.teacher=exact, not {kind}.")
     lacking = needs - offered if offered is not None else frozenset()
     if lacking:
         able = _one_a_family(detectors.offering(needs))
@@ -144,7 +145,7 @@ def extra(tree: dict[str, Any]) -> list[str]:
             f"pool.share={pool.share} and memory.share={memory.share} leave no room in a batch for the task's own "
             "images."
         )
-    if pool.folder and not is_folder(Path(pool.folder).expanduser()):
+    if pool.folder and not is_folder(stored(Path(pool.folder).expanduser())):
         problems.append(f"pool.folder: there is no folder {pool.folder}{_nearest(Path(pool.folder).expanduser())}")
     detector = section(tree, "detector").get("name", DetectorSettings().name)
     herds = memory.size and memory.select == "herding"
@@ -239,4 +240,4 @@ def _nearest(path: Path) -> str:
 
 def data_folder(data: str | None) -> str | None:
     """``data`` with ``~`` and ``${VARIABLES}`` replaced."""
-    return None if data is None else str(Path(os.path.expandvars(str(data))).expanduser())
+    return None if data is None else str(stored(Path(os.path.expandvars(str(data))).expanduser()))

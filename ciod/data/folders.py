@@ -24,6 +24,7 @@ _BESIDE = frozenset((
 _WITHOUT_SUFFIX = frozenset(("readme", "license", "copying", "notice", "makefile", "changelog"))
 NOT_READ = "file that is not a picture ciod reads, passed over (convert it to JPEG or PNG if it is one)"
 NOT_HEIF = "HEIC picture, passed over (convert it to JPEG, or install pillow-heif)"
+NO_TARGET = "link to a file that is not there, passed over"
 READ_ALREADY = "linked folder that leads to one that is read already, not followed"
 
 

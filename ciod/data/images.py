@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -119,9 +120,7 @@ def as_array(image: str | Path | np.ndarray | Image.Image) -> np.ndarray:
         return read_image(image)
     if isinstance(image, Image.Image):
         return np.ascontiguousarray(_turned(_rgb(image), _orientation(image)))
-    if hasattr(image, "detach"):  # a tensor, on whatever device
-        image = image.detach().cpu().numpy()  # type: ignore[attr-defined]
-    array = np.asarray(image)
+    array = _values_of(image)
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3) or not array.size or array.dtype.kind not in "uif":
@@ -129,7 +128,17 @@ def as_array(image: str | Path | np.ndarray | Image.Image) -> np.ndarray:
             f"A picture must be an array [H, W, 3] RGB, not {array.dtype} {list(array.shape)}{_advice(array)}."
         )
     array = np.ascontiguousarray(_bytes_of(array))
-    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
+    if array.shape[2] == 1:
+        return np.repeat(array, 3, axis=2)
+    return array if array.flags.writeable else array.copy()  # tensors share memory, and cannot share what is read-only
+
+
+def _values_of(image: Any) -> np.ndarray:
+    """The numbers of an array or of a tensor on whatever device."""
+    if not hasattr(image, "detach"):
+        return np.asarray(image)
+    tensor = image.detach().cpu()
+    return (tensor.float() if tensor.dtype.is_floating_point else tensor).numpy()  # NumPy has no bfloat16
 
 
 def _bytes_of(array: np.ndarray) -> np.ndarray:

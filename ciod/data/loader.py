@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from ciod.core import main_guard
 from ciod.core.errors import CiodError, DataError
 from ciod.core.types import Batch, Targets
 from ciod.data.augment import TrainTransform, letterbox
@@ -213,6 +214,8 @@ def train_loader(
     Raises:
         CiodError: ``cache`` is ``disk``, and there is no room for it.
     """
+    if workers:
+        main_guard.check()
     alike = parts = counts = None
     if mixture is not None:
         index, alike, parts, counts = mixture.index, mixture.alike(), mixture.parts, mixture.counts
@@ -247,6 +250,8 @@ def eval_loader(
     index: Index, size: int, fill: float, *, batch: int, workers: int, pin: bool, rows: range | None = None
 ) -> DataLoader:
     """Test images in order; ``rows``: only those (one rank's share)."""
+    if workers:
+        main_guard.check()
     data: Dataset = EvalData(index, size, fill)
     if rows is not None:
         data = torch.utils.data.Subset(data, rows)
@@ -283,6 +288,8 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
             why = "gave no batch in time: a disk or network folder may hang, or an image may be huge"
         elif ("DataLoader worker" in said and "exited unexpectedly" in said) or "killed by signal" in said:
             why = f"ended ({said.splitlines()[0]}): memory may be exhausted"
+            if not main_guard.forks():
+                why += f", or it ran the script again ({main_guard.ADVICE})"
         else:  # an error of the code, whose traceback is needed
             raise
         raise CiodError(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ciod.core.errors import CiodError
 from ciod.core.types import Detections, Matches, Outputs, Targets
+from ciod.data.text_files import nfc, same_names
 from ciod.detectors.layers.class_layers import ClassConv, ClassRows
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Detector(nn.Module, ABC):
 
     def __init__(self, class_names: Sequence[str], settings: dict[str, Any], taking: Input):
         super().__init__()
-        self.class_names: tuple[str, ...] = tuple(class_names)
+        self.class_names: tuple[str, ...] = same_names(class_names)
         self.settings = settings  # JSON-ready; detectors.build(**settings) makes the same architecture
         self.input = taking
         self.lineage: list[dict[str, Any]] = []  # one entry a task: which classes came when, from what
@@ -141,6 +142,7 @@ class Detector(nn.Module, ABC):
         Raises:
             CiodError: when a name is already known or comes twice.
         """
+        names = [nfc(n) for n in names]
         self._check_new(names)
         if not names:
             return
@@ -156,6 +158,7 @@ class Detector(nn.Module, ABC):
         Raises:
             CiodError: a name is not known, or none is left.
         """
+        names = [nfc(n) for n in names]
         unknown = [n for n in names if n not in self.class_names]
         if unknown or not names:
             raise CiodError(f"The detector does not know {', '.join(map(repr, unknown)) or 'what to keep: no name'}.")
@@ -176,6 +179,7 @@ class Detector(nn.Module, ABC):
         Raises:
             CiodError: a name is not known, or two classes would have one name.
         """
+        names = {nfc(a): nfc(b) for a, b in names.items()}
         unknown = [n for n in names if n not in self.class_names]
         renamed = tuple(names.get(n, n) for n in self.class_names)
         if unknown or len(set(renamed)) < len(renamed):

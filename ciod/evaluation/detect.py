@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +34,7 @@ class Scored:
     absent_from_data: tuple[str, ...]  # in the model, not in the data
     images: int
     broken: list[str]
+    problems: list[str] = field(default_factory=list)  # of the data set: what was left out or taken otherwise
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ciod.data.loader import batches
+from ciod.training.method_checks import MethodChecks
 from ciod.training.progress import clock
 
 if TYPE_CHECKING:
@@ -93,12 +94,13 @@ def measure(detector: Detector, method: Method, loader: DataLoader, world: World
     for m in detector.modules():
         if isinstance(m, nn.modules.batchnorm._BatchNorm):
             m.eval()
-    began, counted = time.monotonic(), 0
+    began, counted, checks = time.monotonic(), 0, MethodChecks(method, 1)
     for i, batch in enumerate(batches(loader)):
         if i == 1:
             began = time.monotonic()
-        losses = method.loss(batch.to(world.device))
+        losses = checks.loss(batch.to(world.device))
         torch.stack(list(losses.values())).sum().backward()
+        checks.after_backward()
         counted = i
         if i == steps:
             break

@@ -47,6 +47,11 @@ class Measure:
         self._before: dict[int, list[Detections]] = {}
         self._fields: list[Index] | None = None
 
+    def problems(self) -> list[str]:
+        """What was wrong with the old data and the pool, a line a kind."""
+        indexes = (("old_data", self.old), ("pool", self.pool))
+        return [f"{key}: {line}" for key, i in indexes if i is not None for line in i.problems.lines()]
+
     def detect(self, detector: Detector, index: Index) -> list[Detections]:
         """Detections on every image of ``index``."""
         return detect(detector, index, self.settings.eval, self.world)[0]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ciod.core.errors import ConfigError, did_you_mean
+from ciod.data.text_files import nfc, same_names
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,9 @@ def match(
         ConfigError: every problem at once: unknown names, two classes under one name, and every name of the folder
             that differs from one of the model's in case, spacing or plural only, with both ways to answer.
     """
-    rename = dict(rename or {})
+    model, drop, new = same_names(model), [nfc(n) for n in drop], [nfc(n) for n in new]
+    keep = None if keep is None else [nfc(n) for n in keep]
+    rename = {nfc(a): nfc(b) for a, b in (rename or {}).items()}
     problems = _unknown(model, folder, keep, drop, rename, new)
     staying = [n for n in model if (keep is None or n in keep) and n not in drop]
     old = [rename.get(n, n) for n in staying]

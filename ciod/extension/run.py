@@ -29,6 +29,7 @@ from ciod.extension.measure import Judged
 from ciod.extension.settings import Extend
 from ciod.memory.rehearsal import Extra, Mixture
 from ciod.methods.base.method import Method
+from ciod.methods.base.user_code import told
 from ciod.runs import environment
 from ciod.training import checkpoint, speed
 from ciod.training.loop import Fit
@@ -58,7 +59,8 @@ def extend(settings: Extend, *, command: str = "", reporter: Reporter | None = N
         if here.size > 1:
             raise CiodError("ciod extend runs in one process; start it without torchrun.")
         extension = Extension(settings, here, reporter or Reporter(), command)
-        extension.run()
+        with told(str(settings.method.get("name", ""))):
+            extension.run()
     return extension.out
 
 
@@ -114,9 +116,14 @@ class Extension:
             detector.settings["size"] = self.settings.size
 
     def _say_names(self) -> None:
-        for line in [*self.folder.said, *self.names.sentences()]:
+        self._tell(self.folder.said)
+        for line in self.names.sentences():
             self.reporter.say(line)
-        self.warnings += self.folder.said
+
+    def _tell(self, lines: list[str]) -> None:
+        for line in lines:
+            self.reporter.say(line)
+        self.warnings += lines
 
     def _method(self, detector: Detector) -> Method:
         """The named method, or the tested default: a branch where the detector can have one."""
@@ -146,6 +153,7 @@ class Extension:
     def _look(self) -> None:
         """Old objects in the new images, and on the old validation data what the old model finds."""
         self.measured = measure.Measure(self.settings, self.world, self.task, self.names)
+        self._tell(self.measured.problems())
         detections = self.measured.detect(self.before, self.task.train)
         others = [n for n in self.names.old if n not in self.names.taught]
         truth = self.measured.old

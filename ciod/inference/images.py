@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from ciod.core.errors import CiodError, did_you_mean
 from ciod.core.files import exists, is_file, is_folder
 from ciod.core.types import Detections
-from ciod.data.folders import below, why_passed_over
+from ciod.data.folders import NO_TARGET, below, why_passed_over
 from ciod.data.images import SUFFIXES
 from ciod.data.index import Problems
+from ciod.data.text_files import stored
 from ciod.detectors.inference import stream
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def files(
     suffixes = SUFFIXES | VIDEOS if videos else SUFFIXES
     places = [where] if isinstance(where, (str, Path)) else list(where)
     found: list[Path] = []
-    for place in map(Path, places):
+    for place in map(stored, places):
         if is_folder(place):
             apart = None if without is None or place.resolve() == without.resolve() else without.resolve()
             inside = sorted(_below(place, suffixes, apart, Problems() if problems is None else problems))
@@ -72,7 +73,7 @@ def _below(folder: Path, suffixes: Collection[str], apart: Path | None, problems
                 elif exists(path):
                     problems.add("device, pipe or socket, passed over", str(path))
                 else:
-                    problems.add("link to a file that is not there, passed over", str(path))
+                    problems.add(NO_TARGET, str(path))
             elif kind := why_passed_over(name):
                 problems.add(kind, str(path))
 

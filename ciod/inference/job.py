@@ -17,6 +17,7 @@ from ciod.core.run_log import atomic_write, write_json
 from ciod.core.types import Detections
 from ciod.data.images import as_array, read_header, read_image, save_image
 from ciod.data.index import Problems
+from ciod.data.text_files import nfc
 from ciod.detectors.inference import stream
 from ciod.inference.images import VIDEOS, files
 from ciod.inference.video import Video, VideoWriter, need_av
@@ -63,6 +64,8 @@ class Job:
                 self.complain(line)
         elif self.data is not None:
             self.paths = list(self.data.files)
+        for line in self.data.problems.lines() if self.data is not None else ():
+            self.complain(f"data: {line}")
         self.films = [p for p in self.paths if p.suffix.lower() in VIDEOS]
         self.pictures = [p for p in self.paths if p.suffix.lower() not in VIDEOS]
         if self.films:
@@ -170,13 +173,14 @@ class Job:
         if self.data is None:
             return {}
         by_path = {p.resolve(): i for i, p in enumerate(self.data.files)}
-        names = Counter(p.name for p in self.data.files)
-        by_name = {p.name: i for i, p in enumerate(self.data.files) if names[p.name] == 1}
+        names = [nfc(p.name) for p in self.data.files]
+        often = Counter(names)
+        by_name = {name: i for i, name in enumerate(names) if often[name] == 1}
         rows: dict[Path, int] = {}
         strange: list[Path] = []
         for path in self.pictures:
             row = by_path.get(path.resolve())
-            if row is None and (other := by_name.get(path.name)) is not None and self._same_size(path, other):
+            if row is None and (other := by_name.get(nfc(path.name))) is not None and self._same_size(path, other):
                 row = other
             if row is None:
                 strange.append(path)

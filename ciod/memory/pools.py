@@ -7,27 +7,38 @@ from pathlib import Path
 import numpy as np
 
 from ciod.core.errors import CiodError, DataError, did_you_mean
-from ciod.core.files import is_folder
+from ciod.core.files import is_file, is_folder
+from ciod.data import folders
 from ciod.data.images import SUFFIXES, header_sizes
 from ciod.data.index import Index, Problems, empty_columns
+from ciod.data.text_files import stored
 
 
 def read(folder: str | Path, classes: tuple[str, ...] = ()) -> Index:
     """Every picture below a folder, in order of path, as an Index without boxes; unreadable ones are counted in it.
 
+    Linked folders are followed; hidden files and folders are skipped.
+
     Raises:
         CiodError: there is no such folder, no picture in it, or none can be read.
     """
-    place = Path(folder).expanduser()
+    place = stored(Path(folder).expanduser())
     if not is_folder(place):
         beside = [p.name for p in place.parent.iterdir() if p.is_dir()] if is_folder(place.parent) else []
         hint = did_you_mean(place.name, beside)
         raise CiodError(f"pool: there is no folder {folder}{f'; {hint}' if 'mean' in hint else '.'}")
-    pictures = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    problems = Problems()
+    pictures = []
+    for inside, names in folders.pictures(place, problems.add):
+        for path in (Path(inside, name) for name in names):
+            if is_file(path):
+                pictures.append(path)
+            else:
+                problems.add(folders.NO_TARGET, str(path.relative_to(place)))
     if not pictures:
         raise CiodError(f"pool: there is no picture in {folder} (looked for {', '.join(sorted(SUFFIXES))}).")
-    files, sizes, problems = [], [], Problems()
-    for path in pictures:
+    files, sizes = [], []
+    for path in sorted(pictures):
         try:
             sizes.append(header_sizes(path)[0])
             files.append(path.resolve())

@@ -57,12 +57,13 @@ def find(name: str) -> type[Method]:
 
 def _from_file(name: str) -> type[Method]:
     from ciod.methods.base.method import Method
+    from ciod.methods.base.user_code import PREFIX, UserCodeError, import_fault, is_users, no_method
 
     file, _, cls = name.partition(":")
     path = Path(file)
     if not is_file(path):
         raise CiodError(f"method: there is no file {file}")
-    spec = importlib.util.spec_from_file_location(f"ciod_method_file.{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"{PREFIX}{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     for before, now in _BEFORE.items():
@@ -70,9 +71,16 @@ def _from_file(name: str) -> type[Method]:
     sys.modules[spec.name] = module  # where pydantic looks for the names in a class's annotations
     try:
         spec.loader.exec_module(module)
-    except Exception as e:
-        raise CiodError(f"method: {file} cannot be imported: {type(e).__name__}: {e}") from e
+    except (Exception, SystemExit) as e:
+        raise UserCodeError(f"method: {file} cannot be imported: {import_fault(e, file)}") from e
     found = {k: v for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Method) and v is not Method}
+    own = {k: v for k, v in found.items() if is_users(v)}
+    if cls in found and cls not in own:
+        raise CiodError(
+            f"method: {file} only imports '{cls}' from ciod; {did_you_mean(cls, own)} (write FILE.py:Class, or "
+            "method=NAME for one of ciod's)"
+        )
     if cls not in found:
-        raise CiodError(f"method: {file} has no Method '{cls}'; {did_you_mean(cls, found)} (write FILE.py:Class)")
+        why = no_method(cls, vars(module).get(cls))
+        raise CiodError(f"method: {file} has no Method '{cls}'{why}; {did_you_mean(cls, own)} (write FILE.py:Class)")
     return found[cls]

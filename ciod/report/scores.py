@@ -27,6 +27,8 @@ def show(scored: Scored) -> None:
     ):
         if names:
             console.print(f"{what}: {', '.join(names)}", markup=False, soft_wrap=True)
+    for line in scored.problems:
+        console.print(f"data: {line}", markup=False, soft_wrap=True)
     for file in scored.broken:
         console.print(f"unreadable, scored as empty: {file}", markup=False, soft_wrap=True)
     console.print(f"{scored.images} images, {len(scored.scored)} classes", markup=False)

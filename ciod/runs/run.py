@@ -32,6 +32,7 @@ from ciod.detectors.teacher import Teacher
 from ciod.evaluation.detect import evaluate
 from ciod.memory.rehearsal import Extra
 from ciod.methods.base.method import Method
+from ciod.methods.base.user_code import told
 from ciod.runs import environment, fingerprints, resume, sanity_checks
 from ciod.runs.lock import owner_of
 from ciod.runs.results import Results
@@ -59,7 +60,8 @@ def train(settings: Run, *, command: str = "", reporter: Reporter | None = None,
     with world(settings.device) as here:
         reporter = reporter or Reporter(quiet=not here.main)
         runner = Runner(settings, here, reporter, command, until)
-        with owner_of(Path(settings.out)) if here.main else nullcontext():
+        users = told(str(settings.method.get("name", "")))
+        with owner_of(Path(settings.out)) if here.main else nullcontext(), users:
             try:
                 runner.run()
             finally:

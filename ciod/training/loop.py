@@ -12,6 +12,7 @@ from torch import nn
 
 from ciod.data.loader import batches
 from ciod.training import allocator, optim
+from ciod.training.method_checks import MethodChecks
 from ciod.training.watch import NotFinite, Row, Watch, check_weights, first_bad, not_finite
 
 __all__ = ["Fit", "NotFinite"]
@@ -77,6 +78,7 @@ class Fit:
         self.window: list[Row] = []
         self.broken: set[str] = set()
         self.watch = Watch(self.task)
+        self.checks = MethodChecks(self.method, self.task, looks=not s.compile)
         self.steps = len(self.loader)  # of an epoch
         done = self._resume(resume) if resume else 0
         self.total = self.epochs * self.steps
@@ -98,7 +100,7 @@ class Fit:
             "steps": self.total,
             "seconds": time.monotonic() - began,
             "broken": sorted(self.broken),
-            "warnings": list(self.watch.sentences),
+            "warnings": [*self.checks.warnings, *self.watch.sentences],
         }
 
     def _epoch(self, done: int) -> int:
@@ -167,10 +169,11 @@ class Fit:
             group["lr"] = lr * group["scale"]
         kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(s.amp)
         with torch.autocast(self.world.device.type, dtype=kind, enabled=kind is not None):
-            losses = self.method.loss(batch)
+            losses = self.checks.loss(batch)
         loss = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
+        self.checks.after_backward()
         self.scaler.unscale_(self.optimizer)
         params = [p for p in self.detector.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None], foreach=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ciod.core.errors import CiodError, DataError
 from ciod.data import folders, formats
@@ -240,6 +241,29 @@ VALUES = np.random.default_rng(0).integers(0, 256, (6, 8, 3)).astype(np.uint8)
 def test_floats_of_both_ranges_are_the_same_picture(kind):
     np.testing.assert_allclose(as_array(VALUES.astype(kind)), VALUES, atol=1)
     np.testing.assert_allclose(as_array((VALUES / 255).astype(kind)), VALUES, atol=1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_arrays_of_any_memory_are_the_same_picture():
+    """Read-only, turned, strided, of the other byte order, tensors, lists, and batches of video frames."""
+    detector = make("yolox-pico", ("cat",))
+    fixed = VALUES.copy()
+    fixed.flags.writeable = False
+    strided = np.repeat(VALUES, 2, axis=1)[:, ::2]
+    fortran = np.asfortranarray(VALUES)
+    turned = VALUES[::-1, ::-1].copy()[::-1, ::-1]
+    tensor = torch.from_numpy(VALUES.copy())
+    alike = [fixed, strided, fortran, turned, VALUES.astype(">u2"), VALUES.astype(">f4"), VALUES.astype("f2") / 255]
+    alike += [tensor, tensor.double() / 255, (tensor / 255).requires_grad_(), tensor.to(torch.bfloat16) / 255]
+    for picture in alike:
+        got = as_array(picture)
+        assert got.flags.writeable and got.flags.c_contiguous
+        np.testing.assert_allclose(got.astype(int), VALUES, atol=2)
+    frames = np.stack([VALUES, VALUES]).astype(np.float32) / 255
+    frames.flags.writeable = False
+    want = detector.predict(VALUES, score_threshold=0.0).scores
+    for found in [*detector.predict(frames, score_threshold=0.0), *detector.predict(alike[:4], score_threshold=0.0)]:
+        np.testing.assert_allclose(found.scores, want, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -288,6 +288,20 @@ def test_a_pool_of_anything(tmp_path):
     assert found.problems.lines() == ["1 × picture that cannot be read, left out: broken.jpg"]
 
 
+def test_a_pool_follows_links_and_counts_what_it_passes_over(tmp_path):
+    far, pool = tmp_path / "far", tmp_path / "pool"
+    save_image(far / "a.png", np.zeros((20, 30, 3), np.uint8))
+    save_image(pool / "b.png", np.zeros((20, 30, 3), np.uint8))
+    (pool / "linked").symlink_to(far)
+    (pool / "loop").symlink_to(pool)
+    (pool / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (pool / "c.cr2").write_bytes(b"raw")
+    found = pools.read(pool)
+    assert [p.name for p in found.files] == ["b.png", "a.png"]
+    told = " ".join(found.problems.lines())
+    assert "loop" in told and "gone.png" in told and "c.cr2" in told and len(found.problems.counts) == 3
+
+
 def test_a_pool_with_nothing_in_it(tmp_path):
     with pytest.raises(CiodError, match="there is no picture in"):
         pools.read(tmp_path)

@@ -13,6 +13,7 @@ from ciod.data.formats import coco, voc, yolo
 from ciod.data.formats.index_builder import Check
 from ciod.data.formats.layout import Layout, Part
 from ciod.data.index import Index, Problems
+from ciod.data.text_files import stored
 
 _READERS = {"voc": voc, "yolo": yolo, "labelme": labelme}
 
@@ -28,7 +29,7 @@ def recognise(path: str | Path) -> Layout:
     Raises:
         DataError: there is no such path, or it is none of the four; says what was looked for and what is there.
     """
-    path = Path(path).expanduser().absolute()
+    path = stored(Path(path).expanduser().absolute())
     if not exists(path):
         raise DataError(f"The data set {path} does not exist{_near(path)}.")
     if is_file(path):

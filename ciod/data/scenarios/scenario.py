@@ -17,6 +17,7 @@ from ciod.core.reading import Unreadable, read_yaml
 from ciod.core.validation_messages import problems_of
 from ciod.data.index import Index
 from ciod.data.scenarios import loco
+from ciod.data.text_files import nfc
 
 Split = str | list[int] | list[list[str]]
 
@@ -147,7 +148,7 @@ def parse_split(split: str, total: int) -> list[int]:
 def class_order(order: str | Sequence[str], names: Sequence[str]) -> list[str]:
     """The data set's names (in its own order) arranged by ``order``."""
     if not isinstance(order, str):
-        return [str(n) for n in order]
+        return [nfc(str(n)) for n in order]
     names = [*names]
     if order == "alphabetical":
         return sorted(names)
@@ -172,23 +173,24 @@ def groups_of(protocol: Protocol, names: Sequence[str]) -> list[tuple[str, ...]]
 
     def known(listed: Sequence[str], key: str) -> None:
         for name in listed:
-            if name not in names:
+            if nfc(name) not in names:
                 problems.append(f"{key}: the data has no class '{name}'; {did_you_mean(name, names)}")
 
     split = protocol.split
     if protocol.grouped:
-        flat = [n for g in split for n in g]  # type: ignore[union-attr]
+        flat = [nfc(n) for g in split for n in g]  # type: ignore[union-attr]
         known(flat, "split")
         twice = sorted({n for n in flat if flat.count(n) > 1})
         if twice:
             problems.append(f"split: {', '.join(twice)} is in two tasks; a class arrives once.")
         if problems:
             raise ConfigError(problems)
-        found = [tuple(g) for g in split]  # type: ignore[arg-type]
+        found = [tuple(map(nfc, g)) for g in split]  # type: ignore[arg-type]
     else:
         if not isinstance(protocol.order, str):
             known(protocol.order, "order")
-            twice = sorted({n for n in protocol.order if list(protocol.order).count(n) > 1})
+            listed = class_order(protocol.order, names)
+            twice = sorted({n for n in listed if listed.count(n) > 1})
             if twice:
                 problems.append(f"order: {', '.join(twice)} is named twice; a class arrives once.")
         try:
