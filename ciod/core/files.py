@@ -40,6 +40,12 @@ def is_folder(path: Path | str) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
 
+def expanded(path: Path | str) -> Path:
+    """``~`` and ``~user`` replaced, unless something of that very name is there or there is no such user (where
+    ``Path.expanduser`` raises)."""
+    return Path(path if exists(path) else os.path.expanduser(path))  # noqa: PTH111
+
+
 def named(path: Path | str) -> Path:
     """The path, if a file or folder of that name can be.
 

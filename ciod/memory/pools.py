@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ciod.core.errors import CiodError, DataError, did_you_mean
-from ciod.core.files import is_folder
+from ciod.core.files import expanded, is_folder
 from ciod.data.images import SUFFIXES, header_sizes
 from ciod.data.index import Index, Problems, empty_columns
 
@@ -18,7 +18,7 @@ def read(folder: str | Path, classes: tuple[str, ...] = ()) -> Index:
     Raises:
         CiodError: there is no such folder, no picture in it, or none can be read.
     """
-    place = Path(folder).expanduser()
+    place = expanded(folder)
     if not is_folder(place):
         beside = [p.name for p in place.parent.iterdir() if p.is_dir()] if is_folder(place.parent) else []
         hint = did_you_mean(place.name, beside)

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from ciod.core import yaml_text
+from ciod.core import typed, yaml_text
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.files import is_file
 from ciod.core.validation_messages import problems_of
@@ -332,13 +332,13 @@ def read_protocol(name: str) -> Protocol:
     if not is_file(path):
         raise CiodError(f"scenario: there is no '{name}'; {did_you_mean(name, available())}")
     try:
-        content = yaml_text.parse(path.read_text(encoding="utf-8"))
+        content = yaml_text.parse_sourced(path.read_text(encoding="utf-8"))
     except (yaml_text.NotYAML, UnicodeDecodeError, OSError) as e:
         why = next(iter(str(e).splitlines()), type(e).__name__)
         raise CiodError(f"scenario: {path} is not YAML: {why}") from e
     if not isinstance(content, dict):
         raise CiodError(f"scenario: {path} must be a mapping with split, order, …")
-    content.setdefault("name", path.stem)
+    content = {"name": path.stem, **typed.fit(content, Protocol)}
     problems = problems_of(Protocol, content, where=str(path.name))
     if problems:
         raise ConfigError(problems)
