@@ -94,18 +94,20 @@ def train(
     data it prints what it can and says what is missing.
     """
     from ciod.config import load as config
+    from ciod.config.reader import split
 
-    plain = [w for w in words or [] if "=" not in w]
-    file, rest = plain[0] if plain else None, [w for w in words or [] if w not in plain[:1]]
+    plain, given, problems = split(words, config.TABLE)
+    problems += [f"'{w}' is not a setting; write key=value, for example epochs=30." for w in plain[1:]]
+    file = plain[0] if plain else None
     if dry_run:
         from ciod.runs.dry_run import show
 
         absent: list[str] = []
-        show(config.load(file, rest, absent=absent), absent)
+        show(config.load(file, given, absent=absent, problems=problems), absent)
         return
     from ciod.runs.run import train as run
 
-    settings = config.load(file, rest)
+    settings = config.load(file, given, problems=problems)
     with _interruptible():
         run(settings)
 
@@ -131,12 +133,13 @@ def compare(
     Run the same command again to go on. Exit code 1: some runs failed; the table has the others.
     """
     from ciod.comparison import FAILED, run
-    from ciod.comparison.settings import WORDS
-    from ciod.config.arguments import split
+    from ciod.comparison.settings import TABLE, WORDS
+    from ciod.config.reader import split
 
-    plain, flat, problems = split(words)
+    plain, flat, problems = split(words, TABLE)
     if len(plain) > 1:
-        raise CiodError(f"compare takes one scenario, not {len(plain)} ({', '.join(plain)}); write key=value settings.")
+        taken = ", ".join(plain)
+        problems.append(f"compare takes one scenario, not {len(plain)} ({taken}); write key=value settings.")
     own = {k: flat.pop(k) for k in WORDS if k in flat}
     with _interruptible():
         content = run(plain[0] if plain else None, settings=flat, problems=problems, dry=dry_run, **own)
@@ -160,13 +163,15 @@ def extend(
     - `pool=FOLDER` any unlabelled images; `min_retention=0.98` writes no model below it (exit code 3)
     - `epochs=30 batch=8 lr=0.003 size=416 holdout=0.15 seed=0 device=auto` and every `train.`, `augment.`, `eval.`
     """
-    from ciod.config import arguments as a
+    from ciod.config.reader import split
     from ciod.extension import settings
     from ciod.extension.run import extend as run
 
-    plain, flat, problems = a.split(words)
-    a.alone(plain, "extend takes one model")
-    chosen = settings.load({"model": model, **flat}, problems)
+    plain, given, problems = split(words, settings.TABLE)
+    problems += [f"extend takes one model; '{w}' is neither a setting nor needed." for w in plain]
+    if given.pop("model", None) is not None:
+        problems.append("extend takes one model: the first word, without model=.")
+    chosen = settings.load({"model": model, **given}, problems)
     with _interruptible():
         run(chosen)
 
@@ -186,11 +191,11 @@ def check(
     - `old_outputs=auto` or a layout by name; `taps='8:a,b 16:c,d 32:e,f'` tensors by hand
     """
     from ciod.api import check as run
-    from ciod.config import arguments as a
+    from ciod.config import commands
 
-    kinds = {"input": a.listed, "names": a.names, "size": a.whole, "old_outputs": a.text, "taps": a.text}
-    plain, flat = a.read(words, kinds)
-    a.alone(plain, "check takes one model")
+    _, flat = commands.read(commands.CHECK, words, takes="check takes one model")
+    if "input" in flat:
+        flat["input"] = ",".join(flat["input"])
     for line in run(model, **flat):
         typer.echo(line)
 
@@ -209,17 +214,11 @@ def evaluate(
     `metric=coco` (or `voc07`: 11-point, `voc`: area, beside COCO's).
     """
     from ciod import api
-    from ciod.config import arguments as a
+    from ciod.config import commands
     from ciod.report.scores import show
 
-    kinds = {
-        "data": a.text, "split": a.text, "size": a.whole, "score_threshold": a.share, "nms_iou": a.share,
-        "max_detections": a.count, "device": a.text, "classes": a.names, "names": a.names, "metric": a.text,
-        "json": a.text, "multi_label": a.switch,
-    }  # fmt: skip
-    plain, flat = a.read(words, kinds, needed=("data",))
-    a.alone(plain, "eval takes one model")
-    target = flat.pop("json", None)
+    _, flat = commands.read(commands.EVAL, words, takes="eval takes one model")
+    target = flat.pop("json_file", None)
     scored = api.evaluate(model, **flat)
     show(scored)
     if target:
@@ -243,14 +242,9 @@ def predict(
       its pictures where no file is named
     - `batch=8` `size=` `nms_iou=0.65` `max_detections=100` `device=auto` `names='[a, b]'` (of a checkpoint without)
     """
-    from ciod.config import arguments as a
+    from ciod.config import commands
 
-    kinds = {
-        "out": a.text, "score": a.share, "classes": a.names, "draw": a.switch, "coco": a.text, "data": a.text,
-        "split": a.text, "batch": a.count, "size": a.whole, "nms_iou": a.share, "max_detections": a.count,
-        "device": a.text, "names": a.names,
-    }  # fmt: skip
-    plain, flat = a.read(words, kinds)
+    plain, flat = commands.read(commands.PREDICT, words)
     if not plain and "data" not in flat:
         raise CiodError("predict: name at least one picture, video or folder: ciod predict MODEL FILE... out=DIR")
     from ciod.core.distributed import pick_device
@@ -294,22 +288,16 @@ def export(
     `ciod export MODEL mmdet=FOLDER` writes a config and a checkpoint for MMDetection instead (YOLOX, GFL, and what came
     from there), with `size=` and `names=`; see docs/mmdetection.md.
     """
-    from ciod.config import arguments as a
+    from ciod.config import commands
 
-    kinds = {
-        "onnx": a.text, "nms": a.switch, "size": a.whole, "dynamic_size": a.switch, "opset": a.whole,
-        "score_threshold": a.share, "nms_iou": a.share, "max_detections": a.count, "images": a.text, "names": a.names,
-    }  # fmt: skip
     if any(w.startswith("mmdet=") for w in words or []):
         from ciod.exporters import mmdet_file
 
-        plain, settings = a.read(words, {"mmdet": a.text, "size": a.whole, "names": a.names}, needed=("mmdet",))
-        a.alone(plain, "export takes one model")
+        _, settings = commands.read(commands.EXPORT_MMDET, words, takes="export takes one model")
         written = mmdet_file.export(model, settings.pop("mmdet"), **settings)
         typer.echo(f"{written.config} and {written.checkpoint}")
         return
-    plain, settings = a.read(words, kinds, needed=("onnx",))
-    a.alone(plain, "export takes one model")
+    _, settings = commands.read(commands.EXPORT, words, takes="export takes one model")
     from ciod.exporters.onnx_file import export as run
 
     done = run(model, **settings)
@@ -345,11 +333,10 @@ def demo(words: Words = None) -> None:
 
     Needs no data: the scenes are drawn. Settings: `out=demo` `seed=0` `device=auto`.
     """
-    from ciod.config import arguments as a
+    from ciod.config import commands
     from ciod.demo import run
 
-    plain, flat = a.read(words, {"out": a.text, "seed": a.whole, "device": a.text})
-    a.alone(plain, "demo needs no data")
+    _, flat = commands.read(commands.DEMO, words, takes="demo needs no data")
     with _interruptible():
         run(Path(flat.pop("out", "demo")), **flat)
 
@@ -365,10 +352,10 @@ def data(
     put into DIR yourself are used. Settings: `out=DIR` (without it nothing is fetched) `keep=true` (the archives stay)
     `mirror=URL` (a web folder with the same archives).
     """
-    from ciod.config import arguments as a
+    from ciod.config import commands
     from ciod.data import download
 
-    plain, flat = a.read(words, {"out": a.text, "mirror": a.text, "keep": a.switch})
+    plain, flat = commands.read(commands.DOWNLOAD, words)
     if plain:
         raise CiodError(f"data takes one name, coco or voc; '{plain[0]}' is not needed. Write out=DIR for the folder.")
     with _interruptible("run the same command again to go on with the download"):
@@ -394,9 +381,10 @@ def list_(
     `ciod list SCENARIO.yaml data=PATH` prints what each task would see, and how many old boxes are hidden.
     """
     from ciod import listing
-    from ciod.config.arguments import split
+    from ciod.config.load import TABLE
+    from ciod.config.reader import split
 
-    plain, flat, problems = split(words)
+    plain, flat, problems = split(words, TABLE)
     if problems:
         raise ConfigError(problems)
     listing.show(what, plain, flat)

@@ -25,6 +25,8 @@ def show(what: str, words: list[str], settings: dict[str, Any]) -> None:
         CiodError: nothing of that name.
     """
     console = Console(highlight=False)
+    if settings and what in TOPICS:
+        raise CiodError(f"list {what} takes no settings ({', '.join(settings)}=).")
     if not what:
         console.print(
             "ciod list " + " | ".join((*TOPICS[:-1], "data PATH", "SCENARIO", "model.safetensors")), markup=False

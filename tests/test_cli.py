@@ -74,21 +74,21 @@ MISTAKES = [
     ("train data=PETS method=ilyollox", "did you mean 'ilyolox'"),
     ("train data=PETS detector=yolox-nan", "did you mean 'yolox-nano'"),
     ("eval MODEL", "data= is needed"),
-    ("eval MODEL data=PETS sise=64", "sise: there is no such setting here; did you mean 'size'"),
-    ("eval MODEL data=PETS size=100", "size: 100 is not a multiple of 32; try 96"),
-    ("eval MODEL data=/no/such/folder", "/no/such/folder does not exist"),
+    ("eval MODEL data=PETS sise=64", "sise: there is no such setting; did you mean 'size'"),
+    ("eval MODEL data=PETS size=100", "size: should be a multiple of 32 (got 100); try 96"),
+    ("eval MODEL data=/no/such/folder", "data: there is no folder /no/such/folder."),
     ("eval absent.safetensors data=PETS", "There is no model file absent.safetensors"),
     ("eval MODEL data=PETS device=gpu", "'gpu' is not a device"),
     ("predict MODEL", "name at least one picture, video or folder"),
     ("predict MODEL absent.jpg", "There is no file or folder absent.jpg"),
-    ("predict MODEL PETS scor=0.1", "scor: there is no such setting here; did you mean 'score'"),
+    ("predict MODEL PETS scor=0.1", "scor: there is no such setting; did you mean 'score'"),
     ("predict MODEL PETS classes=cat,dgo", "classes: the model has no class 'dgo'; did you mean 'dog'"),
-    ("predict MODEL PETS score=high", "score: 'high' is not a number from 0 to 1"),
-    ("predict MODEL PETS batch=0", "batch: 0 is not a whole number from 1 to 1,000,000."),
-    ("predict MODEL PETS size=big", "size: 'big' is not a whole number"),
+    ("predict MODEL PETS score=high", "score: should be a valid number (got 'high')"),
+    ("predict MODEL PETS batch=0", "batch: should be greater than or equal to 1 (got 0)"),
+    ("predict MODEL PETS size=big", "size: should be a valid integer (got 'big')"),
     ("predict MODEL PETS/images out=PETS/images", "drawn pictures would overwrite it"),
-    ("eval MODEL data=PETS max_detections=0", "max_detections: 0 is not a whole number from 1 to 1,000,000."),
-    ("eval MODEL data=PETS size=32000", "size: 32000 is not a multiple of 32 to 16,384; try 16384."),
+    ("eval MODEL data=PETS max_detections=0", "max_detections: should be greater than or equal to 1 (got 0)"),
+    ("eval MODEL data=PETS size=32000", "size: should be less than or equal to 16384 (got 32000)"),
     ("eval MODEL data=PETS json=.", ". cannot be written: it is a folder."),
     ("train data=PETS protocol=true", "protocol: should be settings of the scenario (got True)"),
     ("train data=PETS split=1x9999999", "split: '1x9999999' is not a split; write 40+40"),
@@ -96,31 +96,34 @@ MISTAKES = [
         "compare data=PETS split=2+1 methods=finetune seeds=1001",
         "seeds: 1001 must be a number from 1 to 1,000, or a list",
     ),
-    ("compare data=PETS split=2+1 methods=finetune out=[a]", "out: ['a'] is not a name."),
-    ("eval MODEL data=PETS max_detections=2.5", "max_detections: 2.5 is not a whole number"),
+    ("compare data=PETS split=2+1 methods=finetune out=", "out: should be a path; write out=PATH, or leave it out."),
+    ("eval MODEL data=PETS max_detections=2.5", "max_detections: should be a valid integer (got 2.5)"),
     ("eval MODEL data=PETS classes=[cat,owl]", "the model has no class 'owl'"),
     ("eval MODEL PETS data=PETS", "eval takes one model"),
-    ("eval MODEL data=PETS metric=voc08", "metric: there is no 'voc08'; did you mean 'voc07'?"),
-    ("eval MODEL data=PETS classes=[]", "classes: [] is not a list of names, such as cat,dog or '[cat, dog]'."),
+    ("eval MODEL data=PETS metric=voc08", "metric: 'voc08' is not allowed; did you mean 'voc07'?"),
+    ("eval MODEL data=PETS classes=[]", "classes: should not be empty (got [])"),
     ("export MODEL", "onnx= is needed"),
-    ("export MODEL onnx=a.onnx nms=perhaps", "nms: 'perhaps' is not true or false"),
+    ("export MODEL onnx=a.onnx nms=perhaps", "nms: should be true or false (got 'perhaps')"),
     ("export MODEL onnx=a.pt", "a.pt must end in .onnx"),
     ("export MODEL a.onnx onnx=a.onnx", "export takes one model"),
     ("export MODEL there mmdet=there", "export takes one model; 'there' is neither a setting nor needed."),
     ("export absent.safetensors onnx=a.onnx", "There is no model file absent.safetensors"),
-    ("compare shapes-6+4 voc-15+5", "compare takes one scenario, not 2 (shapes-6+4, voc-15+5); write key=value"),
+    (
+        "compare shapes-6+4 voc-15+5 methods=finetune",
+        "compare takes one scenario, not 2 (shapes-6+4, voc-15+5); write key=value",
+    ),
     ("list detector", "list: there is no 'detector'; did you mean 'detectors'"),
     ("list data", "list data: name a folder"),
     ("list data /no/such/folder", "/no/such/folder does not exist"),
     ("list absent.safetensors", "There is no model file absent.safetensors."),
     ("report /no/such/folder", "/no/such/folder"),
-    ("demo seeds=1", "seeds: there is no such setting here; did you mean 'seed'"),
+    ("demo seeds=1", "seeds: there is no such setting; did you mean 'seed'"),
     ("demo shapes", "demo needs no data; 'shapes' is neither a setting nor needed."),
-    ("demo seed=first", "seed: 'first' is not a whole number."),
-    ("extend MODEL cards", "extend takes one model; 'cards' is neither a setting nor needed."),
-    ("demo out=[", "out: '[' cannot be read; quote it or check its brackets."),
+    ("demo seed=first", "seed: should be a valid integer (got 'first')"),
+    ("extend MODEL cards data=PETS out=cards", "extend takes one model; 'cards' is neither a setting nor needed."),
+    ("demo seed=[", "seed: '[' cannot be read; quote it or check its brackets."),
     ("compare shapes-6+4 methods=finetune seeds=[", "seeds: '[' cannot be read; quote it or check its brackets."),
-    ("list shapes-6+4 split=[", "split: '[' cannot be read; quote it or check its brackets."),
+    ("list shapes-6+4 split=[", "split: '[' is not a split; write 40+40"),
     ("data voc there", "data takes one name, coco or voc; 'there' is not needed. Write out=DIR for the folder."),
 ]
 
@@ -135,9 +138,9 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(run, pets, model, words, sent
 
 
 def test_words_that_cannot_be_read_are_told_with_the_rest(run, pets, model):
-    code, _, err = run("extend", str(model), "data=[", f"pool={pets}", "effort=x", "out=a")
+    code, _, err = run("extend", str(model), "seed=[", f"data={pets}", "effort=x", "out=a")
     assert code == 2 and err.count("\n") == 3
-    for sentence in ("2 problems", "data: '[' cannot be read", "effort: 'x' is not allowed"):
+    for sentence in ("2 problems", "seed: '[' cannot be read", "effort: 'x' is not allowed"):
         assert sentence in err
     code, _, err = run("compare", f"data={pets}", "split=2+1", "methods=finetune", "seeds=[", "jobs=0")
     assert code == 2 and "2 problems" in err and "seeds: '[' cannot be read" in err and "jobs: 0 must be" in err

@@ -83,6 +83,8 @@ def run(
     from ciod.comparison import settings as words
 
     scenario, own, settings = words.opened(scenario, given, settings or {})
+    own, more = words.own_settings(own)
+    problems = [*problems, *more]
     jobs = own.pop("jobs", 1)
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         problems = [*problems, f"jobs: {jobs!r} must be a number from 1."]

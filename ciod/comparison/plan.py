@@ -9,25 +9,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ciod.comparison import identity
-from ciod.comparison.settings import Entry, entries, seeds_of, written
+from ciod.comparison.settings import OWN, TABLE, Entry, Upper, entries, seeds_of, written
 from ciod.comparison.worker import mark
 from ciod.config import load as config
-from ciod.config.checks import model_folder
+from ciod.config.checks import model_folder, target
 from ciod.config.load import Run
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.files import is_file
 from ciod.core.reading import Unreadable, read_yaml
 from ciod.data.scenarios.scenario import Scenario
-
-Upper = Literal["prefixes", "final", "none"]
-# What a comparison sets for each of its runs, and what to write instead.
-_OWN = {
-    "seed": "seeds=3 means 0, 1, 2; seeds='[4, 7]' lists them",
-    "method.name": "write methods=a,b,c",
-    "first": "the first task is shared without asking",
-    "upper_bound": "write upper=prefixes, final or none",
-    "resume": "an interrupted comparison goes on when the command is repeated",
-}
 
 # Sections of settings that single rows may have too: images that are seen beside a task's own, from the second task on.
 _BESIDE = ("memory", "pool")
@@ -142,7 +132,7 @@ def build(
     for key, value in (("out", out), ("cache", cache), ("against", against)):
         if value is not None and not isinstance(value, (str, int, Path)):
             problems.append(f"{key}: {value!r} is not a name.")
-    problems += model_folder("cache", cache)  # ``out`` is a setting of every run
+    problems += [*target("out", out), *model_folder("cache", cache)]  # ``out`` is a setting of every run
     against = None if against is None else str(against)
     folder = Path(str(out)) if out else Path("runs") / f"compare-{_slug(str(base.get('scenario') or 'data'))}"
     labels = [e.label for e in rows if e.name != "joint"]  # an upper bound starts from no first task of theirs
@@ -174,16 +164,16 @@ def _base(scenario: str | Path | None, settings: Mapping[str, Any]) -> tuple[dic
             path = Path(name)
         else:
             return {}, [f"compare: there is no scenario '{name}'; {did_you_mean(name, scenarios.available())}"]
-    own, problems = config.gather(None, given)
-    for k, why in _OWN.items():
+    own, problems = config.gather(None, given, TABLE)
+    for k, why in OWN.items():
         if k in own:
             problems.append(f"{k.removesuffix('.name')}: not a setting of a comparison; {why}.")
     for k in own:
-        if k.startswith("method.") and k not in _OWN:
+        if k.startswith("method.") and k not in OWN:
             leaf = k.removeprefix("method.")
             problems.append(f"{k}: whose? Write methods='[{{name: ilyolox, {leaf}: {written(own[k])}}}, …]'.")
-    merged, more = config.gather(path, given)
-    kept = {k: v for k, v in merged.items() if k not in (*_OWN, "out") and not k.startswith("method.")}
+    merged, more = config.gather(path, given, TABLE)
+    kept = {k: v for k, v in merged.items() if k not in (*OWN, "out") and not k.startswith("method.")}
     return kept, [*problems, *(p for p in more if p not in problems)]
 
 

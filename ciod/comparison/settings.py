@@ -6,13 +6,46 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from ciod.config import load as config
+from ciod.config.reader import RAW, Table
+from ciod.config.settings import Run
+from ciod.core import text_lists, typed, yaml_text
 from ciod.core.errors import ConfigError
 from ciod.core.files import is_file
+from ciod.core.yaml_text import without_sources
 
 SEEDS = 1000  # more are a slip of the hand
+Upper = Literal["prefixes", "final", "none"]
+
+
+class Compare(Run):
+    """Everything that determines a comparison: the settings of its runs, and its own."""
+
+    methods: Annotated[Any, RAW] = None
+    """``a,b``, or a list of names and of mappings: name, settings and, if wanted, label."""
+    seeds: int | list[int] = 1
+    """3 means 0, 1, 2; a list is taken as it is."""
+    jobs: int = 1
+    """Runs at a time, each in its own process."""
+    upper: Upper | None = None
+    """Joint models for upper bounds: of all class prefixes, the final one, or none; None: as the tasks need."""
+    against: str | None = None
+    """Label of the method that the others are compared with; None: the first."""
+    cache: str | None = None
+    """Folder of first tasks and joint models; None: ``out``."""
+
+
+OWN = {
+    "seed": "seeds=3 means 0, 1, 2; seeds='[4, 7]' lists them",
+    "method.name": "write methods=a,b,c",
+    "first": "the first task is shared without asking",
+    "upper_bound": "write upper=prefixes, final or none",
+    "resume": "an interrupted comparison goes on when the command is repeated",
+}
+"""What a comparison sets for each of its runs, and what to write instead."""
+TABLE = Table(Compare, config.TABLE.short, refused=OWN, default_method="ilyolox")
 WORDS = ("methods", "seeds", "jobs", "upper", "against", "out", "cache")
 """What is of the comparison itself; everything else is a setting of every run."""
 
@@ -49,20 +82,28 @@ def opened(
     return None, {**words, **given}, {**config.by_full_key(content), **config.by_full_key(settings)}
 
 
+def own_settings(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Those of the comparison itself (``WORDS``) as values of their types, and what cannot be read."""
+    return TABLE.settings(given)
+
+
 def entries(methods: str | Sequence[str | Mapping[str, Any]] | None) -> list[Entry]:
     """Methods by name or as mappings of name, settings and (if wanted) label → entries with distinct labels.
 
     Raises:
         ConfigError: a mapping without name, or two equal entries.
     """
-    given = [m.strip() for m in methods.split(",") if m.strip()] if isinstance(methods, str) else _listed(methods)
+    given = _listed(methods)
     problems, found = [], []
     for m in given:
         settings: dict[str, Any] = {"name": m} if isinstance(m, str) else dict(m) if isinstance(m, Mapping) else {}
-        if not isinstance(settings.get("name"), str):
-            problems.append(f"methods: {m!r} is neither a method's name nor a mapping with name: and its settings.")
+        name, label = (typed.fit(settings.pop(k, None), str | None) for k in ("name", "label"))
+        if not isinstance(name, str):
+            problems.append(
+                f"methods: {without_sources(m)!r} is neither a method's name nor a mapping with name: and its settings."
+            )
             continue
-        found.append((settings.pop("label", None), settings.pop("name"), settings))
+        found.append((label, name, _of_types(name, settings)))
     if not given:
         problems.append("methods= is needed: methods=finetune,pseudo_label,ilyolox")
     made = [Entry(str(label or _label(name, s, [o for _, n, o in found if n == name])), name, s)
@@ -75,7 +116,33 @@ def entries(methods: str | Sequence[str | Mapping[str, Any]] | None) -> list[Ent
 
 
 def _listed(methods: Any) -> list[Any]:
+    """The methods as they were written, one by one.
+
+    Raises:
+        ConfigError: brackets that do not match.
+    """
+    if isinstance(methods, str) and methods.lstrip().startswith(("[", "{")):
+        try:
+            methods = yaml_text.parse_sourced(methods)
+        except yaml_text.NotYAML:
+            raise ConfigError([f"methods: '{methods}' {typed.QUOTE}"]) from None
+    if isinstance(methods, str):
+        return [str(m) for m in text_lists.read_names(methods) or [] if m]
     return list(methods) if isinstance(methods, (list, tuple)) else [] if methods is None else [methods]
+
+
+def _of_types(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a method as values of their types; what it does not have is told when they are loaded."""
+    method = config.TABLE.method(name)
+    fields = method.model_fields if method else {}
+    found = {}
+    for key, value in settings.items():
+        own = fields[key].annotation if key in fields else config.TABLE.annotation(config.TABLE.full(key))
+        try:
+            found[key] = typed.fit(value, own or Any)
+        except typed.Unreadable as error:
+            raise ConfigError([f"methods: {key}: '{value}' {error}"]) from None
+    return found
 
 
 def _label(name: str, settings: Mapping[str, Any], variants: Sequence[Mapping[str, Any]]) -> str:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ciod.config.settings import DetectorSettings, MemorySettings, PoolSettings, Train
-from ciod.core.errors import CiodError, ConfigError, did_you_mean
-from ciod.core.files import exists, is_file, is_folder
+from ciod.core.errors import CiodError, ConfigError, did_you_mean, nearest
+from ciod.core.files import exists, expanded, is_file, is_folder
 from ciod.core.validation_messages import problems_of
 from ciod.data.scenarios.scenario import Protocol
-from ciod.data.text_files import stored
 from ciod.methods.base.user_code import told
 
 if TYPE_CHECKING:
@@ -145,8 +144,7 @@ def extra(tree: dict[str, Any]) -> list[str]:
             f"pool.share={pool.share} and memory.share={memory.share} leave no room in a batch for the task's own "
             "images."
         )
-    if pool.folder and not is_folder(stored(Path(pool.folder).expanduser())):
-        problems.append(f"pool.folder: there is no folder {pool.folder}{_nearest(Path(pool.folder).expanduser())}")
+    problems += folder("pool.folder", pool.folder)
     detector = section(tree, "detector").get("name", DetectorSettings().name)
     herds = memory.size and memory.select == "herding"
     offered = _offered(str(detector))[0] if herds else None
@@ -159,10 +157,28 @@ def extra(tree: dict[str, Any]) -> list[str]:
 
 def model_folder(key: str, value: object) -> list[str]:
     """What is wrong with a folder for models: their file format (safetensors) takes no path that is no UTF-8."""
+    if value == "":
+        return target(key, value)
     try:
         return [f"{key}: no file can be called {value!r}."] if b"\0" in str(value).encode() else []
     except UnicodeEncodeError:
         return [f"{key}: should be a path of UTF-8 text, which model files need (got {value!r})"]
+
+
+def target(key: str, value: object) -> list[str]:
+    """What is wrong with a file or folder to write."""
+    return [f"{key}: should be a path; write {key}=PATH, or leave it out."] if value == "" else []
+
+
+def device(wanted: object) -> list[str]:
+    """Whether the machine has it; a run asks again, as its processes may have other ones."""
+    from ciod.core.distributed import pick_device
+
+    try:
+        pick_device("auto" if wanted is None else str(wanted))
+    except CiodError as e:
+        return [str(e)]
+    return []
 
 
 def files(tree: dict[str, Any]) -> list[str]:
@@ -171,7 +187,7 @@ def files(tree: dict[str, Any]) -> list[str]:
     for key in ("weights", "backbone_weights"):
         value = detector.get(key)
         if value and value not in ("imagenet", "random") and not is_file(str(value)):
-            problems.append(f"detector.{key}: there is no file {value}.")
+            problems.append(f"detector.{key}: there is no file {value}{_nearest(Path(str(value)), is_file)}")
     first = tree.get("first")
     if first and not is_file(Path(first) / "task-1" / "model.safetensors"):
         problems.append(f"first: {first} has no finished first task (task-1/model.safetensors).")
@@ -196,7 +212,22 @@ def absent_data(tree: dict[str, Any]) -> list[str]:
             f"data: the environment variable {variable[1]}, which names the data set's folder, is not set; set it, or "
             "write data=FOLDER (docs/protocols.md has the layout)."
         ]
-    return [f"data: there is no folder {data}{_nearest(Path(data))}"]
+    return folder_of_data(data)
+
+
+def folder_of_data(value: object, key: str = "data") -> list[str]:
+    """That a data set is there: a folder, or a file that names one."""
+    path = None if value is None else data_folder(str(value))
+    if path is None or exists(path):
+        return []
+    near = _nearest(Path(path), lambda p: is_folder(p) or p.suffix in (".json", ".yaml", ".yml"))
+    return [f"{key}: there is no folder {path}{near}"]
+
+
+def folder(key: str, value: object) -> list[str]:
+    """That a folder of pictures is there."""
+    path = None if value is None else expanded(str(value))
+    return [] if path is None or is_folder(path) else [f"{key}: there is no folder {value}{_nearest(path, is_folder)}"]
 
 
 def known_classes(given: str | None) -> tuple[str, ...] | None:
@@ -231,13 +262,16 @@ def data(tree: dict[str, Any]) -> list[str]:
     return []
 
 
-def _nearest(path: Path) -> str:
+def _nearest(path: Path, fits: Callable[[Path], bool]) -> str:
+    """The tail of a sentence: what lies beside, is nearly called so, and ``fits``."""
     parent = path.parent
-    beside = [p.name for p in parent.iterdir()] if is_folder(parent) else []
-    hint = did_you_mean(path.name, beside)
-    return f"; {hint}" if "mean" in hint else "."
+    beside = [p.name for p in parent.iterdir() if fits(p)] if is_folder(parent) else []
+    near = nearest(path.name, beside)
+    return "." if near is None else f"; did you mean '{near}'?"
 
 
 def data_folder(data: str | None) -> str | None:
-    """``data`` with ``~`` and ``${VARIABLES}`` replaced."""
-    return None if data is None else str(stored(Path(os.path.expandvars(str(data))).expanduser()))
+    """``data`` with ``~`` and ``${VARIABLES}`` replaced, unless something of that very name is there."""
+    if data is None or exists(str(data)):
+        return None if data is None else str(Path(data))
+    return str(expanded(os.path.expandvars(str(data))))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,15 @@ from pydantic import BaseModel
 
 from ciod.config import checks
 from ciod.config.checks import data_folder
+from ciod.config.reader import Table, nest, read_file, split
 from ciod.config.settings import DetectorSettings, Evaluation, Run, Train
-from ciod.core import reading, yaml_text
-from ciod.core.errors import CiodError, ConfigError, did_you_mean
+from ciod.core.errors import CiodError, ConfigError, nearest
 from ciod.core.files import is_file
 from ciod.core.validation_messages import problems_of
 from ciod.data.scenarios.scenario import Protocol
 
-__all__ = ["DetectorSettings", "Evaluation", "Run", "Train", "data_folder", "load", "parse_overrides", "problems_of"]
+__all__ = ["DetectorSettings", "Evaluation", "Run", "Train", "data_folder", "load", "problems_of"]
 
-_BYTES = re.compile("[\udc80-\udcff]")  # in a path that is no UTF-8, as Python has it; YAML knows no such text
 # These settings of the protocol may stand at the top, where people look for them.
 _PROTOCOL = [k for k in Protocol.model_fields if k not in ("name", "description", "data")]
 # A plain value of these sections is their most important setting.
@@ -48,55 +46,8 @@ def shorthands() -> dict[str, str]:
     return {**short, **{k: f"protocol.{k}" for k in _PROTOCOL}}
 
 
-def parse_overrides(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """``key=value`` words → flat settings (values read as YAML), and problems."""
-    flat, problems = {}, []
-    for word in words:
-        key, eq, text = word.partition("=")
-        if not eq or not key:
-            problems.append(f"'{word}' is not a setting; write key=value, for example epochs=30.")
-            continue
-        try:
-            # 3+3 and 1e-3 are what people write; YAML 1.1 reads the latter as a string
-            flat[key.strip()] = text if _BYTES.search(text) else _scalar(yaml_text.parse(text))
-        except yaml_text.NotYAML:
-            problems.append(f"{key}: '{text}' cannot be read; quote it or check its brackets.")
-    return flat, problems
-
-
-def _scalar(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            return float(value) if "e" in value.lower() and value[0] in "+-.0123456789" else value
-        except ValueError:
-            return value
-    return value
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        dotted = f"{prefix}{key}"
-        if isinstance(value, dict) and dotted.split(".")[0] in Run.model_fields:
-            flat |= _flatten(value, f"{dotted}.")
-        else:
-            flat[dotted] = value
-    return flat
-
-
-def _nest(flat: dict[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for dotted, value in flat.items():
-        *path, leaf = dotted.split(".")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[leaf] = value
-    return tree
-
-
-def _normal_key(key: str, short: dict[str, str]) -> str:
-    return _NAMED.get(key) or short.get(key, key)
+TABLE = Table(Run, {**shorthands(), **_NAMED}, default_method="ilyolox")
+"""The settings of a training run."""
 
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
@@ -108,50 +59,45 @@ def recipes() -> list[str]:
 
 
 def gather(
-    path: str | Path | None = None, overrides: Sequence[str] | dict[str, Any] = ()
+    path: str | Path | None = None, overrides: Sequence[str] | Mapping[str, Any] = (), table: Table = TABLE
 ) -> tuple[dict[str, Any], list[str]]:
     """Settings of a YAML file, a recipe or nothing, ``overrides`` on top, by full dotted key, and problems so far."""
-    problems: list[str] = []
-    content: dict[str, Any] = {}
-    if path is not None:
-        content, problems = read_yaml(Path(path))
-    flat = {}
-    if isinstance(overrides, dict):
-        flat = dict(overrides)
-    else:
-        flat, more = parse_overrides(overrides)
-        problems += more
-    short = shorthands()
-    merged = {**by_full_key(content), **by_full_key(flat)}
+    content, problems = ({}, []) if path is None else read_yaml(Path(path))
+    given = overrides
+    if not isinstance(given, Mapping):
+        plain, given, more = split(list(overrides))
+        problems += more + [f"'{w}' is not a setting; write key=value, for example epochs=30." for w in plain]
+    merged, more = table.settings(content, given)
     for key, value in _method_defaults(merged).items():
         merged.setdefault(key, value)
-    return merged, problems + _unknown(merged, short)
+    return merged, problems + more
 
 
 def by_full_key(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Nested or shortened settings → full dotted key and value: ``lr`` → ``train.lr``."""
-    short = shorthands()
-    return {_normal_key(key, short): value for key, value in _flatten(dict(settings)).items()}
+    return TABLE.flat(settings)
 
 
 def load(
     path: str | Path | None = None,
-    overrides: Sequence[str] | dict[str, Any] = (),
+    overrides: Sequence[str] | Mapping[str, Any] = (),
     *,
     absent: list[str] | None = None,
+    problems: Sequence[str] = (),
 ) -> Run:
     """A validated Run from a YAML file, a recipe of the package, or nothing, and overrides; overrides win.
 
     Args:
         overrides: ``key=value`` words, or a mapping of dotted keys.
         absent: takes the sentences about data and weights that are not there, which then are no errors; for plans.
+        problems: what is known already to be wrong, to be told with the rest.
 
     Raises:
         ConfigError: every problem at once. Nothing of the data has been read except, at most, its class names.
     """
-    merged, problems = gather(path, overrides)
-    known = {k: v for k, v in merged.items() if k.split(".")[0] in Run.model_fields}
-    tree = _nest(known)
+    merged, more = gather(path, overrides)
+    problems = [*problems, *more]
+    tree = nest(merged)
     protocol, trouble = _protocol(tree)
     problems += trouble
     tree["protocol"] = protocol
@@ -172,16 +118,10 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
     if not is_file(path) and str(path) in recipes():
         path = RECIPES / f"{path}.yaml"
     if not is_file(path):
-        hint = did_you_mean(path.stem, recipes())
-        hint = hint if "mean" in hint else "'ciod list recipes' names those of the package."
+        near = nearest(path.stem, recipes())
+        hint = f"did you mean '{near}'?" if near else "'ciod list recipes' names those of the package."
         return {}, [f"There is no settings file {path}, nor a recipe of that name; {hint}"]
-    try:
-        content = reading.read_yaml(path) or {}
-    except reading.Unreadable as e:
-        return {}, [str(e)]
-    if not isinstance(content, dict):
-        return {}, [f"{path} must hold settings (key: value), not a {type(content).__name__}."]
-    return content, []
+    return read_file(path)
 
 
 def _method_defaults(flat: dict[str, Any]) -> dict[str, Any]:
@@ -192,17 +132,6 @@ def _method_defaults(flat: dict[str, Any]) -> dict[str, Any]:
         return methods.find(str(flat.get("method.name", "ilyolox"))).run_defaults
     except CiodError:
         return {}  # said by check.method
-
-
-def _unknown(flat: dict[str, Any], short: dict[str, str]) -> list[str]:
-    """Keys whose first part is no setting; nested ones are found by validation."""
-    names = [*Run.model_fields, *short]
-    out = []
-    for key in flat:
-        head = key.split(".")[0]
-        if head not in Run.model_fields:
-            out.append(f"{key}: there is no such setting; {did_you_mean(key.split('.')[-1], names)}")
-    return out
 
 
 def _protocol(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
+from ciod.config.marks import LATER_TASKS, NO_RESULT
 from ciod.core.limits import LARGEST, MANY
 from ciod.data.augment import Augment
 from ciod.data.scenarios.scenario import Protocol
 
 Positive = Annotated[int, Field(ge=1, le=MANY)]
 Rate = Annotated[float, Field(gt=0)]
+Size = Annotated[int, Field(ge=32, le=LARGEST, multiple_of=32)]
+"""Side of the input in pixels."""
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
@@ -23,7 +27,7 @@ class DetectorSettings(Section):
 
     name: str = "yolox-nano"
     """See ``ciod list detectors``; or ``mmdet:CONFIG``, a config of MMDetection (docs/mmdetection.md)."""
-    size: Annotated[int, Field(ge=32, le=LARGEST, multiple_of=32)] | None = None
+    size: Size | None = None
     """Side of the (square) batch image in pixels; None: the detector's own (416 for nano and tiny, else 640)."""
     head: Literal["grow", "full"] = "grow"
     """``grow``: classes get their rows when they arrive. ``full``: all rows from the start (the paper's way)."""
@@ -43,7 +47,7 @@ class Train(Section):
 
     epochs: Positive | list[Positive] = 30
     """Epochs of each task; a list gives every task its own."""
-    joint_epochs: Positive | None = None
+    joint_epochs: Annotated[Positive | None, LATER_TASKS] = None
     """Epochs of joint training; None: the same recipe as the longest task, as in ilYOLOX and ERD. The sum of all
     tasks' epochs makes the upper bound higher."""
     batch: Positive = 16
@@ -53,7 +57,7 @@ class Train(Section):
     those of the whole batch, at the price of a second forward pass of all parts but the last."""
     optimizer: Literal["sgd", "adamw"] = "adamw"
     lr: Rate = 2e-3
-    lr_later: Rate | None = None
+    lr_later: Annotated[Rate | None, LATER_TASKS] = None
     """Learning rate from the second task on; None: the same."""
     trunk_lr: Annotated[float, Field(ge=0)] = 1.0
     """Learning rate of backbone and neck as a factor of ``lr``: a trunk that is trained already wants a smaller one.
@@ -84,38 +88,38 @@ class Train(Section):
     """Batch normalisation in train mode takes its statistics over all processes, not over each one's own images."""
     amp: Literal["off", "bf16", "fp16"] = "off"
     """Mixed precision of the forward passes; losses are always float32."""
-    teacher: Literal["exact", "folded", "bf16", "fp16"] = "folded"
+    teacher: Annotated[Literal["exact", "folded", "bf16", "fp16"], LATER_TASKS] = "folded"
     """How the teacher is computed: as it was trained; with its batch normalisation folded into the convolutions, which
     changes outputs by rounding (about 1e-6) only; or folded and in lower precision, which is much cheaper where the
     machine has it and changes losses by up to about a percent."""
-    share_frozen: bool = True
+    share_frozen: Annotated[bool, LATER_TASKS] = True
     """Frozen layers that are bit-equal in student and teacher (stem and first stage of a ResNet with weights, all of a
     frozen trunk) are computed once a step: the teacher takes over what they gave for the student."""
-    teacher_stream: bool = False
+    teacher_stream: Annotated[bool, LATER_TASKS] = False
     """On a GPU: the teacher computes on a CUDA stream of its own, beside the student. Needs a little more memory."""
     compile: bool = False
     """``torch.compile`` of student and teacher: every task begins with a minute or more of compiling. Needs a C++
     compiler on a CPU, Triton on a GPU."""
     channels_last: bool = True
     """Memory layout of the weights: faster convolutions, the same results but for rounding."""
-    keep_freed: bool = False
+    keep_freed: Annotated[bool, NO_RESULT] = False
     """On a CPU with GNU's C library: what a step frees is kept for the next one. Faster, for up to a quarter more
     memory; changes no bit."""
-    workers: Annotated[int, Field(ge=0)] | None = None
+    workers: Annotated[Annotated[int, Field(ge=0)] | None, NO_RESULT] = None
     """Loader processes; None: by the machine (0 without a GPU)."""
-    picture_cache: Literal["auto", "off", "disk"] = "auto"
+    picture_cache: Annotated[Literal["auto", "off", "disk"], NO_RESULT] = "auto"
     """Decoded training pictures. ``auto``: kept in memory if there are no loader processes and all fit in 1 GiB.
     ``disk``: kept in a file of the temporary folder that the loader processes share. ``off``: decoded each time."""
     presize: bool = False
     """Training pictures more than twice as large as the largest zoom shows are made smaller when they are read: JPEGs
     of a camera are then decoded several times as fast and small enough to be kept. Test pictures are not."""
-    log_every: Positive = 10
+    log_every: Annotated[Positive, NO_RESULT] = 10
     """Steps between readings of the losses: the only times the device is waited for."""
-    save_every: Annotated[int, Field(ge=0)] = 0
+    save_every: Annotated[Annotated[int, Field(ge=0)], NO_RESULT] = 0
     """Steps between saved states inside an epoch; 0: only at its end."""
-    save_minutes: Annotated[float, Field(gt=0)] | None = 10.0
+    save_minutes: Annotated[Annotated[float, Field(gt=0)] | None, NO_RESULT] = 10.0
     """Longest time between saved states; None: no such limit."""
-    eval_every: Annotated[int, Field(ge=0)] = 0
+    eval_every: Annotated[Annotated[int, Field(ge=0)], NO_RESULT] = 0
     """Epochs between evaluations inside a task; 0: only at its end."""
 
 
@@ -175,29 +179,23 @@ class Run(Section):
     """A scenario of the package or a YAML file; its fields can be overridden: split, order, images, …"""
     protocol: Protocol = Protocol()
     detector: DetectorSettings = DetectorSettings()
-    method: dict[str, Any] = {"name": "ilyolox"}
+    method: Annotated[dict[str, Any], LATER_TASKS] = {"name": "ilyolox"}
     train: Train = Train()
     augment: Augment = Augment()
     eval: Evaluation = Evaluation()
-    memory: MemorySettings = MemorySettings()
-    pool: PoolSettings = PoolSettings()
-    upper_bound: str | list[str] | None = None
+    memory: Annotated[MemorySettings, LATER_TASKS] = MemorySettings()
+    pool: Annotated[PoolSettings, LATER_TASKS] = PoolSettings()
+    upper_bound: Annotated[str | list[str] | None, NO_RESULT] = None
     """Folder of a finished joint run of the same scenario; gives gaps and Ω. Of more than two tasks, Ω needs a list:
     one joint run for each class prefix (``ciod compare`` trains them)."""
-    first: str | None = None
+    first: Annotated[str | None, NO_RESULT] = None
     """Run folder whose first task is taken over instead of trained: it is the same for every method, so a comparison
     of methods needs it once. All settings but the method and those of later tasks must be equal."""
-    out: str = "runs/latest"
+    out: Annotated[str, NO_RESULT] = "runs/latest"
     seed: Annotated[int, Field(ge=0)] = 0
-    device: str = "auto"
+    device: Annotated[str, NO_RESULT] = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
-    resume: Literal["auto", "never"] = "auto"
+    resume: Annotated[Literal["auto", "never"], NO_RESULT] = "auto"
     """``auto``: go on where a run in ``out`` stopped. ``never``: refuse a folder that has one."""
-    allow: list[Literal["data", "code", "settings"]] = []
+    allow: Annotated[list[Literal["data", "code", "settings"]], NO_RESULT] = []
     """What may differ from the run that is gone on with: ``allow=data,code``. Without it a difference is refused."""
-
-    @field_validator("allow", mode="before")
-    @classmethod
-    def _words(cls, value: object) -> object:
-        """``allow=data,code`` is read as one word."""
-        return [w.strip() for w in value.split(",") if w.strip()] if isinstance(value, str) else value

@@ -35,6 +35,14 @@ class DataError(CiodError):
     """A data set that cannot be read or has nothing usable."""
 
 
+def nearest(word: str, allowed: Iterable[str]) -> str | None:
+    """The nearest right spelling, if one is near."""
+    options = [str(a) for a in allowed]
+    near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
+    # a case difference alone is below difflib's cut-off for short words
+    return next(iter(near), None) or next((o for o in options if o.lower() == word.lower()), None)
+
+
 def did_you_mean(word: str, allowed: Iterable[str], *, listing: int = 12) -> str:
     """A tail for an error message: the nearest right spelling, or what is allowed.
 
@@ -42,10 +50,8 @@ def did_you_mean(word: str, allowed: Iterable[str], *, listing: int = 12) -> str
     "did you mean 'epochs'?"
     """
     options = [str(a) for a in allowed]
-    near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
-    if not near:  # a case difference alone is below difflib's cut-off for short words
-        near = [o for o in options if o.lower() == word.lower()]
-    if near:
-        return f"did you mean '{near[0]}'?"
+    near = nearest(word, options)
+    if near is not None:
+        return f"did you mean '{near}'?"
     shown = ", ".join(options[:listing]) + (", …" if len(options) > listing else "")
     return f"allowed: {shown}" if shown else "nothing is allowed here"

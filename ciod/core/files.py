@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,32 @@ def is_file(path: Path | str) -> bool:
 def is_folder(path: Path | str) -> bool:
     """As ``exists``, of folders."""
     return os.path.isdir(path)  # noqa: PTH112
+
+
+def expanded(path: Path | str) -> Path:
+    """``~`` and ``~user`` replaced, unless something of that very name is there or there is no such user (where
+    ``Path.expanduser`` raises)."""
+    return stored(path if exists(path) else os.path.expanduser(path))  # noqa: PTH111
+
+
+def stored(path: Path | str) -> Path:
+    """``path``, or what is there under the same name with its accents composed another way, as copying between systems
+    leaves it."""
+    path = Path(path)
+    if exists(path) or str(path).isascii():
+        return path
+    place = Path(path.anchor)
+    for part in path.parts[1 if path.anchor else 0 :]:
+        there = place / part
+        if not exists(there) and is_folder(place):
+            there = next((p for p in place.iterdir() if nfc(p.name) == nfc(part)), there)
+        place = there
+    return place if exists(place) else path
+
+
+def nfc(text: str) -> str:
+    """``text`` with composed accents, so that two names that look the same are the same."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def named(path: Path | str) -> Path:

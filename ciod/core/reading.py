@@ -106,14 +106,18 @@ def read_object(path: Path | str, limit: int = RESULTS) -> dict[str, Any]:
     return found
 
 
-def read_yaml(path: Path | str, limit: int = SETTINGS) -> Any:
+def read_yaml(path: Path | str, limit: int = SETTINGS, *, sourced: bool = False) -> Any:
     """What a YAML file holds; None if it is empty.
+
+    Args:
+        sourced: keep what was written beside each value that is not text, as ``yaml_text.parse_sourced``.
 
     Raises:
         Unreadable: as ``read_text``, or it is not YAML; says where.
     """
     try:
-        return yaml_text.parse(read_text(path, limit), VALUES)
+        read = yaml_text.parse_sourced if sourced else yaml_text.parse
+        return read(read_text(path, limit), VALUES)
     except yaml_text.NotYAML as error:
         raise Unreadable(f"{path} is not YAML: {' '.join(str(error).split())}") from error
 

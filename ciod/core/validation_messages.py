@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from ciod.core.errors import did_you_mean
+from ciod.core.limits import LARGEST
 
 
 def problems_of(model: type[BaseModel], content: dict[str, Any], *, where: str = "") -> list[str]:
@@ -52,6 +53,14 @@ def _sentence(model: type[BaseModel], err: Any, where: str) -> str:
         hint = did_you_mean(str(given), options)
         return f"{key}: '{given}' is not allowed; " + (hint if "mean" in hint else f"allowed: {', '.join(options)}")
     message = err["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+    message = message.partition(", unable to")[0].partition(", got a number")[0]
+    if err["type"] == "multiple_of":
+        step = err["ctx"]["multiple_of"]
+        shown += f"; try {min(LARGEST, max(step, round(err['input'] / step) * step))}"
+    if err["type"].startswith("bool"):
+        message = "should be true or false"
+    if err["type"] in ("too_short", "string_too_short"):
+        message = "should not be empty"
     return f"{key}: {message[0].lower()}{message[1:]}{shown}"
 
 

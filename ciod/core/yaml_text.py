@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -40,7 +41,47 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
-def parse(text: str | bytes, most: int = WRITTEN) -> Any:
+@dataclass(frozen=True)
+class Sourced:
+    """A value without quotes that YAML takes for something other than text, and what was written: 8 and ``010``."""
+
+    value: Any
+    source: str
+
+
+class _SourcedLoader(_Loader):
+    """Keeps what was written beside every number, date, null and the like."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        value = super().construct_object(node, deep=deep)  # pyright: ignore[reportUnknownMemberType]
+        if not isinstance(node, yaml.ScalarNode) or isinstance(value, (str, Sourced)):
+            return value
+        return Sourced(value, node.value)
+
+
+def parse_sourced(text: str | bytes, most: int = WRITTEN) -> Any:
+    """As ``parse``, with ``Sourced`` leaves; keys of mappings are what was written."""
+    return _with_text_keys(parse(text, most, _SourcedLoader))
+
+
+def _with_text_keys(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k.source if isinstance(k, Sourced) else k: _with_text_keys(v) for k, v in value.items()}
+    return [_with_text_keys(v) for v in value] if isinstance(value, list) else value
+
+
+def without_sources(value: Any) -> Any:
+    """The values alone, as ``parse`` has them."""
+    if isinstance(value, Sourced):
+        return value.value
+    if isinstance(value, dict):
+        return {without_sources(k): without_sources(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return type(value)(without_sources(v) for v in value)
+    return value
+
+
+def parse(text: str | bytes, most: int = WRITTEN, loader_type: type[_Loader] = _Loader) -> Any:
     """Content of one document; None where there is none.
 
     Args:
@@ -52,7 +93,7 @@ def parse(text: str | bytes, most: int = WRITTEN) -> Any:
             13th month, ``!!bool perhaps``.
     """
     try:
-        loader = _Loader(text)
+        loader = loader_type(text)
         loader.most = most
         node = loader.get_single_node()
         if node is None:

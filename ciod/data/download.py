@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from ciod.core.errors import ConfigError, DataError, did_you_mean
-from ciod.core.files import explained
+from ciod.core.files import expanded, explained
 from ciod.core.reading import Unreadable, read_object
 from ciod.core.run_log import write_json
 from ciod.data.archives import CHUNK, Say, check_room, human_bytes, unpack
@@ -122,7 +122,7 @@ def fetch(name: str, out: str | Path, *, mirror: str | None = None, keep: bool =
         DataError: no network, no room, a wrong checksum, an archive with something else in it.
         WriteError: ``out`` cannot be written.
     """
-    source, out = find(name), Path(out).expanduser()
+    source, out = find(name), expanded(out)
     if mirror is not None and not mirror.startswith(("http://", "https://")):
         raise ConfigError([f"mirror: '{mirror}' is no web address; it must begin with http:// or https://."])
     with explained(out):

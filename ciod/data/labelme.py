@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ciod.core.errors import DataError
+from ciod.core.files import nfc
 from ciod.core.reading import EMBEDDED, Unreadable, check_regular, read_bytes
 from ciod.data.formats.index_builder import Check, Columns, number, numbered, size_of, to_index
 from ciod.data.formats.layout import Layout, Part, child, split_of_name, subfolders
 from ciod.data.index import Index, Problems
 from ciod.data.pairs import Pairs, annotation_files
-from ciod.data.text_files import decoded, nfc
+from ciod.data.text_files import decoded
 
 LOOKED_FOR = "labelme: a JSON beside each picture"
 _HEAD = 1 << 20  # bytes in which a file shows that it is labelme's: the picture itself may follow, in base64

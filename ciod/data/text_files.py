@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import codecs
-import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
 from ciod.core.errors import DataError
-from ciod.core.files import exists, is_folder
+from ciod.core.files import nfc
 from ciod.core.reading import EMBEDDED, read_bytes
 
 _MARKS = (  # the marks of UTF-32 begin with those of UTF-16
@@ -21,31 +20,11 @@ _MARKS = (  # the marks of UTF-32 begin with those of UTF-16
 ADVICE = "save it as UTF-8"
 
 
-def nfc(text: str) -> str:
-    """``text`` with composed accents, so that two names that look the same are the same."""
-    return text if text.isascii() else unicodedata.normalize("NFC", text)
-
-
 def same_names(names: Iterable[str]) -> tuple[str, ...]:
     """Class names with composed accents; as they are where two would become one (a model from before names were)."""
     names = tuple(names)
     composed = tuple(map(nfc, names))
     return composed if len(set(composed)) == len(set(names)) else names
-
-
-def stored(path: Path | str) -> Path:
-    """``path``, or what is there under the same name with its accents composed another way, as copying between systems
-    leaves it."""
-    path = Path(path)
-    if exists(path) or str(path).isascii():
-        return path
-    place = Path(path.anchor)
-    for part in path.parts[1 if path.anchor else 0 :]:
-        there = place / part
-        if not exists(there) and is_folder(place):
-            there = next((p for p in place.iterdir() if nfc(p.name) == nfc(part)), there)
-        place = there
-    return place if exists(place) else path
 
 
 def encoding_of(raw: bytes) -> str:

@@ -15,8 +15,9 @@ import torchvision
 from torch import Tensor, nn
 
 from ciod.core.errors import CiodError
+from ciod.core.files import nfc
 from ciod.core.types import Detections, Matches, Outputs, Targets
-from ciod.data.text_files import nfc, same_names
+from ciod.data.text_files import same_names
 from ciod.detectors.layers.class_layers import ClassConv, ClassRows
 
 if TYPE_CHECKING:

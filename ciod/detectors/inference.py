@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ciod.core.errors import ConfigError, DataError, did_you_mean
+from ciod.core.files import nfc
 from ciod.core.types import Detections, Outputs, in_original
 from ciod.data.augment import letterbox
 from ciod.data.images import as_array
-from ciod.data.text_files import nfc
 
 
 class Predictor(Protocol):

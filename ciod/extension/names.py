@@ -6,8 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ciod.core.errors import ConfigError, did_you_mean
-from ciod.data.text_files import nfc, same_names
+from ciod.core.errors import ConfigError, did_you_mean, nearest
+from ciod.core.files import nfc
+from ciod.core.text_lists import quoted, word, written_list, written_mapping
+from ciod.data.text_files import same_names
 
 
 @dataclass(frozen=True)
@@ -73,20 +75,20 @@ def match(
     keep = None if keep is None else [nfc(n) for n in keep]
     rename = {nfc(a): nfc(b) for a, b in (rename or {}).items()}
     problems = _unknown(model, folder, keep, drop, rename, new)
+    new = _commas_of_names([*new], folder)
     staying = [n for n in model if (keep is None or n in keep) and n not in drop]
     old = [rename.get(n, n) for n in staying]
     problems += [f"rename: two classes of the model would be called '{n}'." for n in sorted({*old}) if old.count(n) > 1]
     data = {n: rename.get(n, n) for n in folder}
     arriving = list(dict.fromkeys(n for n in data.values() if n not in old))
+    similar = {}
     for name in arriving:
-        similar = [o for o in old if alike(o, name)]
+        same = [o for o in old if alike(o, name)]
         sources = [a for a, b in data.items() if b == name]
-        if similar and not {name, *sources} & set(new):
-            source = sources[0]
-            problems.append(
-                f"The folder has the class '{source}' and the model '{similar[0]}': is it the same? "
-                f"Say so with rename='{{{source}: {similar[0]}}}', or new='[{source}]' if it is another class."
-            )
+        if same and not {name, *sources} & set(new):
+            similar[sources[0]] = same[0]
+    if similar:
+        problems.append(_question(similar, rename, new))
     if not old and not problems:
         problems.append("keep and drop leave none of the model's classes; then there is nothing to extend.")
     if problems:
@@ -98,6 +100,23 @@ def match(
         taught=tuple(n for n in dict.fromkeys(data.values()) if n in old),
         data=data,
         dropped=tuple(n for n in model if n not in staying),
+    )
+
+
+def _question(similar: Mapping[str, str], rename: Mapping[str, str], new: Sequence[str]) -> str:
+    """Asks about names of the folder (keys) that are nearly the model's (values), with both answers to paste."""
+    same = word("rename", written_mapping({**rename, **similar}))
+    other = word("new", written_list([*new, *similar]))
+    if len(similar) == 1:
+        ((a, b),) = similar.items()
+        return (
+            f"The folder has the class '{a}' and the model '{b}': is it the same? "
+            f"Say so with {same}, or {other} if it is another class."
+        )
+    shown = ", ".join(f"'{a}' and '{b}'" for a, b in similar.items())
+    return (
+        f"Classes of the folder and of the model have nearly the same names: {shown}. If they are the same, write "
+        f"{same}; if they are other classes, {other}; or divide them among the two."
     )
 
 
@@ -138,14 +157,32 @@ def _unknown(
         ("rename", rename, (*folder, *model), "model and the folder"),
         ("new", new, folder, "folder"),
     ):
+        whole = _commas_of_names([*listed], known)
+        if whole != [*listed] and key != "rename":
+            problems.append(f"{key}: a comma of a name stands in quotes; write {word(key, written_list(whole))}.")
+            continue
         for name in listed:
             if name not in known:
                 verb = "have" if " and " in whose else "has"
-                problems.append(f"{key}: the {whose} {verb} no class '{name}'; {did_you_mean(str(name), known)}")
+                problem = f"{key}: the {whose} {verb} no class '{name}'; {did_you_mean(str(name), known)}"
+                near = nearest(str(name), known)
+                if near is not None and quoted(near) != near:  # which would be taken apart again
+                    problem += f" In {key}= it is written {quoted(near)}."
+                problems.append(problem)
     both = sorted({*(keep or ())} & {*drop})
     if both:
         problems.append(f"keep and drop both name {', '.join(both)}.")
     return problems
+
+
+def _commas_of_names(listed: list[str], known: Sequence[str]) -> list[str]:
+    """``listed`` with neighbours joined that together are one known name: Hot Dog, Bun."""
+    for name in known:
+        for i in range(len(listed)):
+            end = i + name.count(", ") + 1
+            if i + 1 < end <= len(listed) and ", ".join(listed[i:end]) == name:
+                return _commas_of_names([*listed[:i], name, *listed[end:]], known)
+    return listed
 
 
 def _list(names: Sequence[str], most: int = 12) -> str:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ciod.config.checks import method_of, model_folder
-from ciod.config.load import data_folder, problems_of
-from ciod.config.settings import LARGEST, Evaluation, Positive, Section, Train
+from ciod.config.checks import device, folder, folder_of_data, method_of, model_folder
+from ciod.config.reader import Table, nest, untold
+from ciod.config.settings import Evaluation, Positive, Section, Share, Size, Train
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
-from ciod.core.files import exists, is_folder
 from ciod.data.augment import Augment
 
-Share = Annotated[float, Field(ge=0, le=1)]
 Effort = Literal["quick", "normal", "thorough"]
 
 
@@ -53,7 +50,7 @@ class Extend(Section):
     epochs: Positive | None = None
     batch: Positive | None = None
     lr: Annotated[float, Field(gt=0)] | None = None
-    size: Annotated[int, Field(ge=32, le=LARGEST, multiple_of=32)] | None = None
+    size: Size | None = None
     """Side of the input in pixels; None: what the model was made for."""
     train: Train = Train()
     augment: Augment = Augment()
@@ -62,15 +59,16 @@ class Extend(Section):
     device: str = "auto"
 
 
-_SHORT = {
+SHORT = {
     leaf: f"{section}.{leaf}"
     for section, model in (("eval", Evaluation), ("augment", Augment), ("train", Train))
     for leaf in model.model_fields
     if leaf not in Extend.model_fields
 }
+TABLE = Table(Extend, {**SHORT, "method": "method.name"}, default_method="auto")
 
 
-def load(content: dict[str, Any], problems: Sequence[str] = ()) -> Extend:
+def load(content: Mapping[str, Any], problems: Sequence[str] = ()) -> Extend:
     """Validated settings from flat ``key: value`` pairs (``train.clip``, ``clip`` and ``method.score`` are keys).
 
     Args:
@@ -79,34 +77,14 @@ def load(content: dict[str, Any], problems: Sequence[str] = ()) -> Extend:
     Raises:
         ConfigError: every problem at once, before any image is read.
     """
-    tree: dict[str, Any] = {}
-    problems = list(problems)
-    for key, value in content.items():
-        full = "method.name" if key == "method" and isinstance(value, str) else _SHORT.get(key, key)
-        head, _, leaf = full.partition(".")
-        if head not in Extend.model_fields:
-            problems.append(f"{key}: there is no such setting; {did_you_mean(key, [*Extend.model_fields, *_SHORT])}")
-        elif leaf:
-            tree.setdefault(head, {})[leaf] = value
-        elif isinstance(value, dict) and isinstance(tree.get(head), dict):
-            tree[head] |= value
-        else:
-            tree[head] = value
-    for key in ("keep", "drop", "new", "names"):  # one name is a list of one
-        if isinstance(tree.get(key), str):
-            tree[key] = [w.strip() for w in tree[key].split(",")]
-    problems += model_folder("out", tree.get("out"))
-    said = {p.partition(":")[0] for p in problems}
-    problems += [f"{k}= is needed." for k in ("model", "data", "out") if not tree.get(k) and k not in said]
-    filled = {"model": "-", "data": "-", "out": "-", **{k: v for k, v in tree.items() if v is not None}}
-    problems += problems_of(Extend, filled)
+    flat, more = TABLE.settings(content)
+    problems = [*problems, *more]
+    tree = nest({k: v for k, v in flat.items() if v is not None})
+    problems += untold(TABLE.problems(tree), problems)
+    problems += model_folder("out", tree.get("out") or None)
     problems += _method(tree.get("method") or {})
-    for key in ("data", "pool", "old_data"):
-        folder = data_folder(tree.get(key))
-        if folder is not None and not exists(folder):
-            beside = [p.name for p in Path(folder).parent.iterdir()] if is_folder(Path(folder).parent) else []
-            hint = did_you_mean(Path(folder).name, beside)
-            problems.append(f"{key}: there is no folder {folder}{'; ' + hint if 'mean' in hint else '.'}")
+    problems += [*folder_of_data(tree.get("data")), *folder("pool", tree.get("pool"))]
+    problems += [*folder_of_data(tree.get("old_data"), "old_data"), *device(tree.get("device"))]
     if problems:
         raise ConfigError(problems)
     return Extend.model_validate(tree)
@@ -124,6 +102,9 @@ def _method(given: Any) -> list[str]:
         return [f"method.{k}: method=auto takes no settings; name a method." for k in settings]
     if name == "joint":
         return ["method: joint training needs the old images, which extending does without; use ciod train."]
+    if ".py" not in name and name not in methods.available():
+        fitting = ["auto", *(m for m in methods.available() if m != "joint")]
+        return [f"method: there is no method '{name}'; {did_you_mean(name, fitting)}"]
     try:
         cls = methods.find(name)
     except CiodError as e:

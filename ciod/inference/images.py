@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ciod.core.errors import CiodError, did_you_mean
-from ciod.core.files import exists, is_file, is_folder
+from ciod.core.files import exists, is_file, is_folder, stored
 from ciod.core.types import Detections
 from ciod.data.folders import NO_TARGET, below, why_passed_over
 from ciod.data.images import SUFFIXES
 from ciod.data.index import Problems
-from ciod.data.text_files import stored
 from ciod.detectors.inference import stream
 
 if TYPE_CHECKING:

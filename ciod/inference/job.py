@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ciod.core.errors import CiodError, DataError
-from ciod.core.files import explained, named
+from ciod.core.files import explained, named, nfc
 from ciod.core.run_log import atomic_write, write_json
 from ciod.core.types import Detections
 from ciod.data.images import as_array, read_header, read_image, save_image
 from ciod.data.index import Problems
-from ciod.data.text_files import nfc
 from ciod.detectors.inference import stream
 from ciod.inference.images import VIDEOS, files
 from ciod.inference.video import Video, VideoWriter, need_av

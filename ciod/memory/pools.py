@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from ciod.core.errors import CiodError, DataError, did_you_mean
-from ciod.core.files import is_file, is_folder
+from ciod.core.files import expanded, is_file, is_folder
 from ciod.data import folders
 from ciod.data.images import SUFFIXES, header_sizes
 from ciod.data.index import Index, Problems, empty_columns
-from ciod.data.text_files import stored
 
 
 def read(folder: str | Path, classes: tuple[str, ...] = ()) -> Index:
@@ -22,7 +21,7 @@ def read(folder: str | Path, classes: tuple[str, ...] = ()) -> Index:
     Raises:
         CiodError: there is no such folder, no picture in it, or none can be read.
     """
-    place = stored(Path(folder).expanduser())
+    place = expanded(folder)
     if not is_folder(place):
         beside = [p.name for p in place.parent.iterdir() if p.is_dir()] if is_folder(place.parent) else []
         hint = did_you_mean(place.name, beside)

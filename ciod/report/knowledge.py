@@ -218,13 +218,15 @@ def main(words: list[str]) -> Path:
     Raises:
         CiodError: whatever is wrong with the words, the models or the picture.
     """
-    from ciod.config.load import parse_overrides, problems_of
+    from ciod.config.load import problems_of
+    from ciod.config.reader import Table, split
     from ciod.data.images import read_image
     from ciod.detectors.files import weights
 
-    plain = [w for w in words if "=" not in w]
-    flat, problems = parse_overrides([w for w in words if "=" in w])
-    out = flat.pop("out", None)
+    plain, given, problems = split(words)
+    out = given.pop("out", None)
+    flat, more = Table(ILYOLOX).settings(given)
+    problems += more
     if len(plain) != 3 or out is None:
         problems.append("Write TEACHER STUDENT PICTURE out=FILE: two models of one run, the earlier first.")
     if flat.get("select", "crs") != "crs":

@@ -14,27 +14,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
+from ciod.config.marks import LATER_TASKS, NO_RESULT, marked
+from ciod.config.settings import Run
 from ciod.core.run_log import METRICS, atomic_write, read_metrics
 from ciod.core.version import __version__
 
 if TYPE_CHECKING:
-    from ciod.config.load import Run
     from ciod.core.distributed import World
-
-# Settings that change neither the weights nor the results of a run.
-_FREE = {"out", "first", "resume", "allow", "device", "upper_bound"}
-_FREE |= {f"train.{k}" for k in ("workers", "picture_cache", "keep_freed")}
-_FREE |= {f"train.{k}" for k in ("log_every", "eval_every", "save_every", "save_minutes")}
 
 
 def fingerprint(settings: Run) -> dict[str, Any]:
     """Everything that determines a run, flat and JSON-ready: resuming with other values is refused."""
     flat: dict[str, Any] = {}
+    free = marked(type(settings), NO_RESULT)
 
     def walk(tree: dict[str, Any], prefix: str) -> None:
         for k, v in tree.items():
             key = f"{prefix}{k}"
-            if key in _FREE:
+            if key in free:
                 continue
             if isinstance(v, dict):
                 walk(v, f"{key}.")
@@ -47,8 +44,8 @@ def fingerprint(settings: Run) -> dict[str, Any]:
 
 def first_task(settings: dict[str, Any]) -> dict[str, Any]:
     """The part of a fingerprint that the first task depends on: nothing of method, memory, pool and later tasks."""
-    later = {f"train.{k}" for k in ("lr_later", "joint_epochs", "teacher", "share_frozen", "teacher_stream")}
-    kept = {k: v for k, v in settings.items() if not k.startswith(("method.", "memory.", "pool.")) and k not in later}
+    later = marked(Run, LATER_TASKS)
+    kept = {k: v for k, v in settings.items() if k not in later and k.partition(".")[0] not in later}
     epochs = kept.get("train.epochs")
     return {**kept, "train.epochs": epochs[0] if isinstance(epochs, list) else epochs}
 

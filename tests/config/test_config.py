@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from ciod.config import load as config
-from ciod.config.load import load, parse_overrides
+from ciod.config.load import load
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.data.shapes.scenes import CLASSES
 from tests.data.writers import sample_index, write_coco
@@ -31,7 +31,7 @@ MISTAKES = [
     (["train.epoch=3"], r"train\.epoch: there is no such setting; did you mean 'epochs'"),
     (["tain.epochs=3"], r"tain\.epochs: there is no such setting; did you mean"),
     (["zzzzzz=3"], "zzzzzz: there is no such setting; allowed: "),
-    (["method.center_scor=0.2"], r"method\.center_scor: there is no such setting; did you mean 'center_score'"),
+    (["method.center_scor=0.2"], r"method\.center_scor: there is no such setting; did you mean 'method\.center_score'"),
     (["augment.flipp=1"], r"augment\.flipp: there is no such setting; did you mean 'flip'"),
     (["epochs=many"], r"train\.epochs: should be a valid integer.*got 'many'"),
     (["epochs=0"], r"train\.epochs: should be greater than or equal to 1 \(got 0\)"),
@@ -68,7 +68,8 @@ MISTAKES = [
     (["resume=maybe"], "resume: 'maybe' is not allowed; allowed: auto, never"),
     (["epochs"], "'epochs' is not a setting; write key=value"),
     (["=3"], "'=3' is not a setting"),
-    (["split=[[cat], [dog"], "split: .* cannot be read; quote it or check its brackets"),
+    (["split=[[cat], [dog"], r"split: '\[\[cat\], \[dog' is not a split; write 40\+40"),
+    (["epochs=[3"], r"train\.epochs: '\[3' cannot be read; quote it or check its brackets\."),
 ]
 
 
@@ -114,7 +115,7 @@ def test_a_method_that_needs_what_the_detector_lacks(tmp_path, data):
 def test_settings_of_a_method_from_a_file(tmp_path, data):
     words = [f"data={data}", mine(tmp_path, "share: float = 0.5")]
     assert load(None, [*words, "method.share=0.25"]).method["share"] == 0.25
-    with pytest.raises(ConfigError, match=r"method\.shar: there is no such setting; did you mean 'share'"):
+    with pytest.raises(ConfigError, match=r"method\.shar: there is no such setting; did you mean 'method\.share'"):
         load(None, [*words, "method.shar=1"])
 
 
@@ -134,7 +135,7 @@ def test_a_contradiction_is_told_beside_a_wrong_setting(data):
     words = ["method.cls_weight=0", "method.box_weight=0", "method.nms_ou=0.5", "method.score=2"]
     with pytest.raises(ConfigError) as e:
         load(None, [f"data={data}", *words])
-    for said in ("did you mean 'nms_iou'", "method.score:", "cls_weight and method.box_weight are both 0"):
+    for said in ("did you mean 'method.nms_iou'", "method.score:", "cls_weight and method.box_weight are both 0"):
         assert said in str(e.value)
     assert len(e.value.problems) == 3
 
@@ -174,12 +175,12 @@ def test_a_message_can_be_caught_as_ciods():
         ("clip=", None),
         ("out=runs/a=b", "runs/a=b"),
         ("detector=e2e", "e2e"),
-        ("name=3e", "3e"),
+        ("protocol.name=3e", "3e"),
     ],
 )
 def test_values(word, value):
-    flat, problems = parse_overrides([word])
-    assert problems == [] and list(flat.values()) == [value] and type(next(iter(flat.values()))) is type(value)
+    flat, problems = config.gather(None, [word])
+    assert problems == [] and next(iter(flat.values())) == value and type(next(iter(flat.values()))) is type(value)
 
 
 def test_shorthands_mean_the_right_section(data):

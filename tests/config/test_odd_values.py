@@ -28,7 +28,7 @@ PREDICT = ("out", "score", "classes", "draw", "coco", "data", "split", "batch", 
 EXPORT = ("onnx", "size", "dynamic_size", "nms", "opset", "score_threshold", "max_detections", "images", "names")
 TRAIN = (*sorted(shorthands()), "method", "method.center_score", "memory", "memory.size", "pool", "detector",
          "protocol", "train", "augment", "eval", "x.y", "", "train.", ".lr", "scenario")  # fmt: skip
-EXTEND = (*(k for k in extending.Extend.model_fields if k != "model"), *sorted(extending._SHORT), "method.score")
+EXTEND = (*(k for k in extending.Extend.model_fields if k != "model"), *sorted(extending.SHORT), "method.score")
 
 
 class Enough(Exception):

@@ -47,14 +47,14 @@ def test_what_cannot_be_a_value(text, match):
 
 def test_a_class_called_no_in_every_place(tmp_path):
     """A YOLO data set, a split, words of a command."""
-    from ciod.config.arguments import names, switch
-    from ciod.config.load import parse_overrides
+    from ciod.config.commands import PREDICT, read
+    from ciod.config.load import gather
     from ciod.data import formats
     from ciod.data.shapes.scenes import write_shapes
 
-    assert parse_overrides(["split=[[no], [on, off]]"]) == ({"split": [["no"], ["on", "off"]]}, [])
-    assert names(parse_overrides(["classes=[no, yes]"])[0]["classes"]) == ["no", "yes"]
-    assert [switch(parse_overrides([f"draw={w}"])[0]["draw"]) for w in ("no", "off", "false", "yes", "on")] == [
+    assert gather(None, ["split=[[no], [on, off]]"]) == ({"protocol.split": [["no"], ["on", "off"]]}, [])
+    assert read(PREDICT, ["classes=[no, yes]"])[1]["classes"] == ["no", "yes"]
+    assert [read(PREDICT, [f"draw={w}"])[1]["draw"] for w in ("no", "off", "false", "yes", "on")] == [
         False, False, False, True, True,
     ]  # fmt: skip
     (tmp_path / "labels").mkdir()

@@ -12,10 +12,11 @@ import pytest
 import ciod
 from ciod import detectors
 from ciod.config.checks import data_folder
+from ciod.core.files import stored
 from ciod.data import formats
 from ciod.data.images import save_image
 from ciod.data.scenarios.scenario import Protocol, groups_of
-from ciod.data.text_files import same_names, stored
+from ciod.data.text_files import same_names
 from ciod.detectors.files import weights
 from ciod.extension import names
 from ciod.inference.images import files

@@ -6,14 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ciod.core.errors import DataError, did_you_mean
-from ciod.core.files import exists, is_file, is_folder
+from ciod.core.files import exists, expanded, is_file, is_folder
 from ciod.core.reading import check_regular
 from ciod.data import labelme
 from ciod.data.formats import coco, voc, yolo
 from ciod.data.formats.index_builder import Check
 from ciod.data.formats.layout import Layout, Part
 from ciod.data.index import Index, Problems
-from ciod.data.text_files import stored
 
 _READERS = {"voc": voc, "yolo": yolo, "labelme": labelme}
 
@@ -29,7 +28,7 @@ def recognise(path: str | Path) -> Layout:
     Raises:
         DataError: there is no such path, or it is none of the four; says what was looked for and what is there.
     """
-    path = stored(Path(path).expanduser().absolute())
+    path = expanded(path).absolute()
     if not exists(path):
         raise DataError(f"The data set {path} does not exist{_near(path)}.")
     if is_file(path):

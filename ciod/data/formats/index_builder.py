@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 
 from ciod.core.errors import DataError
+from ciod.core.files import nfc
 from ciod.data.frames import match_sizes, twice_in_joined
 from ciod.data.images import read_header, read_image
 from ciod.data.index import Index, Problems, count
-from ciod.data.text_files import nfc
 
 Check = Literal["files", "headers", "pixels"]
 _CHUNK = 256  # pictures per future: one each would cost more than looking at them

@@ -11,7 +11,7 @@ from typing import Literal
 from urllib.parse import unquote
 
 from ciod.core.errors import DataError
-from ciod.data.text_files import nfc
+from ciod.core.files import nfc
 
 _WORDS = {
     **dict.fromkeys(("train", "training"), "train"),

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ciod.core.files import nfc
 from ciod.core.reading import LABELS, Unreadable, read_bytes
 from ciod.data.folders import below
 from ciod.data.formats.index_builder import Check, Columns, number, numbered, size_of, to_index
@@ -16,7 +17,7 @@ from ciod.data.formats.layout import Layout, Part, child, folded, only, split_of
 from ciod.data.images import SUFFIXES
 from ciod.data.index import Index, Problems
 from ciod.data.pairs import Pairs, annotation_files
-from ciod.data.text_files import ADVICE, encoding_of, nfc, read_text
+from ciod.data.text_files import ADVICE, encoding_of, read_text
 
 LOOKED_FOR = "VOC: Annotations/*.xml with JPEGImages/, or pictures and *.xml side by side in train/ and val/"
 

@@ -11,13 +11,13 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from ciod.core import typed
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
-from ciod.core.files import is_file
+from ciod.core.files import is_file, nfc
 from ciod.core.reading import Unreadable, read_yaml
 from ciod.core.validation_messages import problems_of
 from ciod.data.index import Index
 from ciod.data.scenarios import loco
-from ciod.data.text_files import nfc
 
 Split = str | list[int] | list[list[str]]
 
@@ -334,12 +334,12 @@ def read_protocol(name: str) -> Protocol:
     if not is_file(path):
         raise CiodError(f"scenario: there is no '{name}'; {did_you_mean(name, available())}")
     try:
-        content = read_yaml(path)
+        content = read_yaml(path, sourced=True)
     except Unreadable as e:
         raise CiodError(f"scenario: {e}") from e
     if not isinstance(content, dict):
         raise CiodError(f"scenario: {path} must be a mapping with split, order, …")
-    content.setdefault("name", path.stem)
+    content = {"name": path.stem, **typed.fit(content, Protocol)}
     problems = problems_of(Protocol, content, where=str(path.name))
     if problems:
         raise ConfigError(problems)

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from ciod.core.errors import CiodError
 from ciod.core.files import atomic_write
+from ciod.core.limits import LARGEST
 from ciod.detectors.base import Detector
 
 FORMAT = 2  # 1 had no checksum
 LONGEST = 64 << 20  # bytes of metadata
-LARGEST = 8192  # pixels a side of the batch image
 
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
 Scalar = bool | int | float | str | None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ciod.core.errors import CiodError, did_you_mean
-from ciod.core.files import is_file
+from ciod.core.files import expanded, is_file
 from ciod.detectors.base import Input
 
 PREFIX = "mmdet:"
@@ -54,7 +54,7 @@ def locate(given: str) -> Path:
     Raises:
         CiodError: there is none.
     """
-    path = Path(given).expanduser()
+    path = expanded(given)
     if path.suffix == ".py" and is_file(path):
         return path
     folder = configs()

@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.files import is_file
+from ciod.core.limits import LARGEST
 from ciod.data import names as known
 from ciod.data.augment import Placement
 from ciod.data.text_files import read_text
@@ -136,7 +137,7 @@ def size_of(source: OnnxFile, size: int | None) -> int:
     own = ciod_metadata(source).get("input", {}).get("size")
     sizes = _literal(source.metadata.get("imgsz"))
     side = own or (max(sizes) if isinstance(sizes, list) and sizes else sizes)
-    return side if isinstance(side, int) and 32 <= side <= 8192 else DEFAULT_SIZE
+    return side if isinstance(side, int) and 32 <= side <= LARGEST else DEFAULT_SIZE
 
 
 def of_metadata(source: OnnxFile) -> tuple[Input, str] | None:

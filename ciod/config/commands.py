@@ -1,0 +1,162 @@
+"""Settings of the commands that take no sections: what each may be, and its default."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from ciod.config import checks, reader
+from ciod.config.reader import Table
+from ciod.config.settings import Positive, Section, Share, Size
+from ciod.core.errors import ConfigError
+
+Names = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+"""``a,b`` or ``[a, b]``: names of classes, one of them or more."""
+
+
+class Eval(Section):
+    """Settings of ``ciod eval``."""
+
+    data: str
+    """Data set in any format that ciod reads."""
+    split: str = "val"
+    """Which of its splits is scored."""
+    size: Size | None = None
+    """Side of the input in pixels; None: the model's own."""
+    score_threshold: Share = 0.001
+    """Detections below this are not scored."""
+    nms_iou: Share = 0.65
+    max_detections: Positive = 100
+    """The best so many per class and image."""
+    multi_label: bool | None = None
+    """Each class of a position counts (true), or the best alone (false); None: as is usual for the detector."""
+    device: str = "auto"
+    classes: Names | None = None
+    """Only these are scored."""
+    names: Names | None = None
+    """Class names of a checkpoint without, a file of them, or ``coco``."""
+    metric: Literal["coco", "voc07", "voc"] = "coco"
+    """``voc07`` (11-point) and ``voc`` (area) stand beside COCO's AP."""
+    json_file: str | None = None
+    """File for the scores (written ``json=FILE``)."""
+
+
+class Predict(Section):
+    """Settings of ``ciod predict``."""
+
+    out: str = "predictions"
+    """Folder for drawn pictures, videos and ``predictions.json``."""
+    score: Share | None = None
+    """Lowest score of what is shown; None: 0.3."""
+    classes: Names | None = None
+    """Only these."""
+    draw: bool = True
+    """False: JSON alone."""
+    coco: str | None = None
+    """File for COCO results."""
+    data: str | None = None
+    """Data set with the image and category ids of the COCO results, and the pictures where no file is named."""
+    split: str = "val"
+    """Which of its splits."""
+    batch: Positive = 8
+    """Pictures at a time."""
+    size: Size | None = None
+    """Side of the input in pixels; None: the model's own."""
+    nms_iou: Share | None = None
+    """None: 0.65."""
+    max_detections: Positive | None = None
+    """The best so many per picture; None: 100."""
+    device: str = "auto"
+    names: Names | None = None
+    """Class names of a checkpoint without, a file of them, or ``coco``."""
+
+
+class Export(Section):
+    """Settings of ``ciod export MODEL onnx=FILE``."""
+
+    onnx: str
+    """The file to write."""
+    nms: bool = True
+    """Non-maximum suppression in the graph."""
+    size: Size | None = None
+    """Side of the input in pixels; None: the model's own."""
+    dynamic_size: bool = False
+    """The graph takes other sizes too."""
+    opset: int = 17
+    score_threshold: Share | None = None
+    nms_iou: Share | None = None
+    max_detections: Positive | None = None
+    images: str | None = None
+    """Folder of pictures to compare graph and model on."""
+    names: Names | None = None
+    """Class names of a checkpoint without, a file of them, or ``coco``."""
+
+
+class ExportMMDet(Section):
+    """Settings of ``ciod export MODEL mmdet=FOLDER``."""
+
+    mmdet: str
+    """The folder for config and checkpoint."""
+    size: Size | None = None
+    names: Names | None = None
+
+
+class Check(Section):
+    """Settings of ``ciod check``."""
+
+    input: list[str] | None = None
+    """How pictures are given: ``0..255,bgr``."""
+    names: Names | None = None
+    size: Positive | None = None
+    old_outputs: str = "auto"
+    """Layout of the outputs, by name."""
+    taps: str | None = None
+    """Tensors to read: ``8:a,b 16:c,d 32:e``."""
+
+
+class Demo(Section):
+    """Settings of ``ciod demo``."""
+
+    out: str = "demo"
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: str = "auto"
+
+
+class Download(Section):
+    """Settings of ``ciod data``."""
+
+    out: str | None = None
+    """Folder for the data set; without it nothing is fetched."""
+    mirror: str | None = None
+    """Web folder with the same archives."""
+    keep: bool = False
+    """The archives stay."""
+
+
+EVAL = Table(Eval, {"json": "json_file"})
+PREDICT = Table(Predict)
+EXPORT = Table(Export)
+EXPORT_MMDET = Table(ExportMMDet)
+CHECK = Table(Check)
+DEMO = Table(Demo)
+DOWNLOAD = Table(Download)
+
+
+def read(table: Table, words: Sequence[str] | None, *, takes: str | None = None) -> tuple[list[str], dict[str, Any]]:
+    """Plain words, and the settings that were given, by name.
+
+    Args:
+        takes: begins the sentence about plain words where the command has no use for them: "eval takes one model".
+
+    Raises:
+        ConfigError: everything that is wrong, before anything is read.
+    """
+    plain, found, problems = reader.read(table, words, plain=takes)
+    problems += checks.folder_of_data(found.get("data"))
+    problems += checks.device(found.get("device"))
+    problems += [p for k in ("out", "coco", "onnx", "mmdet", "json_file") for p in checks.target(k, found.get(k))]
+    if problems:
+        raise ConfigError(problems)
+    return plain, found
