@@ -22,7 +22,9 @@ def test_its_loss_is_yolox_own():
     outputs = detector(torch.randint(0, 256, (2, 3, 64, 64)).float())
     targets = Targets.pad(boxes, labels)
     own = detector.loss(outputs, targets, detector.match(outputs, targets))
-    assert plain.loss(outputs, boxes, labels).item() == pytest.approx(torch.stack([*own.values()]).sum().item(), rel=1e-5)
+    assert plain.loss(outputs, boxes, labels).item() == pytest.approx(
+        torch.stack([*own.values()]).sum().item(), rel=1e-5
+    )
 
 
 def test_boxes_move_with_the_picture(tmp_path):
