@@ -71,6 +71,13 @@ def test_a_loader_process_at_fault(data, timeout, error, words):
         list(batches(DataLoader(data(), num_workers=1, timeout=timeout)))
 
 
+def test_a_loader_process_that_may_have_run_the_script_again(monkeypatch):
+    """Where processes are not forked, a script without a main guard ends them as well as exhausted memory."""
+    monkeypatch.setattr("ciod.core.main_guard.forks", lambda: False)
+    with pytest.raises(CiodError, match=r"memory may be exhausted, or it ran the script again \(put the call under"):
+        list(batches(DataLoader(Dies(), num_workers=1, timeout=30)))
+
+
 def test_a_bus_error():
     """What torch says when a page of shared memory is not there after all."""
 
