@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 IMAGENET: dict[str, Any] = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}  # of an Input, 0..255
 
 
+FOLDED = (
+    "The teacher's weights are not those of a student: its batch normalisation is folded into its convolutions. A "
+    "method that reads, mixes or averages them needs exact_teacher (a property that is True) and train.teacher=exact."
+)
+
+
 @dataclass(frozen=True)
 class Input:
     """How a detector wants its pictures; part of its settings, so that a model file is enough to use it."""
@@ -53,6 +59,8 @@ class Detector(nn.Module, ABC):
     place, of matches alone), ``box_distribution``, ``features``, ``branches``."""
     variants: ClassVar[Mapping[str, Any]] = {}
     """Names of this family and what each is made of."""
+    folded: bool = False
+    """A teacher's convolutions have swallowed their batch normalisation; its weights are no longer a student's."""
     multi_label: ClassVar[bool] = False
     """Whether it is usual to score every class of a position as a detection; ``eval.multi_label`` has the say."""
 
@@ -195,9 +203,24 @@ class Detector(nn.Module, ABC):
         if twice:
             raise CiodError(f"The detector already knows {', '.join(map(repr, twice))}; a class can be added once.")
 
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """As of any module.
+
+        Raises:
+            CiodError: of a folded teacher, whose weights are not those of a student.
+        """
+        if self.folded:
+            raise CiodError(FOLDED)
+        return super().named_parameters(prefix, recurse, remove_duplicate)
+
     def frozen(self) -> Detector:
         """An independent copy in eval mode, without gradients."""
-        return copy.deepcopy(self).eval().requires_grad_(False)
+        twin = copy.deepcopy(self).eval()
+        for _, p in nn.Module.named_parameters(twin):
+            p.requires_grad_(False)
+        return twin
 
     @torch.no_grad()
     def decode(
