@@ -110,8 +110,8 @@ def first_task_notes(settings: Run) -> list[str]:
     if type(method).needs_first_task is not Method.needs_first_task:
         raise CiodError(f"first: {name} needs a first task of its own with these settings; leave first= out.")
     return [
-        f"The first task is that of {settings.first}, and {name} had no part in it, though {reason}. Leave first= out, or "
-        "write needs_first_task: ClassVar[bool] = False in its class if any first task will do."
+        f"The first task is that of {settings.first}, and {name} had no part in it, though {reason}. Leave first= out, "
+        "or write needs_first_task: ClassVar[bool] = False in its class if any first task will do."
     ]
 
 
