@@ -5,19 +5,23 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ciod.methods.base import user_code
-
-if TYPE_CHECKING:
-    from ciod.methods.base.method import Method
 
 # What may change the first task, or gather there. Parameters are the settings' business, ``state`` only keeps.
 _HOOKS = ("grow", "begin_task", "draw", "loss", "before_step", "end_task", "fresh")
 _OLD = {"teacher", "_teacher", "old", "_task"}  # attributes by which a method tells the first task from later ones
 
 
-def why(method: Method) -> str | None:
+class Needs(Protocol):
+    """What this module asks a ``Method``."""
+
+    @property
+    def needs_first_task(self) -> bool: ...
+
+
+def why(method: Needs) -> str | None:
     """Why ``method`` needs a first task of its own, in words; None where any will do."""
     if not method.needs_first_task:
         return None
