@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +80,13 @@ def plain(obj: Any) -> Any:
         return obj
     if isinstance(obj, float):
         return float(obj) if math.isfinite(obj) else None
+    items: Any = obj
     if isinstance(obj, Mapping):
-        return {str(k): plain(v) for k, v in obj.items()}
+        return {str(k): plain(v) for k, v in items.items()}
     if isinstance(obj, (list, tuple)):
-        return [plain(v) for v in obj]
+        return [plain(v) for v in items]
     if isinstance(obj, (set, frozenset)):
-        return sorted((plain(v) for v in obj), key=str)
+        return sorted((plain(v) for v in items), key=str)
     if hasattr(obj, "tolist"):  # numpy arrays and scalars, torch tensors
         return plain(obj.tolist())
     return str(obj)  # paths, devices, dtypes
@@ -93,13 +94,14 @@ def plain(obj: Any) -> Any:
 
 def _object(line: bytes) -> dict[str, Any] | None:
     try:
-        entry = json.loads(line)
+        entry: Any = json.loads(line)
     except (ValueError, RecursionError):  # also what is not UTF-8: a character cut in half
         return None
-    if not isinstance(entry, dict):
+    if type(entry) is not dict:
         return None
-    counts = (entry.get(key, 0) for key in ("task", "epoch", "step"))
-    return entry if all(type(n) is int and 0 <= n < 2**53 for n in counts) else None
+    found: dict[str, Any] = entry
+    counts: Iterator[Any] = (found.get(key, 0) for key in ("task", "epoch", "step"))
+    return found if all(type(n) is int and 0 <= n < 2**53 for n in counts) else None
 
 
 def _cut_torn_line(path: Path) -> None:

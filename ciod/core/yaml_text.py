@@ -27,7 +27,8 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in rules if tag != _BOOL]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_untyped: Any = _Loader  # the stubs of yaml leave its resolvers and constructors open
+_untyped.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
 def parse(text: str | bytes) -> Any:
@@ -38,7 +39,7 @@ def parse(text: str | bytes) -> Any:
             VALUES values, has what is no text, or holds one that is not what it says: a 13th month, ``!!bool perhaps``.
     """
     try:
-        loader = _Loader(text)
+        loader: Any = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, overload
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor, nn
+from torchvision.ops import batched_nms  # pyright: ignore[reportMissingTypeStubs]
 
 from ciod.core.errors import CiodError
 from ciod.core.types import Detections, Matches, Outputs, Targets
@@ -63,6 +63,9 @@ class Detector(nn.Module, ABC):
     """A teacher's convolutions have swallowed their batch normalisation; its weights are no longer a student's."""
     multi_label: ClassVar[bool] = False
     """Whether it is usual to score every class of a position as a detection; ``eval.multi_label`` has the say."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, class_names: Sequence[str], settings: dict[str, Any], taking: Input):
         super().__init__()
@@ -123,7 +126,8 @@ class Detector(nn.Module, ABC):
 
     def class_modules(self) -> dict[str, ClassConv]:
         """The growing layers by module name."""
-        return {n: m for n, m in self.named_modules() if isinstance(m, ClassConv)}
+        modules: dict[str, nn.Module] = dict(self.named_modules())
+        return {n: m for n, m in modules.items() if isinstance(m, ClassConv)}
 
     @abstractmethod
     def trunk(self) -> list[nn.Module]:
@@ -137,11 +141,11 @@ class Detector(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        return self.mean.device  # type: ignore[return-value]
+        return self.mean.device
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 or float [B, 3, H, W] RGB 0..255 → what the backbone takes."""
-        x = (images.to(self.mean.dtype) - self.mean) / self.std  # type: ignore[operator]
+        x = (images.to(self.mean.dtype) - self.mean) / self.std
         return x.flip(1) if self.input.bgr else x
 
     def grow(self, names: Sequence[str]) -> None:
@@ -247,7 +251,7 @@ class Detector(nn.Module, ABC):
         label_of = None
         if scores.shape[2] and not multi_label:
             scores, label_of = scores.max(2, keepdim=True)
-        found = []
+        found: list[Detections] = []
         for i in range(len(scores)):  # evaluation, not training: images have ragged numbers of detections
             # Of a network that diverged not all boxes are finite; NaN is above no floor.
             finite = outputs.boxes[i].isfinite().all(1, keepdim=True)
@@ -256,7 +260,7 @@ class Detector(nn.Module, ABC):
             order = score.argsort(descending=True, stable=True)[:5000]
             boxes, score = outputs.boxes[i, at[order]], score[order]
             label = label[order] if label_of is None else label_of[i, at[order], 0]
-            kept = torchvision.ops.batched_nms(boxes, score, label, limit)[:max_detections]
+            kept = batched_nms(boxes, score, label, limit)[:max_detections]
             found.append(Detections.of(boxes[kept], score[kept], label[kept], self.class_names))
         return found
 
@@ -318,7 +322,7 @@ class Detector(nn.Module, ABC):
             max_detections=max_detections,
             classes=classes,
         )
-        found = []
+        found: list[Detections] = []
         for _, _, detections in results:
             if isinstance(detections, Exception):
                 raise detections

@@ -164,9 +164,9 @@ class Method(BaseModel):
         something there. ``ciod compare`` then does not share it with other methods, and ``first=`` warns or is refused.
 
         By default the code of a user's class decides: True where it overrides ``loss``, ``begin_task`` or another moment
-        of training, unless the function begins with ``if self.teacher is None: return super().…`` (or ``self.old``). A
-        class sets it by ``needs_first_task: ClassVar[bool] = False``. At the end of another run's first task only
-        ``begin_task`` and ``end_task`` are called, on the trained detector.
+        of training, unless that begins with ``if self.teacher is None: return super()…`` (or ``self.old``). A class sets
+        it by ``needs_first_task: ClassVar[bool] = False``. At the end of another run's first task only ``begin_task`` and
+        ``end_task`` are called, on the trained detector.
         """
         return bool(first_task.hooks(type(self)))
 
