@@ -81,8 +81,8 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
         raise CiodError(f"device: '{wanted}' is not a device; allowed: auto, cpu, cuda, cuda:N.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise CiodError(f"device: {wanted} was asked for, but PyTorch sees no GPU here; use device=auto or device=cpu.")
-    index: int | None = device.index  # None without a number, whatever its stub says
-    return torch.device("cuda", local_rank) if device.type == "cuda" and index is None else device
+    number: Any = device.index  # None without one, whatever its stub says
+    return torch.device("cuda", local_rank) if device.type == "cuda" and number is None else device
 
 
 @contextmanager

@@ -92,16 +92,19 @@ def plain(obj: Any) -> Any:
     return str(obj)  # paths, devices, dtypes
 
 
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
 def _object(line: bytes) -> dict[str, Any] | None:
     try:
         entry: Any = json.loads(line)
     except (ValueError, RecursionError):  # also what is not UTF-8: a character cut in half
         return None
-    if type(entry) is not dict:
+    if not _is_object(entry):
         return None
-    found: dict[str, Any] = entry
-    counts: Iterator[Any] = (found.get(key, 0) for key in ("task", "epoch", "step"))
-    return found if all(type(n) is int and 0 <= n < 2**53 for n in counts) else None
+    counts: Iterator[Any] = (entry.get(key, 0) for key in ("task", "epoch", "step"))
+    return entry if all(type(n) is int and 0 <= n < 2**53 for n in counts) else None
 
 
 def _cut_torn_line(path: Path) -> None:

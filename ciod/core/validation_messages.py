@@ -45,7 +45,7 @@ def _sentence(model: type[BaseModel], err: Any, where: str) -> str:
         allowed = _fields_at(model, loc[:-1])
         return f"{key}: there is no such setting; {did_you_mean(loc[-1], allowed)}"
     given: Any = err.get("input")
-    shown = "" if isinstance(given, dict) else f" (got {given!r})"
+    shown = "" if isinstance(err.get("input"), dict) else f" (got {given!r})"
     if err["type"] == "literal_error":
         expected = err["ctx"]["expected"].replace("'", "")
         options = [w.strip() for w in expected.replace(" or ", ", ").split(",")]

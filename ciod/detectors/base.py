@@ -126,8 +126,7 @@ class Detector(nn.Module, ABC):
 
     def class_modules(self) -> dict[str, ClassConv]:
         """The growing layers by module name."""
-        modules: dict[str, nn.Module] = dict(self.named_modules())
-        return {n: m for n, m in modules.items() if isinstance(m, ClassConv)}
+        return {n: m for n, m in _modules(self) if isinstance(m, ClassConv)}
 
     @abstractmethod
     def trunk(self) -> list[nn.Module]:
@@ -328,3 +327,8 @@ class Detector(nn.Module, ABC):
                 raise detections
             found.append(detections)
         return found if several else found[0]
+
+
+def _modules(module: Any) -> Iterator[tuple[str, nn.Module]]:
+    """``named_modules`` with the types that its documentation has."""
+    yield from module.named_modules()

@@ -163,10 +163,10 @@ class Method(BaseModel):
         """True: the first task is this method's own, because it trains it otherwise than fine-tuning does or gathers
         something there. ``ciod compare`` then does not share it with other methods, and ``first=`` warns or is refused.
 
-        By default the code of a user's class decides: True where it overrides ``loss``, ``begin_task`` or another moment
-        of training, unless that begins with ``if self.teacher is None: return super()…`` (or ``self.old``). A class sets
-        it by ``needs_first_task: ClassVar[bool] = False``. At the end of another run's first task only ``begin_task`` and
-        ``end_task`` are called, on the trained detector.
+        By default the code of a user's class decides: True where it overrides ``loss``, ``begin_task`` or another
+        moment of training, unless that begins with ``if self.teacher is None: return super()…`` (or ``self.old``). A
+        class sets it by ``needs_first_task: ClassVar[bool] = False``. At the end of another run's first task only
+        ``begin_task`` and ``end_task`` are called, on the trained detector.
         """
         return bool(first_task.hooks(type(self)))
 
