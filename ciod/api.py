@@ -147,7 +147,7 @@ def evaluate(
         )
     if classes is not None:
         mask = mask_of(both, classes)
-        both = both if mask is None else tuple(n for n, chosen in zip(both, mask.tolist(), strict=True) if chosen)
+        both = both if mask is None else tuple(n for i, n in enumerate(both) if bool(mask[i]))
     world = World(device=pick_device(device))
     detector.to(world.device)
     settings = Evaluation.model_validate(decoding)

@@ -24,6 +24,7 @@ found = detector.predict("photo.jpg")
 scored = ciod.evaluate(detector, "photos")
 print(results["tasks"], found.boxes.shape, scored.table.line())
 """
+LARGEST = 67  # lines of ciod with an error that is silenced
 REVEALED = ("results", "detector", "found", "found.boxes", "found.class_names", "scored", "scored.table", "ciod.extend")
 
 
@@ -61,3 +62,9 @@ def test_a_strict_type_checker_sees_the_types_of_the_installed_wheel(tmp_path, m
     unknown = {name: kind for name, kind in types.items() if kind in ("Any", "Unknown") or "Unknown" in kind}
     assert unknown == {}
     assert (types["detector"], types["found"], types["scored.table"]) == ("Detector", "Detections", "APTable")
+
+
+def test_silenced_errors_become_fewer():
+    """Lower it with them; never raise it."""
+    lines = [line for p in (ROOT / "ciod").rglob("*.py") for line in p.read_text(encoding="utf-8").splitlines()]
+    assert sum("type: ignore" in line for line in lines) <= LARGEST

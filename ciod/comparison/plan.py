@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ciod import methods
 from ciod.comparison import identity
 from ciod.comparison.settings import OWN, TABLE, Entry, Upper, entries, seeds_of, written
 from ciod.comparison.worker import mark
@@ -18,6 +19,8 @@ from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.files import is_file
 from ciod.core.reading import Unreadable, read_yaml
 from ciod.data.scenarios.scenario import Scenario
+from ciod.methods.base import first_task
+from ciod.methods.base.user_code import told
 
 # Sections of settings that single rows may have too: images that are seen beside a task's own, from the second task on.
 _BESIDE = ("memory", "pool")
@@ -237,6 +240,7 @@ class _Builder:
         self.data = {k: identity.fingerprint(v) for k, v in pair.items()}
         self.device = pick_device(self.run.device).type
         self.warnings: list[str] = []
+        self.alone = self._alone()
         upper = self._upper()
         cells = [c for seed in self.seeds for c in self._of_seed(seed, upper)]
         for cell in cells:
@@ -257,15 +261,27 @@ class _Builder:
         return "final" if len(self.groups) == 2 else "prefixes"
 
     def _of_seed(self, seed: int, upper: Upper) -> list[Cell]:
-        methods = [e for e in self.entries if e.name != "joint"]
-        first = self._first(seed) if len(self.groups) > 1 else None
+        rows = [e for e in self.entries if e.name != "joint"]
+        shared = len(self.groups) > 1 and any(e.label not in self.alone for e in rows)
+        first = self._first(seed) if shared else None
         cells = [first] if first else []
         if upper != "none":
             last = len(self.groups)
             cells += [self._joint(seed, k) for k in (range(2, last + 1) if upper == "prefixes" else [last])]
-        for e in methods:
-            cells.append(self._run(seed, e, first))
+        for e in rows:
+            cells.append(self._run(seed, e, None if e.label in self.alone else first))
         return cells
+
+    def _alone(self) -> dict[str, str]:
+        """Label of each method that needs a first task of its own → why."""
+        found: dict[str, str] = {}
+        for e in (e for e in self.entries if e.name != "joint" and len(self.groups) > 1):
+            with told(e.name):
+                reason = first_task.why(methods.make(self._settings(0, self.out, **_method(e)).method))
+            if reason:
+                found[e.label] = reason
+                self.warnings.append(f"{e.label}: its first task is not shared with the other methods: {reason}.")
+        return found
 
     def _settings(self, seed: int, folder: Path, **more: Any) -> Run:
         return config.load(None, {**self.base, "seed": seed, "out": str(folder), **more})

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from pydantic import BaseModel
 
@@ -224,14 +224,14 @@ def read_file(path: Path) -> tuple[dict[str, Any], list[str]]:
     return {str(k): v for k, v in content.items()}, []
 
 
-def _is_model(kind: Any) -> bool:
+def _is_model(kind: Any) -> TypeGuard[type[BaseModel]]:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _leaves(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
     for key, f in model.model_fields.items():
         if _is_model(f.annotation):
-            yield from _leaves(f.annotation, f"{prefix}{key}.")  # type: ignore[arg-type]
+            yield from _leaves(f.annotation, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}"
 

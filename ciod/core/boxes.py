@@ -44,7 +44,7 @@ def pairwise_iou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
 
 def iou_table(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """``pairwise_iou`` of arrays: [N, 4], [M, 4] → [N, M]."""
-    return pairwise_iou(torch.from_numpy(a), torch.from_numpy(b)).numpy()
+    return pairwise_iou(torch.as_tensor(a), torch.as_tensor(b)).numpy()
 
 
 def giou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,7 +54,7 @@ class World:
             return list(yes)
         votes = torch.tensor([int(y) for y in yes], device=self.device)
         dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-        return [bool(v) for v in votes.tolist()]
+        return [bool(v) for v in votes.unbind()]
 
     def take_over(self, module: torch.nn.Module) -> None:
         """Every rank gets the first one's weights and statistics: those of batch normalisation are each rank's own."""
@@ -81,11 +81,12 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
         raise CiodError(f"device: '{wanted}' is not a device; allowed: auto, cpu, cuda, cuda:N.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise CiodError(f"device: {wanted} was asked for, but PyTorch sees no GPU here; use device=auto or device=cpu.")
-    return torch.device("cuda", local_rank) if device.type == "cuda" and device.index is None else device
+    number: Any = device.index  # None without one, whatever its stub says
+    return torch.device("cuda", local_rank) if device.type == "cuda" and number is None else device
 
 
 @contextmanager
-def world(wanted: str = "auto") -> Iterator[World]:
+def world(wanted: str = "auto") -> Generator[World, None, None]:
     """Sets up the process group for as long as it is needed."""
     rank, size, local = _environment()
     device = pick_device(wanted, local)
@@ -104,14 +105,15 @@ def world(wanted: str = "auto") -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def _store_of_this_attempt() -> dist.Store | None:
+def _store_of_this_attempt() -> Any:
     """Where the processes find each other, None for PyTorch's own place. Those that torchrun starts again must not find
     the addresses of those that died: they would wait for them until the time is up."""
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
     if attempt is None:
         return None
-    store, _, _ = next(iter(dist.rendezvous("env://")))
-    return dist.PrefixStore(f"attempt {attempt}", store)
+    torch_dist: Any = dist  # whose stubs leave out what its documentation has
+    store, _, _ = next(iter(torch_dist.rendezvous("env://")))
+    return torch_dist.PrefixStore(f"attempt {attempt}", store)
 
 
 def _environment() -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -82,7 +82,7 @@ def named(path: Path | str) -> Path:
 
 
 @contextmanager
-def whole(path: Path | str, *, size: int = 0) -> Iterator[IO[bytes]]:
+def whole(path: Path | str, *, size: int = 0) -> Generator[IO[bytes], None, None]:
     """A binary file that takes the place of ``path`` when the block ends without an error.
 
     Content and folder are synced, so that after a power cut too there is the old file or the new one. What is there and
@@ -127,7 +127,7 @@ def atomic_write(path: Path | str, content: bytes | str) -> Path:
 
 
 @contextmanager
-def explained(path: Path, size: int = 0) -> Iterator[None]:
+def explained(path: Path, size: int = 0) -> Generator[None, None, None]:
     """Turns an OSError of the block into a WriteError that names ``path``."""
     try:
         yield

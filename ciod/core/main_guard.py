@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import multiprocessing
 import sys
 from multiprocessing import process
@@ -37,7 +38,7 @@ def check() -> None:
 
 def _unguarded() -> tuple[str, int] | None:
     """File and line of the script that this call comes from, if no condition on ``__name__`` is around it."""
-    frame: FrameType | None = sys._getframe()
+    frame: FrameType | None = inspect.currentframe()
     while frame is not None:
         if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "__main__":
             break

@@ -101,7 +101,7 @@ def read_object(path: Path | str, limit: int = RESULTS) -> dict[str, Any]:
         Unreadable: as ``read_json``, or it holds something else.
     """
     found = read_json(path, limit)
-    if not isinstance(found, dict):
+    if not yaml_text.is_mapping(found):
         raise Unreadable(f"{path} holds {_kind(found)} where an object with keys should be.")
     return found
 
@@ -131,9 +131,8 @@ def _text(content: bytes, path: Path | str) -> str:
 
 
 def _kind(value: Any) -> str:
-    if isinstance(value, list):
-        return "a list"
-    return "nothing" if value is None else {str: "a text", bool: "true or false"}.get(type(value), "a number")
+    kinds: dict[Any, str] = {list: "a list", type(None): "nothing", str: "a text", bool: "true or false"}
+    return kinds.get(type(value), "a number")
 
 
 def _reason(error: Exception) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,25 +81,30 @@ def plain(obj: Any) -> Any:
         return obj
     if isinstance(obj, float):
         return float(obj) if math.isfinite(obj) else None
+    items: Any = obj
     if isinstance(obj, Mapping):
-        return {str(k): plain(v) for k, v in obj.items()}
+        return {str(k): plain(v) for k, v in items.items()}
     if isinstance(obj, (list, tuple)):
-        return [plain(v) for v in obj]
+        return [plain(v) for v in items]
     if isinstance(obj, (set, frozenset)):
-        return sorted((plain(v) for v in obj), key=str)
+        return sorted((plain(v) for v in items), key=str)
     if hasattr(obj, "tolist"):  # numpy arrays and scalars, torch tensors
         return plain(obj.tolist())
     return str(obj)  # paths, devices, dtypes
 
 
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
 def _object(line: bytes) -> dict[str, Any] | None:
     try:
-        entry = json.loads(line)
+        entry: Any = json.loads(line)
     except (ValueError, RecursionError):  # also what is not UTF-8: a character cut in half
         return None
-    if not isinstance(entry, dict):
+    if not _is_object(entry):
         return None
-    counts = (entry.get(key, 0) for key in ("task", "epoch", "step"))
+    counts: Iterator[Any] = (entry.get(key, 0) for key in ("task", "epoch", "step"))
     return entry if all(type(n) is int and 0 <= n < 2**53 for n in counts) else None
 
 

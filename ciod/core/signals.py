@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
@@ -35,7 +35,7 @@ class Stop:
         self._process = os.getpid()
 
     @contextmanager
-    def listening(self) -> Iterator[Stop]:
+    def listening(self) -> Generator[Stop, None, None]:
         """Handles the signals inside the block (in the main thread only: Python allows no other)."""
         if threading.current_thread() is not threading.main_thread():
             yield self
@@ -49,7 +49,7 @@ class Stop:
                 signal.signal(getattr(signal, name), handler if handler is not None else signal.SIG_DFL)
 
     @contextmanager
-    def at_steps(self) -> Iterator[None]:
+    def at_steps(self) -> Generator[None, None, None]:
         """Inside the block a signal waits for ``leave``; a second Ctrl-C does not."""
         self._waiting = True
         try:
@@ -58,7 +58,7 @@ class Stop:
             self._waiting = False
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
+    def at_once(self) -> Generator[None, None, None]:
         """Inside the block, in one of ``at_steps``, a signal ends the run: everything is written."""
         before, self._waiting = self._waiting, False
         try:

@@ -10,7 +10,7 @@ import os
 import types
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -32,9 +32,11 @@ class _Kind:
     text: bool = False  # free, or one of some words
     other: bool = False  # numbers, switches, or anything: read as YAML
     none: bool = False
-    items: list[Any] = field(default_factory=list)  # element types of lists that hold text
-    pairs: list[tuple[Any, Any]] = field(default_factory=list)  # key and value types of mappings that hold text
-    models: list[type[BaseModel]] = field(default_factory=list)
+    items: list[Any] = field(default_factory=list[Any])  # element types of lists that hold text
+    pairs: list[tuple[Any, Any]] = field(
+        default_factory=list[tuple[Any, Any]]
+    )  # key and value types of mappings that hold text
+    models: list[type[BaseModel]] = field(default_factory=list[type[BaseModel]])
 
     @property
     def holds_text(self) -> bool:
@@ -42,7 +44,8 @@ class _Kind:
 
 
 def _kind(annotation: Any) -> _Kind:
-    kind, lists = _Kind(), []
+    kind = _Kind()
+    lists: list[Any] = []
     for one in _alternatives(annotation):
         origin, args = get_origin(one), get_args(one)
         if _is_text(one):
@@ -116,12 +119,12 @@ def fit(value: Any, annotation: Any) -> Any:
     kind = _kind(annotation)
     if isinstance(value, Sourced):
         return _fit_scalar(value, kind)
-    if isinstance(value, os.PathLike):
+    if _is_path(value):
         return os.fspath(value) if kind.text else value
-    if isinstance(value, (list, tuple)):
+    if yaml_text.is_sequence(value):
         inner = Union[tuple(kind.items)] if kind.items else Any  # noqa: UP007
         return [fit(v, inner) for v in value]
-    if isinstance(value, dict):
+    if yaml_text.is_mapping(value):
         if kind.models:
             fields = kind.models[0].model_fields
             return {k: fit(v, fields[k].annotation if k in fields else Any) for k, v in value.items()}
@@ -133,6 +136,10 @@ def fit(value: Any, annotation: Any) -> Any:
         if kind.pairs:
             return _pairs(value)
     return without_sources(value)
+
+
+def _is_path(value: object) -> TypeGuard[os.PathLike[str]]:
+    return isinstance(value, os.PathLike)
 
 
 def _fit_scalar(leaf: Sourced, kind: _Kind) -> Any:
@@ -163,10 +170,13 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 def _sourced(names: text_lists.Names) -> list[Any]:
-    return [
-        _sourced(n) if isinstance(n, list) else Sourced(_scalar(n), str(n)) if isinstance(n, text_lists.Plain) else n
-        for n in names
-    ]
+    return [_sourced_name(n) for n in names]
+
+
+def _sourced_name(name: Any) -> Any:
+    if yaml_text.is_sequence(name):
+        return _sourced(list(name))
+    return Sourced(_scalar(name), str(name)) if isinstance(name, text_lists.Plain) else name
 
 
 def _scalar(text: str) -> Any:

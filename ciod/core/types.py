@@ -87,7 +87,7 @@ class Batch:
     sizes: Tensor  # [B, 2] height, width of each original image
     scales: Tensor  # [B] batch pixels per original pixel
     index: Tensor  # [B] row of each image in its Index
-    broken: list[str] = field(default_factory=list)  # files that could not be read; a neighbour stands in
+    broken: list[str] = field(default_factory=list[str])  # files that could not be read; a neighbour stands in
     source: Tensor | None = None  # [B] int64 TASK, MEMORY or POOL; None: every image is the task's
 
     def to(self, device: torch.device | str) -> Batch:
@@ -114,8 +114,8 @@ class Outputs:
     strides: Tensor  # [P] pixels per cell
     objectness: Tensor | None = None  # [B, P] logits of what the score has beside the class; FCOS: centre-ness
     distribution: Tensor | None = None  # [B, P, 4, R] logits of the distances left, top, right, bottom
-    features: list[Tensor] = field(default_factory=list)  # [B, F, h, w] a level, of the neck
-    towers: list[Tensor] = field(default_factory=list)  # [B, F, h, w] a level: what the class layer takes
+    features: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] a level, of the neck
+    towers: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] a level: what the class layer takes
     levels: tuple[int, ...] = ()  # positions of each level; their sum is P
     anchors: Tensor | None = None  # [P, 4] the boxes that predictions correct, where a detector has them
     deltas: Tensor | None = None  # [B, P, 4] what corrects the anchors, as the head gives it (RetinaNet)

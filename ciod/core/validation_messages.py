@@ -45,8 +45,8 @@ def _sentence(model: type[BaseModel], err: Any, where: str) -> str:
     if err["type"] == "extra_forbidden":
         allowed = _fields_at(model, loc[:-1])
         return f"{key}: there is no such setting; {did_you_mean(loc[-1], allowed)}"
-    given = err.get("input")
-    shown = f" (got {given!r})" if not isinstance(given, dict) else ""
+    given: Any = err.get("input")
+    shown = "" if isinstance(err.get("input"), dict) else f" (got {given!r})"
     if err["type"] == "literal_error":
         expected = err["ctx"]["expected"].replace("'", "")
         options = [w.strip() for w in expected.replace(" or ", ", ").split(",")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -38,7 +38,8 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in rules if tag != _BOOL]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_untyped: Any = _Loader  # the stubs of yaml leave its resolvers and constructors open
+_untyped.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class _SourcedLoader(_Loader):
     """Keeps what was written beside every number, date, null and the like."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        value = super().construct_object(node, deep=deep)  # pyright: ignore[reportUnknownMemberType]
+        parent: Any = super()  # the stubs of yaml leave what it constructs open
+        value = parent.construct_object(node, deep=deep)
         if not isinstance(node, yaml.ScalarNode) or isinstance(value, (str, Sourced)):
             return value
         return Sourced(value, node.value)
@@ -64,19 +66,34 @@ def parse_sourced(text: str | bytes, most: int = WRITTEN) -> Any:
     return _with_text_keys(parse(text, most, _SourcedLoader))
 
 
+def is_mapping(value: object) -> TypeGuard[dict[Any, Any]]:
+    """``isinstance`` for a dict with any content."""
+    return isinstance(value, dict)
+
+
+def is_sequence(value: object) -> TypeGuard[list[Any] | tuple[Any, ...]]:
+    """``isinstance`` for a list or tuple with any content."""
+    return isinstance(value, (list, tuple))
+
+
+def is_set(value: object) -> TypeGuard[set[Any]]:
+    """``isinstance`` for a set with any content."""
+    return isinstance(value, set)
+
+
 def _with_text_keys(value: Any) -> Any:
-    if isinstance(value, dict):
+    if is_mapping(value):
         return {k.source if isinstance(k, Sourced) else k: _with_text_keys(v) for k, v in value.items()}
-    return [_with_text_keys(v) for v in value] if isinstance(value, list) else value
+    return [_with_text_keys(v) for v in value] if is_sequence(value) else value
 
 
 def without_sources(value: Any) -> Any:
     """The values alone, as ``parse`` has them."""
     if isinstance(value, Sourced):
         return value.value
-    if isinstance(value, dict):
+    if is_mapping(value):
         return {without_sources(k): without_sources(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set)):
+    if is_sequence(value) or is_set(value):
         return type(value)(without_sources(v) for v in value)
     return value
 
@@ -93,7 +110,7 @@ def parse(text: str | bytes, most: int = WRITTEN, loader_type: type[_Loader] = _
             13th month, ``!!bool perhaps``.
     """
     try:
-        loader = loader_type(text)
+        loader: Any = loader_type(text)
         loader.most = most
         node = loader.get_single_node()
         if node is None:

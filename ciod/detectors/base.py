@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, overload
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor, nn
+from torchvision.ops import batched_nms  # pyright: ignore[reportMissingTypeStubs]
 
 from ciod.core.errors import CiodError
 from ciod.core.files import nfc
@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     Picture: TypeAlias = str | Path | np.ndarray | Image.Image
 
 IMAGENET: dict[str, Any] = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}  # of an Input, 0..255
+
+
+FOLDED = (
+    "The teacher's weights are not those of a student: its batch normalisation is folded into its convolutions. A "
+    "method that reads, mixes or averages them needs exact_teacher (a property that is True) and train.teacher=exact."
+)
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,13 @@ class Detector(nn.Module, ABC):
     place, of matches alone), ``box_distribution``, ``features``, ``branches``."""
     variants: ClassVar[Mapping[str, Any]] = {}
     """Names of this family and what each is made of."""
+    folded: bool = False
+    """A teacher's convolutions have swallowed their batch normalisation; its weights are no longer a student's."""
     multi_label: ClassVar[bool] = False
     """Whether it is usual to score every class of a position as a detection; ``eval.multi_label`` has the say."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, class_names: Sequence[str], settings: dict[str, Any], taking: Input):
         super().__init__()
@@ -116,7 +127,7 @@ class Detector(nn.Module, ABC):
 
     def class_modules(self) -> dict[str, ClassConv]:
         """The growing layers by module name."""
-        return {n: m for n, m in self.named_modules() if isinstance(m, ClassConv)}
+        return {n: m for n, m in _modules(self) if isinstance(m, ClassConv)}
 
     @abstractmethod
     def trunk(self) -> list[nn.Module]:
@@ -130,11 +141,11 @@ class Detector(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        return self.mean.device  # type: ignore[return-value]
+        return self.mean.device
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 or float [B, 3, H, W] RGB 0..255 → what the backbone takes."""
-        x = (images.to(self.mean.dtype) - self.mean) / self.std  # type: ignore[operator]
+        x = (images.to(self.mean.dtype) - self.mean) / self.std
         return x.flip(1) if self.input.bgr else x
 
     def grow(self, names: Sequence[str]) -> None:
@@ -196,9 +207,24 @@ class Detector(nn.Module, ABC):
         if twice:
             raise CiodError(f"The detector already knows {', '.join(map(repr, twice))}; a class can be added once.")
 
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """As of any module.
+
+        Raises:
+            CiodError: of a folded teacher, whose weights are not those of a student.
+        """
+        if self.folded:
+            raise CiodError(FOLDED)
+        return super().named_parameters(prefix, recurse, remove_duplicate)
+
     def frozen(self) -> Detector:
         """An independent copy in eval mode, without gradients."""
-        return copy.deepcopy(self).eval().requires_grad_(False)
+        twin = copy.deepcopy(self).eval()
+        for _, p in nn.Module.named_parameters(twin):
+            p.requires_grad_(False)
+        return twin
 
     @torch.no_grad()
     def decode(
@@ -225,7 +251,7 @@ class Detector(nn.Module, ABC):
         label_of = None
         if scores.shape[2] and not multi_label:
             scores, label_of = scores.max(2, keepdim=True)
-        found = []
+        found: list[Detections] = []
         for i in range(len(scores)):  # evaluation, not training: images have ragged numbers of detections
             # Of a network that diverged not all boxes are finite; NaN is above no floor.
             finite = outputs.boxes[i].isfinite().all(1, keepdim=True)
@@ -234,7 +260,7 @@ class Detector(nn.Module, ABC):
             order = score.argsort(descending=True, stable=True)[:5000]
             boxes, score = outputs.boxes[i, at[order]], score[order]
             label = label[order] if label_of is None else label_of[i, at[order], 0]
-            kept = torchvision.ops.batched_nms(boxes, score, label, limit)[:max_detections]
+            kept = batched_nms(boxes, score, label, limit)[:max_detections]
             found.append(Detections.of(boxes[kept], score[kept], label[kept], self.class_names))
         return found
 
@@ -296,9 +322,14 @@ class Detector(nn.Module, ABC):
             max_detections=max_detections,
             classes=classes,
         )
-        found = []
+        found: list[Detections] = []
         for _, _, detections in results:
             if isinstance(detections, Exception):
                 raise detections
             found.append(detections)
         return found if several else found[0]
+
+
+def _modules(module: Any) -> Iterator[tuple[str, nn.Module]]:
+    """``named_modules`` with the types that its documentation has."""
+    yield from module.named_modules()

@@ -6,8 +6,9 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ciod.core.errors import CiodError, did_you_mean
 from ciod.core.files import is_file
@@ -53,6 +54,16 @@ def find(name: str) -> type[Method]:
         for v in vars(module).values()
         if isinstance(v, type) and issubclass(v, Method) and v.__module__ == module.__name__
     )
+
+
+def make(settings: Mapping[str, Any], default: str = "ilyolox") -> Method:
+    """A method from the section ``method`` of checked settings: its name and its own settings.
+
+    Raises:
+        CiodError: as ``find``.
+    """
+    given = dict(settings)
+    return find(str(given.pop("name", default))).model_validate(given)
 
 
 def _from_file(name: str) -> type[Method]:

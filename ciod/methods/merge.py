@@ -43,6 +43,10 @@ class Merge(Method):
     _earlier: dict[str, Tensor] = PrivateAttr(default_factory=dict)  # θ_{t-2}
     _pulled: list[tuple[Shared, Tensor, Tensor]] = PrivateAttr(default_factory=list)
 
+    @property
+    def needs_first_task(self) -> bool:
+        return self.rule == "duet" or self.direction > 0  # both measure what the first task moved
+
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
         now = _snapshot(self.detector)

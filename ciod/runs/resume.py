@@ -7,9 +7,12 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ciod import methods
 from ciod.core.errors import CiodError
 from ciod.core.run_log import METRICS, atomic_write, read_metrics
 from ciod.detectors.files import model_file, weights
+from ciod.methods.base import first_task
+from ciod.methods.base.method import Method
 from ciod.runs import environment, fingerprints
 from ciod.training import checkpoint
 
@@ -19,7 +22,6 @@ if TYPE_CHECKING:
     from ciod.data.scenarios.scenario import Scenario
     from ciod.detectors.base import Detector
     from ciod.memory.rehearsal import Extra
-    from ciod.methods.base.method import Method
     from ciod.training.progress import Reporter
 
 FORMAT = 2  # of the state
@@ -39,7 +41,7 @@ def earlier(settings: Run, world: World) -> tuple[dict[str, Any] | None, list[st
             raise CiodError(f"{' '.join(damaged)} No older state is whole: choose another out=, or remove {out}.")
         if (out / "results.json").exists():
             raise CiodError(f"out: {out} holds a run without its last/ folder; choose another out=.")
-        return take_over(settings, world), []
+        return take_over(settings, world), first_task_notes(settings)
     if settings.resume == "never":
         raise CiodError(f"out: {out} already holds a run; choose another out=, or resume=auto to go on with it.")
     if state.get("format") != FORMAT:
@@ -91,6 +93,26 @@ def _refuse(settings: Run, what: Any, holds: str, differ: str) -> list[str]:
     if what not in settings.allow:
         raise CiodError(f"{holds} ({differ}). Choose another out=, or allow it with allow={what}.")
     return [f"The run was gone on with under other {what} ({differ})."]
+
+
+def first_task_notes(settings: Run) -> list[str]:
+    """What is to be known about a first task that another run trained, under ``first=``.
+
+    Raises:
+        CiodError: the method needs one of its own.
+    """
+    if not settings.first:
+        return []
+    method, name = methods.make(settings.method), settings.method.get("name", "ilyolox")
+    reason = first_task.why(method)
+    if reason is None:
+        return []
+    if type(method).needs_first_task is not Method.needs_first_task:
+        raise CiodError(f"first: {name} needs a first task of its own with these settings; leave first= out.")
+    return [
+        f"The first task is that of {settings.first}, and {name} had no part in it, though {reason}. Leave first= out, "
+        "or write needs_first_task: ClassVar[bool] = False in its class if any first task will do."
+    ]
 
 
 def take_over(settings: Run, world: World) -> dict[str, Any] | None:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ciod.core.errors import CiodError
+from ciod.detectors.base import FOLDED
 from ciod.detectors.prefix import Prefix
 from ciod.detectors.staged import parts
 from ciod.detectors.teacher import SideStream, Teacher
@@ -131,6 +133,8 @@ def shared(detector: Detector, teacher: Teacher | None, settings: Train) -> Iter
 
 
 def _equal(one: nn.Module, other: nn.Module) -> bool:
+    if any(map(_is_folded, other.modules())):
+        return False
     a, b = one.state_dict(), other.state_dict()
     return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
 
@@ -139,7 +143,8 @@ def fold(detector: Detector, *, still: int = 0) -> Detector:
     """A copy in eval mode whose convolutions have swallowed the batch normalisation behind them.
 
     A pair is a convolution and the normalisation defined right after it in the same module. That order of definition
-    is the order of execution is checked on noise: where outputs differ by more than rounding, nothing is folded.
+    is the order of execution is checked on noise: where outputs differ by more than rounding, nothing is folded. The
+    weights of the copy are not those of ``detector``: where they are asked for by name, it raises CiodError.
 
     Args:
         still: the first so many parts of the trunk are left out.
@@ -152,10 +157,24 @@ def fold(detector: Detector, *, still: int = 0) -> Detector:
         children = list(module.named_children())
         for (conv_name, conv), (norm_name, norm) in itertools.pairwise(children):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and _fit(conv, norm):
-                setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
+                fused = fuse_conv_bn_eval(conv, norm)
+                fused.register_state_dict_pre_hook(_refuse)
+                setattr(module, conv_name, fused)
                 setattr(module, norm_name, nn.Identity())
     folded.eval().requires_grad_(False)  # what took the place of a normalisation starts in train mode
-    return folded if same(detector, folded) else detector
+    if not same(detector, folded):
+        return detector
+    folded.folded = any(_is_folded(m) for m in folded.modules())
+    return folded
+
+
+def _refuse(module: nn.Module, prefix: str, keep_vars: bool) -> None:
+    """Before a folded convolution gives its weights by name, however it was reached."""
+    raise CiodError(FOLDED)
+
+
+def _is_folded(module: nn.Module) -> bool:
+    return _refuse in module._state_dict_pre_hooks.values()
 
 
 def _fit(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:

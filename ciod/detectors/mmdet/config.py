@@ -4,6 +4,7 @@ A ``.py`` config is code, and runs when it is read: only a file or name the user
 checkpoint holds is read as plain values, and may name registered classes alone.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import ast
@@ -29,7 +30,7 @@ def require() -> None:
         CiodError: the extra is not installed, or its parts do not go together.
     """
     try:
-        import mmdet.models  # type: ignore[import-not-found]  # noqa: F401
+        import mmdet.models  # noqa: F401
     except ImportError as error:
         raise CiodError(f"Detectors of MMDetection need the extra mmdet ({error}): {INSTALL}") from error
     except AssertionError as error:  # mmdet asserts the versions of its parts
@@ -43,7 +44,7 @@ def configs() -> Path:
         CiodError: the extra is not installed.
     """
     require()
-    import mmdet  # type: ignore[import-not-found]
+    import mmdet
 
     return Path(mmdet.__file__).parent / ".mim" / "configs"
 
@@ -76,7 +77,7 @@ def read(given: str) -> dict[str, Any]:
     """
     path = locate(given)
     require()
-    from mmengine.config import Config  # type: ignore[import-not-found]
+    from mmengine.config import Config
 
     try:
         content = Config.fromfile(str(path))
@@ -124,7 +125,7 @@ def _pretrained(value: Any) -> bool:
 def pretrained(given: str) -> str | None:
     """``imagenet`` where the backbone of a config starts from torchvision's weights."""
     require()
-    from mmengine.config import Config  # type: ignore[import-not-found]
+    from mmengine.config import Config
 
     backbone = Config.fromfile(str(locate(given))).to_dict().get("model", {}).get("backbone", {})
     address = str((backbone.get("init_cfg") or {}).get("checkpoint", ""))

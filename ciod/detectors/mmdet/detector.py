@@ -5,6 +5,7 @@ its coder decodes boxes and its assigner matches. Class layers are replaced by o
 ``mmdet_heads`` has what differs from head to head, ``mmdet_config`` what is read of a config.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import copy
@@ -326,9 +327,9 @@ def _build(model: dict[str, Any], classes: int, source: str) -> Any:
     Raises:
         CiodError: MMDetection does not take it.
     """
-    from mmdet.models import SingleStageDetector  # type: ignore[import-not-found]
-    from mmdet.registry import MODELS  # type: ignore[import-not-found]
-    from mmengine.logging import MMLogger  # type: ignore[import-not-found]
+    from mmdet.models import SingleStageDetector
+    from mmdet.registry import MODELS
+    from mmengine.logging import MMLogger
 
     log = MMLogger.get_current_instance()
     level = log.level
@@ -347,7 +348,7 @@ def _build(model: dict[str, Any], classes: int, source: str) -> Any:
 def to_build(model: dict[str, Any], classes: int) -> Any:
     """A copy as MMDetection's heads want it: with so many classes, and batch normalisation of one process, as all of
     ciod's detectors have."""
-    from mmengine.config import ConfigDict  # type: ignore[import-not-found]
+    from mmengine.config import ConfigDict
 
     given = copy.deepcopy({k: v for k, v in model.items() if k not in ("input", "data_preprocessor")})
     given["bbox_head"]["num_classes"] = classes
@@ -368,7 +369,7 @@ def class_layers(model: dict[str, Any], source: str) -> dict[str, int]:
     Raises:
         CiodError: there are none, or MMDetection does not take the config.
     """
-    from mmdet.registry import MODELS  # type: ignore[import-not-found]
+    from mmdet.registry import MODELS
 
     with _building(source), torch.device("meta"):
         few, more = (MODELS.build(to_build(model, n)).state_dict() for n in (2, 3))

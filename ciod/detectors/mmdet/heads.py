@@ -4,6 +4,7 @@ Assigners and box losses are the head's own. Sums are written here, because meth
 in them (``losses.supervise``), which MMDetection's ``loss`` cannot. tests/mmdet holds both to be equal.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import inspect
@@ -104,7 +105,7 @@ def check_head(head: Any, recipe: Recipe, source: str) -> None:
         )
     if kind != "FCOSHead" and assigner_of(head) is None:
         raise CiodError(f"{source}: model.train_cfg has no assigner, so the {kind} cannot be trained.")
-    from mmdet.models.task_modules.samplers import PseudoSampler  # type: ignore[import-not-found]
+    from mmdet.models.task_modules.samplers import PseudoSampler
 
     if not isinstance(getattr(head, "sampler", None), (PseudoSampler, type(None))):
         raise CiodError(f"{source}: the {kind} samples positions; only heads that use all of them are supported.")
@@ -145,7 +146,7 @@ def match(head: Any, outputs: Outputs, targets: Targets) -> Matches:
 
 def _assigned(head: Any, outputs: Outputs, b: int, boxes: Tensor, labels: Tensor) -> Tensor:
     """[P] int64 of image ``b``: the number of the box, from 1; 0 is background, -1 neither."""
-    from mmengine.structures import InstanceData  # type: ignore[import-not-found]
+    from mmengine.structures import InstanceData
 
     if type(head).__name__ == "FCOSHead":
         # It has no assigner; its targets are labels, which negative numbers let pass.

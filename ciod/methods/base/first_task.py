@@ -5,13 +5,28 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from typing import Any
+from typing import Any, Protocol
 
 from ciod.methods.base import user_code
 
 # What may change the first task, or gather there. Parameters are the settings' business, ``state`` only keeps.
 _HOOKS = ("grow", "begin_task", "draw", "loss", "before_step", "end_task", "fresh")
 _OLD = {"teacher", "_teacher", "old", "_task"}  # attributes by which a method tells the first task from later ones
+
+
+class Needs(Protocol):
+    """What this module asks a ``Method``."""
+
+    @property
+    def needs_first_task(self) -> bool: ...
+
+
+def why(method: Needs) -> str | None:
+    """Why ``method`` needs a first task of its own, in words; None where any will do."""
+    if not method.needs_first_task:
+        return None
+    found = hooks(type(method))
+    return f"its {', '.join(found)} may act in it" if found else "it says so"
 
 
 def hooks(cls: type) -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ciod.core.types import TASK, Batch, Matches, Outputs, Targets
 from ciod.detectors.base import Detector
 from ciod.detectors.teacher import Teacher
+from ciod.methods.base import first_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -69,7 +70,13 @@ class Method(BaseModel):
 
     @property
     def teacher(self) -> Teacher | None:
-        """The frozen detector of the task before (``teacher.detector``), or None in the first task."""
+        """The frozen detector of the task before (``teacher.detector``), or None in the first task.
+
+        Call it for its outputs. Its weights are its own: by default (``train.teacher=folded``) batch normalisation is
+        folded into its convolutions, so few of them have an equal twin in the student. A method that reads, mixes or
+        averages them by name overrides ``exact_teacher``; without it ``state_dict``, ``parameters`` and
+        ``named_parameters`` of the teacher raise CiodError.
+        """
         return self._teacher
 
     @property
@@ -147,8 +154,21 @@ class Method(BaseModel):
 
     @property
     def exact_teacher(self) -> bool:
-        """True: these settings need the teacher as it was trained, its batch normalisation not folded away."""
+        """True: these settings read the teacher's weights, or need it as it was trained, its batch normalisation not
+        folded away. The run then needs ``train.teacher=exact``, which ``run_defaults`` can set."""
         return False
+
+    @property
+    def needs_first_task(self) -> bool:
+        """True: the first task is this method's own, because it trains it otherwise than fine-tuning does or gathers
+        something there. ``ciod compare`` then does not share it with other methods, and ``first=`` warns or is refused.
+
+        By default the code of a user's class decides: True where it overrides ``loss``, ``begin_task`` or another
+        moment of training, unless that begins with ``if self.teacher is None: return super()…`` (or ``self.old``). A
+        class sets it by ``needs_first_task: ClassVar[bool] = False``. At the end of another run's first task only
+        ``begin_task`` and ``end_task`` are called, on the trained detector.
+        """
+        return bool(first_task.hooks(type(self)))
 
     def fresh(self) -> list[nn.Module]:
         """Parts that are new in this task: their batch normalisation gathers statistics, whatever train.norm keeps."""

@@ -6,7 +6,7 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -49,7 +49,7 @@ def where(cls: type, name: str | None = None) -> str:
 
 
 @contextmanager
-def told(name: str) -> Iterator[None]:
+def told(name: str) -> Generator[None, None, None]:
     """Faults that come from the file of ``name`` (``path.py:Class``) as a sentence; those of ciod's own pass.
 
     Raises:
