@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
-from ciod import api, detectors
+from ciod import api, cli, detectors
 from ciod.config import load as config
+from ciod.core import reading
 from ciod.core.errors import CiodError, ConfigError, DataError
-from ciod.core.yaml_text import NotYAML, parse
+from ciod.core.yaml_text import WRITTEN, NotYAML, parse
 from ciod.data import formats, images
 from ciod.data.images import save_image
 from ciod.data.index import Problems
 from ciod.data.scenarios import scenario
 from ciod.detectors.base import Detector
+from ciod.detectors.files import weights
+from ciod.detectors.mmdet import config as mmdet
 from ciod.inference import images as inference
 from ciod.report import page
+from tests.data.writers import sample_index, write_coco
 
 COCO = {
     "images": [{"id": 1, "file_name": "a.jpg", "width": 9_999_999, "height": 9_999_999}],
@@ -107,15 +115,18 @@ def test_pipes_as_pictures_videos_and_files_of_a_run(tmp_path):
 
 
 def test_yaml_of_very_many_keys_is_refused_early():
-    with pytest.raises(NotYAML, match="more than 100,000 values"):
-        parse("\n".join(f"a{i}:" for i in range(400_000)))
+    with pytest.raises(NotYAML, match="more than 1,000 values"):
+        parse("\n".join(f"a{i}:" for i in range(400_000)), most=1000)
+    assert WRITTEN <= 100_000
 
 
 @pytest.mark.parametrize("read", [config.load, lambda p: scenario.read_protocol(str(p))], ids=["settings", "scenario"])
-def test_settings_of_very_many_keys(tmp_path, read):
+def test_settings_of_very_many_keys(tmp_path, read, monkeypatch):
+    assert reading.VALUES <= 20_000
+    monkeypatch.setattr(reading, "VALUES", 1000)
     path = tmp_path / "s.yaml"
     path.write_text("\n".join(f"a{i}:" for i in range(30_000)))
-    with pytest.raises(CiodError, match=r"s\.yaml is not YAML: it has more than 20,000 values"):
+    with pytest.raises(CiodError, match=r"s\.yaml is not YAML: it has more than 1,000 values"):
         read(path)
     path.write_text("#" * (2 << 20))
     with pytest.raises(CiodError, match=r"s\.yaml has 2 MB; more than 1 MB are not read"):
@@ -139,6 +150,106 @@ def test_an_unreadable_picture_is_scored_at_the_size_of_the_network(tmp_path):
 
     table, found, broken = evaluate(tiny(), index, Evaluation(batch=2))
     assert len(found) == 2 and broken == [str(tmp_path / "a.jpg")] and table.overall["AP"] is not None
+
+
+# Models that lead to other files --------------------------------------------------------------------------------------
+
+HEAD = {"type": "RetinaHead", "num_classes": 1}
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """As if MMDetection were installed; what a config file would do is done by reading it."""
+    ran: list[str] = []
+    monkeypatch.setattr(mmdet, "require", lambda: None)
+    monkeypatch.setattr(mmdet, "read", lambda given: ran.append(given) or {"bbox_head": HEAD})
+    return ran
+
+
+def model_file(path: Path, **detector: Any) -> Path:
+    meta = {"format": 1, "class_names": ["a"], "detector": detector, "blocks": [1], "lineage": []}
+    save_file({"x": torch.zeros(1)}, path, metadata={"ciod": json.dumps(meta)})
+    return path
+
+
+COMMANDS = {
+    "predict": "predict MODEL PICTURE out=OUT",
+    "eval": "eval MODEL data=DATA",
+    "export": "export MODEL onnx=OUT.onnx",
+    "export to MMDetection": "export MODEL mmdet=OUT",
+    "extend": "extend MODEL data=DATA out=OUT",
+    "train": "train data=DATA weights=MODEL out=OUT split=1+1 detector=yolox-pico size=64",
+    "compare": "compare data=DATA weights=MODEL out=OUT split=1+1 methods=finetune upper=none detector=yolox-pico",
+    "list": "list MODEL",
+}
+
+
+NAMES = ("mmdet:evil.py", "evil.py:Evil", "hf:someone/evil")
+PAIRS = [(c, n) for c in COMMANDS for n in NAMES if c != "compare" or n == NAMES[0]]  # compare starts processes
+
+
+@pytest.mark.parametrize(("command", "name"), PAIRS)
+def test_a_model_file_starts_no_other_file(tmp_path, engine, command, name, monkeypatch, capfd):
+    write_coco(sample_index(tmp_path / "source", names=("cat", "dog")), tmp_path / "data", "train")
+    write_coco(sample_index(tmp_path / "source", names=("cat", "dog")), tmp_path / "data", "val")
+    (tmp_path / "evil.py").write_text("open('canary', 'w')")
+    model_file(tmp_path / "m.safetensors", name=name, size=64)
+    places = {"MODEL": "m.safetensors", "PICTURE": "source/000001.png", "OUT": "out", "DATA": "data"}
+    words = [re.sub("MODEL|PICTURE|OUT|DATA", lambda m: places[m[0]], w) for w in COMMANDS[command].split()]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ciod", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = "".join(capfd.readouterr())
+    wanted = "lies outside the model" if name.startswith("mmdet:") else f"There is no detector '{name}'"
+    if command in ("list", "compare"):  # nothing is built, or by processes of its own
+        assert "Traceback" not in said
+    else:
+        assert ended.value.code == 2 and wanted in said
+    assert engine == [] and not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        ({"teacher_config": "evil.py"}, "with 'teacher_config', which is refused"),
+        ({"backbone": {"type": "ResNet", "pretrained": "evil"}}, r"names another file \(pretrained='evil'\)"),
+        ({"backbone": {"init_cfg": {"type": "Pretrained", "checkpoint": "evil"}}}, "names another file"),
+        ({"backbone": {"init_cfg": [[{"type": "Pretrained"}]]}}, r"\(type='Pretrained'\)"),
+        ({"neck": {"type": "FPN", "x": [["http://evil/a"]]}}, r"\(x='http://evil/a'\)"),
+        ({"neck": {"type": "FPN", "x": "evil.PTH"}}, r"\(x='evil\.PTH'\)"),
+        ({"neck": {"type": "os.system"}}, "names a class 'os.system'"),
+        ({"neck": {"custom_imports": ["evil"]}}, "asks for imports"),
+    ],
+)
+def test_a_config_inside_a_model_leads_to_no_other_file(tmp_path, engine, more, match):
+    text = json.dumps({"type": "RetinaNet", "bbox_head": HEAD, **more})
+    path = model_file(tmp_path / "m.safetensors", name="mmdet:retinanet", config=text)
+    with pytest.raises(CiodError, match=match):
+        weights.load(path)
+    assert engine == []
+
+
+def test_a_config_inside_a_checkpoint_leads_to_no_other_file(tmp_path, engine):
+    model = {"type": "RetinaNet", "bbox_head": HEAD, "neck": {"type": "FPN", "x": "../evil"}}
+    content = {"meta": {"cfg": f"model = {model!r}"}, "state_dict": {"bbox_head.x": torch.zeros(1)}}
+    torch.save(content, tmp_path / "m.pth")
+    with pytest.raises(CiodError, match=r"m\.pth holds a config .* that names another file \(x='\.\./evil'"):
+        weights.load(tmp_path / "m.pth")
+    assert engine == []
+
+
+def test_a_config_that_is_nested_deeply_is_looked_through(engine):
+    text = json.dumps({"bbox_head": HEAD, "neck": json.loads("[" * 800 + '{"path": "evil"}' + "]" * 800)})
+    with pytest.raises(CiodError, match=r"names another file \(path='evil'\)"):
+        mmdet.loads(text, "m")
+
+
+def test_what_a_config_says_of_weights_is_left_out():
+    model = {"type": "X", "backbone": {"depth": 50, "pretrained": "a", "init_cfg": {"type": "Pretrained"}}}
+    assert mmdet.plain(model) == {"type": "X", "backbone": {"depth": 50}}
+    kept = {"type": "RetinaNet", "bbox_head": {**HEAD, "loss": ["sum", 1.5, None]}, "neck": {"norm": {"type": "BN"}}}
+    mmdet.check_apart(kept, "x")
 
 
 # Pictures that start programs -----------------------------------------------------------------------------------------

@@ -90,6 +90,7 @@ def build(path: Path, content: dict[str, Any], classes: Sequence[str] | None, gi
         whole = configs.literal(text, str(path))
         configs.check_types(whole.get("model"), str(path))
         config, name = configs.of(whole, str(path)), configs.PREFIX + path.stem
+        configs.check_apart(config, str(path))
     state = tensors_of(content)
     found = named(path, content, classes, _count(state, config, name))
     detector = MMDet(found, name=name, frozen=True, config=json.dumps(config))

@@ -63,8 +63,14 @@ class Metadata(BaseModel):
             raise ValueError(f"blocks are {sum(self.blocks)} classes, but class_names {len(self.class_names)}")
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError("a class name comes twice")
-        if not isinstance(self.detector.get("name"), str):
+        name = self.detector.get("name")
+        if not isinstance(name, str):
             raise ValueError("detector has no name")
+        if name.startswith("mmdet:") and not isinstance(self.detector.get("config"), str):
+            raise ValueError(
+                f"detector is {name!r}, a config of MMDetection that lies outside the model; it is code, and no model "
+                "file may start any"
+            )
         size = self.detector.get("size")
         if size is not None and not (type(size) is int and 32 <= size <= LARGEST):
             raise ValueError(f"detector.size must be 32..{LARGEST} pixels")
@@ -150,6 +156,7 @@ def _metadata(path: Path, header: dict[str, str]) -> dict[str, Any]:
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"])) or "metadata"
-        raise CiodError(f"{path} is no valid ciod model: {where}: {first['msg']}.") from e
+        message = first["msg"].removeprefix("Value error, ")
+        raise CiodError(f"{path} is no valid ciod model: {where}: {message}.") from e
     except (ValueError, RecursionError) as e:
         raise CiodError(f"{path} is no valid ciod model: its metadata are not JSON ({e}).") from e

@@ -20,6 +20,9 @@ from ciod.detectors.base import Input
 
 PREFIX = "mmdet:"
 INSTALL = "its operators are compiled, which docs/mmdetection.md has step by step"
+# Keys and values of a model's config that lead to another file.
+_LEADING = ("checkpoint", "pretrained", "teacher_config", "teacher_ckpt", "filename", "file_name", "path")
+_FILE = re.compile(r"[/\\:~]|\.(py|pth?|pkl|pickle|json|ya?ml|bin|ckpt|safetensors)$", re.IGNORECASE)
 KEPT = ("type", "data_preprocessor", "backbone", "neck", "bbox_head", "train_cfg", "test_cfg")
 
 
@@ -109,7 +112,8 @@ def of(content: dict[str, Any], source: str) -> dict[str, Any]:
 def plain(value: Any) -> Any:
     """Lists, dicts and scalars only; no file or address of weights (ciod loads weights itself)."""
     if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items() if not (k == "init_cfg" and _pretrained(v))}
+        dropped = {k for k, v in value.items() if k == "pretrained" or (k == "init_cfg" and _pretrained(v))}
+        return {k: plain(v) for k, v in value.items() if k not in dropped}
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -146,12 +150,14 @@ def _picture(steps: Any) -> dict[str, Any]:
 
 
 def _dicts(value: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(value, dict):
-        yield value
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        for v in value:
-            yield from _dicts(v)
+    waiting = [value]  # no recursion: a stranger's config may be nested deeply
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            yield value
+            value = list(value.values())
+        if isinstance(value, (list, tuple)):
+            waiting += reversed(value)
 
 
 def taking(model: dict[str, Any], size: int | None) -> Input:
@@ -187,6 +193,31 @@ def check_types(value: Any, source: str) -> None:
                 raise CiodError(f"{source} asks for imports ({key}); it is refused.")
 
 
+def check_apart(model: dict[str, Any], source: str) -> None:
+    """Refuses whatever would lead MMDetection to another file when it builds the model: a teacher's config is code, and
+    weights may be a pickle.
+
+    Raises:
+        CiodError: naming it.
+    """
+    if more := sorted(set(map(str, model)) - {*KEPT, "input"}):
+        raise CiodError(f"{source} holds a config of MMDetection with {more[0]!r}, which is refused.")
+    waiting: list[tuple[str, Any]] = [("", model)]
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(str(k), v) for k, v in value.items()]
+        elif isinstance(value, (list, tuple)):
+            waiting += [(key, v) for v in value]
+        elif isinstance(value, str) and (
+            key in _LEADING or _FILE.search(value) or (key, value) == ("type", "Pretrained")
+        ):
+            raise CiodError(
+                f"{source} holds a config of MMDetection that names another file ({key}={value!r}); a model must be "
+                "whole in itself, so it is refused."
+            )
+
+
 def loads(text: str, source: str) -> dict[str, Any]:
     """A model config from a model file.
 
@@ -200,6 +231,7 @@ def loads(text: str, source: str) -> dict[str, Any]:
     if not isinstance(model, dict) or not isinstance(model.get("bbox_head"), dict):
         raise CiodError(f"{source} holds no config of a one-stage detector of MMDetection.")
     check_types(model, source)
+    check_apart(model, source)
     return model
 
 

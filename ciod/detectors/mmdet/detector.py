@@ -76,6 +76,7 @@ class MMDet(Detector):
     ):
         given = name.removeprefix(configs.PREFIX)
         model = configs.read(given) if config is None else configs.loads(config, name)
+        configs.check_apart(model, name)  # so that no model is saved that would not be read
         configs.require()
         self.recipe = heads.recipe_of(model, given)
         self.config = model
