@@ -134,18 +134,44 @@ class File(_Loose):
     extension: Extension | None = None
 
 
-def problem(content: Any) -> str | None:
-    """What is wrong with it, or None."""
+class _FinishedScenario(Scenario):
+    classes: Annotated[list[str], Field(min_length=1, max_length=100_000)]
+
+
+class _FinishedTask(Task):
+    new_classes: Annotated[list[str], Field(max_length=100_000)]
+    all: dict[str, Value]
+
+
+class Finished(File):
+    """What a run has from the end of its first task on, so that other runs can build on it."""
+
+    scenario: _FinishedScenario
+    tasks: Annotated[list[_FinishedTask], Field(min_length=1, max_length=10_000)]
+    ap: dict[str, Annotated[list[dict[str, Value]], Field(min_length=1)]]
+    continual: dict[str, dict[str, Value] | None]
+    warnings: list[str]
+
+
+def problem(content: Any, needs: type[File] = File) -> str | None:
+    """What is wrong with it, or None.
+
+    Args:
+        needs: what it must have.
+    """
     try:
-        File.model_validate(content)
+        needs.model_validate(content)
     except ValidationError as e:
         first = e.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     return None
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path, needs: type[File] = File) -> dict[str, Any]:
     """The content of a ``results.json``, of a run that may be unfinished.
+
+    Args:
+        needs: what it must have; ``Finished`` for what other runs build on.
 
     Raises:
         CiodError: it is absent, no JSON, of another format or no results; says where.
@@ -153,6 +179,6 @@ def read(path: Path) -> dict[str, Any]:
     found = read_object(path)
     if found.get("format", FORMAT) != FORMAT:
         raise CiodError(f"{path} has a format that this version of ciod does not read; it reads {FORMAT}.")
-    if wrong := problem(found):
+    if wrong := problem(found, needs):
         raise CiodError(f"{path} does not hold the results of a run: {wrong}.")
     return found
