@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ciod.config.load import data_folder
-from ciod.core.errors import CiodError, DataError
+from ciod.core.errors import CiodError, ConfigError, DataError
 from ciod.core.files import atomic_write
 from ciod.data.augment import put
 from ciod.data.index import Index
@@ -20,7 +20,7 @@ from ciod.data.scenarios.scenario import Task
 from ciod.detectors.base import Detector
 from ciod.detectors.files import weights
 from ciod.detectors.onnx import file as f
-from ciod.detectors.onnx import merge, mirror
+from ciod.detectors.onnx import merge, mirror, suppressed
 from ciod.detectors.onnx.detector import OnnxDetector
 from ciod.detectors.onnx.merge import Verified
 from ciod.detectors.onnx.recognise import prepared
@@ -52,17 +52,30 @@ def lines(detector: Detector) -> list[str]:
     return detector.source.found.lines() if isinstance(detector, OnnxDetector) else []
 
 
-def check_method(detector: Detector, method: str) -> None:
-    """Refuses what cannot be done with an ONNX file.
+def size(detector: Detector) -> int:
+    """Bytes of the file of an ONNX detector, which are not parameters; 0 for others."""
+    return len(detector.source.opened.whole.data) if isinstance(detector, OnnxDetector) else 0
+
+
+def check(detector: Detector, method: str, s: Extend) -> None:
+    """Refuses what cannot be done with an ONNX file, or with others.
 
     Raises:
-        CiodError: the method trains what was there.
+        CiodError: the method trains what was there, or one output of all classes is asked for and cannot be.
+        ConfigError: a setting of ONNX files, for another model.
     """
-    if isinstance(detector, OnnxDetector) and method != "freeze_branch":
+    asked = [k for k, wanted in (("nms", s.nms), ("outputs", s.outputs == "joined")) if wanted]
+    if not isinstance(detector, OnnxDetector):
+        if asked:
+            raise ConfigError([f"{k}: this is a setting of ONNX files, and {s.model} is none." for k in asked])
+        return
+    if method != "freeze_branch":
         raise CiodError(
             f"method: {method} trains the weights of the model, which an ONNX file keeps as they are; use "
             "method=freeze_branch."
         )
+    for setting in asked:
+        suppressed.check(detector, setting)
 
 
 def prepare(detector: Detector, task: Task) -> list[str]:
@@ -108,6 +121,7 @@ class Made:
     verified: Verified
     cost: str
     detector: OnnxDetector
+    joined: bytes | None = None
 
     def sentence(self) -> str:
         """What became of the old outputs."""
@@ -122,11 +136,14 @@ class Made:
         """For results.json."""
         return {**asdict(self.verified), "sentence": self.sentence(), "recognised": self.detector.source.found.lines()}
 
-    def save(self, path: Path) -> None:
-        atomic_write(path, self.data)
+    def save(self, out: Path) -> None:
+        """Writes ``model.onnx``, and ``joined.onnx`` where that was asked for."""
+        if self.joined is not None:
+            atomic_write(out / "joined.onnx", self.joined)
+        atomic_write(out / name(self.detector), self.data)
 
 
-def make(detector: OnnxDetector, task: Task) -> Made:
+def make(detector: OnnxDetector, task: Task, s: Extend) -> Made:
     """The merged file, compared with the old one and with PyTorch.
 
     Raises:
@@ -135,9 +152,10 @@ def make(detector: OnnxDetector, task: Task) -> Made:
     share = min(len(task.test), COMPARED // 3)
     parts = [pictures(detector, task.train, COMPARED - share)]
     images = np.concatenate([*parts, pictures(detector, task.test, share)] if share else parts)
-    data = merge.merged(detector)
+    data = merge.merged(detector, nms=s.nms)
     verified = merge.verify(detector, data, images)
-    return Made(data, verified, cost(detector, data, images), detector)
+    joined = merge.joined(detector, data) if s.outputs == "joined" else None
+    return Made(data, verified, cost(detector, data, images), detector, joined)
 
 
 def cost(detector: OnnxDetector, data: bytes, images: np.ndarray) -> str:

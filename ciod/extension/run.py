@@ -135,7 +135,7 @@ class Extension:
             traits = detector.traits
             name = "freeze_branch" if "branches" in traits else "pseudo_label" if "dense" in traits else "finetune"
             self.reporter.say(f"method: {name} (chosen by auto)")
-        onnx_model.check_method(detector, name)
+        onnx_model.check(detector, name, self.settings)
         cls = methods.find(name)
         lacking = cls.needs - detector.traits
         if lacking:
@@ -277,7 +277,7 @@ class Extension:
         return json.dumps({k: v for k, v in content.items() if k not in ("out", "device")}, sort_keys=True)
 
     def _check_room(self, detector: Detector) -> None:
-        size = sum(p.numel() * p.element_size() for p in detector.parameters())
+        size = onnx_model.size(detector) + sum(p.numel() * p.element_size() for p in detector.parameters())
         free, needed = data.free_of(self.out), 8 * size + ROOM
         if free < needed:
             raise CiodError(
@@ -322,7 +322,7 @@ class Extension:
             "min_retention": s.min_retention,
             "tradeoff": [m.row() for m in mixtures],
         }
-        made = onnx_model.make(detector, self.task) if isinstance(detector, OnnxDetector) else None
+        made = onnx_model.make(detector, self.task, s) if isinstance(detector, OnnxDetector) else None
         if made is None:
             extra["cost"] = cost(detector).over(cost(self.before))
         else:
@@ -334,7 +334,7 @@ class Extension:
                 detector.load_state_dict(mixed)
                 weights.save_model(self.out / "tradeoff.safetensors", detector)
         elif made is not None:
-            made.save(self.out / onnx_model.name(detector))
+            made.save(self.out)
         else:
             weights.save_model(self.out / onnx_model.name(detector), detector)
         write.examples(self.out, self.task, self.before, judged.after_new, self.world.device)

@@ -18,7 +18,7 @@ from ciod.detectors.base import Input
 from ciod.detectors.layers.maps_branch import MapsBranch
 from ciod.detectors.onnx import file as f
 from ciod.detectors.onnx import nodes as n
-from ciod.detectors.onnx import taps, written
+from ciod.detectors.onnx import suppressed, taps, written
 from ciod.detectors.onnx.detector import OnnxDetector
 from ciod.detectors.onnx.file import OnnxFile
 from ciod.detectors.onnx.recognise import equal, prepared
@@ -40,16 +40,21 @@ class Verified:
     difference: float  # largest difference of a new output from PyTorch's, as ``TOLERANCE`` counts
 
 
-def merged(detector: OnnxDetector) -> bytes:
+def merged(detector: OnnxDetector, *, nms: bool = False) -> bytes:
     """The old file with the branches of ``detector`` behind it.
 
+    Args:
+        nms: a further output ``detections`` of all classes, see ``suppressed.detections``.
+
     Raises:
-        CiodError: the file has an opset below 9.
+        CiodError: the file has an opset that is too old, or ``nms`` needs outputs that are understood.
     """
     onnx, opened = f.require("onnx"), detector.source.opened
     whole = opened.whole
     if whole.opset < OLDEST:
         raise CiodError(f"{whole.path} has opset {whole.opset}; {OLDEST} is the oldest that can be extended.")
+    if nms:
+        suppressed.check(detector, "nms")
     model, parts = onnx.ModelProto(), [] if opened.written is None else opened.written.parts[1:]
     first = len(detector.parts) - len(detector.branches)
     number = _number(whole)
@@ -62,10 +67,12 @@ def merged(detector: OnnxDetector) -> bytes:
         batch: Any = (whole.picture.batch or 1) if whole.picture.single else (whole.picture.batch or "n")
         nodes.output(boxes, [batch, None, 4])
         nodes.output(scores, [batch, None, len(module.columns)])
-        model.graph.node.extend(nodes.nodes)
-        model.graph.initializer.extend(nodes.weights)
-        model.graph.output.extend(nodes.outputs)
         parts = [*parts, written.Part(columns=detector.parts[first + i], boxes=boxes, scores=scores)]
+        if nms and i == len(detector.branches) - 1:
+            every = suppressed.parts(nodes, detector, [(p.boxes, p.scores) for p in parts])
+            limits = {"floor": detector.score_threshold, "iou": detector.nms_iou}
+            nodes.output(suppressed.detections(nodes, every, **limits), [batch, suppressed.DETECTIONS, 6])
+        nodes.into(model)
     content = _entry(detector, parts)
     onnx.helper.set_model_props(model, {f"ciod.{number + len(detector.branches) - 1}": content})
     # Messages of a protobuf may be joined by joining their bytes: everything old stays where it was.
@@ -121,6 +128,35 @@ def _entry(detector: OnnxDetector, parts: Sequence[written.Part]) -> str:
         lineage=json.loads(json.dumps(detector.lineage)),
     )
     return json.dumps(content.model_dump(), ensure_ascii=False)
+
+
+def joined(detector: OnnxDetector, data: bytes) -> bytes:
+    """The merged file as readers of YOLOv8's files take it: one output of all classes, whose names are in the metadata.
+
+    Args:
+        data: the merged file.
+
+    Raises:
+        CiodError: the old outputs are not understood, or the opset is too old.
+    """
+    suppressed.check(detector, "outputs")
+    onnx = f.require("onnx")
+    model = onnx.load_model_from_string(data)
+    metadata = {p.key: p.value for p in model.metadata_props}
+    last = max((k for k in metadata if k.startswith("ciod.")), key=lambda k: int(k.partition(".")[2]))
+    branches = [(p["boxes"], p["scores"]) for p in json.loads(metadata[last])["parts"][1:]]
+    nodes = n.Nodes("joined/", initializers=model.ir_version >= 4)
+    output = suppressed.joined(nodes, detector, suppressed.parts(nodes, detector, branches))
+    del model.graph.output[:]
+    nodes.output(output, [detector.source.opened.whole.picture.batch or "n", 4 + detector.num_classes, None])
+    nodes.into(model)
+    del model.metadata_props[:]
+    size = detector.input.size
+    defaults = {"task": "detect", "stride": "32", "imgsz": f"[{size}, {size}]", "batch": "1"}
+    names = {"names": str(dict(enumerate(detector.class_names)))}
+    kept = {k: v for k, v in metadata.items() if not k.startswith("ciod.")}
+    onnx.helper.set_model_props(model, defaults | kept | names)
+    return model.SerializeToString()
 
 
 def words(taking: Input) -> str:

@@ -55,10 +55,24 @@ class Nodes:
         self.nodes.append(f.require("onnx").helper.make_node(op, list(inputs), [name], name=name, **attributes))
         return name
 
+    def two(self, op: str, *inputs: str, **attributes: Any) -> tuple[str, str]:
+        """The names of both outputs of a new node."""
+        names = self._name(op), self._name(op)
+        self.nodes.append(
+            f.require("onnx").helper.make_node(op, list(inputs), list(names), name=names[0], **attributes)
+        )
+        return names
+
     def output(self, name: str, shape: Sequence[int | str | None]) -> None:
         """Makes a float32 tensor an output of the graph."""
         onnx = f.require("onnx")
         self.outputs.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, list(shape)))
+
+    def into(self, model: Proto) -> None:
+        """Adds everything to a model."""
+        model.graph.node.extend(self.nodes)
+        model.graph.initializer.extend(self.weights)
+        model.graph.output.extend(self.outputs)
 
     def to_float(self, x: str) -> str:
         return self.add("Cast", x, to=f.require("onnx").TensorProto.FLOAT)
