@@ -9,9 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 import ciod
+from ciod import detectors
 from ciod.cli import app
 from ciod.core.errors import CiodError, ConfigError
 from ciod.data import formats
+from ciod.detectors.files import weights
 from ciod.detectors.onnx import file, mirror
 from ciod.extension import onnx_model
 from tests.data.writers import sample_index, write_coco
@@ -177,3 +179,25 @@ def test_outputs_that_move_are_told():
     verified = onnx_model.Verified(pictures=50, outputs=2, moved=1e-6, difference=0.0)
     made = onnx_model.Made(b"", verified, "", None)  # type: ignore[arg-type]
     assert made.sentence() == "The 2 old outputs differ by up to 1e-06 on 50 pictures."
+
+
+# One output of all classes --------------------------------------------------------------------------------------------
+
+
+def test_one_output_of_all_classes(place, tmp_path):
+    ciod.extend(place / "m.onnx", place / "folder", tmp_path / "out", nms=True, outputs="joined", **SAID, **QUICK)
+    images = np.random.default_rng(0).random((1, 3, SIZE, SIZE), np.float32)
+    found = outputs(tmp_path / "out" / "model.onnx", images)[0]
+    assert [a.shape for a in found] == [(1, 189, 8), (1, 189, 4), (1, 189, 2), (1, 100, 6)]
+    assert outputs(tmp_path / "out" / "joined.onnx", images)[0][0].shape == (1, 4 + 4, 2 * 189)
+
+
+def test_one_output_that_cannot_be(place, tmp_path):
+    net = Net()
+    net.output(net.head(net.fpn(net.backbone(), 8), 3, towers=1)[1][2])
+    path = net.save(tmp_path / "m.onnx")
+    with pytest.raises(CiodError, match=r"nms: the old outputs of m.onnx are not understood"):
+        ciod.extend(path, place / "folder", tmp_path / "out", input="0..1,rgb", nms=True, **QUICK)
+    weights.save_model(tmp_path / "m.safetensors", detectors.build(OLD, name="yolox-pico", size=64))
+    with pytest.raises(ConfigError, match=r"outputs: this is a setting of ONNX files, and .*safetensors is none"):
+        ciod.extend(tmp_path / "m.safetensors", place / "folder", tmp_path / "out", outputs="joined", **QUICK)

@@ -20,6 +20,7 @@ from ciod.detectors.layers.class_layers import ClassConv, ClassRows
 from ciod.detectors.layers.maps_branch import Channels, MapsBranch, Standard, width_of
 from ciod.detectors.onnx import graph, recognise, written
 from ciod.detectors.onnx.layout import Arrays
+from ciod.detectors.onnx.pictures import NO_CLASS
 from ciod.detectors.onnx.recognise import Asked, Recognised
 from ciod.detectors.onnx.session import Runner
 from ciod.detectors.onnx.written import Opened
@@ -68,11 +69,13 @@ class OnnxDetector(Detector):
 
     def __init__(self, opened: Opened, found: Recognised):
         said = opened.written
-        names = (found.names or ()) if said is None else said.class_names
+        real = [n for n in found.names or () if n not in NO_CLASS]
+        names = real if said is None else said.class_names
         settings: dict[str, Any] = {"name": "onnx", "file": opened.whole.path.name, "size": found.input.size}
         super().__init__(names, settings, found.input)
         outputs = [*opened.base.outputs]
-        self.parts: list[list[int]] = [list(range(len(found.names or ())))]
+        place = {n: i for i, n in enumerate(real)}
+        self.parts: list[list[int]] = [[place.get(n, -1) for n in found.names or ()]]
         if said is not None:
             outputs += [n for p in said.parts[1:] for n in (p.boxes, p.scores)]
             if len(said.parts[0].columns) != len(self.parts[0]):
