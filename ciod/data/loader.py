@@ -90,7 +90,8 @@ class EvalData(Dataset):
             broken.append(str(self.index.files[i]))
             # made as it will be seen: nobody has checked the size that the annotations state
             image = torch.full((3, self.size, self.size), int(self.fill), dtype=torch.uint8)
-            frame = frame_of(*self.index.sizes[i].tolist(), self.size, self.place)
+            height, width = self.index.sizes[i].tolist()
+            frame = frame_of(height, width, self.size, self.place)
         own = self.index.of_image(i)
         zoom, shift = (np.tile(np.array(pair, np.float32), 2) for pair in (frame[:2], frame[2:]))
         boxes = torch.from_numpy(self.index.boxes[own] * zoom + shift)

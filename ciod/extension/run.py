@@ -327,7 +327,7 @@ class Extension:
             extra["cost"] = cost(detector).over(cost(self.before))
         else:
             extra |= {"cost": made.cost, "onnx": made.record()}
-            self.reporter.say(made.sentence())
+            self._tell([made.sentence()] if made.verified.moved else [])
         content = write.results(s, self.task, self.method_name, judged, done, extra, self.warnings, detector)
         if failed:
             if mixtures:

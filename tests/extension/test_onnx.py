@@ -128,6 +128,11 @@ def test_an_interrupted_extension_goes_on_and_ends_the_same(one, place, tmp_path
             np.testing.assert_array_equal(x, y)
 
 
+def test_an_onnx_file_is_not_exported(place, tmp_path):
+    with pytest.raises(CiodError, match=r"m.onnx is an ONNX file already"):
+        ciod.export(place / "m.onnx", tmp_path / "n.onnx")
+
+
 def test_other_methods_are_refused(place, tmp_path):
     with pytest.raises(CiodError, match="finetune trains the weights of the model, which an ONNX file keeps"):
         ciod.extend(place / "m.onnx", place / "folder", tmp_path / "out", method="finetune", **SAID, **QUICK)

@@ -34,9 +34,9 @@ def decoded(nodes: Nodes, layout: Layout, outputs: Sequence[str], shapes: Sequen
         return _rows(nodes, layout, outputs[0])
     if isinstance(layout, Triple):
         boxes, score, label = (outputs[i] for i in layout.places)
-        flat = (nodes.add("Reshape", x, nodes.const([1, -1, 1], np.int64)) for x in (score, label))
+        score, label = (nodes.add("Reshape", x, nodes.const([1, -1, 1], np.int64)) for x in (score, label))
         place = nodes.add("Reshape", boxes, nodes.const([1, -1, 4], np.int64))
-        return _one_hot(nodes, place, *flat, layout.size if layout.unit else 1, layout.classes or 0)
+        return _one_hot(nodes, place, score, label, layout.size if layout.unit else 1, layout.classes or 0)
     assert isinstance(layout, LevelPairs)
     return _levels(nodes, layout, outputs, shapes)
 
@@ -88,9 +88,9 @@ def _batched(nodes: Nodes, output: str, shape: tuple[int, ...], rank: int) -> st
 
 def _rows(nodes: Nodes, layout: Rows, output: str) -> Names:
     rows = nodes.add("Reshape", nodes.to_float(output), nodes.const([1, -1, 6], np.int64))
-    first, score, label = ((2, 3, 4, 5), (1,), (0,)) if layout.label_first else ((0, 1, 2, 3), (4,), (5,))
-    parts = (columns(nodes, rows, which) for which in (first, score, label))
-    return _one_hot(nodes, *parts, layout.size if layout.unit else 1, layout.classes or 0)
+    places = ((2, 3, 4, 5), (1,), (0,)) if layout.label_first else ((0, 1, 2, 3), (4,), (5,))
+    boxes, score, label = (columns(nodes, rows, which) for which in places)
+    return _one_hot(nodes, boxes, score, label, layout.size if layout.unit else 1, layout.classes or 0)
 
 
 def _one_hot(nodes: Nodes, boxes: str, score: str, label: str, factor: int, classes: int) -> Names:
