@@ -39,7 +39,7 @@ def extend(model: str | Path, data: str | Path, out: str | Path, **settings: Any
     Args:
         model: a file ``ciod.load`` reads.
         data: a folder in COCO, VOC or YOLO format; classes are matched by name.
-        out: run folder; the new model is ``out/model.safetensors``.
+        out: run folder; the new model is ``out/model.safetensors``, of an ONNX file ``out/model.onnx``.
         settings: as in ``ciod extend``: ``extend(m, "cards/", "runs/cards", effort="quick", drop=["cat"])``.
 
     Raises:
@@ -97,6 +97,7 @@ def evaluate(
     device: str = "auto",
     classes: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
+    input: str | Sequence[str] | None = None,
     metric: str = "coco",
 ) -> Scored:
     """COCO AP of a model on a data set; classes are matched by name and the others are named in the result.
@@ -107,7 +108,8 @@ def evaluate(
         multi_label: every class above ``score_threshold`` is a detection of a position, not the best alone (default: as
             is usual for the detector).
         classes: only these are scored (default: all that both know).
-        names: class names for a checkpoint without them.
+        names: class names for a file without them.
+        input: how pictures are given, for an ONNX file that does not say it: ``"0..255,bgr"``.
         metric: ``voc07`` (11-point) or ``voc`` (area) puts VOC's AP beside COCO's, under its own name.
 
     Raises:
@@ -134,7 +136,7 @@ def evaluate(
         problems.append(f"metric: there is no '{metric}'; {did_you_mean(metric, ['coco', *NAMES])}")
     if problems:
         raise ConfigError(problems)
-    detector = open_detector(model, size, names)
+    detector = open_detector(model, size, names, input)
     index = formats.read(data_folder(str(data)) or "", split)
     both = tuple(n for n in index.class_names if n in detector.class_names)
     if not both:

@@ -61,6 +61,7 @@ class Heavy(TyperCommand):
         return super().invoke(ctx)
 
 
+MODEL = "A ciod model, a checkpoint of YOLOX, GFL or MMDetection, or an ONNX file."
 Words = Annotated[Optional[list[str]], typer.Argument(metavar="[key=value]...", show_default=False)]  # noqa: UP045
 
 
@@ -149,7 +150,7 @@ def compare(
 
 @app.command(cls=Heavy)
 def extend(
-    model: Annotated[str, typer.Argument(help="A ciod model, or a checkpoint of YOLOX, GFL or MMDetection.")],
+    model: Annotated[str, typer.Argument(help=MODEL)],
     words: Words = None,
 ) -> None:
     """Teach a model the classes of a folder: `ciod extend MODEL data=FOLDER out=DIR`.
@@ -159,6 +160,7 @@ def extend(
     - `effort=normal` quick, normal or thorough: sizes epochs, batch and resolution, and says what it chose
     - `method=auto` or any of `ciod list methods`; `method=freeze_branch` leaves old outputs bit-identical
     - `keep='[a, b]'` `drop='[a]'` `rename='{a: b}'` `new='[a]'` which class is which; `names=` as in `ciod eval`
+    - `input=0..255,bgr` `old_outputs=` `taps=` of an ONNX file, as in `ciod check`; it becomes `DIR/model.onnx`
     - `old_data=FOLDER` measures AP of the old classes before and after; without it, agreement of old and new model
     - `pool=FOLDER` any unlabelled images; `min_retention=0.98` writes no model below it (exit code 3)
     - `epochs=30 batch=8 lr=0.003 size=416 holdout=0.15 seed=0 device=auto` and every `train.`, `augment.`, `eval.`
@@ -202,14 +204,14 @@ def check(
 
 @app.command("eval", cls=Heavy)
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A ciod model, or a checkpoint of YOLOX, GFL or MMDetection.")],
+    model: Annotated[str, typer.Argument(help=MODEL)],
     words: Words = None,
 ) -> None:
     """Score a model on a data set: `ciod eval MODEL data=FOLDER`.
 
     Classes are matched by name; what only one side knows is named and left out.
     Settings: `data=` `split=val` `size=416` `score_threshold=0.001` `nms_iou=0.65` `max_detections=100` `device=auto`
-    `classes='[a, b]'` (score only these) `names='[a, b]'` (of a checkpoint without) `json=FILE`
+    `classes='[a, b]'` (score only these) `names='[a, b]'` `input=` (of a file that does not say them) `json=FILE`
     `multi_label=` (true: each class of a position counts, as usual for GFL, RetinaNet and FCOS; false: the best alone)
     `metric=coco` (or `voc07`: 11-point, `voc`: area, beside COCO's).
     """
@@ -229,7 +231,7 @@ def evaluate(
 
 @app.command(cls=Heavy)
 def predict(
-    model: Annotated[str, typer.Argument(help="A ciod model, or a checkpoint of YOLOX, GFL or MMDetection.")],
+    model: Annotated[str, typer.Argument(help=MODEL)],
     words: Words = None,
 ) -> None:
     """Find objects: `ciod predict MODEL FILE... out=DIR`: pictures, videos, folders of them.
@@ -240,7 +242,8 @@ def predict(
     - `out=predictions` `score=0.3` `classes=cat,dog` (only these) `draw=false` (JSON alone)
     - `coco=FILE` also writes COCO results; `data=FOLDER split=val` takes image and category ids from a data set, and
       its pictures where no file is named
-    - `batch=8` `size=` `nms_iou=0.65` `max_detections=100` `device=auto` `names='[a, b]'` (of a checkpoint without)
+    - `batch=8` `size=` `nms_iou=0.65` `max_detections=100` `device=auto` `names='[a, b]'` `input=` (of a file
+      that does not say them)
     """
     from ciod.config import commands
 
@@ -251,7 +254,7 @@ def predict(
     from ciod.detectors.files.weights import open_detector
     from ciod.inference.job import Job
 
-    detector = open_detector(model, flat.pop("size", None), flat.pop("names", None))
+    detector = open_detector(model, flat.pop("size", None), flat.pop("names", None), flat.pop("input", None))
     detector.to(pick_device(flat.pop("device", "auto")))
     data, split, coco = flat.pop("data", None), flat.pop("split", "val"), flat.pop("coco", None)
     if data is not None:

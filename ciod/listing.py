@@ -51,6 +51,8 @@ def show(what: str, words: list[str], settings: dict[str, Any]) -> None:
         console.print(describe(words[0]))
     elif what.endswith(".safetensors"):
         _model(console, Path(what))
+    elif what.endswith(".onnx"):
+        _onnx(console, Path(what))
     else:
         _scenario(console, what, settings)
 
@@ -266,7 +268,27 @@ def _model(console: Console, path: Path) -> None:
     meta = read_metadata(path)
     settings = ", ".join(f"{k}={v}" for k, v in meta["detector"].items())
     console.print(f"{path}: {settings}; {len(meta['class_names'])} classes", markup=False, soft_wrap=True)
-    for i, step in enumerate(meta["lineage"], 1):
+    _lineage(console, meta["lineage"])
+
+
+def _onnx(console: Console, path: Path) -> None:
+    """What an ONNX file says of itself: what ciod extended it by, or what its maker wrote."""
+    from ciod.detectors.onnx import pictures, written
+
+    opened = written.open_file(path)
+    whole, said = opened.whole, opened.written
+    maker = f" from {whole.made_by}" if whole.made_by else ""
+    names = pictures.names_of(whole, None) if said is None else said.class_names
+    classes = "classes not named" if names is None else f"{len(names)} classes"
+    nodes = f"{len(whole.content.graph.node)} nodes, opset {whole.opset}{maker}"
+    console.print(f"{path}: {nodes}; {classes}", markup=False, soft_wrap=True)
+    _lineage(console, [] if said is None else said.lineage)
+    if said is None:
+        console.print(f"ciod check {path} says what it is taken for.", markup=False, soft_wrap=True)
+
+
+def _lineage(console: Console, lineage: Sequence[dict[str, Any]]) -> None:
+    for i, step in enumerate(lineage, 1):
         console.print(f"{i}. {_arrived(step)}", markup=False, soft_wrap=True)
         console.print(f"   {_origin(step)}", markup=False, soft_wrap=True)
 

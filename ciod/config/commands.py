@@ -37,6 +37,8 @@ class Eval(Section):
     """Only these are scored."""
     names: Names | None = None
     """Class names of a checkpoint without, a file of them, or ``coco``."""
+    input: list[str] | None = None
+    """How pictures are given, of an ONNX file that does not say it: ``0..255,bgr``."""
     metric: Literal["coco", "voc07", "voc"] = "coco"
     """``voc07`` (11-point) and ``voc`` (area) stand beside COCO's AP."""
     json_file: str | None = None
@@ -71,6 +73,8 @@ class Predict(Section):
     device: str = "auto"
     names: Names | None = None
     """Class names of a checkpoint without, a file of them, or ``coco``."""
+    input: list[str] | None = None
+    """How pictures are given, of an ONNX file that does not say it: ``0..255,bgr``."""
 
 
 class Export(Section):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -89,6 +89,7 @@ class Batch:
     index: Tensor  # [B] row of each image in its Index
     broken: list[str] = field(default_factory=list[str])  # files that could not be read; a neighbour stands in
     source: Tensor | None = None  # [B] int64 TASK, MEMORY or POOL; None: every image is the task's
+    frames: Tensor | None = None  # [B, 4] the ``Frame`` of each test image; None: training images
 
     def to(self, device: torch.device | str) -> Batch:
         source = None if self.source is None else self.source.to(device, non_blocking=True)
@@ -263,9 +264,23 @@ class Detections:
         ]
 
 
-def in_original(found: Detections, scale: float, height: int, width: int) -> Detections:
-    """Boxes of a letterboxed picture → pixels of the original, clipped to it."""
-    boxes = found.boxes / scale
+class Frame(NamedTuple):
+    """Where a picture lies in its batch image: x of the batch image is x of the picture × ``across`` + ``left``."""
+
+    across: float
+    down: float
+    left: float = 0.0
+    top: float = 0.0
+
+
+def in_original(found: Detections, frame: float | Sequence[float], height: int, width: int) -> Detections:
+    """Boxes of a batch image → pixels of the original picture, clipped to it.
+
+    Args:
+        frame: a ``Frame``, or the scale of a picture at the top left.
+    """
+    across, down, left, top = Frame(frame, frame) if isinstance(frame, (int, float)) else frame
+    boxes = (found.boxes - np.array([left, top] * 2, np.float32)) / np.array([across, down] * 2, np.float32)
     boxes[:, 0::2] = boxes[:, 0::2].clip(0, width)
     boxes[:, 1::2] = boxes[:, 1::2].clip(0, height)
     return Detections(boxes, found.scores, found.labels, found.class_names)

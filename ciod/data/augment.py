@@ -15,6 +15,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from ciod.core.types import Frame
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 Placement = Literal["corner", "letterbox", "stretch"]
 """Where a test picture is put into the square: at the top left, in the middle, or stretched over all of it."""
@@ -60,12 +62,31 @@ def _as_image(picture: np.ndarray) -> tv_tensors.Image:
 
 def letterbox(picture: np.ndarray, size: int, fill: float) -> tuple[Tensor, float]:
     """The whole picture at the top left of a square: uint8 [3, size, size] and batch pixels per original pixel."""
-    height, width = picture.shape[:2]
+    image, frame = put(picture, size, fill)
+    return image, frame.across
+
+
+def frame_of(height: int, width: int, size: int, place: Placement = "corner") -> Frame:
+    """Where a picture of this size lies in a square of ``size`` pixels."""
+    if place == "stretch":
+        return Frame(size / width, size / height)
     scale = min(size / height, size / width)
-    new = max(1, int(height * scale)), max(1, int(width * scale))
+    if place == "corner":
+        return Frame(scale, scale)
+    return Frame(scale, scale, (size - max(1, int(width * scale))) // 2, (size - max(1, int(height * scale))) // 2)
+
+
+def put(picture: np.ndarray, size: int, fill: float, place: Placement = "corner") -> tuple[Tensor, Frame]:
+    """The whole picture in a square, uint8 [3, size, size], and where it lies there."""
+    height, width = picture.shape[:2]
+    frame = frame_of(height, width, size, place)
+    new = max(1, int(height * frame.down)), max(1, int(width * frame.across))
+    if place == "stretch":
+        new = size, size
     image = F.resize(_as_image(picture), list(new), antialias=True)
-    image = F.pad(image, [0, 0, size - new[1], size - new[0]], fill=fill)
-    return image.as_subclass(Tensor), scale
+    left, top = int(frame.left), int(frame.top)
+    image = F.pad(image, [left, top, size - new[1] - left, size - new[0] - top], fill=fill)
+    return image.as_subclass(Tensor), frame
 
 
 class TrainTransform:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from ciod.core import main_guard
 from ciod.core.errors import CiodError, DataError
 from ciod.core.types import Batch, Targets
-from ciod.data.augment import TrainTransform, letterbox
+from ciod.data.augment import Placement, TrainTransform, frame_of, put
 from ciod.data.image_cache import Cache, Pictures
 from ciod.data.index import Index
 from ciod.data.mixture import Mixture
@@ -74,8 +74,9 @@ class TrainData(Dataset):
 class EvalData(Dataset):
     """Test images, whole and letterboxed. An unreadable one becomes an empty picture and is reported."""
 
-    def __init__(self, index: Index, size: int, fill: float):
+    def __init__(self, index: Index, size: int, fill: float, place: Placement = "corner"):
         self.index, self.size, self.fill = index, size, fill
+        self.place: Placement = place
         self.pictures = Pictures(index)
 
     def __len__(self) -> int:
@@ -84,16 +85,26 @@ class EvalData(Dataset):
     def __getitem__(self, i: int) -> Sample:
         broken = []
         try:
-            image, scale = letterbox(self.pictures[i], self.size, self.fill)
+            image, frame = put(self.pictures[i], self.size, self.fill, self.place)
         except DataError:
             broken.append(str(self.index.files[i]))
             # made as it will be seen: nobody has checked the size that the annotations state
             image = torch.full((3, self.size, self.size), int(self.fill), dtype=torch.uint8)
-            scale = min(self.size / side for side in self.index.sizes[i].tolist())
+            height, width = self.index.sizes[i].tolist()
+            frame = frame_of(height, width, self.size, self.place)
         own = self.index.of_image(i)
-        boxes = torch.from_numpy(self.index.boxes[own] * scale)
+        zoom, shift = (np.tile(np.array(pair, np.float32), 2) for pair in (frame[:2], frame[2:]))
+        boxes = torch.from_numpy(self.index.boxes[own] * zoom + shift)
         labels = torch.from_numpy(self.index.labels[own])
-        return {"image": image, "boxes": boxes, "labels": labels, "row": i, "scale": scale, "broken": broken}
+        return {
+            "image": image,
+            "boxes": boxes,
+            "labels": labels,
+            "row": i,
+            "scale": frame.across,
+            "frame": frame,
+            "broken": broken,
+        }
 
 
 class Collate:
@@ -121,6 +132,7 @@ class Collate:
             sizes=torch.from_numpy(self.index.sizes[rows].astype(np.int64)),
             scales=torch.tensor([s["scale"] for s in samples]),
             index=torch.tensor(rows),
+            frames=torch.tensor([s["frame"] for s in samples]) if "frame" in samples[0] else None,
             broken=[b for s in samples for b in s["broken"]],
         )
 
@@ -247,12 +259,20 @@ def train_loader(
 
 
 def eval_loader(
-    index: Index, size: int, fill: float, *, batch: int, workers: int, pin: bool, rows: range | None = None
+    index: Index,
+    size: int,
+    fill: float,
+    *,
+    batch: int,
+    workers: int,
+    pin: bool,
+    rows: range | None = None,
+    place: Placement = "corner",
 ) -> DataLoader:
     """Test images in order; ``rows``: only those (one rank's share)."""
     if workers:
         main_guard.check()
-    data: Dataset = EvalData(index, size, fill)
+    data: Dataset = EvalData(index, size, fill, place)
     if rows is not None:
         data = torch.utils.data.Subset(data, rows)
     return DataLoader(

@@ -14,7 +14,7 @@ from torch import Tensor
 from ciod.core.errors import ConfigError, DataError, did_you_mean
 from ciod.core.files import nfc
 from ciod.core.types import Detections, Outputs, in_original
-from ciod.data.augment import letterbox
+from ciod.data.augment import put
 from ciod.data.images import as_array
 
 
@@ -57,7 +57,8 @@ def detect(detector: Predictor, pictures: Sequence[np.ndarray], **decoding: Any)
     Args:
         decoding: as ``Detector.decode`` takes it.
     """
-    placed = [letterbox(p, detector.input.size, detector.input.fill) for p in pictures]
+    taking = detector.input
+    placed = [put(p, taking.size, taking.fill, taking.place) for p in pictures]
     training = detector.training
     detector.train(False)
     try:
@@ -65,7 +66,7 @@ def detect(detector: Predictor, pictures: Sequence[np.ndarray], **decoding: Any)
         found = detector.decode(outputs, **decoding)
     finally:
         detector.train(training)
-    return [in_original(d, scale, *p.shape[:2]) for d, (_, scale), p in zip(found, placed, pictures, strict=True)]
+    return [in_original(d, frame, *p.shape[:2]) for d, (_, frame), p in zip(found, placed, pictures, strict=True)]
 
 
 def stream(

@@ -90,14 +90,15 @@ def assemble(
     obj: Sequence[Tensor],
     features: Sequence[Tensor] = (),
     towers: Sequence[Tensor] = (),
+    strides: Sequence[int] = STRIDES,
 ) -> Outputs:
     """Raw maps of the levels → Outputs.
 
     Args:
-        cls, reg, obj: [B, C | 4 | 1, h, w] for strides 8, 16, 32; reg is dx, dy, log w, log h in cells, from the
+        cls, reg, obj: [B, C | 4 | 1, h, w] per stride; reg is dx, dy, log w, log h in cells, from the
             cell's corner.
     """
-    corner, stride, levels = grid(cls, STRIDES)
+    corner, stride, levels = grid(cls, strides)
     raw = flatten(reg)
     centre = corner + raw[..., :2] * stride[:, None]
     # An untrained log size can be huge: a box beyond 22 000 cells helps nobody and its infinity would spread.

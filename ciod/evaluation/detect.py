@@ -53,6 +53,7 @@ def detect(
         workers=workers,
         pin=world.device.type == "cuda",
         rows=world.share(len(index)) if world.size > 1 else None,
+        place=detector.input.place,
     )
     found: list[Any] = []
     broken: list[str] = []
@@ -65,8 +66,9 @@ def detect(
             max_detections=max(PER_IMAGE, settings.max_detections),
             multi_label=detector.multi_label if settings.multi_label is None else settings.multi_label,
         )
-        rows = zip(decoded, batch.scales.tolist(), batch.sizes.tolist(), strict=True)
-        found += [in_original(d, scale, *size) for d, scale, size in rows]
+        assert batch.frames is not None
+        rows = zip(decoded, batch.frames.tolist(), batch.sizes.tolist(), strict=True)
+        found += [in_original(d, frame, *size) for d, frame, size in rows]
         broken += batch.broken
     detector.train(training)
     return world.gather(found), sorted(set(world.gather(broken)))

@@ -160,6 +160,8 @@ def export(
     path = Path(onnx)
     if path.suffix.lower() != ".onnx":
         raise CiodError(f"onnx: {path} must end in .onnx.")
+    if isinstance(model, (str, Path)) and Path(model).suffix.lower() == ".onnx":
+        raise CiodError(f"{model} is an ONNX file already.")
     detector = open_detector(model, size, names).frozen().cpu()
     floor = detector.score_threshold if score_threshold is None else score_threshold
     limit = detector.nms_iou if nms_iou is None else nms_iou

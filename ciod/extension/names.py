@@ -89,7 +89,7 @@ def match(
             similar[sources[0]] = same[0]
     if similar:
         problems.append(_question(similar, rename, new))
-    if not old and not problems:
+    if model and not old and not problems:
         problems.append("keep and drop leave none of the model's classes; then there is nothing to extend.")
     if problems:
         raise ConfigError(problems)

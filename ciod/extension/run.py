@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from ciod import methods
-from ciod.config.load import data_folder
 from ciod.config.settings import Run
 from ciod.core.distributed import World, world
 from ciod.core.errors import CiodError
@@ -23,7 +22,8 @@ from ciod.data.loader import train_loader
 from ciod.data.scenarios.scenario import Task
 from ciod.detectors.base import Detector
 from ciod.detectors.files import weights
-from ciod.extension import data, effort, measure, names, old_objects, tradeoff, write
+from ciod.detectors.onnx.detector import OnnxDetector
+from ciod.extension import data, effort, measure, names, old_objects, onnx_model, tradeoff, write
 from ciod.extension.cost import cost
 from ciod.extension.measure import Judged
 from ciod.extension.settings import Extend
@@ -79,7 +79,7 @@ class Extension:
         self.out = Path(s.out)
         self.began = time.monotonic()
         self.saved = self._earlier()
-        detector = weights.load(data_folder(s.model) or s.model, classes=s.names)
+        detector = onnx_model.open_model(s)
         self.folder = data.open_folder(s.data, holdout=s.holdout, seed=s.seed)
         self.names = names.match(
             detector.class_names, self.folder.classes, keep=s.keep, drop=s.drop, rename=s.rename, new=s.new
@@ -88,11 +88,12 @@ class Extension:
         self._check_room(detector)
         self._adapt(detector)
         self.before = detector.frozen()
-        self._say_names()
+        self._say_names(detector)
         method = self._method(detector)
         self._plan(detector)
         write.settings(self.out, s, self.plan, self.command)
         self._look()
+        self._tell(onnx_model.prepare(detector, self.task))
         self._thresholds(method)
         self._grow(detector, method)
         done = self._train(detector, method)
@@ -115,9 +116,9 @@ class Extension:
             detector.input = replace(detector.input, size=self.settings.size)
             detector.settings["size"] = self.settings.size
 
-    def _say_names(self) -> None:
+    def _say_names(self, detector: Detector) -> None:
         self._tell(self.folder.said)
-        for line in self.names.sentences():
+        for line in [*onnx_model.lines(detector), *self.names.sentences()]:
             self.reporter.say(line)
 
     def _tell(self, lines: list[str]) -> None:
@@ -134,6 +135,7 @@ class Extension:
             traits = detector.traits
             name = "freeze_branch" if "branches" in traits else "pseudo_label" if "dense" in traits else "finetune"
             self.reporter.say(f"method: {name} (chosen by auto)")
+        onnx_model.check(detector, name, self.settings)
         cls = methods.find(name)
         lacking = cls.needs - detector.traits
         if lacking:
@@ -260,7 +262,7 @@ class Extension:
         Raises:
             CiodError: the folder holds something else.
         """
-        if exists(self.out / "model.safetensors") or exists(self.out / "results.json"):
+        if any(exists(self.out / name) for name in ("model.safetensors", "model.onnx", "results.json")):
             raise CiodError(f"out: {self.out} already holds a result, which is never overwritten; choose another out=.")
         state = checkpoint.load_state(self.out / "last" / "state.pt")
         if state is None:
@@ -275,7 +277,7 @@ class Extension:
         return json.dumps({k: v for k, v in content.items() if k not in ("out", "device")}, sort_keys=True)
 
     def _check_room(self, detector: Detector) -> None:
-        size = sum(p.numel() * p.element_size() for p in detector.parameters())
+        size = onnx_model.size(detector) + sum(p.numel() * p.element_size() for p in detector.parameters())
         free, needed = data.free_of(self.out), 8 * size + ROOM
         if free < needed:
             raise CiodError(
@@ -319,21 +321,28 @@ class Extension:
             "retention": asdict(judged.retention),
             "min_retention": s.min_retention,
             "tradeoff": [m.row() for m in mixtures],
-            "cost": cost(detector).over(cost(self.before)),
         }
+        made = onnx_model.make(detector, self.task, s) if isinstance(detector, OnnxDetector) else None
+        if made is None:
+            extra["cost"] = cost(detector).over(cost(self.before))
+        else:
+            extra |= {"cost": made.cost, "onnx": made.record()}
+            self._tell([made.sentence()] if made.verified.moved else [])
         content = write.results(s, self.task, self.method_name, judged, done, extra, self.warnings, detector)
         if failed:
             if mixtures:
                 detector.load_state_dict(mixed)
                 weights.save_model(self.out / "tradeoff.safetensors", detector)
+        elif made is not None:
+            made.save(self.out)
         else:
-            weights.save_model(self.out / "model.safetensors", detector)
+            weights.save_model(self.out / onnx_model.name(detector), detector)
         write.examples(self.out, self.task, self.before, judged.after_new, self.world.device)
         write.finish(self.out, content, self.reporter)
         self.reporter.say(f"{time.monotonic() - self.began:.0f} s in all")
         if failed:
             raise NotKept(_not_kept(s, _value(judged), mixtures, self.out))
-        self.reporter.say(f"model: {self.out / 'model.safetensors'}")
+        self.reporter.say(f"model: {self.out / onnx_model.name(detector)}")
 
     def _lineage(self, share: float) -> dict[str, Any]:
         task: Task = self.task

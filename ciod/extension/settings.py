@@ -31,6 +31,16 @@ class Extend(Section):
     """How much work is worth it: sizes epochs, batch and resolution."""
     names: list[str] | None = None
     """Names for a checkpoint that does not carry its own."""
+    input: list[str] | None = None
+    """Of an ONNX file: how pictures are given, where the file does not say it (``0..255,bgr``)."""
+    old_outputs: str = "auto"
+    """Of an ONNX file: the layout of its outputs by name, or ``none``."""
+    taps: str | None = None
+    """Of an ONNX file: the tensors that the branch reads, by hand (``8:a,b 16:c,d 32:e``)."""
+    nms: bool = False
+    """Of an ONNX file: a further output of all classes, old and new, after non-maximum suppression."""
+    outputs: Literal["separate", "joined"] = "separate"
+    """Of an ONNX file: ``joined`` also writes ``out/joined.onnx``, whose one output is as YOLOv8's files have it."""
     keep: list[str] | None = None
     """Only these old classes stay."""
     drop: list[str] = Field(default_factory=list)

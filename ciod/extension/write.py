@@ -164,6 +164,8 @@ def _protocol(s: Extend, task: Task, extra: dict[str, Any]) -> list[str]:
         if extra["held_out"]
         else "New classes are measured on the folder's validation images."
     )
+    if "onnx" in extra:
+        said.append(extra["onnx"]["sentence"])
     if s.old_data:
         said.append(f"Old classes are measured on {s.old_data}.")
     else:

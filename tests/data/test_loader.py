@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ciod.core.errors import CiodError
-from ciod.data.augment import Augment, TrainTransform, letterbox
+from ciod.data.augment import Augment, TrainTransform, letterbox, put
 from ciod.data.image_cache import Pictures
 from ciod.data.index import Index
 from ciod.data.loader import Collate, EvalData, Order, TrainData, eval_loader, train_loader
@@ -325,6 +325,24 @@ def test_detections_find_their_way_back_to_the_original():
     back = in_original(found, scale, 50, 120)
     assert back.boxes[0] == pytest.approx(np.array(box), abs=1.6 / scale)
     assert back.boxes[1].tolist() == [0, 0, 120, 50]
+
+
+@pytest.mark.parametrize("place", ["corner", "letterbox", "stretch"])
+@pytest.mark.parametrize(("height", "width"), [(50, 120), (120, 50)])
+def test_a_box_is_where_the_object_is_wherever_the_picture_is_put(place, height, width):
+    from ciod.core.types import Detections, in_original
+
+    box = (20, 10, 40, 30)
+    image, frame = put(rectangle(height, width, box), 64, 114, place)
+    assert image.shape == (3, 64, 64)
+    back = in_original(Detections(np.array([white(image)]), np.ones(1), np.zeros(1)), frame, height, width)
+    assert back.boxes[0] == pytest.approx(np.array(box), abs=1.6 * max(height, width) / 64)
+
+
+def test_borders_of_a_letterbox_are_as_wide_on_both_sides():
+    image, frame = put(np.zeros((16, 64, 3), np.uint8), 64, 114, "letterbox")
+    assert frame.top == 24 and (image[:, :24] == 114).all() and (image[:, 40:] == 114).all()
+    assert (put(np.zeros((16, 64, 3), np.uint8), 64, 114, "stretch")[0] == 0).all()
 
 
 # Sizes that change ----------------------------------------------------------------------------------------------------

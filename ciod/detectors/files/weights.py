@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ciod import detectors
-from ciod.core.errors import CiodError, did_you_mean
+from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.files import is_file, is_folder
 from ciod.core.limits import LARGEST
 from ciod.data import names as known
@@ -39,17 +39,38 @@ __all__ = [
 ]
 
 
-def load(path: str | Path, *, classes: Sequence[str] | None = None) -> Detector:
+def load(
+    path: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    input: str | Sequence[str] | None = None,
+    size: int | None = None,
+    old_outputs: str = "auto",
+    taps: str | None = None,
+) -> Detector:
     """A detector from a file, in eval mode.
 
     Args:
-        path: a ciod model (``.safetensors``), an official YOLOX checkpoint, or one of MMDetection: of YOLOX or GFL, or
-            (with the extra mmdet) of any head it supports, with its config inside or as ``mmdet:CONFIG,CHECKPOINT``.
-        classes: class names, for a checkpoint that does not carry them. With 80 classes and no names, COCO's.
+        path: a ciod model (``.safetensors``), an official YOLOX checkpoint, one of MMDetection: of YOLOX or GFL, or
+            (with the extra mmdet) of any head it supports, with its config inside or as ``mmdet:CONFIG,CHECKPOINT``; or
+            a detector of any maker as ``.onnx`` (docs/extend-onnx.md).
+        classes: class names, for a file that does not carry them. With 80 classes and no names, COCO's.
+        input: of an ONNX file, how pictures are given, where the file does not say it: ``"0..255,bgr"``.
+        size: of an ONNX file that takes any, the side of its input in pixels.
+        old_outputs: of an ONNX file, the layout of its outputs by name, ``auto`` or ``none``.
+        taps: of an ONNX file, tensors to read, by hand: ``"8:a,b 16:c,d 32:e"``.
 
     Raises:
         CiodError: the file is absent, torn, of another architecture, needs code to load, or lacks class names.
     """
+    if Path(path).suffix.lower() == ".onnx":
+        from ciod.detectors.onnx import detector as onnx
+        from ciod.detectors.onnx.recognise import Asked
+
+        return onnx.load(Path(path), Asked(input, classes, size, old_outputs, taps))
+    given = {"input": input, "taps": taps, "old_outputs": None if old_outputs == "auto" else old_outputs}
+    if problems := [f"{k}: this is a setting of ONNX files, and {path} is none." for k, v in given.items() if v]:
+        raise ConfigError(problems)
     return _build(parse(path), classes)
 
 
@@ -139,14 +160,19 @@ def _build_known(parsed: Parsed, classes: Sequence[str] | None) -> Detector:
 
 
 def open_detector(
-    model: str | Path | Detector, size: int | None = None, names: Sequence[str] | None = None
+    model: str | Path | Detector,
+    size: int | None = None,
+    names: Sequence[str] | None = None,
+    input: str | Sequence[str] | None = None,
 ) -> Detector:
     """A detector, or the one of a file, taking pictures of ``size`` pixels.
 
     Raises:
         CiodError: as ``ciod.load``; or a size that is not a multiple of 32.
     """
-    detector = model if isinstance(model, Detector) else load(model, classes=names)
+    if not isinstance(model, Detector) and Path(model).suffix.lower() == ".onnx":
+        return load(model, classes=names, size=size, input=input)
+    detector = model if isinstance(model, Detector) else load(model, classes=names, input=input)
     if size is not None:
         if not 32 <= size <= LARGEST or size % 32:
             near = min(LARGEST, max(32, round(size / 32) * 32))

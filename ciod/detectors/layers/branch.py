@@ -142,7 +142,7 @@ def spread(outputs: Outputs, row: Tensor) -> Outputs:
     Args:
         row: [C] int64 of ``table_of``.
     """
-    off = torch.full_like(outputs.logits[..., :1], OFF)
+    off = outputs.logits.new_full((*outputs.logits.shape[:2], 1), OFF)
     return replace(outputs, logits=torch.cat([outputs.logits, off], 2).index_select(2, row))
 
 

@@ -120,10 +120,15 @@ def read(path: Path) -> OnnxFile:
         CiodError: it is absent, torn, too large, refers to files outside its folder, has operators that onnxruntime
             lacks, or does not take pictures.
     """
-    content = parse(path)
+    return of_bytes(path, contents(path))
+
+
+def of_bytes(path: Path, raw: bytes) -> OnnxFile:
+    """As ``read``, of what was read from a file already."""
+    content = parse(path, raw)
     _bounded(path, content)
     # Bytes as they were are kept where they are enough: what is made of the file then begins with them.
-    data = content.SerializeToString() if _embed(path, content) else path.read_bytes()
+    data = content.SerializeToString() if _embed(path, content) else raw
     _known_operators(path, content)
     session = start(path, data, optimised=False)
     picture, sizes = _inputs(path, session)
@@ -133,21 +138,31 @@ def read(path: Path) -> OnnxFile:
     return OnnxFile(path, content, data, picture, sizes, metadata, [o.name for o in content.graph.output], quantised)
 
 
-def parse(path: Path) -> Proto:
-    """The protobuf of a file, without weights that lie outside it.
+def contents(path: Path) -> bytes:
+    """The bytes of a file.
 
     Raises:
-        CiodError: there is no such file, it is too large or no ONNX model.
+        CiodError: there is no such file, or it is too large.
     """
-    onnx = require("onnx")
+    require("onnx")
     if not is_file(path):
         beside = [p.name for p in path.parent.glob("*.onnx")] if is_folder(path.parent) else []
         hint = did_you_mean(path.name, beside)
         raise CiodError(f"There is no model file {path}" + (f"; {hint}" if "mean" in hint else "."))
     if (size := path.stat().st_size) > LARGEST:
         raise CiodError(f"{path} has {size / 1e9:.1f} GB; an ONNX file has at most 2.1 GB.")
+    return path.read_bytes()
+
+
+def parse(path: Path, raw: bytes) -> Proto:
+    """The protobuf in the bytes of a file, without weights that lie outside it.
+
+    Raises:
+        CiodError: it is no ONNX model.
+    """
+    onnx = require("onnx")
     try:
-        content = onnx.load_model_from_string(path.read_bytes())
+        content = onnx.load_model_from_string(raw)
     except Exception as error:  # protobuf's DecodeError, of whichever implementation is installed
         raise CiodError(
             f"{path} is not a readable ONNX file ({error}). It may be truncated; is there a copy?"
@@ -270,13 +285,22 @@ def _memory() -> None:
     ort.create_and_register_allocator(info, ort.OrtArenaCfg({"max_mem": most, "arena_extend_strategy": 1}))
 
 
-def start(path: Path, content: bytes, *, optimised: bool = True, threads: int = 0, level: str | None = None) -> Any:
+def start(
+    path: Path,
+    content: bytes,
+    *,
+    optimised: bool = True,
+    threads: int = 0,
+    level: str | None = None,
+    spin: bool = True,
+) -> Any:
     """A session on the CPU.
 
     Args:
         path: for the message.
         threads: 0: as many as onnxruntime likes.
         level: of optimisation, by onnxruntime's name for it; None: all or none, as ``optimised`` says.
+        spin: threads wait busily for the next run; False: they leave the cores to others.
 
     Raises:
         CiodError: onnxruntime does not take it.
@@ -287,6 +311,7 @@ def start(path: Path, content: bytes, *, optimised: bool = True, threads: int = 
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.log_severity_level = 4  # its errors are raised, too
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
     name = level or ("ORT_ENABLE_ALL" if optimised else "ORT_DISABLE_ALL")
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, name)
     try:

@@ -37,7 +37,7 @@ class Flow:
         self.maker: dict[str, Proto] = {}
         self.parents: dict[str, list[str]] = {source.picture.name: []}
         for node in source.content.graph.node:
-            given = [t for t in dict.fromkeys(_inputs(node)) if t in self.parents]
+            given = [t for t in dict.fromkeys(inputs_of(node)) if t in self.parents]
             for made in node.output if given else ():
                 if made:
                     self.order.append(made)
@@ -105,13 +105,13 @@ class Flow:
         return a
 
 
-def _inputs(node: Proto) -> Iterator[str]:
+def inputs_of(node: Proto) -> Iterator[str]:
     """Tensors a node reads, also those that graphs inside it take from around them."""
     yield from node.input
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs):
             for inner in graph.node:
-                yield from _inputs(inner)
+                yield from inputs_of(inner)
 
 
 def probe(source: OnnxFile, size: int, count: int = 1) -> np.ndarray:

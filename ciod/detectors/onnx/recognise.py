@@ -13,11 +13,12 @@ from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.data import names as known
 from ciod.detectors.base import Input
 from ciod.detectors.onnx import file as f
-from ciod.detectors.onnx import graph, layouts, pictures, taps
+from ciod.detectors.onnx import graph, layouts, pictures, taps, written
 from ciod.detectors.onnx.file import OnnxFile
 from ciod.detectors.onnx.graph import Flow
 from ciod.detectors.onnx.layout import Arrays, Facts, Layout
 from ciod.detectors.onnx.taps import Level
+from ciod.detectors.onnx.written import Opened
 
 PROBES = 4
 T = TypeVar("T")
@@ -31,15 +32,17 @@ class Asked:
     names: Sequence[str] | None = None
     size: int | None = None
     old_outputs: str = "auto"
-    taps: str | None = None
+    taps: str | Sequence[tuple[int, Sequence[str | None]]] | None = None
+    """As text, or as ``taps.to_names`` gives it."""
 
 
 @dataclass
 class Recognised:
     """A file with everything that was found in it.
 
-    ``names`` belong to the labels of the outputs; None where the outputs are not understood. ``notes`` are sentences
-    worth reading before a training.
+    ``names`` belong to the labels of the outputs; None where the outputs are not understood. ``given_names`` are those
+    that the file or the user says, which may count a background. ``notes`` are sentences worth reading before a
+    training.
     """
 
     source: OnnxFile
@@ -47,6 +50,7 @@ class Recognised:
     levels: list[Level]
     layout: Layout | None
     names: tuple[str, ...] | None
+    given_names: tuple[str, ...] | None
     input: Input
     input_from: str
     notes: list[str]
@@ -88,10 +92,43 @@ def recognise(path: Path, asked: Asked, images: np.ndarray | None = None) -> Rec
         CiodError: the file cannot be read or does not fit.
         ConfigError: everything that was asked for and cannot be.
     """
-    source = f.read(path)
+    opened = written.open_file(path)
+    found = of_source(opened.base, resolved(opened, asked), images)
+    if opened.written is not None:
+        count = len(opened.written.parts) - 1
+        classes = {c for p in opened.written.parts[1:] for c in p.columns if c >= 0}
+        names = ", ".join(opened.written.class_names[c] for c in sorted(classes)[:8])
+        found.notes.append(f"extended by ciod {count} time{'s' * (count > 1)}: {names}{', …' * (len(classes) > 8)}")
+    return found
+
+
+def resolved(opened: Opened, asked: Asked) -> Asked:
+    """What a file that ciod wrote says itself; for others what the user says.
+
+    Raises:
+        ConfigError: the user says what the file does.
+    """
+    if opened.written is None:
+        return asked
+    given = [k for k in ("input", "names", "taps") if getattr(asked, k) is not None]
+    given += ["size"] * (asked.size not in (None, opened.written.asked.size))
+    given += ["old_outputs"] * (asked.old_outputs != "auto")
+    if given:
+        raise ConfigError([f"{k}: {opened.whole.path.name} was written by ciod and says it itself." for k in given])
+    return Asked(**opened.written.asked.model_dump())
+
+
+def of_source(source: OnnxFile, asked: Asked, images: np.ndarray | None = None) -> Recognised:
+    """As ``recognise``, of a file that was read."""
+    path = source.path
     size, given, names = _settings(source, asked)
     flow = Flow(source, size)
-    levels = taps.find(flow, path) if asked.taps is None else taps.by_hand(asked.taps, flow)
+    if asked.taps is None:
+        levels = taps.find(flow, path)
+    elif isinstance(asked.taps, str):
+        levels = taps.by_hand(asked.taps, flow)
+    else:
+        levels = taps.of_names(asked.taps, flow)
     taking, said_by = pictures.choose(source, given, size)
     images = 255 * graph.probe(source, size, PROBES) if images is None else images
     outputs, levels, notes = steady(source, flow, levels, prepared(images, taking))
@@ -103,7 +140,7 @@ def recognise(path: Path, asked: Asked, images: np.ndarray | None = None) -> Rec
             [f"old_outputs: the outputs of {path.name} are not of the kind {asked.old_outputs} ({shapes})."]
         )
     notes += _notes(source)
-    return Recognised(source, flow, levels, layout, _named(path, layout, names), taking, said_by, notes)
+    return Recognised(source, flow, levels, layout, _named(path, layout, names), names, taking, said_by, notes)
 
 
 def prepared(images: np.ndarray, taking: Input) -> np.ndarray:
@@ -152,7 +189,7 @@ def steady(
     def moves(names: Sequence[str]) -> bool:
         other = f.start(source.path, source.exposing(names))
         after = [f.run(source.path, other, source.outputs, feed) for feed in feeds]
-        return not all(_equal(a, b) for x, y in zip(before, after) for a, b in zip(x, y))
+        return not all(equal(a, b) for x, y in zip(before, after) for a, b in zip(x, y))
 
     notes: list[str] = []
     for _ in range(8):
@@ -169,7 +206,7 @@ def steady(
     return per_picture, levels, notes
 
 
-def _equal(a: Any, b: Any) -> bool:
+def equal(a: Any, b: Any) -> bool:
     same = np.array_equal(a, b, equal_nan=True) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else None
     return bool(np.array_equal(a, b)) if same is None else same
 

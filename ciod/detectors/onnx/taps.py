@@ -236,14 +236,36 @@ def by_hand(text: str, flow: Flow) -> list[Level]:
     Raises:
         ConfigError: what cannot be read, tensors that are not there, or maps of another stride.
     """
-    search, problems, levels = _Search(flow), [], []
+    problems, given = [], []
     for part in text.split():
         number, colon, names = part.partition(":")
         stride = int(number) if number.isdigit() else 0
         if not colon or stride not in STRIDES:
             problems.append(f"taps: {part!r} is not of the form 8:tensor,tensor; strides are 8, 16 and 32.")
             continue
-        given = [None if n == "-" else n for n in names.split(",") if n]
+        given.append((stride, [None if n == "-" else n for n in names.split(",") if n]))
+    return of_names(given, flow, problems)
+
+
+def to_names(levels: Sequence[Level]) -> list[tuple[int, list[str | None]]]:
+    """Levels as ``of_names`` takes them: per stride the names of the early map, the late one, the towers."""
+    return [(v.stride, [t and t.name for t in (v.early, v.late, *v.towers)]) for v in levels]
+
+
+def of_names(
+    named: Sequence[tuple[int, Sequence[str | None]]], flow: Flow, problems: Sequence[str] = ()
+) -> list[Level]:
+    """Levels of names of tensors.
+
+    Args:
+        named: per stride the names of the backbone's map, the neck's, those of towers; None leaves one out.
+        problems: what is known already to be wrong.
+
+    Raises:
+        ConfigError: tensors that are not there, or maps of another stride.
+    """
+    search, problems, levels = _Search(flow), [*problems], []
+    for stride, given in named:
         for name in (n for n in given if n is not None and not search.of(n, stride)):
             if name in flow.shapes:
                 problems.append(

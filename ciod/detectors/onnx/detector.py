@@ -1,0 +1,286 @@
+"""A detector of any maker, as an ONNX file. Its graph stays as it is; new classes come on branches that read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ciod.core.errors import CiodError
+from ciod.core.types import Matches, Outputs, Targets
+from ciod.detectors.assigners.sim_ota import sim_ota
+from ciod.detectors.base import Detector
+from ciod.detectors.layers import branch as br
+from ciod.detectors.layers.class_layers import ClassConv, ClassRows
+from ciod.detectors.layers.maps_branch import Channels, MapsBranch, Standard, width_of
+from ciod.detectors.onnx import graph, recognise, written
+from ciod.detectors.onnx.layout import Arrays
+from ciod.detectors.onnx.pictures import NO_CLASS
+from ciod.detectors.onnx.recognise import Asked, Recognised
+from ciod.detectors.onnx.session import Runner
+from ciod.detectors.onnx.written import Opened
+from ciod.detectors.yolox import YOLOX, assemble
+
+STRIDES = (8, 16, 32)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The file of a detector and what was found in it. Copies of a detector share it: nothing in it changes."""
+
+    opened: Opened
+    found: Recognised
+    runner: Runner
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Source:
+        return self
+
+
+def load(path: Path, asked: Asked | None = None) -> OnnxDetector:
+    """A detector from an ONNX file, in eval mode.
+
+    Args:
+        asked: what the file does not say itself.
+
+    Raises:
+        CiodError: it cannot be read or does not fit, or something must be said that the file does not.
+    """
+    opened = written.open_file(path)
+    asked = recognise.resolved(opened, asked or Asked())
+    return OnnxDetector(opened, recognise.of_source(opened.base, asked))
+
+
+class OnnxDetector(Detector):
+    """See the module. Images go through onnxruntime; only branches are weights of PyTorch.
+
+    Attributes:
+        parts: the class of each column of a part of the outputs, -1 for one that was dropped: of the detector as it
+            was, of branches in the file, of branches in training.
+    """
+
+    traits = frozenset({"dense", "objectness", "branches"})
+    box_weight = YOLOX.box_weight
+    channel_of: Tensor  # [parts, C]: see branch.table_of
+
+    def __init__(self, opened: Opened, found: Recognised):
+        said = opened.written
+        real = [n for n in found.names or () if n not in NO_CLASS]
+        names = real if said is None else said.class_names
+        settings: dict[str, Any] = {"name": "onnx", "file": opened.whole.path.name, "size": found.input.size}
+        super().__init__(names, settings, found.input)
+        outputs = [*opened.base.outputs]
+        place = {n: i for i, n in enumerate(real)}
+        self.parts: list[list[int]] = [[place.get(n, -1) for n in found.names or ()]]
+        if said is not None:
+            outputs += [n for p in said.parts[1:] for n in (p.boxes, p.scores)]
+            if len(said.parts[0].columns) != len(self.parts[0]):
+                raise CiodError(f"{opened.whole.path} is damaged: its classes are not those of its outputs.")
+            self.parts = [list(p.columns) for p in said.parts]
+            self.lineage = list(said.lineage)
+        else:
+            self.lineage = [{"from": opened.whole.path.name, "classes": list(self.class_names)}]
+        taps = list({t.name: t for level in found.levels for t in level.taps}.values())
+        self.source = Source(opened, found, Runner(opened.whole, outputs, taps))
+        self.channels = tuple(
+            Channels(v.stride, _width(v.early), _width(v.late), tuple(t.channels for t in v.towers))
+            for v in found.levels
+        )
+        self.order = [[[t.name for t in taps].index(t.name) for t in v.taps] for v in found.levels]
+        self.branches = nn.ModuleList()
+        self.statistics: list[tuple[Tensor, Tensor]] | None = None  # mean and deviation of each map, once measured
+        self._index_parts()
+        self.eval()
+
+    @property
+    def width(self) -> int:
+        """What the widths of a branch are derived from."""
+        return width_of(self.channels)
+
+    def trunk(self) -> list[nn.Module]:
+        return []
+
+    # Forward ------------------------------------------------------------------------------------------------------
+
+    def forward(self, images: Tensor) -> Outputs:
+        """In train mode the positions of the newest branch alone: nothing else of the graph is computed."""
+        ready = self.normalise(images).cpu().numpy()
+        if self.training and len(self.branches):
+            return self.of_branch(len(self.branches) - 1, self.tensors(self.source.runner.maps(ready)))
+        runner, maps = self.source.runner, []
+        if len(self.branches):
+            pictures, arrays = runner.both(ready)
+            maps = self.tensors(arrays)
+        else:
+            pictures = runner.outputs(ready)
+        parts = [self._base(pictures), *self._written(pictures)]
+        parts += [self.of_branch(i, maps) for i in range(len(self.branches))]
+        return parts[0] if len(parts) == 1 else br.append(parts)
+
+    def tensors(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
+        return [torch.from_numpy(a).to(self.device) for a in arrays]
+
+    def of_branch(self, i: int, maps: Sequence[Tensor]) -> Outputs:
+        """Outputs of a branch in training, of the maps that are read."""
+        branch: MapsBranch = self.branches[i]  # type: ignore[assignment]
+        made = assemble(*branch([[maps[t] for t in level] for level in self.order]), strides=branch.strides)
+        return br.spread(made, self.channel_of[len(self.parts) - len(self.branches) + i])
+
+    def _base(self, pictures: Sequence[Arrays]) -> Outputs:
+        """Outputs of the detector as it was; no position, where they are not understood."""
+        found, count = self.source.found, len(self.source.opened.base.outputs)
+        decoded = [(np.zeros((0, 4), np.float32), np.zeros((0, 0), np.float32))] * len(pictures)
+        if found.layout is not None:
+            decoded = [found.layout.decode(picture[:count]) for picture in pictures]
+        return br.spread(self._outputs(decoded), self.channel_of[0])
+
+    def _written(self, pictures: Sequence[Arrays]) -> Iterator[Outputs]:
+        """Outputs of the branches that are in the file."""
+        first = len(self.source.opened.base.outputs)
+        for k in range(1, len(self.parts) - len(self.branches)):
+            i = first + 2 * (k - 1)
+            decoded = [(picture[i], picture[i + 1]) for picture in pictures]
+            if any(b.shape != (len(s), 4) or s.shape[1:] != (len(self.parts[k]),) for b, s in decoded):
+                raise CiodError(f"{self.source.opened.whole.path} is damaged: outputs of a branch have another shape.")
+            yield br.spread(self._outputs(decoded), self.channel_of[k])
+
+    def _outputs(self, decoded: Sequence[tuple[np.ndarray, np.ndarray]]) -> Outputs:
+        """Boxes and scores per picture → Outputs; shorter lists are filled up with scores of 0."""
+        most, columns = max(len(b) for b, _ in decoded), decoded[0][1].shape[1]
+        boxes = np.zeros((len(decoded), most, 4), np.float32)
+        scores = np.zeros((len(decoded), most, columns), np.float32)
+        for i, (b, s) in enumerate(decoded):
+            boxes[i, : len(b)], scores[i, : len(s)] = b, s
+        probability = torch.from_numpy(scores)
+        logits = torch.logit(probability.clamp(1e-12, 1 - 6e-8)).masked_fill(probability <= 0, -torch.inf)
+        device = self.device
+        return Outputs(
+            logits.to(device),
+            torch.from_numpy(boxes).to(device),
+            torch.zeros(most, 2, device=device),
+            torch.ones(most, device=device),
+            torch.full((len(decoded), most), -br.OFF, device=device),  # as sure as can be: the score is the class's
+            levels=(most,),
+        )
+
+    # Training -----------------------------------------------------------------------------------------------------
+
+    loss = YOLOX.loss  # type: ignore[assignment]
+
+    def match(self, outputs: Outputs, targets: Targets) -> Matches:
+        """SimOTA on the newest branch: nothing else is trained."""
+        newest = self.newest(outputs)
+        found, before = sim_ota(newest, targets), outputs.logits.shape[1] - newest.logits.shape[1]
+        if not before:
+            return found
+        positive = torch.cat([found.positive.new_zeros(len(found.positive), before), found.positive], 1)
+        return replace(found, position=found.position + before, positive=positive)
+
+    def newest(self, outputs: Outputs) -> Outputs:
+        """The positions of the branch added last, which are the last ones."""
+        count = len(self.channels)
+        own = sum(outputs.levels[-count:])
+        assert outputs.objectness is not None
+        return replace(
+            outputs,
+            logits=outputs.logits[:, -own:],
+            boxes=outputs.boxes[:, -own:],
+            points=outputs.points[-own:],
+            strides=outputs.strides[-own:],
+            objectness=outputs.objectness[:, -own:],
+            levels=outputs.levels[-count:],
+        )
+
+    @torch.no_grad()
+    def observe(self, images: Tensor) -> None:
+        """Measures mean and deviation of every map on pictures; branches added later standardise with them.
+
+        Args:
+            images: [n, 3, size, size] RGB 0..255; some dozens.
+        """
+        sums: list[list[Tensor]] = []
+        for image in images.split(8):
+            maps = self.tensors(self.source.runner.maps(self.normalise(image).cpu().numpy()))
+            rows = [m.double().transpose(0, 1).flatten(1) for m in maps]
+            counts = [torch.full_like(r[:, 0], r.shape[1]) for r in rows]
+            sums.append([torch.stack([r.sum(1), r.square().sum(1), c]) for r, c in zip(rows, counts, strict=True)])
+        self.statistics = []
+        for of_map in zip(*sums, strict=True):
+            total, squares, count = torch.stack(of_map).sum(0)
+            mean = total / count
+            deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
+            self.statistics.append((mean.float(), deviation.float()))
+
+    # Classes ------------------------------------------------------------------------------------------------------
+
+    def grow(self, names: Sequence[str]) -> None:
+        """Adds classes on a branch of their own: nothing else can grow."""
+        if names:
+            self.add_branch(names)
+
+    def add_branch(
+        self, names: Sequence[str], *, taught: Sequence[str] = (), inner: Sequence[int] | None = None
+    ) -> MapsBranch:
+        """Adds classes on a branch: old outputs stay bit-identical. See ``YOLOX.add_branch``.
+
+        Args:
+            inner: channels of its bottleneck at strides 8, 16 and 32.
+        """
+        self._check_new(names)
+        unknown = [n for n in taught if n not in self.class_names]
+        if unknown or not (names or taught):
+            raise CiodError(f"A branch needs classes, the taught ones among the known; got {[*names]}, {[*taught]}.")
+        known = self.num_classes
+        columns = [i for i, n in enumerate(self.class_names) if n in taught]
+        columns += range(known, known + len(names))
+        widths: dict[int, int] = dict(zip(STRIDES, inner if inner is not None else br.usual(self.width)))
+        added = MapsBranch(self.channels, columns, len(names), [widths[v.stride] for v in self.channels])
+        if self.statistics is None:
+            noise = torch.from_numpy(255 * graph.probe(self.source.opened.base, self.input.size, 2))
+            self.observe(noise)
+        assert self.statistics is not None
+        for level, order in zip(added.levels, self.order, strict=True):
+            for standard, t in zip(level.standards, order, strict=True):  # type: ignore[union-attr, arg-type]
+                assert isinstance(standard, Standard)
+                standard.measured(*self.statistics[t])
+        self.branches.append(added.to(self.device).train(self.training))
+        self.class_names = (*self.class_names, *names)
+        self.parts.append(columns)
+        self.growth.append({"branch": len(names), "taught": [*taught], "inner": list(inner or br.usual(self.width))})
+        self._index_parts()
+        return added
+
+    def class_modules(self) -> dict[str, ClassConv]:
+        """None: a branch has its classes for good."""
+        return {}
+
+    def class_layers(self) -> Iterator[ClassRows]:
+        for b, branch in enumerate(self.branches):
+            for i, level in enumerate(branch.levels):  # type: ignore[arg-type]
+                for rows in level.cls.rows(f"branches.{b}.levels.{i}.cls"):  # type: ignore[union-attr, operator]
+                    yield ClassRows(rows.name, rows.tensor, branch.columns[rows.first])  # type: ignore[index]
+
+    def _select(self, kept: list[int]) -> None:
+        """Dropped classes are hidden: the graph is never cut."""
+        place = {old: new for new, old in enumerate(kept)}
+        self.parts = [[place.get(c, -1) for c in columns] for columns in self.parts]
+        self.growth = [{"rows": len(kept)}]
+        self._index_parts(len(kept))
+
+    def _index_parts(self, classes: int | None = None) -> None:
+        count = self.num_classes if classes is None else classes
+        table = torch.zeros(len(self.parts), count, dtype=torch.long)
+        for row, columns in zip(table, self.parts, strict=True):
+            row.fill_(len(columns))
+            for i, c in enumerate(columns):
+                if c >= 0:
+                    row[c] = i
+        self.register_buffer("channel_of", table.to(self.device), persistent=False)
+
+
+def _width(tap: Any) -> int:
+    return 0 if tap is None else tap.channels
