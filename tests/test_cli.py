@@ -16,6 +16,7 @@ import pytest
 
 import ciod
 from ciod import cli
+from ciod.core.errors import CiodError, ConfigError
 from ciod.data.images import read_image, save_image
 from ciod.data.shapes.scenes import write_shapes
 from tests.data.writers import sample_index, write_coco
@@ -121,6 +122,8 @@ MISTAKES = [
     ("demo shapes", "demo needs no data; 'shapes' is neither a setting nor needed."),
     ("demo seed=first", "seed: should be a valid integer (got 'first')"),
     ("extend MODEL cards data=PETS out=cards", "extend takes one model; 'cards' is neither a setting nor needed."),
+    ("extend MODEL model=MODEL data=PETS out=cards", "extend takes one model: the first word, without model=."),
+    ("list shapes-6+4 splitt=3+7", "splitt: there is no such setting; did you mean 'split'"),
     ("demo seed=[", "seed: '[' cannot be read; quote it or check its brackets."),
     ("compare shapes-6+4 methods=finetune seeds=[", "seeds: '[' cannot be read; quote it or check its brackets."),
     ("list shapes-6+4 split=[", "split: '[' is not a split; write 40+40"),
@@ -135,6 +138,20 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(run, pets, model, words, sent
     assert code == 2, (out, err)
     assert sentence in err and err.startswith("ciod: ") and err.count("\n") == 1
     assert "Traceback" not in out + err
+
+
+def test_a_word_after_the_settings_file(run):
+    code, _, err = run("train", "absent.yaml", "epochs")
+    assert code == 2 and "'epochs' is not a setting; write key=value, for example epochs=30." in err
+
+
+def test_mistakes_in_calls_from_python(pets, model):
+    with pytest.raises(ConfigError, match=r"metric: there is no 'voc08'; did you mean 'voc07'"):
+        ciod.evaluate(model, pets, metric="voc08")
+    with pytest.raises(CiodError, match=r"size: 100 is not a multiple of 32; try 96\."):
+        ciod.evaluate(model, pets, size=100)
+    with pytest.raises(ConfigError, match=r"against: 2\.5 is not a name\."):
+        ciod.compare(data=pets, split="2+1", methods="finetune", against=2.5)  # type: ignore[arg-type]
 
 
 def test_words_that_cannot_be_read_are_told_with_the_rest(run, pets, model):

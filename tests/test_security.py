@@ -114,7 +114,7 @@ def metadata(path: Path, **changed) -> Path:
     ("changed", "match"),
     [
         ({"detector": {"name": "/tmp/evil.py:Evil"}}, r"There is no detector '/tmp/evil\.py:Evil'"),
-        ({"detector": {"name": "yolox-pico", "size": 10**9}}, r"detector\.size must be 32\.\.8192"),
+        ({"detector": {"name": "yolox-pico", "size": 10**9}}, r"detector\.size must be 32\.\.16384"),
         ({"detector": {"name": "yolox-pico", "evil": 1}}, r"detector settings are not known"),
         ({"detector": {"size": 64}}, r"detector has no name"),
         ({"class_names": ["a", "a"], "blocks": [2]}, r"a class name comes twice"),

@@ -277,7 +277,7 @@ WELL = {"format": 2, "class_names": ["a", "b"], "detector": {"name": "yolox-pico
         ({"growth": [{"rows": 3}]}, "growth has 3 classes, but class_names 2"),
         ({"class_names": ["a", "a"]}, "a class name comes twice"),
         ({"detector": {}}, "detector has no name"),
-        ({"detector": {"name": "yolox-pico", "size": 9}}, r"detector\.size must be 32\.\.8192 pixels"),
+        ({"detector": {"name": "yolox-pico", "size": 9}}, r"detector\.size must be 32\.\.16384 pixels"),
         ({"format": 3}, "is no valid ciod model: format: "),
     ],
 )

@@ -324,7 +324,7 @@ def test_a_pool_with_nothing_in_it(tmp_path):
         (["memory=-1"], r"memory\.size: .*greater than or equal to 0"),
         (["memory.select=herdin"], "'herdin' is not allowed; did you mean 'herding'"),
         (["memory=5", "batch=1"], r"train\.batch=1 has no room"),
-        (["memory.sise=5"], r"memory\.sise: there is no such setting; did you mean 'size'"),
+        (["memory.sise=5"], r"memory\.sise: there is no such setting; did you mean 'memory\.size'"),
     ],
 )
 def test_what_settings_refuse(tmp_path, words, match):

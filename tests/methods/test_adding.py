@@ -74,7 +74,7 @@ def test_it_trains_resumes_and_is_reported(place, monkeypatch):
     ("word", "match"),
     [
         ("method.weight=-1", "method.weight: should be greater than or equal to 0"),
-        ("method.wieght=1", "method.wieght: there is no such setting; did you mean 'weight'"),
+        ("method.wieght=1", r"method.wieght: there is no such setting; did you mean 'method\.weight'"),
         ("method=feature_distill.py:Feature", "has no Method 'Feature'; did you mean 'FeatureDistill'"),
         ("method=feature.py:FeatureDistill", "there is no file feature.py"),
     ],

@@ -16,6 +16,7 @@ from torch import nn
 
 from ciod import detectors, methods
 from ciod.config import load as config
+from ciod.core.errors import CiodError
 from ciod.core.run_log import read_metrics
 from ciod.data.shapes.scenes import write_shapes
 from ciod.detectors.base import Detector
@@ -29,7 +30,6 @@ from ciod.training.progress import Reporter
 SETTINGS: dict[str, tuple[str, ...]] = {
     "ilyolox": ("method.center_score=0", "method.other_score=0"),
     "pseudo_label": ("method.score=0",),
-    "merge": ("method.rule=duet",),
     "distill_pool": ("pool={data}",),
     "replay": ("memory.select=herding", "memory.labels=completed", "memory.score=0"),
 }
@@ -139,7 +139,8 @@ class Watch:
         for teacher, before in zip(self.teachers, self.before, strict=True):
             assert all(torch.equal(v, before[k]) for k, v in tensors(teacher).items())
             assert not any(m.training for m in teacher.modules())
-            assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
+            weights = nn.Module.named_parameters(teacher)
+            assert not any(p.requires_grad or p.grad is not None for _, p in weights)
 
 
 @pytest.mark.parametrize(("name", "detector"), pairs())
@@ -193,6 +194,12 @@ def test_a_first_task_taken_over_equals_one_s_own(name, data, firsts, tmp_path):
     words = (f"method={name}", *SETTINGS.get(name, ()))
     own = go(data, tmp_path / "own", detector, *words)
     assert_equal(own, go(data, tmp_path / "taken", detector, f"first={firsts(detector)}", *words))
+
+
+def test_a_method_that_measures_its_first_task_takes_over_no_other(data, firsts, tmp_path):
+    detector = min(lightest().values())
+    with pytest.raises(CiodError, match=r"first: merge needs a first task of its own with these settings"):
+        go(data, tmp_path / "run", detector, f"first={firsts(detector)}", "method=merge", "method.rule=duet")
 
 
 MEMORIES = {
