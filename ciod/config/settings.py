@@ -18,6 +18,10 @@ Size = Annotated[int, Field(ge=32, le=LARGEST, multiple_of=32)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+Allowed = list[Literal["data", "code", "settings"]]
+"""What may differ from what is resumed."""
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -197,5 +201,5 @@ class Run(Section):
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
     resume: Annotated[Literal["auto", "never"], NO_RESULT] = "auto"
     """``auto``: go on where a run in ``out`` stopped. ``never``: refuse a folder that has one."""
-    allow: Annotated[list[Literal["data", "code", "settings"]], NO_RESULT] = []
+    allow: Annotated[Allowed, NO_RESULT] = []
     """What may differ from the run that is gone on with: ``allow=data,code``. Without it a difference is refused."""

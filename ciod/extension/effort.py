@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ciod.data.loader import batches
+from ciod.training import checkpoint
 from ciod.training.method_checks import MethodChecks
 from ciod.training.progress import clock
 
@@ -52,6 +53,8 @@ def choose(settings: Extend, train: Index, classes: int, detector: Detector, met
     """
     gpu = world.device.type == "cuda"
     batch = settings.batch or min(16 if gpu else 8, max(2, len(train) // 4))
+    if not settings.batch:
+        batch = -(-batch // world.size) * world.size  # each process has the same share
     each, least, most = SEEN[settings.effort]
     cheap = 3 if method == "freeze_branch" else 1  # a step costs half, and a branch starts from nothing
     wanted = cheap * min(max(each * classes, least), most)
@@ -88,7 +91,7 @@ def measure(detector: Detector, method: Method, loader: DataLoader, world: World
 
     Weights, statistics and the generators of random numbers are afterwards as they were.
     """
-    state = torch.get_rng_state()
+    state = checkpoint.random_state()
     training = detector.training
     detector.train()
     for m in detector.modules():
@@ -108,7 +111,7 @@ def measure(detector: Detector, method: Method, loader: DataLoader, world: World
         torch.cuda.synchronize()
     detector.zero_grad(set_to_none=True)
     detector.train(training)
-    torch.set_rng_state(state)
+    checkpoint.set_random_state(state)
     return (time.monotonic() - began) / max(1, counted)
 
 

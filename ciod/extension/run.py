@@ -1,105 +1,179 @@
-"""An extension, from a model and a folder to a model: names, plan, teacher, grow, fit, retention, report."""
+"""An extension, from a model and a folder to a model: names, plan, training, retention, report."""
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any, cast
 
 from ciod import methods
+from ciod.config.load import data_folder
 from ciod.config.settings import Run
-from ciod.core.distributed import World, world
+from ciod.core.distributed import World
 from ciod.core.errors import CiodError
-from ciod.core.files import exists
+from ciod.core.files import WriteError, exists, sweep
 from ciod.core.run_log import RunLog
-from ciod.data.augment import TrainTransform
-from ciod.data.image_cache import presize_hint
-from ciod.data.loader import train_loader
 from ciod.data.scenarios.scenario import Task
 from ciod.detectors.base import Detector
 from ciod.detectors.files import weights
 from ciod.detectors.onnx.detector import OnnxDetector
-from ciod.extension import data, effort, measure, names, old_objects, onnx_model, tradeoff, write
+from ciod.extension import data, effort, measure, names, old_objects, onnx_model, verdict, write
 from ciod.extension.cost import cost
-from ciod.extension.measure import Judged
 from ciod.extension.settings import Extend
+from ciod.extension.verdict import NotKept, Verdict
 from ciod.memory.rehearsal import Extra, Mixture
 from ciod.methods.base.method import Method
 from ciod.methods.base.user_code import told
-from ciod.runs import environment
+from ciod.runs import environment, fingerprints, resume
+from ciod.runs.session import first_alone, session
 from ciod.training import checkpoint, speed
-from ciod.training.loop import Fit
-from ciod.training.offline_labels import with_drawn
-from ciod.training.progress import Reporter
+from ciod.training.hooks import Hooks
+from ciod.training.progress import Reporter, Warnings
+from ciod.training.task import TaskInputs, TaskResult, train_task
 
-KEEP_BY_DEFAULT = 0.98  # what method=auto asks of a method that moves old weights
-ROOM = 100e6  # bytes beyond four times the model: states, pictures, report
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+    from ciod.core.results_schema import ExtensionState
+
+__all__ = ["NotKept", "extend"]
+
+ROOM = 100e6  # bytes beyond eight times the model: states, pictures, report
+TASKS = 2  # the model as it was, and the extension
 
 
-class NotKept(CiodError):
-    """``min_retention`` was not reached; nothing was overwritten."""
-
-    exit_code = 3
-
-
-def extend(settings: Extend, *, command: str = "", reporter: Reporter | None = None) -> Path:
+def extend(
+    settings: Extend, *, command: str = "", reporter: Reporter | None = None, hooks: Sequence[Hooks] = ()
+) -> Path:
     """Extends a model by the classes of a folder, or goes on where an earlier process stopped.
 
+    Args:
+        hooks: called while the task is trained.
+
     Returns:
-        The run folder; the model is ``model.safetensors`` in it.
+        The run folder; the model is ``model.safetensors`` in it, or ``model.onnx`` where an ONNX file was extended.
 
     Raises:
         CiodError: whatever a user can mend, as a sentence; ``NotKept`` when ``min_retention`` is not reached.
+        RunAgain: SIGTERM or SIGUSR1 came; the state is written (exit code 75).
+        KeyboardInterrupt: Ctrl-C; the state is written.
     """
-    with world(settings.device) as here:
-        if here.size > 1:
-            raise CiodError("ciod extend runs in one process; start it without torchrun.")
-        extension = Extension(settings, here, reporter or Reporter(), command)
-        with told(str(settings.method.get("name", ""))):
+    users = told(str(settings.method.get("name", "")))
+    with session(settings.out, settings.device, reporter) as (here, speaker), users:
+        extension = Extension(settings, here, speaker, command, hooks)
+        try:
             extension.run()
+        finally:
+            extension.leave()
     return extension.out
 
 
 @dataclass
 class Extension:
-    """State of one extension."""
+    """State of one extension on one rank."""
 
     settings: Extend
     world: World
     reporter: Reporter
     command: str = ""
-    warnings: list[str] = field(default_factory=list)
+    hooks: Sequence[Hooks] = ()
+    log: RunLog | None = None  # of rank 0
+    out: Path = field(init=False)
+    warnings: Warnings = field(init=False)
+    saved: ExtensionState | None = field(init=False, default=None)  # of an earlier process
+    identity: dict[str, Any] = field(init=False)
+    folder: data.Folder = field(init=False)
+    names: names.Names = field(init=False)
+    task: Task = field(init=False)
+    before: Detector = field(init=False)  # the model as it was
+    method: Method = field(init=False)
+    method_name: str = field(init=False)
+    auto: bool = field(init=False)  # ciod chose the method
+    plan: effort.Plan = field(init=False)
+    measured: measure.Measure = field(init=False)
+    found: old_objects.Found = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.out = Path(self.settings.out)
+        self.warnings = Warnings(self.reporter)
 
     def run(self) -> None:
+        began = time.monotonic()
         s = self.settings
-        self.out = Path(s.out)
-        self.began = time.monotonic()
-        self.saved = self._earlier()
+        saved, notes = resume.saved_state(s, environment.fingerprint(s), "extend", model_of=model_of)
+        self.saved = cast("ExtensionState | None", saved)
+        if self.saved is None and any(exists(self.out / name) for name in ("model.safetensors", "model.onnx")):
+            raise CiodError(f"out: {self.out} already holds a result, which is never overwritten; choose another out=.")
         detector = onnx_model.open_model(s)
+        with first_alone(self.world):
+            self._open(detector)
+        images = self._identify()
+        self.warnings.add(*notes)
+        if self.saved and self.saved["task"] == TASKS:
+            self.reporter.say(f"{self.out} is finished; nothing is left to train.")
+            self._end(self.saved["not_kept"])
+            return
+        self._check_room(detector)
+        self._adapt(detector)
+        self.before = detector.frozen()
+        self._say_names(detector)
+        self._choose_method(detector)
+        self._plan(detector)
+        if self.world.main:
+            sweep(self.out)
+            write.settings(self.out, s, self.plan, self.command)
+            fingerprints.write_listing(self.out / "last", images)
+            environment.trim_log(self.out, self.task.index, self.saved["fit"] if self.saved else None)
+            self.log = RunLog(self.out)
+        self._look()
+        self._tell(onnx_model.prepare(detector, self.task))
+        result = self._train(detector)
+        failed = self._judge(detector, result)
+        self._save(TASKS, seconds=0.0, not_kept=failed)
+        self.reporter.say(f"{time.monotonic() - began:.0f} s in all")
+        self._end(failed)
+
+    def leave(self) -> None:
+        """Closes the log after an error too."""
+        if self.log:
+            with suppress(WriteError):  # the error that ended the run is the one to tell
+                self.log.close()
+
+    # Before the training ------------------------------------------------------------------------------------------
+
+    def _open(self, detector: Detector) -> None:
+        """Reads the data, and matches the classes of folder and model."""
+        s = self.settings
         self.folder = data.open_folder(s.data, holdout=s.holdout, seed=s.seed)
         self.names = names.match(
             detector.class_names, self.folder.classes, keep=s.keep, drop=s.drop, rename=s.rename, new=s.new
         )
         self.task = data.task_of(self.folder, self.names)
-        self._check_room(detector)
-        self._adapt(detector)
-        self.before = detector.frozen()
-        self._say_names(detector)
-        method = self._method(detector)
-        self._plan(detector)
-        write.settings(self.out, s, self.plan, self.command)
-        self._look()
-        self._tell(onnx_model.prepare(detector, self.task))
-        self._thresholds(method)
-        self._grow(detector, method)
-        done = self._train(detector, method)
-        self._judge(detector, done)
+        self.measured = measure.Measure(s, self.world, self.task, self.names)
 
-    # Before the training ------------------------------------------------------------------------------------------
+    def _identify(self) -> fingerprints.Listing:
+        """Fingerprints data, model and code, and compares them with those of the extension that is resumed."""
+        s = self.settings
+        others = {"pool": self.measured.pool, "old": self.measured.old}
+        splits = {"train": self.folder.train, "test": self.folder.val}
+        splits |= {name: index for name, index in others.items() if index is not None}
+        images = fingerprints.listing(splits)
+        model = weights.file_of(data_folder(s.model) or s.model)
+        self.identity = {
+            "data": fingerprints.of_data(splits, images),
+            "model": {"name": model.name, "digest": write.sha256(model)},
+            "code": fingerprints.of_code(str(s.method.get("name", "auto")), also=("extension",)),
+        }
+        if self.saved:
+            self.warnings.note(*self.saved["warnings"])
+            self.warnings.add(*resume.check_identity(self.saved, s, self.identity, images, TASKS))
+            if "fit" in self.saved:
+                self.reporter.say(f"going on with step {self.saved['fit']['done'] + 1} in {self.out}")
+        return images
 
     def _adapt(self, detector: Detector) -> None:
         """keep, drop, rename and size, on the model as it was: everything after compares with the result."""
@@ -111,8 +185,6 @@ class Extension:
         if renamed:
             detector.rename(renamed)
         if self.settings.size:
-            from dataclasses import replace
-
             detector.input = replace(detector.input, size=self.settings.size)
             detector.settings["size"] = self.settings.size
 
@@ -124,9 +196,9 @@ class Extension:
     def _tell(self, lines: list[str]) -> None:
         for line in lines:
             self.reporter.say(line)
-        self.warnings += lines
+        self.warnings.note(*lines)
 
-    def _method(self, detector: Detector) -> Method:
+    def _choose_method(self, detector: Detector) -> None:
         """The named method, or the tested default: a branch where the detector can have one."""
         given = dict(self.settings.method)
         name = str(given.pop("name", "auto"))
@@ -143,18 +215,20 @@ class Extension:
                 f"method: {name} needs a detector with {', '.join(sorted(lacking))}, which {detector.settings['name']} "
                 "does not have."
             )
-        self.method_name = name
-        return cls.model_validate(given)
+        self.method_name, self.method = name, cls.model_validate(given)
 
     def _plan(self, detector: Detector) -> None:
-        learnt = len(self.names.learnt)
-        self.plan = effort.choose(self.settings, self.task.train, learnt, detector, self.method_name, self.world)
+        """A resumed extension keeps its plan: it is made for a machine, and this may be another."""
+        if self.saved:
+            self.plan = effort.Plan(**self.saved["plan"])
+        else:
+            learnt = len(self.names.learnt)
+            self.plan = effort.choose(self.settings, self.task.train, learnt, detector, self.method_name, self.world)
         for line in self.plan.why:
             self.reporter.say(line)
 
     def _look(self) -> None:
         """Old objects in the new images, and on the old validation data what the old model finds."""
-        self.measured = measure.Measure(self.settings, self.world, self.task, self.names)
         self._tell(self.measured.problems())
         detections = self.measured.detect(self.before, self.task.train)
         others = [n for n in self.names.old if n not in self.names.taught]
@@ -162,119 +236,14 @@ class Extension:
         judged = self.measured.detect(self.before, truth) if truth is not None else ()
         limits = old_objects.thresholds(detections, others, truth, judged)
         self.found = old_objects.look(detections, self.task.train, others, limits)
-        old_objects.draw_doubtful(self.out / "doubtful", self.found, detections, self.task.train)
+        if self.world.main:
+            old_objects.draw_doubtful(self.out / "doubtful", self.found, detections, self.task.train)
         if others:
             top = ", ".join(f"{r['boxes']} {r['class']}" for r in self.found.table[:8] if r["boxes"])
             self.reporter.say(
                 f"old objects in the new images, unlabelled: {self.found.total} found by the old model"
                 + (f" ({top})" if top else "")
             )
-
-    def _thresholds(self, method: Method) -> None:
-        """Pseudo-labels of the method pass the thresholds that were found class by class."""
-        if "class_scores" in type(method).model_fields and not method.class_scores:  # type: ignore[attr-defined]
-            method.class_scores = dict(self.found.thresholds)  # type: ignore[attr-defined]
-
-    def _grow(self, detector: Detector, method: Method) -> None:
-        if "inner" in type(method).model_fields and method.inner is None:  # type: ignore[attr-defined]
-            method.inner = effort.branch_widths(self.task.train, detector)  # type: ignore[attr-defined]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.settings.seed + 7919 * (1 + len(detector.lineage)))
-            method.grow(detector, self.names.new, self.names.taught)
-        detector.to(self.world.device)
-        train, teacher = self.settings.train, None
-        if method.uses_teacher:
-            teacher = speed.make_teacher(self.before, train, student=detector)
-        method.attach(detector, detector, teacher)
-        method.begin_task(self.task)
-        student = speed.student(detector, train, self.world)
-        method.attach(student if teacher is None else teacher.beside(student), detector, teacher)
-
-    # Training -----------------------------------------------------------------------------------------------------
-
-    def _train(self, detector: Detector, method: Method) -> dict[str, Any]:
-        s, plan = self.settings, self.plan
-        transform = TrainTransform(s.augment, detector.input.size, detector.input.fill)
-        if line := presize_hint(self.task.train, transform, presize=s.train.presize, cache=s.train.picture_cache):
-            self.reporter.say(line)
-        workers, mixture = environment.workers(s.train.workers, self.world), self._mixture(detector, method)
-        train, mixture, said = with_drawn(self.task.train, mixture, method, workers=workers, reporter=self.reporter)
-        self.warnings += said
-        loader = train_loader(
-            train,
-            transform,
-            batch=plan.batch,
-            seed=s.seed,
-            task=1,
-            workers=workers,
-            pin=self.world.device.type == "cuda",
-            mixture=mixture,
-            cache=s.train.picture_cache,
-            presize=s.train.presize,
-        )
-        steps = len(loader) * plan.epochs
-        if self.saved is None:
-            seconds = effort.measure(detector, method, loader, self.world)
-            self.reporter.say(f"estimate: {effort.estimate(seconds, steps)}")
-        if self.saved:
-            checkpoint.set_random_state(self.saved["random"])
-        else:
-            torch.manual_seed(s.seed + 2000)
-        log = RunLog(self.out)
-        fit = Fit(
-            detector=detector,
-            method=method,
-            loader=loader,
-            settings=s.train,
-            epochs=plan.epochs,
-            lr=plan.lr,
-            task=1,
-            tasks=2,
-            world=self.world,
-            log=log,
-            reporter=self.reporter,
-            save=self._save,
-        )
-        with speed.shared(detector, None if method.exact_teacher else method.teacher, s.train):
-            done = fit.run(self.saved["fit"] if self.saved else None)
-        method.end_task(self.task)
-        log.close()
-        return done
-
-    def _mixture(self, detector: Detector, method: Method) -> Mixture | None:
-        """The pool's share of every batch, for methods that learn from what the old model sees there."""
-        pool = self.measured.pool
-        if pool is None:
-            return None
-        if not method.uses_teacher:
-            self.reporter.say(f"pool: {self.method_name} does not learn from it; agreement is measured on it")
-            return None
-        settings = Run(train=self.settings.train.model_copy(update={"batch": self.plan.batch}))
-        return Extra(settings, None, pool).mixture(self.task, detector.num_classes)
-
-    def _save(self, state: dict[str, Any]) -> None:
-        content = {"extend": self._fingerprint(), "fit": state, "random": checkpoint.random_state()}
-        checkpoint.save_state(self.out / "last" / "state.pt", environment.plain(content))
-
-    def _earlier(self) -> dict[str, Any] | None:
-        """State of an interrupted process with the same settings.
-
-        Raises:
-            CiodError: the folder holds something else.
-        """
-        if any(exists(self.out / name) for name in ("model.safetensors", "model.onnx", "results.json")):
-            raise CiodError(f"out: {self.out} already holds a result, which is never overwritten; choose another out=.")
-        state = checkpoint.load_state(self.out / "last" / "state.pt")
-        if state is None:
-            return None
-        if state.get("extend") != self._fingerprint():
-            raise CiodError(f"out: {self.out} holds an extension with other settings; choose another out=.")
-        self.reporter.say(f"going on after epoch {state['fit']['epoch']} in {self.out}")
-        return state
-
-    def _fingerprint(self) -> str:
-        content = self.settings.model_dump(mode="json")
-        return json.dumps({k: v for k, v in content.items() if k not in ("out", "device")}, sort_keys=True)
 
     def _check_room(self, detector: Detector) -> None:
         size = onnx_model.size(detector) + sum(p.numel() * p.element_size() for p in detector.parameters())
@@ -284,43 +253,110 @@ class Extension:
                 f"out: there is {free / 1e6:.0f} MB of room for {self.out}; about {needed / 1e6:.0f} MB are needed."
             )
 
+    # Training -----------------------------------------------------------------------------------------------------
+
+    def _train(self, detector: Detector) -> TaskResult:
+        s, plan = self.settings, self.plan
+        self._fill_in(detector)
+        inputs = TaskInputs(
+            task=self.task,
+            tasks=TASKS,
+            detector=detector,
+            before=self.before,
+            method=self.method,
+            new=self.names.new,
+            taught=self.names.taught,
+            growth_seed=s.seed + 7919 * (1 + len(detector.lineage)),
+            start_seed=s.seed + 2000,
+            mixture=self._mixture,
+            train=s.train,
+            augment=s.augment,
+            epochs=plan.epochs,
+            batch=plan.batch,
+            lr=plan.lr,
+            seed=s.seed,
+            workers=environment.workers(s.train.workers, self.world),
+            world=self.world,
+            reporter=self.reporter,
+            warnings=self.warnings,
+            log=self.log,
+            bad_batch=self.out / "last",
+            hint=True,
+            before_fit=lambda loader: self._estimate(detector, loader),
+        )
+        save = partial(self._save, self.task.index)
+        return train_task(inputs=inputs, saved=self.saved, save=lambda state: save(**state), hooks=self.hooks)
+
+    def _fill_in(self, detector: Detector) -> None:
+        """What the method leaves open and the data tell: thresholds of pseudo-labels, and the widths of a branch."""
+        method, fields = self.method, type(self.method).model_fields
+        if "class_scores" in fields and not method.class_scores:  # type: ignore[attr-defined]
+            method.class_scores = dict(self.found.thresholds)  # type: ignore[attr-defined]
+        if "inner" in fields and method.inner is None:  # type: ignore[attr-defined]
+            method.inner = effort.branch_widths(self.task.train, detector)  # type: ignore[attr-defined]
+
+    def _estimate(self, detector: Detector, loader: DataLoader) -> None:
+        seconds = effort.measure(detector, self.method, loader, self.world)
+        self.reporter.say(f"estimate: {effort.estimate(seconds, len(loader) * self.plan.epochs)}")
+
+    def _mixture(self, detector: Detector) -> Mixture | None:
+        """The pool's share of every batch, for methods that learn from what the old model sees there."""
+        pool = self.measured.pool
+        if pool is None:
+            return None
+        if not self.method.uses_teacher:
+            self.reporter.say(f"pool: {self.method_name} does not learn from it; agreement is measured on it")
+            return None
+        settings = Run(train=self.settings.train.model_copy(update={"batch": self.plan.batch}))
+        return Extra(settings, None, pool).mixture(self.task, detector.num_classes)
+
+    def _save(self, task: int, *, seconds: float, **more: Any) -> None:
+        """Args: task: how many are finished; the first one is the model as it was."""
+        if not self.world.main:
+            return
+        if self.log:
+            self.log.sync()
+        state = {
+            "format": resume.FORMAT,
+            "command": "extend",
+            "identity": self.identity,
+            "task": task,
+            "seconds": seconds,
+            "settings": environment.fingerprint(self.settings),
+            "warnings": self.warnings.sentences,
+            "plan": asdict(self.plan),
+            **more,
+        }
+        checkpoint.save_state(self.out / "last" / checkpoint.NEWEST, environment.plain(state))
+
     # Afterwards ---------------------------------------------------------------------------------------------------
 
-    def _judge(self, detector: Detector, done: dict[str, Any]) -> None:
-        """Measures, decides what is written, writes it.
-
-        Raises:
-            NotKept: less than ``min_retention`` is kept.
-        """
+    def _judge(self, detector: Detector, result: TaskResult) -> str | None:
+        """Measures, decides what is written, writes it. Returns why there is no model, or None."""
         detector.eval()
         s = self.settings
-        least = s.min_retention if s.min_retention is not None else (KEEP_BY_DEFAULT if self.auto else None)
-        mixtures: list[tradeoff.Mixture] = []
-        share = 1.0
-        judged = self.measured.judge(self.before, detector)
-        short = least is not None and _value(judged) < least
-        if short and tradeoff.moved(self.before.state_dict(), detector.state_dict()):
-            mixtures = tradeoff.scan(self.before, detector, lambda m: self.measured.brief(self.before, m))
-            share = tradeoff.best(mixtures, least).share
-            mixed = tradeoff.mix(self.before.state_dict(), detector.state_dict(), share)
-            if self.auto:
-                detector.load_state_dict(mixed)
-                judged = self.measured.judge(self.before, detector)
-                short = _value(judged) < (least or 0.0)
-                self.warnings.append(
-                    f"The new weights kept less than {least:.0%} of the old classes; {share:.0%} of the step is taken "
-                    "(chosen on the validation images, which therefore flatter it a little)."
-                )
-        failed = short and s.min_retention is not None
-        detector.lineage = [*detector.lineage, self._lineage(share if self.auto else 1.0)]
+        found, warnings = verdict.reach(self.before, detector, self.measured, wanted=s.min_retention, auto=self.auto)
+        self.warnings.note(*result.fit.warnings, *warnings)
+        share = found.share if self.auto else 1.0
+        detector.lineage = [*detector.lineage, self._lineage(share)]
+        failed = None
+        if found.short and s.min_retention is not None:
+            failed = verdict.not_kept(found, s.min_retention, self.out)
+        if self.world.main:
+            self._write(detector, result, found, failed is None)
+        self.world.barrier()
+        return failed
+
+    def _write(self, detector: Detector, result: TaskResult, found: Verdict, kept: bool) -> None:
+        s = self.settings
         extra = {
             "names": asdict(self.names),
             "plan": asdict(self.plan),
             "held_out": self.folder.held_out,
             "found": {"total": self.found.total, "classes": self.found.table},
-            "retention": asdict(judged.retention),
+            "retention": asdict(found.judged.retention),
             "min_retention": s.min_retention,
-            "tradeoff": [m.row() for m in mixtures],
+            "tradeoff": [m.row() for m in found.mixtures],
         }
         made = onnx_model.make(detector, self.task, s) if isinstance(detector, OnnxDetector) else None
         if made is None:
@@ -328,54 +364,47 @@ class Extension:
         else:
             extra |= {"cost": made.cost, "onnx": made.record()}
             self._tell([made.sentence()] if made.verified.moved else [])
-        content = write.results(s, self.task, self.method_name, judged, done, extra, self.warnings, detector)
-        if failed:
-            if mixtures:
-                detector.load_state_dict(mixed)
-                weights.save_model(self.out / "tradeoff.safetensors", detector)
-        elif made is not None:
+        content = write.results(
+            s, self.task, self.method_name, found.judged, result, extra, self.warnings.sentences, detector
+        )
+        if kept and made is not None:
             made.save(self.out)
-        else:
+        elif kept:
             weights.save_model(self.out / onnx_model.name(detector), detector)
-        write.examples(self.out, self.task, self.before, judged.after_new, self.world.device)
+        elif found.mixed is not None:
+            detector.load_state_dict(found.mixed)
+            weights.save_model(self.out / "tradeoff.safetensors", detector)
+        write.examples(self.out, self.task, self.before, found.judged.after_new, self.world.device)
         write.finish(self.out, content, self.reporter)
-        self.reporter.say(f"{time.monotonic() - self.began:.0f} s in all")
-        if failed:
-            raise NotKept(_not_kept(s, _value(judged), mixtures, self.out))
-        self.reporter.say(f"model: {self.out / onnx_model.name(detector)}")
 
     def _lineage(self, share: float) -> dict[str, Any]:
-        task: Task = self.task
         return {
             "classes": list(self.names.new),
             "taught": list(self.names.taught),
             "dropped": list(self.names.dropped),
-            "data": task.train.source,
-            "images": len(task.train),
-            "boxes": len(task.train.labels),
+            "data": self.task.train.source,
+            "images": len(self.task.train),
+            "boxes": len(self.task.train.labels),
             "method": {**self.settings.method, "name": self.method_name},
             "epochs": self.plan.epochs,
             "share": share,
             "seed": self.settings.seed,
-            **write.provenance(self.settings, task),
+            **write.provenance(self.settings, self.task),
         }
 
+    def _end(self, failed: str | None) -> None:
+        """Raises NotKept when there is no model."""
+        if failed:
+            raise NotKept(failed)
+        self.reporter.say(f"model: {written(self.out)}")
 
-def _value(judged: Judged) -> float:
-    """Retention; where nothing is known, nothing can be said to be lost."""
-    return 1.0 if judged.retention.value is None else judged.retention.value
+
+def model_of(out: Path, state: dict[str, Any]) -> Path | None:
+    """The model that a state goes with: of a finished extension, if it kept enough."""
+    return written(out) if state.get("task") == TASKS and not state.get("not_kept") else None
 
 
-def _not_kept(s: Extend, value: float, mixtures: list[tradeoff.Mixture], out: Path) -> str:
-    text = (
-        f"min_retention: {value:.1%} of the old classes is kept, less than {s.min_retention:.1%}; no model is written."
-    )
-    if mixtures:
-        chosen = tradeoff.best(mixtures, s.min_retention)
-        kept = "–" if chosen.kept is None else f"{chosen.kept:.1%}"
-        learnt = "–" if chosen.learnt is None else f"{chosen.learnt:.1%}"
-        text += (
-            f" The best trade-off, {chosen.share:.0%} of the way from the old weights to the new, keeps {kept} and "
-            f"reaches {learnt} AP50 on what was taught: it is {out / 'tradeoff.safetensors'}."
-        )
-    return text
+def written(out: Path) -> Path:
+    """The model of a finished extension: of an ONNX file again one."""
+    file = out / "model.onnx"
+    return file if exists(file) else out / "model.safetensors"

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ciod.config.checks import device, folder, folder_of_data, method_of, model_folder
+from ciod.config.marks import NO_RESULT
 from ciod.config.reader import Table, nest, untold
-from ciod.config.settings import Evaluation, Positive, Section, Share, Size, Train
+from ciod.config.settings import Allowed, Evaluation, Positive, Section, Share, Size, Train
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.data.augment import Augment
 
@@ -23,7 +24,7 @@ class Extend(Section):
     """A ciod model, or a checkpoint of YOLOX, GFL or MMDetection (``mmdet:CONFIG,CHECKPOINT``)."""
     data: str
     """Folder with the new images and boxes: COCO, VOC or YOLO. Classes are matched by name."""
-    out: str
+    out: Annotated[str, NO_RESULT]
     """Run folder; the extended model becomes ``out/model.safetensors``."""
     method: dict[str, Any] = Field(default_factory=lambda: {"name": "auto"})
     """``auto``, or any of ``ciod list methods``; its settings are ``method.NAME=VALUE``."""
@@ -66,7 +67,11 @@ class Extend(Section):
     augment: Augment = Augment()
     eval: Evaluation = Evaluation()
     seed: Annotated[int, Field(ge=0)] = 0
-    device: str = "auto"
+    device: Annotated[str, NO_RESULT] = "auto"
+    resume: Annotated[Literal["auto", "never"], NO_RESULT] = "auto"
+    """``auto``: go on where an extension in ``out`` stopped. ``never``: refuse a folder that has one."""
+    allow: Annotated[Allowed, NO_RESULT] = Field(default_factory=list)
+    """What may differ from the extension that is resumed: ``allow=data,code``. Without it a difference is refused."""
 
 
 SHORT = {

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ciod.extension.measure import Judged
     from ciod.extension.settings import Extend
     from ciod.training.progress import Reporter
+    from ciod.training.task import TaskResult
 
 
 def settings(out: Path, s: Extend, plan: Plan, command: str) -> None:
@@ -77,7 +78,7 @@ def results(
     task: Task,
     method: str,
     judged: Judged,
-    done: dict[str, Any],
+    result: TaskResult,
     extra: dict[str, Any],
     warnings: list[str],
     detector: Detector,
@@ -109,9 +110,9 @@ def results(
             "train_boxes": len(task.train.labels),
             "hidden_boxes": 0,
             "peak_memory_mb": round(environment.peak_memory_mb(), 1),
-            "steps": done["steps"],
+            "steps": result.fit.steps,
             "epochs": extra["plan"]["epochs"],
-            "seconds": done["seconds"],
+            "seconds": result.seconds,
             "old": mean(after, task.old_classes),
             "new": mean(after, task.new_classes),
             # of new classes alone it would be a mean over all that says nothing of the old
@@ -137,7 +138,7 @@ def results(
         "tasks": tasks,
         "ap": tables,
         "continual": {m: continual.summary(tables[m], groups) for m in METRICS},
-        "warnings": list(dict.fromkeys([*warnings, *done["broken"]])),
+        "warnings": list(dict.fromkeys([*warnings, *result.fit.broken])),
         "extension": extra,
     }
 

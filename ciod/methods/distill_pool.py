@@ -24,6 +24,7 @@ class DistillPool(Finetune):
     """Fine-tuning of the new classes; old outputs are distilled, weighted by the teacher's score."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"dense"})
+    distillation_terms: ClassVar[frozenset[str]] = frozenset({"distill_cls", "distill_box", "distill_obj"})
     uses_teacher: ClassVar[bool] = True
     needs_unlabelled: ClassVar[bool] = True
     run_defaults: ClassVar[dict[str, Any]] = {}

@@ -46,6 +46,7 @@ class ILYOLOX(Method):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"dense"})
+    distillation_terms: ClassVar[frozenset[str]] = frozenset({"distill_cls", "distill_box"})
     paper: ClassVar[str] = "Center Resampling and Collaborative Knowledge Distillation (ilYOLOX), 2022"
 
     select: Literal["crs", "threshold", "all_mean_std", "class_mean_std"] = "crs"

@@ -20,6 +20,7 @@ class RILOD(Distillation):
     """Old class probabilities (L2), boxes outside the new objects (smooth L1) and features (smooth L1)."""
 
     needs = frozenset({"dense", "features"})
+    distillation_terms = frozenset({"distill_cls", "distill_box", "distill_feature"})
     paper: ClassVar[str] = "RILOD, SEC 2019"
 
     cls_weight: Weight = 1.0

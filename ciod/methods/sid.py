@@ -22,6 +22,7 @@ class SID(Distillation):
     """Head features and old class logits (L2), and the distances between the teacher's best instances; no boxes."""
 
     needs = frozenset({"dense", "features"})
+    distillation_terms = frozenset({"distill_feature", "distill_cls", "distill_relation", "distill_obj"})
     paper: ClassVar[str] = "Selective and Inter-related Distillation, CVIU 2021"
 
     weight: Weight = 1.0

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,12 @@ from ciod.core.run_log import METRICS, atomic_write, read_metrics
 from ciod.core.version import __version__
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from ciod.core.distributed import World
 
 
-def fingerprint(settings: Run) -> dict[str, Any]:
+def fingerprint(settings: BaseModel) -> dict[str, Any]:
     """Everything that determines a run, flat and JSON-ready: resuming with other values is refused."""
     flat: dict[str, Any] = {}
     free = marked(type(settings), NO_RESULT)
@@ -143,7 +146,7 @@ def write_settings(out: Path, settings: Run, command: str) -> None:
     atomic_write(out / "run.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
-def trim_log(out: Path, task: int, fit: dict[str, Any] | None) -> None:
+def trim_log(out: Path, task: int, fit: Mapping[str, Any] | None) -> None:
     """Drops logged lines of what will be done again: what a saved state (``fit``: its training part) does not know."""
 
     def known(line: dict[str, Any]) -> bool:

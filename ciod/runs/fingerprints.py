@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,17 +23,18 @@ _APART = {"api.py", "cli.py", "comparison", "demo.py", "exporters", "extension",
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "faster-coco-eval")
 
 
-Listing = dict[str, list[list[Any]]]
+Listing = dict[str, list[list[Any]]]  # by split, see ``per_image``
 
 
-def listing(train: Index, test: Index) -> Listing:
-    """Of both splits, see ``per_image``."""
-    return {"train": per_image(train), "test": per_image(test)}
+def listing(splits: Mapping[str, Index]) -> Listing:
+    """Of each split (``train``, ``test``, …)."""
+    return {name: per_image(index) for name, index in splits.items()}
 
 
-def of_data(train: Index, test: Index, images: Listing) -> dict[str, Any]:
-    """Class names, counts, and a digest over every image: its name, bytes, size and boxes with their class names."""
-    return {"train": of_index(train, images["train"]), "test": of_index(test, images["test"])}
+def of_data(splits: Mapping[str, Index], images: Listing) -> dict[str, Any]:
+    """Of each split: class names, counts, and a digest over every image: its name, bytes, size and boxes with their
+    class names."""
+    return {name: of_index(index, images[name]) for name, index in splits.items()}
 
 
 def of_index(index: Index, images: list[list[Any]]) -> dict[str, Any]:
@@ -71,7 +73,10 @@ def data_differences(folder: Path, before: dict[str, Any], after: dict[str, Any]
         listed = read_object(folder / LISTING, ANNOTATIONS)
     except Unreadable:
         listed = {}
-    for split in ("train", "test"):
+    for split in after:
+        if split not in before:
+            said.append(f"{split} data: {after[split]['images']} images, were none")
+            continue
         was, now = before[split], after[split]
         if was == now:
             continue
@@ -105,23 +110,28 @@ def _named(before: list[list[Any]], now: list[list[Any]]) -> list[str]:
     ]
 
 
-def of_code(method: str) -> dict[str, Any]:
-    """Versions, and digests of the source files that decide weights and results; of a method of the user's too."""
+def of_code(method: str, *, also: Sequence[str] = ()) -> dict[str, Any]:
+    """Versions, and digests of the source files that decide weights and results; of a method of the user's too.
+
+    Args:
+        also: packages of ciod that decide them beside those of every run.
+    """
     file = Path(method.partition(":")[0])
     versions = environment.versions()
     return {
         "ciod": versions["ciod"],
-        "files": dict(_package()),
+        "files": dict(_package(tuple(also))),
         "method": {file.name: _digest(file)} if ".py" in method and file.is_file() else {},
         "packages": {n: versions[n] for n in _PACKAGES},
     }
 
 
 @cache  # what was imported counts, not what lies there later
-def _package() -> tuple[tuple[str, str], ...]:
+def _package(also: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     root = Path(__file__).resolve().parents[1]
     found = [(p.relative_to(root).as_posix(), p) for p in sorted(root.rglob("*.py"))]
-    return tuple((name, _digest(path)) for name, path in found if name.split("/")[0] not in _APART)
+    apart = _APART.difference(also)
+    return tuple((name, _digest(path)) for name, path in found if name.split("/")[0] not in apart)
 
 
 def code_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -8,14 +8,14 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from ciod.core.errors import CiodError
-from ciod.core.files import explained
+from ciod.core.files import exists, explained
 from ciod.core.reading import Unreadable, read_object
 
 NAME = ".lock"
@@ -38,7 +38,7 @@ def owner_of(folder: Path) -> Iterator[None]:
     Raises:
         Taken: a live run has it.
     """
-    path = folder.resolve() / NAME
+    path, new = folder.resolve() / NAME, not exists(folder)
     lock = FileLock(path, timeout=_PATIENCE, poll_interval=_PATIENCE / 4, fallback_to_soft=False)
     with explained(path, size=200):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +52,9 @@ def owner_of(folder: Path) -> Iterator[None]:
         yield
     finally:
         _release(lock, path)
+        if new:
+            with suppress(OSError):  # something was written
+                path.parent.rmdir()
 
 
 def _acquire(lock: FileLock, folder: Path, path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ciod import methods
 from ciod.core.errors import CiodError
@@ -26,35 +27,70 @@ if TYPE_CHECKING:
     from ciod.training.progress import Reporter
 
 FORMAT = 2  # of the state
+ModelOf = Callable[[Path, "dict[str, Any]"], "Path | None"]
+
+
+class Resumable(Protocol):
+    """Settings of what can be resumed."""
+
+    out: str
+    resume: Literal["auto", "never"]
+    allow: list[Literal["data", "code", "settings"]]
+
+
+def task_model(out: Path, state: dict[str, Any]) -> Path | None:
+    """The model of the last finished task, which a run's state goes with; None before the first."""
+    return out / f"task-{state['task']}" / "model.safetensors" if state.get("task") else None
 
 
 def earlier(settings: Run, world: World) -> tuple[dict[str, Any] | None, list[str]]:
+    """State of an earlier process in this folder, or of the first task that is taken over; see ``saved_state``."""
+    state, notes = saved_state(settings, environment.fingerprint(settings), "train")
+    return (state, notes) if state is not None else (take_over(settings, world), first_task_notes(settings))
+
+
+def saved_state(
+    settings: Resumable, mine: dict[str, Any], command: str, *, model_of: ModelOf = task_model
+) -> tuple[dict[str, Any] | None, list[str]]:
     """State of an earlier process in this folder, if the settings allow to go on with it, and what was wrong with
     newer ones.
+
+    Args:
+        mine: fingerprint of the settings.
+        command: of ciod, whose state it must be.
+        model_of: the model that a state goes with.
 
     Raises:
         CiodError: the folder holds a run that cannot be gone on with; says why.
     """
     out = Path(settings.out)
-    state, damaged = whole_state(out)
+    state, damaged = whole_state(out, model_of)
     if state is None:
         if damaged:
             raise CiodError(f"{' '.join(damaged)} No older state is whole: choose another out=, or remove {out}.")
         if (out / "results.json").exists():
             raise CiodError(f"out: {out} holds a run without its last/ folder; choose another out=.")
-        return take_over(settings, world), first_task_notes(settings)
+        return None, []
     if settings.resume == "never":
         raise CiodError(f"out: {out} already holds a run; choose another out=, or resume=auto to go on with it.")
+    theirs = command_of(state)
+    if theirs != command:
+        raise CiodError(f"out: {out} holds a run of ciod {theirs}; choose another out=.")
     if state.get("format") != FORMAT:
         raise CiodError(f"out: {out} holds a run of another version of ciod; choose another out=.")
-    differ = environment.differences(environment.fingerprint(settings), state["settings"])
+    differ = environment.differences(mine, state["settings"])
     notes = [f"{sentence} The state saved before it was used." for sentence in damaged]
     if differ:
         notes += _refuse(settings, "settings", f"out: {out} holds a run with other settings", differ)
     return state, notes
 
 
-def whole_state(out: Path) -> tuple[dict[str, Any] | None, list[str]]:
+def command_of(state: dict[str, Any]) -> str:
+    """Of ciod, that wrote a state. Before format 2, ``extend`` kept its settings under its name."""
+    return state.get("command") or ("extend" if "extend" in state else "train")
+
+
+def whole_state(out: Path, model_of: ModelOf = task_model) -> tuple[dict[str, Any] | None, list[str]]:
     """The newest state whose checksum, and whose model's checksum, is right; and a sentence for each that is not."""
     damaged = []
     for _, state in checkpoint.states(out / "last"):
@@ -62,8 +98,8 @@ def whole_state(out: Path) -> tuple[dict[str, Any] | None, list[str]]:
             damaged.append(str(state))
             continue
         try:
-            if state["task"]:
-                model_file.read(out / f"task-{state['task']}" / "model.safetensors")
+            if model := model_of(out, state):
+                model_file.read(model)
         except CiodError as e:
             damaged.append(str(e))
             continue
@@ -72,25 +108,31 @@ def whole_state(out: Path) -> tuple[dict[str, Any] | None, list[str]]:
 
 
 def check_identity(
-    saved: dict[str, Any], settings: Run, mine: dict[str, Any], images: fingerprints.Listing, tasks: int
+    saved: Mapping[str, Any], settings: Resumable, mine: dict[str, Any], images: fingerprints.Listing, tasks: int
 ) -> list[str]:
     """Compares data and code of a saved state with those of now. Returns notes about what was allowed to differ.
+
+    Args:
+        mine: fingerprints of now; ``model`` is that of a model file which counts as data.
+        tasks: of a finished run, whose code does not matter any more.
 
     Raises:
         CiodError: says exactly what differs.
     """
     out, theirs, notes = Path(settings.out), saved["identity"], []
     holds = f"out: {out} holds a run with other"
-    if theirs["data"] != mine["data"]:
-        differ = "; ".join(fingerprints.data_differences(out / "last", theirs["data"], mine["data"], images))
-        notes += _refuse(settings, "data", f"{holds} data", differ)
+    differ = fingerprints.data_differences(out / "last", theirs["data"], mine["data"], images)
+    if theirs.get("model") != mine.get("model"):
+        differ.append(f"the model {mine['model']['name']} has other content")
+    if differ:
+        notes += _refuse(settings, "data", f"{holds} data", "; ".join(differ))
     if saved["task"] < tasks and theirs["code"] != mine["code"]:  # a finished run is not computed again
         differ = "; ".join(fingerprints.code_differences(theirs["code"], mine["code"]))
         notes += _refuse(settings, "code", f"{holds} code", differ)
     return notes
 
 
-def _refuse(settings: Run, what: Any, holds: str, differ: str) -> list[str]:
+def _refuse(settings: Resumable, what: Any, holds: str, differ: str) -> list[str]:
     if what not in settings.allow:
         raise CiodError(f"{holds} ({differ}). Choose another out=, or allow it with allow={what}.")
     return [f"The run was gone on with under other {what} ({differ})."]
@@ -122,7 +164,7 @@ def take_over(settings: Run, world: World) -> dict[str, Any] | None:
         return None
     source, out = Path(settings.first), Path(settings.out)
     theirs, damaged = whole_state(source)
-    if theirs is None or theirs["task"] < 1 or theirs.get("format") != FORMAT:
+    if theirs is None or command_of(theirs) != "train" or theirs["task"] < 1 or theirs.get("format") != FORMAT:
         raise CiodError(f"first: {source} has not finished its first task.{''.join(f' {d}' for d in damaged)}")
     mine = environment.fingerprint(settings)
     differ = environment.differences(environment.first_task(mine), environment.first_task(theirs["settings"]))
@@ -196,14 +238,3 @@ def recall(saved: dict[str, Any], method: Method, scenario: Scenario, extra: Ext
     elif saved["task"] == 1:
         method.end_task(scenario.task(0))
         extra.update(0, method.detector, world)
-
-
-def set_random(saved: dict[str, Any] | None, seed: int, task: int, world: World) -> None:
-    """Every generator of this rank: as it was, or for a new task from seed, task and rank.
-
-    A rank that the saved run did not have starts from its own seed.
-    """
-    if saved and world.rank < len(saved["random"]):
-        checkpoint.set_random_state(saved["random"][world.rank])
-    else:
-        checkpoint.seed_all(seed, task, world.rank, saved["fit"]["done"] if saved else 0)

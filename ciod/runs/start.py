@@ -14,7 +14,7 @@ from ciod.config.load import data_folder
 from ciod.core.errors import CiodError
 from ciod.data import formats
 from ciod.data.index import Index
-from ciod.detectors.files import transfer, weights
+from ciod.detectors.files import weights
 
 if TYPE_CHECKING:
     from ciod.config.load import Run
@@ -89,10 +89,3 @@ def start(settings: Run, scenario: Scenario, reporter: Reporter) -> tuple[Detect
     )
     warning = f"The weights come from {path.name}, {about}. To be fair, compare only runs with the same start."
     return detector, [warning], donor
-
-
-def take_class_rows(detector: Detector, donor: Detector | None, reporter: Reporter) -> None:
-    """Once the first task's classes have arrived: rows of those that ``donor`` knows by name."""
-    taken = () if donor is None else transfer.take_class_rows(detector, donor)
-    if taken:
-        reporter.say(f"weights: class rows taken by name: {', '.join(taken)}")

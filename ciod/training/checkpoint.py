@@ -8,7 +8,7 @@ import os
 import random
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -193,3 +193,16 @@ def set_random_state(state: dict[str, Any]) -> None:
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
+
+
+def restore_random(states: Sequence[dict[str, Any]], rank: int, *, seed: int, task: int, done: int) -> None:
+    """Every generator of this rank as it was saved. A rank that the saved run did not have starts from its own seed.
+
+    Args:
+        states: of each rank.
+        done: steps of the task that are through.
+    """
+    if rank < len(states):
+        set_random_state(states[rank])
+    else:
+        seed_all(seed, task, rank, done)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,38 +12,64 @@ from torch import nn
 
 from ciod.data.loader import batches
 from ciod.training import allocator, optim
+from ciod.training.hooks import Hooks, Position, Reading, Row
 from ciod.training.method_checks import MethodChecks
-from ciod.training.watch import NotFinite, Row, Watch, check_weights, first_bad, not_finite
+from ciod.training.watch import NotFinite, Watch, check_weights, first_bad, not_finite
 
-__all__ = ["Fit", "NotFinite"]
+__all__ = ["Fit", "FitResult", "NotFinite"]
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
     from ciod.config.load import Train
     from ciod.core.distributed import World
-    from ciod.core.run_log import RunLog
+    from ciod.core.results_schema import FitState
     from ciod.core.types import Batch
     from ciod.detectors.base import Detector
     from ciod.methods.base.method import Method
-    from ciod.training.progress import Reporter
 
 
 def _trains(module: nn.Module) -> bool:
     return any(p.requires_grad for p in module.parameters()) or not any(True for _ in module.parameters())
 
 
-@dataclass
+def train_mode(detector: Detector, method: Method, norm: str, *, task: int) -> None:
+    """Train mode; batch normalisation keeps its statistics where the settings say so, and where it is frozen. New parts
+    have none to keep.
+
+    Args:
+        norm: ``train.norm``.
+    """
+    detector.train()
+    fresh = {m for part in method.fresh() for m in part.modules()}
+    keep = norm == "eval" or (norm == "auto" and task > 0)
+    for m in detector.modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and ((keep and m not in fresh) or not _trains(m)):
+            m.eval()
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What is known after a task's training."""
+
+    steps: int
+    seconds: float  # of this process alone
+    broken: list[str]  # files that could not be read
+    warnings: list[str]  # about the numbers
+
+
+@dataclass(kw_only=True)
 class Fit:
     """One task's training.
 
     Args:
         method: attached to ``detector``.
-        loader: from ``data.dataset.train_loader``.
+        loader: from ``data.loader.train_loader``.
         epochs: of this task.
         save: called after every epoch, and inside as ``train.save_every`` and signals ask, with what must survive.
-        after_epoch: called after every epoch; again when a run is resumed there.
+        warn: takes each warning about the losses when it arises.
         rescue: called with loader, row, steps an epoch and losses of a step whose numbers are not finite.
+        hooks: called in this order.
     """
 
     detector: Detector
@@ -55,17 +81,25 @@ class Fit:
     task: int
     tasks: int
     world: World
-    log: RunLog | None
-    reporter: Reporter
-    save: Callable[[dict[str, Any]], None]
-    after_epoch: Callable[[int], None] | None = None
+    save: Callable[[FitState], None]
+    warn: Callable[[str], None] | None = None
     rescue: Callable[..., Any] | None = None
+    hooks: Sequence[Hooks] = ()
 
-    def run(self, resume: dict[str, Any] | None = None) -> dict[str, Any]:
+    optimizer: torch.optim.Optimizer = field(init=False)
+    ema: optim.EMA | None = field(init=False)
+    scaler: torch.amp.GradScaler = field(init=False)
+    watch: Watch = field(init=False)
+    checks: MethodChecks = field(init=False)
+    at: Position = field(init=False)
+    window: list[Row] = field(default_factory=list, init=False)
+    broken: set[str] = field(default_factory=set, init=False)
+    _saved: float = field(default=0.0, init=False)  # when, by the monotonic clock
+    _clock: float = field(default=0.0, init=False)  # when this epoch began here
+    _seen: int = field(default=0, init=False)  # images since then, on all ranks
+
+    def run(self, resume: FitState | None = None) -> FitResult:
         """Trains; afterwards the detector holds the averaged weights if there are any, on every rank the same.
-
-        Returns:
-            steps, seconds, files that could not be read, and warnings about the numbers.
 
         Raises:
             NotFinite: a loss, gradient or weight became NaN or infinite.
@@ -75,52 +109,51 @@ class Fit:
         self.optimizer = optim.optimizer(self.detector, s, self.lr)
         self.ema = optim.EMA(self.detector, s.ema) if s.ema else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=s.amp == "fp16")
-        self.window: list[Row] = []
-        self.broken: set[str] = set()
-        self.watch = Watch(self.task)
+        self.watch = Watch(self.task, self.method.distillation_terms, warn=self.warn)
         self.checks = MethodChecks(self.method, self.task, looks=not s.compile)
-        self.steps = len(self.loader)  # of an epoch
         done = self._resume(resume) if resume else 0
-        self.total = self.epochs * self.steps
+        self.at = at = Position(
+            self.task, self.tasks, self.epochs, len(self.loader), done, method=self.method, detector=self.detector
+        )
         began = self._saved = time.monotonic()
-        self.reporter.begin(f"task {self.task + 1}/{self.tasks}", self.total, done)
         try:
+            self._call(lambda hook: hook.on_task(at))
             with self.world.stop.at_steps(), allocator.keeping_freed(device, wanted=s.keep_freed):
-                if done and not done % self.steps:
-                    self._after_epoch(done // self.steps - 1)  # an earlier process may have stopped inside
-                while done < self.total:
-                    done = self._epoch(done)
+                if done and not done % at.steps:
+                    self._after_epoch(done // at.steps - 1)  # an earlier process may have stopped inside
+                while at.done < at.total:
+                    self._epoch(at)
         finally:
-            self.reporter.end()
+            self._call(lambda hook: hook.on_end(at))
         self.watch.end_epoch()
         if self.ema is not None:
             self.ema.copy_to(self.detector)
         self.world.take_over(self.detector)
-        return {
-            "steps": self.total,
-            "seconds": time.monotonic() - began,
-            "broken": sorted(self.broken),
-            "warnings": [*self.checks.warnings, *self.watch.sentences],
-        }
+        warnings = [*self.checks.warnings, *self.watch.sentences]
+        return FitResult(at.total, time.monotonic() - began, sorted(self.broken), warnings)
 
-    def _epoch(self, done: int) -> int:
-        """The rest of the epoch after ``done`` steps. Returns the steps done then."""
-        epoch, skip = divmod(done, self.steps)
-        self._mode()
+    def _call(self, call: Callable[[Hooks], None]) -> None:
+        for hook in self.hooks:
+            call(hook)
+
+    def _epoch(self, at: Position) -> None:
+        """What is left of the epoch."""
+        epoch, skip = divmod(at.done, at.steps)
+        train_mode(self.detector, self.method, self.settings.norm, task=self.task)
         self.loader.batch_sampler.epoch, self.loader.batch_sampler.skip = epoch, skip  # type: ignore[union-attr]
         self._clock, self._seen = time.monotonic(), 0
         for batch in batches(self.loader):
-            self._step(batch.to(self.world.device), done, self.total)
-            done += 1
-            if done % self.settings.log_every == 0 or done == self.total:
-                self._read(done, epoch)
-            if done % self.steps:
-                self._pause(done)
-        self._save(done)
+            row = self._step(batch.to(self.world.device), at.done)
+            at.done += 1
+            self._call(lambda hook, row=row: hook.on_step(at, row))
+            if at.done % self.settings.log_every == 0 or at.done == at.total:
+                self._read(at.done)
+            if at.done % at.steps:
+                self._pause(at.done)
+        self._save(at.done)
         if self.world.any(self.world.stop.asked is not None)[0]:
             self.world.stop.leave()
         self._after_epoch(epoch)
-        return done
 
     def _pause(self, done: int) -> None:
         """Inside an epoch: writes the state when it is time, and leaves when a signal asks for it.
@@ -142,29 +175,18 @@ class Fit:
             check_weights(self.detector, self.task, done)
         except NotFinite:
             if self.window:
-                self._read(done, (done - 1) // self.steps)  # which step it was, if the losses show it
+                self._read(done)  # which step it was, if the losses show it
             raise
         self.save(self.state(done))
         self._saved = time.monotonic()
 
     def _after_epoch(self, epoch: int) -> None:
-        if self.after_epoch is not None:
-            with self.world.stop.at_once():
-                self.after_epoch(epoch)
+        with self.world.stop.at_once():
+            self._call(lambda hook: hook.on_epoch(self.at, epoch))
 
-    def _mode(self) -> None:
-        """Train mode; batch normalisation keeps its statistics where the settings say so, and where it is frozen. New
-        parts have none to keep."""
-        self.detector.train()
-        fresh = {m for part in self.method.fresh() for m in part.modules()}
-        keep = self.settings.norm == "eval" or (self.settings.norm == "auto" and self.task > 0)
-        for m in self.detector.modules():
-            if isinstance(m, nn.modules.batchnorm._BatchNorm) and ((keep and m not in fresh) or not _trains(m)):
-                m.eval()
-
-    def _step(self, batch: Batch, step: int, total: int) -> None:
+    def _step(self, batch: Batch, step: int) -> Row:
         s = self.settings
-        lr = optim.rate(step, total, s, self.lr)
+        lr = optim.rate(step, self.at.total, s, self.lr)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["scale"]
         kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(s.amp)
@@ -185,12 +207,13 @@ class Fit:
         if self.ema is not None:
             self.ema.update(self.detector)
         losses = {k: v.detach() for k, v in losses.items()}
-        epoch = step // self.steps
-        self.window.append(Row(step, epoch, losses, None if s.amp == "fp16" else norm.detach(), batch.names))
+        row = Row(step, step // self.at.steps, losses, None if s.amp == "fp16" else norm.detach(), batch.names)
+        self.window.append(row)
         self.broken.update(batch.broken)
         self._seen += len(batch.names) * self.world.size
+        return row
 
-    def _read(self, step: int, epoch: int) -> None:
+    def _read(self, step: int) -> None:
         """The only place where the device is waited for: losses of the last steps are read, checked, logged."""
         names = list(self.window[0].losses)
         nought = self.window[0].losses[names[0]].new_zeros(())
@@ -205,26 +228,26 @@ class Fit:
                 raise NotFinite(f"A number of another process became NaN or infinite in task {self.task + 1}.")
             row = self.window[bad]
             if self.rescue is not None:
-                self.rescue(self.loader, row, self.steps, losses=dict(zip(names, values[bad].tolist(), strict=True)))
+                read_losses = dict(zip(names, values[bad].tolist(), strict=True))
+                self.rescue(self.loader, row, self.at.steps, losses=read_losses)
             raise not_finite(row, values[bad], float(norms[bad]), self.task, self.detector)
-        said = len(self.watch.sentences)
         self.watch.read(self.window, values)
-        for sentence in self.watch.sentences[said:]:
-            self.reporter.say(f"warning: {sentence}")
-        mean = dict(zip(names, values.mean(0).tolist(), strict=True))
-        speed = self._seen / max(1e-9, time.monotonic() - self._clock)
-        lr = self.optimizer.param_groups[0]["lr"]
-        if self.log is not None:
-            self.log.write("step", task=self.task, epoch=epoch, step=step, losses=mean, lr=lr, images_per_second=speed)
-        self.reporter.step(step, f"epoch {epoch + 1}/{self.epochs}", mean, speed)
+        reading = Reading(
+            self.window,
+            values,
+            mean=dict(zip(names, values.mean(0).tolist(), strict=True)),
+            lr=self.optimizer.param_groups[0]["lr"],
+            images_per_second=self._seen / max(1e-9, time.monotonic() - self._clock),
+        )
+        self._call(lambda hook: hook.on_read(self.at, reading))
         self.window.clear()
 
-    def state(self, done: int) -> dict[str, Any]:
+    def state(self, done: int) -> FitState:
         """What a resumed run starts from: ``done`` steps of the task are through."""
         return {
             "done": done,
-            "epoch": done // self.steps,
-            "steps": self.steps,
+            "epoch": done // self.at.steps,
+            "steps": self.at.steps,
             "window": [
                 [r.step, r.epoch, {k: float(v) for k, v in r.losses.items()}, None if r.norm is None else float(r.norm)]
                 + [r.names]
@@ -239,7 +262,7 @@ class Fit:
             "broken": sorted(self.broken),
         }
 
-    def _resume(self, saved: dict[str, Any]) -> int:
+    def _resume(self, saved: FitState) -> int:
         self.detector.load_state_dict(saved["detector"])
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.ema is not None and saved["ema"]:

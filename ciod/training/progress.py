@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from ciod.training.hooks import Hooks, Position, Reading
+
+if TYPE_CHECKING:
+    from ciod.core.run_log import RunLog
 
 
 def clock(seconds: float) -> str:
@@ -72,3 +78,56 @@ class Reporter:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+@dataclass
+class ShowProgress(Hooks):
+    """The training of a task on the terminal."""
+
+    reporter: Reporter
+
+    def on_task(self, at: Position) -> None:
+        self.reporter.begin(f"task {at.task + 1}/{at.tasks}", at.total, at.done)
+
+    def on_read(self, at: Position, reading: Reading) -> None:
+        epoch = f"epoch {reading.rows[-1].epoch + 1}/{at.epochs}"
+        self.reporter.step(at.done, epoch, reading.mean, reading.images_per_second)
+
+    def on_end(self, at: Position) -> None:
+        self.reporter.end()
+
+
+@dataclass
+class LogLosses(Hooks):
+    """The losses in ``metrics.jsonl``."""
+
+    log: RunLog
+
+    def on_read(self, at: Position, reading: Reading) -> None:
+        self.log.write(
+            "step",
+            task=at.task,
+            epoch=reading.rows[-1].epoch,
+            step=at.done,
+            losses=reading.mean,
+            lr=reading.lr,
+            images_per_second=reading.images_per_second,
+        )
+
+
+@dataclass
+class Warnings:
+    """The warnings of a run, each once: on the terminal when they arise, and kept for results and report."""
+
+    reporter: Reporter
+    sentences: list[str] = field(default_factory=list)
+
+    def add(self, *sentences: str) -> None:
+        for sentence in sentences:
+            if sentence not in self.sentences:
+                self.sentences.append(sentence)
+                self.reporter.say(f"warning: {sentence}")
+
+    def note(self, *sentences: str) -> None:
+        """Kept without being said: what the terminal shows in other words."""
+        self.sentences += [s for s in sentences if s not in self.sentences]

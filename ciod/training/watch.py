@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ciod.core.errors import CiodError
+from ciod.training.hooks import Row
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch.utils.data import DataLoader
+
+    from ciod.core.results_schema import WatchState
 
 EXPLODED = 10.0  # times the sum of losses of the task's first reading
 
@@ -26,25 +29,22 @@ class NotFinite(CiodError):
 
 
 @dataclass
-class Row:
-    """One step as it is kept until the losses are read."""
-
-    step: int  # from 0
-    epoch: int
-    losses: dict[str, Tensor]  # scalars on the device
-    norm: Tensor | None  # of the gradient, before clipping; None: not known (fp16 skips such steps by itself)
-    names: list[str]  # files of the batch
-
-
-@dataclass
 class Watch:
-    """Follows the losses of one task. ``sentences`` are the warnings so far."""
+    """Follows the losses of one task. ``sentences`` are the warnings so far.
+
+    Args:
+        distils: names of the losses that distil.
+        warn: takes each warning when it arises.
+    """
 
     task: int
+    distils: frozenset[str] = frozenset()
+    warn: Callable[[str], None] | None = None
     first: float | None = None  # sum of losses at the first reading
     epoch: int = 0
-    largest: dict[str, float] = field(default_factory=dict)  # |loss| in this epoch, of the terms that distil
+    largest: dict[str, float] = field(default_factory=dict)  # |loss| in this epoch, of the distillation terms
     sentences: list[str] = field(default_factory=list)
+    _said: set[str] = field(default_factory=set)
 
     def read(self, rows: Sequence[Row], values: Tensor) -> None:
         """``values``: [rows, losses] on the CPU, finite."""
@@ -52,7 +52,7 @@ class Watch:
         if self.first is None:
             self.first = total
         elif total > EXPLODED * max(abs(self.first), 1e-3):
-            self.say(
+            self._warn(
                 f"The losses of task {self.task + 1} exploded: their sum was {self.first:.3g} at its beginning and "
                 f"{total:.3g} at step {rows[-1].step + 1}. A lower train.lr usually helps.",
                 about="exploded",
@@ -63,35 +63,35 @@ class Watch:
                 self.end_epoch()
                 self.epoch = row.epoch
             for name, value in zip(names, numbers, strict=True):
-                if name.startswith("distill"):
+                if name in self.distils:
                     self.largest[name] = max(self.largest.get(name, 0.0), abs(value))
 
     def end_epoch(self) -> None:
         """What held for a whole epoch."""
         silent = [n for n, v in self.largest.items() if v == 0]
         if silent and len(silent) == len(self.largest):
-            self.say(
+            self._warn(
                 f"The teacher taught nothing in epoch {self.epoch + 1} of task {self.task + 1}: {', '.join(silent)} "
                 "was 0 at every step, so nothing holds the old classes. It may find no old object in these images, "
                 "or the method's thresholds may be too high.",
                 about="nothing",
             )
         elif silent:
-            self.say(
+            self._warn(
                 f"{', '.join(silent)} was 0 at every step of epoch {self.epoch + 1} of task {self.task + 1}.",
                 about="silent",
             )
         self.largest = {}
 
-    def say(self, sentence: str, *, about: str) -> None:
+    def _warn(self, sentence: str, *, about: str) -> None:
         """Once a task and kind."""
         if about not in self._said:
             self._said.add(about)
             self.sentences.append(sentence)
+            if self.warn is not None:
+                self.warn(sentence)
 
-    _said: set[str] = field(default_factory=set)
-
-    def state(self) -> dict[str, Any]:
+    def state(self) -> WatchState:
         return {
             "first": self.first,
             "epoch": self.epoch,
@@ -100,7 +100,7 @@ class Watch:
             "said": sorted(self._said),
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: WatchState) -> None:
         self.first, self.epoch, self.largest = state["first"], state["epoch"], dict(state["largest"])
         self.sentences, self._said = list(state["sentences"]), set(state["said"])
 

@@ -14,7 +14,7 @@ from ciod import cli
 from ciod.config.load import shorthands
 from ciod.data.shapes.scenes import CLASSES, write_shapes
 from ciod.extension import settings as extending
-from ciod.extension.run import Extension
+from ciod.extension import write
 
 VALUES = [
     "", "true", "-1", "1e30", ".nan", "99999999999999999999", "[]", "[[]]", "[~]", "[a, a]", "{a: {b: 1}}", "{~: 1}",
@@ -67,10 +67,10 @@ def model(tmp_path_factory) -> Path:
     ids=lambda p: p if isinstance(p, str) else "",
 )
 def test_no_value_ends_in_a_traceback(words, keys, shapes, model, tmp_path, monkeypatch, capfd):
-    def look(self):
+    def enough(*_):
         raise Enough
 
-    monkeypatch.setattr(Extension, "_look", look)  # the training comes next
+    monkeypatch.setattr(write, "settings", enough)  # the training comes next
     monkeypatch.chdir(tmp_path)
     places = {"data": shapes, "model": model, "picture": next((shapes / "images").iterdir())}
     base = [w.format_map(places) for w in words.split()]

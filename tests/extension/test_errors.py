@@ -137,21 +137,6 @@ def test_joint_training_is_refused(model, folder, monkeypatch, capsys):
     assert "joint training needs the old images" in said
 
 
-def test_under_torchrun(folder, model, monkeypatch):
-    from contextlib import contextmanager
-    from types import SimpleNamespace
-
-    from ciod.extension import run as extension
-
-    @contextmanager
-    def two(_):
-        yield SimpleNamespace(size=2)
-
-    monkeypatch.setattr(extension, "world", two)
-    with pytest.raises(CiodError, match=r"ciod extend runs in one process; start it without torchrun\."):
-        extension.extend(SimpleNamespace(device="cpu"))  # type: ignore[arg-type]
-
-
 def test_a_folder_without_an_image():
     from tests.fixed import index_of
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -62,8 +63,10 @@ def test_extending_twice_keeps_old_outputs_and_remembers(place, tmp_path):
     shown = CliRunner().invoke(app, ["list", str(tmp_path / "two" / "model.safetensors")]).output
     assert "eel" in shown and "fox" in shown
 
+    (tmp_path / "three").mkdir()
+    shutil.copy(made, tmp_path / "three" / "model.safetensors")
     with pytest.raises(CiodError, match="already holds a result, which is never overwritten"):
-        ciod.extend(made, tmp_path / "more", tmp_path / "two", **QUICK)
+        ciod.extend(made, tmp_path / "more", tmp_path / "three", **QUICK)
 
 
 def judge(monkeypatch, *found: tuple[float, float]) -> None:
@@ -99,6 +102,11 @@ def test_below_min_retention_nothing_is_written_and_a_tradeoff_is_offered(place,
     assert old.keys() < mixed.keys()
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["extension"]["tradeoff"]
     assert [r["share"] for r in rows] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    with pytest.raises(NotKept, match=r"50.0% of the old classes is kept.*50% of the way"):  # nothing is measured again
+        ciod.extend(
+            place / "m.safetensors", place / "folder", tmp_path / "out",
+            method="finetune", min_retention=0.9, **QUICK,
+        )  # fmt: skip
 
 
 def test_auto_takes_less_of_the_step_when_too_much_is_lost(place, tmp_path, monkeypatch):
@@ -139,25 +147,3 @@ def test_a_pool_is_learnt_from_and_measured_on(place, tmp_path):
     )  # fmt: skip
     assert results["extension"]["retention"]["images"] == 6 + 5
     assert (tmp_path / "out" / "model.safetensors").is_file()
-
-
-def test_an_interrupted_extension_goes_on_and_ends_the_same(place, tmp_path, monkeypatch):
-    from ciod.extension import run
-
-    words = {"effort": "quick", **QUICK}
-    ciod.extend(place / "m.safetensors", place / "folder", tmp_path / "whole", **words)
-    real = run.Extension._save
-
-    def crash(self, state):
-        real(self, state)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(run.Extension, "_save", crash)
-    with pytest.raises(KeyboardInterrupt):
-        ciod.extend(place / "m.safetensors", place / "folder", tmp_path / "parts", **words)
-    monkeypatch.setattr(run.Extension, "_save", real)
-    with pytest.raises(CiodError, match="holds an extension with other settings"):
-        ciod.extend(place / "m.safetensors", place / "folder", tmp_path / "parts", **{**words, "lr": 0.1})
-    ciod.extend(place / "m.safetensors", place / "folder", tmp_path / "parts", **words)
-    whole, parts = (weights.load(tmp_path / n / "model.safetensors").state_dict() for n in ("whole", "parts"))
-    assert all(torch.equal(whole[k], parts[k]) for k in whole)

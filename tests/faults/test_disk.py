@@ -158,21 +158,19 @@ def test_a_read_only_folder():
 
 
 def test_an_image_that_vanishes_during_training(data, tmp_path, monkeypatch):
-    from ciod.training.loop import Fit
+    from ciod.training.hooks import Hooks
 
     own = write_shapes(tmp_path / "data", train=12, val=3, size=64)
     victim = sorted((own / "images").glob("train_*.jpg"))[0]
-    real = Fit._step
 
-    def removing(self, batch, at, total):
-        victim.unlink(missing_ok=True)
-        real(self, batch, at, total)
+    class Removes(Hooks):
+        def on_step(self, at, row):
+            victim.unlink(missing_ok=True)
 
-    monkeypatch.setattr(Fit, "_step", removing)
     from ciod.data import image_cache
 
     monkeypatch.setattr(image_cache, "CACHE_BYTES", 0)
     import json
 
-    out = go(own, tmp_path / "run", "split=10", "epochs=2", "batch=4")
+    out = go(own, tmp_path / "run", "split=10", "epochs=2", "batch=4", hooks=[Removes()])
     assert any(victim.name in w for w in json.loads((out / "results.json").read_text())["warnings"])

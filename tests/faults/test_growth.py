@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ciod.data.shapes.scenes import CLASSES, write_shapes
-from ciod.training.loop import Fit
+from ciod.training.hooks import Hooks
 from tests.runs.commands import go
 
 
@@ -26,20 +26,19 @@ def test_ten_tasks(tmp_path, monkeypatch):
     epochs = int(os.environ.get("CIOD_GROWTH_EPOCHS", "2"))
     data = write_shapes(tmp_path / "data", train=16, val=2, size=64)
     seen: dict[int, list[tuple[float, int, int]]] = {}
-    real, steps = Fit._step, []
+    steps = []
 
-    def measuring(self, batch, at, total):
-        real(self, batch, at, total)
-        steps.append(at)
-        if at + 1 == total:
-            gc.collect()
-            tensors = sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
-            seen.setdefault(self.task, []).append((resident(), len(list(Path("/proc/self/fd").iterdir())), tensors))
+    class Measures(Hooks):
+        def on_step(self, at, row):
+            steps.append(row.step)
+            if row.step + 1 == at.total:
+                gc.collect()
+                tensors = sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
+                seen.setdefault(at.task, []).append((resident(), len(list(Path("/proc/self/fd").iterdir())), tensors))
 
-    monkeypatch.setattr(Fit, "_step", measuring)
     monkeypatch.setattr(os, "fsync", lambda _: None)
     split = "+".join("1" * len(CLASSES))
-    go(data, tmp_path / "run", f"split={split}", f"epochs={epochs}", "batch=4", "log_every=5")
+    go(data, tmp_path / "run", f"split={split}", f"epochs={epochs}", "batch=4", "log_every=5", hooks=[Measures()])
     assert sorted(seen) == list(range(10))
     memory, files, tensors = zip(*(seen[t][0] for t in range(10)), strict=True)
     print(f"{len(steps)} steps; MB {[round(m) for m in memory]}; open files {files}; tensors {tensors}")

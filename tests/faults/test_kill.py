@@ -24,8 +24,10 @@ def package(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
-def test_killed_at_random_moments(tmp_path, capsys):
-    assert kill.main(["--times", "2", "--seed", "1", "--folder", str(tmp_path)]) == 0, capsys.readouterr().out
+@pytest.mark.parametrize("command", ["train", "extend"])
+def test_killed_at_random_moments(tmp_path, capsys, command):
+    words = ["--command", command, "--times", "2", "--seed", "1", "--folder", str(tmp_path)]
+    assert kill.main(words) == 0, capsys.readouterr().out
     assert "2 equal, 0 not" in capsys.readouterr().out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from ciod.core.errors import ConfigError
 from ciod.core.run_log import read_metrics
 from ciod.data.shapes.scenes import write_shapes
 from ciod.runs import run as engine
-from ciod.training.loop import Fit
+from ciod.training.hooks import Hooks
 from ciod.training.progress import Reporter
+from tests.runs.commands import Killed, kill_after
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "adding-a-method.md"
 
@@ -39,27 +41,14 @@ def words(*more: str) -> list[str]:
     return [*command[1].split(), *small, "split=6+4", *more]
 
 
-def go(*more: str) -> Path:
-    return engine.train(config.load(None, words(*more)), command="a test", reporter=Reporter(quiet=True))
-
-
-class Killed(BaseException):
-    pass
+def go(*more: str, hooks: Sequence[Hooks] = ()) -> Path:
+    return engine.train(config.load(None, words(*more)), command="a test", reporter=Reporter(quiet=True), hooks=hooks)
 
 
 def test_it_trains_resumes_and_is_reported(place, monkeypatch):
     monkeypatch.chdir(place)
-    real = Fit._step
-
-    def dying(fit, batch, at, total):
-        if fit.task and at == 1:
-            raise Killed
-        real(fit, batch, at, total)
-
-    with monkeypatch.context() as m:
-        m.setattr(Fit, "_step", dying)
-        with pytest.raises(Killed):
-            go()
+    with pytest.raises(Killed):
+        go(hooks=kill_after(1, 0))
     out = go()
 
     steps = [m["losses"] for m in read_metrics(out) if m["kind"] == "step"]

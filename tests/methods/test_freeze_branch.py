@@ -8,15 +8,8 @@ from ciod import detectors
 from ciod.config.settings import Train
 from ciod.methods.freeze_branch import FreezeBranch
 from ciod.training import optim
-from ciod.training.loop import Fit
+from ciod.training.loop import train_mode
 from tests import fixed
-
-
-def mode(detector, method):
-    """Train mode as the engine sets it in a second task."""
-    fit = object.__new__(Fit)
-    fit.detector, fit.method, fit.settings, fit.task = detector, method, Train(), 1
-    fit._mode()
 
 
 def test_steps_change_the_branch_alone():
@@ -30,7 +23,7 @@ def test_steps_change_the_branch_alone():
     before = {k: v.clone() for k, v in detector.state_dict().items()}
     optimizer, ema = optim.optimizer(detector, Train(), 0.01), optim.EMA(detector, 0.9)
     detector.train()
-    mode(detector, method)
+    train_mode(detector, method, "auto", task=1)
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     for _ in range(3):
         losses = method.loss(fixed.batch(fixed.boxes_at_random(1, [2, 1], classes=3), images))
@@ -53,7 +46,7 @@ def test_an_earlier_branch_keeps_its_statistics():
         method.grow(detector, [name])
     method.attach(detector, detector, None)
     method.begin_task(fixed.task(("ant", "bee", "cow"), ("dog",)))
-    mode(detector, method)
+    train_mode(detector, method, "auto", task=1)
     norms = {n: m.training for n, m in detector.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
     assert {n.startswith("branches.1.") for n, training in norms.items() if training} == {True}
     assert not any(training for n, training in norms.items() if not n.startswith("branches.1."))

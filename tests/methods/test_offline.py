@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +20,12 @@ from ciod.detectors.yolox import YOLOX
 from ciod.methods.base.method import Method
 from ciod.methods.pseudo_label import PseudoLabel
 from ciod.runs import run as engine
+from ciod.training.hooks import Hooks
 from ciod.training.offline_labels import with_drawn
 from ciod.training.progress import Reporter
 from tests import fixed
 from tests.methods.test_pseudo_label import NEW, OLD, Asked, teacher
-from tests.runs.commands import Killed, assert_equal, kill_in_step
+from tests.runs.commands import Killed, assert_equal, kill_after
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +42,9 @@ def settings(data: Path, out: Path, *words: str) -> config.Run:
     return config.load(None, [*given, *words])
 
 
-def go(data: Path, out: Path, *words: str) -> Path:
-    return engine.train(settings(data, out, *words), command="a test", reporter=Reporter(quiet=True))
+def go(data: Path, out: Path, *words: str, hooks: Sequence[Hooks] = ()) -> Path:
+    chosen = settings(data, out, *words)
+    return engine.train(chosen, command="a test", reporter=Reporter(quiet=True), hooks=hooks)
 
 
 BESIDE = {"alone": (), "memory": ("memory=3",), "pool": ("pool={data}", "pool.share=0.25", "memory=2")}
@@ -79,10 +82,8 @@ def ranked(targets: Targets, image: int) -> list[float]:
 def test_resumed_equals_uninterrupted(data, tmp_path):
     words = ["method.offline=true", "scale=[0.7,1.3]", "flip=0.5"]
     whole = go(data, tmp_path / "whole", *words)
-    with pytest.MonkeyPatch.context() as m:
-        kill_in_step(m, 1, 3)
-        with pytest.raises(Killed):
-            go(data, tmp_path / "run", *words)
+    with pytest.raises(Killed):
+        go(data, tmp_path / "run", *words, hooks=kill_after(1, 2))
     go(data, tmp_path / "run", *words)
     assert_equal(whole, tmp_path / "run")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,9 @@ from ciod.detectors.base import Detector
 from ciod.methods.base.method import Method
 from ciod.runs import run as engine
 from ciod.training import checkpoint
-from ciod.training.loop import Fit
+from ciod.training.hooks import Hooks
 from ciod.training.progress import Reporter
+from tests.runs.commands import Killed, kill_after
 
 # What a method needs beside its defaults to do anything within three steps of a detector that knows nothing yet.
 SETTINGS: dict[str, tuple[str, ...]] = {
@@ -75,11 +77,11 @@ def no_report(monkeypatch):
     monkeypatch.setattr("ciod.report.examples.write_examples", lambda *_: None)
 
 
-def go(data: Path, out: Path, detector: str, *words: str) -> Path:
+def go(data: Path, out: Path, detector: str, *words: str, hooks: Sequence[Hooks] = ()) -> Path:
     """Each task is three epochs of one step."""
     given = ["split=6+4", f"detector={detector}", "size=64", "epochs=3", "batch=6", "log_every=1", "warmup=0",
              f"data={data}", "device=cpu", f"out={out}", *words]  # fmt: skip
-    return engine.train(config.load(None, given), command="a test", reporter=Reporter(quiet=True))
+    return engine.train(config.load(None, given), command="a test", reporter=Reporter(quiet=True), hooks=hooks)
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +110,6 @@ def assert_equal(a: Path, b: Path) -> None:
     assert x.keys() == y.keys()
     for key in x:
         assert torch.equal(x[key], y[key]), key
-
-
-class Killed(BaseException):
-    """Nothing catches it."""
 
 
 def tensors(teacher: Detector) -> dict[str, torch.Tensor]:
@@ -161,17 +159,8 @@ def test_a_second_task_of_three_steps(name, detector, data, firsts, tmp_path, mo
     results = json.loads((whole / "results.json").read_text())
     assert [t["index"] for t in results["tasks"]] == [0, 1]
 
-    with monkeypatch.context() as m:
-        real = Fit._step
-
-        def dying(fit, batch, at, total):
-            if fit.task == 1 and at == len(logged) - 1:
-                raise Killed
-            real(fit, batch, at, total)
-
-        m.setattr(Fit, "_step", dying)
-        with pytest.raises(Killed):
-            go(data, tmp_path / "cut", detector, *words)
+    with pytest.raises(Killed):
+        go(data, tmp_path / "cut", detector, *words, hooks=kill_after(1, len(logged) - 2))
     torch.manual_seed(99)
     assert_equal(whole, go(data, tmp_path / "cut", detector, *words))
 

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,7 +17,7 @@ import ciod
 from ciod.config import load as config
 from ciod.core.run_log import read_metrics
 from ciod.runs import run as engine
-from ciod.training.loop import Fit
+from ciod.training.hooks import Hooks, Position, Row
 from ciod.training.progress import Reporter
 
 # Every teacher position is kept, so that the teacher matters although nothing is learnt in a few steps.
@@ -27,8 +29,9 @@ def settings(data: Path, out: Path, *words: str) -> config.Run:
     return config.load(None, [*WORDS, f"data={data}", f"out={out}", "device=cpu", *words])
 
 
-def go(data: Path, out: Path, *words: str) -> Path:
-    return engine.train(settings(data, out, *words), command="a test", reporter=Reporter(quiet=True))
+def go(data: Path, out: Path, *words: str, hooks: Sequence[Hooks] = ()) -> Path:
+    chosen = settings(data, out, *words)
+    return engine.train(chosen, command="a test", reporter=Reporter(quiet=True), hooks=hooks)
 
 
 def weights_of(out: Path, task: int = 2) -> dict[str, torch.Tensor]:
@@ -67,15 +70,25 @@ class Killed(BaseException):
     """Nothing catches it: as sudden as a power cut, inside one process."""
 
 
-def kill_in_step(monkeypatch, task: int, step: int) -> None:
-    real = Fit._step
+@dataclass
+class AtStep(Hooks):
+    """Does something once a step (from 0) of a task (from 0) is through, before a state that knows it is saved."""
 
-    def dying(self, batch, at, total):
-        if self.task == task and at == step:
-            raise Killed
-        real(self, batch, at, total)
+    task: int
+    step: int
+    do: Callable[[], object]
 
-    monkeypatch.setattr(Fit, "_step", dying)
+    def on_step(self, at: Position, row: Row) -> None:
+        if (at.task, row.step) == (self.task, self.step):
+            self.do()
+
+
+def die() -> None:
+    raise Killed
+
+
+def kill_after(task: int, step: int) -> list[Hooks]:
+    return [AtStep(task, step, die)]
 
 
 def command(data: Path, out: Path, *words: str) -> list[str]:

@@ -9,37 +9,33 @@ import pytest
 import torch
 
 from ciod.core.errors import CiodError
-from ciod.runs import run as engine
 from ciod.training import checkpoint
-from tests.runs.commands import Killed, assert_equal, command, go, kill_in_step, launch, steps_of
+from ciod.training.hooks import Hooks
+from tests.runs.commands import Killed, assert_equal, command, go, kill_after, launch, steps_of
 
 
 @pytest.mark.parametrize(
     ("task", "epoch"), [(1, 1), (1, 0), (0, 1)], ids=["task 2 epoch 2", "task 2 epoch 1", "task 1 epoch 2"]
 )
-def test_resumed_equals_uninterrupted(whole, data, tmp_path, monkeypatch, task, epoch):
-    with monkeypatch.context() as m:
-        kill_in_step(m, task, epoch * steps_of(whole, task) + 1)
-        with pytest.raises(Killed):
-            go(data, tmp_path / "run")
+def test_resumed_equals_uninterrupted(whole, data, tmp_path, task, epoch):
+    with pytest.raises(Killed):
+        go(data, tmp_path / "run", hooks=kill_after(task, epoch * steps_of(whole, task)))
     assert not (tmp_path / "run" / "task-2").exists()
     torch.manual_seed(12345)  # another process has another state of every generator
     go(data, tmp_path / "run")
     assert_equal(whole, tmp_path / "run")
 
 
-def test_killed_between_training_and_evaluation(whole, data, tmp_path, monkeypatch):
-    with monkeypatch.context() as m:
-        real = engine.Runner._evaluate
-
-        def dying(self, task, *rest):
-            if task.index == 1:
+def test_killed_between_training_and_evaluation(whole, data, tmp_path):
+    class AtTheEnd(Hooks):
+        def on_end(self, at):
+            if at.task == 1:
                 raise Killed
-            real(self, task, *rest)
 
-        m.setattr(engine.Runner, "_evaluate", dying)
-        with pytest.raises(Killed):
-            go(data, tmp_path / "run")
+    with pytest.raises(Killed):
+        go(data, tmp_path / "run", hooks=[AtTheEnd()])
+    state = checkpoint.load_state(tmp_path / "run" / "last" / "state.pt")
+    assert state and state["fit"]["done"] == 2 * steps_of(whole, 1)
     go(data, tmp_path / "run")
     assert_equal(whole, tmp_path / "run")
 
@@ -65,12 +61,10 @@ def test_killed_while_the_state_is_written(whole, data, tmp_path, monkeypatch):
     assert_equal(whole, tmp_path / "run")
 
 
-def test_a_second_kill_is_survived_too(whole, data, tmp_path, monkeypatch):
-    for step in (1, steps_of(whole, 1) + 1):
-        with monkeypatch.context() as m:
-            kill_in_step(m, 1, step)
-            with pytest.raises(Killed):
-                go(data, tmp_path / "run")
+def test_a_second_kill_is_survived_too(whole, data, tmp_path):
+    for step in (0, steps_of(whole, 1)):
+        with pytest.raises(Killed):
+            go(data, tmp_path / "run", hooks=kill_after(1, step))
     go(data, tmp_path / "run")
     assert_equal(whole, tmp_path / "run")
 

@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,8 @@ from ciod.detectors.files import model_file
 from ciod.methods.finetune import Finetune
 from ciod.runs import fingerprints, lock
 from ciod.training import checkpoint
-from ciod.training.loop import Fit
-from tests.runs.commands import Killed, assert_equal, go, results_of
+from ciod.training.hooks import Hooks
+from tests.runs.commands import AtStep, Killed, assert_equal, go, kill_after, results_of
 
 # Windows of three steps lie across epochs and saved states; two classes and a small picture keep it short.
 WORDS = ["split=1+1", "epochs=2", "batch=3", "log_every=3", "save_every=1", "eval_every=1"]
@@ -44,9 +45,8 @@ def data(tmp_path_factory) -> Path:
     return write_shapes(tmp_path_factory.mktemp("shapes") / "data", train=18, val=3, size=64)
 
 
-def run(data: Path, out: Path, *words: str) -> Path:
-
-    return go(data, out, *WORDS, *words)
+def run(data: Path, out: Path, *words: str, hooks: Sequence[Hooks] = ()) -> Path:
+    return go(data, out, *WORDS, *words, hooks=hooks)
 
 
 @pytest.fixture(scope="module")
@@ -59,17 +59,6 @@ def copy(whole, tmp_path) -> Path:
     """A finished run that may be spoilt."""
     subprocess.run(["cp", "-r", str(whole), str(tmp_path / "run")], check=True)
     return tmp_path / "run"
-
-
-def in_step(monkeypatch, task: int, step: int, do) -> None:
-    real = Fit._step
-
-    def acting(self, batch, at, total):
-        real(self, batch, at, total)
-        if self.task == task and at == step:
-            do()
-
-    monkeypatch.setattr(Fit, "_step", acting)
 
 
 def logged(out: Path) -> list[dict]:
@@ -98,14 +87,8 @@ def test_skipped_batches_are_not_made():
 
 
 @pytest.mark.parametrize("task", [0, 1])
-def test_killed_inside_an_epoch(whole, data, tmp_path, monkeypatch, task):
-    def die():
-        raise Killed
-
-    with monkeypatch.context() as m:
-        in_step(m, task, middle(whole, task), die)
-        with pytest.raises(Killed):
-            run(data, tmp_path / "run")
+def test_killed_inside_an_epoch(whole, data, tmp_path, task):
+    unfinished(data, tmp_path / "run", task, middle(whole, task))
     state = checkpoint.load_state(tmp_path / "run" / "last" / "state.pt")
     assert state and state["task"] == task and state["fit"]["done"] == middle(whole, task), "nothing else is lost"
     torch.manual_seed(7)
@@ -115,15 +98,14 @@ def test_killed_inside_an_epoch(whole, data, tmp_path, monkeypatch, task):
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
-def test_a_signal_writes_and_leaves(whole, data, tmp_path, monkeypatch, name):
+def test_a_signal_writes_and_leaves(whole, data, tmp_path, name):
     number = getattr(signal, name, None)
     if number is None:
         pytest.skip(f"no {name} on this system")
     handler, at = signal.getsignal(number), middle(whole, 1)
-    with monkeypatch.context() as m:
-        in_step(m, 1, at, lambda: os.kill(os.getpid(), number))
-        with pytest.raises(KeyboardInterrupt if name == "SIGINT" else RunAgain) as caught:
-            run(data, tmp_path / "run", "save_every=0")
+    signalled = AtStep(1, at, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(KeyboardInterrupt if name == "SIGINT" else RunAgain) as caught:
+        run(data, tmp_path / "run", "save_every=0", hooks=[signalled])
     if name != "SIGINT":
         assert caught.value.code == 75
     assert signal.getsignal(number) is handler
@@ -135,15 +117,14 @@ def test_a_signal_writes_and_leaves(whole, data, tmp_path, monkeypatch, name):
     assert logged(whole) == logged(tmp_path / "run")
 
 
-def test_a_second_interruption_does_not_wait(data, tmp_path, monkeypatch):
+def test_a_second_interruption_does_not_wait(data, tmp_path):
     def twice():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         pytest.fail("the second one leaves at once")
 
-    in_step(monkeypatch, 0, 1, twice)
     with pytest.raises(KeyboardInterrupt):
-        run(data, tmp_path / "run", "save_every=0")
+        run(data, tmp_path / "run", "save_every=0", hooks=[AtStep(0, 1, twice)])
     assert not (tmp_path / "run" / "last" / "state.pt").exists()
 
 
@@ -168,15 +149,16 @@ def test_a_signal_during_an_evaluation(whole, data, tmp_path, monkeypatch):
     assert logged(whole) == logged(tmp_path / "run")
 
 
-def test_states_by_the_clock(whole, data, tmp_path, monkeypatch):
+def test_states_by_the_clock(data, tmp_path, monkeypatch):
     saved = []
-    real = Fit._save
+    real = checkpoint.save_state
 
-    def counting(self, done):
-        saved.append(done)
-        real(self, done)
+    def counting(path, state):
+        if "fit" in state:
+            saved.append(state["fit"]["done"])
+        real(path, state)
 
-    monkeypatch.setattr(Fit, "_save", counting)
+    monkeypatch.setattr(checkpoint, "save_state", counting)
     run(data, tmp_path / "a", "save_every=0", "save_minutes=1e-9", "split=1", "eval_every=0")
     every = json.loads((tmp_path / "a" / "results.json").read_text())["tasks"][0]["steps"]
     assert saved == list(range(1, every + 1))
@@ -188,19 +170,14 @@ def test_states_by_the_clock(whole, data, tmp_path, monkeypatch):
 # Damaged files --------------------------------------------------------------------------------------------------------
 
 
-def unfinished(data: Path, out: Path, monkeypatch, task: int, step: int) -> None:
-    def die():
-        raise Killed
-
-    with monkeypatch.context() as m:
-        in_step(m, task, step, die)
-        with pytest.raises(Killed):
-            run(data, out)
+def unfinished(data: Path, out: Path, task: int, step: int) -> None:
+    with pytest.raises(Killed):
+        run(data, out, hooks=kill_after(task, step))
 
 
 @pytest.mark.parametrize("how", ["flipped", "cut", "empty"])
-def test_a_damaged_state_is_named_and_the_one_before_is_used(whole, data, tmp_path, monkeypatch, how):
-    unfinished(data, tmp_path / "run", monkeypatch, 1, middle(whole, 1))
+def test_a_damaged_state_is_named_and_the_one_before_is_used(whole, data, tmp_path, how):
+    unfinished(data, tmp_path / "run", 1, middle(whole, 1))
     path = tmp_path / "run" / "last" / "state.pt"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -415,7 +392,7 @@ def test_what_differs_between_data():
 
 
 def test_other_code_is_refused_unless_allowed(whole, data, tmp_path, monkeypatch):
-    unfinished(data, tmp_path / "run", monkeypatch, 1, middle(whole, 1))
+    unfinished(data, tmp_path / "run", 1, middle(whole, 1))
     real = fingerprints.of_code
 
     def edited(method):
@@ -442,9 +419,9 @@ def test_the_code_of_a_method_of_ones_own_counts(tmp_path):
     assert {"training/loop.py", "methods/finetune.py"} <= set(before["files"]) and Finetune
 
 
-def test_a_model_with_other_classes_than_the_scenario(whole, copy, data, monkeypatch):
+def test_a_model_with_other_classes_than_the_scenario(whole, copy, data):
     """Names join a run and its models, not positions."""
-    unfinished(data, copy.parent / "cut", monkeypatch, 1, middle(whole, 1))
+    unfinished(data, copy.parent / "cut", 1, middle(whole, 1))
     out = copy.parent / "cut"
     detector = __import__("ciod").load(out / "task-1" / "model.safetensors")
     detector.class_names = ("zebra",)
@@ -454,16 +431,13 @@ def test_a_model_with_other_classes_than_the_scenario(whole, copy, data, monkeyp
 
 
 def test_random_numbers_of_a_rank_the_saved_run_did_not_have():
-    from ciod.core.distributed import World
-    from ciod.runs import resume
-
-    saved = {"random": [checkpoint.random_state()], "fit": {"done": 3}}
+    saved = [checkpoint.random_state()]
     a = torch.rand(1)
-    resume.set_random(saved, 0, 1, World(rank=0, size=2))
+    checkpoint.restore_random(saved, 0, seed=0, task=1, done=3)
     assert torch.equal(torch.rand(1), a)
-    resume.set_random(saved, 0, 1, World(rank=1, size=2))
+    checkpoint.restore_random(saved, 1, seed=0, task=1, done=3)
     b = torch.rand(1)
-    resume.set_random(saved, 0, 1, World(rank=1, size=2))
+    checkpoint.restore_random(saved, 1, seed=0, task=1, done=3)
     assert torch.equal(torch.rand(1), b) and not torch.equal(a, b)
 
 

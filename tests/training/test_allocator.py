@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ciod.training import allocator
-from tests.runs.commands import Killed, assert_equal, go, kill_in_step
+from tests.runs.commands import Killed, assert_equal, go, kill_after
 
 STEPS = """
 import resource, torch
@@ -89,10 +89,8 @@ def test_it_is_left_alone(glibc, case):
 
 
 def test_a_run_of_this_setting_goes_on_without_it_to_the_same_end(whole, data, tmp_path, glibc):
-    with glibc.context() as m:
-        kill_in_step(m, 1, 1)
-        with pytest.raises(Killed):
-            go(data, tmp_path / "run", "keep_freed=true")
+    with pytest.raises(Killed):
+        go(data, tmp_path / "run", "keep_freed=true", hooks=kill_after(1, 0))
     assert [library.asked for library in made] == [KEEP + BACK] * 2, "one for each task"
     go(data, tmp_path / "run")
     assert len(made) == 2

@@ -20,9 +20,9 @@ from ciod.methods.base.method import Method
 from ciod.methods.erd import ERD
 from ciod.methods.ilyolox import ILYOLOX
 from ciod.training import speed
-from ciod.training.loop import Fit
+from ciod.training.hooks import Hooks
 from tests import fixed
-from tests.runs.commands import Killed, go, weights_of
+from tests.runs.commands import Killed, go, kill_after, weights_of
 from tests.training.test_speed import grown, trained
 
 IMAGES = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -196,32 +196,21 @@ def test_a_frozen_backbone_is_shared_and_the_neck_learns(name):
     assert {id(p) for m in pieces for p in m.parameters()} == {id(p) for p in backbone.parameters()}
 
 
-def test_a_frozen_trunk_in_a_whole_run(data, tmp_path, monkeypatch):
+def test_a_frozen_trunk_in_a_whole_run(data, tmp_path):
     """``trunk_lr=0``: bit-equal with and without sharing, resumed too; weights and statistics of the trunk stay."""
     words = ("split=1+1", "trunk_lr=0", "teacher=exact", "eval_every=1", "save_every=1")
     depths = []
-    real = Fit._step
 
-    def counting(self, batch, at, total):
-        real(self, batch, at, total)
-        teacher = self.method.teacher
-        depths.append(teacher and teacher.prefix and teacher.prefix.depth)
+    class Depths(Hooks):
+        def on_step(self, at, row):
+            teacher = at.method.teacher
+            depths.append(teacher and teacher.prefix and teacher.prefix.depth)
 
-    with monkeypatch.context() as m:
-        m.setattr(Fit, "_step", counting)
-        shared = go(data, tmp_path / "on", *words)
+    shared = go(data, tmp_path / "on", *words, hooks=[Depths()])
     assert set(depths[: len(depths) // 2]) == {None} and depths[-1] == 5
     plain = go(data, tmp_path / "off", *words, "share_frozen=false")
-
-    def dying(self, batch, at, total):
-        if self.task == 1 and at == 1:
-            raise Killed
-        real(self, batch, at, total)
-
-    with monkeypatch.context() as m:
-        m.setattr(Fit, "_step", dying)
-        with pytest.raises(Killed):
-            go(data, tmp_path / "cut", *words)
+    with pytest.raises(Killed):
+        go(data, tmp_path / "cut", *words, hooks=kill_after(1, 0))
     resumed = go(data, tmp_path / "cut", *words)
     on, off, cut = weights_of(shared), weights_of(plain), weights_of(resumed)
     assert all(torch.equal(v, off[k]) and torch.equal(v, cut[k]) for k, v in on.items())

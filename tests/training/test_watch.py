@@ -13,8 +13,11 @@ from ciod.core.types import Detections
 from ciod.data.scenarios.scenario import Task
 from ciod.evaluation.ap import APTable
 from ciod.runs import sanity_checks
-from ciod.training.watch import NotFinite, Row, Watch, check_weights, first_bad, not_finite
+from ciod.training.hooks import Row
+from ciod.training.watch import NotFinite, Watch, check_weights, first_bad, not_finite
 from tests.fixed import index_of
+
+DISTILS = frozenset({"distill_cls", "distill_box"})
 
 
 def rows(*losses: dict[str, float], epoch: int = 0, first: int = 0) -> tuple[list[Row], torch.Tensor]:
@@ -37,7 +40,7 @@ def test_losses_that_explode_are_named_once():
 
 
 def test_distillation_that_is_nought_for_a_whole_epoch():
-    watch = Watch(1)
+    watch = Watch(1, DISTILS)
     watch.read(*rows({"cls": 1.0, "distill_cls": 0.0, "distill_box": 0.0}, epoch=0))
     assert watch.sentences == [], "the epoch may not be over"
     watch.read(*rows({"cls": 1.0, "distill_cls": 0.5, "distill_box": 0.0}, epoch=1))
@@ -47,7 +50,7 @@ def test_distillation_that_is_nought_for_a_whole_epoch():
 
 
 def test_one_step_that_teaches_is_enough_and_a_resumed_watch_knows_it():
-    watch, other = Watch(1), Watch(1)
+    watch, other = Watch(1, DISTILS), Watch(1, DISTILS)
     watch.read(*rows({"distill_cls": 0.0}, {"distill_cls": 0.1}))
     other.load_state(json.loads(json.dumps(watch.state())))
     other.read(*rows({"distill_cls": 0.0}))

@@ -27,6 +27,7 @@ class Distillation(Method):
     """
 
     needs = frozenset({"dense"})
+    distillation_terms = frozenset({"distill_cls", "distill_box", "distill_obj"})
 
     supervise: Channels = "auto"
     """Class channels the real boxes supervise (``method.Channels``). ``new``: old channels are neither rewarded nor

@@ -49,6 +49,9 @@ class Method(BaseModel):
     """False: no teacher is made, which saves its memory."""
     needs_unlabelled: ClassVar[bool] = False
     """True: the method is about images without labels (a pool); the run must have some."""
+    distillation_terms: ClassVar[frozenset[str]] = frozenset()
+    """Names of the losses in ``loss`` that hold the student near its teacher. When all of them are 0 for an epoch the
+    run warns that nothing is taught; the report draws them in a colour of their own."""
     run_defaults: ClassVar[dict[str, Any]] = {}
     """Settings of the run, by dotted key, that are on with this method unless the user says otherwise."""
     paper: ClassVar[str] = ""

@@ -1,0 +1,34 @@
+"""Around a whole run: its processes, its signals, and the lock of its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from ciod.core.distributed import World, world
+from ciod.runs.lock import owner_of
+from ciod.training.progress import Reporter
+
+
+@contextmanager
+def session(out: str, device: str, reporter: Reporter | None) -> Iterator[tuple[World, Reporter]]:
+    """This process among those of the run, and who speaks: the first one, which also owns the folder.
+
+    Raises:
+        Taken: a live run has the folder.
+        RunAgain: SIGTERM or SIGUSR1 came; what is saved is intact (exit code 75).
+        KeyboardInterrupt: Ctrl-C; the same.
+    """
+    with world(device) as here, owner_of(Path(out)) if here.main else nullcontext():
+        yield here, reporter or Reporter(quiet=not here.main)
+
+
+@contextmanager
+def first_alone(world: World) -> Iterator[None]:
+    """The first process goes through the block alone, then the others: what it writes there, they find."""
+    if not world.main:
+        world.barrier()
+    yield
+    if world.main:
+        world.barrier()

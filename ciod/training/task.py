@@ -1,0 +1,212 @@
+"""One task from start to end: teacher, growth, student, data, training. Runs and extensions both train with it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ciod.core.results_schema import FitState, TaskState
+from ciod.data.augment import TrainTransform
+from ciod.data.image_cache import presize_hint
+from ciod.data.loader import train_loader
+from ciod.detectors.files import transfer
+from ciod.training import checkpoint, speed, watch
+from ciod.training.hooks import Hooks
+from ciod.training.loop import Fit, FitResult
+from ciod.training.offline_labels import with_drawn
+from ciod.training.progress import LogLosses, ShowProgress
+from ciod.training.sync_norm import synchronise
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+    from ciod.config.settings import Train
+    from ciod.core.distributed import World
+    from ciod.core.run_log import RunLog
+    from ciod.data.augment import Augment
+    from ciod.data.mixture import Mixture
+    from ciod.data.scenarios.scenario import Task
+    from ciod.detectors.base import Detector
+    from ciod.detectors.teacher import Teacher
+    from ciod.methods.base.method import Method
+    from ciod.training.progress import Reporter, Warnings
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskInputs:
+    """What a task is trained with."""
+
+    task: Task
+    tasks: int
+    """How many the run has."""
+    detector: Detector
+    """As the task before left it, on its device; it grows and is trained in place."""
+    before: Detector | None
+    """What the teacher is a copy of: the detector after the task before. None: there is none, or no teacher is used."""
+    method: Method
+    new: Sequence[str] | None
+    """Classes that get their rows now; None: the detector has them already (``detector.head=full``)."""
+    taught: Sequence[str] = ()
+    """Known classes that the task teaches further."""
+    donor: Detector | None = None
+    """A detector whose rows the new classes take over by name."""
+    growth_seed: int
+    """New rows are drawn from it, so that every rank and a resumed run draw the same."""
+    start_seed: int | None = None
+    """Of PyTorch's generators at the first step; None: all generators are seeded from seed, task and rank."""
+    mixture: Callable[[Detector], Mixture | None] = field(default=lambda detector: None)
+    """What is mixed into the task's images, for the grown detector."""
+
+    train: Train
+    augment: Augment
+    epochs: int
+    batch: int
+    lr: float
+    seed: int
+    workers: int
+
+    world: World
+    reporter: Reporter
+    warnings: Warnings
+    log: RunLog | None
+    """None on all ranks but the first."""
+    bad_batch: Path | None = None
+    """Folder for the batch of a step whose numbers are not finite."""
+    hint: bool = False
+    """Whether ``train.presize`` is recommended where it would help."""
+    before_fit: Callable[[DataLoader], None] | None = None
+    """Called when everything is ready, unless the task is resumed."""
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """A trained task. The detector holds the new weights."""
+
+    fit: FitResult
+    teacher: Teacher | None
+    seconds: float  # of training, by all processes that worked at it one after the other
+
+
+def train_task(
+    *,
+    inputs: TaskInputs,
+    save: Callable[[TaskState], None],
+    saved: TaskState | None = None,
+    hooks: Sequence[Hooks] = (),
+) -> TaskResult:
+    """Trains a task, or what is left of it.
+
+    Args:
+        save: called on every rank with the state to go on from.
+        saved: the state of an earlier process; ``inputs.detector`` is then as it was before the task all the same.
+        hooks: after those of log and progress.
+
+    Raises:
+        CiodError: what a user can mend, such as losses that are not finite.
+        KeyboardInterrupt, RunAgain: a signal asked for it; the state is saved.
+    """
+    i = inputs
+    teacher = None
+    if i.before is not None and i.method.uses_teacher:
+        teacher = speed.make_teacher(i.before, i.train, student=i.detector)
+    _grow(i)
+    i.method.attach(i.detector, i.detector, teacher)
+    i.method.begin_task(i.task)
+    # after begin_task, which may freeze parts
+    student = speed.student(i.detector, i.train, i.world)
+    i.method.attach(student if teacher is None else teacher.beside(student), i.detector, teacher)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    _seed(i)  # what is drawn before the first step is the same in a resumed run
+    loader = _loader(i)
+    if saved:
+        done = saved["fit"]["done"]
+        checkpoint.restore_random(saved["random"], i.world.rank, seed=i.seed, task=i.task.index, done=done)
+    elif i.before_fit is not None:
+        i.before_fit(loader)
+    before = saved["seconds"] if saved else 0.0
+    fit = _fit(i, loader, save, before, hooks)
+    with speed.shared(i.detector, None if i.method.exact_teacher else teacher, i.train):
+        result = fit.run(saved["fit"] if saved else None)
+    i.method.end_task(i.task)
+    return TaskResult(result, teacher, before + result.seconds)
+
+
+def _grow(i: TaskInputs) -> None:
+    if i.new is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(i.growth_seed)
+            if i.taught:
+                i.method.grow(i.detector, i.new, i.taught)
+            else:
+                i.method.grow(i.detector, i.new)
+        i.detector.to(i.world.device)
+        if i.train.sync_norm and i.world.size > 1:
+            synchronise(i.detector)  # what is new in it
+    taken = () if i.donor is None else transfer.take_class_rows(i.detector, i.donor)
+    if taken:
+        i.reporter.say(f"weights: class rows taken by name: {', '.join(taken)}")
+
+
+def _seed(i: TaskInputs) -> None:
+    """Every generator of this rank, for a new task."""
+    checkpoint.seed_all(i.seed, i.task.index, i.world.rank, 0)
+    if i.start_seed is not None:
+        torch.manual_seed(i.start_seed + i.world.rank)
+
+
+def _loader(i: TaskInputs) -> DataLoader:
+    transform = TrainTransform(i.augment, i.detector.input.size, i.detector.input.fill)
+    cache, presize = i.train.picture_cache, i.train.presize
+    if i.hint and (line := presize_hint(i.task.train, transform, presize=presize, cache=cache)):
+        i.reporter.say(line)
+    mixture = i.mixture(i.detector)
+    index, mixture, warnings = with_drawn(i.task.train, mixture, i.method, workers=i.workers, reporter=i.reporter)
+    i.warnings.add(*warnings)
+    return train_loader(
+        index,
+        transform,
+        batch=i.batch,
+        seed=i.seed,
+        task=i.task.index,
+        workers=i.workers,
+        pin=i.world.device.type == "cuda",
+        rank=i.world.rank,
+        world=i.world.size,
+        mixture=mixture,
+        cache=cache,
+        presize=presize,
+    )
+
+
+def _fit(
+    i: TaskInputs, loader: DataLoader, save: Callable[[TaskState], None], before: float, hooks: Sequence[Hooks]
+) -> Fit:
+    began = time.monotonic()
+
+    def save_task(state: FitState) -> None:
+        elapsed = before + time.monotonic() - began
+        save({"fit": state, "random": i.world.gather([checkpoint.random_state()]), "seconds": elapsed})
+
+    own: list[Hooks] = [LogLosses(i.log)] if i.log is not None else []
+    return Fit(
+        detector=i.detector,
+        method=i.method,
+        loader=loader,
+        settings=i.train,
+        epochs=i.epochs,
+        lr=i.lr,
+        task=i.task.index,
+        tasks=i.tasks,
+        world=i.world,
+        save=save_task,
+        warn=i.warnings.add,
+        rescue=partial(watch.keep_batch, folder=i.bad_batch) if i.bad_batch is not None and i.world.main else None,
+        hooks=[*own, ShowProgress(i.reporter), *hooks],
+    )
