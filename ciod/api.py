@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
+from ciod.core.reading import read_object
 
 if TYPE_CHECKING:
     from ciod.detectors.base import Detector
@@ -24,14 +25,12 @@ def train(config: str | Path | None = None, **settings: Any) -> dict[str, Any]:
         ConfigError: every problem of the settings, before any data is read.
         CiodError: anything else a user can mend.
     """
-    import json
-
     from ciod.config import load as cfg
     from ciod.runs.run import train as run
 
     words = ", ".join(f"{k}={v!r}" for k, v in settings.items())
     folder = run(cfg.load(config, settings), command=f"ciod.train({words})")
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return read_object(folder / "results.json")
 
 
 def extend(model: str | Path, data: str | Path, out: str | Path, **settings: Any) -> dict[str, Any]:
@@ -47,15 +46,13 @@ def extend(model: str | Path, data: str | Path, out: str | Path, **settings: Any
         ConfigError: every problem of settings or of class names at once.
         CiodError: anything else a user can mend; ``ciod.extension.run.NotKept`` when ``min_retention`` is not reached.
     """
-    import json
-
     from ciod.extension.run import extend as run
     from ciod.extension.settings import load
 
     given = {"model": str(model), "data": str(data), "out": str(out), **settings}
     words = ", ".join(f"{k}={v!r}" for k, v in given.items())
     folder = run(load(given), command=f"ciod.extend({words})")
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return read_object(folder / "results.json")
 
 
 def check(

@@ -189,10 +189,10 @@ def files(tree: dict[str, Any]) -> list[str]:
         if value and value not in ("imagenet", "random") and not is_file(str(value)):
             problems.append(f"detector.{key}: there is no file {value}{_nearest(Path(str(value)), is_file)}")
     first = tree.get("first")
-    if first and not is_file(Path(first) / "task-1" / "model.safetensors"):
+    if first and not is_file(Path(str(first)) / "task-1" / "model.safetensors"):
         problems.append(f"first: {first} has no finished first task (task-1/model.safetensors).")
     given = tree.get("upper_bound") or []
-    for bound in [given] if isinstance(given, str) else given:
+    for bound in given if isinstance(given, (list, tuple)) else [given]:
         if not is_file(Path(str(bound)) / "results.json"):
             problems.append(f"upper_bound: {bound} is not a finished run; it has no results.json.")
     return problems

@@ -134,18 +134,45 @@ class File(_Loose):
     extension: Extension | None = None
 
 
-def problem(content: Any) -> str | None:
-    """What is wrong with it, or None."""
+class _FinishedScenario(_Loose):
+    classes: Annotated[list[str], Field(min_length=1, max_length=100_000)]
+
+
+class _FinishedTask(_Loose):
+    new_classes: Annotated[list[str], Field(max_length=100_000)]
+    all: dict[str, Value]
+
+
+class Finished(_Loose):
+    """What a run has from the end of its first task on, so that other runs can build on it."""
+
+    scenario: _FinishedScenario
+    tasks: Annotated[list[_FinishedTask], Field(min_length=1, max_length=10_000)]
+    ap: dict[str, Annotated[list[dict[str, Value]], Field(min_length=1)]]
+    continual: dict[str, dict[str, Value] | None]
+    warnings: list[str]
+
+
+def problem(content: Any, needs: type[BaseModel] | None = None) -> str | None:
+    """What is wrong with it, or None.
+
+    Args:
+        needs: what it must have beside.
+    """
     try:
-        File.model_validate(content)
+        for model in (File, needs or File):
+            model.model_validate(content)
     except ValidationError as e:
         first = e.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     return None
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path, needs: type[BaseModel] | None = None) -> dict[str, Any]:
     """The content of a ``results.json``, of a run that may be unfinished.
+
+    Args:
+        needs: what it must have beside; ``Finished`` for what other runs build on.
 
     Raises:
         CiodError: it is absent, no JSON, of another format or no results; says where.
@@ -153,6 +180,6 @@ def read(path: Path) -> dict[str, Any]:
     found = read_object(path)
     if found.get("format", FORMAT) != FORMAT:
         raise CiodError(f"{path} has a format that this version of ciod does not read; it reads {FORMAT}.")
-    if wrong := problem(found):
+    if wrong := problem(found, needs):
         raise CiodError(f"{path} does not hold the results of a run: {wrong}.")
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from ciod.core.errors import CiodError
 from ciod.core.run_log import write_json
 from ciod.evaluation import continual
 from ciod.evaluation.voc import NAMES
+from ciod.report import results_file
 from ciod.runs import environment, sanity_checks
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ciod.data.scenarios.scenario import Scenario, Task
     from ciod.evaluation.ap import APTable
 
-FORMAT = 1
+FORMAT = results_file.FORMAT
 METRICS = ("AP", "AP50")
 SIX = (*METRICS, "AP75", "APs", "APm", "APl")  # COCO's six: Ω and the gaps are ratios of each with itself
 
@@ -48,7 +48,7 @@ class Upper:
         tasks: list[dict[str, float | None] | None] = [None] * len(groups)
         classes: dict[str, dict[str, float | None]] = {}
         for folder in folders:
-            theirs = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+            theirs = results_file.read(folder / results_file.NAME, needs=results_file.Finished)
             names = set(theirs["scenario"]["classes"])
             if names not in seen or len(theirs["tasks"]) != 1:
                 raise CiodError(f"upper_bound: {folder} is not a finished joint run of the same classes.")
@@ -56,6 +56,12 @@ class Upper:
             if names == seen[-1]:
                 classes = {m: rows[0] for m, rows in theirs["ap"].items()}
         return cls(tasks, classes)
+
+
+def bounds_of(settings: Run) -> list[Path]:
+    """Folders of the joint runs that a run is measured against."""
+    given = settings.upper_bound or []
+    return [Path(f) for f in ([given] if isinstance(given, str) else given)]
 
 
 def metrics_of(metric: str) -> tuple[str, ...]:
@@ -71,13 +77,19 @@ class Results:
 
     @classmethod
     def begin(cls, settings: Run, scenario: Scenario) -> Results:
+        """Without a task.
+
+        Raises:
+            CiodError: an upper bound that cannot be used once the run is finished.
+        """
         p = settings.protocol
+        Upper.read(bounds_of(settings), scenario.groups)
         method = dict(settings.method)
         metrics = metrics_of(p.metric)
         groups = [list(g) for g in scenario.groups]
         return cls(
             {
-                "format": FORMAT,
+                "format": results_file.FORMAT,
                 "scenario": {
                     "name": p.name or Path(str(settings.data)).name,
                     "classes": list(scenario.classes),
@@ -162,4 +174,4 @@ class Results:
             self.content["continual"][m] = found
 
     def write(self, folder: Path) -> None:
-        write_json(folder / "results.json", self.content)
+        write_json(folder / results_file.NAME, self.content)

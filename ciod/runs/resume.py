@@ -13,6 +13,7 @@ from ciod.core.run_log import METRICS, atomic_write, read_metrics
 from ciod.detectors.files import model_file, weights
 from ciod.methods.base import first_task
 from ciod.methods.base.method import Method
+from ciod.report import results_file
 from ciod.runs import environment, fingerprints
 from ciod.training import checkpoint
 
@@ -130,7 +131,7 @@ def take_over(settings: Run, world: World) -> dict[str, Any] | None:
             f"first: {source} was trained with other settings ({differ}); only method, memory and pool may differ, "
             "and what later tasks alone depend on."
         )
-    results = json.loads((source / "results.json").read_text(encoding="utf-8"))
+    results = results_file.read(source / results_file.NAME, needs=results_file.Finished)
     results["tasks"], results["continual"] = results["tasks"][:1], {}
     results["ap"] = {m: rows[:1] for m, rows in results["ap"].items()}
     results["warnings"] = results["tasks"][0].get("warnings", [])

@@ -35,7 +35,7 @@ from ciod.methods.base.method import Method
 from ciod.methods.base.user_code import told
 from ciod.runs import environment, fingerprints, resume, sanity_checks
 from ciod.runs.lock import owner_of
-from ciod.runs.results import Results
+from ciod.runs.results import Results, bounds_of
 from ciod.runs.start import epochs_of, open_data, start, take_class_rows
 from ciod.training import checkpoint, speed, watch
 from ciod.training.loop import Fit
@@ -333,9 +333,8 @@ class Runner:
 
     def _finish(self) -> None:
         s = self.settings
-        given = s.upper_bound or []
         self.results.warn(self.warnings)
-        self.results.finish([Path(f) for f in ([given] if isinstance(given, str) else given)])
+        self.results.finish(bounds_of(s))
         if not self.world.main:
             return
         self.results.write(self.out)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ciod.core.errors import CiodError
+from ciod.report import results_file
 from ciod.runs.results import SIX, Results
 from tests.report import fake
 
@@ -66,3 +67,33 @@ def test_without_a_prefix_there_is_a_gap_and_no_omega(run, tmp_path):
 def test_classes_that_are_no_prefix(run, tmp_path):
     with pytest.raises(CiodError, match="not a finished joint run of the same classes"):
         run.finish([joint(tmp_path / "odd", 5, 0.8)])
+
+
+def spoilt(name: str) -> str:
+    good = fake.results((8,), names=NAMES, joint=True)
+    lacking = {k: v for k, v in good.items() if k != name}
+    task = {"tasks": [{k: v for k, v in good["tasks"][0].items() if k != name}]}
+    return json.dumps({**good, **task} if name in ("all", "new_classes") else lacking)
+
+
+SPOILT = [
+    ("", r"results\.json is empty; it should hold JSON"),
+    ("[]", r"results\.json holds a list where an object with keys should be"),
+    (spoilt("")[:300], r"results\.json is not JSON: line 1, column \d+"),
+    ('{"format": 9}', "has a format that this version of ciod does not read; it reads 1"),
+    (spoilt("ap"), r"does not hold the results of a run: ap: Field required"),
+    (spoilt("tasks"), r"does not hold the results of a run: tasks: Field required"),
+    (spoilt("scenario"), r"does not hold the results of a run: scenario: Field required"),
+    (spoilt("all"), r"does not hold the results of a run: tasks\.0\.all: Field required"),
+]
+
+
+@pytest.mark.parametrize(("content", "match"), SPOILT)
+def test_an_upper_bound_whose_results_are_spoilt(run, tmp_path, content, match):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(CiodError, match=match):
+        run.finish([tmp_path])
+
+
+def test_of_a_first_task_no_more_is_needed_than_a_run_writes(whole):
+    results_file.read(whole / "results.json", results_file.Finished)

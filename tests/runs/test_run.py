@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import torch
 import yaml
 
 import ciod
+from ciod.config import load as config
 from ciod.core.errors import CiodError
 from ciod.core.run_log import read_metrics
 from ciod.data.shapes.scenes import CLASSES, write_shapes
@@ -170,6 +174,28 @@ def test_an_upper_bound_of_something_else(joint, data, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(results))
     with pytest.raises(CiodError, match=r"upper_bound: .* is not a finished joint run of the same classes"):
         go(data, tmp_path / "run", f"upper_bound={tmp_path}", "epochs=1")
+    assert not (tmp_path / "run" / "task-1").exists(), "it is told before anything is trained"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1, "tasks": []}'])
+def test_the_first_task_of_a_run_whose_results_are_spoilt(whole, data, tmp_path, content):
+    source = tmp_path / "source"
+    shutil.copytree(whole, source)
+    (source / "results.json").write_text(content)
+    with pytest.raises(CiodError, match=r"results\.json (is empty|holds a list|does not hold the results of a run)"):
+        go(data, tmp_path / "run", f"first={source}")
+
+
+@pytest.mark.parametrize(("key", "value"), [("first", 5), ("first", datetime.date(2024, 1, 1)), ("first", [1])])
+def test_a_first_task_that_is_no_folder(data, key, value):
+    with pytest.raises(CiodError, match=rf"first: {re.escape(str(value))} has no finished first task"):
+        config.load(None, {"data": str(data), key: value})
+
+
+@pytest.mark.parametrize("value", [5, datetime.date(2024, 1, 1), [2024]])
+def test_an_upper_bound_that_is_no_folder(data, value):
+    with pytest.raises(CiodError, match=r"upper_bound: [0-9-]+ is not a finished run; it has no results"):
+        config.load(None, {"data": str(data), "upper_bound": value})
 
 
 def test_the_first_task_of_another_run(whole, data, tmp_path):
