@@ -134,16 +134,16 @@ class File(_Loose):
     extension: Extension | None = None
 
 
-class _FinishedScenario(Scenario):
+class _FinishedScenario(_Loose):
     classes: Annotated[list[str], Field(min_length=1, max_length=100_000)]
 
 
-class _FinishedTask(Task):
+class _FinishedTask(_Loose):
     new_classes: Annotated[list[str], Field(max_length=100_000)]
     all: dict[str, Value]
 
 
-class Finished(File):
+class Finished(_Loose):
     """What a run has from the end of its first task on, so that other runs can build on it."""
 
     scenario: _FinishedScenario
@@ -153,25 +153,26 @@ class Finished(File):
     warnings: list[str]
 
 
-def problem(content: Any, needs: type[File] = File) -> str | None:
+def problem(content: Any, needs: type[BaseModel] | None = None) -> str | None:
     """What is wrong with it, or None.
 
     Args:
-        needs: what it must have.
+        needs: what it must have beside.
     """
     try:
-        needs.model_validate(content)
+        for model in (File, needs or File):
+            model.model_validate(content)
     except ValidationError as e:
         first = e.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     return None
 
 
-def read(path: Path, needs: type[File] = File) -> dict[str, Any]:
+def read(path: Path, needs: type[BaseModel] | None = None) -> dict[str, Any]:
     """The content of a ``results.json``, of a run that may be unfinished.
 
     Args:
-        needs: what it must have; ``Finished`` for what other runs build on.
+        needs: what it must have beside; ``Finished`` for what other runs build on.
 
     Raises:
         CiodError: it is absent, no JSON, of another format or no results; says where.
