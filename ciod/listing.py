@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,10 +110,10 @@ def fits() -> dict[str, dict[str, bool]]:
 
 
 def _summary(name: str) -> str:
-    """A method's first paragraph, without pointers into design notes."""
+    """The first paragraph of a method's docstring."""
     from ciod import methods
 
-    return re.sub(r" \((?:methods|ilyolox)\.md[^)]*\)", "", _plain(methods.find(name).__doc__)).replace("``", "`")
+    return _plain(methods.find(name).__doc__).replace("``", "`")
 
 
 def methods_markdown() -> str:

@@ -507,8 +507,8 @@ def test_the_first_task_is_fine_tuning_to_the_bit(detector):
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"cls_weight": 0, "box_weight": 0}, "both 0: nothing would hold the old classes"),
-        ({"target": "hy3", "weighted": False}, "hy3 is a weighting of its own"),
+        ({"cls_weight": 0, "box_weight": 0}, "both 0, so nothing preserves the old classes"),
+        ({"target": "hy3", "weighted": False}, "hy3 only changes the weights"),
         ({"error": "kl", "target": "onehot"}, r"error=kl needs a soft target; method\.target is onehot"),
         ({"error": "kl", "target": "hy1"}, r"error=kl needs a soft target; method\.target is hy1"),
     ],

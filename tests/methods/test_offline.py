@@ -141,5 +141,5 @@ def test_a_teacher_that_is_sure_of_nothing_is_warned_of(data, tmp_path):
 
 
 def test_no_doubt(data, tmp_path):
-    with pytest.raises(ConfigError, match=r"method\.offline=true knows no doubtful boxes: leave method\.doubt out"):
+    with pytest.raises(ConfigError, match=r"method\.offline=true cannot be combined with method\.doubt"):
         settings(data, tmp_path, "method.offline=true", "method.doubt=0.2")
