@@ -137,8 +137,8 @@ class PseudoLabel(Method):
 
         assert self.teacher is not None
         teacher, device = self.teacher.detector, self.detector.device  # in full precision
-        taking = teacher.input
-        loader = eval_loader(images, taking.size, taking.fill, batch=8, workers=workers, pin=False, rows=rows)
+        input_spec = teacher.input
+        loader = eval_loader(images, input_spec.size, input_spec.fill, batch=8, workers=workers, pin=False, rows=rows)
         for batch in batches(loader):
             batch = batch.to(device)
             yield batch, teacher(batch.images)

@@ -95,7 +95,9 @@ def test_suppression_in_the_graph_is_for_one_label_a_position(tmp_path):
     from ciod.exporters.onnx_file import export
 
     pytest.importorskip("onnx", reason="onnx is absent: pip install 'ciod[onnx]'")
-    with pytest.raises(CiodError, match="may give a position several labels, which the graph cannot; leave nms out"):
+    with pytest.raises(
+        CiodError, match="can give a position several labels, which the graph does not support; leave nms out"
+    ):
         export(common.make("gfl", size=64), tmp_path / "x.onnx", nms=True)
 
 
@@ -149,11 +151,11 @@ def test_names_of_configs():
 def test_pictures_as_the_config_wants_them():
     from ciod.detectors.mmdet import config as mmdet_config
 
-    yolox = mmdet_config.taking(mmdet_config.read("yolox_tiny_8xb8-300e_coco"), None)
+    yolox = mmdet_config.input_spec(mmdet_config.read("yolox_tiny_8xb8-300e_coco"), None)
     assert (yolox.size, yolox.mean, yolox.std, yolox.bgr, yolox.fill) == (416, (0, 0, 0), (1, 1, 1), True, 114)
-    gfl = mmdet_config.taking(mmdet_config.read("gfl_r50_fpn_1x_coco"), None)
+    gfl = mmdet_config.input_spec(mmdet_config.read("gfl_r50_fpn_1x_coco"), None)
     assert gfl.size == 1344 and not gfl.bgr and gfl.mean == (123.675, 116.28, 103.53)
-    caffe = mmdet_config.taking(mmdet_config.read(common.CONFIGS["fcos-plain"]), 640)
+    caffe = mmdet_config.input_spec(mmdet_config.read(common.CONFIGS["fcos-plain"]), 640)
     assert caffe.size == 640 and caffe.bgr and caffe.mean == (122.7717, 115.9465, 102.9801)
 
 

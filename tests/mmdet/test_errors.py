@@ -101,7 +101,9 @@ def test_parts_of_mmdetection_that_do_not_go_together(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", importing)
-    with pytest.raises(CiodError, match=r"parts of MMDetection do not go together: MMCV==1\.0\.0 is used but incompat"):
+    with pytest.raises(
+        CiodError, match=r"Incompatible versions of MMDetection packages: MMCV==1\.0\.0 is used but incompat"
+    ):
         mmdet_config.require()
 
 

@@ -49,7 +49,7 @@ def test_what_does_not_fit_is_said(tmp_path):
     with pytest.raises(CiodError, match="has 3 classes, but 1 names were given"):
         weights.load(path, classes=["x"])
     checkpoint("retinanet", path, cfg="import os\nmodel = 1")
-    with pytest.raises(CiodError, match="is not run"):
+    with pytest.raises(CiodError, match="is not executed"):
         ciod.load(path)
 
 
