@@ -80,7 +80,7 @@ def test_remarks(tmp_path):
     text = describe_text(tmp_path / "set", width=200)
     assert "classes have no box in train: dog." in text
     assert "classes have no box in val: Cat." in text
-    assert "differ in case only: cat, Cat." in text
+    assert "differ only in case: cat, Cat." in text
     assert "4 pictures are in both train and val, such as 000001.png" in text
     assert row(text, "dog")[1:3] == ["0", "0"]
 

@@ -88,7 +88,7 @@ def test_classes_may_be_left_over():
 def test_every_image_protocol_says_what_it_does(images):
     said = " ".join(Protocol(images=images).sentences())
     assert {
-        "any-new": "come back",
+        "any-new": "used again",
         "only-new": "all of its new",
         "disjoint": "one task only",
         "loco": "no image comes",

@@ -112,7 +112,7 @@ def test_any_new_by_hand():
     assert (first.hidden_boxes, first.future_boxes) == (0, 2)  # later: dog of image 0, cow of image 2
 
     assert second.new_classes == ("cow", "dog") and second.old_classes == ("ant", "bee")
-    assert images(second) == [0, 2, 4, 5]  # 0 and 2 come back
+    assert images(second) == [0, 2, 4, 5]  # 0 and 2 are used again
     assert labels(second) == ["dog", "cow", "dog", "dog", "cow"]
     assert (second.hidden_boxes, second.future_boxes) == (3, 0)  # ant of 0, ant and bee of 2
     assert second.seen_classes == ("ant", "bee", "cow", "dog")
@@ -250,7 +250,7 @@ def test_the_protocol_in_words():
     [
         ({"order": ["cow", "ant"]}, "Class order: given by a list."),
         ({"split": [["ant"], ["cow"]], "reverse": True}, "Class order: given by the groups, groups in reverse."),
-        ({"difficult": "drop"}, "Difficult boxes are not trained on."),
+        ({"difficult": "drop"}, "Difficult boxes are not used for training."),
         ({"joint": True}, "Joint training: all classes in one task, with all their boxes (upper bound)."),
     ],
 )
