@@ -99,7 +99,7 @@ def test_promised_yolo_split(tmp_path):
     root = write_yolo(sample_index(tmp_path / "1"), tmp_path / "set", "train")
     write_yolo(sample_index(tmp_path / "2", first=9), root, "val")
     shutil.rmtree(root / "images" / "val")
-    assert "val cannot be used: data.yaml says val: images/val, which is not there." in describe_text(root, width=200)
+    assert "val cannot be used: data.yaml says val: images/val, which does not exist." in describe_text(root, width=200)
 
 
 def test_names_with_brackets_are_no_markup(tmp_path):

@@ -91,5 +91,5 @@ def test_every_image_protocol_says_what_it_does(images):
         "any-new": "used again",
         "only-new": "all of its new",
         "disjoint": "one task only",
-        "loco": "no image comes",
+        "loco": "no image is used twice",
     }[images] in said
