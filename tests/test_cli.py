@@ -230,7 +230,7 @@ def test_from_outside(tmp_path):
     words = [sys.executable, "-m", "ciod.cli", "train", "data=/no/such/folder", "epoch=3"]
     done = subprocess.run(words, capture_output=True, text=True, env=env, cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr and "2 problems" in done.stderr
-    assert list(tmp_path.iterdir()) == []  # nothing was begun
+    assert list(tmp_path.iterdir()) == []  # nothing was started
 
 
 def test_help_does_not_load_torch(tmp_path):

@@ -300,7 +300,7 @@ def test_a_folder_with_other_settings_is_refused(scenes, tmp_path):
     theirs = {**run.facts, "ciod": "0.0.9 older"}
     (run.folder / MARK).write_text(json.dumps({"key": identity.key(theirs), "facts": theirs, "finished": True}))
     made = build(scenes, tmp_path / "out")
-    assert "begun with other code or on another device than now (ciod 0.0.9 older)" in made.warnings[0]
+    assert "started with different code or on a different device (ciod 0.0.9 older)" in made.warnings[0]
     assert made.cells[-1].key == identity.key(theirs), "a finished run stays finished"
 
 

@@ -77,7 +77,7 @@ def test_a_video_whose_name_is_taken_by_a_folder(tmp_path):
 
 
 def test_a_video_without_a_frame(tmp_path):
-    """Recording that was begun and never got a picture."""
+    """A recording that was started but never got a frame."""
     with av.open(str(tmp_path / "v.avi"), "w") as file:
         stream = file.add_stream("mpeg4", rate=25)
         stream.height, stream.width, stream.pix_fmt = 32, 32, "yuv420p"

@@ -169,7 +169,7 @@ def test_a_state_of_other_data_is_refused():
     kept.update(0, NO_MODEL)
     index = fixed.index_of([*ROWS[:-1], (5, "ant")], NAMES, 6)
     other = memory(Scenario(Protocol(split="2+1"), index, index), size=2)
-    with pytest.raises(CiodError, match="not those the saved exemplars were chosen from"):
+    with pytest.raises(CiodError, match="differ from those of the saved exemplars"):
         other.load_state(kept.state())
 
 
