@@ -135,5 +135,5 @@ def test_mistakes_of_the_command(files, pair, tmp_path, monkeypatch):
         knowledge.main([*files, out])
     assert not list(tmp_path.glob("*f.png*"))
     monkeypatch.setattr(type(pair[0]), "traits", frozenset({"features"}))
-    with pytest.raises(CiodError, match="teacher is no detector ilyolox can use: it has no dense"):
+    with pytest.raises(CiodError, match="ilyolox cannot use the teacher: this detector has no dense"):
         knowledge.knowledge(*pair, np.zeros((8, 8, 3), np.uint8), ILYOLOX())
