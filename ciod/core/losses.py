@@ -60,14 +60,14 @@ def iou_square(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def quality_focal(logits: Tensor, quality: Tensor, beta: float = 2.0) -> Tensor:
-    """Quality focal loss (Li et al. 2020, arXiv 2006.04388, eq. 2), element by element; quality 0 is background."""
+    """Quality focal loss (Li et al. 2020, arXiv 2006.04388, eq. 2), elementwise; quality 0 is background."""
     return bce(logits, quality) * (quality - logits.sigmoid()).abs().pow(beta)
 
 
 def varifocal(
     logits: Tensor, quality: Tensor, alpha: float = 0.75, gamma: float = 2.0, *, weighted: bool = True
 ) -> Tensor:
-    """Varifocal loss (Zhang et al., CVPR 2021, arXiv 2008.13367, eq. 2), element by element; quality 0 is background.
+    """Varifocal loss (Zhang et al., CVPR 2021, arXiv 2008.13367, eq. 2), elementwise; quality 0 is background.
 
     Args:
         weighted: the weight of a positive is its quality; else 1.

@@ -17,7 +17,7 @@ _BOOL = "tag:yaml.org,2002:bool"
 
 
 class NotYAML(CiodError):
-    """A text that is no YAML that ciod reads. Readers say of which file."""
+    """A text that is not valid YAML for ciod. The caller adds the name of the file."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -125,11 +125,11 @@ def parse(text: str | bytes, most: int = WRITTEN, loader_type: type[_Loader] = _
 
 
 def _values(node: yaml.Node, known: dict[int, int | None]) -> int:
-    """How many values a node means. ``known``: of nodes seen; None while one is being counted."""
+    """Number of values of a node. ``known``: counts of nodes seen so far; None while a node is being counted."""
     if id(node) not in known:
         known[id(node)] = None
         if isinstance(node.value, str) and _NO_TEXT.search(node.value):
-            raise NotYAML(f"{node.value!r} is no text: it has a null byte or half a character.")
+            raise NotYAML(f"{node.value!r} is not text: it has a null byte or half a character.")
         inside: Any = node.value if isinstance(node, yaml.SequenceNode) else []
         if isinstance(node, yaml.MappingNode):
             inside = [part for pair in node.value for part in pair]

@@ -100,7 +100,7 @@ def unpack(archive: Path, out: Path, folder: str, say: Say = print) -> None:
             with tarfile.open(archive, "r:") as file:  # plain only: neither archive of VOC is compressed
                 _unpack(_Tar(file), archive, out, folder, say)
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError, ValueError) as error:
-        raise DataError(f"{archive} is no zip or tar that can be read: {error}.") from error
+        raise DataError(f"{archive} is not a readable zip or tar: {error}.") from error
 
 
 def _unpack(reader: _Reader, archive: Path, out: Path, folder: str, say: Say) -> None:

@@ -124,7 +124,7 @@ def fetch(name: str, out: str | Path, *, mirror: str | None = None, keep: bool =
     """
     source, out = find(name), expanded(out)
     if mirror is not None and not mirror.startswith(("http://", "https://")):
-        raise ConfigError([f"mirror: '{mirror}' is no web address; it must begin with http:// or https://."])
+        raise ConfigError([f"mirror: '{mirror}' is not a web address; it must begin with http:// or https://."])
     with explained(out):
         out.mkdir(parents=True, exist_ok=True)
         done = _record(out)
@@ -171,10 +171,10 @@ def _get(archive: Archive, url: str, out: Path, say: Say) -> Path:
         if now == 0 or idle >= _TRIES:
             so_far = f"; {human_bytes(now)} of it are in {part}" if now else ""
             raise DataError(
-                f"{archive.name} could not be fetched from {url} ({problem}){so_far}. Run the same command again to go "
-                f"on, or fetch it elsewhere and put it into {out} under its own name."
+                f"{archive.name} could not be fetched from {url} ({problem}){so_far}. Run the same command again to "
+                f"resume, or download it elsewhere and put it into {out} under its own name."
             )
-        say(f"{archive.name}: {problem} at {human_bytes(now)}; going on")
+        say(f"{archive.name}: {problem} at {human_bytes(now)}; resuming")
         time.sleep(_WAIT * idle)
     with part.open("rb") as file:
         os.fsync(file.fileno())
@@ -255,7 +255,7 @@ def _verify(archive: Archive, file: Path) -> None:
         aside = file.replace(file.with_name(f"{file.name}.wrong"))
         raise DataError(
             f"{file} has the MD5 sum {digest.hexdigest()} and should have {archive.md5}: it was damaged on the way, or "
-            f"is another file. It is now {aside.name}; run the same command again to fetch it anew."
+            f"is another file. It is now {aside.name}; run the same command again to fetch it again."
         )
 
 

@@ -83,7 +83,7 @@ def presize_hint(index: Index, transform: TrainTransform, *, presize: bool, cach
     if side < 2 * longest:
         return None
     return (
-        f"hint: pictures have {side} pixels along their longer side and are decoded anew each epoch; "
+        f"hint: pictures have {side} pixels along their longer side and are decoded again in each epoch; "
         f"train.presize=true makes them smaller when they are read (to {longest}), which is several times as fast."
     )
 

@@ -278,13 +278,13 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
     except CiodError as e:  # torch puts the traceback of a worker before its message
         raise CiodError(str(e).rstrip().splitlines()[-1].partition("CiodError: ")[2] or str(e)) from e
     except RuntimeError as e:
-        said = str(e)
-        if "shared memory" in said or "Bus error" in said:
+        message = str(e)
+        if "shared memory" in message or "Bus error" in message:
             why = (
                 "found no room in shared memory (/dev/shm), through which batches travel: make it larger (containers: "
                 "--shm-size=8g), or lower train.workers or train.batch"
             )
-        elif "timed out" in said:
+        elif "timed out" in message:
             why = "gave no batch in time: a disk or network folder may hang, or an image may be huge"
         elif ("DataLoader worker" in said and "exited unexpectedly" in said) or "killed by signal" in said:
             why = f"ended ({said.splitlines()[0]}): memory may be exhausted"

@@ -46,7 +46,7 @@ class LwF(Distillation):
         return losses
 
     def error(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Element by element, of logits."""
+        """Elementwise, of logits."""
         if self.form == "mse":
             return (student - teacher).square()
         t = self.temperature

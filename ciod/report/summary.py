@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Results = Mapping[str, Any]
 Runs = Sequence[tuple[str, Results]]
-NONE = "–"  # shown if there is no number
+NONE = "–"  # shown for a missing number
 FAINT = 0.05  # AP below which classes were hardly learnt, so that a ratio says nothing about forgetting
 
 

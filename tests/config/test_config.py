@@ -95,7 +95,7 @@ def test_a_missing_folder_names_its_neighbour(data):
 
 def test_a_folder_that_is_no_data_set(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
-    with pytest.raises(ConfigError, match=r"data: .* is no data set that ciod knows.*Found: notes\.txt"):
+    with pytest.raises(ConfigError, match=r"data: .* is not a data set that ciod knows.*Found: notes\.txt"):
         load(None, [f"data={tmp_path}"])
 
 

@@ -216,9 +216,9 @@ def test_without_the_packages(pico, tmp_path, monkeypatch):
     done = export(pico, tmp_path / "a.onnx")
     assert not done.verified and done.path.is_file()
     save_model(tmp_path / "model.safetensors", pico)
-    said = CliRunner().invoke(app, ["export", str(tmp_path / "model.safetensors"), f"onnx={tmp_path / 'b.onnx'}"])
-    assert said.exit_code == 0 and "opset 17" in said.output
-    assert "Not compared with the model: onnxruntime is not installed (pip install 'ciod[onnx]')." in said.output
+    message = CliRunner().invoke(app, ["export", str(tmp_path / "model.safetensors"), f"onnx={tmp_path / 'b.onnx'}"])
+    assert message.exit_code == 0 and "opset 17" in message.output
+    assert "Not compared with the model: onnxruntime is not installed (pip install 'ciod[onnx]')." in message.output
 
 
 def test_without_onnx(pico, tmp_path, monkeypatch):

@@ -58,7 +58,7 @@ def test_labels_but_no_images(model, tmp_path, monkeypatch, capsys, write):
 def test_no_images_at_all(model, tmp_path, monkeypatch, capsys):
     (tmp_path / "empty").mkdir()
     said = refusal(monkeypatch, capsys, model, f"data={tmp_path / 'empty'}", f"out={tmp_path / 'out'}")
-    assert "is no data set that ciod knows" in said and "Found: nothing" in said
+    assert "is not a data set that ciod knows" in said and "Found: nothing" in said
 
 
 def test_images_but_no_boxes(model, folder, monkeypatch, capsys):

@@ -113,9 +113,9 @@ def test_a_full_disk_is_told(tmp_path):
 
 
 def test_a_detector_on_a_video(clip, model, tmp_path):
-    said: list[str] = []
-    done = Job(model, [str(clip)], tmp_path, score=0.0, max_detections=3, batch=5, say=said.append).run()
-    assert done == 1 and said[0].startswith(f"{clip}: {FRAMES} frames: ")
+    printed: list[str] = []
+    done = Job(model, [str(clip)], tmp_path, score=0.0, max_detections=3, batch=5, say=printed.append).run()
+    assert done == 1 and printed[0].startswith(f"{clip}: {FRAMES} frames: ")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a clip.jsonl", "a clip.mp4"]
     lines = [json.loads(line) for line in (tmp_path / "a clip.jsonl").read_text().splitlines()]
     assert [line["frame"] for line in lines] == list(range(FRAMES))

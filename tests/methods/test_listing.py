@@ -1,4 +1,4 @@
-"""Which method goes with which detector: computed, listed, shown in the README, and said when it does not fit."""
+"""Which method goes with which detector: computed, listed, shown in the README, and explained when it does not fit."""
 
 from __future__ import annotations
 

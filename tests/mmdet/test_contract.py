@@ -22,9 +22,9 @@ SOME = (
     "test_a_detector_without_classes_works",
     "test_growing_by_nothing_changes_nothing",
     "test_nothing_matches_an_image_without_boxes",
-    "test_what_labels_leave_open_gives_exactly_no_gradient",
+    "test_incomplete_labels_give_exactly_zero_gradient",
     "test_a_teacher_is_apart_from_its_student",
-    "test_a_teacher_starts_as_what_the_student_was",
+    "test_a_teacher_starts_with_the_weights_of_the_student",
 )
 FEW = ("yolox", "gfl", "retinanet")
 
@@ -114,7 +114,7 @@ def test_classes_are_selected_and_renamed_with_anchors():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"type": "FSAFHead"}, "a FSAFHead is not supported; YOLOXHead, GFLHead, .* are"),
         ({"loss_cls": {"type": "GHMC", "use_sigmoid": True}}, "loss_cls of the RetinaHead is a GHMC; supported are"),
@@ -122,14 +122,14 @@ def test_classes_are_selected_and_renamed_with_anchors():
         ({"nonsense": 1}, "MMDetection cannot build"),
     ],
 )
-def test_what_a_head_cannot_give_is_said(change, said):
+def test_what_a_head_cannot_give_is_said(change, message):
     import json
 
     from ciod import detectors
 
     model = common.config("retinanet")
     model["bbox_head"].update(change)
-    with pytest.raises(CiodError, match=said):
+    with pytest.raises(CiodError, match=message):
         detectors.build(("a",), name="mmdet:x", size=64, config=json.dumps(model))
 
 

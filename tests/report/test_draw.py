@@ -98,7 +98,7 @@ def test_refusals() -> None:
         grid([], 2)
 
 
-def test_what_cannot_be_drawn() -> None:
+def test_images_that_cannot_be_drawn_are_refused() -> None:
     picture = np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(ValueError, match="one title per image is needed; got 1 images, 2 titles"):
         side_by_side([picture], ["a", "b"])

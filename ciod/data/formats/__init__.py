@@ -50,7 +50,7 @@ def recognise(path: str | Path) -> Layout:
     deeper = [name for name in inside[:20] if name.endswith("/") and _is_data_set(path / name)]
     found = ", ".join(inside[:8]) + (", …" if len(inside) > 8 else "") if inside else "nothing"
     raise DataError(
-        f"{path} is no data set that ciod knows. Looked for {coco.LOOKED_FOR}; {voc.LOOKED_FOR}; {yolo.LOOKED_FOR}; "
+        f"{path} is not a data set that ciod knows. Looked for {coco.LOOKED_FOR}; {voc.LOOKED_FOR}; {yolo.LOOKED_FOR}; "
         f"{labelme.LOOKED_FOR}. Found: {found}." + (f" Did you mean {path / deeper[0]}?" if deeper else "")
     )
 

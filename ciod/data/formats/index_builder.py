@@ -119,11 +119,11 @@ def unique_names(names: Sequence[Any], ids: Sequence[Any], source: str) -> tuple
         if not name:
             raise DataError(f"{source}: class {number} has no name; give it one.")
         if any("\ud800" <= c <= "\udfff" for c in name):  # half a character, which no file can store
-            raise DataError(f"{source}: the name of class {number} is no text ({name!a}); give it another.")
+            raise DataError(f"{source}: the name of class {number} is not text ({name!a}); give it another.")
         if name in first:
             raise DataError(
                 f"{source}: two classes have the name '{name}': ids {first[name]} and {number}. "
-                "Classes are told apart by name; rename one or merge them."
+                "Classes are matched by name; rename one or merge them."
             )
         first[name] = number
     return tuple(first)

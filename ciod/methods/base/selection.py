@@ -101,8 +101,8 @@ def by_class_mean_std(
     member = (r.label[..., None] == classes_of).to(r.class_score.dtype)  # [B, P, C]
     n = member.sum(1)
     mean = (member * r.class_score[..., None]).sum(1) / n.clamp(min=1)
-    spread = (member * (r.class_score[..., None] - mean[:, None]).square()).sum(1) / (n - 1).clamp(min=1)
-    limit = torch.where(n > 1, mean + deviations * spread.sqrt(), torch.full_like(mean, floor))
+    deviation = (member * (r.class_score[..., None] - mean[:, None]).square()).sum(1) / (n - 1).clamp(min=1)
+    limit = torch.where(n > 1, mean + deviations * deviation.sqrt(), torch.full_like(mean, floor))
     return suppress(outputs, r, r.old & (r.score >= limit.gather(1, r.label)), nms_iou)
 
 
