@@ -135,7 +135,7 @@ def grid(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
 
 
 def _checked(image: np.ndarray) -> np.ndarray:
-    """Raises ValueError if ``image`` is not an image."""
+    """Raises ValueError for an array that is not an image."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise ValueError(f"an image must be [H, W, 3] uint8; got {list(image.shape)} {image.dtype}")
     return image

@@ -247,7 +247,10 @@ def test_every_problem_at_once(scenes, tmp_path):
         "nms_iou_x: there is no such setting",
     ):
         assert part in said, said
-    with pytest.raises(ConfigError, match=r"method.nms_iou: whose\? Write methods='\[\{name: ilyolox, nms_iou: 0.6\}"):
+    with pytest.raises(
+        ConfigError,
+        match=r"method.nms_iou: this setting belongs to a method\. Write methods='\[\{name: ilyolox, nms_iou: 0.6\}",
+    ):
         build(scenes, tmp_path, **{"method.nms_iou": 0.6})
     with pytest.raises(ConfigError, match="there is nothing to compare but joint"):
         build(scenes, tmp_path, "joint")

@@ -171,7 +171,7 @@ def test_official_key_names(name, tmp_path):
 def test_class_names_of_a_checkpoint(tmp_path):
     path = tmp_path / "official.pth"
     torch.save({"model": official(make())}, path)
-    with pytest.raises(CiodError, match="has 3 classes and does not name them; give their names: names=a,b,c"):
+    with pytest.raises(CiodError, match="has 3 classes but no class names; give them: names=a,b,c"):
         files.load(path)
     with pytest.raises(CiodError, match="has 3 classes, but 2 names were given"):
         files.load(path, classes=["a", "b"])
