@@ -222,7 +222,7 @@ def test_another_size_is_refused_before_it_is_fetched(server, monkeypatch, tmp_p
 def test_no_network_says_what_to_do(server, monkeypatch, tmp_path):
     publish_voc(monkeypatch, server)
     monkeypatch.setattr(download, "_PATIENCE", 2)
-    with pytest.raises(DataError, match=r"no connection: .* or fetch it elsewhere and put it into"):
+    with pytest.raises(DataError, match=r"no connection: .* or download it elsewhere and put it into"):
         download.fetch("voc", tmp_path, mirror="http://127.0.0.1:1", say=lambda _: None)
     server.files.clear()
     with pytest.raises(DataError, match="the server answers 404"):
