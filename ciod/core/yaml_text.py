@@ -102,12 +102,12 @@ def parse(text: str | bytes, most: int = WRITTEN, loader_type: type[_Loader] = _
     """Content of one document; None where there is none.
 
     Args:
-        most: values that may be written in it, keys among them.
+        most: maximum number of values written in it, including keys.
 
     Raises:
-        NotYAML: it is no YAML, asks for more than data, is nested too deeply, contains itself, has more than
-            ``most`` values or means more than VALUES, has what is no text, or holds one that is not what it says: a
-            13th month, ``!!bool perhaps``.
+        NotYAML: it is not YAML, has tags other than data, is nested too deeply, contains itself, has more than
+            ``most`` written values or more than VALUES with aliases, invalid text, or a value that does not fit its
+            type: a 13th month, ``!!bool perhaps``.
     """
     try:
         loader: Any = loader_type(text)

@@ -87,7 +87,7 @@ class EvalData(Dataset):
             image, scale = letterbox(self.pictures[i], self.size, self.fill)
         except DataError:
             broken.append(str(self.index.files[i]))
-            # made as it will be seen: nobody has checked the size that the annotations state
+            # created at its final size, because the size in the annotations is not verified
             image = torch.full((3, self.size, self.size), int(self.fill), dtype=torch.uint8)
             scale = min(self.size / side for side in self.index.sizes[i].tolist())
         own = self.index.of_image(i)
@@ -286,8 +286,8 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
             )
         elif "timed out" in message:
             why = "gave no batch in time: a disk or network folder may hang, or an image may be huge"
-        elif ("DataLoader worker" in said and "exited unexpectedly" in said) or "killed by signal" in said:
-            why = f"ended ({said.splitlines()[0]}): memory may be exhausted"
+        elif ("DataLoader worker" in message and "exited unexpectedly" in message) or "killed by signal" in message:
+            why = f"ended ({message.splitlines()[0]}): memory may be exhausted"
             if not main_guard.forks():
                 why += f", or it ran the script again ({main_guard.ADVICE})"
         else:  # an error of the code, whose traceback is needed
