@@ -44,7 +44,7 @@ PHRASES = {  # regular expression → what to write instead
     r"\bstarves\b": "has only N boxes of",
     r"\bflatters?\b": "looks better than it is",
     r"\bnought\b": "zero, 0",
-    r"\bso (few|many)\b": "only N, this number of",
+    r"(\b(with|of|best|such)|:) so (few|many)\b|not so many": "only N, this number of",
     r"has not so": "is larger than",
     r"(is|are) whole\b|whole (or|and) absent": "intact, complete",
     r"\btorn\b": "incomplete, damaged",

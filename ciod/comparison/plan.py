@@ -174,7 +174,8 @@ def _base(scenario: str | Path | None, settings: Mapping[str, Any]) -> tuple[dic
     for k in own:
         if k.startswith("method.") and k not in OWN:
             leaf = k.removeprefix("method.")
-            problems.append(f"{k}: whose? Write methods='[{{name: ilyolox, {leaf}: {written(own[k])}}}, …]'.")
+            example = f"[{{name: ilyolox, {leaf}: {written(own[k])}}}, …]"
+            problems.append(f"{k}: this setting belongs to a method. Write methods='{example}'.")
     merged, more = config.gather(path, given, TABLE)
     kept = {k: v for k, v in merged.items() if k not in (*OWN, "out") and not k.startswith("method.")}
     return kept, [*problems, *(p for p in more if p not in problems)]

@@ -61,16 +61,16 @@ class Detector(nn.Module, ABC):
     ``centerness`` (instead of objectness, trained only at matches), ``box_distribution``, ``features``, ``branches``.
     """
     variants: ClassVar[Mapping[str, Any]] = {}
-    """Names of this family and what each is made of."""
+    """Names of this family, each with its architecture."""
     folded: bool = False
-    """A teacher's convolutions have swallowed their batch normalisation; its weights are no longer a student's."""
+    """Whether batch normalisation is folded into the convolutions of a teacher, whose weights then differ."""
     multi_label: ClassVar[bool] = False
     """Default of ``eval.multi_label``: whether every class of a position makes a detection."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, class_names: Sequence[str], settings: dict[str, Any], taking: Input):
+    def __init__(self, class_names: Sequence[str], settings: dict[str, Any], input_spec: Input):
         super().__init__()
         self.class_names: tuple[str, ...] = same_names(class_names)
         self.settings = settings  # JSON-ready; detectors.build(**settings) makes the same architecture

@@ -347,8 +347,8 @@ def _build(model: dict[str, Any], classes: int, source: str) -> Any:
 
 
 def to_build(model: dict[str, Any], classes: int) -> Any:
-    """A copy as MMDetection's heads want it: with so many classes, and batch normalisation of one process, as all of
-    ciod's detectors have."""
+    """A copy with this number of classes and with batch normalisation of a single process, as in all of ciod's
+    detectors."""
     from mmengine.config import ConfigDict
 
     given = copy.deepcopy({k: v for k, v in model.items() if k not in ("input", "data_preprocessor")})

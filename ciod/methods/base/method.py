@@ -71,12 +71,12 @@ class Method(BaseModel):
 
     @property
     def teacher(self) -> Teacher | None:
-        """The frozen detector of the task before (``teacher.detector``), or None in the first task.
+        """The frozen detector of the previous task (``teacher.detector``), or None in the first task.
 
-        Call it for its outputs. Its weights are its own: by default (``train.teacher=folded``) batch normalisation is
-        folded into its convolutions, so few of them have an equal twin in the student. A method that reads, mixes or
-        averages them by name overrides ``exact_teacher``; without it ``state_dict``, ``parameters`` and
-        ``named_parameters`` of the teacher raise CiodError.
+        Call it for its outputs. Its weights differ from the student's: by default (``train.teacher=folded``) batch
+        normalisation is folded into its convolutions, so few weights have an equal one in the student. A method that
+        reads, mixes or averages them by name overrides ``exact_teacher``; without it ``state_dict``, ``parameters``
+        and ``named_parameters`` of the teacher raise CiodError.
         """
         return self._teacher
 
