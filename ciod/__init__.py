@@ -1,6 +1,6 @@
 """Class-incremental object detection: a trained detector learns new classes without the old data.
 
-Public names, imported when first used, so that ``import ciod`` is instant:
+Public names are imported when they are first used, so that ``import ciod`` is fast:
 
     ciod.train(data="folder", split="3+3", method="ilyolox", out="runs/mine")
     ciod.compare("shapes-6+4", methods="finetune,pseudo_label,ilyolox", seeds=3)

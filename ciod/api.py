@@ -1,4 +1,4 @@
-"""The verbs of the package, for Python; the command line calls these."""
+"""The Python functions of the package; the command line calls them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 def train(config: str | Path | None = None, **settings: Any) -> dict[str, Any]:
-    """Runs a scenario, or goes on with it, and returns the content of its ``results.json``.
+    """Runs a scenario, or resumes it, and returns the content of its ``results.json``.
 
     Args:
         config: a YAML file of settings.
-        settings: override it; sections as mappings or leaf names: ``train(data="f", split="3+3", epochs=20)``.
+        settings: override the file; sections as mappings, or leaf names: ``train(data="f", split="3+3", epochs=20)``.
 
     Raises:
         ConfigError: every problem of the settings, before any data is read.
-        CiodError: anything else a user can mend.
+        CiodError: any other problem that the user can fix.
     """
     from ciod.config import load as cfg
     from ciod.runs.run import train as run
@@ -34,17 +34,18 @@ def train(config: str | Path | None = None, **settings: Any) -> dict[str, Any]:
 
 
 def extend(model: str | Path, data: str | Path, out: str | Path, **settings: Any) -> dict[str, Any]:
-    """Teaches a model the classes of a folder, without old images; returns the content of ``results.json``.
+    """Adds the classes of a folder to a model, without old images; returns the content of ``results.json``.
 
     Args:
-        model: a file ``ciod.load`` reads.
+        model: a file for ``ciod.load``.
         data: a folder in COCO, VOC or YOLO format; classes are matched by name.
         out: run folder; the new model is ``out/model.safetensors``, of an ONNX file ``out/model.onnx``.
         settings: as in ``ciod extend``: ``extend(m, "cards/", "runs/cards", effort="quick", drop=["cat"])``.
 
     Raises:
         ConfigError: every problem of settings or of class names at once.
-        CiodError: anything else a user can mend; ``ciod.extension.run.NotKept`` when ``min_retention`` is not reached.
+        CiodError: any other problem that the user can fix. ``ciod.extension.run.NotKept``: ``min_retention`` is not
+            reached.
     """
     from ciod.extension.run import extend as run
     from ciod.extension.settings import load
@@ -64,18 +65,18 @@ def check(
     old_outputs: str = "auto",
     taps: str | None = None,
 ) -> list[str]:
-    """What an ONNX detector is taken for, in sentences; nothing is trained or written. See docs/extend-onnx.md.
+    """Inspects an ONNX detector and describes it in sentences; writes nothing. See docs/extend-onnx.md.
 
     Args:
         model: an ONNX file.
-        input: how pictures are given, where the file does not say it: ``"0..255,bgr"``.
-        names: class names, ``["coco"]``, or one file with a name per line.
-        size: side of the input in pixels, where the file takes any.
+        input: preprocessing of images, if the file does not state it: ``"0..255,bgr"``.
+        names: class names, ``["coco"]``, or one file with one name per line.
+        size: side of the input in pixels, if the file accepts any size.
         old_outputs: the layout of its outputs by name, ``auto`` or ``none``.
-        taps: tensors to read, by hand: ``"8:a,b 16:c,d 32:e"``.
+        taps: tensors to read, given by hand: ``"8:a,b 16:c,d 32:e"``.
 
     Raises:
-        CiodError: it cannot be read or does not fit, or something must be said that the file does not.
+        CiodError: it cannot be read or is not supported, or an argument is needed that the file does not state.
     """
     from ciod.detectors.onnx.recognise import Asked, recognise
 
@@ -100,21 +101,21 @@ def evaluate(
     input: str | Sequence[str] | None = None,
     metric: str = "coco",
 ) -> Scored:
-    """COCO AP of a model on a data set; classes are matched by name and the others are named in the result.
+    """COCO AP of a model on a data set. Classes are matched by name; the result lists those that do not match.
 
     Args:
-        model: a detector or a file ``ciod.load`` reads.
-        size: side of the input in pixels (default: the model's own).
-        multi_label: every class above ``score_threshold`` is a detection of a position, not the best alone (default: as
-            is usual for the detector).
-        classes: only these are scored (default: all that both know).
-        names: class names for a file without them.
+        model: a detector, or a file for ``ciod.load``.
+        size: side of the input in pixels (default: that of the model).
+        multi_label: every class of a position above ``score_threshold`` makes a detection, not only the best (default:
+            depends on the detector).
+        classes: only these are evaluated (default: all that both have).
+        names: class names for a checkpoint without them.
         input: how pictures are given, for an ONNX file that does not say it: ``"0..255,bgr"``.
-        metric: ``voc07`` (11-point) or ``voc`` (area) puts VOC's AP beside COCO's, under its own name.
+        metric: ``voc07`` (11-point) or ``voc`` (area) adds VOC's AP to COCO's, under its own name.
 
     Raises:
-        ConfigError: settings of the evaluation that cannot be.
-        CiodError: no file, no data, a class the data does not have, or not one class in common.
+        ConfigError: impossible settings of the evaluation.
+        CiodError: no file, no data, a class that the data does not have, or no class in common.
     """
     from ciod.config.load import Evaluation, data_folder, problems_of
     from ciod.core.distributed import World, pick_device

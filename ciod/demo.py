@@ -1,6 +1,6 @@
 """ciod demo
 
-Learn six shapes, then four more: fine-tuning forgets, ilYOLOX does not, joint training shows what is possible.
+Trains on six shapes, then on four more: fine-tuning forgets, ilYOLOX does not, and joint training is the upper bound.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ SETTINGS: dict[str, Any] = {
     "augment.scale": [0.9, 1.1],
     "augment.photometric": 0.0,
 }
-# New shapes look like old ones to the teacher (a ring is nearly a circle): its boxes on real ones are dropped.
+# New shapes look like old ones to the teacher (a ring is nearly a circle), so its boxes on real boxes are dropped.
 METHOD_SETTINGS: dict[str, dict[str, Any]] = {"ilyolox": {"guard_iou": 0.5}}
 
 
 def run(out: Path, *, seed: int = 0, device: str = "auto") -> dict[str, Path]:
     """Compares three methods below ``out`` and writes ``out/report.html``.
 
-    Finished runs in ``out`` are kept and unfinished ones go on.
+    Finished runs in ``out`` are kept and unfinished ones are resumed.
 
     Returns:
         Run folder of each method.
@@ -63,7 +63,7 @@ def run(out: Path, *, seed: int = 0, device: str = "auto") -> dict[str, Path]:
     # Two at a time: a small network on one core each is twice as fast as on two cores together.
     failed = schedule.run(made.cells, jobs=2, logs=out / "logs", say=say)
     if failed:
-        raise CiodError("demo: a run stopped; its message is above. The same command goes on with it.")
+        raise CiodError("demo: a run failed (see above). Repeat the command to resume.")
     outcome.write(made, failed, page="report.html")
     folders = {e.label: c.folder for e, _, c in plan.pairs(made)}
     console.print(comparison_table([(m, read_results(f)) for m, f in folders.items()]))

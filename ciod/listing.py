@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ def show(what: str, words: list[str], settings: dict[str, Any]) -> None:
     """Prints one topic; see the module.
 
     Raises:
-        CiodError: nothing of that name.
+        CiodError: there is no such topic.
     """
     console = Console(highlight=False)
     if settings and what in TOPICS:
@@ -81,7 +80,7 @@ def _detectors() -> Table:
 
 
 def detectors_markdown() -> str:
-    """The table of docs/detectors.md: of one picture at the default input, with 80 classes."""
+    """The table of docs/detectors.md: for one image at the default input size, with 80 classes."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -102,7 +101,7 @@ def detectors_markdown() -> str:
 
 
 def fits() -> dict[str, dict[str, bool]]:
-    """Method → family of detectors (the beginning of their names) → whether they go together."""
+    """Method → detector family (the start of the names) → whether they are compatible."""
     from ciod import detectors, methods
 
     offered = {name.split("-")[0]: detectors.traits(name) for name in detectors.available()}
@@ -113,10 +112,10 @@ def fits() -> dict[str, dict[str, bool]]:
 
 
 def _summary(name: str) -> str:
-    """A method's first paragraph, without pointers into design notes."""
+    """The first paragraph of a method's docstring."""
     from ciod import methods
 
-    return re.sub(r" \((?:methods|ilyolox)\.md[^)]*\)", "", _plain(methods.find(name).__doc__)).replace("``", "`")
+    return _plain(methods.find(name).__doc__).replace("``", "`")
 
 
 def methods_markdown() -> str:
@@ -137,10 +136,10 @@ def _methods() -> Table:
     families = list(next(iter(rows.values())))
     table = _table("method", *families, "what it does, and the paper")
     for method, row in rows.items():
-        said = Text(_summary(method))
+        summary = Text(_summary(method))
         if paper := methods.find(method).paper:
-            said.append(f"  {paper}", style="dim")
-        table.add_row(method, *("✓" if row[f] else "–" for f in families), said)
+            summary.append(f"  {paper}", style="dim")
+        table.add_row(method, *("✓" if row[f] else "–" for f in families), summary)
     return table
 
 
@@ -151,10 +150,10 @@ def _method(name: str) -> Table:
 
     cls = methods.find(name)
     ours = [base for base in reversed(cls.__mro__) if issubclass(base, Method)]
-    said = {k: v for base in ours for k, v in _notes(base).items()}
-    table = _table(f"method.…  ({name})", "default", "what")
+    notes = {k: v for base in ours for k, v in _notes(base).items()}
+    table = _table(f"method.…  ({name})", "default", "meaning")
     for key, f in cls.model_fields.items():
-        table.add_row(key, _default(f.default), said.get(key, ""))
+        table.add_row(key, _default(f.default), notes.get(key, ""))
     return table
 
 
@@ -177,18 +176,18 @@ def _recipes() -> Table:
 
     table = _table("recipe", "published", "expected time")
     for name in recipes():
-        table.add_row(name, *(said_in(RECIPES / f"{name}.yaml", word) for word in ("published", "time")))
+        table.add_row(name, *(header_value(RECIPES / f"{name}.yaml", word) for word in ("published", "time")))
     return table
 
 
-def said_in(recipe: Path, word: str) -> str:
-    """What the comments at the top of a recipe say after ``# word:``."""
+def header_value(recipe: Path, word: str) -> str:
+    """The text after ``# word:`` in the comments at the top of a recipe."""
     head = [line[1:].strip() for line in recipe.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
     return next((line.partition(":")[2].strip() for line in head if line.startswith(f"{word}:")), "—")
 
 
 def _notes(model: type) -> dict[str, str]:
-    """The string below each field, which is its documentation."""
+    """The documentation of each field: the string below it."""
     import ast
     import inspect
 
@@ -242,16 +241,16 @@ def settings_markdown() -> str:
 
 
 def environment() -> str:
-    """Versions and machine, one per line: what a bug report needs."""
+    """Versions and machine, one per line, for bug reports."""
     import platform
 
-    from ciod.runs import environment as machine
+    from ciod.runs import environment as runs_environment
 
-    versions = machine.versions(optional=True)
-    if commit := machine.commit():
+    versions = runs_environment.versions(optional=True)
+    if commit := runs_environment.commit():
         versions["ciod"] += f", commit {commit}"
     lines = [f"{name} {version}" for name, version in versions.items()]
-    return "\n".join([*lines, machine.describe(), platform.platform()])
+    return "\n".join([*lines, runs_environment.describe(), platform.platform()])
 
 
 def _default(value: Any) -> str:
@@ -294,7 +293,7 @@ def _lineage(console: Console, lineage: Sequence[dict[str, Any]]) -> None:
 
 
 def _arrived(step: dict[str, Any]) -> str:
-    """The classes of a step of the lineage: new ones, those taught further, those that left."""
+    """The classes of a step of the lineage: new ones, those trained further, those removed."""
     parts = [_few(step.get("classes", []))]
     parts += [
         f"{word} {_few(step[key])}" for key, word in (("taught", "further:"), ("dropped", "dropped:")) if step.get(key)
@@ -303,7 +302,7 @@ def _arrived(step: dict[str, Any]) -> str:
 
 
 def _origin(step: dict[str, Any]) -> str:
-    """Where the classes of a step came from: data, method, date, hash; what is not known is left out."""
+    """The origin of the classes of a step: data, method, date, hash; unknown values are left out."""
     counts = [f"{step[k]} {k}" for k in ("images", "boxes", "epochs") if k in step]
     method = str((step.get("method") or {}).get("name", ""))
     parts = [
@@ -319,7 +318,7 @@ def _origin(step: dict[str, Any]) -> str:
 
 
 def _few(names: Sequence[str], most: int = 12) -> str:
-    """Names, or the first of them and how many there are."""
+    """All names, or the first ones and the total number."""
     return ", ".join(names[:most]) + (f", … ({len(names)})" if len(names) > most else "")
 
 

@@ -247,7 +247,7 @@ def test_from_outside(tmp_path):
     words = [sys.executable, "-m", "ciod.cli", "train", "data=/no/such/folder", "epoch=3"]
     done = subprocess.run(words, capture_output=True, text=True, env=env, cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr and "2 problems" in done.stderr
-    assert list(tmp_path.iterdir()) == []  # nothing was begun
+    assert list(tmp_path.iterdir()) == []  # nothing was started
 
 
 def test_help_does_not_load_torch(tmp_path):
@@ -420,7 +420,7 @@ def test_list_scenario_counts_before_training(run, pets, tmp_path):
     rows = [line.split() for line in out.splitlines() if line.strip().startswith(("1 ", "2 "))]
     # three of four images have every class once: task 2 hides cat and dog of each
     assert rows[0][-5:] == ["3", "6", "0", "3", "4"] and rows[1][-5:] == ["3", "3", "6", "0", "4"]
-    assert "old and future objects stand there unlabelled" in out
+    assert "old and future objects are unlabelled" in out
 
 
 def test_list_scenario_of_clusters(run, pets, tmp_path):

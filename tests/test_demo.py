@@ -43,5 +43,5 @@ def test_the_demo_compares_three_methods(tmp_path, monkeypatch, capsys):
 
 def test_a_run_that_fails_is_reported(tmp_path, monkeypatch):
     small(monkeypatch, lambda cells, **_: {cells[0].name: "no room"})
-    with pytest.raises(CiodError, match="a run stopped; its message is above"):
+    with pytest.raises(CiodError, match=r"a run failed \(see above\)"):
         demo.run(tmp_path / "demo", device="cpu")

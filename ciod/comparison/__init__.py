@@ -1,4 +1,4 @@
-"""Methods side by side on one scenario: what to train, training it in worker processes, and what came out.
+"""Compares methods on one scenario: plans the runs, trains them in worker processes, and reports the results.
 
 ``plan`` lists the runs, ``schedule`` trains them, ``outcome`` writes the tables and the page.
 """
@@ -26,28 +26,28 @@ def compare(
     cache: str | Path | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Trains every method with every seed, or goes on with it, and returns the content of ``compare.json``.
+    """Trains every method with every seed, or resumes this, and returns the content of ``compare.json``.
 
     The first task is the same for all methods of a seed and is trained once.
 
     Args:
         scenario: a name of ``ciod list scenarios``, or a YAML file of settings, which may hold ``methods``, ``seeds``
-            and the other words below too (words given here win); None with ``data=`` and ``split=``.
+            and the other arguments below, too (those given here take precedence); None with ``data=`` and ``split=``.
         methods: names, ``"finetune,ilyolox"`` or a list; a mapping of name, settings and (if wanted) label for a
             method with settings: ``["finetune", {"name": "ilyolox", "nms_iou": 0.65}]``. ``joint`` is the upper bound.
         seeds: 3 for 0, 1, 2; or a list. None: 1.
-        jobs: runs that are trained at a time, each in its own process; they share the cores. None: 1.
-        upper: joint models that are trained for Ω and the gaps: of all class ``prefixes``, the ``final`` one, ``none``;
-            None: ``final`` for two tasks (all that Ω needs there), ``prefixes`` for more.
-        against: label of the method whose runs the others' are subtracted from, seed by seed; None: the first.
+        jobs: number of parallel runs, each in its own process; they share the cores. None: 1.
+        upper: joint models to train for Ω and the gaps: of all class ``prefixes``, the ``final`` one, ``none``;
+            None: ``final`` for two tasks (Ω needs no other there), ``prefixes`` for more.
+        against: label of the reference method, which is subtracted from the others per seed; None: the first.
         out: folder for runs, tables and page; None: ``runs/compare-SCENARIO``.
         cache: folder for first tasks and joint models, to share them between comparisons; None: ``out``.
         settings: of every run, as in ``ciod.train``.
 
     Raises:
         ConfigError: every problem of the settings, before any data is read.
-        CiodError: data that cannot be used, or an ``out`` with runs of other settings. A run that fails raises
-            nothing: the content says so in ``runs``.
+        CiodError: data that cannot be used, or an ``out`` with runs of other settings. A failed run raises no error; it
+            is reported in ``runs``.
     """
     words = {"methods": methods, "seeds": seeds, "jobs": jobs, "upper": upper, "against": against, "out": out,
              "cache": cache}  # fmt: skip
@@ -67,11 +67,11 @@ def run(
     dry: bool = False,
     **given: Any,
 ) -> dict[str, Any]:
-    """As ``compare``, with the settings of the runs as a mapping; what ``ciod compare`` calls.
+    """Like ``compare``, with the settings of the runs as a mapping; called by ``ciod compare``.
 
     Args:
-        given: the words that are of the comparison (``words.WORDS``).
-        problems: what is known already to be wrong, to be told with the rest.
+        given: the arguments of the comparison itself.
+        problems: known problems, which are reported together with the others.
         dry: only print what would be trained; returns nothing.
     """
     import shlex

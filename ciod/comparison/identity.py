@@ -1,4 +1,4 @@
-"""What determines a run, as a key: equal keys mean that a finished run can be used again."""
+"""The key of a run, from everything that determines it: runs with equal keys are interchangeable."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def facts(
         groups: new classes of each task.
         data: split → ``fingerprint`` of its Index.
         device: ``cpu`` or ``cuda``.
-        first: of its first task alone, which neither the method nor the settings of later tasks change.
+        first: only for its first task, which depends neither on the method nor on the settings of later tasks.
     """
     import torch
 
@@ -50,17 +50,17 @@ def key(content: dict[str, Any]) -> str:
 
 
 def fingerprint(index: Index) -> str:
-    """Of a split: its classes, its files' names and sizes, its images' sizes and every box. No picture is opened."""
+    """Fingerprint of a split: classes, names and sizes of files, sizes of images, every box. No image is opened."""
     from ciod.runs import fingerprints
 
     return _digest(fingerprints.of_index(index, fingerprints.per_image(index)))
 
 
 def source(method: str | None) -> str:
-    """Digest of the code a run executes: a version or a commit would not tell of changes in a checkout.
+    """Digest of the code that a run executes; a version or commit would not show changes in a checkout.
 
     Args:
-        method: whose file counts too, by name or as ``FILE.py:Class``; None for a first task, which no method changes.
+        method: its file is included, by name or as ``FILE.py:Class``; None for a first task, which has no method.
     """
     from ciod.runs import fingerprints
 
@@ -75,7 +75,7 @@ def _digest(content: Any) -> str:
 
 
 def _file(path: str | None) -> str | None:
-    """Digest of a weights file; None where ``path`` names none."""
+    """Digest of a weights file; None if ``path`` is not a file."""
     if not path or not Path(path).is_file():
         return None
     with Path(path).open("rb") as f:

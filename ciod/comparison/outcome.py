@@ -1,4 +1,4 @@
-"""What came out of a comparison: bounds into every run's results, then compare.json, tables and the page."""
+"""The results of a comparison: adds bounds to the results of every run, then writes compare.json, tables and page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAGE = "compare.html"
 
 
 def announcement(plan: Plan) -> list[str]:
-    """What is going to happen, in a few lines."""
+    """A summary of what will be trained."""
     open_ = [c for c in plan.cells if not finished(c.folder, c.key)]
     kinds = {k: sum(c.kind == k for c in plan.cells) for k in ("first", "joint", "run")}
     parts = [f"{n} {what}" for k, what in (("first", "shared first tasks"), ("joint", "joint models"),
@@ -41,13 +41,13 @@ def listing(plan: Plan) -> list[str]:
     """Every run with its state and folder, for ``--dry-run``."""
     lines = []
     for c in plan.cells:
-        state = "finished" if finished(c.folder, c.key) else "begun" if c.begun else "to train"
+        state = "finished" if finished(c.folder, c.key) else "started" if c.started else "to train"
         lines.append(f"  {state:9} {c.name} ({c.folder})")
     return lines
 
 
 def write(plan: Plan, failed: Mapping[str, str], *, page: str = PAGE) -> dict[str, Any]:
-    """Gives every finished run its bounds, and writes all files of the comparison.
+    """Adds the bounds to every finished run, and writes all files of the comparison.
 
     Returns:
         The content of compare.json.
@@ -86,16 +86,18 @@ def write(plan: Plan, failed: Mapping[str, str], *, page: str = PAGE) -> dict[st
     }
     write_json(plan.out / "compare.json", content)
     atomic_write(plan.out / "compare.csv", compared.comparison_csv(runs))
-    said = "".join(f"\n{name} failed: {why}\n" for name, why in failed.items())
+    failures = "".join(f"\n{name} failed: {why}\n" for name, why in failed.items())
     tables = [compared.comparison_markdown(runs, compared.PAGE), paired.markdown(differences, plan.against)]
-    atomic_write(plan.out / "compare.md", "\n".join(t for t in tables if t) + said)
-    atomic_write(plan.out / "compare.tex", compared.comparison_latex(runs) + said.replace("\n", "\n% ").rstrip("% "))
+    atomic_write(plan.out / "compare.md", "\n".join(t for t in tables if t) + failures)
+    atomic_write(
+        plan.out / "compare.tex", compared.comparison_latex(runs) + failures.replace("\n", "\n% ").rstrip("% ")
+    )
     _page(plan, failed, plan.out / page)
     return content
 
 
 def _page(plan: Plan, failed: Mapping[str, str], out: Path) -> Path:
-    """The HTML page of what is finished."""
+    """The HTML page of the finished runs."""
     from ciod.runs import environment
 
     folders: dict[str, list[Path]] = {}
@@ -170,7 +172,7 @@ def _scenario(plan: Plan) -> dict[str, Any]:
 
 
 def _numbers(row: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Mean and standard deviation of each column; how many seeds they are of."""
+    """Mean and standard deviation of each column, and the number of seeds."""
     if row is None:
         return {"finished_seeds": 0, "mean": {}, "std": {}}
     return {
@@ -194,5 +196,5 @@ def _run(plan: Plan, label: str, seed: int, cell: Cell, failed: Mapping[str, str
 
 
 def _near(cell: Cell, plan: Plan) -> str:
-    """The folder as seen from the comparison's own."""
+    """The folder relative to that of the comparison."""
     return Path(os.path.relpath(cell.folder.resolve(), plan.out.resolve())).as_posix()

@@ -1,4 +1,4 @@
-"""What a comparison consists of: every run it needs, with its settings, its folder and its key."""
+"""The plan of a comparison: every run it needs, with its settings, its folder and its key."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ciod.data.scenarios.scenario import Scenario
 from ciod.methods.base import first_task
 from ciod.methods.base.user_code import told
 
-# Sections of settings that single rows may have too: images that are seen beside a task's own, from the second task on.
+# Sections of settings that a single row can have, too: additional images, from the second task on.
 _BESIDE = ("memory", "pool")
 
 
@@ -41,22 +41,22 @@ class Cell:
     starts_from: str | None = None
     until: int | None = None
     tasks: int = 0
-    """joint: of how many tasks it knows the classes."""
+    """joint: number of tasks whose classes it is trained on."""
 
     def __post_init__(self) -> None:
         self.key = identity.key(self.facts)
 
     @property
-    def begun(self) -> bool:
+    def started(self) -> bool:
         return is_file(self.folder / "last" / "state.pt")
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Cells that must be finished before this one can start."""
-        return (self.starts_from,) if self.starts_from and not self.begun else ()
+        return (self.starts_from,) if self.starts_from and not self.started else ()
 
     def job(self) -> dict[str, Any]:
-        """What the worker is told, JSON-ready."""
+        """The job of the worker, JSON-ready."""
         return {
             "name": self.name,
             "folder": str(self.folder),
@@ -79,13 +79,13 @@ class Plan:
     settings: Run
     upper: Upper
     against: str
-    """Label of the method that the others are compared with seed by seed."""
+    """Label of the method with which the others are compared per seed."""
     cells: list[Cell]
     command: str
     warnings: list[str]
 
     def of(self, entry: Entry, seed: int) -> Cell | None:
-        """The run behind a row of the table."""
+        """The run of a table row."""
         found = [c for c in self.cells if c.seed == seed and c.label == entry.label and c.kind != "first"]
         return found[-1] if found else None
 
@@ -106,14 +106,14 @@ def build(
     command: str = "",
     problems: Sequence[str] = (),
 ) -> Plan:
-    """Reads settings and data and lists the runs; nothing is trained.
+    """Reads settings and data and lists the runs, without training.
 
     Args:
         scenario: name of a scenario of the package, or a YAML file: of settings, or a scenario.
         out: folder of the comparison; None: ``runs/compare-SCENARIO``.
         cache: folder of first tasks and joint models; None: ``out``.
         settings: of every run, as in ``ciod train``.
-        problems: what is known already to be wrong, to be told with the rest.
+        problems: known problems, which are reported together with the others.
 
     Raises:
         ConfigError: every problem of the settings, before any data is read.
@@ -138,7 +138,7 @@ def build(
     problems += [*target("out", out), *model_folder("cache", cache)]  # ``out`` is a setting of every run
     against = None if against is None else str(against)
     folder = Path(str(out)) if out else Path("runs") / f"compare-{_slug(str(base.get('scenario') or 'data'))}"
-    labels = [e.label for e in rows if e.name != "joint"]  # an upper bound starts from no first task of theirs
+    labels = [e.label for e in rows if e.name != "joint"]  # an upper bound does not start from a first task
     if against is not None and labels and against not in labels:
         problems.append(f"against: none of the methods is '{against}'; {did_you_mean(against, labels)}")
     loaded = [_load({**base, **_method(e)}, folder, numbers[0], problems) for e in rows] or [
@@ -174,14 +174,15 @@ def _base(scenario: str | Path | None, settings: Mapping[str, Any]) -> tuple[dic
     for k in own:
         if k.startswith("method.") and k not in OWN:
             leaf = k.removeprefix("method.")
-            problems.append(f"{k}: whose? Write methods='[{{name: ilyolox, {leaf}: {written(own[k])}}}, …]'.")
+            example = f"[{{name: ilyolox, {leaf}: {written(own[k])}}}, …]"
+            problems.append(f"{k}: this setting belongs to a method. Write methods='{example}'.")
     merged, more = config.gather(path, given, TABLE)
     kept = {k: v for k, v in merged.items() if k not in (*OWN, "out") and not k.startswith("method.")}
     return kept, [*problems, *(p for p in more if p not in problems)]
 
 
 def _is_protocol(path: Path) -> bool:
-    """A scenario's file holds switches of the protocol and nothing else."""
+    """Whether a file is a scenario: it holds only switches of the protocol."""
     from ciod.data.scenarios.scenario import Protocol
 
     if path.suffix not in (".yaml", ".yml") or not is_file(path):
@@ -214,7 +215,7 @@ def _load(flat: dict[str, Any], out: Path, seed: int, problems: list[str]) -> Ru
 
 @dataclass
 class _Builder:
-    """Turns checked settings into cells."""
+    """Turns validated settings into cells."""
 
     base: dict[str, Any]
     entries: list[Entry]
@@ -231,7 +232,7 @@ class _Builder:
         from ciod.runs.start import open_data
 
         pair = {}
-        for place in dict.fromkeys((self.out, self.cache)):  # the built-in scenes are drawn beside the runs
+        for place in dict.fromkeys((self.out, self.cache)):  # the built-in scenes are drawn next to the runs
             pair = dict(zip(("train", "test"), open_data(self.run.model_copy(update={"out": str(place / "run")}))))
         self.scenario = Scenario(self.run.protocol, pair["train"], pair["test"])
         if self.run.protocol.joint:
@@ -251,7 +252,7 @@ class _Builder:
         )  # fmt: skip
 
     def _upper(self) -> Upper:
-        """Of two tasks the first is its own joint training, so the final model is all that Ω needs."""
+        """With two tasks, the first is its own joint training, so Ω needs only the final model."""
         if len(self.groups) < 2:
             return "none"
         if self.upper in ("prefixes", "final"):
@@ -287,7 +288,7 @@ class _Builder:
         return config.load(None, {**self.base, "seed": seed, "out": str(folder), **more})
 
     def _first(self, seed: int) -> Cell:
-        """Without old classes every method trains alike, so the plainest stands for all."""
+        """Without old classes every method trains in the same way, so the simplest one is used for all."""
         base = {k: v for k, v in self.base.items() if k.split(".")[0] not in _BESIDE}
         run = config.load(None, {**base, "method.name": "finetune", "seed": seed, "out": str(self.cache)})
         facts = identity.facts(run, self.groups, self.data, device=self.device, first=True)
@@ -320,7 +321,7 @@ class _Builder:
         return Cell("run", name, entry.label, seed, folder, run, facts, self.command, starts_from=starts)
 
     def _check(self, cell: Cell) -> None:
-        """A folder with a run of other settings is refused; one of another version of the code is used, and said."""
+        """Refuses a folder with a run of other settings; warns about a run of another version of the code."""
         from ciod.runs import environment
 
         theirs = mark(cell.folder).get("facts")
@@ -329,8 +330,8 @@ class _Builder:
         old, new = (_settings_of(f) for f in (theirs, cell.facts))
         if differ := environment.differences(new, old):
             raise CiodError(f"out: {cell.folder} holds a run with other settings ({differ}). Choose another out=.")
-        said = ", ".join(f"{k} {theirs[k]}" for k in ("ciod", "torch", "device") if theirs[k] != cell.facts[k])
-        self.warnings.append(f"{cell.name} was begun with other code or on another device than now ({said}).")
+        origin = ", ".join(f"{k} {theirs[k]}" for k in ("ciod", "torch", "device") if theirs[k] != cell.facts[k])
+        self.warnings.append(f"{cell.name} was started with different code or on a different device ({origin}).")
         cell.facts = theirs
         cell.key = identity.key(theirs)
 
@@ -345,7 +346,7 @@ def _slug(label: str) -> str:
 
 
 def pairs(plan: Plan) -> Iterable[tuple[Entry, int, Cell]]:
-    """Every row's runs: entry, seed, cell."""
+    """The runs of every row: entry, seed, cell."""
     for e in plan.entries:
         for seed in plan.seeds:
             cell = plan.of(e, seed)

@@ -1,4 +1,4 @@
-"""Runs of a comparison in worker processes: which may start, what they print, and what became of them."""
+"""Trains the runs of a comparison in worker processes: which can start, their output, and how they ended."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def cores() -> int:
 
 
 def run(cells: Sequence[Cell], *, jobs: int, logs: Path, say: Say) -> dict[str, str]:
-    """Trains what is not finished, ``jobs`` runs at a time; a run waits for those it needs.
+    """Trains all unfinished runs, ``jobs`` at a time; a run waits for the runs that it needs.
 
     Args:
-        logs: folder for each run's output.
-        say: takes the lines that the runs print.
+        logs: folder for the output of each run.
+        say: is called with the lines that the runs print.
 
     Returns:
-        Name of each cell that failed → why. The others are finished.
+        Name of each failed cell → the reason. The others are finished.
     """
     with explained(logs, LINE):
         logs.mkdir(parents=True, exist_ok=True)
@@ -66,8 +66,8 @@ def run(cells: Sequence[Cell], *, jobs: int, logs: Path, say: Say) -> dict[str, 
 
 
 def _wanted(cell: Cell, cells: Sequence[Cell], ready: set[str]) -> bool:
-    """A first task is trained for runs that have not started yet; others no longer need it."""
-    return not cell.until or any(cell.name in c.needs and c.name not in ready and not c.begun for c in cells)
+    """Whether a cell is still needed: a first task is only needed by runs that have not started yet."""
+    return not cell.until or any(cell.name in c.needs and c.name not in ready and not c.started for c in cells)
 
 
 class _Worker:
@@ -83,7 +83,7 @@ class _Worker:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "ciod.comparison.worker", str(job)],
             env=env,
-            stdin=subprocess.PIPE,  # never written to: its end tells the worker that this process has ended
+            stdin=subprocess.PIPE,  # never written to: when it closes, the worker knows that this process has ended
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -98,7 +98,9 @@ class _Worker:
 
     def _follow(self, pipe: Sequence[str], sink: Say) -> None:
         for line in pipe:
-            with suppress(OSError):  # a full disk: the run says so, and waits for ever if nobody reads on
+            with suppress(
+                OSError
+            ):  # a full disk: the run reports it, but would wait forever if its output were not read
                 self._log.write(line)
                 self._log.flush()
             sink(line.rstrip())
@@ -108,15 +110,15 @@ class _Worker:
         return self._process.poll() is None
 
     def problem(self) -> str | None:
-        """Why it failed, or None; after its end."""
+        """After its end: why it failed, or None."""
         self._close()
         code = self._process.returncode
         if code == 0:
             return None
-        said = next((line for line in reversed(self._last) if line.strip()), "")
+        message = next((line for line in reversed(self._last) if line.strip()), "")
         if code < 0:
             return f"its process was ended by signal {-code}" + (" (out of memory?)" if code == -9 else "")
-        return said or f"its process ended with code {code}"
+        return message or f"its process ended with code {code}"
 
     def stop(self) -> None:
         if self.alive:
@@ -129,5 +131,5 @@ class _Worker:
             reader.join()
         for file in (self._process.stdin, self._process.stdout, self._process.stderr, self._log):
             if file is not None:
-                with suppress(OSError):  # what a full disk did not take
+                with suppress(OSError):  # what could not be written to a full disk
                     file.close()

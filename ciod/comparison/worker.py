@@ -1,7 +1,7 @@
-"""One run of a comparison, in a process of its own: ``python -m ciod.comparison.worker JOB.json``.
+"""One run of a comparison in its own process: ``python -m ciod.comparison.worker JOB.json``.
 
-A process of its own because a run that dies (out of memory, say) must not take the others with it, and because the peak
-memory of a process never falls.
+It is a separate process because a run that dies (for example, out of memory) must not end the others, and because the
+peak memory of a process never decreases.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def finished(folder: Path, key: str) -> bool:
 
 
 def mark(folder: Path) -> dict[str, Any]:
-    """What ``cell.json`` of a run folder says; {} without a readable one."""
+    """The content of ``cell.json`` of a run folder; {} without a readable one."""
     try:
         return read_object(folder / MARK)
     except Unreadable:
@@ -41,7 +41,7 @@ def work(job: dict[str, Any]) -> None:
         job: name, folder, key, facts, settings (a dumped Run), until (tasks; None for all), command.
 
     Raises:
-        CiodError: whatever a user can mend.
+        CiodError: any problem that the user can fix.
     """
     from rich.console import Console
 
@@ -52,7 +52,7 @@ def work(job: dict[str, Any]) -> None:
 
     folder = Path(job["folder"])
     with _alone(folder):
-        if finished(folder, job["key"]):  # by a process that worked here at the same time
+        if finished(folder, job["key"]):  # by another process that trained here at the same time
             return
         told = {"key": job["key"], "finished": False, "facts": job["facts"]}
         write_json(folder / MARK, told)
@@ -76,7 +76,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _die_with_parent() -> None:
-    """Standard input ends when the comparison does, however it ends; a run that went on alone would be in the way."""
+    """Ends this run when standard input closes, that is, when the comparison ends in any way."""
 
     def wait() -> None:
         while os.read(0, 1):  # not sys.stdin: its lock would be held when the interpreter shuts down
@@ -87,7 +87,7 @@ def _die_with_parent() -> None:
 
 
 def main(path: str) -> int:
-    """Returns the exit code; what went wrong is the last line on standard error."""
+    """Returns the exit code; the last line on standard error is the error."""
     _die_with_parent()
     try:
         work(read_object(path))

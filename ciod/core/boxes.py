@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# A greedy NMS decision depends on the chain of better boxes before it. On a GPU the chain is followed this many
-# links without asking the device whether it has ended; chains of real detections are shorter than ten.
+# A greedy NMS decision depends on the chain of better boxes before it. On a GPU this many links are followed without
+# reading from the device whether the chain has ended; chains of real detections are shorter than ten.
 _NMS_ROUNDS = 64
 
 
@@ -26,16 +26,16 @@ def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def iou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
-    """Element by element: [..., 4], [..., 4] → [...]."""
+    """Elementwise IoU: [..., 4], [..., 4] → [...]."""
     both, union = _overlap(a, b)
     return both / union.clamp(min=eps)
 
 
 def pairwise_iou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
-    """Every pair: [..., N, 4], [..., M, 4] → [..., N, M]."""
+    """IoU of every pair: [..., N, 4], [..., M, 4] → [..., N, M]."""
     x1, y1, x2, y2 = a[..., :, None, :].unbind(-1)
     u1, v1, u2, v2 = b[..., None, :, :].unbind(-1)
-    # Coordinate by coordinate and in place: the table of pairs is the largest thing here, and each pass over it counts.
+    # Per coordinate and in place: the table of pairs is the largest tensor, and each pass over it costs time.
     both = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp_(min=0)
     both = both * (torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp_(min=0)
     union = (area(a)[..., :, None] + area(b)[..., None, :]) - both
@@ -48,7 +48,7 @@ def iou_table(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def giou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
-    """Generalised IoU (Rezatofighi et al., CVPR 2019), element by element, in -1..1."""
+    """Generalised IoU (Rezatofighi et al., CVPR 2019), elementwise, in -1..1."""
     both, union = _overlap(a, b)
     union = union.clamp(min=eps)
     side = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
@@ -57,21 +57,21 @@ def giou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 def diou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
-    """Distance IoU (Zheng et al., AAAI 2020), element by element, in -1..1: IoU less the squared distance of the
-    centres over that of the common hull's corners."""
+    """Distance IoU (Zheng et al., AAAI 2020), elementwise, in -1..1: IoU minus the squared distance of the centres
+    divided by the squared diagonal of the common hull."""
     side = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
     apart = (a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]) / 2
     return iou(a, b, eps) - apart.square().sum(-1) / side.square().sum(-1).clamp(min=eps)
 
 
 def compact(mask: Tensor, score: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """The true places of ``mask`` as a padded list, ascending.
+    """The true positions of ``mask`` as a padded list, ascending.
 
     Args:
         mask: [B, P] bool.
-        score: [B, P] in 0..; where an image has more than ``limit`` true places the best are taken.
-        limit: longest list. On a GPU lists always have this length (no size is read back from the device);
-            on a CPU, where reading is free, they are as long as the fullest image needs.
+        score: [B, P] ≥ 0; if an image has more than ``limit`` true positions, the best are taken.
+        limit: maximum length. On a GPU lists always have this length, so that no size is read back from the device; on
+            a CPU, where reading is free, they are only as long as necessary.
 
     Returns:
         index [B, K] int64 and valid [B, K] bool, K ≥ 1.
@@ -94,21 +94,21 @@ def gather_rows(values: Tensor, index: Tensor) -> Tensor:
 
 
 def marked(index: Tensor, mask: Tensor, length: int) -> Tensor:
-    """[B, length] bool: the places [B, K] of ``index`` where ``mask`` is true. Counted, because a maximum of truth
-    values is not available on every device."""
+    """[B, length] bool: the positions [B, K] of ``index`` where ``mask`` is true. It counts, because a maximum of
+    booleans is not available on every device."""
     seen = torch.zeros(index.shape[0], length, dtype=torch.int32, device=index.device)
     return seen.scatter_add_(1, index, mask.int()) > 0 if length else seen > 0
 
 
 def nms_keep(boxes: Tensor, scores: Tensor, labels: Tensor, valid: Tensor, threshold: float) -> Tensor:
-    """Class-aware greedy NMS of a whole batch at once.
+    """Class-aware greedy NMS of a batch at once.
 
     Args:
         boxes, scores, labels, valid: [B, K, 4], [B, K], [B, K], [B, K] bool.
-        threshold: a box goes when its IoU with a better kept box of its class is above this.
+        threshold: a box is removed if its IoU with a better kept box of its class is above this.
 
     Returns:
-        [B, K] bool: what greedy NMS keeps, in the order of the input. Equal scores: the earlier wins.
+        [B, K] bool: the kept boxes, in the order of the input. If scores are equal, the first box wins.
     """
     order = scores.masked_fill(~valid, -1.0).sort(dim=1, descending=True, stable=True).indices
     b, y, ok = gather_rows(boxes, order), labels.gather(1, order), valid.gather(1, order)
@@ -117,7 +117,7 @@ def nms_keep(boxes: Tensor, scores: Tensor, labels: Tensor, valid: Tensor, thres
     rival &= torch.ones_like(rival[0]).tril(-1)  # only better boxes suppress
     kept = ok
     for _ in range(boxes.shape[1] if boxes.device.type == "cpu" else _NMS_ROUNDS):
-        # The greedy answer is the only fixed point: box i is right once the boxes before it are.
+        # The greedy result is the only fixed point: box i is right as soon as the boxes before it are.
         following = ok & ~(rival & kept[:, None, :]).any(2)
         if boxes.device.type == "cpu" and torch.equal(following, kept):
             break

@@ -17,7 +17,7 @@ from ciod.core.signals import Stop
 
 @dataclass(frozen=True)
 class World:
-    """This process among its equals."""
+    """The processes of a run, and this one among them."""
 
     rank: int = 0
     size: int = 1
@@ -41,7 +41,7 @@ class World:
         return [x for p in parts for x in p]
 
     def all(self, yes: bool) -> bool:
-        """Whether every rank says yes."""
+        """Whether the answer of every rank is true."""
         if self.size == 1:
             return yes
         vote = torch.tensor(int(yes), device=self.device)
@@ -49,7 +49,7 @@ class World:
         return bool(vote)
 
     def any(self, *yes: bool) -> list[bool]:
-        """For each question whether some rank says yes."""
+        """For each answer, whether it is true on any rank."""
         if self.size == 1:
             return list(yes)
         votes = torch.tensor([int(y) for y in yes], device=self.device)
@@ -57,7 +57,7 @@ class World:
         return [bool(v) for v in votes.unbind()]
 
     def take_over(self, module: torch.nn.Module) -> None:
-        """Every rank gets the first one's weights and statistics: those of batch normalisation are each rank's own."""
+        """Every rank gets the weights and statistics of the first (batch statistics differ between ranks)."""
         if self.size > 1:
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, 0)
@@ -68,7 +68,7 @@ class World:
 
 
 def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
-    """``auto`` takes a GPU where there is one.
+    """``auto`` uses a GPU if there is one.
 
     Raises:
         CiodError: the device does not exist.

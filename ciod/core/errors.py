@@ -1,4 +1,4 @@
-"""What ciod raises at people: sentences that say what is wrong, where, and what to do."""
+"""Errors for users: messages that say what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ SHOWN = 40  # problems in one message
 
 
 class CiodError(Exception):
-    """A problem a user can mend. The command line prints the message alone and exits with code 2."""
+    """A problem that the user can fix. The command line prints only the message and exits with code 2."""
 
 
 class ConfigError(CiodError):
     """Every problem of a configuration in one message.
 
     Args:
-        problems: one sentence each; the message numbers them when there are several.
+        problems: one message each; they are numbered if there are several.
     """
 
     def __init__(self, problems: Iterable[str]):
@@ -32,7 +32,7 @@ class ConfigError(CiodError):
 
 
 class DataError(CiodError):
-    """A data set that cannot be read or has nothing usable."""
+    """A data set that cannot be read or has no usable content."""
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str | None:
@@ -44,7 +44,7 @@ def nearest(word: str, allowed: Iterable[str]) -> str | None:
 
 
 def did_you_mean(word: str, allowed: Iterable[str], *, listing: int = 12) -> str:
-    """A tail for an error message: the nearest right spelling, or what is allowed.
+    """The end of an error message: the nearest correct spelling, or the allowed values.
 
     >>> did_you_mean("epoch", ["epochs", "batch"])
     "did you mean 'epochs'?"

@@ -1,4 +1,4 @@
-"""Python's search for garbage, which takes long among many new objects that are none."""
+"""Pauses Python's garbage collection, which is slow while many new objects are created."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from contextlib import contextmanager
 def uncollected() -> Generator[None, None, None]:
     """No search for cycles of garbage meanwhile.
 
-    Python looks again and again through all there is while much is made: a third of the time of importing PyTorch and
-    torchvision, half of that of parsing a large JSON.
+    While many objects are created, Python repeatedly scans all of them. This takes a third of the time of importing
+    PyTorch and torchvision, and half of the time of parsing a large JSON.
     """
     was_on = gc.isenabled()
     gc.disable()

@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-MANY = 1_000_000  # of anything that is counted: what is more is a slip of the hand, and the end of the memory
+MANY = 1_000_000  # maximum of any count: a larger value is a typing error and would exhaust the memory
 LARGEST = 16_384  # pixels along a side of the input

@@ -1,4 +1,4 @@
-"""Losses as pure functions of float32 tensors. Sums are divided by counts the caller averages over ranks."""
+"""Losses as pure functions of float32 tensors. Sums are divided by counts that the caller averages over ranks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from ciod.core import boxes as bx
 from ciod.core.types import Matches, Outputs, Targets
 
-SPARE = 0.3  # score from which the student's own view of a class that is not drawn keeps a position from background
+SPARE = 0.3  # a position where the student scores an unlabelled class at least this high is not background
 
 
 def count(mask: Tensor) -> Tensor:
-    """How many are true, as a normaliser: summed over ranks, at least 1, divided by the number of ranks.
+    """Number of true values, as a normaliser: summed over ranks, at least 1, divided by the number of ranks.
 
     DDP averages gradients over ranks, so a loss divided by this equals the loss of one process with the whole
     batch. A batch without any positive divides by 1, not by a tiny epsilon. Stays on the device.
@@ -25,7 +25,7 @@ def count(mask: Tensor) -> Tensor:
 
 
 def normaliser(n: Tensor, least: float = 1.0) -> Tensor:
-    """The same for a sum of weights, at least ``least``. Changes no gradient: ``n`` is detached."""
+    """The same for a sum of weights, at least ``least``. It has no gradient, because ``n`` is detached."""
     n = n.detach().clone()
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(n)
@@ -34,12 +34,12 @@ def normaliser(n: Tensor, least: float = 1.0) -> Tensor:
 
 
 def bce(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy on logits, element by element; targets may be soft."""
+    """Binary cross-entropy on logits, elementwise; targets may be soft."""
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none")
 
 
 def bernoulli_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher ‖ student) of independent Bernoulli logits, element by element: ``bce`` less the teacher's entropy.
+    """KL(teacher ‖ student) of independent Bernoulli logits, elementwise: ``bce`` minus the teacher's entropy.
 
     Its gradient is that of ``bce`` with the teacher's probabilities as target; its value is 0 at equal logits.
     """
@@ -49,7 +49,7 @@ def bernoulli_kl(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def entropy(p: Tensor) -> Tensor:
-    """Entropy of independent Bernoulli probabilities, element by element: the floor of ``bce`` for a soft target."""
+    """Entropy of independent Bernoulli probabilities, elementwise: the minimum of ``bce`` for a soft target."""
     p = p.clamp(1e-7, 1 - 1e-7)
     return -(p * p.log() + (1 - p) * (1 - p).log())
 
@@ -60,17 +60,17 @@ def iou_square(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def quality_focal(logits: Tensor, quality: Tensor, beta: float = 2.0) -> Tensor:
-    """Quality focal loss (Li et al. 2020, arXiv 2006.04388, eq. 2), element by element; quality 0 is background."""
+    """Quality focal loss (Li et al. 2020, arXiv 2006.04388, eq. 2), elementwise; quality 0 is background."""
     return bce(logits, quality) * (quality - logits.sigmoid()).abs().pow(beta)
 
 
 def varifocal(
     logits: Tensor, quality: Tensor, alpha: float = 0.75, gamma: float = 2.0, *, weighted: bool = True
 ) -> Tensor:
-    """Varifocal loss (Zhang et al., CVPR 2021, arXiv 2008.13367, eq. 2), element by element; quality 0 is background.
+    """Varifocal loss (Zhang et al., CVPR 2021, arXiv 2008.13367, eq. 2), elementwise; quality 0 is background.
 
     Args:
-        weighted: a positive counts as much as its quality; else 1.
+        weighted: the weight of a positive is its quality; else 1.
     """
     gap = alpha * (logits.sigmoid() - quality).abs().pow(gamma)
     return bce(logits, quality) * torch.where(quality > 0, quality if weighted else torch.ones_like(quality), gap)
@@ -91,12 +91,12 @@ def distribution_focal(logits: Tensor, value: Tensor) -> Tensor:
 
 
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
-    """Sum where ``mask``; a value that is not finite elsewhere does not spread."""
+    """Sum where ``mask`` is set; values elsewhere have no effect, even if they are not finite."""
     return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device)).sum()
 
 
 def over_images(values: Tensor, reduction: str) -> Tensor:
-    """One value an image, [B] → scalar.
+    """One value per image, [B] → scalar.
 
     Args:
         reduction: ``image_mean``, or ``image_sum``: over the images of all ranks, whose gradients DDP averages.
@@ -109,7 +109,7 @@ def over_images(values: Tensor, reduction: str) -> Tensor:
 
 @dataclass
 class Supervision:
-    """What a batch's labels speak about. A mask that is None leaves nothing out."""
+    """For which matches, channels and positions the labels of a batch are complete. None: for all."""
 
     counted: Tensor  # [B, K] bool: matches in the class and box losses
     matched: Tensor  # [B, K] bool: matches that are positive for objectness
@@ -122,16 +122,16 @@ class Supervision:
 def supervise(
     outputs: Outputs, targets: Targets, matches: Matches, counted: Tensor | None = None, channels: Tensor | None = None
 ) -> Supervision:
-    """Partial labels as masks, for the loss of any dense detector (methods.md .1.5).
+    """Partial labels as masks, for the loss of any dense detector.
 
-    - A class an image's boxes are not drawn for (``targets.known``) has no class loss in that image, but at counted
-      matches: what a drawn box shows is of the box's class and of no other. Objectness knows no classes: positions the
-      student itself scores ``SPARE`` or more for such a class are no negatives there.
+    - A class that is not labelled in an image (``targets.known``) has no class loss in that image, except at counted
+      matches, because a labelled object is known to be of no other class. Objectness has no classes: positions that
+      the student scores ``SPARE`` or more for such a class are not negatives.
     - Positions matched with a doubtful box are neither positive nor negative.
     - Where ``targets.background`` is False, positions without a match are not negatives.
 
     Args:
-        counted, channels: as in ``Detector.loss``.
+        counted, channels: see ``Detector.loss``.
     """
     counted = matches.valid if counted is None else counted & matches.valid
     matched, positions, size = matches.valid, None, matches.positive.shape[1]

@@ -1,7 +1,7 @@
-"""Files in: regular files only, never more than a bound, and a sentence for everything that is not what it should be.
+"""Reads files: only regular files, only up to a maximum size, with a message for every other case.
 
-A device, a pipe or a link to one would be read for ever, or until the memory ends; a folder full of data from strangers
-may have any of them under any name.
+A device, a pipe or a link to one could be read forever, or until the memory is full. A folder of data from strangers
+may contain any of them under any name.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from ciod.core import yaml_text
 from ciod.core.errors import DataError
 
 MB = 1 << 20
-# The most bytes of a file, by what it holds. Far above what tools write, and below what fills a memory.
+# Maximum bytes of a file, by content: far above the files of real tools, and below the size of the memory.
 SETTINGS = 1 * MB
-VALUES = 20_000  # of settings, keys among them: for each that is wrong there is a sentence
+VALUES = 20_000  # of settings, including keys: every wrong value gets a message
 RESULTS = 64 * MB  # JSON that ciod writes
-LOG = 2048 * MB  # a line per some steps of a long run
+LOG = 2048 * MB  # one line per several steps of a long run
 LABELS = 64 * MB  # XML, text or names of one picture or data set
 EMBEDDED = 1024 * MB  # labelme puts the picture into its JSON
 ANNOTATIONS = 8192 * MB  # COCO: one JSON for millions of pictures
 
 
 class Unreadable(DataError):
-    """A file that is absent, no regular file, too large, or not in the format that was asked for."""
+    """A file that is missing, not a regular file, too large, or not in the requested format."""
 
 
 def check_regular(path: Path | str) -> int:
-    """Size in bytes of a regular file, or of what a link leads to.
+    """Size in bytes of a regular file, or of the target of a link.
 
     Raises:
         Unreadable: it is anything else.

@@ -1,4 +1,4 @@
-"""What a run writes while it works: an append-only log, and files that are either whole or absent."""
+"""Files that a run writes: an append-only log, and JSON files that are either complete or absent."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ciod.core.files import atomic_write, exists, explained
 from ciod.core.reading import LOG, read_bytes
 
 METRICS = "metrics.jsonl"
-LINE = 1000  # bytes that a line has at most, about
+LINE = 1000  # approximate maximum of bytes per line
 
 
 class RunLog:
-    """Appends one JSON object a line to ``metrics.jsonl`` in ``folder`` (made if absent), flushed line by line.
+    """Appends one JSON object per line to ``metrics.jsonl`` in ``folder`` (created if missing) and flushes each line.
 
-    A run that was killed may have left half a line behind; opening cuts it off, so that the next line stands alone.
+    A killed run may have left an incomplete line; opening removes it, so that the next line is valid.
     """
 
     def __init__(self, folder: Path | str):
         self.path = Path(folder) / METRICS
-        self._waiting = 0  # bytes that may not be on the disk yet
+        self._waiting = 0  # whether some lines may not be on the disk yet
         with explained(self.path, LINE):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _cut_torn_line(self.path)
@@ -38,7 +38,7 @@ class RunLog:
             self._file.write(line)
 
     def sync(self) -> None:
-        """Brings every line to the disk: a saved state must not know of steps that a power cut takes from the log."""
+        """Syncs every line to the disk: a saved state must not include steps that a power cut removes from the log."""
         with explained(self.path, self._waiting or LINE):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -56,9 +56,9 @@ class RunLog:
 
 
 def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
-    """Every whole line of ``metrics.jsonl``, in order; [] without the file.
+    """Every complete line of ``metrics.jsonl``, in order; [] without the file.
 
-    What no run wrote is left out: torn lines, and tasks, epochs or steps that are no counts.
+    Invalid lines are left out: incomplete ones, and those whose task, epoch or step is not a count.
     """
     path = Path(folder) / METRICS
     if not exists(path):
@@ -73,7 +73,7 @@ def write_json(path: Path | str, obj: Any) -> Path:
 
 
 def plain(obj: Any) -> Any:
-    """``obj`` as what JSON knows: dict, list, str, int, float, bool, None.
+    """``obj`` as JSON types: dict, list, str, int, float, bool, None.
 
     Keys become strings; sets, tuples and arrays lists; numpy and torch scalars numbers; NaN and infinities None.
     """
@@ -116,7 +116,7 @@ def _cut_torn_line(path: Path) -> None:
     if not tail:
         return
     with path.open("r+b") as file:
-        if _object(tail) is not None:  # whole, only its line end is missing
+        if _object(tail) is not None:  # complete, only its line end is missing
             file.seek(0, os.SEEK_END)
             file.write(b"\n")
         else:

@@ -1,7 +1,7 @@
-"""Signals that ask a run to leave: Ctrl-C, and SIGTERM and SIGUSR1 of schedulers and spot machines.
+"""Signals that ask a run to stop: Ctrl-C, and SIGTERM and SIGUSR1 of schedulers and spot machines.
 
-What a run writes is whole at every moment, so outside the training loop a signal ends it at once. Inside, it waits
-for the next step boundary, where the steps since the last save are written first.
+The files of a run are complete at every moment, so outside the training loop a signal ends it at once. Inside, it waits
+for the end of the step, and the steps since the last save are written first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ AGAIN = 75  # EX_TEMPFAIL: "run me again"
 
 
 class RunAgain(SystemExit):
-    """The run was asked to leave and can go on: exit code 75."""
+    """The run was asked to stop and can be resumed: exit code 75."""
 
     def __init__(self, name: str):
         super().__init__(AGAIN)
@@ -27,7 +27,7 @@ class RunAgain(SystemExit):
 
 
 class Stop:
-    """Whether someone asked this process to leave."""
+    """Whether this process was asked to stop."""
 
     def __init__(self) -> None:
         self.asked: str | None = None  # name of the signal
@@ -67,10 +67,10 @@ class Stop:
             self._waiting = before
 
     def leave(self) -> NoReturn:
-        """Ends the run; everything is written.
+        """Ends the run; everything is saved.
 
         Raises:
-            KeyboardInterrupt, RunAgain: by the signal.
+            KeyboardInterrupt, RunAgain: depending on the signal.
         """
         if self.asked == "SIGINT":
             raise KeyboardInterrupt
@@ -79,7 +79,7 @@ class Stop:
     def _take(self, number: int, frame: FrameType | None) -> None:
         del frame
         if os.getpid() != self._process:
-            return  # a loader's worker has inherited this; it leaves with its parent
+            return  # a loader worker has inherited this handler; it ends with its parent
         again, self.asked = self.asked == "SIGINT", signal.Signals(number).name
         if not self._waiting or (again and self.asked == "SIGINT"):
             self.leave()

@@ -133,7 +133,7 @@ def quoted(name: str) -> str:
                 return name
     kept = "".join(
         f"\\{c}" if c in '"\\' else c if c.isprintable() else f"\\U{ord(c):08x}" for c in name
-    )  # what is no letter YAML may take for the end of a line
+    )  # YAML may read other characters as the end of a line
     return f'"{kept}"'
 
 

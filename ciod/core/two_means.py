@@ -1,4 +1,4 @@
-"""Two clusters of numbers: where scores part into low and high ones."""
+"""Two clusters of numbers: separates low from high scores."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class TwoMeans(NamedTuple):
 
 
 def two_means(values: np.ndarray) -> TwoMeans | None:
-    """1-D 2-means, exactly: of all cuts of the sorted values the one with the smallest sum of squares.
+    """Exact 1-D 2-means: the cut of the sorted values with the smallest sum of squares.
 
     Args:
         values: [n] numbers in any order.
 
     Returns:
-        None with fewer than two values.
+        None for fewer than two values.
     """
     if len(values) < 2:
         return None

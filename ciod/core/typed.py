@@ -187,7 +187,7 @@ def _scalar(text: str) -> Any:
 
 
 def _yaml(text: str) -> Any:
-    if any("\udc80" <= c <= "\udcff" for c in text):  # of a path that is no UTF-8; YAML knows no such text
+    if any("\udc80" <= c <= "\udcff" for c in text):  # of a path that is not UTF-8, which YAML cannot hold
         return text
     try:
         value = yaml_text.parse(text)

@@ -1,9 +1,9 @@
-"""Every tensor that crosses a boundary: its shape and unit, stated once.
+"""Every tensor that is passed between modules: its shape and unit, stated once.
 
 Letters: B images of a batch, P positions (grid cells) of a dense detector, C classes, N boxes of an image
 (padded to the batch's longest list), K matches of an image (padded).
-Boxes are ``xyxy`` in pixels of the batch image unless said otherwise. Labels are positions in the order in which
-classes arrived; the ids of a data set live only in ``data.formats`` and ``evaluate.ap``.
+Boxes are ``xyxy`` in pixels of the batch image unless stated otherwise. Labels are positions in the order in which
+classes arrived; the ids of a data set appear only in ``data.formats`` and ``evaluation.ap``.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from torch import Tensor
 
 @dataclass
 class Targets:
-    """What a batch should be detected as; padded, so that no step loops over images."""
+    """The ground truth of a batch; padded, so that no step loops over images."""
 
     boxes: Tensor  # [B, N, 4]
     labels: Tensor  # [B, N] int64; padding is 0
     valid: Tensor  # [B, N] bool; False = padding
-    # What the boxes do not say. None: nothing is left open.
+    # Where labels are incomplete. None: they are complete.
     doubtful: Tensor | None = None  # [B, N] bool; positions matched to such a box are neither positive nor negative
-    known: Tensor | None = None  # [B, C] bool; False = boxes of that class are not drawn in that image
+    known: Tensor | None = None  # [B, C] bool; False = that class is not labelled in that image
     background: Tensor | None = (
         None  # [B] bool; False = a position without a match may still be an object (a pool image)
     )
 
     @classmethod
     def pad(cls, boxes: list[Tensor], labels: list[Tensor]) -> Targets:
-        """From one [n, 4] and one [n] tensor an image. N is at least 1, so shapes are never empty."""
+        """From one [n, 4] and one [n] tensor per image. N is at least 1, so shapes are never empty."""
         n = max([1, *(len(b) for b in boxes)])
         out = cls(
             torch.zeros(len(boxes), n, 4),
@@ -47,9 +47,9 @@ class Targets:
         return out
 
     def __add__(self, other: Targets) -> Targets:
-        """The boxes of ``self`` first, then those of ``other``; index < N of ``self`` tells them apart.
+        """The boxes of ``self``, then those of ``other``; an index < N of ``self`` belongs to ``self``.
 
-        An image's ``known`` classes are those of either side; its background counts where both sides say so.
+        The ``known`` classes of an image are those of either side; ``background`` holds if it holds on both sides.
         """
         doubtful = None
         if self.doubtful is not None or other.doubtful is not None:
@@ -70,7 +70,7 @@ class Targets:
 
 
 def _either(a: Tensor | None, b: Tensor | None, both: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
-    """The one that is there, or ``both`` of them."""
+    """The one that is not None, or ``both`` of them combined."""
     return b if a is None else a if b is None else both(a, b)
 
 
@@ -98,14 +98,14 @@ class Batch:
 
 
 OF_POSITIONS = frozenset({"points", "strides", "levels", "anchors", "root"})
-"""Fields of ``Outputs`` that are the same for every image; all others have a row an image."""
+"""Fields of ``Outputs`` that are the same for every image; all others have one row per image."""
 
 
 @dataclass
 class Outputs:
     """Raw predictions of a dense detector, the same in train and eval mode.
 
-    Positions are flattened level by level, row-major inside; teacher and student share their order.
+    Positions are ordered by level, then row-major; teacher and student have the same order.
     Everything is float32, also under AMP.
     """
 
@@ -113,19 +113,19 @@ class Outputs:
     boxes: Tensor  # [B, P, 4], decoded and differentiable
     points: Tensor  # [P, 2] x, y of each position in pixels, as the detector counts: the cell's centre, or its corner
     strides: Tensor  # [P] pixels per cell
-    objectness: Tensor | None = None  # [B, P] logits of what the score has beside the class; FCOS: centre-ness
+    objectness: Tensor | None = None  # [B, P] logits of the second factor of the score; FCOS: centre-ness
     distribution: Tensor | None = None  # [B, P, 4, R] logits of the distances left, top, right, bottom
     features: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] a level, of the neck
     towers: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] a level: what the class layer takes
     levels: tuple[int, ...] = ()  # positions of each level; their sum is P
-    anchors: Tensor | None = None  # [P, 4] the boxes that predictions correct, where a detector has them
-    deltas: Tensor | None = None  # [B, P, 4] what corrects the anchors, as the head gives it (RetinaNet)
-    coarse: Tensor | None = None  # [B, P, 4] the boxes before a second stage corrected them (VFNet)
+    anchors: Tensor | None = None  # [P, 4] the boxes that predictions correct, if a detector has them
+    deltas: Tensor | None = None  # [B, P, 4] corrections of the anchors, as the head returns them (RetinaNet)
+    coarse: Tensor | None = None  # [B, P, 4] the boxes before the correction by a second stage (VFNet)
     root: bool = False  # scores are square roots of class × objectness (torchvision's FCOS)
 
     @classmethod
     def joined(cls, parts: Sequence[Outputs]) -> Outputs:
-        """Outputs of the parts of a batch → of the whole."""
+        """Outputs of the parts of a batch → outputs of the batch."""
         one = parts[0]
         if len(parts) == 1:
             return one
@@ -139,7 +139,7 @@ class Outputs:
         return replace(one, **given)
 
     def scores(self) -> Tensor:
-        """[B, P, C]: the probability a detection is ranked by (class, times objectness where there is one)."""
+        """[B, P, C]: the probability by which detections are ranked (class, times objectness if there is one)."""
         return self.combine(self.logits.sigmoid())
 
     def combine(self, probability: Tensor) -> Tensor:
@@ -153,22 +153,22 @@ class Outputs:
 
 @dataclass
 class Matches:
-    """Which positions answer for which target: K slots an image, unused ones not ``valid``."""
+    """Which positions are matched with which target: K slots per image; unused slots are not ``valid``."""
 
     position: Tensor  # [B, K] int64 in 0..P
     target: Tensor  # [B, K] int64 in 0..N
     iou: Tensor  # [B, K] IoU of the predicted box with the target's, no gradient
     valid: Tensor  # [B, K] bool
     positive: Tensor  # [B, P] bool: positions with a match
-    ignored: Tensor | None = None  # [B, P] bool: positions without one that are no background either
+    ignored: Tensor | None = None  # [B, P] bool: positions that are neither matched nor background
 
 
 @dataclass(repr=False, eq=False)
 class Detections:
-    """What was found in one image; boxes in pixels of the original image. numpy, so that it is easy to use.
+    """The detections of one image, as numpy arrays; boxes are in pixels of the original image.
 
     Raises:
-        ValueError: when lengths or shapes do not fit, a score is not in 0..1, a label has no name, or a box is not
+        ValueError: lengths or shapes do not fit, a score is not in 0..1, a label has no name, or a box is not
             finite or has its corners in the wrong order.
     """
 

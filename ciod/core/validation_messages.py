@@ -1,4 +1,4 @@
-"""What pydantic refuses, as sentences: the setting, what was given, what is allowed, the nearest right spelling."""
+"""pydantic errors as sentences: the setting, its value, the allowed values, the nearest correct spelling."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ciod.core.limits import LARGEST
 
 
 def problems_of(model: type[BaseModel], content: dict[str, Any], *, where: str = "") -> list[str]:
-    """Sentences about everything in ``content`` that ``model`` refuses."""
+    """One sentence per value in ``content`` that ``model`` refuses."""
     try:
         model.model_validate(content)
         return []
@@ -21,7 +21,7 @@ def problems_of(model: type[BaseModel], content: dict[str, Any], *, where: str =
 
 
 def _distinct(errors: Sequence[Any]) -> list[Any]:
-    """One error a setting: of a union pydantic reports every member; the one furthest inside the value counts."""
+    """One error per setting: for a union pydantic reports every member; the error deepest inside the value is kept."""
     kept: dict[Any, Any] = {}
     for err in errors:
         key = tuple(
@@ -32,7 +32,7 @@ def _distinct(errors: Sequence[Any]) -> list[Any]:
                 and ("[" in p or p in ("int", "str", "float", "constrained-int", "constrained-float"))
             )
         )
-        if err["type"] == "extra_forbidden":  # its last part is the user's own word, whatever it looks like
+        if err["type"] == "extra_forbidden":  # its last part is a name that the user wrote, whatever it looks like
             key = tuple(err["loc"])
         if key[:2] not in kept or len(key) > len(kept[key[:2]]["loc"]):
             kept[key[:2]] = {**err, "loc": key}

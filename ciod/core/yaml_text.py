@@ -17,7 +17,7 @@ _BOOL = "tag:yaml.org,2002:bool"
 
 
 class NotYAML(CiodError):
-    """A text that is no YAML that ciod reads. Readers say of which file."""
+    """A text that is not valid YAML for ciod. The caller adds the name of the file."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -102,12 +102,12 @@ def parse(text: str | bytes, most: int = WRITTEN, loader_type: type[_Loader] = _
     """Content of one document; None where there is none.
 
     Args:
-        most: values that may be written in it, keys among them.
+        most: maximum number of values written in it, including keys.
 
     Raises:
-        NotYAML: it is no YAML, asks for more than data, is nested too deeply, contains itself, has more than
-            ``most`` values or means more than VALUES, has what is no text, or holds one that is not what it says: a
-            13th month, ``!!bool perhaps``.
+        NotYAML: it is not YAML, has tags other than data, is nested too deeply, contains itself, has more than
+            ``most`` written values or more than VALUES with aliases, invalid text, or a value that does not fit its
+            type: a 13th month, ``!!bool perhaps``.
     """
     try:
         loader: Any = loader_type(text)
@@ -125,11 +125,11 @@ def parse(text: str | bytes, most: int = WRITTEN, loader_type: type[_Loader] = _
 
 
 def _values(node: yaml.Node, known: dict[int, int | None]) -> int:
-    """How many values a node means. ``known``: of nodes seen; None while one is being counted."""
+    """Number of values of a node. ``known``: counts of nodes seen so far; None while a node is being counted."""
     if id(node) not in known:
         known[id(node)] = None
         if isinstance(node.value, str) and _NO_TEXT.search(node.value):
-            raise NotYAML(f"{node.value!r} is no text: it has a null byte or half a character.")
+            raise NotYAML(f"{node.value!r} is not text: it has a null byte or half a character.")
         inside: Any = node.value if isinstance(node, yaml.SequenceNode) else []
         if isinstance(node, yaml.MappingNode):
             inside = [part for pair in node.value for part in pair]

@@ -1,4 +1,4 @@
-"""Archives from elsewhere: unpacked only when every member is a plain file below the folder it should hold."""
+"""Downloaded archives: unpacked only if every member is a plain file below the expected folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import IO, Protocol
 
 from ciod.core.errors import DataError
 
-CHUNK = 1 << 20  # bytes that are read at once
+CHUNK = 1 << 20  # bytes read at a time
 _SWELL, _SLACK = 8, 1 << 20  # unpacked bytes an archive may have per packed byte; COCO's annotations have about 3
 _MEMBERS = 1_000_000
 Say = Callable[[str], None]
@@ -87,10 +87,10 @@ class _Tar:
 
 
 def unpack(archive: Path, out: Path, folder: str, say: Say = print) -> None:
-    """Unpacks an archive whose members all lie below ``folder`` into ``out``, beside first and then moved.
+    """Unpacks an archive whose members are all below ``folder`` into a temporary folder, then moves them to ``out``.
 
     Raises:
-        DataError: it is no zip or tar, is damaged, or has links, devices, paths that lead elsewhere, or an absurd size.
+        DataError: it is not a zip or tar, is damaged, or has links, devices, paths outside, or an absurd size.
     """
     try:
         if zipfile.is_zipfile(archive):
@@ -100,7 +100,7 @@ def unpack(archive: Path, out: Path, folder: str, say: Say = print) -> None:
             with tarfile.open(archive, "r:") as file:  # plain only: neither archive of VOC is compressed
                 _unpack(_Tar(file), archive, out, folder, say)
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError, ValueError) as error:
-        raise DataError(f"{archive} is no zip or tar that can be read: {error}.") from error
+        raise DataError(f"{archive} is not a readable zip or tar: {error}.") from error
 
 
 def _unpack(reader: _Reader, archive: Path, out: Path, folder: str, say: Say) -> None:
@@ -131,7 +131,7 @@ def _unpack(reader: _Reader, archive: Path, out: Path, folder: str, say: Say) ->
 
 
 def _checked(reader: _Reader, archive: Path, folder: str) -> tuple[int, int]:
-    """How many files there are and their bytes; raises DataError before a byte is written."""
+    """Number of files and their bytes; raises DataError before a byte is written."""
     files, size, limit = 0, 0, _SWELL * archive.stat().st_size + _SLACK
     for n, m in enumerate(reader.members()):
         path = PurePosixPath(m.name)

@@ -1,4 +1,4 @@
-"""Pictures → batch images with torchvision transforms v2, once a step: teacher and student see equal pixels."""
+"""Images → batch images with torchvision transforms v2, once per step: teacher and student see the same pixels."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ciod.core.types import Frame
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Placement = Literal["corner", "letterbox", "stretch"]
-"""Where a test picture is put into the square: at the top left, in the middle, or stretched over all of it."""
+"""Where a test image is put into the square: at the top left, in the middle, or stretched to fill it."""
 
 
 class Augment(BaseModel):
-    """What happens to a training picture. Sizes follow the detector's input size."""
+    """Augmentation of training images. Sizes are relative to the detector's input size."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -34,12 +34,12 @@ class Augment(BaseModel):
     scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.7, 1.3)
     """Range of the zoom around "longest side fits"; [1, 1] is plain resizing."""
     mosaic: Probability = 0.0
-    """Probability of four pictures in one."""
+    """Probability of a mosaic of four images."""
     multiscale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
-    """Range of the sizes of batches, as factors of the detector's, in steps of 32 pixels: [0.75, 1.25]. None: one size.
-    Test pictures keep theirs."""
+    """Range of the sizes of batches, as factors of the detector's size, in steps of 32 pixels: [0.75, 1.25]. None: one
+    size. Test images keep the detector's size."""
     multiscale_every: Annotated[int, Field(ge=1)] = 10
-    """Steps with one size, before another is drawn."""
+    """Number of steps before another size is drawn."""
 
     @field_validator("multiscale")
     @classmethod
@@ -49,7 +49,7 @@ class Augment(BaseModel):
         return value
 
     def sizes(self, size: int) -> list[int]:
-        """What a batch may be in pixels, for a detector of ``size``: the multiples of 32 in the range, and ``size``."""
+        """Possible batch sizes in pixels for a detector of ``size``: multiples of 32 in the range, and ``size``."""
         if self.multiscale is None:
             return [size]
         low, high = (round(f * size / 32, 6) for f in self.multiscale)
@@ -61,7 +61,7 @@ def _as_image(picture: np.ndarray) -> tv_tensors.Image:
 
 
 def letterbox(picture: np.ndarray, size: int, fill: float) -> tuple[Tensor, float]:
-    """The whole picture at the top left of a square: uint8 [3, size, size] and batch pixels per original pixel."""
+    """The full image at the top left of a square: uint8 [3, size, size] and batch pixels per original pixel."""
     image, frame = put(picture, size, fill)
     return image, frame.across
 
@@ -90,16 +90,16 @@ def put(picture: np.ndarray, size: int, fill: float, place: Placement = "corner"
 
 
 class TrainTransform:
-    """Picture and boxes → a square uint8 image and its boxes. Random; draws from torch's generator alone.
+    """Image and boxes → a square uint8 image and its boxes. Random; uses only torch's generator.
 
     Args:
-        settings: what may happen.
+        settings: the kinds of augmentation.
         size: side of the batch image in pixels.
         fill: border value, 0..255.
     """
 
-    MIN_SIDE = 2.0  # pixels of the batch image; slivers of cut boxes teach nothing
-    MIN_VISIBLE = 0.2  # share of a box that must remain in the picture
+    MIN_SIDE = 2.0  # pixels of the batch image; thinner remains of cropped boxes are useless
+    MIN_VISIBLE = 0.2  # share of a box that must remain in the image
 
     def __init__(self, settings: Augment, size: int, fill: float):
         self.settings, self.size, self.fill = settings, size, fill
@@ -108,9 +108,9 @@ class TrainTransform:
         )
 
     def longest_side(self) -> int:
-        """Longest side in pixels beyond which a picture has more than the largest zoom can show.
+        """Longest side in pixels that an image needs for the largest zoom.
 
-        Twice what that needs, so that making it smaller twice looks as once.
+        It is twice the size that the zoom needs, so that resizing twice looks like resizing once.
         """
         largest = max(self.settings.sizes(self.size)) * max(1.0, *self.settings.scale)
         return 2 * math.ceil(largest)
@@ -129,7 +129,7 @@ class TrainTransform:
         Args:
             picture: [H, W, 3] uint8.
             boxes, labels: [n, 4] xyxy pixels, [n].
-            another: gives one more random (picture, boxes, labels), for mosaic.
+            another: returns one more random (picture, boxes, labels), for a mosaic.
         """
         if self.settings.mosaic and _uniform(0, 1) < self.settings.mosaic:
             image, xyxy, y = self._mosaic([(picture, boxes, labels), another(), another(), another()])
@@ -144,7 +144,7 @@ class TrainTransform:
     def _place(
         self, picture: np.ndarray, boxes: np.ndarray, labels: np.ndarray, height: int, width: int, corner: int | None
     ) -> tuple[tv_tensors.Image, tv_tensors.BoundingBoxes, Tensor]:
-        """Zooms a picture and puts it into height × width: cropped where larger, filled where smaller.
+        """Zooms an image and puts it into height × width: cropped where larger, filled where smaller.
 
         ``corner``: None places at random; 0..3 puts it into that corner of a mosaic cell (top-left first).
         """
@@ -156,7 +156,7 @@ class TrainTransform:
         xyxy = torch.from_numpy(boxes).float().reshape(-1, 4) * torch.tensor([new[1] / w, new[0] / h]).repeat(2)
         if corner is None:
             top, left = (_offset(height - new[0]), _offset(width - new[1]))
-        else:  # the picture's edge lies at the centre of the mosaic
+        else:  # the edge of the image is at the centre of the mosaic
             top, left = (height - new[0] if corner < 2 else 0), (width - new[1] if corner % 2 == 0 else 0)
         image = F.pad(image, [max(0, left), max(0, top), max(0, width - new[1] - left), max(0, height - new[0] - top)],
                       fill=self.fill)  # fmt: skip
@@ -192,5 +192,5 @@ def _uniform(low: float, high: float) -> float:
 
 
 def _offset(room: int) -> int:
-    """Where a picture starts, given the room left (negative: it is larger than the canvas)."""
+    """Offset of an image, given the free space (negative: it is larger than the canvas)."""
     return round(_uniform(0, 1) * room)

@@ -1,4 +1,4 @@
-"""What is in a data set and what is wrong with it, as a practitioner wants to read it before training."""
+"""A summary of a data set and its problems, to read before training."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def describe(path: str | Path, check: Check = "pixels") -> RenderableType:
     """Splits, problems and classes of a data set, for a rich console.
 
     Args:
-        path: as ``formats.recognise`` takes it.
-        check: how closely to look at the pictures; see ``formats.read``.
+        path: see ``formats.recognise``.
+        check: how thoroughly to check the images; see ``formats.read``.
 
     Raises:
-        DataError: it is no data set, or none of its splits can be read.
+        DataError: it is not a data set, or none of its splits can be read.
     """
     layout = recognise(path)
     indexes, failures = _read(layout, check)
@@ -65,8 +65,8 @@ def describe_text(path: str | Path, check: Check = "pixels", width: int = 120) -
 
 
 def _read(layout: Layout, check: Check) -> tuple[dict[str, Index], dict[str, str]]:
-    """The readable splits, and why the others are not."""
-    # VOC's trainval is train and val once more: reading it would count every box twice.
+    """The readable splits, and the reasons why the others cannot be read."""
+    # VOC's trainval is train plus val: reading it would count every box twice.
     splits = [s for s in layout.splits if s != "trainval" or not {"train", "val"} <= layout.splits.keys()]
     indexes: dict[str, Index] = {}
     failures = {split: f"{text}." for split, text in layout.absent.items() if split not in layout.splits}
@@ -103,7 +103,7 @@ _SPLIT_COLUMNS = ("images", "boxes", "images without boxes", "crowd", "difficult
 
 
 def _class_table(indexes: dict[str, Index], names: tuple[str, ...]) -> Table:
-    """A row a class: boxes and images of every split; crowd, difficult and the median size over all of them."""
+    """One row per class: boxes and images of every split; crowd, difficult and the median size over all of them."""
     crowd = sum(np.bincount(i.labels[i.crowd], minlength=len(names)) for i in indexes.values())
     difficult = sum(np.bincount(i.labels[i.difficult], minlength=len(names)) for i in indexes.values())
     assert isinstance(crowd, np.ndarray) and isinstance(difficult, np.ndarray)
@@ -132,7 +132,7 @@ def _class_table(indexes: dict[str, Index], names: tuple[str, ...]) -> Table:
 
 
 def _remarks(indexes: dict[str, Index], names: tuple[str, ...]) -> list[str]:
-    """What is not wrong with any single file, and still worth knowing before training."""
+    """Problems of the data set as a whole that are worth knowing before training."""
     remarks = []
     for split, index in indexes.items():
         empty = [n for n, boxes in zip(names, index.boxes_per_class()) if not boxes]
@@ -142,7 +142,7 @@ def _remarks(indexes: dict[str, Index], names: tuple[str, ...]) -> list[str]:
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(name.lower(), []).append(name)
-    remarks += [f"classes that differ in case only: {', '.join(same)}." for same in alike.values() if len(same) > 1]
+    remarks += [f"classes that differ only in case: {', '.join(same)}." for same in alike.values() if len(same) > 1]
     if {"train", "val"} <= indexes.keys():
         shared = set(indexes["train"].files) & set(indexes["val"].files)
         if shared:

@@ -1,10 +1,10 @@
-"""ciod data coco|voc out=DIR: the official archives, fetched, checked and unpacked into the layout ciod reads.
+"""ciod data coco|voc out=DIR: downloads the official archives, verifies them and unpacks them into ciod's layout.
 
-A download that breaks off goes on where it stopped. An archive is unpacked only when its checksum is right and all its
-members are plain files below the folder it should hold. What was put into ``out`` by hand is taken instead of fetched.
+An interrupted download resumes where it stopped. An archive is unpacked only if its checksum is right and all its
+members are plain files below the expected folder. Archives that the user has put into ``out`` are not downloaded.
 
-Written by hand because pooch, which would check sums and retry, begins every attempt at the first byte: an archive of
-19 GB that breaks off at the end would be fetched again.
+This does not use pooch, which verifies and retries, but starts every attempt at the first byte: an archive of 19 GB
+that fails near the end would be downloaded again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ciod.core.reading import Unreadable, read_object
 from ciod.core.run_log import write_json
 from ciod.data.archives import CHUNK, Say, check_room, human_bytes, unpack
 
-RECORD = "ciod-data.json"  # archives that are unpacked: nothing is fetched twice
+RECORD = "ciod-data.json"  # list of unpacked archives, so that nothing is downloaded twice
 _PATIENCE = 60  # seconds without a byte
 _TRIES, _WAIT = 5, 2.0  # attempts in a row without progress, and seconds between them
 
@@ -34,9 +34,9 @@ class Archive:
     """One file to fetch."""
 
     url: str
-    folder: str  # what it unpacks to; anything else in it is refused
+    folder: str  # the folder it unpacks to; other members are refused
     md5: str
-    size: int | None = None  # bytes, where known
+    size: int | None = None  # bytes, if known
 
     @property
     def name(self) -> str:
@@ -48,14 +48,14 @@ class Source:
     """A data set as its authors publish it."""
 
     title: str
-    variable: str  # the environment variable that scenarios read
+    variable: str  # environment variable that scenarios read
     archives: tuple[Archive, ...]
     layout: tuple[str, ...]
 
 
 _COCO, _VOC = "http://images.cocodataset.org", "https://thor.robots.ox.ac.uk/pascal/VOC/voc2007"
-# VOC's sums are torchvision's (torchvision.datasets.voc). COCO publishes none: its sizes and sums are those that many
-# independent projects agree on.
+# VOC's sums are torchvision's (torchvision.datasets.voc). COCO publishes none: its sizes and sums are those on which
+# several independent projects agree.
 SOURCES = {
     "coco": Source(
         "COCO 2017",
@@ -91,14 +91,14 @@ SOURCES = {
 
 
 def find(name: str) -> Source:
-    """Raises ConfigError: there is no data set of that name to fetch."""
+    """Raises ConfigError: there is no data set of that name to download."""
     if name not in SOURCES:
         raise ConfigError([f"data: there is no '{name}' to fetch; {did_you_mean(name, SOURCES)}"])
     return SOURCES[name]
 
 
 def where(source: Source, out: str = "DIR") -> str:
-    """Where the files go, and what to fetch."""
+    """Where the files go, and what to download."""
     lines = [f"{source.title} below {out}:", *(f"  {line}" for line in source.layout), "unpacked from"]
     for a in source.archives:
         lines.append(f"  {a.url}" + (f" ({human_bytes(a.size)})" if a.size else "") + f", MD5 {a.md5}")
@@ -106,25 +106,25 @@ def where(source: Source, out: str = "DIR") -> str:
 
 
 def fetch(name: str, out: str | Path, *, mirror: str | None = None, keep: bool = False, say: Say = print) -> Path:
-    """Makes ``out`` hold a data set; what is there is kept, and an interrupted call goes on.
+    """Downloads a data set into ``out``; existing files are kept, and an interrupted call resumes.
 
     Args:
         name: ``coco`` or ``voc``.
-        mirror: address of a folder that has the same archives; the checksums stay.
-        keep: leave the archives in ``out`` once they are unpacked.
-        say: takes lines about the progress.
+        mirror: address of a folder with the same archives; the checksums stay the same.
+        keep: keep the archives in ``out`` after unpacking.
+        say: is called with lines about the progress.
 
     Returns:
         ``out``.
 
     Raises:
-        ConfigError: no such data set, or a mirror that is no web address.
-        DataError: no network, no room, a wrong checksum, an archive with something else in it.
+        ConfigError: no such data set, or a mirror that is not a web address.
+        DataError: no network, no room, a wrong checksum, or an archive with unexpected members.
         WriteError: ``out`` cannot be written.
     """
     source, out = find(name), expanded(out)
     if mirror is not None and not mirror.startswith(("http://", "https://")):
-        raise ConfigError([f"mirror: '{mirror}' is no web address; it must begin with http:// or https://."])
+        raise ConfigError([f"mirror: '{mirror}' is not a web address; it must begin with http:// or https://."])
     with explained(out):
         out.mkdir(parents=True, exist_ok=True)
         done = _record(out)
@@ -155,11 +155,11 @@ def _record(out: Path) -> dict[str, str]:
 
 
 def _get(archive: Archive, url: str, out: Path, say: Say) -> Path:
-    """The archive, whole, under its name in ``out``; until then its bytes are in ``NAME.part``."""
-    whole, part = out / archive.name, out / f"{archive.name}.part"
-    if whole.is_file():
+    """The complete archive under its name in ``out``; until it is complete, its bytes are in ``NAME.part``."""
+    complete, part = out / archive.name, out / f"{archive.name}.part"
+    if complete.is_file():
         say(f"{archive.name}: found in {out}")
-        return whole
+        return complete
     idle = 0
     while True:
         before = part.stat().st_size if part.exists() else 0
@@ -171,22 +171,22 @@ def _get(archive: Archive, url: str, out: Path, say: Say) -> Path:
         if now == 0 or idle >= _TRIES:
             so_far = f"; {human_bytes(now)} of it are in {part}" if now else ""
             raise DataError(
-                f"{archive.name} could not be fetched from {url} ({problem}){so_far}. Run the same command again to go "
-                f"on, or fetch it elsewhere and put it into {out} under its own name."
+                f"{archive.name} could not be fetched from {url} ({problem}){so_far}. Run the same command again to "
+                f"resume, or download it elsewhere and put it into {out} under its own name."
             )
-        say(f"{archive.name}: {problem} at {human_bytes(now)}; going on")
+        say(f"{archive.name}: {problem} at {human_bytes(now)}; resuming")
         time.sleep(_WAIT * idle)
     with part.open("rb") as file:
         os.fsync(file.fileno())
-    part.replace(whole)
-    return whole
+    part.replace(complete)
+    return complete
 
 
 def _go_on(archive: Archive, url: str, part: Path, say: Say) -> str | None:
-    """Fetches what ``part`` lacks; returns why it is not whole, or None.
+    """Downloads the missing bytes of ``part``; returns why it is incomplete, or None.
 
     Raises:
-        DataError: there is no room, or the file there is another one.
+        DataError: there is no room, or the server has another file.
     """
     import urllib.error
     import urllib.request
@@ -194,12 +194,12 @@ def _go_on(archive: Archive, url: str, part: Path, say: Say) -> str | None:
     have = part.stat().st_size if part.exists() else 0
     if archive.size is not None and have == archive.size:
         return None
-    # Without "identity" a server may compress, and then counts of bytes are not those of the file.
+    # Without "identity" a server may compress, and then byte counts differ from those of the file.
     headers = {"User-Agent": "ciod", "Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_PATIENCE) as answer:
             if have and (answer.status != 206 or not _starts_at(answer.headers.get("Content-Range"), have)):
-                say(f"{archive.name}: the server cannot go on in the middle; from the beginning")
+                say(f"{archive.name}: the server cannot resume; starting again")
                 have = 0
             length = answer.headers.get("Content-Length")
             total = archive.size if length is None else have + int(length)
@@ -211,7 +211,7 @@ def _go_on(archive: Archive, url: str, part: Path, say: Say) -> str | None:
             check_room(part.parent, (total or 0) - have, archive.name)
             return _copy(answer, part, have, total, archive.name, say)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # more than the file has: these bytes are not its beginning
+        if error.code == 416 and have:  # more than the size of the file: these bytes belong to another one
             part.unlink()
             return _go_on(archive, url, part, say)
         return f"the server answers {error.code} {error.reason}"
@@ -226,7 +226,7 @@ def _starts_at(content_range: str | None, first: int) -> bool:
 
 
 def _copy(answer: IO[bytes], part: Path, have: int, total: int | None, name: str, say: Say) -> str | None:
-    """Appends ``answer`` to the first ``have`` bytes of ``part``, with a line every fiftieth of the whole."""
+    """Appends ``answer`` to the first ``have`` bytes of ``part``, with a progress line per 2 % of the file."""
     began, first, told = time.monotonic(), have, -1
     with part.open("r+b" if part.exists() else "wb") as file:
         file.truncate(have)
@@ -246,7 +246,7 @@ def _copy(answer: IO[bytes], part: Path, have: int, total: int | None, name: str
 
 
 def _verify(archive: Archive, file: Path) -> None:
-    """Raises DataError: the file is not the published one; it is set aside, so that the next call fetches it anew."""
+    """Raises DataError: the file is not the published one. It is set aside, so the next call downloads it again."""
     digest = hashlib.md5(usedforsecurity=False)
     with file.open("rb") as stream:
         while chunk := stream.read(CHUNK):
@@ -255,7 +255,7 @@ def _verify(archive: Archive, file: Path) -> None:
         aside = file.replace(file.with_name(f"{file.name}.wrong"))
         raise DataError(
             f"{file} has the MD5 sum {digest.hexdigest()} and should have {archive.md5}: it was damaged on the way, or "
-            f"is another file. It is now {aside.name}; run the same command again to fetch it anew."
+            f"is another file. It is now {aside.name}; run the same command again to fetch it again."
         )
 
 
@@ -269,7 +269,7 @@ def ending(name: str, out: Path) -> str:
 
 
 def run(name: str, out: str | None, *, mirror: str | None, keep: bool, say: Say) -> None:
-    """The command: without ``out`` only says where the files go.
+    """The command; without ``out`` it only prints where the files go.
 
     Raises:
         ConfigError, DataError: as ``fetch``.

@@ -1,4 +1,4 @@
-"""Walking folders for pictures: links are followed, loops are not, and what is passed over is counted."""
+"""Finding images in folders: links are followed, loops are not, and skipped files are counted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ciod.data.images import HEIF, is_picture
 
 Passed = Callable[[str, str], None]  # kind of problem, where
 
-# Files that stand beside pictures for good reasons; any other file that is not read is named.
+# Files that are expected beside images; any other file that is not read is reported.
 # fmt: off
 _BESIDE = frozenset((
     ".txt", ".xml", ".json", ".jsonl", ".yaml", ".yml", ".csv", ".tsv", ".md", ".rst", ".pdf", ".html", ".htm",
@@ -29,13 +29,13 @@ READ_ALREADY = "linked folder that leads to one that is read already, not follow
 
 
 def passed_over(name: str) -> bool:
-    """Whether a file that is not read may be a picture, by its name, so that somebody might miss it."""
+    """Whether a file that is not read could be an image, by its name."""
     stem, suffix = os.path.splitext(name.lower())  # noqa: PTH122 (names, not Paths)
     return not name.startswith(".") and suffix not in _BESIDE and not (not suffix and stem in _WITHOUT_SUFFIX)
 
 
 def why_passed_over(name: str) -> str | None:
-    """The problem of a file that is not read, or None where nobody will miss it."""
+    """The problem with a file that is not read, or None if it is not an image anyway."""
     if not passed_over(name):
         return None
     return NOT_HEIF if os.path.splitext(name)[1].lower() in HEIF else NOT_READ  # noqa: PTH122
@@ -44,11 +44,11 @@ def why_passed_over(name: str) -> str | None:
 def below(root: str | Path, passed: Passed | None = None) -> Iterator[tuple[str, list[str]]]:
     """Each folder from ``root`` down, with the names of its files, sorted; hidden ones are skipped.
 
-    Linked folders come after the others and are followed once: not into a folder that was read already, nor into one
-    that ``root`` lies in.
+    Linked folders come after the others and are followed once: not into a folder that was read already, nor into a
+    parent of ``root``.
 
     Args:
-        passed: is told of linked folders that are not followed and of folders that cannot be read.
+        passed: is called for linked folders that are not followed and for folders that cannot be read.
     """
     passed = passed or (lambda kind, where: None)
     root = str(root)
@@ -83,7 +83,7 @@ def below(root: str | Path, passed: Passed | None = None) -> Iterator[tuple[str,
 
 
 def pictures(root: str | Path, passed: Passed | None = None) -> Iterator[tuple[str, list[str]]]:
-    """As ``below``, only the pictures; ``passed`` is also told of files that may be pictures and are not read."""
+    """Like ``below``, but only images; ``passed`` is also called for files that could be images and are not read."""
     for folder, names in below(root, passed):
         if passed:
             for name in names:

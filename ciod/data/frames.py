@@ -1,4 +1,4 @@
-"""The pixels that boxes are counted in, and the picture's own: boxes belong to the picture they were drawn on."""
+"""Maps the pixels of annotations to those of the image file: boxes belong to the image on which they were drawn."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ TURN_UNKNOWN = "picture that EXIF turns without changing its size, its boxes are
 
 @dataclass
 class Frames:
-    """In which pixels the boxes of each row of the annotations count.
+    """The pixel grid of the boxes of each annotation row.
 
-    Several rows may name one file; ``row`` leads to the one that keeps it.
+    Several rows can name the same file; ``row`` gives the row that keeps it.
     """
 
     sizes: np.ndarray  # [I, 2] height, width of the picture, turned or as stored, whichever the boxes are drawn on
@@ -34,7 +34,7 @@ class Frames:
     scaled: bool  # whether any row has boxes to scale
 
     def joined_ids(self, own: Sequence[Any]) -> list[tuple[Any, ...]]:
-        """The ids of every row as a tuple, with those of the rows that it took in."""
+        """The ids of every row as a tuple, including those of merged rows."""
         ids: list[tuple[Any, ...]] = [(i,) for i in own]
         for i in np.flatnonzero(self.row != np.arange(len(self.row))) if own else ():
             if (first := int(self.row[i])) >= 0:
@@ -45,13 +45,13 @@ class Frames:
 def match_sizes(
     files: Sequence[str], stated: np.ndarray, headers: np.ndarray, usable: np.ndarray, problems: Problems
 ) -> Frames:
-    """Decides row by row whether the boxes were drawn on this picture, and in which pixels they count.
+    """Decides for each row whether the boxes were drawn on this image, and in which pixels.
 
-    A stated size that is the picture's, turned by EXIF or as stored, needs nothing. One of the same shape means that
-    the picture was made smaller or larger after it was labelled. Anything else is another picture.
+    If the stated size is that of the image, rotated by EXIF or as stored, nothing is changed. If it has the same shape,
+    the image was resized after it was labelled. Otherwise it is another image.
 
     Args:
-        stated: [I, 2] height, width of the annotations; 0 = they do not say.
+        stated: [I, 2] height, width of the annotations; 0 = not stated.
         headers: [I, 5] height, width after EXIF rotation, as stored, and the orientation.
     """
     turned, plain, orientation = headers[:, :2], headers[:, 2:4], headers[:, 4]
@@ -80,7 +80,7 @@ def match_sizes(
 def twice_in_joined(
     frames: Frames, image: np.ndarray, labels: np.ndarray, boxes: np.ndarray, known: np.ndarray
 ) -> np.ndarray:
-    """[k] boxes that a picture which was listed several times has already."""
+    """[k] duplicate boxes of an image that is listed several times."""
     joined = np.unique(frames.row[(frames.row >= 0) & (frames.row != np.arange(len(frames.row)))])
     rows = np.flatnonzero(known & np.isin(image, joined))
     if not len(rows):
@@ -91,7 +91,7 @@ def twice_in_joined(
 
 
 def _same_shape(stated: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """[I] bool: whether one size is the other made smaller, the sides rounded to whole pixels (at most by a 20th)."""
+    """[I] bool: whether one size is the other resized, with sides rounded to integers (by at most a 20th)."""
     a, b = stated.astype(np.float64), real.astype(np.float64)
     small, large = np.where((a.prod(1) < b.prod(1))[:, None], a, b), np.where((a.prod(1) < b.prod(1))[:, None], b, a)
     longer = large.argmax(1)[:, None]
@@ -110,10 +110,10 @@ def _first_rows(
     problems: Problems,
     where: Any,
 ) -> np.ndarray:
-    """[I] for each row the first that has the same file and counts in the same pixels; -1 for the others of a file.
+    """[I] for each row the first row with the same file and the same pixel grid; -1 for other rows of a file.
 
-    An entry of the picture's very size has it before those that would have to be scaled. Where all would have to be,
-    and to different degrees, none is known to be the picture's.
+    A row with the image's exact size is preferred to rows that would have to be scaled. If all rows would have to be
+    scaled differently, none is used.
     """
     row = np.arange(len(files))
     of_file: dict[str, list[int]] = defaultdict(list)
@@ -149,10 +149,10 @@ def _unturned(
     problems: Problems,
     where: Any,
 ) -> np.ndarray:
-    """[I] bool: pictures that are to be read as stored though their size is the same after EXIF rotation.
+    """[I] bool: images to be read as stored although EXIF rotation does not change their size.
 
-    Of upside-down, mirrored and square ones the size does not say what the annotations count. The others of the data
-    set do: one tool wrote all of them.
+    For upside-down, mirrored and square images the size does not tell which pixels the annotations refer to. The other
+    images of the data set do, because the same tool wrote all of them.
     """
     open_ = says & (orientation > 1) & (turned == plain).all(1)
     clear = says & (turned != plain).any(1)

@@ -1,4 +1,4 @@
-"""Decoded pictures of an Index: read, made smaller where that is wanted, and kept so that each is decoded once."""
+"""Decoded images of an Index: read, optionally shrunk, and cached so that each is decoded once."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from ciod.data.augment import TrainTransform
 
 Cache = Literal["auto", "off", "disk"]
-CACHE_BYTES = 1 << 30  # decoded pictures kept in memory when they fit in this
+CACHE_BYTES = 1 << 30  # decoded images are kept in memory if they fit into this
 
 
 class Pictures:
-    """Pictures of an Index by row.
+    """Images of an Index by row.
 
     Args:
-        index: what they are.
+        index: the images.
         cache: ``auto`` keeps them in memory if ``alone`` and all of them fit in ``CACHE_BYTES``; ``disk`` in a file
             that the loader's processes share; ``off`` decodes them each time.
         alone: no other process reads them.
-        longest: largest side in pixels; larger pictures are made smaller when they are read. None: as they are.
+        longest: largest side in pixels; larger images are shrunk when they are read. None: no limit.
 
     Raises:
-        CiodError: ``disk``, and the temporary folder has no room for them.
+        CiodError: ``cache`` is ``disk``, and the temporary folder has no room for them.
     """
 
     def __init__(self, index: Index, *, cache: Cache = "off", alone: bool = True, longest: int | None = None):
@@ -57,14 +57,14 @@ class Pictures:
         picture = self.kept.get(i) if self.kept else None
         if picture is None:
             picture, full = read_within(self.index.files[i], size, self.longest, self.index.is_stored(i))
-            if full != size:  # annotations that were not checked against the file; kept pictures have their size
+            if full != size:  # annotations that were not compared with the file; cached images have their size
                 return picture, _scale(picture, full)
             if self.kept:
                 self.kept.put(i, picture)
         return picture, _scale(picture, size)
 
     def or_next(self, i: int) -> tuple[int, np.ndarray, np.ndarray, list[str]]:
-        """Picture i with its scale, or the next readable one; and the files that were not readable."""
+        """Image i with its scale, or the next readable one; and the unreadable files."""
         broken: list[str] = []
         for step in range(len(self.index)):
             j = (i + step) % len(self.index)
@@ -83,7 +83,7 @@ def presize_hint(index: Index, transform: TrainTransform, *, presize: bool, cach
     if side < 2 * longest:
         return None
     return (
-        f"hint: pictures have {side} pixels along their longer side and are decoded anew each epoch; "
+        f"hint: pictures have {side} pixels along their longer side and are decoded again in each epoch; "
         f"train.presize=true makes them smaller when they are read (to {longest}), which is several times as fast."
     )
 

@@ -1,4 +1,4 @@
-"""Pictures in and out: every mode Pillow knows becomes RGB, every failure a sentence naming the file."""
+"""Reading and writing images: every mode of Pillow becomes RGB, and every error names the file."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ciod.core.errors import DataError
 from ciod.core.files import atomic_write, exists, is_folder
 from ciod.core.reading import Unreadable, check_regular
 
-# The grey that pads a letterboxed picture: what is transparent looks like padding and adds no edge. White or black
-# would draw one around every cut-out object, and the colours stored under alpha 0 are arbitrary.
+# The grey of letterbox padding: transparent pixels then look like padding. White or black would add an edge around
+# every cut-out object, and the colours stored under alpha 0 are arbitrary.
 BACKGROUND = (114, 114, 114)
 
-# Photographs of phones: read where the package pillow-heif is installed
+# Phone photographs: read if the package pillow-heif is installed
 HEIF = frozenset((".heic", ".heif", ".hif"))
 try:
     from pillow_heif import register_heif_opener  # type: ignore[import-not-found]
@@ -47,37 +47,37 @@ MAX_PIXELS = 250_000_000  # of a picture: 750 MB decoded; more is taken for an a
 PIXELS_VARIABLE = "CIOD_MAX_PIXELS"  # of the environment: another limit, which loader processes see too
 _PILLOW_LIMIT = Image.MAX_IMAGE_PIXELS
 _OPENING = threading.Lock()
-# Pillow warns at a third of our limit, in the middle of progress lines; we check every picture ourselves.
+# Pillow warns at a third of our limit, in the middle of progress lines; we check every image ourselves.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 Size = tuple[int, int]  # height, width
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file is a picture that ciod reads, by its name."""
+    """Whether a file is an image that ciod reads, by its name."""
     return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 (asked by the hundred thousand)
 
 
 def fit_within(height: int, width: int, longest: int) -> Size:
-    """(height, width) in pixels after the longest side was brought down to ``longest``; smaller pictures stay."""
+    """(height, width) in pixels with the longest side reduced to ``longest``; smaller images stay the same."""
     scale = min(1.0, longest / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def read_image(path: str | Path, size: Size | None = None, stored: bool = False) -> np.ndarray:
-    """A picture as [H, W, 3] uint8 RGB.
+    """An image as [H, W, 3] uint8 RGB.
 
-    EXIF rotation is applied, unless the annotations count the pixels before it: ``stored``, or ``size`` equals the
-    picture as it is stored and not the rotated one. Transparency is laid over grey (114). Pictures of 16 bits and more
-    are brought to 8: divided by 257 if any value is above 255, else taken as they are.
+    EXIF rotation is applied, unless the annotations refer to the unrotated pixels: ``stored`` is set, or ``size``
+    equals the size as stored and not the rotated one. Transparency is blended with grey (114). Images with 16 bits
+    or more are converted to 8: divided by 257 if any value is above 255, else unchanged.
 
     Args:
-        path: the file; of several frames the first counts.
-        size: (height, width) as the annotations have it, in pixels.
-        stored: leave EXIF rotation out.
+        path: the file; of several frames, the first is read.
+        size: (height, width) according to the annotations, in pixels.
+        stored: do not apply EXIF rotation.
 
     Raises:
-        DataError: the file is absent, empty, no picture, truncated, or larger than ``max_pixels``.
+        DataError: the file is missing, empty, not an image, truncated, or larger than ``max_pixels``.
     """
     return read_within(path, size, None, stored)[0]
 
@@ -85,12 +85,12 @@ def read_image(path: str | Path, size: Size | None = None, stored: bool = False)
 def read_within(
     path: str | Path, size: Size | None, longest: int | None, stored: bool = False
 ) -> tuple[np.ndarray, Size]:
-    """As ``read_image``, with the longest side brought down to ``longest`` pixels; and the file's own (height, width).
+    """Like ``read_image``, with the longest side reduced to ``longest`` pixels; and the (height, width) of the file.
 
-    JPEGs are made smaller by the decoder as far as it can, which takes a fraction of the time.
+    The JPEG decoder does most of the reduction, which takes a fraction of the time.
 
     Raises:
-        DataError: as ``read_image``.
+        DataError: see ``read_image``.
     """
     with _opened(path) as picture:
         turn = _orientation(picture)
@@ -98,7 +98,7 @@ def read_within(
         height, width = fit_within(*plain, longest) if longest else plain
         smaller = (height, width) != plain
         if smaller:
-            picture.draft(None, (width, height))  # to a half, a quarter or an eighth, never below what is asked
+            picture.draft(None, (width, height))  # to a half, a quarter or an eighth, but never below ``longest``
         pixels = _rgb(picture)
         if smaller and pixels.shape[:2] != (height, width):
             pixels = np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
@@ -108,13 +108,13 @@ def read_within(
 
 
 def as_array(image: str | Path | np.ndarray | Image.Image) -> np.ndarray:
-    """A picture however it is given, as [H, W, 3] uint8 RGB: a file, a PIL image, an array or a tensor.
+    """A file, PIL image, array or tensor as [H, W, 3] uint8 RGB.
 
-    Arrays are [H, W, 3] RGB or grey [H, W] or [H, W, 1]: of whole numbers 0..255, of ``uint16`` (brought to 8 bits as
-    pictures of files are), or of floats 0..255; floats of which none is above 1 count as 0..1.
+    Arrays are [H, W, 3] RGB or grey [H, W] or [H, W, 1]: integers 0..255, ``uint16`` (converted to 8 bits as for
+    files), or floats 0..255; if no float is above 1, they are taken as 0..1.
 
     Raises:
-        DataError: as ``read_image``; or an array of another shape, type or range; says which.
+        DataError: see ``read_image``; or an array of another shape, type or range.
     """
     if isinstance(image, (str, Path)):
         return read_image(image)
@@ -142,7 +142,7 @@ def _values_of(image: Any) -> np.ndarray:
 
 
 def _bytes_of(array: np.ndarray) -> np.ndarray:
-    """Values of any range that a picture may have as uint8."""
+    """Values of an allowed range as uint8."""
     if array.dtype == np.uint8:
         return array
     low, high = float(array.min()), float(array.max())
@@ -152,7 +152,7 @@ def _bytes_of(array: np.ndarray) -> np.ndarray:
         hint = "; a normalized picture must be brought back to 0..255 or 0..1 first" if low < 0 else ""
         raise DataError(f"The values of a picture must be 0..255; this array has {low:g}..{high:g}{hint}.")
     if array.dtype.kind == "f" and 0 < high < 2:
-        if high > 1.001:  # 1 and a rounding error at most
+        if high > 1.001:  # at most 1 plus a rounding error
             raise DataError(
                 f"The values of a picture of floats must be 0..1 or 0..255; this array has {low:g}..{high:g}, which "
                 "can be neither. Clip it to 0..1, or multiply it by 255."
@@ -162,7 +162,7 @@ def _bytes_of(array: np.ndarray) -> np.ndarray:
 
 
 def _advice(array: np.ndarray) -> str:
-    """What to do with an array that has the axes or type of something else."""
+    """Advice for an array with wrong axes or type."""
     if array.ndim == 4:
         return "; give the pictures of a batch as a list"
     if array.ndim == 3 and array.shape[0] in (1, 3, 4):
@@ -175,10 +175,10 @@ def _advice(array: np.ndarray) -> str:
 
 
 def image_size(path: str | Path) -> Size:
-    """(height, width) in pixels after EXIF rotation, from the header alone.
+    """(height, width) in pixels after EXIF rotation, only from the header.
 
     Raises:
-        DataError: as ``read_image``, as far as the header shows it.
+        DataError: see ``read_image``, as far as the header shows it.
     """
     return header_sizes(path)[0]
 
@@ -187,7 +187,7 @@ def header_sizes(path: str | Path) -> tuple[Size, Size]:
     """(height, width) after EXIF rotation, and as stored.
 
     Raises:
-        DataError: as ``image_size``.
+        DataError: see ``image_size``.
     """
     return read_header(path)[:2]
 
@@ -196,7 +196,7 @@ def read_header(path: str | Path) -> tuple[Size, Size, int]:
     """(height, width) after EXIF rotation, the same as stored, and the EXIF orientation 1..8.
 
     Raises:
-        DataError: as ``image_size``.
+        DataError: see ``image_size``.
     """
     with _opened(path) as picture:
         turn = _orientation(picture)
@@ -204,11 +204,11 @@ def read_header(path: str | Path) -> tuple[Size, Size, int]:
 
 
 def max_pixels() -> int:
-    """The most pixels that a picture may have: the environment's ``CIOD_MAX_PIXELS``, else
-    ``PIL.Image.MAX_IMAGE_PIXELS`` where it was changed, else ``MAX_PIXELS``.
+    """Maximum number of pixels of an image: the environment variable ``CIOD_MAX_PIXELS``, else
+    ``PIL.Image.MAX_IMAGE_PIXELS`` if it was changed, else ``MAX_PIXELS``.
 
     Raises:
-        DataError: the variable is no number of pixels.
+        DataError: the variable is not a number of pixels.
     """
     if text := os.environ.get(PIXELS_VARIABLE, "").strip():
         try:
@@ -218,16 +218,16 @@ def max_pixels() -> int:
         if not 1 <= number < 2**63:
             raise DataError(f"{PIXELS_VARIABLE}={text} is not a number of pixels; write for example 400e6.")
         return int(number)
-    with _OPENING:  # not while it is put aside
+    with _OPENING:  # not while it is suspended
         theirs = Image.MAX_IMAGE_PIXELS
     return MAX_PIXELS if theirs == _PILLOW_LIMIT else theirs or 2**63
 
 
 def save_image(path: str | Path, array: np.ndarray) -> None:
-    """Writes [H, W, 3] (or [H, W]) uint8 in the format of the suffix, beside and then renamed: never half a file.
+    """Writes [H, W, 3] (or [H, W]) uint8 in the format of the suffix, atomically.
 
     Raises:
-        DataError: the suffix is not that of a picture format.
+        DataError: the suffix is not that of an image format.
         WriteError: no room, no permission, or another fault of the disk.
     """
     path, content = Path(path), io.BytesIO()
@@ -257,7 +257,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
 
 
 def _open(path: Path) -> Image.Image:
-    """A picture of any size: Pillow's own limit is put aside, for all threads, while a large one is opened."""
+    """Opens an image of any size: Pillow's own limit is suspended, for all threads, while a large one is opened."""
     try:
         return Image.open(path, formats=_formats())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -297,14 +297,14 @@ def _why(path: Path, error: Exception) -> str:
 
 
 def _orientation(picture: Image.Image) -> int:
-    """EXIF orientation 1..8. Asked before loading, so that header and pixels never disagree."""
+    """EXIF orientation 1..8. Read before loading, so that header and pixels always agree."""
     if picture.format == "TIFF":
-        return 1  # Pillow turns TIFF itself, header size included
+        return 1  # Pillow rotates TIFF itself, including the header size
     if picture.format == "PNG" and not {"exif", "Raw profile type exif", "xmp"} & picture.info.keys():
-        return 1  # Pillow would decode the whole picture to look for a late EXIF chunk
+        return 1  # Pillow would decode the full image to look for a late EXIF chunk
     try:
         turn = picture.getexif().get(0x0112, 1)
-    except Exception:  # broken EXIF around a good picture
+    except Exception:  # broken EXIF in a good image
         return 1
     return turn if turn in range(1, 9) else 1
 
@@ -330,7 +330,7 @@ def _rgb(picture: Image.Image) -> np.ndarray:
     """[H, W, 3] uint8."""
     if picture.mode == "F" or picture.mode.startswith("I"):
         return np.repeat(_eight_bits(np.asarray(picture))[..., None], 3, axis=2)
-    if picture.mode in ("La", "RGBa"):  # premultiplied alpha converts to its plain twin only
+    if picture.mode in ("La", "RGBa"):  # premultiplied alpha can only be converted to plain alpha
         picture = picture.convert(picture.mode.upper())
     if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
@@ -340,7 +340,7 @@ def _rgb(picture: Image.Image) -> np.ndarray:
 
 
 def _eight_bits(grey: np.ndarray) -> np.ndarray:
-    """Grey of 16 or 32 bits, or float, as uint8; one rule for all pictures, so brightness stays comparable."""
+    """Grey of 16 or 32 bits, or float, as uint8; the same rule for all images, so brightness stays comparable."""
     values = np.nan_to_num(grey.astype(np.float32))
     top = float(values.max(initial=0.0))
     if grey.dtype.kind == "f" and top <= 1:

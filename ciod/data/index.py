@@ -1,4 +1,4 @@
-"""Index: a whole data set in memory as columns; the only thing scenarios, loaders and evaluation see of it."""
+"""Index: a data set in memory as columns. Scenarios, loaders and evaluation use only the Index."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import numpy as np
 
 @dataclass
 class Problems:
-    """What was wrong with a data set: a count and some examples per kind, never a flood."""
+    """Problems of a data set: a count and a few examples per kind."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     limit: int = 5
 
     def add(self, kind: str, where: str) -> None:
-        """``kind`` is a sentence of a few words ("box of no area, left out"); ``where`` names file, image or id."""
+        """``kind`` is a short description ("box of no area, left out"); ``where`` names the file, image or id."""
         self.counts[kind] += 1
         shown = self.examples.setdefault(kind, [])
         if len(shown) < self.limit:
@@ -44,7 +44,7 @@ class Problems:
 
 
 def count(problems: Problems, kind: str, rows: Iterable[int], where: Callable[[int], str]) -> None:
-    """Counts all rows under ``kind`` but words an example for the first few only."""
+    """Counts all rows under ``kind``, with examples only for the first few."""
     rows = [int(r) for r in rows]
     for row in rows[: problems.limit]:
         problems.add(kind, where(row))
@@ -56,7 +56,7 @@ def count(problems: Problems, kind: str, rows: Iterable[int], where: Callable[[i
 class Index:
     """Images, boxes and class names of one split, columnar.
 
-    Boxes are clipped to their image and have positive area; what was left out is counted in ``problems``.
+    Boxes are clipped to their image and have positive area; ``problems`` counts what was left out.
     Box rows are sorted by image, so ``starts[i]:starts[i + 1]`` are the boxes of image i.
     """
 
@@ -70,8 +70,8 @@ class Index:
     crowd: np.ndarray  # [A] bool: COCO iscrowd
     difficult: np.ndarray  # [A] bool: VOC difficult
     area: np.ndarray  # [A] float32: the data set's own area if it gives one (COCO's mask area), else width × height
-    source: str = ""  # what it was read from, for messages
-    # What result files need to speak as the data set does; empty or None: as the columns above have it.
+    source: str = ""  # the source, for messages
+    # Ids and pixels of the original data set, for result files; empty or None: as in the columns above.
     own_ids: list[tuple[Any, ...]] = field(default_factory=list)  # [I] ids as written; several if listed several times
     category_ids: tuple[Any, ...] = ()  # [C] ids as written
     annotated: np.ndarray | None = None  # [I, 2] int32 height, width in which the annotations count
@@ -86,11 +86,11 @@ class Index:
         return len(self.files)
 
     def ids_of(self, i: int) -> tuple[Any, ...]:
-        """The data set's own ids of image i, as they are written there."""
+        """The data set's own ids of image i, as written there."""
         return self.own_ids[i] if self.own_ids else (int(self.image_ids[i]),)
 
     def category_id(self, c: int) -> Any:
-        """The data set's own id of class c; without one its place, counted from 1."""
+        """The data set's own id of class c; without one, its position, counted from 1."""
         return self.category_ids[c] if self.category_ids else c + 1
 
     def written_scale(self, i: int) -> tuple[float, float]:
@@ -101,7 +101,7 @@ class Index:
         return x, y
 
     def is_stored(self, i: int) -> bool:
-        """Whether image i is to be read without EXIF rotation, whatever its size says."""
+        """Whether image i must be read without EXIF rotation, independent of its size."""
         return self.stored is not None and bool(self.stored[i])
 
     def of_image(self, i: int) -> slice:
@@ -132,7 +132,7 @@ class Index:
         )
 
     def relabel(self, names: tuple[str, ...]) -> Index:
-        """The same boxes with labels counted in ``names``; boxes of classes that are not in it are dropped."""
+        """The same boxes with labels as positions in ``names``; boxes of other classes are dropped."""
         where = {n: i for i, n in enumerate(names)}
         where_from = {n: i for i, n in enumerate(self.class_names)}
         table = np.array([where.get(n, -1) for n in self.class_names] or [0], dtype=np.int64)
@@ -142,7 +142,7 @@ class Index:
         return kept.select(boxes=labels >= 0)
 
     def with_boxes(self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> Index:
-        """The same images with more boxes, each behind those its image has.
+        """The same images with more boxes, each after the existing boxes of its image.
 
         Args:
             image, boxes, labels: [m] row of the image, [m, 4] in its pixels, [m].

@@ -17,7 +17,7 @@ from ciod.data.pairs import Pairs, annotation_files
 from ciod.data.text_files import decoded
 
 LOOKED_FOR = "labelme: a JSON beside each picture"
-_HEAD = 1 << 20  # bytes in which a file shows that it is labelme's: the picture itself may follow, in base64
+_HEAD = 1 << 20  # bytes to recognise a labelme file; the image itself may follow, in base64
 _OUTLINES = {"rectangle", "polygon", "circle", "mask", "rotation", "quadrilateral", "cuboid", None}
 
 
@@ -100,7 +100,7 @@ def class_names(layout: Layout) -> tuple[str, ...]:
 
 
 def _parse(path: Path) -> tuple[dict[str, Any] | None, str]:
-    """What a JSON holds, or None and what is wrong with it."""
+    """The content of a JSON, or None and the problem."""
     try:
         content = json.loads(decoded(read_bytes(path, EMBEDDED), path))
     except DataError as error:
@@ -142,7 +142,7 @@ def _add(shape: Any, columns: Columns, label_of: dict[str, int], problems: Probl
 
 
 def _box(points: Any, *, circle: bool) -> tuple[float, float, float, float] | None:
-    """xyxy around points; of a circle they are its centre and a point on it."""
+    """xyxy around points; for a circle, its centre and a point on it are given."""
     pairs = points if isinstance(points, list) and len(points) > 1 else []
     if not pairs or not all(isinstance(p, list) and len(p) == 2 for p in pairs):
         return None

@@ -1,6 +1,6 @@
 """A Task as batches: decoding, augmentation, order. Every random choice is a function of (seed, task, epoch, image).
 
-So workers, processes and resumption cannot change what a run sees.
+So workers, processes and resuming cannot change what a run sees.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ciod.data.image_cache import Cache, Pictures
 from ciod.data.index import Index
 from ciod.data.mixture import Mixture
 
-STALLED = 600  # seconds without a batch after which a loader's worker is given up
+STALLED = 600  # seconds without a batch after which a loader worker counts as stalled
 
 Sample = dict[str, Any]
 Item = tuple[int, ...]  # epoch and row of a training image, and its size where sizes change
 
 
 class TrainData(Dataset):
-    """Training images of a task; an item is asked for as (epoch, row), or (epoch, row, size)."""
+    """Training images of a task; an item is requested as (epoch, row), or (epoch, row, size)."""
 
     def __init__(
         self,
@@ -55,9 +55,9 @@ class TrainData(Dataset):
     def __getitem__(self, item: Item) -> Sample:
         epoch, i, *size = item
         transform = self.transform.at(size[0]) if size else self.transform
-        # A generator of its own: the global one belongs to the model and must not depend on the data.
+        # A separate generator: the global one belongs to the model and must not depend on the data.
         with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would also set the GPU's generators, which are the model's, and takes 1 ms an image.
+            # torch.manual_seed would also set the GPU's generators, which are the model's, and takes 1 ms per image.
             torch.default_generator.manual_seed(_mix(self.seed, self.task, epoch, i))
             j, own, broken = self._sample(i)
 
@@ -72,7 +72,7 @@ class TrainData(Dataset):
 
 
 class EvalData(Dataset):
-    """Test images, whole and letterboxed. An unreadable one becomes an empty picture and is reported."""
+    """Test images, letterboxed. An unreadable one becomes an empty image and is reported."""
 
     def __init__(self, index: Index, size: int, fill: float, place: Placement = "corner"):
         self.index, self.size, self.fill = index, size, fill
@@ -88,7 +88,7 @@ class EvalData(Dataset):
             image, frame = put(self.pictures[i], self.size, self.fill, self.place)
         except DataError:
             broken.append(str(self.index.files[i]))
-            # made as it will be seen: nobody has checked the size that the annotations state
+            # created at its final size, because the size in the annotations is not verified
             image = torch.full((3, self.size, self.size), int(self.fill), dtype=torch.uint8)
             height, width = self.index.sizes[i].tolist()
             frame = frame_of(height, width, self.size, self.place)
@@ -108,7 +108,7 @@ class EvalData(Dataset):
 
 
 class Collate:
-    """Samples → Batch; carries the index for names and sizes, and what a mixture says of its images."""
+    """Samples → Batch; holds the index for names and sizes, and the mixture for sources and known classes."""
 
     def __init__(self, index: Index, mixture: Mixture | None = None):
         self.index, self.mixture = index, mixture
@@ -123,7 +123,7 @@ class Collate:
             source = torch.from_numpy(self.mixture.source[rows])
         images = torch.stack([s["image"] for s in samples])
         if get_worker_info() is not None:
-            images.share_memory_()  # here, where no room for it is an error; later it is only a batch that never comes
+            images.share_memory_()  # here, where missing memory is an error; later the batch would just never arrive
         return Batch(
             source=source,
             images=images,
@@ -138,15 +138,15 @@ class Collate:
 
 
 class Order(Sampler):
-    """Batches of ``Item`` for one rank. The whole batch of a step is the same for any number of processes.
+    """Batches of ``Item`` for one rank. The full batch of a step is the same for any number of processes.
 
     The last batch of an epoch is filled up from the epoch's beginning, so every batch has the same shape.
 
     Args:
-        length: images; with ``parts`` the rows are theirs.
-        parts, counts: rows that are drawn from together, and how many of each a batch has. An epoch is one pass over
-            the first part; the others are gone through again and again, in a new order each time.
-        sizes, every: sides that batches may have; of each ``every`` steps of an epoch one is drawn.
+        length: number of images; with ``parts``, the rows come from the parts.
+        parts, counts: groups of rows, and how many rows of each group a batch has. An epoch is one pass over the first
+            group; the others are repeated, in a new order each time.
+        sizes, every: possible sizes of batches; a new one is drawn every ``every`` steps of an epoch.
     """
 
     def __init__(
@@ -169,14 +169,14 @@ class Order(Sampler):
             raise CiodError(f"train.batch={batch} cannot be shared equally by {world} processes.")
         self.length, self.batch, self.rank, self.world = length, batch, rank, world
         self.seed, self.task, self.epoch = seed, task, 0
-        self.skip = 0  # batches of the epoch that an earlier process has done
+        self.skip = 0  # batches of the epoch that were done before resuming
 
     def __len__(self) -> int:
         return -(-len(self.parts[0]) // self.counts[0])
 
     def __iter__(self) -> Iterator[list[Item]]:
         order = np.concatenate([self._drawn(p).reshape(len(self), -1) for p in range(len(self.parts))], 1)
-        if len(self.parts) > 1:  # interleaved, so that every process has its share of each part
+        if len(self.parts) > 1:  # interleaved, so that every process gets its share of each part
             place = np.concatenate([(np.arange(n) + 0.5) / n for n in self.counts])
             order = order[:, np.argsort(place, kind="stable")]
         share = self.batch // self.world
@@ -185,14 +185,14 @@ class Order(Sampler):
             yield [(self.epoch, int(i), *size) for i in batch[self.rank * share : (self.rank + 1) * share]]
 
     def _size(self, step: int) -> tuple[int, ...]:
-        """The side of a batch: a function of seed, task, epoch and step, the same for every process."""
+        """The size of a batch: a function of seed, task, epoch and step, the same for every process."""
         if len(self.sizes) < 2:
             return ()
         rng = np.random.default_rng([self.seed, self.task, self.epoch, step // self.every, 32])
         return (int(rng.choice(self.sizes)),)
 
     def _drawn(self, part: int) -> np.ndarray:
-        """The rows of one part for a whole epoch."""
+        """The rows of one part for an epoch."""
         rows, wanted = self.parts[part], len(self) * self.counts[part]
         if part == 0:
             order = np.random.default_rng([self.seed, self.task, self.epoch]).permutation(len(rows))
@@ -220,8 +220,8 @@ def train_loader(
     """Batches of a task; set ``epoch`` and ``skip`` of ``loader.batch_sampler`` before each epoch.
 
     Args:
-        mixture: the task's images with exemplars and pool; it takes the place of ``index``.
-        cache, presize: as in the settings of ``train``.
+        mixture: the task's images with exemplars and pool; it replaces ``index``.
+        cache, presize: see the settings of ``train``.
 
     Raises:
         CiodError: ``cache`` is ``disk``, and there is no room for it.
@@ -287,42 +287,42 @@ def eval_loader(
 
 
 def batches(loader: DataLoader) -> Iterator[Batch]:
-    """Of the loader, with the faults of its processes as sentences.
+    """Batches of the loader; failures of its processes become error messages.
 
     Raises:
-        CiodError: one ended, gave nothing for ``STALLED`` seconds, or found no room in shared memory; or what a
-            sample raised.
+        CiodError: a process ended, returned nothing for ``STALLED`` seconds, or ran out of shared memory; or the error
+            of a sample.
     """
     try:
         yield from loader
-    except CiodError as e:  # torch puts the traceback of a worker in front of its message
+    except CiodError as e:  # torch puts the traceback of a worker before its message
         raise CiodError(str(e).rstrip().splitlines()[-1].partition("CiodError: ")[2] or str(e)) from e
     except RuntimeError as e:
-        said = str(e)
-        if "shared memory" in said or "Bus error" in said:
+        message = str(e)
+        if "shared memory" in message or "Bus error" in message:
             why = (
                 "found no room in shared memory (/dev/shm), through which batches travel: make it larger (containers: "
                 "--shm-size=8g), or lower train.workers or train.batch"
             )
-        elif "timed out" in said:
+        elif "timed out" in message:
             why = "gave no batch in time: a disk or network folder may hang, or an image may be huge"
-        elif ("DataLoader worker" in said and "exited unexpectedly" in said) or "killed by signal" in said:
-            why = f"ended ({said.splitlines()[0]}): memory may be exhausted"
+        elif ("DataLoader worker" in message and "exited unexpectedly" in message) or "killed by signal" in message:
+            why = f"ended ({message.splitlines()[0]}): memory may be exhausted"
             if not main_guard.forks():
                 why += f", or it ran the script again ({main_guard.ADVICE})"
         else:  # an error of the code, whose traceback is needed
             raise
         raise CiodError(
-            f"A loader process {why}. The same command goes on from the last saved state; train.workers=0 does "
-            "without such processes."
+            f"A loader process {why}. Repeat the command to resume from the last saved state; train.workers=0 uses "
+            "no such processes."
         ) from e
 
 
 def _own_generator() -> torch.Generator:
-    """For the loader's workers. Without one it draws from the global generator, which belongs to the model."""
+    """Generator for the loader's workers. Without one, torch uses the global generator, which belongs to the model."""
     return torch.Generator().manual_seed(0)
 
 
 def _mix(*numbers: int) -> int:
-    """Some integers → one 63-bit seed; near inputs give unrelated seeds."""
+    """Several integers → one 63-bit seed; similar inputs give unrelated seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,4 +1,4 @@
-"""Boxes of objects that are given by an outline or a mask only, as COCO writes them."""
+"""Boxes of objects that have only a polygon or a mask, in COCO's formats."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def box_of(segmentation: Any) -> list[float] | None:
-    """[x, y, width, height] in pixels around COCO's polygons or run-length mask; None where there is none.
+    """[x, y, width, height] in pixels around COCO's polygons or run-length mask; None if there is none.
 
     A polygon's box goes through its outermost points; a mask's covers its pixels.
     """
@@ -28,7 +28,7 @@ def box_of(segmentation: Any) -> list[float] | None:
 
 
 def _box_of_runs(counts: Any, size: Any) -> list[float] | None:
-    """Of runs of 0 and 1 by turns, down the columns of a mask of ``size`` (height, width)."""
+    """Box of alternating runs of 0 and 1, down the columns of a mask of ``size`` (height, width)."""
     try:
         height, width = (int(v) for v in size)
         runs = np.array(_decompressed(counts) if isinstance(counts, str) else counts, dtype=np.int64).reshape(-1)
@@ -50,11 +50,11 @@ def _box_of_runs(counts: Any, size: Any) -> list[float] | None:
 
 
 def _decompressed(text: str) -> list[int]:
-    """COCO's compressed counts: five bits per character from 48 on, the sixth says that more follow; from the third
-    on each is the difference to the one before the last.
+    """COCO's compressed counts: five bits per character, starting at 48; the sixth bit means that more follow. From the
+    third number on, each is the difference to the number two before it.
 
     Raises:
-        ValueError: the text ends in the middle of a number, or has a character that is none of these.
+        ValueError: the text ends in the middle of a number, or has another character.
     """
     counts: list[int] = []
     value, shift = 0, 0

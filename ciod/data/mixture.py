@@ -1,4 +1,4 @@
-"""Images of several sources for one task: its own, exemplars of earlier ones and a pool, as one Index."""
+"""Images of several sources for one task as one Index: its own, exemplars of previous tasks, and a pool."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from ciod.data.index import Index
 
 @dataclass
 class Mixture:
-    """Images of several sources as one Index, and how many of each a batch has."""
+    """Images of several sources as one Index, and the number of each per batch."""
 
     index: Index
     source: np.ndarray  # [I] TASK, MEMORY or POOL
-    known: np.ndarray  # [I, C] bool: classes whose boxes are drawn in the image
-    background: np.ndarray  # [I] bool: False = what is not drawn may be anything
-    parts: list[np.ndarray]  # rows that are drawn from together; an epoch is a pass over the first
+    known: np.ndarray  # [I, C] bool: classes that are labelled in the image
+    background: np.ndarray  # [I] bool: False = an unlabelled place may show anything
+    parts: list[np.ndarray]  # groups of rows; an epoch is a pass over the first
     counts: list[int]  # images of each part in a batch
 
     def alike(self) -> np.ndarray:
-        """[I]: images with equal numbers may share a mosaic: their labels say the same."""
+        """[I]: images with equal numbers may share a mosaic, because the same classes are labelled in them."""
         told = np.column_stack([self.known, self.background, self.source])
         return np.unique(told, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def concatenate(indices: list[Index]) -> Index:
-    """Several Indices of the same classes, one after the other."""
+    """Concatenates several Indices with the same classes."""
     shift = np.cumsum([0, *(len(i) for i in indices)])
     columns = {
         name: np.concatenate([getattr(i, name) for i in indices])

@@ -1,4 +1,4 @@
-"""Class names of public data sets, for checkpoints that do not carry their own and for plans without the data."""
+"""Class names of public data sets, for checkpoints without names and for plans without the data."""
 
 # COCO 2017, by category id (1..90 with holes): the label order of official COCO-trained detectors
 # fmt: off

@@ -1,4 +1,4 @@
-"""Which picture an annotation file belongs to, where there is one per picture (VOC, labelme)."""
+"""Matches annotation files with images, for formats with one file per image (VOC, labelme)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ciod.data.index import Problems
 
 
 def annotation_files(folder: Path | None, suffix: str, problems: Problems | None = None) -> dict[str, Path]:
-    """Key → file, of all files with ``suffix`` in any case in a folder and below it."""
+    """Key → file, for all files with ``suffix`` (in any case) in a folder and its subfolders."""
     root, found = str(folder or ""), {}
     for place, names in below(root, None if problems is None else problems.add):
         for name in names:
@@ -27,11 +27,11 @@ def annotation_files(folder: Path | None, suffix: str, problems: Problems | None
 
 
 class Pairs:
-    """The pictures of some folders, and which of them annotation files belong to.
+    """The images of some folders, matched with annotation files.
 
     Args:
-        folders: the likeliest first.
-        problems: is told of pictures that annotation files name against their own name, and of what is passed over.
+        folders: the most likely first.
+        problems: counts annotation files that name another image than their own name does, and skipped files.
     """
 
     def __init__(self, folders: Sequence[Path], problems: Problems):
@@ -50,22 +50,22 @@ class Pairs:
         self._deeper = only(self.by_key, lambda key: key.rpartition("/")[2])
 
     def own(self, key: str) -> list[str]:
-        """The pictures of a key; where there are none, those whose key differs in case, accents or percent-encoding
-        only, or else lies in some deeper folder."""
+        """The images of a key; if there are none, those whose key differs only in case, accents or percent-encoding, or
+        else is in a deeper folder."""
         for like in (key, self._alike.get(folded(key), ""), self._deeper.get(key, "")):
             if found := self.by_key.get(like):
                 return found
         return []
 
     def choose(self, named: Mapping[str, str], sizes: Mapping[str, Size]) -> dict[str, str]:
-        """Key of an annotation file → its picture, "" if there is none.
+        """Key of an annotation file → its image, "" if there is none.
 
-        A file's own name and the picture that it names usually agree. Where they lead to two pictures the stated size
-        decides, and if it cannot, the picture that is named, unless it has an annotation file of its own: then the
-        name inside is that of an earlier time.
+        The name of a file and the image that it names usually agree. If they lead to two images, the stated size
+        decides. If it cannot, the named image is used, unless that image has its own annotation file: then the name
+        inside the file is outdated.
 
         Args:
-            named: key → the picture that the file names; "" if it names none.
+            named: key → the image that the file names; "" if it names none.
             sizes: key → (height, width) that it states; 0 if it states none.
         """
         inside = self._named(named)
@@ -85,7 +85,7 @@ class Pairs:
         return chosen
 
     def count_left(self, kind: str) -> None:
-        """Counts the pictures that no annotation file belongs to."""
+        """Counts the images without an annotation file."""
         known: set[str] = set()
         for key, paths in self.by_key.items():
             for path in paths:
@@ -94,7 +94,7 @@ class Pairs:
                 known.add(path)
 
     def _named(self, named: Mapping[str, str]) -> dict[str, str]:
-        """The pictures that exist of those named, each looked for beside its annotation file first."""
+        """The named images that exist, searched first beside the annotation file."""
         groups: dict[str, list[str]] = defaultdict(list)
         for key in named:
             groups[key.rpartition("/")[0]].append(key)
@@ -105,12 +105,12 @@ class Pairs:
         return out
 
     def _taken(self, key: str, picture: str, named: Mapping[str, str], inside: Mapping[str, str]) -> bool:
-        """Whether a picture has an annotation file of its own name, which names it or nothing that exists."""
+        """Whether an image has an annotation file of the same name, which names it or nothing that exists."""
         owners = {_key(f, picture) for f in self.folders if picture.startswith(f"{f}/")}
         return any(o != key and o in named and inside[o] in ("", picture) for o in owners)
 
     def _same(self, key: str, picture: str, inside: Mapping[str, str]) -> bool:
-        """Whether the picture's own annotation file names it too: then it has two."""
+        """Whether the image's own annotation file also names it: then it has two."""
         owners = {_key(f, picture) for f in self.folders if picture.startswith(f"{f}/")}
         return any(o != key and inside.get(o) == picture for o in owners)
 

@@ -1,4 +1,4 @@
-"""Text of files that other tools wrote: class names, lists, box files, in UTF-8 or UTF-16."""
+"""Reads text files of other tools (class names, lists, box files) in UTF-8 or UTF-16."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ciod.core.errors import DataError
 from ciod.core.files import nfc
 from ciod.core.reading import EMBEDDED, read_bytes
 
-_MARKS = (  # the marks of UTF-32 begin with those of UTF-16
+_MARKS = (  # the byte order marks of UTF-32 begin with those of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -49,7 +49,7 @@ def read_text(path: Path) -> str:
 
 
 def decoded(raw: bytes, path: Path) -> str:
-    """``raw`` as text. Raises DataError as ``read_text``; ``path`` is for the message."""
+    """``raw`` as text. Raises DataError like ``read_text``; ``path`` is for the message."""
     encoding = encoding_of(raw)
     try:
         return raw.decode(encoding)

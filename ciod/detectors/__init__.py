@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def families() -> Sequence[type[Any]]:
-    """Every Detector class, each with its ``variants``. A new detector is its file and its name here."""
+    """Every Detector class, each with its ``variants``. Add a new detector here."""
     from ciod.detectors.gfl import GFL
     from ciod.detectors.mobilenet import YOLOXMobileNet
     from ciod.detectors.torchvision_models import FCOS, RetinaNet
@@ -22,7 +22,7 @@ def families() -> Sequence[type[Any]]:
 
 
 def available() -> list[str]:
-    """Names that ``build`` takes, beside ``mmdet:CONFIG``."""
+    """Names for ``build``, in addition to ``mmdet:CONFIG``."""
     return [name for family in families() for name in family.variants]
 
 
@@ -43,7 +43,7 @@ def find(name: str) -> type[Any]:
 
 
 def traits(name: str) -> frozenset[str]:
-    """What a detector offers, without building it.
+    """The traits of a detector, without building it.
 
     Raises:
         CiodError: no detector has that name, or a config of MMDetection cannot be used.
@@ -61,12 +61,12 @@ def offering(needs: frozenset[str]) -> list[str]:
 
 
 def default_backbone(name: str) -> str | None:
-    """What the backbone of a new detector starts from when nothing is asked for: ResNets from ImageNet weights."""
+    """Default weights of the backbone of a new detector: ImageNet weights for ResNets."""
     return find(name).default_backbone(name)
 
 
 def build(class_names: Sequence[str], *, name: str, **settings: Any) -> Detector:
-    """A detector with random weights (backbone weights as its settings say).
+    """A detector with random weights (backbone weights according to its settings).
 
     Raises:
         CiodError: no detector has that name.

@@ -1,4 +1,4 @@
-"""The contract of a detector, and what every detector gets for free: growing, freezing into a teacher, predicting."""
+"""The contract of a detector, and the functions that every detector inherits: growing, freezing, predicting."""
 
 from __future__ import annotations
 
@@ -38,57 +38,59 @@ FOLDED = (
 
 @dataclass(frozen=True)
 class Input:
-    """How a detector wants its pictures; part of its settings, so that a model file is enough to use it."""
+    """How images must be prepared for a detector. Part of its settings, so that a model file is enough to use it."""
 
     size: int = 416  # the longest side is scaled to this; the batch image is size × size, filled at right and bottom
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  # subtracted, in 0..255, RGB order
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     bgr: bool = False  # swap channels after normalising
     fill: float = 114.0  # value of the border, 0..255
-    place: Placement = "corner"  # where the picture is put, see ``augment.Placement``
+    place: Placement = "corner"  # where the image is put, see ``augment.Placement``
 
 
 class Detector(nn.Module, ABC):
-    """A detector. Subclasses write ``forward``, ``match``, ``loss`` and ``trunk``, and set ``traits`` and ``variants``.
+    """A detector. Subclasses implement ``forward``, ``match``, ``loss`` and ``trunk``, and set ``traits`` and
+    ``variants``.
 
-    ``forward`` is the same in train and eval mode (batch normalisation apart), so teacher and student speak one
-    language. A detector never sees ids of a data set: label ``i`` is ``class_names[i]``.
+    ``forward`` is the same in train and eval mode (except for batch normalisation), so outputs of teacher and student
+    can be compared. A detector never sees ids of a data set: label ``i`` is ``class_names[i]``.
     """
 
     traits: ClassVar[frozenset[str]] = frozenset()
-    """What methods can rely on: ``dense``, ``objectness`` (of every position, background too), ``centerness`` (in its
-    place, of matches alone), ``box_distribution``, ``features``, ``branches``."""
+    """Properties on which methods rely: ``dense``, ``objectness`` (trained at every position, including background),
+    ``centerness`` (instead of objectness, trained only at matches), ``box_distribution``, ``features``, ``branches``.
+    """
     variants: ClassVar[Mapping[str, Any]] = {}
-    """Names of this family and what each is made of."""
+    """Names of this family, each with its architecture."""
     folded: bool = False
-    """A teacher's convolutions have swallowed their batch normalisation; its weights are no longer a student's."""
+    """Whether batch normalisation is folded into the convolutions of a teacher, whose weights then differ."""
     multi_label: ClassVar[bool] = False
-    """Whether it is usual to score every class of a position as a detection; ``eval.multi_label`` has the say."""
+    """Default of ``eval.multi_label``: whether every class of a position makes a detection."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, class_names: Sequence[str], settings: dict[str, Any], taking: Input):
+    def __init__(self, class_names: Sequence[str], settings: dict[str, Any], input_spec: Input):
         super().__init__()
         self.class_names: tuple[str, ...] = same_names(class_names)
         self.settings = settings  # JSON-ready; detectors.build(**settings) makes the same architecture
-        self.input = taking
-        self.lineage: list[dict[str, Any]] = []  # one entry a task: which classes came when, from what
+        self.input = input_spec
+        self.lineage: list[dict[str, Any]] = []  # one entry per task: the classes it added and their data
         self.growth: list[dict[str, Any]] = [{"rows": len(class_names)}] if class_names else []  # how they came
         self.score_threshold, self.nms_iou = 0.001, 0.65
         self.one_label = True  # ``decode`` can give a position its best class alone
-        self.register_buffer("mean", torch.tensor(taking.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(taking.std).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(input_spec.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(input_spec.std).view(3, 1, 1), persistent=False)
 
     @classmethod
     def default_backbone(cls, name: str) -> str | None:
-        """What the backbone of variant ``name`` starts from when nothing is asked for: ``imagenet`` or None.
+        """Default backbone weights of variant ``name``: ``imagenet`` or None.
 
-        A variant that is a number stands on a ResNet of that depth, whose weights torchvision has.
+        A variant that is a number has a ResNet of that depth as backbone; torchvision has its weights.
         """
         return "imagenet" if isinstance(cls.variants.get(name), int) else None
 
-    # What a subclass writes -------------------------------------------------------------------------------------
+    # What a subclass implements -------------------------------------------------------------------------------------
 
     @abstractmethod
     def forward(self, images: Tensor) -> Outputs:
@@ -96,7 +98,7 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
-        """Which positions answer for which target. No gradient, no device synchronisation."""
+        """Assigns positions to targets. No gradient, no device synchronisation."""
 
     @abstractmethod
     def loss(
@@ -110,18 +112,18 @@ class Detector(nn.Module, ABC):
     ) -> dict[str, Tensor]:
         """The detector's own losses as a dict of float32 scalars.
 
-        ``losses.supervise`` turns these arguments and what ``targets`` leave open (classes that are not drawn, doubtful
+        ``losses.supervise`` turns these arguments and the incomplete parts of ``targets`` (unlabelled classes, doubtful
         boxes, images without labels) into masks; a detector multiplies its losses with them.
 
         Args:
             counted: [B, K] bool, matches that enter the class and box losses (default: all valid ones). Objectness,
-                where there is one, always sees every match.
+                if there is one, always uses every match.
             channels: [C], [B, C] or [B, P, C] bool, class channels with supervision (default: all).
         """
 
     def class_layers(self) -> Iterator[ClassRows]:
-        """Every tensor with a row per class, in order of arrival. A subclass with other layers than ClassConv extends
-        this."""
+        """Every tensor with a row per class, in order of arrival. Override this if there are other layers than
+        ClassConv."""
         for name, layer in self.class_modules().items():
             yield from layer.rows(name)
 
@@ -131,9 +133,9 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def trunk(self) -> list[nn.Module]:
-        """The parts without class knowledge that ``load=trunk`` takes over: backbone and neck."""
+        """The parts that do not depend on classes, which ``load=trunk`` loads: backbone and neck."""
 
-    # Given for free ---------------------------------------------------------------------------------------------
+    # Inherited ---------------------------------------------------------------------------------------------
 
     @property
     def num_classes(self) -> int:
@@ -160,12 +162,12 @@ class Detector(nn.Module, ABC):
             return
         for layer in self.class_modules().values():
             layer.grow(len(names))
-            layer.to(self.device)  # the first rows of a layer find none there to follow
+            layer.to(self.device)  # the first rows of a layer have none before them
         self.class_names = (*self.class_names, *names)
         self.growth.append({"rows": len(names)})
 
     def select(self, names: Sequence[str]) -> None:
-        """Keeps only these classes, in their order of arrival; what they are detected by does not change.
+        """Keeps only these classes, in their order of arrival; their outputs do not change.
 
         Raises:
             CiodError: a name is not known, or none is left.
@@ -179,14 +181,14 @@ class Detector(nn.Module, ABC):
         self.class_names = tuple(self.class_names[i] for i in kept)
 
     def _select(self, kept: list[int]) -> None:
-        """Keeps the class numbers ``kept``, ascending, in layers and ``growth``."""
+        """Keeps the class indices ``kept``, ascending, in layers and ``growth``."""
         for layer in self.class_modules().values():
             layer.select(kept)
         sizes = next(iter(self.class_modules().values())).sizes
         self.growth = [{"rows": n} for n in sizes]
 
     def rename(self, names: Mapping[str, str]) -> None:
-        """Gives classes other names.
+        """Renames classes.
 
         Raises:
             CiodError: a name is not known, or two classes would have one name.
@@ -237,11 +239,11 @@ class Detector(nn.Module, ABC):
         classes: Tensor | None = None,
         multi_label: bool = False,
     ) -> list[Detections]:
-        """Outputs → detections in pixels of the batch image: one label a position, class-aware NMS.
+        """Outputs → detections in pixels of the batch image: one label per position, class-aware NMS.
 
         Args:
             classes: [C] bool, labels that may be found (default: all).
-            multi_label: every class above ``score_threshold`` makes a detection of a position, not the best alone.
+            multi_label: every class of a position above ``score_threshold`` makes a detection, not only the best.
         """
         floor = self.score_threshold if score_threshold is None else score_threshold
         limit = self.nms_iou if nms_iou is None else nms_iou
@@ -253,7 +255,7 @@ class Detector(nn.Module, ABC):
             scores, label_of = scores.max(2, keepdim=True)
         found: list[Detections] = []
         for i in range(len(scores)):  # evaluation, not training: images have ragged numbers of detections
-            # Of a network that diverged not all boxes are finite; NaN is above no floor.
+            # If a network has diverged, some boxes are not finite; NaN is never above the threshold.
             finite = outputs.boxes[i].isfinite().all(1, keepdim=True)
             at, label = torch.nonzero((scores[i] > floor) & finite, as_tuple=True)
             score = scores[i, at, label]
@@ -296,18 +298,18 @@ class Detector(nn.Module, ABC):
         classes: Sequence[str] | None = None,
         batch: int = 8,
     ) -> Detections | list[Detections]:
-        """Detections in one picture, or in each of a list.
+        """Detections in one image, or in each image of a list.
 
         Args:
             image: a file, an array [H, W, 3] RGB 0..255, a PIL image; or a list (or [B, H, W, 3]) of them.
             classes: only these are found (default: all).
-            batch: pictures a forward pass.
+            batch: images per forward pass.
 
         Returns:
-            Boxes in pixels of the picture as it is looked at (EXIF rotation applied).
+            Boxes in pixels of the upright image (EXIF rotation applied).
 
         Raises:
-            DataError: a picture that cannot be read.
+            DataError: an image cannot be read.
             ConfigError: a class the detector does not know.
         """
         from ciod.detectors.inference import stream

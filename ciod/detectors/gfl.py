@@ -1,7 +1,7 @@
 """GFL, generalized focal loss (Li et al., NeurIPS 2020, arXiv 2006.04388): a box side is a distribution over bins.
 
-ResNets with FPN are the detector of ERD's tables; the light variants stand on YOLOX's backbones and necks, so that
-both heads can be compared on one trunk.
+ResNets with FPN are the detector of ERD's tables; the light variants have YOLOX's backbones and necks, so that both
+heads can be compared on the same trunk.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Head(nn.Module):
         nn.init.zeros_(self.reg.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """cls, reg, and the class tower's features."""
+        """cls, reg, and the features of the class tower."""
         towers = [self.cls_tower(x) for x in features]
         reg = [self.reg(self.reg_tower(x)) * s for x, s in zip(features, self.scales, strict=True)]
         return [self.cls(x) for x in towers], reg, towers
@@ -84,7 +84,7 @@ def assemble(
     """Raw maps of the levels → Outputs.
 
     Args:
-        cls, reg: [B, C | 4 × 17, h, w] a level; reg is the logits of the distances to left, top, right, bottom in
+        cls, reg: [B, C | 4 × 17, h, w] per level; reg is the logits of the distances to left, top, right, bottom in
             strides, from the cell's upper left corner (MMDetection's anchors have no offset).
     """
     point, stride, levels = grid(cls, strides)
@@ -122,11 +122,11 @@ class GFL(StagedDetector):
     ):
         shape = VARIANTS[name]
         if isinstance(shape, int):
-            taking = Input(size=size or 640, **IMAGENET)
+            input_spec = Input(size=size or 640, **IMAGENET)
         else:
-            taking = Input(size=size or 416, bgr=True)
-        settings: dict[str, Any] = {"name": name, "size": taking.size}
-        super().__init__(class_names, settings, taking)
+            input_spec = Input(size=size or 416, bgr=True)
+        settings: dict[str, Any] = {"name": name, "size": input_spec.size}
+        super().__init__(class_names, settings, input_spec)
         self.nms_iou = 0.6
         self.backbone = backbones.build(shape, backbone_weights, frozen=frozen)
         if isinstance(shape, int):
@@ -155,21 +155,23 @@ class GFL(StagedDetector):
         counted: Tensor | None = None,
         channels: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """cls (quality focal loss) over all positions but those whose match is not counted; box (2 × (1 - GIoU)) and
+        """cls (quality focal loss) over all positions except those whose match is not counted; box (2 × (1 - GIoU)) and
         dfl (0.25 × distribution focal loss, mean of four sides) over counted matches.
 
         cls is divided by the number of counted matches. box and dfl are weighted by the position's best probability
         (of ``channels``) and divided by the sum of these weights.
         """
         assert outputs.distribution is not None
-        said = L.supervise(outputs, targets, matches, counted, channels)
+        supervision = L.supervise(outputs, targets, matches, counted, channels)
         at, which = matches.position, matches.target
-        quality = class_targets(outputs.logits, matches, targets.labels.gather(1, which), matches.iou, said.counted)
+        quality = class_targets(
+            outputs.logits, matches, targets.labels.gather(1, which), matches.iou, supervision.counted
+        )
         cls = L.quality_focal(outputs.logits, quality)
         seen = outputs.logits.detach().sigmoid()
-        if said.channels is not None:
-            cls, seen = cls * said.channels, seen * said.channels
-        weight = gather_rows(seen.amax(2), at).masked_fill(~said.counted, 0)
+        if supervision.channels is not None:
+            cls, seen = cls * supervision.channels, seen * supervision.channels
+        weight = gather_rows(seen.amax(2), at).masked_fill(~supervision.counted, 0)
         total = L.normaliser(weight.sum())
 
         wanted = gather_rows(targets.boxes, which)
@@ -179,7 +181,7 @@ class GFL(StagedDetector):
         side = side.clamp(min=0, max=BINS - 1.1)
         dfl = L.distribution_focal(gather_rows(outputs.distribution, at), side).mean(2)
         return {
-            "cls": L.masked_sum(cls.sum(2), in_class_loss(matches, said)) / L.count(said.counted),
-            "box": self.box_weight * L.masked_sum(box * weight, said.counted) / total,
-            "dfl": self.distribution_weight * L.masked_sum(dfl * weight, said.counted) / total,
+            "cls": L.masked_sum(cls.sum(2), in_class_loss(matches, supervision)) / L.count(supervision.counted),
+            "box": self.box_weight * L.masked_sum(box * weight, supervision.counted) / total,
+            "dfl": self.distribution_weight * L.masked_sum(dfl * weight, supervision.counted) / total,
         }

@@ -1,4 +1,4 @@
-"""A detector on pictures, in batches: files, arrays and PIL images of any sizes."""
+"""Runs a detector on images in batches: files, arrays and PIL images of any size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ciod.data.images import as_array
 
 
 class Predictor(Protocol):
-    """What this module needs of a ``Detector``, which has a ``predict`` built on it."""
+    """The part of ``Detector`` that this module needs. (``Detector.predict`` uses this module.)"""
 
     class_names: tuple[str, ...]
     input: Any
@@ -37,7 +37,7 @@ def mask_of(class_names: Sequence[str], wanted: Sequence[str] | None) -> Tensor 
     """[C] bool: which classes may be found. None: all.
 
     Raises:
-        ConfigError: names the model does not know, each with the nearest one it does.
+        ConfigError: names that the model does not know, each with the nearest known name.
     """
     if wanted is None:
         return None
@@ -52,10 +52,10 @@ def mask_of(class_names: Sequence[str], wanted: Sequence[str] | None) -> Tensor 
 
 @torch.no_grad()
 def detect(detector: Predictor, pictures: Sequence[np.ndarray], **decoding: Any) -> list[Detections]:
-    """One forward pass over pictures [H, W, 3] uint8 of any sizes; boxes in pixels of each.
+    """One forward pass over images [H, W, 3] uint8 of any sizes; boxes in pixels of each image.
 
     Args:
-        decoding: as ``Detector.decode`` takes it.
+        decoding: arguments of ``Detector.decode``.
     """
     taking = detector.input
     placed = [put(p, taking.size, taking.fill, taking.place) for p in pictures]
@@ -80,16 +80,16 @@ def stream(
     classes: Sequence[str] | None = None,
     read: Callable[[Any], np.ndarray] = as_array,
 ) -> Iterator[tuple[Any, np.ndarray | None, Detections | DataError]]:
-    """(source, picture, detections) one by one, in order; of what cannot be read (source, None, why).
+    """Yields (source, image, detections) in order; (source, None, reason) if a source cannot be read.
 
-    While one batch is in the detector the next is decoded; no more than two batches are in memory.
+    While the detector processes one batch, the next is decoded; at most two batches are in memory.
 
     Args:
         sources: files, arrays [H, W, 3] RGB or PIL images.
-        read: makes an array of a source; raises DataError where it cannot.
+        read: turns a source into an array; raises DataError if it cannot.
 
     Raises:
-        ConfigError: a class the model does not know, or a batch below 1.
+        ConfigError: a class that the model does not know, or a batch below 1.
     """
     if batch < 1:
         raise ConfigError([f"batch: {batch} is not at least 1."])

@@ -1,4 +1,4 @@
-"""YOLOX on MobileNetV1 (Howard et al. 2017, arXiv 1704.04861): a small backbone that has seen ImageNet and no boxes."""
+"""YOLOX on MobileNetV1 (Howard et al. 2017, arXiv 1704.04861): a small backbone trained on ImageNet, without boxes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _HALF = (127.5, 127.5, 127.5)  # 0..255 to [-1, 1]
 class SameConv(nn.Module):
     """Convolution, batch normalisation (eps 1e-3), ReLU6, with TensorFlow's "same" padding.
 
-    At stride 2 an even side is padded at the right and bottom only, which the ImageNet weights were trained with.
+    At stride 2 an even side is padded only at the right and bottom, as in the training of the ImageNet weights.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1):
@@ -44,7 +44,7 @@ class SameConv(nn.Module):
         return self.act(self.bn(self.conv(x)))
 
     def _room(self, side: int) -> int:
-        """Pixels of padding along a side, both ends together."""
+        """Total pixels of padding along a side."""
         return max(0, (-(-side // self.stride) - 1) * self.stride + self.kernel - side)
 
 
@@ -61,12 +61,12 @@ class Separable(nn.Module):
 
 
 class MobileNetV1(Backbone):
-    """MobileNetV1 without its classifier, in the stages of ``Backbone``.
+    """MobileNetV1 without its classifier, divided into the stages of ``Backbone``.
 
     Args:
         width: multiplier of all channels; 0.75 gives maps of 192, 384 and 768 channels.
         weights: path to a state dict of ImageNet weights (``conv1.…``, ``blocks.N.dw.…``, ``fc.…``), or None.
-        frozen: fix stem, first stage and statistics although ``weights`` is None: they will be loaded.
+        frozen: freeze stem, first stage and statistics even if ``weights`` is None, because they are loaded later.
 
     Raises:
         CiodError: no such file, or it holds another network.
@@ -94,13 +94,13 @@ class MobileNetV1(Backbone):
         if wrong:
             raise CiodError(
                 f"detector.backbone_weights: {path} is not a MobileNetV1 of this width; {len(wrong)} tensors are "
-                f"absent or of another shape, for example {wrong[0]}."
+                f"missing or have another shape, for example {wrong[0]}."
             )
         self.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
 
 
 def rename(state: dict[str, Any]) -> dict[str, Any]:
-    """``conv1`` and ``blocks.N`` of the weight file → stem and stages; other names pass unchanged."""
+    """``conv1`` and ``blocks.N`` of the weight file → stem and stages; other names are unchanged."""
     place = {}
     for stage, (a, b) in enumerate(_STAGES, 1):
         place |= {f"blocks.{i}.": f"stage{stage}.{i - a}." for i in range(a, b)}
@@ -127,9 +127,9 @@ class YOLOXMobileNet(YOLOX):
     ):
         if backbone_weights == "imagenet":
             raise CiodError("detector.backbone_weights: there is no download for yolox-mobilenet; give a file.")
-        taking = Input(size=size or 416, mean=_HALF, std=_HALF)
-        settings: dict[str, Any] = {"name": name, "size": taking.size}
-        Detector.__init__(self, class_names, settings, taking)
+        input_spec = Input(size=size or 416, mean=_HALF, std=_HALF)
+        settings: dict[str, Any] = {"name": name, "size": input_spec.size}
+        Detector.__init__(self, class_names, settings, input_spec)
         self.backbone = MobileNetV1(self.variants[name], backbone_weights, frozen=frozen)
         settings["frozen"] = self.backbone.pretrained
         self.neck = PAFPN(self.backbone.channels, 96, 1, depthwise=True)

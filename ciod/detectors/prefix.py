@@ -1,7 +1,7 @@
-"""Frozen first layers that a teacher has in common with its student: their maps are computed once per batch.
+"""Frozen first layers that a teacher shares with its student: their maps are computed once per batch.
 
-Hooks on the student keep its maps; the teacher continues from them when it gets the very same images. A method need not
-know about it: when the teacher is called first, or with other images, it computes everything itself.
+Hooks on the student keep its maps; the teacher continues from them if it gets the same image tensor. Methods need no
+code for this: a teacher that is called first, or with other images, computes everything itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ciod.detectors.staged import parts
 
 
 class Prefix:
-    """What a student hands to its teacher within one step.
+    """The maps that a student passes to its teacher within one step.
 
     Args:
         depth: how many of the ``parts`` of the trunk are shared, at least 1.
@@ -26,14 +26,14 @@ class Prefix:
 
     def __init__(self, depth: int):
         self.depth = depth
-        self._images: Tensor | None = None  # of the forward that runs now
+        self._images: Tensor | None = None  # of the forward that is running
         self._maps: list[Tensor] = []
         self._kept: tuple[Tensor, int, list[Tensor], list[Tensor] | None] | None = None
         self._ready: torch.cuda.Event | None = None
 
     @contextmanager
     def kept_from(self, student: Detector) -> Iterator[None]:
-        """Inside the block, a forward of ``student`` in train mode keeps the maps of the shared parts."""
+        """Within this context, a forward of ``student`` in train mode keeps the maps of the shared parts."""
         shared = [part[-1] for part in parts(student)[: self.depth]]
         handles = [student.register_forward_pre_hook(self._begin)]
         handles += [m.register_forward_hook(self._collect) for m in shared]
@@ -44,12 +44,12 @@ class Prefix:
                 handle.remove()
 
     def take(self, images: Tensor) -> tuple[list[Tensor], list[Tensor] | None]:
-        """The backbone's maps (stage 1 first) and the neck's, if they were kept for this very tensor and it has not
-        changed since; otherwise [] and None. They can be taken once."""
+        """The maps of the backbone (stage 1 first) and of the neck, if they were kept for this same tensor and it has
+        not changed since; otherwise [] and None. They can be taken once."""
         kept, self._kept = self._kept, None
         if kept is None or kept[0] is not images or kept[1] != images._version:
             return [], None
-        if self._ready is not None:  # the teacher may run on a stream of its own
+        if self._ready is not None:  # the teacher may run on a separate stream
             stream = torch.cuda.current_stream()
             stream.wait_event(self._ready)
             for t in [*kept[2], *(kept[3] or [])]:
@@ -60,7 +60,7 @@ class Prefix:
         self._images, self._maps = (inputs[0] if student.training else None), []
 
     def _collect(self, module: Any, inputs: Any, outputs: Any) -> None:
-        """As soon as the last shared part is computed: a teacher beside the student need not wait for the rest."""
+        """Called when the last shared part is computed: a teacher on its own stream need not wait for the rest."""
         if self._images is None:
             return
         features = None

@@ -1,4 +1,4 @@
-"""Detectors whose trunk is computed in five parts, each of which a student can hand on to its teacher."""
+"""Detectors whose trunk is computed in five parts, whose maps a student can pass to its teacher."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ciod.detectors.layers.backbones import Backbone
 
 
 class StagedDetector(Detector):
-    """A detector of a ``Backbone``, a neck and a head. Subclasses write ``respond`` in place of ``forward``."""
+    """A detector with a ``Backbone``, a neck and a head. Subclasses implement ``respond`` instead of ``forward``."""
 
     backbone: Backbone
     neck: nn.Module
@@ -23,7 +23,7 @@ class StagedDetector(Detector):
         """The head's outputs, in float32.
 
         Args:
-            images: [B, 3, H, W], for their shape and device alone.
+            images: [B, 3, H, W], only for their shape and device.
             maps: the backbone's at strides 8, 16 and 32: [B, F, h, w] each.
             features: the neck's: [B, F, h, w] each.
         """
@@ -38,8 +38,8 @@ class StagedDetector(Detector):
         """The maps of the backbone and of the neck.
 
         Args:
-            known: maps of the first stages, stage 1 first, which are then not computed.
-            features: the neck's maps, where they are known too.
+            known: maps of the first stages, stage 1 first; these stages are not computed again.
+            features: the neck's maps, if they are known, too.
         """
         maps = self.backbone.stages(None if known else self.normalise(images), known)[1:]
         return maps, self.neck(maps) if features is None else features
@@ -49,7 +49,7 @@ class StagedDetector(Detector):
 
 
 def parts(detector: Detector) -> list[tuple[nn.Module, ...]]:
-    """Backbone and neck in the order of execution, in pieces that can be shared; [] for other detectors."""
+    """Backbone and neck as parts that can be shared, in order of execution; [] for other detectors."""
     if not isinstance(detector, StagedDetector) or not isinstance(detector.backbone, Backbone):
         return []
     b = detector.backbone

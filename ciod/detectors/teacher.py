@@ -1,4 +1,4 @@
-"""The teacher: the frozen detector of the task before, and how it is called."""
+"""The teacher: the frozen detector of the previous task, and how it is called."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ciod.detectors.staged import StagedDetector
 
 
 class SideStream:
-    """A CUDA stream on which a teacher computes while its student does on the usual one."""
+    """A CUDA stream on which the teacher runs, in parallel to the student on the current stream."""
 
     def __init__(self, device: torch.device):
         self.stream = torch.cuda.Stream(device)
@@ -24,35 +24,35 @@ class SideStream:
         self.images: Tensor | None = None
 
     def mark(self, images: Tensor) -> None:
-        """``images`` are complete once all work queued so far is done. Called before the student's forward."""
+        """Marks ``images`` as complete when all work queued so far is done. Called before the student's forward."""
         self.images = images
         self.ready.record()
 
     def run(self, forward: Callable[[Tensor], Outputs], images: Tensor) -> Outputs:
-        """``forward`` of the marked images; what follows on the usual stream waits for it."""
-        if images is not self.images:  # made after the mark: the side stream does not know when they are complete
+        """``forward`` of the marked images; later work on the current stream waits for it."""
+        if images is not self.images:  # created after the mark: the side stream cannot know when they are complete
             return forward(images)
         self.stream.wait_event(self.ready)
         with torch.cuda.stream(self.stream):
             outputs = forward(images)
         images.record_stream(self.stream)
-        usual = torch.cuda.current_stream(images.device)
-        usual.wait_stream(self.stream)
+        current = torch.cuda.current_stream(images.device)
+        current.wait_stream(self.stream)
         for tensor in _tensors(outputs):
-            tensor.record_stream(usual)
+            tensor.record_stream(current)
         return outputs
 
 
 @dataclass(eq=False)
 class Teacher:
-    """A frozen detector. It is no module, so it is never trained, saved or nested with its student.
+    """A frozen detector. It is not a module, so it is never trained, saved or nested with its student.
 
     Args:
         detector: in eval mode, without gradients.
-        precision: of its forward under autocast; None: that of the caller.
-        chunks: parts of a batch that are computed one after the other.
-        stream: a CUDA stream of its own.
-        prefix: maps that the student hands over, while a task is trained.
+        precision: autocast precision of its forward; None: that of the caller.
+        chunks: number of parts of a batch that are computed one after the other.
+        stream: a separate CUDA stream.
+        prefix: maps that the student passes on while a task is trained.
     """
 
     detector: Detector
@@ -73,7 +73,7 @@ class Teacher:
             return self._forward(images) if self.stream is None else self.stream.run(self._forward, images)
 
     def beside(self, student: Callable[[Tensor], Outputs]) -> Callable[[Tensor], Outputs]:
-        """The student's forward, after which this teacher may compute the same images on its own stream."""
+        """Runs the student's forward so that this teacher can compute the same images on its own stream."""
         stream = self.stream
         if stream is None:
             return student

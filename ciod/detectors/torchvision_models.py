@@ -1,7 +1,7 @@
 """RetinaNet (Lin et al., ICCV 2017) and FCOS (Tian et al., ICCV 2019) as torchvision builds them.
 
 Heads, pyramid, anchors and elementary losses are torchvision's, so its weights fit; matching and the sums of the losses
-follow its ``compute_loss`` without loops over images. Resizing and normalising are left to ``data.augment`` and Input.
+follow its ``compute_loss`` without loops over images. ``data.augment`` and Input do the resizing and normalising.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from ciod.detectors.layers.class_layers import AnchorClassConv, ClassConv
 from ciod.detectors.layers.necks import FPN
 from ciod.detectors.staged import StagedDetector
 
-LARGEST = math.log(1000 / 16)  # a predicted log size beyond this is cut off, as in torchvision
+LARGEST = math.log(1000 / 16)  # a predicted log size is limited to this, as in torchvision
 SIZES = (32, 64, 128, 256, 512)  # of RetinaNet's anchors; FCOS: the strides
 
 
 class TorchvisionDetector(StagedDetector):
     """Backbone, pyramid and anchors of both. A variant is the depth of a ResNet, or (deepen, widen, depthwise) of a
-    CSPDarknet, below a pyramid and head of 64 channels."""
+    CSPDarknet with a pyramid and head of 64 channels."""
 
     multi_label = True
     anchors_a_cell: ClassVar[int]
@@ -42,9 +42,9 @@ class TorchvisionDetector(StagedDetector):
     def __init__(self, class_names: Sequence[str], name: str, size: int | None, weights: str | None, frozen: bool):
         shape = self.variants[name]
         light = not isinstance(shape, int)
-        taking = Input(size=size or 416, bgr=True) if light else Input(size=size or 640, **IMAGENET)
-        settings: dict[str, Any] = {"name": name, "size": taking.size}
-        super().__init__(class_names, settings, taking)
+        input_spec = Input(size=size or 416, bgr=True) if light else Input(size=size or 640, **IMAGENET)
+        settings: dict[str, Any] = {"name": name, "size": input_spec.size}
+        super().__init__(class_names, settings, input_spec)
         self.backbone = backbones.build(shape, weights, frozen=frozen)
         if not light:
             settings["frozen"] = self.backbone.pretrained
@@ -52,7 +52,7 @@ class TorchvisionDetector(StagedDetector):
         self.neck = FPN(self.backbone.channels, self.width, relu=True)
 
     def anchors(self, images: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-        """Anchors [P, 4] of a batch's size, the stride of each, and how many a level has."""
+        """Anchors [P, 4] for the size of a batch, the stride of each, and the number of anchors per level."""
         sizes = [[x.shape[2], x.shape[3]] for x in features]
         steps = [[images.shape[2] // h, images.shape[3] // w] for h, w in sizes]
         levels = tuple(h * w * self.anchors_a_cell for h, w in sizes)
@@ -77,14 +77,14 @@ def correct(anchors: Tensor, delta: Tensor) -> Tensor:
 
 
 def correction(anchors: Tensor, boxes: Tensor) -> Tensor:
-    """The inverse of ``correct`` for boxes [..., 4] with an anchor each."""
+    """The inverse of ``correct`` for boxes [..., 4], one anchor per box."""
     size = anchors[..., 2:] - anchors[..., :2]
     shift = (centres(boxes) - centres(anchors)) / size
     return torch.cat([shift, ((boxes[..., 2:] - boxes[..., :2]).clamp(min=1e-6) / size).log()], -1)
 
 
 class RetinaNet(TorchvisionDetector):
-    """A position is an anchor: nine a cell. ``settings`` are the keyword arguments of ``build``."""
+    """A position is an anchor, with nine per cell. ``settings`` are the keyword arguments of ``build``."""
 
     traits = frozenset({"dense", "features"})
     variants: ClassVar[dict[str, Any]] = {
@@ -117,7 +117,7 @@ class RetinaNet(TorchvisionDetector):
         head = self.head.classification_head
         towers = [head.conv(x) for x in features]
         maps = [head.cls_logits(x).permute(0, 3, 4, 2, 1) for x in towers]  # [B, h, w, 9, C]
-        # Not flatten(1, 3): ONNX export would take the batch it is traced with for the only one.
+        # Not flatten(1, 3): ONNX export would fix the batch size to that of the example.
         logits = torch.cat([m.reshape(m.shape[0], m.shape[1] * m.shape[2] * m.shape[3], m.shape[4]) for m in maps], 1)
         deltas = self.head.regression_head(features).float()
         return Outputs(
@@ -134,8 +134,8 @@ class RetinaNet(TorchvisionDetector):
 
     @torch.no_grad()
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
-        """An anchor learns the box it overlaps most, from IoU 0.5; below 0.4 it is background. Of every box the best
-        anchors learn in any case (the box they overlap most)."""
+        """An anchor is matched with the box it overlaps most, from IoU 0.5; below 0.4 it is background. The best
+        anchors of every box are always matched (with the box they overlap most)."""
         assert outputs.anchors is not None
         overlap = bx.pairwise_iou(targets.boxes, outputs.anchors).masked_fill(~targets.valid[..., None], -1)
         best, target = overlap.max(1)  # [B, P]
@@ -158,27 +158,27 @@ class RetinaNet(TorchvisionDetector):
         channels: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """cls (focal loss) over anchors that are foreground or background; box (L1 of the corrections) over counted
-        matches; each image's sum divided by its counted matches, then the mean of the images."""
+        matches. The sum of each image is divided by its counted matches; then the mean over images is taken."""
         assert outputs.anchors is not None and outputs.deltas is not None
-        said = L.supervise(outputs, targets, matches, counted, channels)
+        supervision = L.supervise(outputs, targets, matches, counted, channels)
         at, which = matches.position, matches.target
         one = torch.ones_like(matches.iou)
-        wanted = class_targets(outputs.logits, matches, targets.labels.gather(1, which), one, said.counted)
+        wanted = class_targets(outputs.logits, matches, targets.labels.gather(1, which), one, supervision.counted)
         cls = sigmoid_focal_loss(outputs.logits, wanted)
-        if said.channels is not None:
-            cls = cls * said.channels
+        if supervision.channels is not None:
+            cls = cls * supervision.channels
         aim = correction(outputs.anchors[at], bx.gather_rows(targets.boxes, which))
         box = (bx.gather_rows(outputs.deltas, at) - aim).abs().sum(2)
-        share = 1 / said.counted.sum(1, keepdim=True).clamp(min=1) / len(box)  # [B, 1]
+        share = 1 / supervision.counted.sum(1, keepdim=True).clamp(min=1) / len(box)  # [B, 1]
         return {
-            "cls": L.masked_sum(cls.sum(2) * share, in_class_loss(matches, said)),
-            "box": L.masked_sum(box * share, said.counted),
+            "cls": L.masked_sum(cls.sum(2) * share, in_class_loss(matches, supervision)),
+            "box": L.masked_sum(box * share, supervision.counted),
         }
 
 
 class FCOS(TorchvisionDetector):
-    """A position is a cell. ``objectness`` of its outputs is the centre-ness, which is taught at matches alone and says
-    nothing about background; scores are roots of class × centre-ness.
+    """A position is a cell. The ``objectness`` of its outputs is the centre-ness, which is trained only at matches and
+    says nothing about background; scores are the square root of class × centre-ness.
 
     ``settings`` are the keyword arguments of ``build``."""
 
@@ -227,8 +227,8 @@ class FCOS(TorchvisionDetector):
 
     @torch.no_grad()
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
-        """A cell learns the smallest box that it lies in, near its centre, and whose farthest side is in the range of
-        the cell's level (4 to 8 cells)."""
+        """A cell is matched with the smallest box that contains it near the centre of the box and whose farthest side
+        is in the range of the cell's level (4 to 8 cells)."""
         assert outputs.anchors is not None
         boxes, point = targets.boxes, outputs.points
         cell = outputs.anchors[:, 2] - outputs.anchors[:, 0]
@@ -240,7 +240,7 @@ class FCOS(TorchvisionDetector):
         high = (8 * cell).masked_fill(last, float("inf"))
         far = sides.amax(3)
         chosen = near & (sides.amin(3) > 0) & (far > low) & (far < high) & targets.valid[..., None]
-        # In float32, as torchvision ranks them: boxes whose areas differ by less than 8 px² are equal, the first wins.
+        # In float32, as in torchvision: boxes whose areas differ by less than 8 px² are equal, and the first wins.
         area = bx.area(boxes)[..., None]
         best, target = (chosen * (1e8 - area)).max(1)
         positive = best >= 1e-5
@@ -259,25 +259,25 @@ class FCOS(TorchvisionDetector):
         counted: Tensor | None = None,
         channels: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """cls (focal loss) over all cells but those whose match is not counted, box (1 - GIoU) over counted matches,
+        """cls (focal loss) over all cells except those whose match is not counted, box (1 - GIoU) over counted matches,
         centerness (BCE) over all matches; each divided by the number of its matches."""
         assert outputs.objectness is not None
-        said = L.supervise(outputs, targets, matches, counted, channels)
+        supervision = L.supervise(outputs, targets, matches, counted, channels)
         at, which = matches.position, matches.target
         one = torch.ones_like(matches.iou)
-        wanted = class_targets(outputs.logits, matches, targets.labels.gather(1, which), one, said.counted)
+        wanted = class_targets(outputs.logits, matches, targets.labels.gather(1, which), one, supervision.counted)
         cls = sigmoid_focal_loss(outputs.logits, wanted)
-        if said.channels is not None:
-            cls = cls * said.channels
+        if supervision.channels is not None:
+            cls = cls * supervision.channels
         real, point = bx.gather_rows(targets.boxes, which), outputs.points[at]
         box = 1 - bx.giou(bx.gather_rows(outputs.boxes, at), real)
         before, after = point - real[..., :2], real[..., 2:] - point
         ratio = torch.minimum(before, after) / torch.maximum(before, after).clamp(min=1e-6)
-        central = ratio.prod(2).masked_fill(~said.matched, 0).sqrt()
+        central = ratio.prod(2).masked_fill(~supervision.matched, 0).sqrt()
         centreness = L.bce(outputs.objectness.gather(1, at), central)
-        n = L.count(said.counted)
+        n = L.count(supervision.counted)
         return {
-            "cls": L.masked_sum(cls.sum(2), in_class_loss(matches, said)) / n,
-            "box": L.masked_sum(box, said.counted) / n,
-            "centerness": L.masked_sum(centreness, said.matched) / L.count(said.matched),
+            "cls": L.masked_sum(cls.sum(2), in_class_loss(matches, supervision)) / n,
+            "box": L.masked_sum(box, supervision.counted) / n,
+            "centerness": L.masked_sum(centreness, supervision.matched) / L.count(supervision.matched),
         }

@@ -44,14 +44,14 @@ VARIANTS: dict[str, tuple[float, float, bool] | int] = {
 
 
 def default_input(name: str, size: int | None) -> Input:
-    """Official YOLOX takes BGR without normalisation; the ResNets take ImageNet's RGB, filled with its mean."""
+    """Official YOLOX uses BGR without normalisation; the ResNets use ImageNet's RGB, with its mean as the border."""
     if isinstance(VARIANTS[name], int):
         return Input(size=size or 640, **IMAGENET)
     return Input(size=size or (416 if name in ("yolox-pico", "yolox-nano", "yolox-tiny") else 640), bgr=True)
 
 
 class Head(nn.Module):
-    """Decoupled head with weights of its own on each level: class tower, box tower; class, box, objectness layers."""
+    """Decoupled head with separate weights per level: class tower, box tower; class, box, objectness layers."""
 
     def __init__(self, width: int, classes: int, *, depthwise: bool):
         super().__init__()
@@ -68,12 +68,12 @@ class Head(nn.Module):
             nn.init.constant_(layer.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
 
     def towers(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """What the class layers and the box and objectness layers see, a level."""
+        """Input of the class layers, and of the box and objectness layers, per level."""
         cls = [tower(x) for tower, x in zip(self.cls_tower, features, strict=True)]
         return cls, [tower(x) for tower, x in zip(self.reg_tower, features, strict=True)]
 
     def layers(self, cls: Sequence[Tensor], reg: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Class, box and objectness maps of the towers' outputs."""
+        """Class, box and objectness maps from the outputs of the towers."""
         return (
             [layer(x) for layer, x in zip(self.cls, cls, strict=True)],
             [layer(x) for layer, x in zip(self.reg, reg, strict=True)],
@@ -101,7 +101,7 @@ def assemble(
     corner, stride, levels = grid(cls, strides)
     raw = flatten(reg)
     centre = corner + raw[..., :2] * stride[:, None]
-    # An untrained log size can be huge: a box beyond 22 000 cells helps nobody and its infinity would spread.
+    # An untrained log size can be huge. A box beyond 22 000 cells is useless, and an infinite one would spread.
     half = raw[..., 2:].clamp(max=10).exp() * stride[:, None] / 2
     boxes = torch.cat([centre - half, centre + half], -1)
     point = corner + stride[:, None] / 2
@@ -128,9 +128,9 @@ class YOLOX(StagedDetector):
         backbone_weights: str | None = None,
         frozen: bool = False,
     ):
-        taking = default_input(name, size)
-        settings: dict[str, Any] = {"name": name, "size": taking.size}
-        super().__init__(class_names, settings, taking)
+        input_spec = default_input(name, size)
+        settings: dict[str, Any] = {"name": name, "size": input_spec.size}
+        super().__init__(class_names, settings, input_spec)
         shape = VARIANTS[name]
         self.backbone = backbones.build(shape, backbone_weights, frozen=frozen)
         if isinstance(shape, int):
@@ -147,7 +147,7 @@ class YOLOX(StagedDetector):
         self.head = Head(width, self.num_classes, depthwise=depthwise)
         self.width = width
         self.branches = nn.ModuleList()
-        self.parts: list[list[int]] = [list(range(self.num_classes))]  # class numbers of the head, of each branch
+        self.parts: list[list[int]] = [list(range(self.num_classes))]  # class indices of the head, of each branch
         self._index_parts()
 
     def respond(self, images: Tensor, maps: list[Tensor], features: list[Tensor]) -> Outputs:
@@ -159,7 +159,7 @@ class YOLOX(StagedDetector):
         return br.append([br.spread(p, row) for p, row in zip(parts, self.channel_of, strict=True)])
 
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
-        """SimOTA; with branches, part by part, each with the targets of its own classes."""
+        """SimOTA; with branches, separately per part, with the targets of its own classes."""
         if len(outputs.levels) <= len(STRIDES):
             return sim_ota(outputs, targets)
         n, own = len(self.parts), self.owned
@@ -177,25 +177,26 @@ class YOLOX(StagedDetector):
     ) -> dict[str, Tensor]:
         """cls (IoU-aware BCE), box (5 × (1 - IoU²)) over counted matches; obj (BCE) over all positions.
 
-        cls and box are divided by the number of counted matches, obj by the number of all matches (but doubtful ones).
+        cls and box are divided by the number of counted matches, obj by the number of all matches
+        (except doubtful ones).
         """
-        said = L.supervise(outputs, targets, matches, counted, channels)
-        n = L.count(said.counted)
+        supervision = L.supervise(outputs, targets, matches, counted, channels)
+        n = L.count(supervision.counted)
         logits = gather_rows(outputs.logits, matches.position)
         label = targets.labels.gather(1, matches.target)
         quality = torch.zeros_like(logits).scatter(2, label[..., None], matches.iou[..., None])
         cls = L.bce(logits, quality)
-        if said.at_matches is not None:
-            cls = cls * said.at_matches
+        if supervision.at_matches is not None:
+            cls = cls * supervision.at_matches
         box = L.iou_square(gather_rows(outputs.boxes, matches.position), gather_rows(targets.boxes, matches.target))
         assert outputs.objectness is not None
         obj = L.bce(outputs.objectness, matches.positive.float())
-        if said.objectness is not None:
-            obj = obj * said.objectness
+        if supervision.objectness is not None:
+            obj = obj * supervision.objectness
         return {
-            "cls": L.masked_sum(cls.sum(2), said.counted) / n,
-            "box": self.box_weight * L.masked_sum(box, said.counted) / n,
-            "obj": obj.sum() / L.count(said.matched),
+            "cls": L.masked_sum(cls.sum(2), supervision.counted) / n,
+            "box": self.box_weight * L.masked_sum(box, supervision.counted) / n,
+            "obj": obj.sum() / L.count(supervision.matched),
         }
 
     # Branches (``branch.py``) -------------------------------------------------------------------------------------
@@ -215,15 +216,15 @@ class YOLOX(StagedDetector):
     def add_branch(
         self, names: Sequence[str], *, taught: Sequence[str] = (), inner: Sequence[int] | None = None
     ) -> br.Branch:
-        """Adds classes on a branch of their own: all outputs so far stay bit-identical.
+        """Adds classes as a separate branch: all existing outputs stay bit-identical.
 
         Args:
             names: new classes.
-            taught: known classes for which the branch is a second opinion; its boxes meet the others' in NMS.
-            inner: channels of its bottleneck a level, 0 for none; None: ``branch.usual``.
+            taught: known classes that the branch also predicts; NMS merges its boxes with the others.
+            inner: channels of its bottleneck per level, 0 for none; None: ``branch.usual``.
 
         Raises:
-            CiodError: a new name is known already, a taught one is not, or there is neither.
+            CiodError: a new name is already known, a taught one is not, or there are no classes.
         """
         self._check_new(names)
         unknown = [n for n in taught if n not in self.class_names]
@@ -248,7 +249,7 @@ class YOLOX(StagedDetector):
         return br.part(outputs, n - 1, n)
 
     def class_modules(self) -> dict[str, ClassConv]:
-        """The growing layers of the head; a branch has its classes for good."""
+        """The growing layers of the head; the classes of a branch are fixed."""
         return {n: m for n, m in super().class_modules().items() if n.startswith("head.")}
 
     def class_layers(self) -> Iterator[ClassRows]:

@@ -1,6 +1,6 @@
-"""COCO average precision per class: faster-coco-eval does the matching, one precision array gives every number.
+"""COCO average precision per class: faster-coco-eval does the matching, and one precision array gives every number.
 
-Data set ids appear here and in ``data.formats`` only: detections meet the truth by class *name*.
+Data set ids appear only here and in ``data.formats``: detections and ground truth are matched by class *name*.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ OVERALL = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 class APTable:
     """Average precisions 0..1; None where there is no ground truth to find."""
 
-    per_class: dict[str, dict[str, float | None]]  # name → AP, AP50, AP75; and what ``include`` added
+    per_class: dict[str, dict[str, float | None]]  # name → AP, AP50, AP75, and metrics added by ``include``
     overall: dict[str, float | None]  # AP, AP50, AP75, APs, APm, APl: means over the classes with ground truth
 
     def mean(self, names: Iterable[str], key: str = "AP") -> float | None:
-        """Mean of ``key`` over those of ``names`` that have ground truth; None when none has.
+        """Mean of ``key`` over those of ``names`` that have ground truth; None if none has.
 
         Raises:
-            KeyError: a name or key that was not scored.
+            KeyError: a name or key that was not evaluated.
         """
         values = [v for n in names if (v := self.per_class[n][key]) is not None]
         return float(np.mean(values)) if values else None
 
     def include(self, key: str, values: dict[str, float | None]) -> None:
-        """Adds another metric of the same classes, under a name of its own."""
+        """Adds another metric of the same classes, under its own name."""
         for name, row in self.per_class.items():
             row[key] = values[name]
         self.overall[key] = self.mean(self.per_class, key)
@@ -56,25 +56,25 @@ def coco_ap(
 ) -> APTable:
     """COCO AP of ``detections`` against ``truth``: IoU 0.50:0.95, 101 recall points, as pycocotools computes it.
 
-    Crowd boxes are ignored as in COCO: detections that lie in one are neither right nor wrong. Boxes marked difficult
-    (VOC) are treated in the same way, overlap measured over the detection's area included. Objects count as small,
-    medium, large by ``truth.area`` (below 32², up to 96², above).
+    Crowd boxes are ignored as in COCO: detections inside one are neither right nor wrong. Difficult boxes (VOC) are
+    treated in the same way, also with the overlap relative to the area of the detection. Objects count as small,
+    medium or large by ``truth.area`` (below 32², up to 96², above).
 
     Args:
         detections: one per image; ``detections[i]`` belongs to ``truth.files[i]``, boxes in pixels of that image.
             Their class_names may differ from image to image and from ``truth.class_names``.
-        classes: what is scored; all of ``truth.class_names`` by default. Detections and truth of others are left out.
-        max_detections: the best-scored so many of each class *and* image count (COCO's maxDets works per class).
+        classes: evaluated classes; by default all of ``truth.class_names``. Others are left out.
+        max_detections: number of best detections per class *and* image that count (COCO's maxDets works per class).
 
     Raises:
-        ValueError: not one Detections an image, or detections without class names.
+        ValueError: not one Detections per image, or detections without class names.
 
     Source: Lin et al., Microsoft COCO (ECCV 2014), and cocodataset.org/#detection-eval.
     """
     if len(detections) != len(truth):
-        raise ValueError(f"{len(detections)} detections for {len(truth)} images; give one Detections an image")
+        raise ValueError(f"{len(detections)} detections for {len(truth)} images; give one Detections per image")
     names = tuple(dict.fromkeys(truth.class_names if classes is None else classes))
-    if not names or not len(truth):  # the evaluator cannot be built on nothing
+    if not names or not len(truth):  # the evaluator fails without images or classes
         return _table(names, np.full((10, 101, len(names), 4), -1.0))
     with uncollected():
         precision = _precision(detections, truth, names, max_detections)
@@ -82,7 +82,7 @@ def coco_ap(
 
 
 def _positions(have: Sequence[str], names: Sequence[str]) -> np.ndarray:
-    """[len(have)] int64: category id (1-based place in ``names``) of each class; 0 = not scored."""
+    """[len(have)] int64: category id (1-based position in ``names``) of each class; 0 = not evaluated."""
     where = {n: i for i, n in enumerate(names, 1)}
     return np.array([where.get(n, 0) for n in have], dtype=np.int64)
 
@@ -139,7 +139,7 @@ def _detection_rows(detections: Sequence[Detections], names: Sequence[str]) -> l
 
 
 def _precision(detections: Sequence[Detections], truth: Index, names: Sequence[str], max_detections: int) -> np.ndarray:
-    """[10 IoU, 101 recalls, C, 4 areas (all, small, medium, large)] precision; -1 where there is no ground truth."""
+    """[10 IoU, 101 recalls, C, 4 areas (all, small, medium, large)] precision; -1 if there is no ground truth."""
     from faster_coco_eval import COCO, COCOeval_faster  # here, because importing it takes a moment
 
     def quiet(*_: object) -> None: ...

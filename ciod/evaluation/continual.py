@@ -1,8 +1,8 @@
-"""What a task × class table of AP says about learning and forgetting: pure functions, whatever made the table.
+"""Metrics of learning and forgetting from a task × class table of AP: pure functions, independent of the source.
 
-``table[t]`` holds the AP (or AP50, …) of every seen class after task t, ``tasks[t]`` the classes that were new in it.
+``table[t]`` holds the AP (or AP50, …) of every seen class after task t, ``tasks[t]`` its new classes.
 Values may be fractions or points; results are in the same unit, except the ratios Ω, RelGap, retention, RSD, RPD, RAI.
-None and NaN mean "no ground truth" and are left out of every mean; what cannot be computed is None, never 0.
+None and NaN mean "no ground truth" and are left out of every mean. A value that cannot be computed is None, never 0.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def group_mean(row: Row, names: Iterable[str]) -> float | None:
-    """Mean AP of a group of classes, those without ground truth left out; None when none has any.
+    """Mean AP of a group of classes, without those that have no ground truth; None if none has any.
 
-    A class that is not in ``row`` was not scored and is left out too.
+    A class that is not in ``row`` was not evaluated and is left out, too.
     """
     return _mean(row.get(n) for n in names)
 
 
 def omega(final_per_task: Sequence[float | None], upper: Sequence[float | None]) -> float | None:
-    """Ω(T) = (1/T) Σ_{t=1..T} X_t / UB_t: how much of joint training is kept, over the whole stream.
+    """Ω(T) = (1/T) Σ_{t=1..T} X_t / UB_t: the performance relative to joint training, averaged over all tasks.
 
     X_t is the mean AP over all classes seen up to task t, UB_t that of a model trained on them jointly. The first
-    term is 1 when ``upper[0]`` is None: a first task is its own joint training.
+    term is 1 if ``upper[0]`` is None: a first task is its own joint training.
 
     Returns:
-        None when a later upper bound (or AP) is missing or an upper bound is 0.
+        None if a later upper bound (or AP) is missing or an upper bound is 0.
 
     Raises:
-        ValueError: when the lengths differ.
+        ValueError: the lengths differ.
 
     Source: Hayes et al., New Metrics and Experimental Paradigms for Continual Learning (CVPR workshops 2018), Ω_all,
     in the form that reproduces every Ω of ILYOLOX's two-step table (its own rows and those of LwF, RILOD, SID, ERD).
     """
     if len(final_per_task) != len(upper):
         raise ValueError(
-            f"{len(final_per_task)} tasks but {len(upper)} upper bounds; give one a task, None where unknown"
+            f"{len(final_per_task)} tasks but {len(upper)} upper bounds; give one per task, None if unknown"
         )
     ratios = [_ratio(x, ub) for x, ub in zip(final_per_task, upper)]
     if ratios and not _known(upper[0]):
@@ -63,7 +63,7 @@ def _ratio(part: float | None, whole: float | None) -> float | None:
 
 
 def abs_gap(final: float | None, upper: float | None) -> float | None:
-    """AbsGap = UB_T − X_T: what is missing to joint training after the last task. Source: the tables of ILYOLOX."""
+    """AbsGap = UB_T − X_T: the gap to joint training after the last task. Source: the tables of ILYOLOX."""
     return upper - final if final is not None and upper is not None and _known(final) and _known(upper) else None
 
 
@@ -77,15 +77,15 @@ def _old(tasks: Sequence[Sequence[str]]) -> list[str]:
 
 
 def forgetting(table: Sequence[Row], tasks: Sequence[Sequence[str]]) -> float | None:
-    """F = mean over old classes c of (max_{t<T} AP_{t,c} − AP_{T,c}); negative when old classes got better.
+    """F = mean over old classes c of (max_{t<T} AP_{t,c} − AP_{T,c}); negative if old classes improved.
 
-    Old are the classes of all tasks but the last; each is measured against its best earlier task.
+    Old classes are those of all tasks except the last; each is compared with its best previous task.
     Source: Chaudhry et al., Riemannian Walk (ECCV 2018), with AP for accuracy and classes for tasks.
     """
     drops: list[float | None] = []
     for name in _old(tasks):
-        earlier = [v for row in table[:-1] if (v := row.get(name)) is not None and not math.isnan(v)]
-        drops.append(abs_gap(table[-1].get(name), max(earlier, default=None)))
+        before = [v for row in table[:-1] if (v := row.get(name)) is not None and not math.isnan(v)]
+        drops.append(abs_gap(table[-1].get(name), max(before, default=None)))
     return _mean(drops)
 
 
@@ -100,9 +100,10 @@ def forgetting_points(table: Sequence[Row], tasks: Sequence[Sequence[str]]) -> f
 
 
 def retention(table: Sequence[Row], tasks: Sequence[Sequence[str]]) -> float | None:
-    """Retention = Σ_c AP_{T,c} / Σ_c AP_{t(c),c} over old classes; t(c) is the task that class c was learnt in.
+    """Retention = Σ_c AP_{T,c} / Σ_c AP_{t(c),c} over old classes; t(c) is the task in which class c was learnt.
 
-    1 = nothing lost. A ratio of means and not a mean of ratios, so a class that was never learnt cannot blow it up.
+    1 = nothing forgotten. It is a ratio of means and not a mean of ratios, so a class that was never learnt does not
+    dominate it.
     """
     pairs = []
     for learnt, names in zip(table, tasks[:-1]):
@@ -126,9 +127,9 @@ def deficiency(row: Row, joint: Row, names: Iterable[str]) -> float | None:
 def retention_adaptability(table: Sequence[Row], tasks: Sequence[Sequence[str]], joint: Row) -> float | None:
     """RAI = (mean retention + mean generalisation) / 2 over the tasks from the second on.
 
-    Retention of task t: mean AP of its old classes ÷ that of the same classes when each was learnt. Generalisation:
-    mean AP of its new classes ÷ their mean AP in the joint model. DuET's reference model belongs to a stream of
-    domains; in a stream of classes of one data set the joint model takes its place, so the numbers are not DuET's.
+    Retention of task t: mean AP of its old classes ÷ that of the same classes right after their own task.
+    Generalisation: mean AP of its new classes ÷ their mean AP in the joint model. DuET's reference model belongs to a
+    sequence of domains; here the joint model replaces it, so the numbers cannot be compared with DuET's.
 
     Source: Monga et al., DuET (ICCV 2025), the retention-adaptability index.
     """
@@ -142,7 +143,7 @@ def retention_adaptability(table: Sequence[Row], tasks: Sequence[Sequence[str]],
 
 
 def harmonic_mean(old: float | None, new: float | None) -> float | None:
-    """H = 2·old·new / (old + new): high only when both the old and the new classes are. 0 when both are 0."""
+    """H = 2·old·new / (old + new): high only if both old and new classes are. 0 if both are 0."""
     if old is None or new is None or math.isnan(old) or math.isnan(new):
         return None
     return 2 * old * new / (old + new) if old + new else 0.0
@@ -163,11 +164,11 @@ KEYS = (
 
 
 def against_upper(final: Sequence[float | None], upper: Sequence[float | None] | None) -> dict[str, float | None]:
-    """Ω, AbsGap and RelGap of means over the classes seen: of any of COCO's six APs, also those by object size.
+    """Ω, AbsGap and RelGap of means over the classes seen, for each of COCO's six APs, including those by object size.
 
     Args:
         final: per finished task, the AP over the classes seen so far.
-        upper: per task, the joint-training AP over the same classes; missing ones count as unknown.
+        upper: per task, the joint-training AP over the same classes; missing values count as unknown.
     """
     if not final:
         return dict.fromkeys(KEYS[:3])
@@ -185,13 +186,13 @@ def summary(
     upper: Sequence[float | None] | None = None,
     joint: Row | None = None,
 ) -> dict[str, float | None]:
-    """Every metric of this file after the last task in ``table``; a run that is not finished may be summed up too.
+    """Every metric of this file after the last task in ``table``; the run may be unfinished.
 
     Args:
         table: per finished task, the AP of each class seen so far.
         tasks: per task, its new classes; at least as many as ``table`` has rows.
-        upper: per task, the joint-training AP over the classes seen up to it; None where unknown.
-        joint: the AP of each class in the model trained on all of them jointly.
+        upper: per task, the joint-training AP over the classes seen so far; None if unknown.
+        joint: the AP of each class in the model trained jointly on all classes.
 
     Returns:
         ``KEYS``: omega, abs_gap, rel_gap, forgetting, retention, forgetting_points, harmonic_mean (of the mean AP of
@@ -199,7 +200,7 @@ def summary(
         retention_adaptability (RAI); None where undefined, as most are after one task.
 
     Raises:
-        ValueError: when the table has more rows than there are tasks.
+        ValueError: the table has more rows than there are tasks.
     """
     if len(table) > len(tasks):
         raise ValueError(f"the table has {len(table)} rows for {len(tasks)} tasks")

@@ -1,4 +1,4 @@
-"""A detector over a test set: detections of every image, shared among processes, then AP."""
+"""Evaluates a detector on a test set: detections of every image, shared among processes, then AP."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from ciod.data.index import Index
     from ciod.detectors.base import Detector
 
-# COCO's maxDets counts per class; a cap of 100 over all classes would take detections away before it is applied.
+# COCO's maxDets counts per class; a limit of 100 over all classes would remove detections before it is applied.
 PER_IMAGE = 1000
 
 
 @dataclass
 class Scored:
-    """What ``evaluate`` found."""
+    """The result of ``evaluate``."""
 
     table: APTable
     scored: tuple[str, ...]  # classes both know
@@ -41,7 +41,7 @@ class Scored:
 def detect(
     detector: Detector, index: Index, settings: Evaluation, world: World | None = None, workers: int = 0
 ) -> tuple[list[Detections], list[str]]:
-    """Detections in pixels of the original images, one entry an image, on every rank; and unreadable files."""
+    """Detections in pixels of the original images, one entry per image, on every rank; and unreadable files."""
     world = world or World(device=detector.device)
     training = detector.training
     detector.eval()
@@ -87,7 +87,7 @@ def evaluate(
     """COCO AP over ``classes`` (default: the index's), the detections, and unreadable files.
 
     Args:
-        metric: ``voc07`` or ``voc`` puts VOC07 or VOC beside it.
+        metric: ``voc07`` or ``voc`` adds VOC07 or VOC.
     """
     found, broken = detect(detector, index, settings, world, workers)
     table = coco_ap(found, index, classes=classes, max_detections=settings.max_detections)

@@ -1,4 +1,4 @@
-"""Pascal VOC's average precision, in both of its forms, each under its own name."""
+"""Pascal VOC's average precision in both of its forms, each with its own name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ciod.core.types import Detections
 from ciod.data.index import Index
 
 NAMES: dict[str, str] = {"voc07": "VOC07", "voc": "VOC"}
-"""Metric of a protocol → the key its values stand under, beside AP and AP50, which are always COCO's."""
+"""Metric of a protocol → the key of its values, in addition to AP and AP50, which are always COCO's."""
 
 
 def voc_ap(
@@ -23,11 +23,12 @@ def voc_ap(
     classes: Sequence[str] | None = None,
     iou: float = 0.5,
 ) -> dict[str, float | None]:
-    """AP of every class at one IoU threshold; None where there is no ground truth that is not difficult.
+    """AP of every class at one IoU threshold; None if all ground truth is difficult or there is none.
 
-    Detections of a class are taken by falling score. Each looks at the true box of its image that it overlaps most: if
-    the overlap is below ``iou`` it is wrong; a difficult box (or a COCO crowd) makes it neither right nor wrong; a box
-    that was already found makes it wrong (also where another true box would have been free, unlike in COCO).
+    The detections of a class are processed by descending score. Each is compared with the ground-truth box of its
+    image that it overlaps most. If the overlap is below ``iou``, it is wrong. If the box is difficult (or a COCO
+    crowd), it is ignored. If the box was already detected, it is wrong (even if another ground-truth box is free,
+    unlike in COCO).
 
     Args:
         detections: one per image of ``truth``, boxes in pixels of that image. All count: VOC has no maxDets.
@@ -35,13 +36,13 @@ def voc_ap(
             precision over recall.
 
     Raises:
-        ValueError: not one Detections an image.
+        ValueError: not one Detections per image.
 
-    Source: Everingham et al., The Pascal Visual Object Classes Challenge (IJCV 2010), .4.2; development kits of 2007
-    and 2010. Their pixel-inclusive widths are kept: the reader of VOC boxes lets x run from xmin − 1 to xmax.
+    Source: Everingham et al., The Pascal Visual Object Classes Challenge (IJCV 2010), section 4.2; development kits of
+    2007 and 2010. Their pixel-inclusive widths are kept: the reader of VOC boxes maps x to xmin − 1 … xmax.
     """
     if len(detections) != len(truth):
-        raise ValueError(f"{len(detections)} detections for {len(truth)} images; give one Detections an image")
+        raise ValueError(f"{len(detections)} detections for {len(truth)} images; give one Detections per image")
     names = tuple(dict.fromkeys(truth.class_names if classes is None else classes))
     found = _found_by_class(detections, names)
     area = _eleven_points if metric == "voc07" else _area
@@ -55,15 +56,15 @@ def voc_ap(
 def _found_by_class(
     detections: Sequence[Detections], names: Sequence[str]
 ) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Class → image [n], boxes [n, 4] and scores [n] of its detections, by falling score (equal ones in order)."""
+    """Class → image [n], boxes [n, 4] and scores [n] of its detections, by descending score (equal ones in order)."""
     image = np.repeat(np.arange(len(detections)), [len(d) for d in detections])
     boxes = np.concatenate([np.zeros((0, 4)), *(d.boxes for d in detections)])
     scores = np.concatenate([np.zeros(0), *(d.scores for d in detections)])
-    said = np.array([n for d in detections for n in np.asarray(d.class_names, object)[d.labels]] or [""], object)
-    said = said[: len(image)]
+    predicted = np.array([n for d in detections for n in np.asarray(d.class_names, object)[d.labels]] or [""], object)
+    predicted = predicted[: len(image)]
     out = {}
     for name in names:
-        rows = np.flatnonzero(said == name)
+        rows = np.flatnonzero(predicted == name)
         rows = rows[np.argsort(-scores[rows], kind="stable")]
         out[name] = image[rows], boxes[rows], scores[rows]
     return out
@@ -72,7 +73,7 @@ def _found_by_class(
 def _judge(
     image: np.ndarray, boxes: np.ndarray, scores: np.ndarray, truth: Index, name: str, iou: float
 ) -> tuple[np.ndarray, int]:
-    """[n] 1 = right, 0 = wrong, ignored ones left out; and how many boxes there are to find."""
+    """[n] 1 = right, 0 = wrong, without ignored ones; and the number of ground-truth boxes."""
     del scores
     label = truth.class_names.index(name) if name in truth.class_names else -1
     rows = np.flatnonzero(truth.labels == label)
@@ -99,7 +100,7 @@ def _judge(
 
 
 def _runs(values: np.ndarray) -> tuple[np.ndarray, list[slice]]:
-    """Distinct values of a sorted array and where each stands."""
+    """Distinct values of a sorted array, and where each starts and ends."""
     distinct, starts = np.unique(values, return_index=True)
     return distinct, [slice(a, b) for a, b in zip(starts, [*starts[1:], len(values)])]
 
@@ -111,7 +112,7 @@ def _curve(hits: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _eleven_points(recall: np.ndarray, precision: np.ndarray) -> float:
-    # Recall 0.7 must reach the point 0.7 whichever way both were rounded.
+    # Recall 0.7 must reach the point 0.7, however both were rounded.
     best = [precision[recall >= t - 1e-9].max(initial=0) for t in np.arange(11) / 10]
     return float(np.mean(best))
 

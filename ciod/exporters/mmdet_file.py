@@ -1,6 +1,6 @@
-"""A detector as MMDetection has it: a config its tools read, and a checkpoint with the class names in its metadata.
+"""Exports a detector to MMDetection: a config for its tools, and a checkpoint with the class names in its metadata.
 
-Written without MMDetection: from ciod's YOLOX and GFL, and from detectors that came from there (``mmdet:CONFIG``).
+This does not need MMDetection. It supports ciod's YOLOX and GFL, and detectors of MMDetection (``mmdet:CONFIG``).
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def export(
     """Writes ``detector.py`` and ``detector.pth`` into ``folder``.
 
     Args:
-        model: a detector or a file ``ciod.load`` reads.
-        size: side of the pictures (default: the model's own).
+        model: a detector, or a file for ``ciod.load``.
+        size: side of the images (default: that of the model).
         names: class names for a checkpoint without them.
 
     Raises:
-        CiodError: no model, a detector that MMDetection has not, or the folder cannot be written.
+        CiodError: no model, a detector that MMDetection does not have, or the folder cannot be written.
     """
     from ciod.detectors.files import mmdet_files
     from ciod.detectors.files.weights import open_detector
@@ -79,18 +79,20 @@ def model_config(detector: Detector) -> dict[str, Any]:
         model["bbox_head"]["num_classes"] = detector.num_classes
         return model
     if type(detector) not in (YOLOX, GFL):
-        raise CiodError(f"{detector.settings['name']} cannot be written for MMDetection; yolox-… and gfl-… can.")
+        raise CiodError(f"{detector.settings['name']} cannot be exported to MMDetection; only yolox-… and gfl-… can.")
     if type(detector) is YOLOX and len(detector.branches):
-        raise CiodError("A detector with branches (freeze_branch) cannot be written for MMDetection, which has none.")
-    taking = detector.input
-    order = slice(None, None, -1 if taking.bgr else 1)
+        raise CiodError(
+            "A detector with branches (freeze_branch) cannot be exported to MMDetection, which has no branches."
+        )
+    input_spec = detector.input
+    order = slice(None, None, -1 if input_spec.bgr else 1)
     model: dict[str, Any] = {
         "type": "YOLOX" if type(detector) is YOLOX else "GFL",
         "data_preprocessor": {
             "type": "DetDataPreprocessor",
-            "mean": list(taking.mean[order]),
-            "std": list(taking.std[order]),
-            "bgr_to_rgb": not taking.bgr,
+            "mean": list(input_spec.mean[order]),
+            "std": list(input_spec.std[order]),
+            "bgr_to_rgb": not input_spec.bgr,
             "pad_size_divisor": 32,
         },
     }
@@ -212,7 +214,7 @@ def _gfl(shape: Any, classes: int) -> dict[str, Any]:
 
 
 def _whole(detector: Detector, model: dict[str, Any]) -> dict[str, Any]:
-    """A config with what testing needs: pictures as ciod gives them, and a data set in COCO format."""
+    """A config with everything for testing: the image preprocessing of ciod, and a data set in COCO format."""
     side, fill = detector.input.size, detector.input.fill
     pipeline = [
         {"type": "LoadImageFromFile"},
@@ -250,6 +252,6 @@ def _whole(detector: Detector, model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(config: dict[str, Any]) -> str:
-    """Python that MMDetection reads, of plain values alone."""
+    """Python text for MMDetection, with plain values only."""
     parts = [f"{key} = {pprint.pformat(value, sort_dicts=False, width=120)}" for key, value in config.items()]
     return "\n\n".join(parts) + "\n"

@@ -1,10 +1,10 @@
-"""A detector as an ONNX file that is enough to run it without torch: graph, class names, preprocessing.
+"""Exports a detector to an ONNX file that runs without torch: graph, class names, preprocessing.
 
-The file is written by torch's TorchScript exporter (``dynamo=False``): it is in every torch from 2.6 on, needs no
-package but ``onnx``, and writes opset 17 (the newer one starts at 18 and needs onnxscript). Tracing misses only control
-flow that depends on data, and a detector's forward has none; every file is compared with its model before it gets its
-name. Batch normalisation stays a node of its own: the file holds the weights of the model, and runtimes fold it
-themselves.
+The file is written by torch's TorchScript exporter (``dynamo=False``). It is part of every torch from 2.6 on, needs
+only the package ``onnx``, and writes opset 17 (the newer exporter starts at 18 and needs onnxscript). Tracing misses
+only control flow that depends on data, and a detector's forward has none. Every file is compared with its model
+before it gets its final name. Batch normalisation stays a separate node: the file holds the weights of the model, and
+runtimes fold it themselves.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ KEY = "ciod"  # of the metadata property that holds everything as JSON
 
 @dataclass(frozen=True)
 class Exported:
-    """What ``export`` wrote and how far it is from the detector it came from."""
+    """What ``export`` wrote, and how much it differs from the original detector."""
 
     path: Path
     opset: int
     nms: bool
     score_difference: float | None  # largest, over every class at every position; None: onnxruntime is absent
     box_difference: float | None  # largest, in pixels of the batch image
-    detections: int | None  # with nms: how many were compared
+    detections: int | None  # with nms: number of compared detections
 
     @property
     def verified(self) -> bool:
@@ -65,10 +65,10 @@ class Raw(nn.Module):
 
 
 class Suppressed(Raw):
-    """As ``Raw``, then what ``Detector.decode`` does: detections [B, max_detections, 6], the best first.
+    """``Raw`` followed by ``Detector.decode``: detections [B, max_detections, 6], sorted by score.
 
-    A row is x1, y1, x2, y2, score, label; rows that are not used are 0, 0, 0, 0, 0, -1. The graph is traced with boxes
-    and scores as further outputs, so that both halves can be compared; the file has detections alone.
+    A row is x1, y1, x2, y2, score, label; unused rows are 0, 0, 0, 0, 0, -1. The graph is traced with boxes and scores
+    as further outputs, so that both halves can be compared; the file only has detections.
     """
 
     names = ("boxes", "scores", "detections")
@@ -85,11 +85,11 @@ class Suppressed(Raw):
         """boxes [B, P, 4], scores [B, P, C] → detections [B, max_detections, 6]."""
         best, label = scores.max(2)
         classes = torch.arange(scores.shape[2], device=scores.device)
-        single = torch.where(label[..., None] == classes, scores, -torch.ones_like(scores))  # one label a position
+        single = torch.where(label[..., None] == classes, scores, -torch.ones_like(scores))  # one label per position
         kept = _NonMaxSuppression.apply(boxes, single.transpose(1, 2), self.limit, self.iou, self.floor)
         mark = torch.zeros_like(best).index_put((kept[:, 0], kept[:, 2]), torch.ones((), dtype=best.dtype))
         ranked = torch.where(mark > 0, best, -torch.ones_like(best))
-        # So many empty rows at the end that the list is full whatever was found.
+        # Enough empty rows at the end to fill the list for any number of detections.
         ranked = nn.functional.pad(ranked, (0, self.limit), value=-1.0)
         score, place = ranked.topk(self.limit, dim=1)
         empty = (score < 0)[..., None]
@@ -100,11 +100,11 @@ class Suppressed(Raw):
 
 
 class _NonMaxSuppression(torch.autograd.Function):
-    """The ONNX operator of that name, and the same in torch for the example that is traced."""
+    """The ONNX operator of that name, and the same in torch for tracing the example."""
 
     @staticmethod
     def forward(ctx: Any, boxes: Tensor, scores: Tensor, limit: int, iou: float, floor: float) -> Tensor:
-        """boxes [B, P, 4], scores [B, C, P] → [n, 3] int64: image, class, position of what is kept."""
+        """boxes [B, P, 4], scores [B, C, P] → [n, 3] int64: image, class and position of the kept boxes."""
         from torchvision.ops import batched_nms
 
         image, label, place = torch.nonzero(scores > floor, as_tuple=True)
@@ -133,12 +133,12 @@ def export(
     images: str | Path | None = None,
     names: Sequence[str] | None = None,
 ) -> Exported:
-    """Writes ``model`` as an ONNX file and compares it with the original before it gets its name.
+    """Writes ``model`` as an ONNX file and compares it with the original before it gets its final name.
 
-    The batch is always dynamic. The file is as docs/deploy.md describes it.
+    The batch size is always dynamic. docs/deploy.md describes the file.
 
     Args:
-        model: a detector or a file ``ciod.load`` reads.
+        model: a detector, or a file for ``ciod.load``.
         onnx: the file to write.
         opset: 13 to 20.
         nms: whether non-maximum suppression is in the graph: the output is then ``detections`` (see ``Suppressed``),
@@ -148,12 +148,12 @@ def export(
         score_threshold: for ``nms``, the lowest score of a detection; None: the detector's own.
         nms_iou: for ``nms``, the IoU from which two boxes of one class count as the same; None: the detector's own.
         max_detections: for ``nms``, per image.
-        images: a picture or folder to compare on (default: drawn noise).
+        images: an image or folder for the comparison (default: random noise).
         names: class names for a checkpoint without them.
 
     Raises:
         ConfigError: every problem of the arguments.
-        CiodError: no model, onnx is not installed, or the outputs are off by more than 1e-3 (no file is then left).
+        CiodError: no model, onnx is not installed, or the outputs differ by more than 1e-3 (no file is written).
     """
     from ciod.detectors.files.weights import open_detector
 
@@ -191,7 +191,7 @@ def export(
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """What an exported file says of itself.
+    """The metadata of an exported file.
 
     Raises:
         CiodError: onnx is not installed, or ciod did not write the file.
@@ -216,8 +216,8 @@ def _check(opset: int, floor: float, iou: float, most: int, detector: Detector, 
         problems.append("The model has no classes yet.")
     if nms and not detector.one_label:
         problems.append(
-            f"nms: {detector.settings['name']} may give a position several labels, which the graph cannot; leave nms "
-            "out."
+            f"nms: {detector.settings['name']} can give a position several labels, which the graph does not support; "
+            "leave nms out."
         )
     if problems:
         raise ConfigError(problems)
@@ -236,19 +236,19 @@ def _metadata(detector: Detector, graph: Raw, opset: int) -> dict[str, Any]:
     decoding: dict[str, Any] = {"score_threshold": detector.score_threshold, "nms_iou": detector.nms_iou}
     if isinstance(graph, Suppressed):
         decoding = {"score_threshold": graph.floor, "nms_iou": graph.iou, "max_detections": graph.limit}
-    taking = asdict(detector.input)
+    input_spec = asdict(detector.input)
     return {
         "format": FORMAT,
         "ciod": __version__,
         "class_names": list(detector.class_names),
         "input": {
-            "size": taking["size"],
-            "fill": taking["fill"],
+            "size": input_spec["size"],
+            "fill": input_spec["fill"],
             "layout": "images: float32 [batch, 3, height, width], RGB, 0..255",
             "letterbox": "scale = size / longest side; resized (bilinear, antialiased) to int(scale * side); put at "
             "the top left of size x size filled with fill; boxes / scale are pixels of the picture",
         },
-        "normalised_in_graph": {k: taking[k] for k in ("mean", "std", "bgr")},
+        "normalised_in_graph": {k: input_spec[k] for k in ("mean", "std", "bgr")},
         "outputs": {"detections": "[batch, max_detections, 6]: x1, y1, x2, y2, score, label; unused rows have label -1"}
         if isinstance(graph, Suppressed)
         else {"boxes": "[batch, positions, 4]: x1, y1, x2, y2", "scores": "[batch, positions, classes]: 0..1"},
@@ -266,7 +266,7 @@ def _write(graph: Raw, sample: Tensor, path: Path, opset: int, dynamic_size: boo
         for name in Raw.names:
             axes[name][1] = "positions"
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the exporter's own advertisement, and constants that are meant to be ones
+        warnings.simplefilter("ignore")  # the exporter's deprecation notice, and intended constants
         torch.onnx.export(
             graph,
             (sample,),
@@ -283,11 +283,11 @@ def _write(graph: Raw, sample: Tensor, path: Path, opset: int, dynamic_size: boo
 # Comparing ------------------------------------------------------------------------------------------------------------
 
 TOLERANCE = 1e-3
-"""Of scores; of boxes in pixels, relative above one pixel (float32 at 400 pixels has steps of 3e-5)."""
+"""For scores, and for boxes in pixels, relative above one pixel (float32 at 400 pixels has steps of 3e-5)."""
 
 
 def pictures_to_compare(detector: Detector, images: str | Path | None) -> Tensor:
-    """[3, 3, size, size] float32: three pictures of the user, or noise coarse and fine, the same every time."""
+    """[3, 3, size, size] float32: three images of the user, or coarse and fine noise, the same every time."""
     size = detector.input.size
     if images is not None:
         from ciod.data.augment import letterbox
@@ -307,10 +307,10 @@ def pictures_to_compare(detector: Detector, images: str | Path | None) -> Tensor
 def _compare(
     graph: Raw, content: bytes, sample: Tensor, dynamic_size: bool
 ) -> tuple[float | None, float | None, int | None]:
-    """Largest differences over a batch of three, of one, and (if it may vary) another size.
+    """Largest differences over a batch of three, a batch of one, and (if the size may vary) another size.
 
     Raises:
-        CiodError: beyond ``TOLERANCE``, or other detections than ``Detector.decode`` makes of the same outputs.
+        CiodError: differences above ``TOLERANCE``, or other detections than those of ``Detector.decode``.
     """
     try:
         import onnxruntime
@@ -331,8 +331,8 @@ def _compare(
         relative = (off[0] / wanted[0].abs().clamp(min=1)).max().item()
         if not (relative <= TOLERANCE and score <= TOLERANCE):  # written so that NaN is refused too
             raise CiodError(
-                f"The exported graph disagrees with the model: scores by up to {score:.2g}, boxes by up to "
-                f"{box:.2g} pixels ({relative:.2g} of a coordinate); {TOLERANCE:g} is allowed. No file was left."
+                f"The exported graph differs from the model: scores by up to {score:.2g}, boxes by up to "
+                f"{box:.2g} pixels ({relative:.2g} of a coordinate); {TOLERANCE:g} is allowed. No file was written."
             )
         scores, boxes = max(scores, score), max(boxes, box)
         if isinstance(graph, Suppressed):
@@ -341,15 +341,15 @@ def _compare(
 
 
 def _compare_detections(graph: Suppressed, boxes: Tensor, scores: Tensor, found: Tensor) -> int:
-    """How many detections the graph made of its own boxes and scores, all of which ``Detector.decode`` makes too."""
-    # The IoU of a pair may lie on the threshold to the last bit; then either answer is right.
+    """Number of detections of the graph, after checking that ``Detector.decode`` makes the same from its outputs."""
+    # The IoU of a pair may equal the threshold to the last bit; then both results are right.
     wanted = [_decoded(graph, boxes, scores, graph.iou + e) for e in (0.0, -1e-5, 1e-5)]
     for i, rows in enumerate(found.numpy()):
         rows = rows[rows[:, 5] >= 0]
         if not any(_equal(rows, options[i]) for options in wanted):
             raise CiodError(
-                f"The exported graph finds other objects than the model ({len(rows)} and {len(wanted[0][i])} in a "
-                "picture). No file was left."
+                f"The exported graph finds other objects than the model ({len(rows)} and {len(wanted[0][i])} in "
+                "an image). No file was written."
             )
     return int((found[..., 5] >= 0).sum())
 
@@ -361,12 +361,12 @@ def _decoded(graph: Suppressed, boxes: Tensor, scores: Tensor, iou: float) -> li
 
 
 class _Given(Outputs):
-    """Outputs whose scores are known already."""
+    """Outputs with precomputed scores."""
 
     def scores(self) -> Tensor:
         return self.logits
 
 
 def _equal(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two lists [n, 6] are the same but for the order of equal scores."""
+    """Whether two lists [n, 6] are the same except for the order of equal scores."""
     return a.shape == b.shape and np.array_equal(a[np.lexsort(a.T)], b[np.lexsort(b.T)])

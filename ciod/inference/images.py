@@ -1,4 +1,4 @@
-"""A detector on pictures, in batches: files, arrays, PIL images, lists and folders of them, frames of a video."""
+"""Detection in images, in batches: files, arrays, PIL images, lists and folders of them, frames of a video."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def files(
     without: Path | None = None,
     problems: Problems | None = None,
 ) -> list[Path]:
-    """Files as they are, folders as the pictures (and videos) below them, sorted; each once.
+    """The given files, and the images (and videos) below the given folders, sorted and without duplicates.
 
     Links to folders are followed; hidden files and folders are skipped.
 
     Args:
-        without: a folder that is not looked into: that of the results.
-        problems: is told of what is passed over in folders though it may be a picture.
+        without: a folder to skip: that of the results.
+        problems: counts skipped files in folders that could be images.
 
     Raises:
-        CiodError: a path that is not there, or a folder without any.
+        CiodError: a path does not exist, or a folder has no images.
     """
     suffixes = SUFFIXES | VIDEOS if videos else SUFFIXES
     places = [where] if isinstance(where, (str, Path)) else list(where)
@@ -60,7 +60,7 @@ def files(
 
 
 def _below(folder: Path, suffixes: Collection[str], apart: Path | None, problems: Problems) -> Iterator[Path]:
-    """Files of a folder and of those in it, but ``apart``, that have one of the suffixes."""
+    """Files with one of the suffixes in a folder and its subfolders, except ``apart``."""
     for place, names in below(folder, problems.add):
         if apart is not None and apart in (path := Path(place).resolve(), *path.parents):
             continue
@@ -90,17 +90,17 @@ def predict(
     device: str = "auto",
     names: Sequence[str] | None = None,
 ) -> dict[Path, Detections]:
-    """Detections in files and folders of pictures. Of a video: ``model.predict(list of frames)``, see ``ciod.frames``.
+    """Detections in image files and folders. For a video: ``model.predict(list of frames)``, see ``ciod.frames``.
 
     Args:
-        model: a detector or a file ``ciod.load`` reads.
-        classes: only these are found (default: all).
-        batch: pictures per forward pass.
-        size: side of the input in pixels (default: the model's own).
+        model: a detector, or a file for ``ciod.load``.
+        classes: only these are detected (default: all).
+        batch: images per forward pass.
+        size: side of the input in pixels (default: that of the model).
         names: class names for a checkpoint without them.
 
     Raises:
-        CiodError: no model, no picture, or a class the model does not know. An unreadable picture is left out.
+        CiodError: no model, no image, or a class that the model does not know. Unreadable images are left out.
     """
     from ciod.core.distributed import pick_device
     from ciod.detectors.files.weights import open_detector

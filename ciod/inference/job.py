@@ -1,4 +1,4 @@
-"""What ``ciod predict`` leaves: drawn pictures and videos, predictions.json, a line of JSON per frame, COCO results."""
+"""The outputs of ``ciod predict``: images and videos with boxes, predictions.json, JSON per frame, COCO results."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from ciod.data.index import Index
     from ciod.detectors.base import Detector
 
-SHOWN = 0.3  # least score of what is drawn and told when nothing is asked for
-COCO_SCORE, COCO_DETECTIONS = 0.001, 1000  # an average precision wants the doubtful ones too; COCO caps per class
+SHOWN = 0.3  # default minimum score of boxes that are drawn and listed
+COCO_SCORE, COCO_DETECTIONS = (
+    0.001,
+    1000,
+)  # average precision also needs boxes with low scores; COCO limits them per class
 
 
 @dataclass
@@ -35,7 +38,7 @@ class Job:
     """One call of ``ciod predict``.
 
     Raises:
-        CiodError: nothing to look at, an output that would overwrite an input, or videos without PyAV.
+        CiodError: no input, an output that would overwrite an input, or videos without PyAV.
     """
 
     detector: Detector
@@ -88,10 +91,10 @@ class Job:
         }
 
     def run(self) -> int:
-        """Writes everything and returns how many files could be read.
+        """Writes everything and returns the number of files that could be read.
 
         Raises:
-            CiodError: none could, and nothing was written; or the output cannot be written.
+            CiodError: no file could be read, and nothing was written; or the output cannot be written.
         """
         with explained(self.out):
             new = not self.out.exists()
@@ -99,7 +102,7 @@ class Job:
             done = self._pictures() if self.pictures else 0
             done += sum(self._film(path) for path in self.films)
             if new and not done:
-                self.out.rmdir()  # empty: what could not be read left nothing
+                self.out.rmdir()  # empty if no file could be read
         if not done:
             raise CiodError("None of the files could be read.")
         return done
@@ -125,7 +128,7 @@ class Job:
         return len(listed)
 
     def _film(self, path: Path) -> bool:
-        """Draws one video and writes a line of JSON per frame; one that breaks off keeps what was before."""
+        """Draws one video and writes one line of JSON per frame; a damaged video is kept up to the damage."""
         name = self._free(path.stem)
         lines: list[str] = []
         total: Counter[str] = Counter()
@@ -161,14 +164,14 @@ class Job:
         return kept
 
     def _free(self, stem: str) -> str:
-        """A name in ``out`` that no other file of this call has: equal names come from several folders."""
+        """A unique name in ``out``: files of several folders can have the same name."""
         while stem in self._names:
             stem += "_"
         self._names.add(stem)
         return stem
 
     def _rows(self) -> dict[Path, int]:
-        """The row in the data set of each picture, by path, else by file name and size; empty without a data set."""
+        """The row of each image in the data set, by path, else by file name and size; empty without a data set."""
         if self.data is None:
             return {}
         by_path = {p.resolve(): i for i, p in enumerate(self.data.files)}
@@ -200,10 +203,10 @@ class Job:
         try:
             return tuple(self.data.sizes[row].tolist()) in read_header(path)[:2]
         except DataError:
-            return True  # told when it is read
+            return True  # reported when it is read
 
     def _read(self, path: Path) -> np.ndarray:
-        """As the data set counts its pixels: turned by EXIF or not."""
+        """The size of an image in the data set's pixels: with or without EXIF rotation."""
         row = self.rows.get(path)
         if self.data is None or row is None:
             return as_array(path)
@@ -211,7 +214,7 @@ class Job:
         return read_image(path, (height, width), stored=self.data.is_stored(row))
 
     def _coco(self, path: Path, found: Detections) -> list[dict[str, Any]]:
-        """Results in the ids and the pixels of the data set's annotations; without one, counted from 1."""
+        """Results with the ids and pixels of the data set's annotations; without a data set, ids count from 1."""
         names = self.detector.class_names
         if self.data is None:
             return coco_results(found, self.numbers[path], list(range(1, len(names) + 1)))
@@ -247,7 +250,7 @@ def told(found: Detections) -> str:
 
 
 def _until_it_breaks(video: Video, times: list[float], trouble: list[DataError]) -> Iterator[np.ndarray]:
-    """The pictures of a video; their times and what ended it early go into the lists, so that no picture is lost."""
+    """The frames of a video; their times, and the error that ended it early, are appended to the lists."""
     try:
         for seconds, picture in video:
             times.append(seconds)

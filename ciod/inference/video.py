@@ -1,4 +1,4 @@
-"""Videos in and out with PyAV (an extra: ``pip install 'ciod[video]'``), which decodes what FFmpeg decodes."""
+"""Reading and writing videos with PyAV (FFmpeg; an extra: ``pip install 'ciod[video]'``)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ciod.core.errors import CiodError, DataError
 from ciod.core.files import WriteError, why
 from ciod.core.reading import check_regular
 
-# The clock of written videos: 24, 25, 30, 50, 60 and 29.97 frames a second are whole numbers of it, and MPEG-4 allows
-# no finer one than 1/65535.
+# Time base of written videos: the durations of frames at 24, 25, 30, 50, 60 and 29.97 frames per second are multiples
+# of it, and MPEG-4 does not allow a finer one than 1/65535.
 _TICK = Fraction(1, 60000)
-_CODECS = ("libx264", "h264", "mpeg4")  # the first there is; mpeg4 is part of every FFmpeg
+_CODECS = ("libx264", "h264", "mpeg4")  # the first available one is used; mpeg4 is part of every FFmpeg
 
 
 def need_av() -> Any:
@@ -34,11 +34,11 @@ def need_av() -> Any:
 
 
 class Video:
-    """A video file to read: iterating gives (seconds, picture [H, W, 3] uint8 RGB), turned as a player turns it.
+    """A video file: iterating yields (seconds, frame [H, W, 3] uint8 RGB), rotated as in a player.
 
     Raises:
         CiodError: PyAV is not installed.
-        DataError: the file is no video. While iterating: it breaks off; what was before has been given.
+        DataError: the file is not a video. While iterating: it is damaged; the frames before have been yielded.
     """
 
     def __init__(self, path: str | Path):
@@ -50,8 +50,8 @@ class Video:
                 streams = file.streams.video
                 if not streams:
                     raise DataError(f"{self.path} has no pictures{', only sound' if file.streams.audio else ''}.")
-                self.rate = float(streams[0].average_rate or streams[0].guessed_rate or 25)  # frames a second
-                self.frames = int(streams[0].frames or 0)  # 0: the file does not say
+                self.rate = float(streams[0].average_rate or streams[0].guessed_rate or 25)  # frames per second
+                self.frames = int(streams[0].frames or 0)  # 0: the file does not state it
         except (av.FFmpegError, OSError, ValueError) as error:
             raise DataError(f"{self.path} is not a video that FFmpeg can read: {_reason(error)}.") from error
 
@@ -74,20 +74,20 @@ class Video:
 
 
 def frames(path: str | Path) -> Iterator[np.ndarray]:
-    """The pictures of a video one by one: [H, W, 3] uint8 RGB, as ``Detector.predict`` takes them.
+    """Yields the frames of a video: [H, W, 3] uint8 RGB, as input for ``Detector.predict``.
 
     Raises:
-        CiodError: PyAV is not installed, or the file is no video or breaks off.
+        CiodError: PyAV is not installed, or the file is not a video or is damaged.
     """
     return (picture for _, picture in Video(path))
 
 
 class VideoWriter:
-    """Writes pictures as an MP4 (H.264 where PyAV has it, else MPEG-4), beside and then renamed; without sound.
+    """Writes frames as an MP4 (H.264 if PyAV has it, else MPEG-4) without sound; the file appears when it is complete.
 
     Args:
-        path: ends in .mp4.
-        rate: frames a second, as a hint; each picture keeps the time it is given.
+        path: ends with .mp4.
+        rate: frames per second, as a hint; each frame keeps its given time.
 
     Raises:
         WriteError: the file cannot be written.
@@ -101,16 +101,16 @@ class VideoWriter:
         self._last = -1
 
     def write(self, seconds: float, picture: np.ndarray) -> None:
-        """One picture [H, W, 3] uint8; all have the size of the first. Odd sides are cut by a pixel."""
+        """Adds one frame [H, W, 3] uint8; all have the size of the first. Odd sides are cropped by one pixel."""
         av = need_av()
         try:
             if self._file is None:
                 self._file = self._begin(av, picture)
             height, width = self._stream.height, self._stream.width
             if picture.shape[0] < height or picture.shape[1] < width:
-                return  # a stream that changes its size midway: rare, and no player shows it
+                return  # a stream that changes its size: rare, and no player supports it
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
-            self._last = max(self._last + 1, round(seconds / _TICK))  # times must grow
+            self._last = max(self._last + 1, round(seconds / _TICK))  # times must increase
             frame.pts, frame.time_base = self._last, _TICK
             self._file.mux(self._stream.encode(frame.reformat(format="yuv420p")))
         except (need_av().FFmpegError, OSError, ValueError) as error:
@@ -122,12 +122,12 @@ class VideoWriter:
         codec = next(c for c in _CODECS if c in av.codecs_available)
         self._stream = file.add_stream(codec, rate=Fraction(self.rate).limit_denominator(1001))
         self._stream.height, self._stream.width = (max(2, n // 2 * 2) for n in picture.shape[:2])
-        self._stream.pix_fmt = "yuv420p"  # what every player and browser shows
+        self._stream.pix_fmt = "yuv420p"  # supported by every player and browser
         self._stream.codec_context.time_base = _TICK
         return file
 
     def close(self, *, keep: bool = True) -> None:
-        """Gives the file its name; without ``keep``, or without a picture, nothing is left."""
+        """Gives the file its final name; without ``keep``, or without a frame, it is removed."""
         try:
             if self._file is not None:
                 if keep:

@@ -1,6 +1,7 @@
-"""Exemplar memory: images of finished tasks that later tasks see again, with any method.
+"""Exemplar memory: images of finished tasks that later tasks use again, with any method.
 
-A memory is row numbers of the training data, so a saved state rebuilds it bit for bit (docs/memory-and-pools.md).
+A memory consists of row numbers of the training data, so a saved state rebuilds it bit for bit
+(docs/memory-and-pools.md).
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ if TYPE_CHECKING:
     from ciod.data.scenarios.scenario import Scenario
     from ciod.detectors.base import Detector
 
-SAME = 0.7  # IoU from which a box found later is the one that is drawn already
+SAME = 0.7  # IoU from which a box detected later is the same as an existing one
 
 
 @dataclass
 class Memory:
-    """What is kept of finished tasks.
+    """The exemplars of finished tasks.
 
     Args:
-        scenario: its training data is what rows count in; labels are in order of arrival.
+        scenario: rows refer to its training data; labels are in order of arrival.
     """
 
     settings: MemorySettings
     scenario: Scenario
     seed: int
     rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # [k], in order of choice
-    known: np.ndarray = field(init=False)  # [k, C] bool: classes drawn in each
-    found: dict[str, np.ndarray] = field(init=False)  # boxes the model drew: row [m], boxes [m, 4], labels [m]
+    known: np.ndarray = field(init=False)  # [k, C] bool: classes labelled in each
+    found: dict[str, np.ndarray] = field(init=False)  # boxes added by the model: row [m], boxes [m, 4], labels [m]
     images_seen: int = 0
 
     def __post_init__(self) -> None:
@@ -52,16 +53,16 @@ class Memory:
     def __len__(self) -> int:
         return len(self.rows)
 
-    # What a task sees ---------------------------------------------------------------------------------------------
+    # Before a task ---------------------------------------------------------------------------------------------
 
     def index(self) -> tuple[Index, np.ndarray]:
-        """The exemplars in ascending order of row with the boxes they are known to have, and known [k, C]."""
+        """The exemplars in ascending order of row with their known boxes, and known [k, C]."""
         order = np.argsort(self.rows)
         index = self._drawn(self.rows[order], self.known[order])
         return index, self.known[order]
 
     def _drawn(self, rows: np.ndarray, known: np.ndarray) -> Index:
-        """Images ``rows`` (ascending) with the real boxes of their known classes and those the model drew."""
+        """Images ``rows`` (ascending) with the real boxes of their known classes and those added by the model."""
         index = self.scenario.train.select(rows)
         real = known[index.image, index.labels] & self.scenario.usable(index)
         index = index.select(boxes=real)
@@ -74,7 +75,7 @@ class Memory:
     # After a task -------------------------------------------------------------------------------------------------
 
     def update(self, task: int, detector: Detector) -> None:
-        """Chooses anew from the exemplars and the images of a finished task; ``detector`` is the model after it."""
+        """Chooses exemplars from the old ones and the images of a finished task, with the ``detector`` after it."""
         new = self.scenario.rows(task)
         shown = self.scenario.shown(task)
         candidates = np.concatenate([self.rows, np.setdiff1d(new, self.rows)])  # exemplars first, in their order
@@ -105,10 +106,10 @@ class Memory:
         detector: Detector,
         task: int,
     ) -> np.ndarray:
-        """Positions in ``candidates``, of which the first ``kept`` are exemplars already."""
+        """Positions in ``candidates``, of which the first ``kept`` are already exemplars."""
         rule = self.settings.select
         if rule == "random" and self.settings.per == "run":
-            # Every image seen so far is as likely, though only a part of the old ones is still here.
+            # Every image seen so far is equally likely, although only a part of the old ones is still available.
             fresh = len(candidates) - kept
             old = min(kept, round(k * self.images_seen / max(1, self.images_seen + fresh)))
             old = max(old, k - fresh)
@@ -129,7 +130,7 @@ class Memory:
                 own = np.array([features[int(m), c] for m in members])
                 queues.append(members[rules.herding(own, 2 * k // max(1, seen) + 10)] if len(members) else [])
             else:
-                queues.append(members)  # exemplars in the order of an earlier herding
+                queues.append(members)  # exemplars in the order of the previous herding
         return rules.in_turn(queues, k)
 
     def _counts(self, candidates: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -141,7 +142,7 @@ class Memory:
         return counts
 
     def _shown(self, task: int) -> np.ndarray:
-        """[C] boxes the images of a task showed."""
+        """[C] numbers of boxes shown in the images of a task."""
         index = self.scenario.train.select(self.scenario.rows(task))
         seen = self.scenario.shown(task)[index.labels] & self.scenario.usable(index)
         return np.bincount(index.labels[seen], minlength=self.known.shape[1])
@@ -178,7 +179,7 @@ class Memory:
         return found
 
     def _complete(self, seen: int, detector: Detector) -> None:
-        """The model draws the seen classes an exemplar lacks; from then on it counts as labelled for all of them."""
+        """The model labels the seen classes that an exemplar lacks; it then counts as labelled for all of them."""
         from ciod.core.types import in_original
         from ciod.data.loader import eval_loader
 
@@ -205,10 +206,10 @@ class Memory:
         }
         self.known[:, :seen] = True
 
-    # What survives ------------------------------------------------------------------------------------------------
+    # Saved state ------------------------------------------------------------------------------------------------
 
     def fingerprint(self) -> str:
-        """Of the training data: file names, boxes and labels."""
+        """Fingerprint of the training data: file names, boxes and labels."""
         train = self.scenario.train
         digest = hashlib.sha256("\n".join(f.name for f in train.files).encode())
         for column in (train.image, train.boxes, train.labels):
@@ -216,7 +217,7 @@ class Memory:
         return digest.hexdigest()
 
     def state(self) -> dict[str, Any]:
-        """Rows, known classes and drawn boxes, with the seed and a fingerprint of the data they count in."""
+        """Rows, known classes and added boxes, with the seed and a fingerprint of the training data."""
         return {
             "rows": torch.from_numpy(self.rows),
             "known": torch.from_numpy(self.known),
@@ -227,11 +228,11 @@ class Memory:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Raises CiodError when the training data is not what the rows count in."""
+        """Raises CiodError if the rows do not refer to this training data."""
         if state["data"] != self.fingerprint():
             raise CiodError(
-                f"memory: the training images or boxes of {self.scenario.train.source} are not those the saved "
-                "exemplars were chosen from. Bring the old data back, or choose another out=."
+                f"memory: the training images or boxes of {self.scenario.train.source} differ from those of the "
+                "saved exemplars. Restore the old data, or choose another out=."
             )
         self.rows, self.known = state["rows"].numpy(), state["known"].numpy()
         self.found = {name: v.numpy() for name, v in state["found"].items()}

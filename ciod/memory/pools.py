@@ -1,4 +1,4 @@
-"""A pool: pictures without labels, from anywhere, that only a teacher's knowledge is learnt on."""
+"""A pool: images without labels, from which the student learns only through its teacher."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ciod.data.index import Index, Problems, empty_columns
 
 
 def read(folder: str | Path, classes: tuple[str, ...] = ()) -> Index:
-    """Every picture below a folder, in order of path, as an Index without boxes; unreadable ones are counted in it.
+    """Every image below a folder, in order of path, as an Index without boxes; it counts unreadable ones.
 
     Linked folders are followed; hidden files and folders are skipped.
 
     Raises:
-        CiodError: there is no such folder, no picture in it, or none can be read.
+        CiodError: there is no such folder, it has no image, or none can be read.
     """
     place = expanded(folder)
     if not is_folder(place):

@@ -1,4 +1,4 @@
-"""What a task trains on beside its own images: exemplars and a pool, mixed into its batches."""
+"""Additional images of a task, mixed into its batches: exemplars and a pool."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ class Extra:
 
     @classmethod
     def begin(cls, settings: Run, scenario: Scenario) -> Extra:
-        """Raises CiodError when the pool has no readable picture."""
+        """Raises CiodError if the pool has no readable image."""
         memory = Memory(settings.memory, scenario, settings.seed) if settings.memory.size else None
         folder = settings.pool.folder
         return cls(settings, memory, pool.read(Path(folder), scenario.classes) if folder else None)
 
     def problems(self) -> list[str]:
-        """What was wrong with the pool, a line a kind."""
+        """Problems of the pool, one line per kind."""
         return self.pool.problems.lines() if self.pool is not None else []
 
     def images(self, task: Task) -> dict[str, int]:
-        """How many images there are beside the task's own, for ``results.json``."""
+        """Numbers of images in addition to the task's own, for ``results.json``."""
         sources = {"memory_images": self.memory, "pool_images": self.pool}
         return {k: len(v) if task.index and v is not None else 0 for k, v in sources.items()}
 
     def mixture(self, task: Task, classes: int) -> Mixture | None:
-        """What ``task`` trains on; None: its own images alone.
+        """The training images of ``task``; None: only its own images.
 
         Args:
-            classes: channels of the detector.
+            classes: number of classes of the detector.
         """
         batch, seen = self.settings.train.batch, len(task.seen_classes)
         s, p = self.settings.memory, self.settings.pool
@@ -93,7 +93,7 @@ class Extra:
         )
 
     def update(self, task: int, detector: Detector, world: World) -> None:
-        """After a task; every process keeps what the first one chose."""
+        """After a task: every process keeps the exemplars that the first process chose."""
         if self.memory is None:
             return
         self.memory.update(task, detector)

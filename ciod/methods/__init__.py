@@ -1,4 +1,4 @@
-"""Methods by name: one file each, found because it is here. ``path/to/file.py:Class`` loads one from anywhere."""
+"""Methods by name. Every file of this folder is a method; ``path/to/file.py:Class`` loads one from anywhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ciod.methods.base.method import Method
 
 _PARTS = {"base"}  # packages here that are not methods
-# Where the files of methods that were written for ciod 0.1 look for what they need.
+# Old import paths, for method files that were written for ciod 0.1.
 _BEFORE = {
     "ciod.types": "ciod.core.types",
     "ciod.boxes": "ciod.core.boxes",

@@ -1,7 +1,7 @@
-"""Distillation on images without labels: a memory nobody has to annotate (methods.md .3.5, .5).
+"""Distillation on images without labels: a memory that needs no annotation.
 
-In YOLO LwF's published replay (De Monte et al., CoLLAs 2026, arXiv 2503.04688) exemplars are used without their labels;
-any pictures that show old objects can stand in for them.
+YOLO LwF's published replay (De Monte et al., CoLLAs 2026, arXiv 2503.04688) uses exemplars without their labels. Any
+images that show old objects can replace them.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class DistillPool(Finetune):
 
     mask: Channels = "auto"
     weight: Weight = 1.0
-    """Of all distillation terms; 0 is fine-tuning."""
+    """Weight of all distillation terms; 0 is fine-tuning."""
     box_weight: Weight = 5.0
-    """Of 1 − GIoU beside the class term."""
+    """Weight of 1 − GIoU relative to the class term."""
     on: Literal["all", "unlabelled"] = "all"
-    """Where the teacher is followed: in every image, or in those without labels alone."""
+    """Images in which the teacher is distilled: all, or only those without labels."""
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         if self.teacher is None:
@@ -45,8 +45,8 @@ class DistillPool(Finetune):
         return self.supervised(outputs, batch) | self.distill(outputs, knowledge, batch)
 
     def distill(self, outputs: Outputs, knowledge: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Class: BCE − entropy, a KL that reaches 0. Box: 1 − GIoU. Both weighted by the teacher's best old score and
-        divided by the sum of the weights. Objectness: the same KL, weighted alike."""
+        """Class: BCE − entropy, which is a KL and reaches 0. Box: 1 − GIoU. Objectness: the same KL. All are weighted
+        by the teacher's best old score and divided by the sum of the weights."""
         soft = knowledge.logits[..., : self.old].sigmoid()
         score = knowledge.scores()[..., : self.old].amax(2)
         if self.on == "unlabelled" and batch.targets.known is not None:

@@ -1,4 +1,4 @@
-"""ERD: only the teacher's elastic responses are taught — positions that stand out of their own image.
+"""ERD: only the teacher's elastic responses are distilled: positions that stand out within their image.
 
 Paper: Feng et al., "Overcoming Catastrophic Forgetting in Incremental Object Detection via Elastic Response
 Distillation", CVPR 2022. docs/methods/erd.md has the formulas and says what is certain and what is ported.
@@ -30,7 +30,7 @@ from ciod.methods.base.distillation import (
 
 
 class ERD(Distillation):
-    """Class logits and boxes are held where the teacher's response is above mean + 2 std of its image."""
+    """Distils class logits and boxes where the teacher's response is above mean + 2 std of its image."""
 
     paper: ClassVar[str] = "Elastic Response Distillation, CVPR 2022"
 
@@ -39,9 +39,9 @@ class ERD(Distillation):
     box_weight: Weight = 2.0
     """λ of the box term: the paper's code sums it over the two images of a GPU."""
     obj_weight: Weight = 1.0
-    """Of the objectness logits at the class positions, where there is objectness (ported)."""
+    """Weight of the objectness logits at the class positions, if the detector has objectness (ported)."""
     deviations: Weight = 2.0
-    """α: standard deviations above the mean from which a response is taught."""
+    """α: a response is distilled from this number of standard deviations above the mean."""
     nms_iou: Fraction = 0.005
     """Class-wise NMS among the box positions."""
     nms_scale: Literal["pixel", "stride"] = "pixel"
@@ -69,17 +69,17 @@ class ERD(Distillation):
         return losses
 
     def choose_classes(self, knowledge: Outputs) -> Tensor:
-        """[B, P] bool: K_c (.2.1)."""
+        """[B, P] bool: K_c."""
         return selection.above_spread(old_scores(knowledge, self.old).amax(2), self.deviations)
 
     def candidates(self, knowledge: Outputs) -> Tensor:
-        """[B, P] bool: K_r (.2.2). A peaked distribution has a high largest logit, whatever the class says."""
+        """[B, P] bool: K_r. A peaked distribution has a high largest logit, independent of the class."""
         if knowledge.distribution is None:
             return self.choose_classes(knowledge)
         return selection.above_spread(knowledge.distribution.flatten(2).amax(2), self.deviations)
 
     def choose_boxes(self, knowledge: Outputs) -> selection.Kept:
-        """What class-wise NMS leaves of the candidates."""
+        """The candidates that remain after class-wise NMS."""
         score, label = old_scores(knowledge, self.old).max(2)
         boxes = knowledge.boxes
         if self.nms_scale == "stride":
@@ -89,7 +89,7 @@ class ERD(Distillation):
         return selection.suppress(replace(knowledge, boxes=boxes), responses, self.candidates(knowledge), self.nms_iou)
 
     def box_error(self, outputs: Outputs, knowledge: Outputs, position: Tensor) -> Tensor:
-        """[B, K] at ``position``: ``ld`` is the mean over the four sides, with the published mean over bins (.2.4)."""
+        """[B, K] at ``position``: ``ld`` is the mean over the four sides, with the published mean over bins."""
         student, teacher = outputs.distribution, knowledge.distribution
         if student is not None and teacher is not None and self.box_term in ("auto", "ld"):
             kl = categorical_kl(bx.gather_rows(student, position), bx.gather_rows(teacher, position), self.temperature)

@@ -1,4 +1,4 @@
-"""EWC, elastic weight consolidation: weights that old tasks need are held, the others are free.
+"""EWC, elastic weight consolidation: weights that matter for old tasks are penalised for changes, the others are free.
 
 Kirkpatrick et al., PNAS 2017, arXiv 1612.00796; the running sum over tasks is online EWC (Schwarz et al., ICML 2018).
 """
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 
 class EWC(Method):
-    """Fine-tuning + λ/2 · Σ F (θ − θ*)², F the Fisher information of earlier tasks (methods.md .5)."""
+    """Fine-tuning + λ/2 · Σ F (θ − θ*)², F the Fisher information of earlier tasks."""
 
     uses_teacher: ClassVar[bool] = False
     paper: ClassVar[str] = "Overcoming catastrophic forgetting in neural networks (Kirkpatrick et al., 2017)"
 
     weight: Annotated[float, Field(ge=0)] = 1000.0
-    """λ; usual values are 1e1 to 1e5."""
+    """λ; common values are 1e1 to 1e5."""
     decay: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """γ: what remains of the Fisher of earlier tasks when a task ends (online EWC)."""
+    """γ: factor on the Fisher information of earlier tasks at the end of a task (online EWC)."""
     normalise: bool = True
     """Divide F by its largest value, so that λ means the same for every detector."""
     quantile: Annotated[float, Field(gt=0, le=1)] = 0.999
-    """Before that, values above this quantile count as the quantile: a few are orders of magnitude larger than all
-    others, and divided by the largest the rest would be nothing. 1: no limit."""
+    """Before that, values above this quantile are clipped to it: a few are orders of magnitude larger than all
+    others, and divided by the largest the rest would be nearly zero. 1: no limit."""
     images: Annotated[int, Field(ge=1)] = 200
-    """F is the mean over so many of the task's training images, evenly spaced in its list."""
+    """F is the mean over this number of the task's training images, evenly spaced in its list."""
 
     _fisher: dict[str, Tensor] = PrivateAttr(default_factory=dict)
     _held: list[tuple[Shared, Tensor, Tensor]] = PrivateAttr(default_factory=list)

@@ -1,4 +1,4 @@
-"""Freezing: from the second task on only a part of the detector learns (methods.md .4.9, .5)."""
+"""Freezing: from the second task on, only a part of the detector is trained."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class Freeze(Method):
-    """Trains a part of the detector only; the rest, its batch statistics too, stays bit-equal."""
+    """Trains only a part of the detector; the rest, including its batch statistics, stays bit-equal."""
 
     uses_teacher: ClassVar[bool] = False
 
     train: Literal["head", "class_rows", "new_rows"] = "new_rows"
-    """``head``: everything but backbone and neck. ``class_rows``: the rows of all classes. ``new_rows``: the rows of
-    the new classes alone; logits, boxes and objectness of old classes stay bit-equal."""
+    """``head``: everything except backbone and neck. ``class_rows``: the rows of all classes. ``new_rows``: only the
+    rows of the new classes; logits, boxes and objectness of old classes stay bit-equal."""
 
     _still: list[nn.Module] = PrivateAttr(default_factory=list)
     _stopped: list[nn.Parameter] = PrivateAttr(default_factory=list)
@@ -48,7 +48,7 @@ class Freeze(Method):
                 self._still.append(m)
 
     def _trained(self) -> set[int]:
-        """Parameters that learn, by identity."""
+        """Parameters that are trained, by identity."""
         if self.train == "head":
             trunk = {id(p) for part in self.detector.trunk() for p in part.parameters()}
             return {id(p) for p in self.detector.parameters()} - trunk

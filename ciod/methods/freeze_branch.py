@@ -1,4 +1,4 @@
-"""New classes on a branch of their own beside the frozen detector: old outputs stay bit-identical."""
+"""New classes get a separate branch on the frozen detector: old outputs stay bit-identical."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Width = Annotated[int, Field(ge=0)]
 
 
 class FreezeBranch(Method):
-    """Freezes everything that was there; new classes get a small head of their own a level."""
+    """Freezes the old detector; new classes get a separate small head per level."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"dense", "branches"})
     uses_teacher: ClassVar[bool] = False
 
     inner: tuple[Width, Width, Width] | None = None
-    """Channels of the branch's bottleneck at strides 8, 16 and 32; 0: none there. None: 1/10, 3/8 and 5/8
-    of the head's. ``ciod extend`` leaves stride 8 out where the new objects are large."""
+    """Channels of the branch's bottleneck at strides 8, 16 and 32; 0: no bottleneck. None: 1/10, 3/8 and 5/8
+    of the head's. ``ciod extend`` leaves out stride 8 if the new objects are large."""
 
     def grow(self, detector: Detector, names: Sequence[str], taught: Sequence[str] = ()) -> None:
         """The first task's classes get rows, all later ones a branch."""
@@ -40,11 +40,11 @@ class FreezeBranch(Method):
             self.detector.branches[-1].requires_grad_(True)  # type: ignore[index, union-attr]
 
     def fresh(self) -> list[nn.Module]:
-        """The branch of this task: its batch normalisation has no statistics yet that could be kept."""
+        """The branch of this task, whose batch normalisation has no statistics yet."""
         return [self.detector.branches[-1]] if len(self.detector.branches) else []  # type: ignore[arg-type, index, list-item]
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """The detector's own losses on the branch's positions. Only the branch is trained, so only it is asked."""
+        """The detector's own losses on the branch's positions. Only the branch is trained, so only it is computed."""
         if not len(self.detector.branches):  # type: ignore[arg-type]
             return super().loss(batch)
         outputs = self.detector.newest(self.student(batch.images))  # type: ignore[attr-defined, operator]

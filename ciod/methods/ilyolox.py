@@ -1,4 +1,4 @@
-"""ilYOLOX: Center Re-Sampling (CRS) chooses what to teach, Collaborative Knowledge Distillation (CKD) weighs it.
+"""ilYOLOX: Center Re-Sampling (CRS) selects positions, Collaborative Knowledge Distillation (CKD) weights their losses.
 
 Paper: "Center Resampling and Collaborative Knowledge Distillation Strategies for Class Incremental Object Detection".
 The formulas follow the published implementation; docs/methods/ilyolox.md says what is certain and what is inferred.
@@ -28,7 +28,7 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class Pairs(NamedTuple):
-    """Student and teacher at every match; what is said of matches with real boxes is not used."""
+    """Student and teacher at every match; the values at matches with real boxes are not used."""
 
     logits: Tensor  # [B, K, C]
     soft: Tensor  # [B, K, C] the teacher's probabilities
@@ -39,10 +39,10 @@ class Pairs(NamedTuple):
 
 
 class ILYOLOX(Method):
-    """Teaches where the teacher is sure, and what overlaps that well (CRS); of a position's class and box loss the one
-    with the larger error weighs more (CKD).
+    """Distils positions where the teacher is confident, and their overlapping neighbours (CRS). At each position, the
+    class or box loss with the larger error weighs more (CKD).
 
-    Without objectness a position's score is its class probability.
+    Without objectness, the score of a position is its class probability.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"dense"})
@@ -50,44 +50,44 @@ class ILYOLOX(Method):
     paper: ClassVar[str] = "Center Resampling and Collaborative Knowledge Distillation (ilYOLOX), 2022"
 
     select: Literal["crs", "threshold", "all_mean_std", "class_mean_std"] = "crs"
-    """Which teacher positions are taught: CRS, or the rules the paper compares it with."""
+    """Which positions of the teacher are distilled: CRS, or one of the rules that the paper compares it with."""
     center_score: Fraction = 0.3
-    """CRS: class probability (without objectness) from which a position is a center."""
+    """CRS: minimum class probability (without objectness) of a center."""
     other_score: Fraction = 0.1
-    """CRS: score every kept position must reach, centers too."""
+    """CRS: minimum score of every kept position, including centers."""
     other_iou: Fraction = 0.65
-    """CRS: overlap with a center of the same class that lets a neighbour in."""
+    """CRS: minimum overlap of a neighbour with a center of the same class."""
     score: Fraction = 0.3
-    """threshold: lowest score. class_mean_std: the same for classes with fewer than two positions."""
+    """threshold: minimum score. class_mean_std: minimum score for classes with fewer than two positions."""
     deviations: Weight = 2.0
-    """mean_std rules: how many standard deviations above the mean (published: 2 for all, 1 for class)."""
+    """mean_std rules: number of standard deviations above the mean (published: 2 for all, 1 for class)."""
     nms_iou: Fraction = 0.65
-    """NMS among kept positions. The paper's recipes have 0.95 with crs, which lets nearly all re-sampled neighbours
-    live; 0.65 kept more in the ablation (docs/results/ilyolox-ablation.md)."""
+    """NMS among kept positions. The paper's recipes have 0.95 with crs, which keeps nearly all re-sampled neighbours;
+    0.65 gave better results in the ablation (docs/results/ilyolox-ablation.md)."""
     only_old: bool = True
-    """Keep only labels the teacher was taught (False: parity with the published rules)."""
+    """Keep only classes that the teacher was taught (False: as in the published rules)."""
     guard_iou: Fraction | None = None
-    """Drop a pseudo box that overlaps a real one by this (a deviation; the paper keeps all)."""
+    """Drop a pseudo box that overlaps a real one by at least this (a deviation; the paper keeps all)."""
 
     weighted: bool = True
-    """CKD: weigh each position by classification against localisation error; False: all weights 1."""
+    """CKD: weight each position by its class error relative to its box error; False: all weights are 1."""
     detach_weights: bool = True
-    """CKD: no gradient through the weights. False: as published, where a small class error is pushed up."""
+    """CKD: no gradient through the weights. False: as published, where a small class error is increased."""
     error: Literal["bce", "kl"] = "bce"
     """CKD: class error as summed BCE (published; never below the target's entropy) or as KL (reaches 0)."""
     target: Literal["soft", "hy1", "hy2", "hy3", "onehot"] = "soft"
     """Class target: the teacher's sigmoids, or the published variants of them."""
     unseen: Literal["zero", "ignore"] = "zero"
-    """Target of the classes a grown student has and the teacher lacks."""
+    """Target of the new classes, which the teacher lacks."""
     cls_weight: Weight = 1.0
     """alpha_cls × lambda_cd."""
     box_weight: Weight = 1.0
-    """alpha_loc; the IoU loss's own factor 5 comes on top."""
+    """alpha_loc; the IoU loss's own factor 5 is applied in addition."""
     old_in_ordinary_loss: bool = False
-    """Old positives enter the ordinary losses with their hard label as well."""
+    """Include old positives in the ordinary losses, too, with their hard label."""
     teacher_norm: Literal["stored", "batch"] = "stored"
-    """A control, not for use: ``batch`` normalises the teacher by the statistics of the batch, as the published code
-    did by mistake in its second task; what is taught then depends on the neighbours in the batch. Needs
+    """A control, not for normal use: ``batch`` normalises the teacher by the statistics of the batch, as the published
+    code did by mistake in its second task. Its outputs then depend on the other images in the batch. Needs
     train.teacher=exact."""
 
     @property
@@ -106,7 +106,7 @@ class ILYOLOX(Method):
                 "convolutions; write train.teacher=exact, or leave teacher_norm out."
             )
         for norm in norms:
-            norm.momentum = 0.0  # the statistics of the batch are used and not gathered: the weights stay the teacher's
+            norm.momentum = 0.0  # batch statistics are used but not stored: the teacher does not change
         warnings.warn(
             "method.teacher_norm=batch is a control that repeats a mistake of the published code (trap T1); do not "
             "report its results as ilyolox.",
@@ -136,7 +136,7 @@ class ILYOLOX(Method):
             detector.eval()
 
     def choose(self, knowledge: Outputs) -> selection.Kept:
-        """The teacher's positions worth teaching (.4)."""
+        """The positions where the teacher teaches."""
         nms, classes = self.nms_iou, self.old if self.only_old else None
         if self.select == "crs":
             return selection.center_resampling(
@@ -156,7 +156,7 @@ class ILYOLOX(Method):
         )
 
     def losses(self, outputs: Outputs, knowledge: Outputs, kept: selection.Kept, real: Targets) -> dict[str, Tensor]:
-        """Pseudo boxes first, real boxes after: a match below their number is old (.4.4)."""
+        """Pseudo boxes first, real boxes after: a match with an index below their number is old."""
         targets = kept.targets + real
         matches = self.detector.match(outputs, targets)
         old = matches.valid & (matches.target < kept.position.shape[1])
@@ -168,7 +168,7 @@ class ILYOLOX(Method):
     def distill(
         self, outputs: Outputs, knowledge: Outputs, kept: selection.Kept, matches: Matches, old: Tensor
     ) -> dict[str, Tensor]:
-        """CKD (.5) over the positions matched with a pseudo box."""
+        """CKD over the positions matched with a pseudo box."""
         p = self.pair(outputs, knowledge, kept, matches)
         weight_cls, weight_loc = self.collaborate(p.cls_error, p.loc_error)
         if self.target == "hy3":
@@ -183,7 +183,7 @@ class ILYOLOX(Method):
         }
 
     def pair(self, outputs: Outputs, knowledge: Outputs, kept: selection.Kept, matches: Matches) -> Pairs:
-        """Each match with the row of its pseudo box's source position: one teacher position to many of the student."""
+        """Each match with the source position of its pseudo box: one teacher position to many of the student."""
         source = matches.target.clamp(max=kept.position.shape[1] - 1)
         teacher_logits = bx.gather_rows(knowledge.logits, kept.position.gather(1, source))
         teacher_box = bx.gather_rows(kept.boxes, source)
@@ -201,7 +201,7 @@ class ILYOLOX(Method):
         return Pairs(logits, soft, box, teacher_box, cls_error, 1 - bx.giou(box, teacher_box))
 
     def collaborate(self, cls_error: Tensor, loc_error: Tensor) -> tuple[Tensor, Tensor]:
-        """CKD's weights: each in 0..2, sum 2; more to what is worse. [B, K] each."""
+        """CKD's weights [B, K]: each in 0..2, sum 2; the larger error gets the larger weight."""
         if not self.weighted:
             return torch.ones_like(cls_error), torch.ones_like(loc_error)
         if self.detach_weights:
@@ -210,7 +210,7 @@ class ILYOLOX(Method):
         return 2 * cls_error / total, 2 * loc_error / total
 
     def harden(self, soft: Tensor) -> Tensor:
-        """The published variants of the class target (.5.2). [B, K, C]."""
+        """The published variants of the class target [B, K, C]."""
         best, where = soft.max(2, keepdim=True)
         if self.target == "hy2":
             return soft + 1 - best
@@ -221,11 +221,11 @@ class ILYOLOX(Method):
         problems = []
         if self.cls_weight == 0 and self.box_weight == 0 and not self.old_in_ordinary_loss:
             problems.append(
-                "method.cls_weight and method.box_weight are both 0: nothing would hold the old classes. "
+                "method.cls_weight and method.box_weight are both 0, so nothing preserves the old classes. "
                 "Use method=pseudo_label, or old_in_ordinary_loss=true."
             )
         if self.target == "hy3" and not self.weighted:
-            problems.append("method.target=hy3 is a weighting of its own and has no effect with weighted=false.")
+            problems.append("method.target=hy3 only changes the weights, so it has no effect with weighted=false.")
         if self.error == "kl" and self.target not in ("soft", "hy3"):
             problems.append(f"method.error=kl needs a soft target; method.target is {self.target}.")
         return problems

@@ -8,6 +8,6 @@ from ciod.methods.base.method import Method
 
 
 class Joint(Method):
-    """Fine-tuning with the scenario's ``joint`` switch on: it sees all old data, which the other methods may not."""
+    """Fine-tuning on all classes and all boxes at once (the scenario's ``joint`` switch): the upper bound."""
 
     uses_teacher: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""L2-SP: the weights are held near those of the task before (Li et al., ICML 2018, arXiv 1802.01483)."""
+"""L2-SP: a penalty keeps the weights near those of the previous task (Li et al., ICML 2018, arXiv 1802.01483)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class L2SP(Method):
-    """Fine-tuning + λ/2 · ‖θ − θ*‖², θ* the weights before the task; rows of new classes are free (methods.md .5)."""
+    """Fine-tuning + λ/2 · ‖θ − θ*‖², θ* the weights before the task; rows of new classes are free."""
 
     uses_teacher: ClassVar[bool] = False
     paper: ClassVar[str] = "Explicit Inductive Bias for Transfer Learning with Convolutional Networks (Li et al., 2018)"
 
     weight: Annotated[float, Field(ge=0)] = 0.1
-    """λ; usual values are 0.01 to 1."""
+    """λ; common values are 0.01 to 1."""
 
     _held: list[tuple[Shared, Tensor]] = PrivateAttr(default_factory=list)
 

@@ -1,6 +1,6 @@
-"""LwF: the student's old outputs stay where the teacher's are, at every position; nothing is selected.
+"""LwF: the student's old outputs are distilled at every position, without selection.
 
-Paper: Li & Hoiem, "Learning without Forgetting", ECCV 2016, carried over to dense detectors as in the tables of ERD and
+Paper: Li & Hoiem, "Learning without Forgetting", ECCV 2016, adapted to dense detectors as in the tables of ERD and
 of YOLO LwF (docs/methods/lwf.md).
 """
 
@@ -17,19 +17,19 @@ from ciod.methods.base.distillation import Distillation, Temperature, Weight, ol
 
 
 class LwF(Distillation):
-    """Every old class logit, objectness and raw box channel is held to the teacher's, at all positions."""
+    """Distils every old class logit, objectness and raw box channel at all positions."""
 
     paper: ClassVar[str] = "Learning without Forgetting, ECCV 2016"
 
     cls_weight: Weight = 1.0
-    """λ_c, of the old class logits."""
+    """λ_c, the weight of the old class logits."""
     box_weight: Weight = 1.0
-    """λ_b, of the raw box channels: the distribution's logits, or the centre's offset and log size in strides."""
+    """λ_b, the weight of the raw box channels: logits of the distribution, or centre offset and log size in strides."""
     obj_weight: Weight = 1.0
-    """Of the objectness logit, where there is one."""
+    """Weight of the objectness logit, if there is one."""
     form: Literal["mse", "kl"] = "mse"
-    """Of the class and objectness terms. ``mse`` of logits; ``kl`` of the sigmoids at ``temperature``, the nearest a
-    sigmoid head has to the original paper's soft cross-entropy."""
+    """Form of the class and objectness terms. ``mse`` of logits; ``kl`` of the sigmoids at ``temperature``, for a
+    sigmoid head the closest equivalent of the original paper's soft cross-entropy."""
     temperature: Temperature = 2.0
     """T of ``kl``."""
     over: Literal["positions", "levels", "sum"] = "positions"
@@ -46,7 +46,7 @@ class LwF(Distillation):
         return losses
 
     def error(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Element by element, of logits."""
+        """Elementwise, of logits."""
         if self.form == "mse":
             return (student - teacher).square()
         t = self.temperature

@@ -1,7 +1,7 @@
-"""Merging: after a task the weights before and after it are averaged.
+"""Merging: the weights from before and after a task are averaged.
 
 ``average`` is WiSE-FT (Wortsman et al., CVPR 2022, arXiv 2109.01903); ``duet`` is the layer-wise rule of DuET
-(ICCV 2025), from a summary of the paper (methods.md .4.8), not from its code.
+(ICCV 2025), from a summary of the paper, not from its code.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 
 class Merge(Method):
-    """Fine-tunes, then merges old and new weights; rows of new classes stay as trained (methods.md .4.8, .5)."""
+    """Fine-tunes, then merges old and new weights; rows of new classes stay as trained."""
 
     uses_teacher: ClassVar[bool] = False
     paper: ClassVar[str] = "DuET: Dual Incremental Object Detection via Exemplar-Free Task Arithmetic (2025)"
 
     rule: Literal["average", "duet"] = "average"
-    """``average``: θ = m·θ_old + (1 − m)·θ_new. ``duet``: m is chosen for every tensor from how far each task moved
-    it, and the rows of old classes are put back as they were."""
+    """``average``: θ = m·θ_old + (1 − m)·θ_new. ``duet``: m is chosen per tensor from how far each task moved
+    it, and the rows of old classes are restored."""
     m: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the old weights; a_base of ``duet``."""
     gamma: Annotated[float, Field(ge=0, le=1)] = 0.5
     """γ of ``duet``: how far a tensor's share may be from ``m``. The paper's value is not known to us."""
     direction: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of DuET's direction loss, Σ ReLU(−Δ_t · Δ_{t−1}) over tensors: Δ_t is what this task has moved, Δ_{t−1}
-    what the task before did. 0: off."""
+    """Weight of DuET's direction loss, Σ ReLU(−Δ_t · Δ_{t−1}) over tensors: Δ_t is the change of the weights in this
+    task, Δ_{t−1} that in the previous task. 0: off."""
 
     _base: dict[str, Tensor] = PrivateAttr(default_factory=dict)  # θ_0
     _before: dict[str, Tensor] = PrivateAttr(default_factory=dict)  # θ_{t-1}

@@ -1,6 +1,6 @@
 """Pseudo-labels: the teacher's confident boxes of old classes are added to the real ones. Simple and hard to beat.
 
-methods.md .4–5. Thresholds: SIKD, GCD (fixed), CL-DETR (top 10), SDDGR (top 30 above 0.3), PseDet (per class, 2-means).
+Thresholds: SIKD, GCD (fixed), CL-DETR (top 10), SDDGR (top 30 above 0.3), PseDet (per class, 2-means).
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class PseudoLabel(Method):
-    """Old objects stand unlabelled in new images; the teacher labels them (methods.md .5, ``pseudo``)."""
+    """The teacher labels the old objects in new images; its boxes are added to the real ones."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"dense"})
 
     threshold: Literal["fixed", "adaptive"] = "fixed"
-    """``adaptive``: each class has its own, between the two clusters of the teacher's scores in the task's images
+    """``adaptive``: one threshold per class, between the two clusters of the teacher's scores in the task's images
     (PseDet); ``score`` for classes with fewer than four detections."""
     score: Fraction = 0.4
-    """Lowest score of a pseudo box (0.4: SIKD, GCD)."""
+    """Minimum score of a pseudo box (0.4: SIKD, GCD)."""
     top_k: Annotated[int, Field(ge=1)] | None = None
-    """The best so many of an image alone. CL-DETR: score=0 top_k=10. SDDGR: score=0.3 top_k=30."""
+    """Keep only this many boxes per image, the best. CL-DETR: score=0 top_k=10. SDDGR: score=0.3 top_k=30."""
     buffer: Fraction = 0.0
-    """``adaptive``: how far below the upper cluster's smallest score the threshold lies."""
+    """``adaptive``: distance of the threshold below the smallest score of the upper cluster."""
     floor: Fraction = 0.05
     """``adaptive``: scores below this are not clustered."""
     images: Annotated[int, Field(ge=1)] = 500
-    """``adaptive``: clustered are detections in so many of the task's images, evenly spaced."""
+    """``adaptive``: number of the task's images whose detections are clustered, evenly spaced."""
     doubt: Fraction | None = None
     """Ignore band: boxes from this score up to the threshold are neither object nor background. None: no band."""
     class_scores: dict[str, Fraction] | None = None
-    """Lowest score of single classes, by name; the others use ``score``. ``ciod extend`` fills it in."""
+    """Minimum score per class, by name; other classes use ``score``. ``ciod extend`` fills it in."""
     nms_iou: Fraction = 0.65
     """NMS among pseudo boxes of a class."""
     guard_iou: Fraction | None = 0.7
-    """A pseudo box that overlaps a real one by this is dropped; None keeps all."""
+    """Drop a pseudo box that overlaps a real one by at least this; None keeps all."""
     offline: bool = False
-    """The teacher labels each image once, before the first step, whole and as it is; its boxes are then flipped, zoomed
-    and cut as the drawn ones are. Steps cost what fine-tuning's do. Not with ``doubt``."""
+    """The teacher labels each image once, before the first step, without augmentation. Its boxes are then flipped,
+    zoomed and cropped like the real ones. A step costs as much as one of fine-tuning. Not with ``doubt``."""
     only_old: bool = True
-    """Keep only labels the teacher was taught (False: parity with the published ``pseudo_hard``)."""
+    """Keep only classes that the teacher was taught (False: as in the published ``pseudo_hard``)."""
 
     _limits: Tensor | None = PrivateAttr(default=None)  # [C_old] a threshold each
 
@@ -82,7 +82,7 @@ class PseudoLabel(Method):
         return self.detector.loss(outputs, targets, matches)
 
     def choose(self, classes: int, knowledge: Any) -> selection.Kept:
-        """The teacher's boxes, doubtful ones too."""
+        """The teacher's boxes, including doubtful ones."""
         sure = self.score if self._limits is None else min(self.score, self.floor)
         lowest = sure if self.doubt is None else min(sure, self.doubt)
         kept = selection.by_threshold(
@@ -104,7 +104,7 @@ class PseudoLabel(Method):
         return limits[kept.labels.clamp(max=len(self._limits))]
 
     def pseudo(self, kept: selection.Kept, batch: Batch, classes: int) -> Targets:
-        """Kept boxes as targets; in images whose labels leave classes open they answer for the old ones."""
+        """Kept boxes as targets; in images with incomplete labels they are the labels of the old classes."""
         targets = kept.targets
         if self.doubt is not None:
             targets = replace(targets, doubtful=kept.scores < self.limit(kept))
@@ -132,20 +132,20 @@ class PseudoLabel(Method):
         return images.with_boxes(rows, boxes, labels)
 
     def _asked(self, images: Index, rows: range | None = None, workers: int = 0) -> Iterator[tuple[Batch, Outputs]]:
-        """The teacher on whole pictures, in order."""
+        """The teacher on images without augmentation, in order."""
         from ciod.data.loader import batches, eval_loader
 
         assert self.teacher is not None
         teacher, device = self.teacher.detector, self.detector.device  # in full precision
-        taking = teacher.input
-        loader = eval_loader(images, taking.size, taking.fill, batch=8, workers=workers, pin=False, rows=rows)
+        input_spec = teacher.input
+        loader = eval_loader(images, input_spec.size, input_spec.fill, batch=8, workers=workers, pin=False, rows=rows)
         for batch in batches(loader):
             batch = batch.to(device)
             yield batch, teacher(batch.images)
 
     def check(self) -> list[str]:
         if self.offline and self.doubt is not None:
-            return ["method.offline=true knows no doubtful boxes: leave method.doubt out, or offline."]
+            return ["method.offline=true cannot be combined with method.doubt: remove one of them."]
         return []
 
     @torch.no_grad()

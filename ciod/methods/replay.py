@@ -1,4 +1,4 @@
-"""Replay: fine-tuning with an exemplar memory. Few old images hold much (methods.md .5)."""
+"""Replay: fine-tuning with an exemplar memory. A few old images preserve much."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from ciod.methods.finetune import Finetune
 
 
 class Replay(Finetune):
-    """Fine-tuning with a tenth of the old images in half of every batch; ``memory.…`` says which and how.
+    """Fine-tuning with a tenth of the old images in half of every batch; see the settings ``memory.…``.
 
-    Any other method takes the same memory: ``method=ilyolox memory=50``.
+    Any other method can use the same memory: ``method=ilyolox memory=50``.
     """
 
     run_defaults: ClassVar[dict[str, Any]] = {"memory.size": 0.1}

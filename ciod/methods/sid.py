@@ -1,7 +1,7 @@
-"""SID: distils what is not regression — features of the head and class logits — and the distances between instances.
+"""SID: distils head features, class logits and the distances between instances, but no regression outputs.
 
 Paper: Peng et al., "SID: Incremental learning for anchor-free object detection via Selective and Inter-related
-Distillation", CVIU 2021 (FCOS, CenterNet). docs/methods/sid.md has the terms; the paper's own code was not seen.
+Distillation", CVIU 2021 (FCOS, CenterNet). docs/methods/sid.md has the terms; we have not seen the paper's code.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from ciod.methods.base.distillation import Distillation, Weight, feature_error, 
 
 
 class SID(Distillation):
-    """Head features and old class logits (L2), and the distances between the teacher's best instances; no boxes."""
+    """Distils head features, old class logits (L2) and distances between the teacher's best instances; no boxes."""
 
     needs = frozenset({"dense", "features"})
     distillation_terms = frozenset({"distill_feature", "distill_cls", "distill_relation", "distill_obj"})
     paper: ClassVar[str] = "Selective and Inter-related Distillation, CVIU 2021"
 
     weight: Weight = 1.0
-    """λ, of all terms."""
+    """λ, the weight of all terms."""
     feature_weight: Weight = 1.0
-    """Of the class tower's features (those of the neck where a detector has no tower)."""
+    """Weight of the class tower's features (of the neck's if a detector has no tower)."""
     cls_weight: Weight = 1.0
-    """Of the old class logits at all positions."""
+    """Weight of the old class logits at all positions."""
     obj_weight: Weight = 1.0
-    """Of the objectness logits, which are no regression either, where there are any (ported)."""
+    """Weight of the objectness logits, which are not regression either, if there are any (ported)."""
     relation_weight: Weight = 1.0
-    """Of the differences between instance distances, squared; mean over pairs."""
+    """Weight of the squared differences between instance distances, mean over pairs."""
     instances: Literal["positions", "images"] = "positions"
-    """What is related: ``positions``: the best of each image among themselves; ``images``: those of a process's batch
-    among themselves, by their pooled features."""
+    """Which instances are compared: ``positions``: the best positions of each image; ``images``: the images in the
+    batch of a process, by their pooled features."""
     top: Annotated[int, Field(ge=2)] = 10
-    """How many ``positions`` an image."""
+    """Number of ``positions`` per image."""
 
     def distill(self, outputs: Outputs, knowledge: Outputs, matches: Matches) -> dict[str, Tensor]:
         mine, theirs = (o.towers or o.features for o in (outputs, knowledge))
@@ -56,7 +56,7 @@ class SID(Distillation):
         return {name: self.weight * term for name, term in terms.items()}
 
     def relation(self, mine: list[Tensor], theirs: list[Tensor], knowledge: Outputs) -> Tensor:
-        """Inter-related term: instances as far from each other as the teacher has them."""
+        """Inter-related term: keeps the distances between instances as in the teacher."""
         if self.instances == "images":
             pooled = (torch.cat([m.float().mean((2, 3)) for m in maps], 1)[None] for maps in (mine, theirs))
             return self.over_images(distance_error(*pooled))

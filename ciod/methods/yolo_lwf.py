@@ -1,6 +1,6 @@
-"""YOLO LwF: LwF that trusts each position as far as teacher and student agree on its box, or the teacher on its class.
+"""YOLO LwF: LwF weighted per position, by box agreement (class term) or the teacher's class certainty (box term).
 
-Paper: De Monte et al., CoLLAs (PMLR v330, 2026), arXiv 2503.04688 (YOLOv8). Written from its formulas alone.
+Paper: De Monte et al., CoLLAs (PMLR v330, 2026), arXiv 2503.04688 (YOLOv8). Written only from its formulas.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class YOLOLwF(Distillation):
     paper: ClassVar[str] = "YOLO LwF, arXiv 2503.04688"
 
     c1: Weight = 4000.0
-    """Of the class term, a mean over all positions and old classes."""
+    """Weight of the class term, a mean over all positions and old classes."""
     c2: Weight = 500.0
-    """Of the box term, a mean over all positions and sides."""
+    """Weight of the box term, a mean over all positions and sides."""
     temperature: Temperature = 2.0
-    """Of the box distributions."""
+    """Temperature of the box distributions."""
     separate_means: bool = False
-    """As the released code runs: the mean weight times the mean error, so that no position has a weight of its own."""
+    """As in the released code: the mean weight times the mean error, so positions have no individual weight."""
 
     def distill(self, outputs: Outputs, knowledge: Outputs, matches: Matches) -> dict[str, Tensor]:
         error = L.bernoulli_kl(old_logits(outputs, self.old), old_logits(knowledge, self.old))
@@ -48,7 +48,7 @@ class YOLOLwF(Distillation):
         return self.over_images((weight * error).mean(1))
 
     def box_error(self, outputs: Outputs, knowledge: Outputs) -> Tensor:
-        """[B, P], mean over the sides; 1 - GIoU where there is no distribution (ported)."""
+        """[B, P], mean over the sides; 1 - GIoU if there is no distribution (ported)."""
         if outputs.distribution is None or knowledge.distribution is None:
             return 1 - bx.giou(outputs.boxes, knowledge.boxes)
         return categorical_kl(outputs.distribution, knowledge.distribution, self.temperature).mean(2)

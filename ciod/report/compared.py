@@ -1,7 +1,7 @@
-"""Several runs side by side: the numbers of a table, and the table for a terminal, Markdown, LaTeX and CSV.
+"""Several runs in one table: the numbers, and the table for a terminal, Markdown, LaTeX and CSV.
 
-``runs`` is a list of (name to show, ``results.json``). Runs of one name are one row: seeds of the same settings, shown
-as mean ± standard deviation.
+``runs`` is a list of (display name, ``results.json``). Runs with the same name form one row: seeds of the same
+settings, shown as mean ± standard deviation.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ COLUMNS = {
     "step_ratio": "time per step",
     "memory": "peak memory",
 }
-"""Every number of a row. AP of old, new and all classes is that after the last task; retention is of AP50, the other
-metrics of AP; RSD, RPD and RAI are defined in ``evaluate.continual``. ``step_ratio``: seconds a training step of the
-second task takes, divided by those of fine-tuning with the same seed (``_fine_tuned``)."""
+"""Every number of a row. AP of old, new and all classes is that after the last task; retention is that of AP50, the
+other metrics are those of AP; RSD, RPD and RAI are defined in ``evaluation.continual``. ``step_ratio``: seconds per
+training step of the second task, divided by those of fine-tuning with the same seed (``_fine_tuned``)."""
 
 DEMO = {
     "old_before": "old AP50 before",
@@ -72,16 +72,16 @@ _CONTINUAL = {
     "plasticity": "plasticity_deficiency",
     "rai": "retention_adaptability",
 }
-_LOWER = {"forgetting", "rel_gap", "stability", "plasticity"}  # the less the better
+_LOWER = {"forgetting", "rel_gap", "stability", "plasticity"}  # lower is better
 _NO_CONTEST = {"old_before", "seconds", "step_ratio", "memory"}
 
 
 def comparison_rows(runs: Runs) -> list[dict[str, Any]]:
-    """One row a name: means under the keys of ``COLUMNS`` (fractions, seconds, MB; None = not known), their standard
-    deviations under ``std`` (None for one run), ``name``, ``joint``, ``unfinished``, ``seeds`` (how many runs).
+    """One row per name: means under the keys of ``COLUMNS`` (fractions, seconds, MB; None = unknown), their standard
+    deviations under ``std`` (None for one run), ``name``, ``joint``, ``unfinished``, ``seeds`` (number of runs).
 
-    A joint run has no old classes; its old and new are the classes that were old and new in the other runs.
-    RelGap is the run's own, or else the gap to the joint run's AP if one is among ``runs`` with the same classes.
+    A joint run has no old classes; its old and new classes are those of the other runs. RelGap is taken from the run,
+    or else computed from a joint run with the same classes among ``runs``.
     """
     every = seed_rows(runs)
     rows = []
@@ -105,26 +105,26 @@ def seed_rows(runs: Runs) -> list[dict[str, Any]]:
     split = next((done(r)[-1] for _, r in runs if len(done(r)) > 1), {})
     joint = {r.get("seed"): r for _, r in reversed(runs) if is_joint(r) and done(r)}
     other = next(iter(joint.values()), None)  # of another seed is better than none
-    usual = _fine_tuned(runs)
+    baseline = _fine_tuned(runs)
     return [
         {
             "name": n,
             "seed": r.get("seed"),
             **_row(r, split, joint.get(r.get("seed"), other)),
-            "step_ratio": _ratio(step_seconds(r), usual.get(r.get("seed"))),
+            "step_ratio": _ratio(step_seconds(r), baseline.get(r.get("seed"))),
         }
         for n, r in runs
     ]
 
 
 def step_seconds(results: Results) -> float | None:
-    """Mean seconds of a training step of the second task, where methods begin to differ; None before it has ended."""
+    """Mean seconds per training step of the second task, in which methods start to differ; None before its end."""
     second = next((t for t in done(results) if t.get("index") == 1), {})
     return _ratio(second.get("seconds"), second.get("steps"))
 
 
 def _fine_tuned(runs: Runs) -> dict[Any, float | None]:
-    """Seed → seconds a step of fine-tuning: of ``finetune`` as it is, or else of its first variant among ``runs``."""
+    """Seed → seconds per step of fine-tuning: of plain ``finetune``, or else of its first variant among ``runs``."""
     found = [(r.get("method") or {}, r) for _, r in runs if not is_joint(r)]
     found = [(m.get("settings") or {}, r) for m, r in found if m.get("name") == "finetune"]
     found.sort(key=lambda one: bool(one[0]))
@@ -136,7 +136,7 @@ def _ratio(a: float | None, b: float | None) -> float | None:
 
 
 def deviation(values: Sequence[float | None]) -> float | None:
-    """Standard deviation of a sample (n − 1) of what is known; None for fewer than two values."""
+    """Sample standard deviation (n − 1) of the known values; None for fewer than two values."""
     known = [v for v in values if v is not None and v == v]
     if len(known) < 2:
         return None
@@ -178,14 +178,14 @@ def comparison_cells(row: Mapping[str, Any], columns: Mapping[str, str] = DEMO) 
 
 
 def cell(key: str, value: float | None, std: float | None = None) -> str:
-    """A number of a column with its spread: "47.3 ± 1.2"; "–" for None.
+    """A number of a column with its standard deviation: "47.3 ± 1.2"; "–" for None.
 
     >>> cell("all_ap", 0.473, 0.012), cell("omega", 0.9)
     ('47.3 ± 1.2', '0.900')
     """
     if value is None or value != value:
         return NONE
-    if key == "seconds":  # the spread of a time says more about the machine than about the method
+    if key == "seconds":  # the deviation of a time depends more on the machine than on the method
         return duration(value)
     if key == "step_ratio":
         return f"{value:.2f} ×"
@@ -196,7 +196,7 @@ def cell(key: str, value: float | None, std: float | None = None) -> str:
 
 
 def comparison_table(runs: Runs, columns: Mapping[str, str] = DEMO) -> Table:
-    """One row a name, for the terminal; the best of each column among the runs that are not joint is bold."""
+    """One row per name, for the terminal; the best value of each column, without joint runs, is bold."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -265,7 +265,7 @@ def _latex(text: str) -> str:
 
 
 def comparison_csv(runs: Runs) -> str:
-    """Every number of every run, a line a seed, in full precision: fractions, seconds, MB; empty where not known."""
+    """Every number of every run, one line per seed, in full precision: fractions, seconds, MB; empty if unknown."""
     out = io.StringIO()
     sheet = csv.writer(out, lineterminator="\n")
     sheet.writerow(["method", "seed", "joint", "unfinished", *COLUMNS])
@@ -276,7 +276,7 @@ def comparison_csv(runs: Runs) -> str:
 
 
 def best_cells(rows: Sequence[Mapping[str, Any]]) -> set[tuple[int, str]]:
-    """(row, column) of the best value a column; upper bounds do not compete, nor does a column where all are equal."""
+    """(row, column) of the best value per column, without upper bounds and without columns of equal values."""
     best: set[tuple[int, str]] = set()
     for key in COLUMNS:
         known = [

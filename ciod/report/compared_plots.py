@@ -1,4 +1,4 @@
-"""The figures of a comparison as inline SVG: one line or group of bars a method, its seeds as mean and spread."""
+"""The figures of a comparison as inline SVG: one line or group of bars per method, with mean and deviation."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from ciod.report.compared import comparison_rows, deviation
 from ciod.report.plots import GRID, GROUPS, MUTED, WIDE, number, short, svg
 from ciod.report.summary import Results, Runs, ap_rows, done, is_joint, mean, score
 
-# Okabe and Ito's colours, which the colour-blind can tell apart, and then the same with other lines.
+# Okabe and Ito's colours, which colour-blind people can distinguish, then the same colours with other line styles.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#3F3F46")
 _LINES = ("-", "--", "-.", ":")
-# Of the first task's classes and not of "the old ones", which are other classes after every task.
+# The classes of the first task, because "the old classes" change with every task.
 _PANELS = (("all", "AP50", "AP50 of all classes seen (%)"), ("all", "AP", "AP of all classes seen (%)"),
            ("first", "AP50", "AP50 of the first task's classes (%)"))  # fmt: skip
 
 
 @svg
 def curves(runs: Runs) -> Figure | None:
-    """What each method has after each task, mean over its seeds with one standard deviation as a band; upper bounds as
-    diamonds, where the runs know them."""
+    """The AP of each method after each task: mean over its seeds, with one standard deviation as a band; upper bounds
+    as diamonds, if the runs have them."""
     by_name = {n: [r for m, r in runs if m == n and not is_joint(r)] for n, _ in runs}
     by_name = {n: seeds for n, seeds in by_name.items() if seeds}
     tasks = max((len(done(r)) for seeds in by_name.values() for r in seeds), default=0)
@@ -32,10 +32,10 @@ def curves(runs: Runs) -> Figure | None:
     for axes, (group, metric, title) in zip(panels, _PANELS, strict=True):
         for i, (name, seeds) in enumerate(by_name.items()):
             colour, dashes = _COLOURS[i % len(_COLOURS)], _LINES[i // len(_COLOURS) % len(_LINES)]
-            middle, spread = _middle(seeds, group, metric, tasks)
-            at = np.flatnonzero(np.isfinite(middle))
-            axes.plot(at, middle[at], dashes, color=colour, marker="o", markersize=4, label=short(name, 40))
-            axes.fill_between(at, (middle - spread)[at], (middle + spread)[at], color=colour, alpha=0.15, linewidth=0)
+            average, std = _mean_and_deviation(seeds, group, metric, tasks)
+            at = np.flatnonzero(np.isfinite(average))
+            axes.plot(at, average[at], dashes, color=colour, marker="o", markersize=4, label=short(name, 40))
+            axes.fill_between(at, (average - std)[at], (average + std)[at], color=colour, alpha=0.15, linewidth=0)
         if group == "all":
             _bounds(axes, [r for seeds in by_name.values() for r in seeds], metric, tasks)
         axes.set_xticks(range(tasks), [f"task {t + 1}" if tasks <= 5 else str(t + 1) for t in range(tasks)])
@@ -48,11 +48,11 @@ def curves(runs: Runs) -> Figure | None:
     return figure
 
 
-def _middle(seeds: list[Results], group: str, metric: str, tasks: int) -> tuple[np.ndarray, np.ndarray]:
+def _mean_and_deviation(seeds: list[Results], group: str, metric: str, tasks: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation after each task, in percent."""
     values = [[_score(r, t, group, metric) for r in seeds if t < len(done(r))] for t in range(tasks)]
-    middle = np.array([number(mean(v)) for v in values]) * 100
-    return middle, np.nan_to_num(np.array([number(deviation(v)) for v in values])) * 100
+    average = np.array([number(mean(v)) for v in values]) * 100
+    return average, np.nan_to_num(np.array([number(deviation(v)) for v in values])) * 100
 
 
 def _score(results: Results, task: int, group: str, metric: str) -> float | None:
@@ -63,7 +63,7 @@ def _score(results: Results, task: int, group: str, metric: str) -> float | None
 
 
 def _bounds(axes: Axes, runs: list[Results], metric: str, tasks: int) -> None:
-    """Joint training of each class prefix; the first task is its own."""
+    """Joint training of each class prefix; the first task is its own joint training."""
     known = [r.get("upper_bounds") or [] for r in runs]
     per_task = [mean([(b[t] or {}).get(metric) for b in known if t < len(b)]) for t in range(tasks)]
     at = [t for t, v in enumerate(per_task) if v is not None]

@@ -1,4 +1,4 @@
-"""Several runs side by side on one HTML page that needs nothing else: table, curves, classes, literature, pictures."""
+"""Compares several runs on a self-contained HTML page: table, curves, classes, published results, images."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ Folders = Mapping[str, "Path | Sequence[Path]"]
 
 @dataclass
 class About:
-    """What a page says besides the numbers of its runs; all of it may be left out."""
+    """Further content of a page, in addition to the numbers of its runs; everything is optional."""
 
     command: str = ""
     failures: Sequence[tuple[str, str]] = ()
-    """Runs that failed, and why."""
+    """Failed runs, with the reasons."""
     warnings: Sequence[str] = ()
     facts: Sequence[tuple[str, str]] = ()
     """Versions, seeds, machine: (what, value)."""
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Label → the method's settings that are not its defaults."""
+    """Label → settings of the method that differ from its defaults."""
     against: str = ""
-    """The method that the others are compared with seed by seed; empty: no such table."""
+    """The method with which the others are compared per seed; empty: no such table."""
     settings: str = ""
     """Settings of every run, as YAML."""
 
 
 def write_comparison(folders: Folders, out: Path, about: About | None = None) -> Path:
-    """Write one page that compares runs: {name to show: run folder, or one folder a seed}.
+    """Writes a page that compares runs: {display name: run folder, or one folder per seed}.
 
     Links to the runs' reports are relative to ``out``.
 
     Raises:
-        CiodError: when there are no runs, or a folder has no readable ``results.json``.
+        CiodError: there are no runs, or a folder has no readable ``results.json``.
     """
     out = Path(out)
     listed = [(n, Path(f)) for n, fs in folders.items() for f in ([fs] if isinstance(fs, (str, Path)) else fs)]
@@ -62,7 +62,7 @@ def write_comparison(folders: Folders, out: Path, about: About | None = None) ->
 
 
 def _content(listed: list[tuple[str, Path]], runs: Runs, out: Path, about: About) -> dict[str, Any]:
-    """Everything comparison.html.j2 shows."""
+    """The content of comparison.html.j2."""
     rows = comparison_rows(runs)
     best = best_cells(rows)
     scenario = next(((r.get("scenario") or {}) for _, r in runs if not is_joint(r)), {})
@@ -112,7 +112,7 @@ def _content(listed: list[tuple[str, Path]], runs: Runs, out: Path, about: About
 
 
 def _links(name: str, listed: list[tuple[str, Path]], runs: Runs, out: Path) -> list[tuple[str, str]]:
-    """(seed, address) of each run's own report that is there."""
+    """(seed, address) of each existing report of a run."""
     found = []
     for (n, folder), (_, results) in zip(listed, runs, strict=True):
         if n == name and (folder / "report.html").is_file():
@@ -122,13 +122,13 @@ def _links(name: str, listed: list[tuple[str, Path]], runs: Runs, out: Path) -> 
 
 
 def _parts(text: str) -> tuple[str, str]:
-    """A mean and its spread, which stands below it."""
-    value, sign, spread = text.partition(" ± ")
-    return value, f"±\u00a0{spread}" if sign else ""
+    """A mean, and its standard deviation, which is shown below it."""
+    value, sign, deviation = text.partition(" ± ")
+    return value, f"±\u00a0{deviation}" if sign else ""
 
 
 def _details(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """The metrics that the first table has no room for, where any is known."""
+    """The known metrics that do not fit into the first table."""
     keys = ("old_before", "forgetting", "stability", "plasticity", "rai")
     if not any(row[k] is not None for row in rows for k in keys[1:]):
         return []
@@ -136,16 +136,16 @@ def _details(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
 
 
 def _warnings(runs: Runs) -> list[str]:
-    """Each sentence once, with the runs it is about."""
-    said: dict[str, list[str]] = {}
+    """Each warning once, with the runs that have it."""
+    runs_of: dict[str, list[str]] = {}
     for name, results in runs:
         for w in results.get("warnings") or []:
-            said.setdefault(w, []).append(name)
-    return [f"{', '.join(dict.fromkeys(names))}: {w}" for w, names in said.items()]
+            runs_of.setdefault(w, []).append(name)
+    return [f"{', '.join(dict.fromkeys(names))}: {w}" for w, names in runs_of.items()]
 
 
 def _classes(runs: Runs) -> list[dict[str, Any]]:
-    """AP50 of each class after the last task, a cell a method, in the order of arrival."""
+    """AP50 of each class after the last task, one cell per method, in the order of arrival."""
     reference = next((r for _, r in runs if not is_joint(r)), None)
     if reference is None:
         return []
@@ -176,7 +176,7 @@ def _classes(runs: Runs) -> list[dict[str, Any]]:
 
 
 def _shared_examples(folders: Mapping[str, Path]) -> list[list[tuple[str, str]]]:
-    """[(run, address)] of each picture: the last task's pictures that at least two runs have, else nothing."""
+    """[(run, address)] of each image: images of the last task that at least two runs have."""
     last = {name: {p.name: p for p in found[-1][1]} for name, folder in folders.items() if (found := examples(folder))}
     names = dict.fromkeys(n for pictures in last.values() for n in pictures)
     shared = [[(run, pictures[n]) for run, pictures in last.items() if n in pictures] for n in names]

@@ -1,7 +1,7 @@
-"""Boxes on photographs, legible at the sizes small data sets have.
+"""Draws boxes on images, legible also on small images.
 
-Drawn with Pillow alone. torchvision's and supervision's annotators draw no dashes, no dark rim that shows a box on any
-background, and torchvision's labels cover each other; supervision needs PyAV and SciPy.
+This uses only Pillow. The annotators of torchvision and supervision cannot draw dashes or the dark rim that makes a box
+visible on any background, and torchvision's labels overlap; supervision needs PyAV and SciPy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ciod.core.types import Detections
 
-# Okabe and Ito's colours (without black), then Tol's: classes that arrive together differ for colour-blind eyes too.
+# Okabe and Ito's colours (without black), then Tol's: colour-blind people can distinguish classes that arrive together.
 PALETTE = (
     "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
     "#332288", "#88CCEE", "#117733", "#DDCC77", "#AA4499", "#44AA99", "#882255", "#999933", "#BBBBBB",
@@ -24,11 +24,11 @@ PALETTE = (
 _INK = (24, 24, 27)
 _DARK = (0, 0, 0)
 _WHITE = (255, 255, 255)
-_GAP = 8  # pixels between pictures
+_GAP = 8  # pixels between images
 
 
 def colour(label: int) -> tuple[int, int, int]:
-    """The RGB colour of a class: by its position in the order of arrival, so it is the same in every picture."""
+    """The RGB colour of a class: by its position in the order of arrival, so it is the same in every image."""
     h = PALETTE[label % len(PALETTE)]
     return int(h[1:3], 16), int(h[3:5], 16), int(h[5:7], 16)
 
@@ -43,21 +43,21 @@ def draw_boxes(
     at_least: int = 480,
     at_most: int | None = None,
 ) -> np.ndarray:
-    """Detections as coloured boxes with "name score" labels; the best lie on top.
+    """Draws detections as coloured boxes with "name score" labels, the best on top.
 
     Args:
         image: [H, W, 3] uint8 RGB.
         detections: boxes in pixels of ``image``.
         new: class names whose labels say "new" and whose lines are thicker.
-        truth: ground truth to lay underneath: thin, white, dashed, without labels.
-        min_score: detections below it are left out.
-        at_least, at_most: the picture is resized until its longest side is in this range (pixels), then drawn on.
+        truth: ground truth below the detections: thin, white, dashed, without labels.
+        min_score: detections with a lower score are left out.
+        at_least, at_most: before drawing, the image is resized so that its longest side is in this range (pixels).
 
     Returns:
         [h, w, 3] uint8 RGB, the aspect ratio of ``image``.
 
     Raises:
-        ValueError: when ``image`` is not [H, W, 3] uint8.
+        ValueError: ``image`` is not [H, W, 3] uint8.
     """
     canvas, scale = _canvas(image, at_least, at_most)
     draw = ImageDraw.Draw(canvas)
@@ -70,7 +70,7 @@ def draw_boxes(
         width = line + (line + 1) // 2 if _name(detections, i) in new else line
         _outline(draw, detections.boxes[i] * scale, colour(int(detections.labels[i])), width)
     taken: list[tuple[float, ...]] = []
-    for i in reversed(order):  # the best detections choose the places of their labels first
+    for i in reversed(order):  # the labels of the best detections are placed first
         name = _name(detections, i)
         text = f"{name} {detections.scores[i]:.2f}" + (" · new" if name in new else "")
         _label(draw, detections.boxes[i] * scale, text, colour(int(detections.labels[i])), size, taken)
@@ -80,7 +80,7 @@ def draw_boxes(
 def draw_truth(
     image: np.ndarray, truth: Detections, *, new: Collection[str] = (), at_least: int = 480, at_most: int | None = None
 ) -> np.ndarray:
-    """Ground truth alone: thin white dashed boxes with class names. Arguments and result as in ``draw_boxes``."""
+    """Draws only ground truth: thin white dashed boxes with class names. Arguments and result as in ``draw_boxes``."""
     canvas, scale = _canvas(image, at_least, at_most)
     draw = ImageDraw.Draw(canvas)
     size = max(13, round(max(canvas.size) / 42))
@@ -94,13 +94,13 @@ def draw_truth(
 
 
 def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str], *, caption: str | None = None) -> np.ndarray:
-    """Pictures ([H, W, 3] uint8, sizes may differ) in a row, a title bar over each, a caption under all.
+    """Images ([H, W, 3] uint8, sizes may differ) in a row, with a title bar over each and a common caption below.
 
     Raises:
-        ValueError: when there are no pictures, or not one title a picture.
+        ValueError: there are no images, or not one title per image.
     """
     if not images or len(images) != len(titles):
-        raise ValueError(f"one title a picture is needed; got {len(images)} pictures, {len(titles)} titles")
+        raise ValueError(f"one title per image is needed; got {len(images)} images, {len(titles)} titles")
     row = grid([_titled(_checked(i), t) for i, t in zip(images, titles, strict=True)], len(images))
     if not caption:
         return row
@@ -116,13 +116,14 @@ def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str], *, caption
 
 
 def grid(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Pictures ([H, W, 3] uint8) in rows of ``columns``: cells as large as the largest, white between them.
+    """Images ([H, W, 3] uint8) in rows of ``columns``: all cells have the size of the largest image, with white space
+    between them.
 
     Raises:
-        ValueError: when there are no pictures or no columns.
+        ValueError: there are no images or no columns.
     """
     if not images or columns < 1:
-        raise ValueError(f"a grid needs pictures and columns; got {len(images)} pictures, {columns} columns")
+        raise ValueError(f"a grid needs images and columns; got {len(images)} images, {columns} columns")
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     h, w = (max(_checked(i).shape[k] for i in images) for k in (0, 1))
@@ -134,14 +135,14 @@ def grid(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
 
 
 def _checked(image: np.ndarray) -> np.ndarray:
-    """Raises ValueError for what is no picture."""
+    """Raises ValueError for an array that is not an image."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-        raise ValueError(f"a picture must be [H, W, 3] uint8; got {list(image.shape)} {image.dtype}")
+        raise ValueError(f"an image must be [H, W, 3] uint8; got {list(image.shape)} {image.dtype}")
     return image
 
 
 def _canvas(image: np.ndarray, at_least: int, at_most: int | None) -> tuple[Image.Image, float]:
-    """The picture at drawing size, and drawn pixels per pixel of ``image``."""
+    """The image at drawing size, and drawn pixels per pixel of ``image``."""
     h, w = _checked(image).shape[:2]
     longest = max(h, w)
     scale = max(1.0, at_least / longest)
@@ -155,7 +156,7 @@ def _canvas(image: np.ndarray, at_least: int, at_most: int | None) -> tuple[Imag
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """DejaVu Sans, which comes with matplotlib: Pillow's own font knows little beyond ASCII."""
+    """DejaVu Sans, which is part of matplotlib: Pillow's own font has few characters beyond ASCII."""
     spec = find_spec("matplotlib")
     if spec is not None and spec.origin:
         path = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
@@ -165,7 +166,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _clean(text: str) -> str:
-    """One line that every font call accepts: no line breaks, no control characters, no lone surrogates."""
+    """A single line that every font call accepts: no line breaks, control characters or lone surrogates."""
     text = " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
     return "".join(c for c in text if c.isprintable())
 
@@ -207,14 +208,16 @@ def _titled(image: np.ndarray, title: str) -> np.ndarray:
 
 
 def _sorted(box: np.ndarray) -> tuple[float, float, float, float]:
-    """PIL refuses corners in the wrong order; a box that is not finite is drawn as a point in the corner."""
+    """Corners in the right order, as PIL requires; a box that is not finite becomes a point in the corner."""
     x1, y1, x2, y2 = (float(v) for v in np.nan_to_num(np.clip(box, -1e4, 1e5)))
     return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
 
 def _outline(draw: ImageDraw.ImageDraw, box: np.ndarray, fill: tuple[int, int, int], width: int) -> None:
     x1, y1, x2, y2 = _sorted(box)
-    draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=_DARK, width=width + 2)  # a rim, for any background
+    draw.rectangle(
+        (x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=_DARK, width=width + 2
+    )  # a rim that is visible on any background
     draw.rectangle((x1, y1, x2, y2), outline=fill, width=width)
 
 
@@ -244,7 +247,7 @@ def _label(
     size: int,
     taken: list[tuple[float, ...]],
 ) -> None:
-    """A filled tag over the box; inside or under it where there is no room; ``taken`` gathers the tags so far."""
+    """Draws a filled tag above the box, or inside or below it if there is no room; ``taken`` collects the tags."""
     width, height = draw.im.size
     text = _fit(text, size, width - 6)
     w, h = _font(size).getlength(text) + 6, size + 5

@@ -1,4 +1,4 @@
-"""Pictures for the report: teacher beside student on test images, and what is really there."""
+"""Example images for the report: teacher and student on test images, with the ground truth."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from ciod.data.scenarios.scenario import Task
     from ciod.detectors.base import Detector
 
-SCORE = 0.3  # what is drawn
+SCORE = 0.3  # minimum score of drawn boxes
 
 
 def choose(task: Task, count: int) -> list[int]:
-    """Rows of test images with old and new objects, the fullest first; then any with objects."""
+    """Rows of test images with old and new objects, those with most objects first; then others with objects."""
     test, first = task.test, len(task.old_classes)
     old = np.bincount(test.image[test.labels < first], minlength=len(test))
     new = np.bincount(test.image[test.labels >= first], minlength=len(test))

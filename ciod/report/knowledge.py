@@ -1,9 +1,10 @@
-"""What ilYOLOX teaches on one picture: which positions CRS keeps, and how CKD weighs them.
+"""Shows what ilYOLOX teaches on one image: which positions CRS keeps, and how CKD weights them.
 
     python -m ciod.report.knowledge TEACHER STUDENT PICTURE out=FILE.jpg [nms_iou=0.65 …]
 
 TEACHER and STUDENT are models of two tasks, one after the other (``task-1/model.safetensors``, ``task-2/…``); further
-words are settings of ``ilyolox``. The student is matched with the pseudo boxes alone: a picture brings no real ones.
+arguments are settings of ``ilyolox``. The student is matched only with the pseudo boxes, because an image alone has no
+real boxes.
 """
 
 from __future__ import annotations
@@ -35,16 +36,16 @@ GREY, DARK = "#71717A", "#18181B"
 
 @dataclass
 class Knowledge:
-    """CRS and CKD on one picture; P positions, M matches of the student with a pseudo box."""
+    """CRS and CKD on one image; P positions, M matches of the student with a pseudo box."""
 
-    picture: np.ndarray  # [size, size, 3] uint8, as the detectors see it
+    picture: np.ndarray  # [size, size, 3] uint8, the input of the detectors
     points: Tensor  # [P, 2] the centres of the positions' cells, in pixels
     strides: Tensor  # [P]
     labels: Tensor  # [P] the teacher's best class
     center: Tensor  # [P] bool
-    recruited: Tensor  # [P] bool: centers, and what they let in, before the gate
+    recruited: Tensor  # [P] bool: centers and their neighbours, before the gate
     gated: Tensor  # [P] bool: of these, those that reach ``other_score``
-    kept: Tensor  # [P] bool: of these, those that NMS leaves
+    kept: Tensor  # [P] bool: of these, those that remain after NMS
     boxes: Tensor  # [K, 4] the pseudo boxes
     box_labels: Tensor  # [K]
     matched: Tensor  # [M] positions of the student
@@ -54,7 +55,7 @@ class Knowledge:
 
 @torch.no_grad()
 def knowledge(teacher: Detector, student: Detector, picture: np.ndarray, method: ILYOLOX) -> Knowledge:
-    """What ``method``, with CRS, does on ``picture`` [H, W, 3] RGB.
+    """The selection and weights of ``method``, with CRS, on ``picture`` [H, W, 3] RGB.
 
     Raises:
         CiodError: a detector without objectness, or a student whose first classes are not the teacher's.
@@ -65,28 +66,28 @@ def knowledge(teacher: Detector, student: Detector, picture: np.ndarray, method:
     size = student.input.size
     image, _ = letterbox(picture, size, student.input.fill)
     student, teacher = student.eval(), teacher.eval()
-    said: Outputs = teacher(image[None])
+    teacher_outputs: Outputs = teacher(image[None])
     old = teacher.num_classes if method.only_old else None
-    r = selection.respond(said, old)
+    r = selection.respond(teacher_outputs, old)
 
     def crs(**changes: float) -> selection.Kept:
         given = {k: getattr(method, k) for k in ("center_score", "other_score", "other_iou", "nms_iou")}
-        return selection.center_resampling(said, classes=old, **(given | changes))
+        return selection.center_resampling(teacher_outputs, classes=old, **(given | changes))
 
     kept = crs()
-    positions = said.logits.shape[1]
+    positions = teacher_outputs.logits.shape[1]
     answer = student(image[None])
     matches = student.match(answer, kept.targets)
     weights = []
     for error in ("bce", "kl"):
         settings = {**method.model_dump(), "error": error, "target": "soft", "weighted": True}
-        pairs = ILYOLOX.model_validate(settings).pair(answer, said, kept, matches)
+        pairs = ILYOLOX.model_validate(settings).pair(answer, teacher_outputs, kept, matches)
         weights.append(method.model_copy(update={"weighted": True}).collaborate(pairs.cls_error, pairs.loc_error)[0])
     found, ok = matches.valid[0], kept.valid[0]
     return Knowledge(
         image.permute(1, 2, 0).numpy(),
-        _centres(said),
-        said.strides,
+        _centres(teacher_outputs),
+        teacher_outputs.strides,
         r.label[0],
         (r.old & (r.class_score >= method.center_score))[0],
         crs(other_score=0.0, nms_iou=1.0).mask(positions)[0],
@@ -104,7 +105,7 @@ def _check(teacher: Detector, student: Detector) -> None:
     for what, detector in (("teacher", teacher), ("student", student)):
         lacking = ILYOLOX.needs - detector.traits
         if lacking:
-            raise CiodError(f"The {what} is no detector ilyolox can use: it has no {', '.join(sorted(lacking))}.")
+            raise CiodError(f"ilyolox cannot use the {what}: this detector has no {', '.join(sorted(lacking))}.")
     if student.class_names[: teacher.num_classes] != teacher.class_names:
         raise CiodError(
             f"The student's first classes ({', '.join(student.class_names[:8])}) are not the teacher's "
@@ -113,7 +114,7 @@ def _check(teacher: Detector, student: Detector) -> None:
 
 
 def _centres(outputs: Outputs) -> Tensor:
-    """The centres of all cells, whether the detector's points are those or the corners."""
+    """The centres of all cells, also for detectors whose points are the corners."""
     corner = (outputs.points / outputs.strides[:, None]).floor() * outputs.strides[:, None]
     return corner + outputs.strides[:, None] / 2
 
@@ -122,10 +123,10 @@ def _centres(outputs: Outputs) -> Tensor:
 
 
 def draw(k: Knowledge, names: tuple[str, ...], path: Path | str) -> Path:
-    """The figure, as the ending of ``path`` says: jpg, png, svg, pdf.
+    """Writes the figure in the format of the suffix of ``path``: jpg, png, svg, pdf.
 
     Raises:
-        CiodError: another ending, or a file that cannot be written.
+        CiodError: another suffix, or a file that cannot be written.
     """
     import matplotlib
     from matplotlib.cm import ScalarMappable
@@ -148,8 +149,8 @@ def draw(k: Knowledge, names: tuple[str, ...], path: Path | str) -> Path:
         _dots(axes[0, 1], k, k.kept & k.center, "o", filled=True, label="center")
         _dots(axes[0, 1], k, k.kept & ~k.center, "D", filled=True, label="re-sampled")
         for ax, weight, what in ((axes[1, 0], k.bce, "BCE"), (axes[1, 1], k.kl, "KL")):
-            spread = f"class weight {weight.min():.2f} to {weight.max():.2f}" if len(weight) else "no match"
-            _panel(ax, k, f"CKD with {what}: {spread}")
+            weights = f"class weight {weight.min():.2f} to {weight.max():.2f}" if len(weight) else "no match"
+            _panel(ax, k, f"CKD with {what}: {weights}")
             _boxes(ax, k, names)
             at = k.points[k.matched]
             ax.scatter(at[:, 0], at[:, 1], c=weight, cmap=scale[0], norm=scale[1], s=75, edgecolors=DARK, zorder=3)
@@ -183,7 +184,7 @@ def _panel(ax: Axes, k: Knowledge, title: str) -> None:
 
 
 def _dots(ax: Axes, k: Knowledge, which: Tensor, marker: str, *, filled: bool, label: str) -> None:
-    """Positions in the colour of their class, larger on coarser levels; grey where they are not kept."""
+    """Positions in the colour of their class, larger on coarser levels; grey if they are not kept."""
     from ciod.report.draw import PALETTE
 
     at, size = k.points[which], k.strides[which].log2() * 22 - 20
@@ -194,7 +195,7 @@ def _dots(ax: Axes, k: Knowledge, which: Tensor, marker: str, *, filled: bool, l
 
 
 def _boxes(ax: Axes, k: Knowledge, names: tuple[str, ...]) -> None:
-    """The pseudo boxes; each class named once, over its first box, or under it where another name is."""
+    """The pseudo boxes; each class is named once, above its first box, or below it if the space is taken."""
     from matplotlib.patches import Rectangle
 
     from ciod.report.draw import PALETTE
@@ -216,7 +217,7 @@ def main(words: list[str]) -> Path:
     """The command; see the module.
 
     Raises:
-        CiodError: whatever is wrong with the words, the models or the picture.
+        CiodError: any problem with the arguments, the models or the image.
     """
     from ciod.config.load import problems_of
     from ciod.config.reader import Table, split

@@ -1,6 +1,6 @@
-"""The report of a run: one HTML file that needs nothing else.
+"""The report of a run: one self-contained HTML file.
 
-Reads the files of a run folder and nothing of the run itself, so it works on unfinished, copied and old runs alike.
+It reads only the files of a run folder, so it also works for unfinished, copied and old runs.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ __all__ = [
 ]
 
 _ABOUT_RUN = ("versions", "command", "commit", "machine", "seed")
-_MOST_EXAMPLES = 12  # pictures a task: a report is to be mailed, not to hold the test set
+_MOST_EXAMPLES = 12  # images per task: a report must be small enough to mail
 _CONTINUAL = (
     ("retention", "Retention", "AP of the old classes now ÷ when they were learnt (%); 100 = nothing forgotten"),
-    ("forgetting", "Forgetting", "mean loss of the old classes against their best earlier task (AP points)"),
-    ("forgetting_points", "FPP", "what the classes of task 1 lost since task 1 (AP points)"),
-    ("harmonic_mean", "Harmonic mean", "of old and new AP (%): high only when both are"),
+    ("forgetting", "Forgetting", "mean loss of the old classes relative to their best previous task (AP points)"),
+    ("forgetting_points", "FPP", "loss of the classes of task 1 since task 1 (AP points)"),
+    ("harmonic_mean", "Harmonic mean", "of old and new AP (%): high only if both are"),
     ("omega", "Ω", "mean over tasks of AP ÷ the joint model's AP; 1 = as good as training on everything at once"),
     ("abs_gap", "AbsGap", "AP points below joint training after the last task"),
     ("rel_gap", "RelGap", "the same gap relative to joint training (%)"),
     (
         "stability_deficiency",
         "RSD",
-        "mean over the old classes of what is missing to joint training, relative to it (%)",
+        "mean over the old classes of the gap to joint training, relative to it (%)",
     ),
     ("plasticity_deficiency", "RPD", "the same over the new classes (%)"),
     ("retention_adaptability", "RAI", "mean of retention and of new AP ÷ joint AP, over the tasks (%)"),
@@ -63,12 +63,12 @@ _CONTINUAL = (
 
 
 def write_report(folder: Path | str) -> Path:
-    """Write ``report.html`` into a run folder from what is there: settings, metrics, results, example pictures.
+    """Writes ``report.html`` into a run folder from its files: settings, metrics, results, example images.
 
-    Missing pieces are left out of the page; a run with fewer tasks than its scenario is called unfinished.
+    Missing parts are left out; a run with fewer tasks than its scenario is called unfinished.
 
     Raises:
-        CiodError: when the folder holds none of a run's files, or one that cannot be read.
+        CiodError: the folder has none of a run's files, or one that cannot be read.
     """
     folder = Path(folder)
     run, results, metrics = read_run(folder), read_results(folder), read_metrics(folder)
@@ -79,10 +79,10 @@ def write_report(folder: Path | str) -> Path:
 
 
 def read_results(folder: Path | str) -> dict[str, Any]:
-    """``results.json`` of a run; {} before its first task is done.
+    """``results.json`` of a run; {} before its first task has finished.
 
     Raises:
-        CiodError: when the file is there and is not results.
+        CiodError: the file exists but has no valid results.
     """
     path = Path(folder) / results_file.NAME
     return results_file.read(path) if exists(path) else {}
@@ -92,7 +92,7 @@ def read_run(folder: Path | str) -> dict[str, Any]:
     """``run.yaml`` of a run: its settings, versions, command, seed; {} without the file.
 
     Raises:
-        CiodError: when the file is there and is not a YAML mapping.
+        CiodError: the file exists but is not a YAML mapping.
     """
     path = Path(folder) / "run.yaml"
     if not exists(path):
@@ -104,7 +104,7 @@ def read_run(folder: Path | str) -> dict[str, Any]:
 
 
 def _report(folder: Path, run: Mapping[str, Any], results: Results, metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    """Everything page.html.j2 shows."""
+    """The content of page.html.j2."""
     scenario = results.get("scenario") or {}
     method, detector = results.get("method") or {}, results.get("detector") or {}
     lost, kept = changes(results), {c.name: c for c in changes(results, "AP")}
@@ -153,7 +153,7 @@ def _report(folder: Path, run: Mapping[str, Any], results: Results, metrics: lis
 
 
 def _tiles(results: Results) -> list[tuple[str, str, str]]:
-    """(figure, what it is, detail): the numbers someone looks for first."""
+    """(number, description, detail): the most important numbers."""
     tasks = done(results)
     if not tasks:
         return []
@@ -204,7 +204,7 @@ def _task_rows(results: Results) -> list[dict[str, Any]]:
 
 
 def _continual(results: Results) -> list[tuple[str, str, str, str]]:
-    """(name, AP, headline metric, meaning) of each metric that is known."""
+    """(name, AP, headline metric, meaning) of each known metric."""
     found = []
     for key, name, meaning in _CONTINUAL:
         values = [((results.get("continual") or {}).get(m) or {}).get(key) for m in ("AP", headline(results))]
@@ -215,7 +215,7 @@ def _continual(results: Results) -> list[tuple[str, str, str, str]]:
 
 
 def _protocol(results: Results) -> list[str]:
-    """The scenario's own sentences, then what the run counted."""
+    """The sentences of the scenario, then the counts of the run."""
     scenario = results.get("scenario") or {}
     lines = list(scenario.get("protocol") or [])
     split = scenario.get("split") or []
@@ -242,7 +242,7 @@ def _protocol(results: Results) -> list[str]:
 
 
 def _extension(folder: Path, results: Results) -> dict[str, Any] | None:
-    """What only an extension has: agreement, old objects found, the way between old and new; None for other runs."""
+    """Content only for an extension: agreement, detected old objects, the trade-off; None for other runs."""
     found = results.get("extension")
     if not found:
         return None
@@ -290,12 +290,12 @@ def _change_cells(change: Any) -> list[str]:
 
 
 def _bad(change: Any) -> bool:
-    """Lost more than a quarter of what it had: worth a colour."""
+    """Whether a class lost more than a quarter of its AP, which is highlighted."""
     return change.loss is not None and change.before > 0 and change.loss > 0.25 * change.before
 
 
 def examples(folder: Path) -> list[tuple[int, list[Path]]]:
-    """(task, counting from 1, and its pictures) in the order of tasks."""
+    """(task number from 1, its images) in the order of tasks."""
     found = []
     for path in folder.glob("task-*/examples"):
         number = re.fullmatch(r"task-(\d+)", path.parent.name)
@@ -306,7 +306,7 @@ def examples(folder: Path) -> list[tuple[int, list[Path]]]:
 
 
 def _data_urls(paths: list[Path]) -> list[tuple[str, str]]:
-    """(name, picture as a data: address)."""
+    """(name, image as a data: address)."""
     return [(p.stem, data_url(p)) for p in paths]
 
 
@@ -316,7 +316,7 @@ def data_url(path: Path) -> str:
 
 
 def svg(element: str) -> Any:
-    """A figure from ``plots`` may go into the page as it is: matplotlib has escaped the text in it."""
+    """A figure of ``plots`` can be inserted without escaping: matplotlib has escaped its text."""
     from markupsafe import Markup
 
     return Markup(element)

@@ -1,7 +1,7 @@
-"""Differences between methods, seed by seed.
+"""Differences between methods per seed.
 
 All methods of a seed start from the same first task, and seeds differ more than methods do. A difference within a seed
-is free of that, so it tells smaller effects from noise than two means with their spread.
+does not have this variation, so it reveals smaller effects than two means with their standard deviations.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ciod.report.summary import NONE, Runs, mean, percent
 
 SHOWN = {k: COLUMNS[k] for k in ("old_ap", "old_after", "new_ap", "new", "all_ap", "all_ap50")}
 
-# Student's t, two-sided 95 %, for 1, 2, … degrees of freedom; beyond the last, the last is close enough.
+# Student's t, two-sided 95 %, for 1, 2, … degrees of freedom; for more, the last value is close enough.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120)
 
 
@@ -23,12 +23,12 @@ def differences(runs: Runs, against: str) -> list[dict[str, Any]]:
     """Each other method minus ``against``, over the seeds that both have finished.
 
     Args:
-        runs: (name, content of results.json), a run each.
+        runs: (name, content of results.json), one per run.
 
     Returns:
-        One row a method: ``name``, ``seeds``, and by the keys of ``SHOWN`` ``mean`` (fractions), ``half_width`` of the
-        95 % interval by Student's t (None for one seed) and ``wins``: in how many seeds it was the better one.
-        Joint training and unfinished runs are left out; nothing where ``against`` has no finished run.
+        One row per method: ``name``, ``seeds``, and for each key of ``SHOWN`` ``mean`` (fractions), ``half_width`` of
+        the 95 % interval by Student's t (None for one seed) and ``wins``: the number of seeds in which it was better.
+        Joint training and unfinished runs are left out; empty if ``against`` has no finished run.
     """
     rows = [r for r in seed_rows(runs) if not r["joint"] and not r["unfinished"]]
     base = {r["seed"]: r for r in rows if r["name"] == against}
@@ -57,13 +57,13 @@ def quantile(n: int) -> float:
 
 
 def clear(row: dict[str, Any], key: str) -> bool:
-    """The 95 % interval leaves zero out."""
+    """Whether the 95 % interval does not contain zero."""
     half = row["half_width"][key]
     return half is not None and abs(row["mean"][key]) > half
 
 
 def cell(row: dict[str, Any], key: str) -> str:
-    """ "+3.1 ± 1.2" in points, "–" where nothing is known."""
+    """ "+3.1 ± 1.2" in points, "–" if unknown."""
     value, half = row["mean"][key], row["half_width"][key]
     if value is None:
         return NONE

@@ -1,8 +1,8 @@
-"""The figures of a report as inline SVG: text stays text, so they are small, crisp and searchable.
+"""The figures of a report as inline SVG: text stays text, so they are small, sharp and searchable.
 
-Every function returns the ``<svg>`` element as a string, or "" when there is nothing to draw. ``results`` is what
-``results.json`` holds, ``metrics`` what ``read_metrics`` gives. Tasks are shown counting from 1.
-No pyplot: nothing global, nothing to close.
+Every function returns the ``<svg>`` element as a string, or "" if there is nothing to draw. ``results`` is the content
+of ``results.json``, ``metrics`` the result of ``read_metrics``. Tasks are numbered from 1. pyplot is not used, so there
+is no global state and nothing to close.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WIDE = 10.6  # inches of 96 CSS pixels: the width of the report's column
 _BLUES = LinearSegmentedColormap.from_list("ap", ["#F7FBFF", "#C6DBEF", "#6BAED6", "#2171B5", "#08306B"])
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "text.parse_math": False,  # a "$" in a class name is a "$"
+    "text.parse_math": False,  # a "$" in a class name stays a "$"
     "font.size": 9,
     "axes.edgecolor": "#A1A1AA",
     "axes.labelcolor": "#3F3F46",
@@ -53,7 +53,7 @@ def svg(draw: Callable[..., Figure | None]) -> Callable[..., str]:
 
     @functools.wraps(draw)
     def drawn(*args: Any, **kwargs: Any) -> str:
-        salt = f"{draw.__name__}{kwargs}"  # ids must differ between the figures of one page, and be the same next time
+        salt = f"{draw.__name__}{kwargs}"  # ids must differ between the figures of one page, and be reproducible
         with matplotlib.rc_context({**_RC, "svg.hashsalt": salt}), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has the fonts
             figure = draw(*args, **kwargs)
@@ -70,7 +70,7 @@ def svg(draw: Callable[..., Figure | None]) -> Callable[..., str]:
 
 @svg
 def ap_matrix(results: Results, *, metric: str = "AP") -> Figure | None:
-    """Heat map of AP, task × class; blank before a class is learnt, hatched where AP is unknown."""
+    """Heat map of AP, task × class; empty before a class is learnt, hatched if AP is unknown."""
     rows, names = ap_rows(results, metric), class_order(results)
     if not rows or not names:
         return None
@@ -99,7 +99,7 @@ def ap_matrix(results: Results, *, metric: str = "AP") -> Figure | None:
 
 
 def _matrix_axes(n_rows: int, names: Sequence[str]) -> tuple[Figure, Axes]:
-    """Axes whose cells have a readable size, with room under them for the names."""
+    """Axes with cells of a readable size, and with space below for the names."""
     slanted = len(names) <= 25
     width = min(WIDE - 1.7, 0.75 * len(names))
     height = n_rows * (0.34 if n_rows <= 6 else 0.26)
@@ -132,9 +132,9 @@ def _task_borders(axes: Axes, results: Results, names: Sequence[str], n_rows: in
     if len(sizes) < 2:
         return
     cell = axes.get_position().width * axes.get_figure().get_figwidth() / len(names)  # type: ignore[union-attr]
-    at, said = 0, "would be task" if (results.get("scenario") or {}).get("joint") else "learnt in task"
+    at, wording = 0, "would be task" if (results.get("scenario") or {}).get("joint") else "learnt in task"
     for i, n in enumerate(sizes, 1):
-        label = f"{said} {i}" if n * cell > 1.1 else f"task {i}" if n * cell > 0.5 else str(i)
+        label = f"{wording} {i}" if n * cell > 1.1 else f"task {i}" if n * cell > 0.5 else str(i)
         axes.text(at + n / 2 - 0.5, -0.62, label, ha="center", va="bottom", fontsize=8, color=MUTED)
         at += n
         if at < len(names):
@@ -144,7 +144,7 @@ def _task_borders(axes: Axes, results: Results, names: Sequence[str], n_rows: in
 
 @svg
 def task_curves(results: Results) -> Figure | None:
-    """AP and AP50 of old, new and all classes after each task; dotted: what a task does to the classes before it."""
+    """AP and AP50 of old, new and all classes after each task; dotted: the change of the previous classes in a task."""
     n = len(done(results))
     if not n:
         return None
@@ -175,7 +175,7 @@ def task_curves(results: Results) -> Figure | None:
 
 @svg
 def class_change(results: Results, *, metric: str | None = None) -> Figure | None:
-    """Per old class: AP when it was learnt (hollow) and at the end (filled), the greatest loss first."""
+    """Per old class: AP when it was learnt (hollow) and at the end (filled), the largest loss first."""
     metric = metric or headline(results)
     known = [c for c in changes(results, metric) if c.before is not None or c.after is not None]
     if not known:
@@ -208,7 +208,7 @@ def _dumbbells(axes: Axes, part: Sequence[Change], height: int) -> None:
 
 @svg
 def losses(metrics: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """One small panel a loss over the steps of all tasks; dashed lines where a task begins."""
+    """One small panel per loss over the steps of all tasks; dashed lines mark the start of a task."""
     x, steps, starts = _timeline(metrics)
     names = list(dict.fromkeys(k for s in steps for k in _losses_of(s)))
     if not names:
@@ -249,7 +249,7 @@ def _timeline(
 ) -> tuple[np.ndarray, list[Mapping[str, Any]], list[tuple[int, float]]]:
     """[n] position of each logged step, the steps, and (task, where it begins).
 
-    Steps may be counted from 0 in each task or right through; after a resume the later line of a step counts.
+    Steps may be counted from 0 in each task or continuously; after resuming, the last line of a step counts.
     """
     latest = {
         (int(m.get("task") or 0), int(m["step"])): m
@@ -289,7 +289,7 @@ def _curve(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str) -> None:
         low, high = np.minimum.reduceat(y, cuts), np.maximum.reduceat(y, cuts)
         axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
         axes.plot(at, np.add.reduceat(y, cuts) / counts, color=colour, linewidth=1.2)
-    top = np.quantile(y, 0.99)  # one spike of the warm-up must not flatten the rest
+    top = np.quantile(y, 0.99)  # a spike during warm-up must not flatten the rest
     if y.min() >= 0:
         axes.set_ylim(0, top * 1.15 or 1)
 

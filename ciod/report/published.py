@@ -1,7 +1,7 @@
-"""The literature's numbers, as a table beside ours: each with its source, detector, protocol and pre-training.
+"""Published results, in a separate table: each with its source, detector, protocol and pre-training.
 
-The rows are facts gathered from papers and repositories (``published.json``); they are never mixed into one ranking
-with runs of this package, nor with each other: scenarios of one name differ in class order, images, detector, metric.
+The rows are facts from papers and repositories (``published.json``). They are never ranked together with runs of this
+package, nor with each other: scenarios of the same name differ in class order, images, detector and metric.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FILE = Path(__file__).with_name("published.json")
 
 @dataclass(frozen=True)
 class Row:
-    """One published result; what a source does not say is None."""
+    """One published result; values that a source does not state are None."""
 
     dataset: str
     """COCO2017, VOC2007, LoCo-COCO, …"""
@@ -30,7 +30,7 @@ class Row:
     detector: str
     backbone: str | None
     metric: str
-    """What ``value`` is: AP (COCO's), AP50, … over all classes after the last task."""
+    """Metric of ``value``: AP (COCO's), AP50, … over all classes after the last task."""
     value: float | None
     """In points, as printed."""
     ap50: float | None
@@ -40,7 +40,7 @@ class Row:
     rel_gap_pct: float | None
     omega_all: float | None
     exemplars: str | None
-    """Old data the method keeps; None: none."""
+    """Old data that the method keeps; None: none."""
     extra_pretraining: str | None
     """Training of the detector beyond an ImageNet backbone; None: none."""
     protocol: str | None
@@ -51,7 +51,7 @@ class Row:
 
     @property
     def source_text(self) -> str:
-        """What the source is, in words."""
+        """Description of the source."""
         return "; ".join(sources()[s]["what"] for s in self.source.split("+"))
 
     def shown(self, key: str) -> str:
@@ -64,7 +64,7 @@ def rows() -> list[Row]:
     """All rows, in the file's order.
 
     Raises:
-        CiodError: a row whose source is not listed.
+        CiodError: the source of a row is not listed.
     """
     content = _content()
     found = [Row(**dict(zip(content["columns"], r, strict=True))) for r in content["rows"]]
@@ -75,7 +75,7 @@ def rows() -> list[Row]:
 
 
 def sources() -> Mapping[str, Mapping[str, str]]:
-    """Label → ``what`` the source is, ``grade``, and ``where`` it is public."""
+    """Label → description (``what``), ``grade``, and public address (``where``) of the source."""
     return _content()["sources"]
 
 
@@ -85,7 +85,7 @@ def _content() -> dict[str, Any]:
 
 
 def of(scenario: Mapping[str, Any]) -> list[Row]:
-    """The rows under the same name as a scenario, by method; without those of unreliable sources.
+    """The rows with the name of a scenario, by method, without those of unreliable sources.
 
     Args:
         scenario: that of a ``results.json``: classes, split, images, name.
@@ -107,7 +107,7 @@ def of(scenario: Mapping[str, Any]) -> list[Row]:
 
 
 def _dataset(scenario: Mapping[str, Any]) -> str | None:
-    """Which data set of the literature, by its class names."""
+    """The published name of a data set, from its class names."""
     classes = {str(c).replace(" ", "").lower() for c in scenario.get("classes") or []}
     if len(classes) == 80 and {"toothbrush", "hairdrier", "frisbee", "zebra"} <= classes:
         return "LoCo-COCO" if scenario.get("images") == "loco" else "COCO2017"
@@ -117,7 +117,7 @@ def _dataset(scenario: Mapping[str, Any]) -> str | None:
 
 
 def _sizes(name: str, total: int) -> list[int] | None:
-    """``40+10x4`` → [40, 10, 10, 10, 10]; None for what is no split."""
+    """``40+10x4`` → [40, 10, 10, 10, 10]; None if it is not a split."""
     inside = name.partition("(")[2].rstrip(")") if name.startswith("MD-DETR") else name.replace("last", "")
     try:
         return parse_split(inside.replace("first", ""), total)

@@ -1,4 +1,4 @@
-"""What ``results.json`` may hold: read from a file, it is checked once, so that nothing behind needs to ask."""
+"""The schema of ``results.json``: a file is validated once when it is read, so later code need not check it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Group = dict[str, Value] | None
 
 
 class _Loose(BaseModel):
-    """Keys may be absent, null or more than these; those that are here have their type."""
+    """Keys may be missing or null, and there may be others; the keys listed here must have their type."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -112,7 +112,7 @@ class Step(_Loose):
 
 
 class Extension(_Loose):
-    """What only ``ciod extend`` writes."""
+    """Content that only ``ciod extend`` writes."""
 
     retention: Retention
     found: AllFound

@@ -1,4 +1,4 @@
-"""What ``ciod eval`` prints: AP of every class, the worst first, and what was left out."""
+"""The output of ``ciod eval``: AP of every class, the worst first, and what was left out."""
 
 from __future__ import annotations
 

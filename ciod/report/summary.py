@@ -1,6 +1,6 @@
-"""What the numbers of a run say: a verdict in words, and tables for a terminal or Markdown.
+"""A summary of a run's results: a verdict in words, and tables for a terminal or Markdown.
 
-``results`` is the content of a run's ``results.json``. All of it copes with missing keys, nulls and unfinished runs.
+``results`` is the content of a run's ``results.json``. All functions accept missing keys, nulls and unfinished runs.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 Results = Mapping[str, Any]
 Runs = Sequence[tuple[str, Results]]
-NONE = "–"  # what a person sees where there is no number
-FAINT = 0.05  # AP below which classes were hardly learnt: a share of it says nothing about forgetting
+NONE = "–"  # shown for a missing number
+FAINT = 0.05  # AP below which classes were hardly learnt, so that a ratio says nothing about forgetting
 
 
 @dataclass(frozen=True)
@@ -64,25 +64,25 @@ def count(n: int, noun: str) -> str:
 
 
 def done(results: Results) -> list[Mapping[str, Any]]:
-    """The tasks that are finished."""
+    """The finished tasks."""
     return list(results.get("tasks") or [])
 
 
 def beside(results: Results, task: int = -1) -> str:
-    """What a task saw beside its own images, such as "50 images of earlier tasks"; "" for nothing."""
+    """Additional images of a task, such as "50 images of earlier tasks"; "" for none."""
     kinds = {"memory_images": ("image", "of earlier tasks"), "pool_images": ("picture", "of a pool, without labels")}
     found = (done(results) or [{}])[task]
     return " and ".join(f"{count(n, noun)} {which}" for k, (noun, which) in kinds.items() if (n := found.get(k)))
 
 
 def planned(results: Results) -> int:
-    """How many tasks the scenario has."""
+    """Number of tasks of the scenario."""
     scenario = results.get("scenario") or {}
     return 1 if scenario.get("joint") else max(len(scenario.get("split") or []), len(done(results)))
 
 
 def headline(results: Results) -> str:
-    """The metric a scenario is judged by beside AP: AP50, or VOC's under its own name."""
+    """The main metric of a scenario in addition to AP: AP50, or VOC's under its own name."""
     return _HEADLINES.get((results.get("scenario") or {}).get("metric") or "", "AP50")
 
 
@@ -98,7 +98,7 @@ def score(results: Results, task: int, group: str, metric: str) -> float | None:
 
 
 def ap_rows(results: Results, metric: str) -> list[Mapping[str, float | None]]:
-    """One {class: AP} a finished task."""
+    """One {class: AP} per finished task."""
     rows = list((results.get("ap") or {}).get(metric) or [])[: len(done(results))]
     return [row or {} for row in rows]
 
@@ -114,9 +114,9 @@ def class_order(results: Results) -> list[str]:
 
 
 def changes(results: Results, metric: str | None = None) -> list[Change]:
-    """Every class that was old in the last finished task, the greatest loss first, unknown ones last.
+    """Every class that was old in the last finished task, the largest loss first, unknown ones last.
 
-    ``metric``: None means the scenario's headline, here and below.
+    ``metric``: None means the main metric of the scenario, here and below.
     """
     tasks, rows = done(results), ap_rows(results, metric or headline(results))
     if len(tasks) < 2 or len(rows) < len(tasks):
@@ -130,7 +130,7 @@ def changes(results: Results, metric: str | None = None) -> list[Change]:
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """The mean of what is known; None when nothing is."""
+    """The mean of the known values; None if there are none."""
     known = [v for v in values if v is not None and v == v]
     return sum(known) / len(known) if known else None
 
@@ -142,7 +142,7 @@ def before_after(results: Results, metric: str | None = None) -> tuple[float | N
 
 
 def retention(results: Results, metric: str | None = None) -> float | None:
-    """The run's own figure; computed from the table where the run does not give one."""
+    """The run's own value, or else computed from the table."""
     given = ((results.get("continual") or {}).get(metric or headline(results)) or {}).get("retention")
     if given is not None:
         return given
@@ -151,13 +151,13 @@ def retention(results: Results, metric: str | None = None) -> float | None:
 
 
 def agreement(results: Results) -> float | None:
-    """Of an extension without old data: the share of old objects on which the old and the new model agree."""
+    """For an extension without old data: the share of old objects on which the old and the new model agree."""
     kept = (results.get("extension") or {}).get("retention") or {}
     return kept.get("value") if kept.get("kind") == "agreement" else None
 
 
 def verdict(results: Results) -> str:
-    """How it went, in one or two sentences for someone who has never heard of AP matrices."""
+    """The result in one or two sentences, for readers who do not know AP matrices."""
     tasks, total = done(results), planned(results)
     if not tasks:
         return "Unfinished: no task is done yet, so nothing has been measured."

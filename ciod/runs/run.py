@@ -28,7 +28,6 @@ from ciod.memory.rehearsal import Extra
 from ciod.methods.base.method import Method
 from ciod.methods.base.user_code import told
 from ciod.runs import environment, fingerprints, resume, sanity_checks
-<<<<<<< HEAD
 from ciod.runs.results import Results, bounds_of
 from ciod.runs.session import first_alone, session
 from ciod.runs.start import epochs_of, open_data, start
@@ -36,15 +35,6 @@ from ciod.training import checkpoint, speed
 from ciod.training.hooks import Hooks, Position
 from ciod.training.progress import Reporter, Warnings
 from ciod.training.task import TaskInputs, TaskResult, train_task
-=======
-from ciod.runs.lock import owner_of
-from ciod.runs.results import Results, bounds_of
-from ciod.runs.start import epochs_of, open_data, start, take_class_rows
-from ciod.training import checkpoint, speed, watch
-from ciod.training.loop import Fit
-from ciod.training.offline_labels import with_drawn
-from ciod.training.progress import Reporter
->>>>>>> attacks
 
 
 def train(
@@ -303,11 +293,7 @@ class Runner:
 
     def _finish(self) -> None:
         s = self.settings
-<<<<<<< HEAD
         self.results.warn(self.warnings.sentences)
-=======
-        self.results.warn(self.warnings)
->>>>>>> attacks
         self.results.finish(bounds_of(s))
         if not self.world.main:
             return

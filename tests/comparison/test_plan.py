@@ -247,7 +247,10 @@ def test_every_problem_at_once(scenes, tmp_path):
         "nms_iou_x: there is no such setting",
     ):
         assert part in said, said
-    with pytest.raises(ConfigError, match=r"method.nms_iou: whose\? Write methods='\[\{name: ilyolox, nms_iou: 0.6\}"):
+    with pytest.raises(
+        ConfigError,
+        match=r"method.nms_iou: this setting belongs to a method\. Write methods='\[\{name: ilyolox, nms_iou: 0.6\}",
+    ):
         build(scenes, tmp_path, **{"method.nms_iou": 0.6})
     with pytest.raises(ConfigError, match="there is nothing to compare but joint"):
         build(scenes, tmp_path, "joint")
@@ -300,7 +303,7 @@ def test_a_folder_with_other_settings_is_refused(scenes, tmp_path):
     theirs = {**run.facts, "ciod": "0.0.9 older"}
     (run.folder / MARK).write_text(json.dumps({"key": identity.key(theirs), "facts": theirs, "finished": True}))
     made = build(scenes, tmp_path / "out")
-    assert "begun with other code or on another device than now (ciod 0.0.9 older)" in made.warnings[0]
+    assert "started with different code or on a different device (ciod 0.0.9 older)" in made.warnings[0]
     assert made.cells[-1].key == identity.key(theirs), "a finished run stays finished"
 
 

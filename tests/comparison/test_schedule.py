@@ -16,13 +16,13 @@ class Cell:
     folder: object
     starts_from: str | None = None
     until: int | None = None
-    begun: bool = False
+    started: bool = False
     key: str = "k"
     kind: str = "run"
 
     @property
     def needs(self):
-        return (self.starts_from,) if self.starts_from and not self.begun else ()
+        return (self.starts_from,) if self.starts_from and not self.started else ()
 
 
 @dataclass
@@ -75,12 +75,12 @@ def go(monkeypatch, tmp_path):
     return run
 
 
-def cells(**begun):
+def cells(**started):
     return [
         Cell("first", "first", until=1, kind="first"),
         Cell("joint", "joint", kind="joint"),
-        Cell("a", "a", "first", begun=begun.get("a", False)),
-        Cell("b", "b", "first", begun=begun.get("b", False)),
+        Cell("a", "a", "first", started=started.get("a", False)),
+        Cell("b", "b", "first", started=started.get("b", False)),
     ]
 
 

@@ -56,8 +56,8 @@ MISTAKES = [
     (["split=2+0"], r"split: '2\+0' is not a split"),
     (["split=2+2"], r"split: 2\+2 needs 4 classes and the data has 3 \(cat, dog, fork & knife\)"),
     (["split=[[cat], [dgo]]"], "split: the data has no class 'dgo'; did you mean 'dog'"),
-    (["split=[[cat], [dog, cat]]"], "split: cat is in two tasks; a class arrives once"),
-    (["split=1+1", "order=[cat, cat]"], "order: cat is named twice; a class arrives once"),
+    (["split=[[cat], [dog, cat]]"], "split: cat is in two tasks; a class can be new only once"),
+    (["split=1+1", "order=[cat, cat]"], "order: cat is named twice; name each class once"),
     (["order=[dog, kat]"], "order: the data has no class 'kat'; did you mean 'cat'"),
     (["order=alphabetic"], "order: 'alphabetic' is not an order; allowed: alphabetical, dataset"),
     (["weights=absent.pth"], r"detector\.weights: there is no file absent\.pth"),
@@ -95,7 +95,7 @@ def test_a_missing_folder_names_its_neighbour(data):
 
 def test_a_folder_that_is_no_data_set(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
-    with pytest.raises(ConfigError, match=r"data: .* is no data set that ciod knows.*Found: notes\.txt"):
+    with pytest.raises(ConfigError, match=r"data: .* is not a data set that ciod knows.*Found: notes\.txt"):
         load(None, [f"data={tmp_path}"])
 
 

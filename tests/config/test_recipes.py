@@ -9,14 +9,14 @@ import pytest
 
 from ciod.config import load as config
 from ciod.data.scenarios import scenario
-from ciod.listing import said_in
+from ciod.listing import header_value
 from ciod.runs.dry_run import plan
 
 RECIPES = config.recipes()
 
 
 def published(name: str) -> str:
-    return said_in(config.RECIPES / f"{name}.yaml", "published")
+    return header_value(config.RECIPES / f"{name}.yaml", "published")
 
 
 @pytest.fixture(autouse=True)

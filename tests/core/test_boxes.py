@@ -48,7 +48,7 @@ def test_degenerate_boxes_give_finite_numbers_and_gradients():
     assert value.isfinite() and b.grad is not None and b.grad.isfinite().all()
 
 
-def test_area_of_inverted_boxes_is_nought():
+def test_area_of_inverted_boxes_is_zero():
     assert bx.area(torch.tensor([[0.0, 0, 2, 3], [2, 0, 0, 3], [0, 3, 2, 0], [2, 3, 0, 0]])).tolist() == [6, 0, 0, 0]
 
 

@@ -141,7 +141,7 @@ def test_file_names_with_folders_of_another_machine(root):
         (json.dumps(coco_content(categories=[{"id": 4, "name": " "}])), r"class 4 has no name"),
         (
             json.dumps(coco_content(categories=[{"id": 4, "name": "\ud83d"}])),
-            r"the name of class 4 is no text \('\\ud83d'\); give it another",
+            r"the name of class 4 is not text \('\\ud83d'\); give it another",
         ),
         (json.dumps(coco_content(categories=["cat"])), r'a category is not an object with id and name: "cat"'),
         (

@@ -80,7 +80,7 @@ def test_remarks(tmp_path):
     text = describe_text(tmp_path / "set", width=200)
     assert "classes have no box in train: dog." in text
     assert "classes have no box in val: Cat." in text
-    assert "differ in case only: cat, Cat." in text
+    assert "differ only in case: cat, Cat." in text
     assert "4 pictures are in both train and val, such as 000001.png" in text
     assert row(text, "dog")[1:3] == ["0", "0"]
 
@@ -99,7 +99,7 @@ def test_promised_yolo_split(tmp_path):
     root = write_yolo(sample_index(tmp_path / "1"), tmp_path / "set", "train")
     write_yolo(sample_index(tmp_path / "2", first=9), root, "val")
     shutil.rmtree(root / "images" / "val")
-    assert "val cannot be used: data.yaml says val: images/val, which is not there." in describe_text(root, width=200)
+    assert "val cannot be used: data.yaml says val: images/val, which does not exist." in describe_text(root, width=200)
 
 
 def test_names_with_brackets_are_no_markup(tmp_path):

@@ -142,14 +142,14 @@ def publish_voc(monkeypatch, server: Server, **changes) -> None:
 
 
 def get(server: Server, name: str, out: Path, **given) -> list[str]:
-    said: list[str] = []
-    download.fetch(name, out, mirror=server.url, say=said.append, **given)
-    return said
+    printed: list[str] = []
+    download.fetch(name, out, mirror=server.url, say=printed.append, **given)
+    return printed
 
 
-def test_voc_is_readable_as_it_lies(server, monkeypatch, tmp_path):
+def test_voc_is_readable_without_conversion(server, monkeypatch, tmp_path):
     publish_voc(monkeypatch, server)
-    said = get(server, "voc", tmp_path / "voc")
+    printed = get(server, "voc", tmp_path / "voc")
     assert formats.recognise(tmp_path / "voc").kind == "voc" and formats.splits(tmp_path / "voc") == [
         "trainval",
         "test",
@@ -157,8 +157,8 @@ def test_voc_is_readable_as_it_lies(server, monkeypatch, tmp_path):
     train, test = formats.read(tmp_path / "voc", "trainval"), formats.read(tmp_path / "voc", "test")
     assert (len(train), len(test), train.class_names) == (2, 1, ("cat", "dog"))
     assert sorted(p.name for p in (tmp_path / "voc").iterdir()) == ["VOCdevkit", download.RECORD]
-    assert any("VOCtest_06-Nov-2007.tar: unpacking 3 files" in line for line in said)
-    assert any(" of " in line and "/s" in line for line in said)
+    assert any("VOCtest_06-Nov-2007.tar: unpacking 3 files" in line for line in printed)
+    assert any(" of " in line and "/s" in line for line in printed)
 
 
 def test_coco_is_readable_and_is_fetched_once(server, monkeypatch, tmp_path):
@@ -173,16 +173,16 @@ def test_coco_is_readable_and_is_fetched_once(server, monkeypatch, tmp_path):
     assert get(server, "coco", tmp_path)[-1] == "train2017.zip: already unpacked" and len(server.ranges) == asked
 
 
-def test_a_download_that_breaks_off_goes_on(server, monkeypatch, tmp_path):
+def test_an_interrupted_download_resumes(server, monkeypatch, tmp_path):
     publish_voc(monkeypatch, server)
     server.cut = [1000, 2000]
-    said = get(server, "voc", tmp_path)
+    printed = get(server, "voc", tmp_path)
     assert server.ranges[:3] == [None, "bytes=1000-", "bytes=3000-"]
-    assert "VOCtrainval_06-Nov-2007.tar: the connection ended early at 1 kB; going on" in said
+    assert "VOCtrainval_06-Nov-2007.tar: the connection ended early at 1 kB; resuming" in printed
     assert len(formats.read(tmp_path, "trainval")) == 2
 
 
-def test_another_call_goes_on_where_one_stopped(server, monkeypatch, tmp_path):
+def test_another_call_resumes_the_download(server, monkeypatch, tmp_path):
     publish_voc(monkeypatch, server)
     whole = server.files["VOCtrainval_06-Nov-2007.tar"]
     (tmp_path / "VOCtrainval_06-Nov-2007.tar.part").write_bytes(whole[:777])
@@ -191,7 +191,7 @@ def test_another_call_goes_on_where_one_stopped(server, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("left", [500, 10**6], ids=["a server that cannot resume", "a part longer than the file"])
-def test_a_part_that_cannot_be_used_is_fetched_anew(server, monkeypatch, tmp_path, left):
+def test_an_unusable_part_is_downloaded_again(server, monkeypatch, tmp_path, left):
     publish_voc(monkeypatch, server)
     server.resumes = left != 500
     (tmp_path / "VOCtrainval_06-Nov-2007.tar.part").write_bytes(b"x" * left)
@@ -199,7 +199,7 @@ def test_a_part_that_cannot_be_used_is_fetched_anew(server, monkeypatch, tmp_pat
     assert len(formats.read(tmp_path, "trainval")) == 2
 
 
-def test_a_wrong_checksum_is_set_aside_and_mended_by_the_next_call(server, monkeypatch, tmp_path):
+def test_a_file_with_a_wrong_checksum_is_set_aside_and_downloaded_again(server, monkeypatch, tmp_path):
     publish_voc(monkeypatch, server)
     name = "VOCtrainval_06-Nov-2007.tar"
     right = server.files[name]
@@ -222,14 +222,14 @@ def test_another_size_is_refused_before_it_is_fetched(server, monkeypatch, tmp_p
 def test_no_network_says_what_to_do(server, monkeypatch, tmp_path):
     publish_voc(monkeypatch, server)
     monkeypatch.setattr(download, "_PATIENCE", 2)
-    with pytest.raises(DataError, match=r"no connection: .* or fetch it elsewhere and put it into"):
+    with pytest.raises(DataError, match=r"no connection: .* or download it elsewhere and put it into"):
         download.fetch("voc", tmp_path, mirror="http://127.0.0.1:1", say=lambda _: None)
     server.files.clear()
     with pytest.raises(DataError, match="the server answers 404"):
         get(server, "voc", tmp_path)
 
 
-def test_archives_put_there_by_hand_are_taken(server, monkeypatch, tmp_path):
+def test_archives_put_there_by_hand_are_used(server, monkeypatch, tmp_path):
     publish_voc(monkeypatch, server)
     for name, content in server.files.items():
         (tmp_path / name).write_bytes(content)
@@ -273,8 +273,8 @@ BAD = {
     "zip: link": (zip_of(GOOD, symlink("box/l")), "it has a link or device, 'box/l'"),
     "zip: bomb": (zip_of({"box/zeros": bytes(30_000_000)}), "would unpack to more than"),
     "zip: empty": (zip_of({}), "has no files"),
-    "no archive": (b"<html>sorry</html>" * 100, "is no zip or tar that can be read"),
-    "a torn tar": (tar_of({"box/a": b"a" * 50_000})[:20_000], "is no zip or tar that can be read"),
+    "no archive": (b"<html>sorry</html>" * 100, "is not a readable zip or tar"),
+    "a truncated tar": (tar_of({"box/a": b"a" * 50_000})[:20_000], "is not a readable zip or tar"),
 }
 
 
@@ -294,7 +294,7 @@ def test_a_size_that_lies_is_found(tmp_path):
     central = content.rindex(b"PK\x01\x02")
     content[central + 24 : central + 28] = struct.pack("<I", 10)
     (tmp_path / "archive").write_bytes(content)
-    with pytest.raises(DataError, match="is no zip or tar that can be read"):
+    with pytest.raises(DataError, match="is not a readable zip or tar"):
         archives.unpack(tmp_path / "archive", tmp_path, "box", say=lambda _: None)
     assert not (tmp_path / "box").exists()
 
@@ -302,7 +302,7 @@ def test_a_size_that_lies_is_found(tmp_path):
 def test_names_and_mirrors(tmp_path):
     with pytest.raises(ConfigError, match="there is no 'cocoo' to fetch; did you mean 'coco'"):
         download.fetch("cocoo", tmp_path)
-    with pytest.raises(ConfigError, match="'file:///data' is no web address"):
+    with pytest.raises(ConfigError, match="'file:///data' is not a web address"):
         download.fetch("voc", tmp_path, mirror="file:///data")
 
 
@@ -330,7 +330,7 @@ def test_the_command(server, monkeypatch, tmp_path):
     assert listed.exit_code == 0 and "dog" in listed.output
 
 
-def test_a_connection_that_ends_for_good_keeps_what_came(server, monkeypatch, tmp_path):
+def test_a_lost_connection_keeps_the_downloaded_bytes(server, monkeypatch, tmp_path):
     content = bytes(4 << 20)
     server.files["a.zip"] = content
     server.cut = [3 << 20] + [0] * 20

@@ -1,4 +1,4 @@
-"""The three formats agree, real photographs are read right, and what is no data set is told so."""
+"""The three formats agree, real photographs are read right, and other folders are refused with a message."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_crowd_and_difficult_survive(sample, root, kind):
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_splits_are_told_apart_and_agree_on_classes(sample, root, tmp_path, kind):
+def test_splits_differ_and_agree_on_classes(sample, root, tmp_path, kind):
     val = sample_index(tmp_path / "other", images=2, first=10)
     WRITERS[kind](sample, root, "train")
     WRITERS[kind](val, root, "val")
@@ -103,7 +103,7 @@ def test_real_photographs_through_every_format(datasets, root):
         assert set(again.class_names) == set(index.class_names)
 
 
-def test_unknown_folder_says_what_it_wants_and_has(root):
+def test_an_unknown_folder_lists_what_was_expected_and_found(root):
     (root / "readme.md").write_text("")
     (root / "pics").mkdir()
     with pytest.raises(

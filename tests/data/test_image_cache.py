@@ -182,14 +182,14 @@ def test_boxes_shrink_with_their_picture(index):
     assert not torch.equal(plain.images, small.images)
 
 
-def test_only_what_no_zoom_can_show_is_taken_away():
+def test_only_pixels_beyond_the_largest_zoom_are_removed():
     """Twice the largest zoom, of the largest batch."""
     assert TrainTransform(Augment(), 320, 114).longest_side() == 2 * 416
     assert TrainTransform(Augment(scale=(0.5, 0.9)), 320, 114).longest_side() == 2 * 320
     assert TrainTransform(Augment(scale=(1, 1), multiscale=(0.5, 1.5)), 320, 114).longest_side() == 2 * 480
 
 
-def test_who_would_gain_from_it_is_told(index, monkeypatch):
+def test_users_who_would_benefit_get_a_hint(index, monkeypatch):
     large = big(index, 8)  # the longer sides are 480, 464, 448 and 432 pixels
 
     def hint(size: int = 32, pictures_of: Index = large, **settings) -> str | None:
@@ -199,9 +199,9 @@ def test_who_would_gain_from_it_is_told(index, monkeypatch):
 
     assert hint() is None, "they are kept in memory"
     monkeypatch.setattr(image_cache, "CACHE_BYTES", 1000)
-    said = hint()
-    assert said is not None and said.startswith("hint: pictures have 456 pixels along their longer side")
-    assert "train.presize=true" in said and "(to 64)" in said
+    message = hint()
+    assert message is not None and message.startswith("hint: pictures have 456 pixels along their longer side")
+    assert "train.presize=true" in message and "(to 64)" in message
     assert hint(128) is None, "hardly larger than what is seen"
     assert hint(presize=True) is None and hint(picture_cache="disk") is None, "decoded once, or made smaller"
     assert hint(pictures_of=large.select(np.array([], int))) is None

@@ -204,6 +204,6 @@ def test_as_array_takes_files_arrays_and_pil(tmp_path):
         (np.full((4, 4, 3), np.nan), "nan"),
     ],
 )
-def test_as_array_refuses_what_is_no_picture(array, message):
+def test_as_array_refuses_arrays_that_are_not_images(array, message):
     with pytest.raises(DataError, match=message):
         as_array(array)

@@ -53,7 +53,7 @@ def test_one_process_of_four_equals_two_of_two(length):
         assert [a + b for a, b in zip(*parts, strict=True)] == whole
 
 
-def test_every_image_once_an_epoch_and_a_full_last_batch():
+def test_every_image_is_used_once_per_epoch_and_the_last_batch_is_full():
     found = batches(10, 4)
     rows = [i for b in found for _, i in b]
     assert [len(b) for b in found] == [4, 4, 4]
@@ -194,7 +194,7 @@ def test_a_flip_mirrors():
     assert boxes.tolist() == [[66, 20, 86, 60]] and white(image) == [66, 20, 86, 60]
 
 
-def test_plain_is_resizing_alone():
+def test_without_augmentation_images_are_only_resized():
     box = (20, 15, 50, 40)
     image, boxes, _ = transform(PLAIN, rectangle(60, 90, box), box, 0)
     scale = 96 / 90
@@ -315,7 +315,7 @@ def test_rows_of_a_rank(index):
     assert torch.cat([b.index for b in loader]).tolist() == [2, 3, 4]
 
 
-def test_detections_find_their_way_back_to_the_original():
+def test_detections_are_mapped_back_to_the_original_image():
     from ciod.core.types import Detections, in_original
 
     box = (30, 10, 60, 25)

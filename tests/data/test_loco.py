@@ -62,7 +62,7 @@ def _cut(together: np.ndarray, group: tuple[int, ...]) -> int:
     return int(together[inside][:, ~inside].sum())
 
 
-def test_the_number_of_a_class_only_settles_ties():
+def test_the_number_of_a_class_only_breaks_ties():
     rng = np.random.default_rng(1)
     upper = np.triu(rng.permutation(144).reshape(12, 12), 1)
     together = upper + upper.T
@@ -72,7 +72,7 @@ def test_the_number_of_a_class_only_settles_ties():
     assert [sorted(g.tolist()) for g in a] == [sorted(order[g].tolist()) for g in b]
 
 
-def test_given_groups_are_kept_and_only_images_dealt():
+def test_given_groups_are_kept_and_only_images_are_assigned():
     images = ["ant bee"] * 4 + ["cow"] * 2
     scenario = made(*images, split=[["ant", "cow"], ["bee", "dog"]])
     assert scenario.groups == [("ant", "cow"), ("bee", "dog")]
@@ -86,10 +86,10 @@ def test_classes_may_be_left_over():
 
 @pytest.mark.parametrize("images", ["any-new", "only-new", "disjoint", "loco"])
 def test_every_image_protocol_says_what_it_does(images):
-    said = " ".join(Protocol(images=images).sentences())
+    message = " ".join(Protocol(images=images).sentences())
     assert {
-        "any-new": "come back",
+        "any-new": "used again",
         "only-new": "all of its new",
         "disjoint": "one task only",
-        "loco": "no image comes",
-    }[images] in said
+        "loco": "no image is used twice",
+    }[images] in message

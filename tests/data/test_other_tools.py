@@ -130,7 +130,7 @@ def test_class_names_in_every_unicode_encoding(tmp_path, encoding):
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "gbk"])
-def test_another_encoding_is_named_with_what_to_do(tmp_path, encoding):
+def test_another_encoding_is_reported_with_advice(tmp_path, encoding):
     text = "ok\n汽车\n" if encoding == "gbk" else "ok\nTür\n"
     yolo(tmp_path, text.encode(encoding))
     with pytest.raises(DataError, match=r"classes\.txt cannot be read: line 2 is not UTF-8.*; save it as UTF-8"):
@@ -193,7 +193,7 @@ def test_labelme_shapes_become_boxes(tmp_path):
     assert index.problems.lines() == ["2 × polygon, circle or mask, its box is used: dog in a.json, dog in a.json"]
 
 
-def test_what_labelme_files_lack_is_counted(tmp_path):
+def test_missing_parts_of_labelme_files_are_counted(tmp_path):
     labelme(tmp_path, "a", shape(), shape(kind="point"), shape(label=None), shape(points=((1, 2),)))
     labelme(tmp_path, "gone", shape(), picture=False)
     save_image(tmp_path / "plain.jpg", GREY)
@@ -278,7 +278,7 @@ def test_arrays_of_any_memory_are_the_same_picture():
         (np.zeros((6, 8, 3), bool), r"make it uint8: array\.astype\('uint8'\) \* 255"),
     ],
 )
-def test_an_array_that_is_no_picture_is_refused_with_what_to_do(array, message):
+def test_an_array_that_is_not_an_image_is_refused_with_advice(array, message):
     with pytest.raises(DataError, match=message):
         as_array(array)
 
@@ -295,7 +295,7 @@ def test_the_limit_of_pixels_is_a_setting(tmp_path, monkeypatch):
         image_size(tmp_path / "a.png")
 
 
-def test_heic_is_named_with_what_to_do(tmp_path, monkeypatch):
+def test_heic_is_reported_with_advice(tmp_path, monkeypatch):
     monkeypatch.setattr(reader, "_HEIF_READ", False)
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
     with pytest.raises(DataError, match=r"a\.heic is not a picture of a format that ciod reads\. Convert it to JPEG"):

@@ -64,7 +64,7 @@ def test_where_person_is():
     assert groups("coco-40+40-id")[0][0] == "person"
 
 
-def test_last40_first40_is_40_40_turned_round():
+def test_last40_first40_is_40_40_reversed():
     for order in ("", "-id"):
         assert groups(f"coco-last40+first40{order}") == groups(f"coco-40+40{order}")[::-1]
 

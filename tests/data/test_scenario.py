@@ -50,7 +50,7 @@ def test_splits(text, sizes):
 
 
 @pytest.mark.parametrize("text", ["", "a", "3+", "+3", "3++3", "0+3", "3x0", "3x", "x3", "3-1", "3.5", "3+3x2x2"])
-def test_what_is_no_split(text):
+def test_text_that_is_not_a_split_is_refused(text):
     with pytest.raises(CiodError, match="is not a split; write 40\\+40"):
         parse_split(text, 10)
 
@@ -83,7 +83,7 @@ def test_groups(split, order, groups):
     assert scenario(split=split, order=order).groups == groups
 
 
-def test_problems_of_groups_come_together():
+def test_problems_of_groups_are_reported_together():
     with pytest.raises(ConfigError) as caught:
         groups_of(Protocol(split=[["cat"], ["ant", "ant", "dgo"]]), NAMES)
     assert len(caught.value.problems) == 3
@@ -112,7 +112,7 @@ def test_any_new_by_hand():
     assert (first.hidden_boxes, first.future_boxes) == (0, 2)  # later: dog of image 0, cow of image 2
 
     assert second.new_classes == ("cow", "dog") and second.old_classes == ("ant", "bee")
-    assert images(second) == [0, 2, 4, 5]  # 0 and 2 come back
+    assert images(second) == [0, 2, 4, 5]  # 0 and 2 are used again
     assert labels(second) == ["dog", "cow", "dog", "dog", "cow"]
     assert (second.hidden_boxes, second.future_boxes) == (3, 0)  # ant of 0, ant and bee of 2
     assert second.seen_classes == ("ant", "bee", "cow", "dog")
@@ -232,7 +232,7 @@ def test_a_task_without_images_is_refused():
         scenario(index_of([(0, "ant"), (0, "bee")], NAMES, 1), split=[["ant"], ["bee"]], images="only-new")
 
 
-def test_tasks_can_be_asked_for_again():
+def test_tasks_can_be_requested_again():
     s = scenario()
     a, b = s.task(1), list(s)[1]
     assert dataclasses.replace(a, train=b.train, test=b.test) == b
@@ -240,22 +240,22 @@ def test_tasks_can_be_asked_for_again():
 
 
 def test_the_protocol_in_words():
-    said = " ".join(Protocol(images="disjoint", boxes="seen", eval_images="seen").sentences())
-    assert "one task only" in said and "seed 123" in said and "not old-data-free" in said
+    message = " ".join(Protocol(images="disjoint", boxes="seen", eval_images="seen").sentences())
+    assert "one task only" in message and "seed 123" in message and "not old-data-free" in message
     assert "upper bound" in Protocol(joint=True).sentences()[0]
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({"order": ["cow", "ant"]}, "Class order: given by a list."),
         ({"split": [["ant"], ["cow"]], "reverse": True}, "Class order: given by the groups, groups in reverse."),
-        ({"difficult": "drop"}, "Difficult boxes are not trained on."),
+        ({"difficult": "drop"}, "Difficult boxes are not used for training."),
         ({"joint": True}, "Joint training: all classes in one task, with all their boxes (upper bound)."),
     ],
 )
-def test_a_protocol_in_words(given, said):
-    assert said in Protocol(**{"split": "2+2", **given}).sentences()
+def test_a_protocol_in_words(given, message):
+    assert message in Protocol(**{"split": "2+2", **given}).sentences()
 
 
 def test_a_wrong_order_beside_other_problems():
@@ -264,19 +264,19 @@ def test_a_wrong_order_beside_other_problems():
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("split: [", r"mine\.yaml is not YAML"),
         ("- a\n- b\n", r"mine\.yaml must be a mapping with split, order"),
         ("splitt: 2+2\n", "did you mean 'split'"),
     ],
 )
-def test_a_scenario_file_that_is_none(content, said, tmp_path):
+def test_a_file_that_is_not_a_scenario_is_refused(content, message, tmp_path):
     (tmp_path / "mine.yaml").write_text(content)
-    with pytest.raises(CiodError, match=said):
+    with pytest.raises(CiodError, match=message):
         read_protocol(str(tmp_path / "mine.yaml"))
 
 
-def test_a_scenario_that_is_not_there():
+def test_an_unknown_scenario_is_refused():
     with pytest.raises(CiodError, match=r"scenario: there is no 'shapes-6\+5'; did you mean 'shapes-6\+4'"):
         read_protocol("shapes-6+5")

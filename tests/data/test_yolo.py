@@ -196,7 +196,7 @@ def test_yolo_yaml_trouble(root, content, message):
         read(root)
 
 
-def test_yolo_split_promised_but_absent(root):
+def test_a_yolo_split_that_is_listed_but_missing(root):
     yolo_set(root, val="../elsewhere", test="")
     assert splits(root) == ["train"]
     with pytest.raises(DataError, match=r"no split 'val'; available: train\. \(data\.yaml says val: \.\./elsewhere"):

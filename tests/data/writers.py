@@ -106,7 +106,7 @@ def voc_xml(file_name: str, size: tuple[int, int], objects: list) -> str:
 
 
 def write_yolo(index: Index, root: Path, split: str = "train") -> Path:
-    """root/data.yaml, root/images/<split>/, root/labels/<split>/; crowd and difficult cannot be said in YOLO."""
+    """root/data.yaml, root/images/<split>/, root/labels/<split>/; crowd and difficult cannot be stored in YOLO."""
     _copy(index, root / "images" / split)
     labels = root / "labels" / split
     labels.mkdir(parents=True, exist_ok=True)

@@ -47,7 +47,7 @@ def test_it_keeps_the_contract(plain, tmp_path):
     contract.test_losses_and_gradients_are_finite_without_boxes(NAME, [0, 2])
     contract.test_a_match_that_is_not_counted_gives_no_gradient_to_classes_and_boxes(NAME)
     contract.test_masked_channels_get_exactly_no_gradient(NAME)
-    contract.test_what_labels_leave_open_gives_exactly_no_gradient(NAME)
+    contract.test_incomplete_labels_give_exactly_zero_gradient(NAME)
     contract.test_matching_and_losses_read_nothing_back(NAME)
     contract.test_a_trunk_goes_into_another_head(NAME, tmp_path)
 

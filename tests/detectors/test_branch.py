@@ -104,7 +104,7 @@ def test_targets_are_matched_by_the_part_that_has_their_class():
     assert all(v.isfinite() for v in losses.values())
 
 
-def test_only_the_branch_is_asked_by_its_own_loss():
+def test_the_loss_of_a_branch_computes_only_the_branch():
     detector = make()
     detector.add_branch(["dog"])
     newest = detector.newest(detector(pictures()))

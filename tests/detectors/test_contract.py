@@ -312,7 +312,7 @@ def test_masked_channels_get_exactly_no_gradient(name):
 
 
 @pytest.mark.parametrize("name", LIGHT)
-def test_what_labels_leave_open_gives_exactly_no_gradient(name):
+def test_incomplete_labels_give_exactly_zero_gradient(name):
     """An unlabelled image; a class that is not drawn; positions of doubtful boxes (``losses.supervise``)."""
     detector = make(name)
     outputs, targets, _ = matched(detector, counts=(3, 0))
@@ -388,7 +388,7 @@ def test_a_teacher_is_apart_from_its_student(name):
 
 
 @pytest.mark.parametrize("name", LIGHT)
-def test_a_teacher_starts_as_what_the_student_was(name):
+def test_a_teacher_starts_with_the_weights_of_the_student(name):
     student = make(name).eval()
     with torch.no_grad():
         equal(student.frozen()(pictures()), student(pictures()))

@@ -251,7 +251,7 @@ def test_boxes_of_any_size_by_the_rule(seed):
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6), st.sampled_from([1.0, 1.7, 2.5, 4.0]), st.sampled_from([1, 4, 10, 40]))
-def test_few_pairs_decide_as_all_pairs(seed, radius, top):
+def test_few_pairs_give_the_same_matches_as_all_pairs(seed, radius, top):
     outputs, targets = any_scene(seed)
     levels = point_lattice.levels_of(outputs.points, outputs.strides)
     assert levels and [len(v.x) * len(v.y) for v in levels] == list(outputs.levels)
@@ -267,7 +267,7 @@ def test_few_pairs_decide_as_all_pairs(seed, radius, top):
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6), st.sampled_from([1.0, 1.7, 2.5, 4.0]))
-def test_rows_and_columns_say_what_all_positions_say(seed, radius):
+def test_rows_and_columns_give_the_same_result_as_all_positions(seed, radius):
     outputs, targets = any_scene(seed)
     levels = point_lattice.levels_of(outputs.points, outputs.strides)
     found = point_lattice.reach(levels, targets.boxes, targets.valid, radius)
@@ -277,7 +277,7 @@ def test_rows_and_columns_say_what_all_positions_say(seed, radius):
     assert torch.equal(counts, (inside & near).int()), "each once"
 
 
-def test_what_is_no_lattice_is_told():
+def test_points_that_are_not_a_lattice_are_recognised():
     good = fixed.random_outputs(0, 1).points
     strides = fixed.random_outputs(0, 1).strides
     assert point_lattice.levels_of(good, strides) is not None

@@ -70,7 +70,7 @@ def test_each_waits_for_what_it_needs_and_keeps_what_it_reads(told):
     assert {t[:2] for t in told[5:]} == {("kept for", "usual")}
 
 
-def test_images_made_after_the_mark_are_computed_on_the_usual_stream(told):
+def test_images_made_after_the_mark_are_computed_on_the_current_stream(told):
     on = told.pop()
     beside = SideStream(torch.device("cpu"))
     beside.mark(torch.zeros(1, 3, 64, 64))

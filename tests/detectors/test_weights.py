@@ -24,7 +24,7 @@ def model(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.999])
-def test_a_truncated_model_is_said_to_be_one(model, share):
+def test_a_truncated_model_is_named_as_such(model, share):
     content = model.read_bytes()
     model.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(CiodError, match=r"is not a readable model file .* It may be truncated"):
@@ -54,7 +54,7 @@ def test_metadata_of_another_architecture(model):
             files.load(model)
 
 
-def test_a_model_that_is_torn_while_it_is_read(model, monkeypatch):
+def test_a_model_file_that_changes_while_it_is_read_is_refused(model, monkeypatch):
     """Its header was read; then another process writes over it."""
     real = model_file.read_metadata
 
@@ -112,7 +112,7 @@ def test_a_plain_pickle_is_refused_and_not_run(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", b"PK\x03\x04 torn"])
-def test_a_torn_checkpoint(tmp_path, content):
+def test_a_truncated_checkpoint_is_refused(tmp_path, content):
     (tmp_path / "torn.pth").write_bytes(content)
     with pytest.raises(CiodError, match=r"torn\.pth"):
         files.load(tmp_path / "torn.pth")
@@ -171,7 +171,7 @@ def test_official_key_names(name, tmp_path):
 def test_class_names_of_a_checkpoint(tmp_path):
     path = tmp_path / "official.pth"
     torch.save({"model": official(make())}, path)
-    with pytest.raises(CiodError, match="has 3 classes and does not name them; give their names: names=a,b,c"):
+    with pytest.raises(CiodError, match="has 3 classes but no class names; give them: names=a,b,c"):
         files.load(path)
     with pytest.raises(CiodError, match="has 3 classes, but 2 names were given"):
         files.load(path, classes=["a", "b"])
@@ -271,7 +271,7 @@ WELL = {"format": 2, "class_names": ["a", "b"], "detector": {"name": "yolox-pico
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"blocks": [1]}, "blocks are 1 classes, but class_names 2"),
         ({"growth": [{"rows": 3}]}, "growth has 3 classes, but class_names 2"),
@@ -281,8 +281,8 @@ WELL = {"format": 2, "class_names": ["a", "b"], "detector": {"name": "yolox-pico
         ({"format": 3}, "is no valid ciod model: format: "),
     ],
 )
-def test_metadata_that_cannot_be(change, said, tmp_path):
-    with pytest.raises(CiodError, match=said):
+def test_impossible_metadata_are_refused(change, message, tmp_path):
+    with pytest.raises(CiodError, match=message):
         model_file._metadata(tmp_path / "m.safetensors", {"ciod": json.dumps({**WELL, **change})})
 
 

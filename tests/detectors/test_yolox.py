@@ -99,7 +99,7 @@ def test_decode_takes_overlapping_boxes_of_a_class_once():
     assert found.scores == pytest.approx(torch.tensor([4.0, 2, 1]).sigmoid().numpy(), rel=1e-3)
 
 
-def test_decode_of_several_labels_a_position():
+def test_decode_of_several_labels_per_position():
     """Without it the likelier class hides the other, whose box is in no list."""
     out = fixed.outputs(torch.tensor([[3.0, 2, -9]]), torch.tensor([[0.0, 0, 20, 20]]), torch.tensor([9.0]))
     given = {"score_threshold": 0.01, "nms_iou": 0.65}
@@ -153,7 +153,7 @@ def test_backbone_weights_that_do_not_fit(tmp_path):
         detectors.build(NAMES, name="yolox-r18", backbone_weights=str(tmp_path / "absent.pth"))
 
 
-def test_without_a_network_a_resnet_starts_at_random_and_says_so(monkeypatch):
+def test_without_a_network_a_resnet_starts_from_random_weights_and_warns(monkeypatch):
     import torchvision
 
     def no_network(*_):

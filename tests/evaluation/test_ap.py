@@ -208,7 +208,7 @@ def test_sizes_come_from_the_area_column_not_the_box():
     assert (overall["APs"], overall["APm"], overall["APl"]) == (pytest.approx(1), None, None)
 
 
-def test_classes_meet_by_name_not_by_number():
+def test_classes_are_matched_by_name_not_by_number():
     truth = make_index([(0, "dog", 0, 0, 50, 50), (1, "owl", 0, 0, 50, 50)], images=2)
     one = found(("dog", 0.9, 0, 0, 50, 50), names=("dog",))
     two = found(("owl", 0.9, 0, 0, 50, 50), ("ufo", 0.95, 0, 0, 50, 50), names=("ufo", "owl", "dog"))
@@ -265,7 +265,7 @@ def test_is_silent(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_input_is_left_as_it_was():
+def test_the_input_does_not_change():
     truth, detections = random_case(2)
     boxes, first = truth.boxes.copy(), detections[0].boxes.copy()
     coco_ap(detections, truth)

@@ -125,7 +125,7 @@ def test_every_row_of_the_two_step_table():
 # -- by hand ----------------------------------------------------------------------------------------------------------
 
 
-def test_group_mean_leaves_out_what_has_no_truth():
+def test_group_mean_leaves_out_classes_without_ground_truth():
     assert group_mean({"a": 0.2, "b": None, "c": float("nan"), "d": 0.4}, "abcde") == pytest.approx(0.3)
     assert group_mean({"a": None}, ["a"]) is None
     assert group_mean({}, []) is None
@@ -150,7 +150,7 @@ def test_omega(final, upper, expected):
     assert omega(final, upper) == (None if expected is None else pytest.approx(expected))
 
 
-def test_omega_wants_one_bound_a_task():
+def test_omega_needs_one_bound_per_task():
     with pytest.raises(ValueError, match="2 tasks but 1 upper bounds"):
         omega([0.1, 0.2], [None])
 

@@ -16,8 +16,8 @@ USUAL = {"yolox-pico": False, "gfl-pico": True, "retinanet-nano": True, "fcos-na
 
 
 @pytest.mark.parametrize(("name", "several"), USUAL.items())
-@pytest.mark.parametrize("said", [None, False, True])
-def test_labels_of_a_position(name, several, said, tmp_path, monkeypatch):
+@pytest.mark.parametrize("multi_label", [None, False, True])
+def test_labels_of_a_position(name, several, multi_label, tmp_path, monkeypatch):
     index = formats.read(str(write_shapes(tmp_path / "data", train=2, val=2, size=64)), "val")
     detector = detectors.build(index.class_names, name=name, size=64)
     asked = []
@@ -29,5 +29,5 @@ def test_labels_of_a_position(name, several, said, tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(detector), "decode", spy)
     world = World(device=torch.device("cpu"))
-    evaluate(detector, index, Evaluation(multi_label=said), classes=index.class_names, world=world)
-    assert asked == [several if said is None else said]
+    evaluate(detector, index, Evaluation(multi_label=multi_label), classes=index.class_names, world=world)
+    assert asked == [several if multi_label is None else multi_label]

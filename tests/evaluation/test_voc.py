@@ -26,8 +26,10 @@ def test_a_curve_by_hand():
     Area: 1/3 × 1 + 1/3 × 2/3 = 5/9.
     """
     truth = make_index([(0, "cat", *A), (0, "cat", *B), (0, "cat", *C)])
-    said = found(("cat", 0.9, *A), ("cat", 0.8, 400, 400, 450, 450), ("cat", 0.7, *B), ("cat", 0.6, 0, 400, 40, 450))
-    assert both([said], truth) == (pytest.approx(6 / 11), pytest.approx(5 / 9))
+    detections = found(
+        ("cat", 0.9, *A), ("cat", 0.8, 400, 400, 450, 450), ("cat", 0.7, *B), ("cat", 0.6, 0, 400, 40, 450)
+    )
+    assert both([detections], truth) == (pytest.approx(6 / 11), pytest.approx(5 / 9))
 
 
 def test_iou_of_exactly_a_half_counts():
@@ -38,16 +40,16 @@ def test_iou_of_exactly_a_half_counts():
 
 def test_a_box_is_found_once():
     truth = make_index([(0, "cat", *A), (0, "cat", *B)])
-    said = found(("cat", 0.9, *A), ("cat", 0.8, *A), ("cat", 0.7, *B))
-    assert both([said], truth)[1] == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
+    detections = found(("cat", 0.9, *A), ("cat", 0.8, *A), ("cat", 0.7, *B))
+    assert both([detections], truth)[1] == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
 
 
 def test_a_second_choice_is_not_tried():
     """VOC looks at the best overlap only: the second detection prefers a box that is taken, and is wrong."""
     truth = make_index([(0, "cat", 0, 0, 100, 100), (0, "cat", 0, 30, 100, 130)])
-    said = found(("cat", 0.9, 0, 0, 100, 100), ("cat", 0.8, 0, 10, 100, 110))
-    assert both([said], truth)[1] == pytest.approx(0.5)
-    assert coco_ap([said], truth).per_class["cat"]["AP50"] == pytest.approx(1)
+    detections = found(("cat", 0.9, 0, 0, 100, 100), ("cat", 0.8, 0, 10, 100, 110))
+    assert both([detections], truth)[1] == pytest.approx(0.5)
+    assert coco_ap([detections], truth).per_class["cat"]["AP50"] == pytest.approx(1)
 
 
 def test_difficult_boxes_are_neither_found_nor_missed():

@@ -49,13 +49,13 @@ def test_a_written_checkpoint_is_read_back(name, tmp_path):
     assert content["meta"]["cfg"] == written.config.read_text()
     model = mmdet_config.of(config, "it")
     assert model["bbox_head"]["num_classes"] == 5
-    taking = mmdet_config.taking(model, None)
-    assert taking == detector.input
+    input_spec = mmdet_config.input_spec(model, None)
+    assert input_spec == detector.input
     assert config["test_dataloader"]["dataset"]["metainfo"]["classes"] == [*NAMES, "dog", "eel"]
 
 
 def test_what_mmdetection_has_not_is_refused(tmp_path):
-    with pytest.raises(CiodError, match="fcos-nano cannot be written for MMDetection; yolox-… and gfl-… can"):
+    with pytest.raises(CiodError, match="fcos-nano cannot be exported to MMDetection; only yolox-… and gfl-… can"):
         mmdet_file.export(make("fcos-nano"), tmp_path)
     branched = make("yolox-pico")
     branched.add_branch(["dog"])  # type: ignore[attr-defined, operator]
@@ -69,7 +69,7 @@ def test_what_mmdetection_has_not_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("import os", "line 1 is no assignment"),
+        ("import os", "line 1 is not an assignment"),
         ("a = __import__('os').system('true')", "plain values"),
         ("a = [open]", "plain values"),
         ("a = dict(**b)", "line 1 unpacks a dict"),
@@ -77,7 +77,7 @@ def test_what_mmdetection_has_not_is_refused(tmp_path):
     ],
 )
 def test_a_config_inside_a_checkpoint_is_never_run(text, why):
-    with pytest.raises(CiodError, match=r"is not run; give the file: mmdet:CONFIG\.py,x\.pth") as e:
+    with pytest.raises(CiodError, match=r"is not executed; give the file: mmdet:CONFIG\.py,x\.pth") as e:
         mmdet_config.literal(text, "x.pth")
     assert why in str(e.value)
 

@@ -58,7 +58,7 @@ def test_labels_but_no_images(model, tmp_path, monkeypatch, capsys, write):
 def test_no_images_at_all(model, tmp_path, monkeypatch, capsys):
     (tmp_path / "empty").mkdir()
     said = refusal(monkeypatch, capsys, model, f"data={tmp_path / 'empty'}", f"out={tmp_path / 'out'}")
-    assert "is no data set that ciod knows" in said and "Found: nothing" in said
+    assert "is not a data set that ciod knows" in said and "Found: nothing" in said
 
 
 def test_images_but_no_boxes(model, folder, monkeypatch, capsys):
@@ -77,7 +77,7 @@ def test_class_names_missing(folder, tmp_path, monkeypatch, capsys):
     model = detectors.build(("a", "b"), name="yolox-pico", size=64)
     torch.save({"model": model.state_dict()}, tmp_path / "nameless.pth")
     said = refusal(monkeypatch, capsys, tmp_path / "nameless.pth", f"data={folder}", f"out={tmp_path / 'out'}")
-    assert "has 2 classes and does not name them; give their names" in said
+    assert "has 2 classes but no class names; give them" in said
 
 
 def test_a_data_set_of_keypoints_without_boxes(model, folder, monkeypatch, capsys):

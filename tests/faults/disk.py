@@ -40,7 +40,7 @@ SENTENCE = re.compile(
     r"(?P<file>\S+) cannot be written: there is no room \(\d+ MB are free\); it needs [\d.]+ [kM]B\. "
     r"What was saved before is intact: make room and run the same command again\."
 )
-BEFORE = re.compile(r"out: (?P<file>\S+) has only \d+ MB of room; a run needs a few hundred\.")  # it has not begun
+BEFORE = re.compile(r"out: (?P<file>\S+) has only \d+ MB of room; a run needs a few hundred\.")  # before the run starts
 _BESIDE = re.compile(r"\.(.+)\.\d+\.(tmp|jpg)")
 
 

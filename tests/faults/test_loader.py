@@ -59,7 +59,7 @@ class Wrong(Good):
 @pytest.mark.parametrize(
     ("data", "timeout", "error", "words"),
     [
-        (Hangs, 1, CiodError, r"A loader process gave no batch in time.*goes on from .* train\.workers=0"),
+        (Hangs, 1, CiodError, r"A loader process gave no batch in time.*resume from .* train\.workers=0"),
         (Dies, 30, CiodError, r"A loader process ended \(.*memory may be exhausted.*train\.workers=0"),
         (Broken, 30, CiodError, r"^None of the 4 images of here can be read\.$"),
         (NoRoom, 30, CiodError, r"no room in shared memory \(/dev/shm\).*--shm-size=8g.*train\.workers=0"),

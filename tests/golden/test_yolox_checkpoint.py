@@ -60,7 +60,7 @@ def test_checkpoint_without_names_needs_them(golden, mmdet):
     if named:
         assert load(golden / "mmdet_yolox_nano20.pth").class_names == tuple(named)
     else:
-        with pytest.raises(CiodError, match="20 classes and does not name them"):
+        with pytest.raises(CiodError, match="20 classes but no class names"):
             load(golden / "mmdet_yolox_nano20.pth")
 
 

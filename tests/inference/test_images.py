@@ -137,10 +137,10 @@ def test_awkward_pictures_are_pictures(model, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (50, 30)).save(tmp_path / "turned.jpg", exif=exif)
-    said: list[str] = []
-    job = Job(model, [str(tmp_path)], tmp_path / "out", score=0.0, say=said.append, complain=said.append)
-    assert job.run() == len(AWKWARD) + 1 == len(said)
-    assert not [line for line in said if "cannot" in line]
+    printed: list[str] = []
+    job = Job(model, [str(tmp_path)], tmp_path / "out", score=0.0, say=printed.append, complain=printed.append)
+    assert job.run() == len(AWKWARD) + 1 == len(printed)
+    assert not [line for line in printed if "cannot" in line]
     assert read_image(tmp_path / "out" / "turned.jpg").shape[0] > read_image(tmp_path / "out" / "turned.jpg").shape[1]
 
 

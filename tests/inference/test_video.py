@@ -77,7 +77,7 @@ def test_a_video_whose_name_is_taken_by_a_folder(tmp_path):
 
 
 def test_a_video_without_a_frame(tmp_path):
-    """Recording that was begun and never got a picture."""
+    """A recording that was started but never got a frame."""
     with av.open(str(tmp_path / "v.avi"), "w") as file:
         stream = file.add_stream("mpeg4", rate=25)
         stream.height, stream.width, stream.pix_fmt = 32, 32, "yuv420p"
@@ -113,9 +113,9 @@ def test_a_full_disk_is_told(tmp_path):
 
 
 def test_a_detector_on_a_video(clip, model, tmp_path):
-    said: list[str] = []
-    done = Job(model, [str(clip)], tmp_path, score=0.0, max_detections=3, batch=5, say=said.append).run()
-    assert done == 1 and said[0].startswith(f"{clip}: {FRAMES} frames: ")
+    printed: list[str] = []
+    done = Job(model, [str(clip)], tmp_path, score=0.0, max_detections=3, batch=5, say=printed.append).run()
+    assert done == 1 and printed[0].startswith(f"{clip}: {FRAMES} frames: ")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a clip.jsonl", "a clip.mp4"]
     lines = [json.loads(line) for line in (tmp_path / "a clip.jsonl").read_text().splitlines()]
     assert [line["frame"] for line in lines] == list(range(FRAMES))

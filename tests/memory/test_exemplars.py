@@ -108,7 +108,7 @@ def test_sizes(size, per, sizes):
     assert tuple(found) == sizes
 
 
-def test_random_keeps_every_image_as_likely():
+def test_random_keeps_every_image_with_equal_probability():
     """100 images, then 300: of 40 exemplars 10 are of the first task."""
     index = fixed.index_of([(i, "ant" if i < 100 else "bee") for i in range(400)], ("ant", "bee"), 400)
     kept = memory(Scenario(Protocol(split="1+1"), index, index), size=40)
@@ -169,7 +169,7 @@ def test_a_state_of_other_data_is_refused():
     kept.update(0, NO_MODEL)
     index = fixed.index_of([*ROWS[:-1], (5, "ant")], NAMES, 6)
     other = memory(Scenario(Protocol(split="2+1"), index, index), size=2)
-    with pytest.raises(CiodError, match="not those the saved exemplars were chosen from"):
+    with pytest.raises(CiodError, match="differ from those of the saved exemplars"):
         other.load_state(kept.state())
 
 
@@ -208,7 +208,7 @@ def extra(made: Scenario, settings: dict, pool_index=None) -> Extra:
     return Extra(run, kept, pool_index)  # type: ignore[arg-type]
 
 
-def test_what_a_mixture_says_of_its_images():
+def test_a_mixture_knows_sources_and_classes_of_its_images():
     made = scenario()
     unlabelled = replace(fixed.index_of([], NAMES, 3), source="a pool")
     mixed = extra(made, {"memory": {"size": 2, "share": 0.25}, "pool": {"share": 0.25}}, unlabelled).mixture(
@@ -327,7 +327,7 @@ def test_a_pool_with_nothing_in_it(tmp_path):
         (["memory.sise=5"], r"memory\.sise: there is no such setting; did you mean 'memory\.size'"),
     ],
 )
-def test_what_settings_refuse(tmp_path, words, match):
+def test_impossible_settings_are_refused(tmp_path, words, match):
     words = [w.replace("POOL", str(tmp_path)) for w in words]
     with pytest.raises(ConfigError, match=match):
         load(None, ["data=shapes", "split=6+4", *words])

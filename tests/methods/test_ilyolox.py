@@ -120,7 +120,7 @@ def test_hy3_overwrites_the_class_weight():
     assert losses["distill_box"] == pytest.approx(1.526316, abs=2e-6)
 
 
-def test_kl_reaches_nought_where_bce_does_not():
+def test_kl_reaches_zero_where_bce_does_not():
     for weighted in (True, False):
         kl, gradient, _ = ckd(ILYOLOX(error="kl", weighted=weighted), student=TEACHER)
         assert kl["distill_cls"] == pytest.approx(0, abs=1e-5)
@@ -129,7 +129,7 @@ def test_kl_reaches_nought_where_bce_does_not():
     assert bce["distill_cls"] == pytest.approx(L.entropy(TEACHER.sigmoid()).sum(1).mean().item(), rel=1e-5)
 
 
-def test_box_term_is_nought_at_the_teachers_box():
+def test_box_term_is_zero_at_the_teachers_box():
     both, one = torch.tensor([[0, 1]]), torch.ones(1, 2, dtype=torch.bool)
     outputs = fixed.outputs(STUDENT, TEACHER_BOXES, torch.zeros(2))
     kept = selection.Kept(both, one, TEACHER_BOXES[None], both, torch.ones(1, 2))
@@ -390,13 +390,13 @@ def taught_beside(neighbour: int, **settings) -> torch.Tensor:
     g = torch.Generator().manual_seed(1)
     first = torch.randint(0, 200, (1, 3, SIZE, SIZE), generator=g, dtype=torch.uint8)
     images = torch.cat([first, torch.full_like(first, neighbour)])
-    said = method.teach(fixed.batch(fixed.no_boxes(2), images))
+    outputs = method.teach(fixed.batch(fixed.no_boxes(2), images))
     again = method.teach(fixed.batch(fixed.no_boxes(2), images))
-    assert not any(m.training for m in teacher.modules()) and not said.logits.requires_grad
-    assert torch.equal(said.logits, again.logits)
+    assert not any(m.training for m in teacher.modules()) and not outputs.logits.requires_grad
+    assert torch.equal(outputs.logits, again.logits)
     weights = {k: v for k, v in teacher.state_dict().items() if "num_batches" not in k}
     assert all(torch.equal(v, state[k]) for k, v in weights.items()), "nothing of the teacher drifts"
-    return said.logits[0]
+    return outputs.logits[0]
 
 
 def test_batch_statistics_of_the_teacher_are_a_control_of_their_own():
@@ -507,8 +507,8 @@ def test_the_first_task_is_fine_tuning_to_the_bit(detector):
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"cls_weight": 0, "box_weight": 0}, "both 0: nothing would hold the old classes"),
-        ({"target": "hy3", "weighted": False}, "hy3 is a weighting of its own"),
+        ({"cls_weight": 0, "box_weight": 0}, "both 0, so nothing preserves the old classes"),
+        ({"target": "hy3", "weighted": False}, "hy3 only changes the weights"),
         ({"error": "kl", "target": "onehot"}, r"error=kl needs a soft target; method\.target is onehot"),
         ({"error": "kl", "target": "hy1"}, r"error=kl needs a soft target; method\.target is hy1"),
     ],
@@ -533,5 +533,5 @@ def test_default_settings_are_the_papers():
 
 def test_the_page_has_every_setting_with_its_default():
     page = (Path(__file__).resolve().parents[2] / "docs" / "methods" / "ilyolox.md").read_text(encoding="utf-8")
-    said = dict(re.findall(r"^\| `(\w+)` \| ([\w.]+) \|", page.split("## Settings")[1].split("\n## ")[0], re.M))
-    assert said == {name: str(f.default).lower() for name, f in ILYOLOX.model_fields.items()}
+    documented = dict(re.findall(r"^\| `(\w+)` \| ([\w.]+) \|", page.split("## Settings")[1].split("\n## ")[0], re.M))
+    assert documented == {name: str(f.default).lower() for name, f in ILYOLOX.model_fields.items()}

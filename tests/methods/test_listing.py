@@ -1,4 +1,4 @@
-"""Which method goes with which detector: computed, listed, shown in the README, and said when it does not fit."""
+"""Which method goes with which detector: computed, listed, shown in the README, and explained when it does not fit."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_one_methods_settings_with_what_they_mean(capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert all(key in shown for key in methods.find("erd").model_fields)
     assert "0.005" in shown and "Class-wise NMS among the box positions." in shown
-    assert "old channels are neither rewarded nor punished" in shown  # of the class it comes from
+    assert "old channels are not trained" in shown  # a setting of the base class
 
 
 def test_a_setting_may_need_more_than_its_method():

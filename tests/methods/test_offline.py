@@ -137,10 +137,10 @@ def test_a_teacher_that_is_sure_of_nothing_is_warned_of(data, tmp_path):
     """The run is then fine-tuning, and looks like it."""
     out = go(data, tmp_path / "run", "method.offline=true", "method.score=1")
     warnings = json.loads((out / "results.json").read_text())["warnings"]
-    said = [w for w in warnings if w.startswith("The teacher drew no box of an old class in the ")]
-    assert len(said) == 1 and "nothing holds the old classes" in said[0]
+    message = [w for w in warnings if w.startswith("The teacher drew no box of an old class in the ")]
+    assert len(message) == 1 and "nothing holds the old classes" in message[0]
 
 
 def test_no_doubt(data, tmp_path):
-    with pytest.raises(ConfigError, match=r"method\.offline=true knows no doubtful boxes: leave method\.doubt out"):
+    with pytest.raises(ConfigError, match=r"method\.offline=true cannot be combined with method\.doubt"):
         settings(data, tmp_path, "method.offline=true", "method.doubt=0.2")

@@ -22,9 +22,9 @@ SOME = (
     "test_a_detector_without_classes_works",
     "test_growing_by_nothing_changes_nothing",
     "test_nothing_matches_an_image_without_boxes",
-    "test_what_labels_leave_open_gives_exactly_no_gradient",
+    "test_incomplete_labels_give_exactly_zero_gradient",
     "test_a_teacher_is_apart_from_its_student",
-    "test_a_teacher_starts_as_what_the_student_was",
+    "test_a_teacher_starts_with_the_weights_of_the_student",
 )
 FEW = ("yolox", "gfl", "retinanet")
 
@@ -95,7 +95,9 @@ def test_suppression_in_the_graph_is_for_one_label_a_position(tmp_path):
     from ciod.exporters.onnx_file import export
 
     pytest.importorskip("onnx", reason="onnx is absent: pip install 'ciod[onnx]'")
-    with pytest.raises(CiodError, match="may give a position several labels, which the graph cannot; leave nms out"):
+    with pytest.raises(
+        CiodError, match="can give a position several labels, which the graph does not support; leave nms out"
+    ):
         export(common.make("gfl", size=64), tmp_path / "x.onnx", nms=True)
 
 
@@ -112,7 +114,7 @@ def test_classes_are_selected_and_renamed_with_anchors():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"type": "FSAFHead"}, "a FSAFHead is not supported; YOLOXHead, GFLHead, .* are"),
         ({"loss_cls": {"type": "GHMC", "use_sigmoid": True}}, "loss_cls of the RetinaHead is a GHMC; supported are"),
@@ -120,14 +122,14 @@ def test_classes_are_selected_and_renamed_with_anchors():
         ({"nonsense": 1}, "MMDetection cannot build"),
     ],
 )
-def test_what_a_head_cannot_give_is_said(change, said):
+def test_what_a_head_cannot_give_is_said(change, message):
     import json
 
     from ciod import detectors
 
     model = common.config("retinanet")
     model["bbox_head"].update(change)
-    with pytest.raises(CiodError, match=said):
+    with pytest.raises(CiodError, match=message):
         detectors.build(("a",), name="mmdet:x", size=64, config=json.dumps(model))
 
 
@@ -149,11 +151,11 @@ def test_names_of_configs():
 def test_pictures_as_the_config_wants_them():
     from ciod.detectors.mmdet import config as mmdet_config
 
-    yolox = mmdet_config.taking(mmdet_config.read("yolox_tiny_8xb8-300e_coco"), None)
+    yolox = mmdet_config.input_spec(mmdet_config.read("yolox_tiny_8xb8-300e_coco"), None)
     assert (yolox.size, yolox.mean, yolox.std, yolox.bgr, yolox.fill) == (416, (0, 0, 0), (1, 1, 1), True, 114)
-    gfl = mmdet_config.taking(mmdet_config.read("gfl_r50_fpn_1x_coco"), None)
+    gfl = mmdet_config.input_spec(mmdet_config.read("gfl_r50_fpn_1x_coco"), None)
     assert gfl.size == 1344 and not gfl.bgr and gfl.mean == (123.675, 116.28, 103.53)
-    caffe = mmdet_config.taking(mmdet_config.read(common.CONFIGS["fcos-plain"]), 640)
+    caffe = mmdet_config.input_spec(mmdet_config.read(common.CONFIGS["fcos-plain"]), 640)
     assert caffe.size == 640 and caffe.bgr and caffe.mean == (122.7717, 115.9465, 102.9801)
 
 

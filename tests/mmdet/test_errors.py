@@ -1,4 +1,4 @@
-"""What is said of configs and checkpoints that the adapter cannot use. What a head cannot give: test_contract.py."""
+"""Error messages for configs and checkpoints that the adapter cannot use (for heads: test_contract.py)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_detector_of_another_kind(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("layer", "said"),
+    ("layer", "message"),
     [
         (lambda old, _: nn.Conv2d(old.in_channels, 8, 3), "x: no layer of the head depends on the number of classes"),
         (
@@ -70,7 +70,7 @@ def test_a_detector_of_another_kind(monkeypatch):
         ),
     ],
 )
-def test_a_head_with_other_layers(layer, said, monkeypatch):
+def test_a_head_with_other_layers(layer, message, monkeypatch):
     from mmdet.models.dense_heads import RetinaHead
 
     real = RetinaHead._init_layers
@@ -80,7 +80,7 @@ def test_a_head_with_other_layers(layer, said, monkeypatch):
         self.retina_cls = layer(self.retina_cls, self.num_classes * self.num_base_priors)
 
     monkeypatch.setattr(RetinaHead, "_init_layers", other)
-    with pytest.raises(CiodError, match=said):
+    with pytest.raises(CiodError, match=message):
         build(common.config("retinanet"))
 
 
@@ -101,7 +101,9 @@ def test_parts_of_mmdetection_that_do_not_go_together(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", importing)
-    with pytest.raises(CiodError, match=r"parts of MMDetection do not go together: MMCV==1\.0\.0 is used but incompat"):
+    with pytest.raises(
+        CiodError, match=r"Incompatible versions of MMDetection packages: MMCV==1\.0\.0 is used but incompat"
+    ):
         mmdet_config.require()
 
 
@@ -121,7 +123,7 @@ def test_configs_that_are_not_there_or_cannot_be_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("{", "m holds no readable config of MMDetection: "),
         ('{"backbone": {}}', "m holds no config of a one-stage detector of MMDetection"),
@@ -131,8 +133,8 @@ def test_configs_that_are_not_there_or_cannot_be_read(tmp_path):
         ),
     ],
 )
-def test_a_config_in_a_model_file(text, said):
-    with pytest.raises(CiodError, match=said):
+def test_a_config_in_a_model_file(text, message):
+    with pytest.raises(CiodError, match=message):
         mmdet_config.loads(text, "m")
 
 

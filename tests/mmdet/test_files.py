@@ -43,13 +43,13 @@ def test_what_does_not_fit_is_said(tmp_path):
     with pytest.raises(CiodError, match=r"does not fit mmdet:.*: of \d+ tensors \d+ differ"):
         ciod.load(f"mmdet:retinanet_r50_fpn_1x_coco,{path}")
     checkpoint("retinanet", path, dataset_meta={})
-    with pytest.raises(CiodError, match="has 3 classes and does not name them"):
+    with pytest.raises(CiodError, match="has 3 classes but no class names"):
         ciod.load(path)
     assert weights.load(path, classes=["x", "y", "z"]).class_names == ("x", "y", "z")
     with pytest.raises(CiodError, match="has 3 classes, but 1 names were given"):
         weights.load(path, classes=["x"])
     checkpoint("retinanet", path, cfg="import os\nmodel = 1")
-    with pytest.raises(CiodError, match="is not run"):
+    with pytest.raises(CiodError, match="is not executed"):
         ciod.load(path)
 
 

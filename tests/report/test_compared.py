@@ -64,7 +64,7 @@ def timed(name: str, seed: int, seconds: float, steps: int = 10, **settings: Any
     return found
 
 
-def test_a_step_takes_so_many_times_that_of_fine_tuning_with_the_same_seed() -> None:
+def test_a_step_is_measured_relative_to_fine_tuning_with_the_same_seed() -> None:
     runs = [
         ("masked", timed("finetune", 0, 9.0, mask="new")),
         ("finetune", timed("finetune", 0, 2.0)),
@@ -85,7 +85,7 @@ def test_a_step_takes_so_many_times_that_of_fine_tuning_with_the_same_seed() -> 
     assert comparison_rows([runs[1], ("new", first_task_only)])[1]["step_ratio"] is None
 
 
-def test_csv_has_a_line_a_seed() -> None:
+def test_csv_has_one_line_per_seed() -> None:
     runs = [("a, b", run(0, 0.3)), ("a, b", run(1, 0.5))]
     lines = list(csv.DictReader(io.StringIO(compared.comparison_csv(runs))))
     assert [(x["method"], x["seed"], float(x["all_ap"])) for x in lines] == [("a, b", "0", 0.3), ("a, b", "1", 0.5)]
@@ -120,7 +120,7 @@ def test_page_of_seeds(tmp_path: Path) -> None:
             folders.setdefault(name, []).append(folder)
     about = About(command="ciod compare x", failures=[("ilyolox-seed3", "no <room>")], methods={"ilyolox": {"a": 1}})
     page = Page(write_comparison(folders, tmp_path / "compare.html", about))
-    said = (
+    message = (
         "mean ± standard deviation",
         "3 seeds",
         "ilyolox-seed3",
@@ -129,7 +129,7 @@ def test_page_of_seeds(tmp_path: Path) -> None:
         "Diamonds",
         "a=1",
     )
-    for part in said:
+    for part in message:
         assert part in page.text, part
     assert page.text.count("12 boxes left out") == 1, "each warning once"
     assert [x for x in page.links if "report" in x] == [f"{n}{s}/report.html" for n in folders for s in range(3)]

@@ -98,11 +98,11 @@ def test_refusals() -> None:
         grid([], 2)
 
 
-def test_what_cannot_be_drawn() -> None:
+def test_images_that_cannot_be_drawn_are_refused() -> None:
     picture = np.zeros((8, 8, 3), np.uint8)
-    with pytest.raises(ValueError, match="one title a picture is needed; got 1 pictures, 2 titles"):
+    with pytest.raises(ValueError, match="one title per image is needed; got 1 images, 2 titles"):
         side_by_side([picture], ["a", "b"])
-    with pytest.raises(ValueError, match="a grid needs pictures and columns; got 1 pictures, 0 columns"):
+    with pytest.raises(ValueError, match="a grid needs images and columns; got 1 images, 0 columns"):
         grid([picture], 0)
-    with pytest.raises(ValueError, match=r"a picture must be \[H, W, 3\] uint8; got \[8, 8\] float64"):
+    with pytest.raises(ValueError, match=r"an image must be \[H, W, 3\] uint8; got \[8, 8\] float64"):
         side_by_side([np.zeros((8, 8))], ["a"])

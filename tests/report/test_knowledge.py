@@ -40,9 +40,9 @@ def pair():
 def low(pair, picture) -> dict[str, float]:
     """Settings that fit the scores of a new network, all near 0.01."""
     with torch.no_grad():
-        said = pair[0](torch.from_numpy(picture).permute(2, 0, 1)[None])
-    s = said.logits.sigmoid().amax(2)
-    f = said.combine(s)
+        message = pair[0](torch.from_numpy(picture).permute(2, 0, 1)[None])
+    s = message.logits.sigmoid().amax(2)
+    f = message.combine(s)
     return {"center_score": s.quantile(0.5).item(), "other_score": f.quantile(0.3).item(), "other_iou": 0.1,
             "nms_iou": 0.15}  # fmt: skip
 
@@ -56,9 +56,9 @@ def picture() -> np.ndarray:
 def test_its_sets_are_those_worked_out_by_hand(pair, picture, monkeypatch, nms, kept):
     """The case of tests/methods: 3 fails the gate and recruits 7; 2 is recruited and fails; 1 is lost at 0.65."""
     teacher, student = pair
-    said = fixed.outputs(fixed.logit(PROBABILITIES), BOXES, fixed.logit(OBJECTNESS))
-    monkeypatch.setattr(teacher, "forward", lambda _: said)
-    monkeypatch.setattr(student, "forward", lambda _: said)
+    message = fixed.outputs(fixed.logit(PROBABILITIES), BOXES, fixed.logit(OBJECTNESS))
+    monkeypatch.setattr(teacher, "forward", lambda _: message)
+    monkeypatch.setattr(student, "forward", lambda _: message)
     k = knowledge.knowledge(teacher, student, picture, ILYOLOX(nms_iou=nms))
     found = {name: torch.nonzero(getattr(k, name))[:, 0].tolist() for name in ("center", "recruited", "gated", "kept")}
     assert found == {"center": [0, 3, 4], "recruited": [0, 1, 2, 3, 4, 7], "gated": [0, 1, 4, 7], "kept": kept}
@@ -91,11 +91,11 @@ def test_its_weights_are_those_of_the_loss(pair, picture, low):
         method.attach(student, student, teacher)
         method.begin_task(fixed.task(OLD, NEW))
         with torch.no_grad():
-            outputs, said = student(batch.images), method.teach(batch)
-            kept = method.choose(said)
+            outputs, teacher_outputs = student(batch.images), method.teach(batch)
+            kept = method.choose(teacher_outputs)
             matches = student.match(outputs, kept.targets)
-            p = method.pair(outputs, said, kept, matches)
-            whole = method.distill(outputs, said, kept, matches, matches.valid)["distill_cls"]
+            p = method.pair(outputs, teacher_outputs, kept, matches)
+            whole = method.distill(outputs, teacher_outputs, kept, matches, matches.valid)["distill_cls"]
         mean = (weight * p.cls_error[0, matches.valid[0]]).sum() / L.count(matches.valid)
         assert whole.item() == pytest.approx(mean.item(), rel=1e-5)
 
@@ -135,5 +135,5 @@ def test_mistakes_of_the_command(files, pair, tmp_path, monkeypatch):
         knowledge.main([*files, out])
     assert not list(tmp_path.glob("*f.png*"))
     monkeypatch.setattr(type(pair[0]), "traits", frozenset({"features"}))
-    with pytest.raises(CiodError, match="teacher is no detector ilyolox can use: it has no dense"):
+    with pytest.raises(CiodError, match="ilyolox cannot use the teacher: this detector has no dense"):
         knowledge.knowledge(*pair, np.zeros((8, 8, 3), np.uint8), ILYOLOX())

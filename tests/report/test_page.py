@@ -91,7 +91,7 @@ def test_report_has_everything_in_order(tmp_path: Path) -> None:
     assert sum(link.startswith("data:image/jpeg;base64,") for link in page.links) == 1
 
 
-def test_what_a_task_saw_beside_its_own_images(tmp_path: Path) -> None:
+def test_additional_images_of_a_task_are_listed(tmp_path: Path) -> None:
     found = fake.results((4, 2))
     assert "Beside them" not in Page(write_report(fake.write_run(tmp_path / "plain", found))).text
     found["tasks"][1] |= {"memory_images": 1, "pool_images": 4952}

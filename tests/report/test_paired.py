@@ -22,7 +22,7 @@ RUNS = [run("a", 0, 0.50), run("a", 1, 0.30), run("a", 2, 0.40), run("b", 0, 0.5
         run("b", 2, 0.42), run("c", 1, 0.10), run("c", 7, 0.90)]  # fmt: skip
 
 
-def test_the_spread_of_the_seeds_is_not_in_the_difference():
+def test_the_deviation_between_seeds_is_not_in_the_difference():
     b, c = paired.differences(RUNS, "a")
     assert (b["name"], b["seeds"], b["wins"]["new"]) == ("b", 3, 3)
     assert b["mean"]["new"] == pytest.approx(0.03)
@@ -34,7 +34,7 @@ def test_the_spread_of_the_seeds_is_not_in_the_difference():
     assert c["mean"]["new"] == pytest.approx(-0.2) and paired.cell(c, "new") == "-20.0" and not paired.clear(c, "new")
 
 
-def test_what_is_not_known_or_not_finished_is_no_difference():
+def test_unknown_or_unfinished_runs_give_no_difference():
     runs = [*RUNS[:1], run("b", 0, 0.6, old=None), ("d", fake.results(tasks=1)), ("joint", fake.results(joint=True))]
     (b,) = paired.differences(runs, "a")
     assert b["mean"]["old_after"] is None and paired.cell(b, "old_after") == "–"

@@ -46,15 +46,15 @@ def test_matrix_writes_values_and_names() -> None:
     found = fake.results((1, 1), names=["cat", "dog"])
     found["ap"]["AP50"] = [{"cat": 0.5}, {"cat": 0.25, "dog": None}]
     svg = plots.ap_matrix(found, metric="AP50")
-    said = texts(svg)
-    assert all(t in said for t in ("cat", "dog", "50.0", "25.0", "task 1")) and "nan" not in said
+    message = texts(svg)
+    assert all(t in message for t in ("cat", "dog", "50.0", "25.0", "task 1")) and "nan" not in message
     assert "<pattern" in svg, "what is unknown is hatched"
     assert "31.0" not in texts(plots.ap_matrix(RUNS["10 x 80"])), "no values in 80 columns"
 
 
 def test_names_are_text() -> None:
-    said = texts(plots.ap_matrix(RUNS["names"]))
-    assert "<script>&" in said and "$x^2$ and $" in said and "鳥 🐈" in said
+    message = texts(plots.ap_matrix(RUNS["names"]))
+    assert "<script>&" in message and "$x^2$ and $" in message and "鳥 🐈" in message
 
 
 def test_class_change_is_empty_without_old_classes() -> None:
@@ -74,8 +74,8 @@ def test_nothing_from_nothing() -> None:
 @pytest.mark.parametrize(("tasks", "steps"), [(1, 1), (2, 60), (10, 3), (3, 2000)])
 def test_losses(tasks: int, steps: int) -> None:
     svg = plots.losses(fake.metrics(tasks, steps))
-    said = texts(svg)
-    assert all(n in said for n in ("cls", "box", "obj")) and ("distill_cls" in said) == (tasks > 1)
+    message = texts(svg)
+    assert all(n in message for n in ("cls", "box", "obj")) and ("distill_cls" in message) == (tasks > 1)
     assert len(svg) < 250_000
 
 

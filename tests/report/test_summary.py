@@ -1,4 +1,4 @@
-"""What the numbers are said to mean, checked by hand."""
+"""The verdict of a report, compared with sentences written by hand."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_tables_fit_a_terminal_and_take_any_name() -> None:
     console.print(summary_table({}))
 
 
-def test_inputs_are_left_alone() -> None:
+def test_inputs_do_not_change() -> None:
     found = by_hand()
     before = copy.deepcopy(found)
     verdict(found), comparison_rows([("x", found)]), summary_table(found)

@@ -1,4 +1,4 @@
-"""COCO, VOC, YOLO and labelme folders into one Index: recognised by looking, never asked for."""
+"""Reads COCO, VOC, YOLO and labelme folders into an Index; the format is detected."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def recognise(path: str | Path) -> Layout:
         path: a folder, or a file: a COCO JSON, or a data.yaml of YOLO.
 
     Raises:
-        DataError: there is no such path, or it is none of the four; says what was looked for and what is there.
+        DataError: there is no such path, or it has none of the four formats; the message says what was expected.
     """
     path = expanded(path).absolute()
     if not exists(path):
@@ -50,16 +50,16 @@ def recognise(path: str | Path) -> Layout:
     deeper = [name for name in inside[:20] if name.endswith("/") and _is_data_set(path / name)]
     found = ", ".join(inside[:8]) + (", …" if len(inside) > 8 else "") if inside else "nothing"
     raise DataError(
-        f"{path} is no data set that ciod knows. Looked for {coco.LOOKED_FOR}; {voc.LOOKED_FOR}; {yolo.LOOKED_FOR}; "
+        f"{path} is not a data set that ciod knows. Looked for {coco.LOOKED_FOR}; {voc.LOOKED_FOR}; {yolo.LOOKED_FOR}; "
         f"{labelme.LOOKED_FOR}. Found: {found}." + (f" Did you mean {path / deeper[0]}?" if deeper else "")
     )
 
 
 def splits(path: str | Path) -> list[str]:
-    """The splits there are, of train, val, trainval, test.
+    """The available splits of train, val, trainval, test.
 
     Raises:
-        DataError: as ``recognise``.
+        DataError: see ``recognise``.
     """
     return list(recognise(path).splits)
 
@@ -67,13 +67,13 @@ def splits(path: str | Path) -> list[str]:
 def read(path: str | Path, split: str = "train", check: Check = "headers") -> Index:
     """One split of a data set.
 
-    What is wrong with single images or boxes is left out and counted in ``Index.problems``.
+    Images and boxes with problems are left out and counted in ``Index.problems``.
 
     Args:
         path: see ``recognise``.
-        split: train, val or test. valid and val2017 mean val; test stands in for an absent val, trainval for train.
-        check: "headers": open each picture and bring the boxes to its size; "pixels": also decode it; "files": only
-            look whether it is there, and believe the size that the annotations state.
+        split: train, val or test. valid and val2017 mean val; test replaces a missing val, trainval a missing train.
+        check: "headers": open each image and scale the boxes to its size; "pixels": also decode it; "files": only check
+            that it exists, and trust the size in the annotations.
 
     Raises:
         DataError: no such data set or split, annotations that are not in the format, or nothing usable in them.
@@ -82,7 +82,7 @@ def read(path: str | Path, split: str = "train", check: Check = "headers") -> In
 
 
 def open_split(layout: Layout, split: str, check: Check = "headers") -> Index:
-    """As ``read``, of what ``recognise`` found. Raises ValueError for another ``check``."""
+    """Like ``read``, for the result of ``recognise``. Raises ValueError for another ``check``."""
     if check not in ("files", "headers", "pixels"):
         raise ValueError(f"check must be 'files', 'headers' or 'pixels', not {check!r}")
     name = layout.find(split)
@@ -93,10 +93,10 @@ def open_split(layout: Layout, split: str, check: Check = "headers") -> Index:
 
 
 def class_names(path: str | Path, split: str | None = None) -> tuple[str, ...]:
-    """The class names of a split, or of all (train first), without reading images and boxes where that can be spared.
+    """The class names of a split, or of all (train first), without reading images and boxes if possible.
 
     Raises:
-        DataError: as ``read``.
+        DataError: see ``read``.
     """
     layout = recognise(path)
     if layout.kind != "coco":
@@ -111,7 +111,7 @@ def class_names(path: str | Path, split: str | None = None) -> tuple[str, ...]:
 
 
 def merge_names(indexes: Iterable[Index]) -> tuple[str, ...]:
-    """Every class name once, in the order in which they first appear. ``Index.relabel`` brings an Index to it."""
+    """Every class name once, in order of first appearance. ``Index.relabel`` converts an Index to it."""
     return _merged(index.class_names for index in indexes)
 
 
@@ -139,7 +139,7 @@ def _is_data_set(path: Path) -> bool:
 
 
 def _near(path: Path) -> str:
-    """The data set beside an absent path that is nearest in spelling, if there is one."""
+    """The data set with the most similar name beside a missing path, if there is one."""
     try:
         names = [p.name for p in path.parent.iterdir()]
     except OSError:

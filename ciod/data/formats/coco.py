@@ -1,4 +1,4 @@
-"""COCO: one JSON a split, as the official data, Roboflow and most tools write it."""
+"""COCO: one JSON per split, as in the official data, Roboflow and most tools."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from ciod.data.text_files import ADVICE
 LOOKED_FOR = "COCO: train.json, annotations/instances_train2017.json or train/_annotations.coco.json"
 _NOT_BOXES = {"captions", "panoptic", "stuff", "info", "labels", "results", "predictions", "detections"}
 _Key = int | float | str | None
-# Nine tenths of COCO and unused: cutting them out before parsing saves more than half of the time and memory. Only
-# numbers, brackets and commas follow, so the match ends with the value; in a string the quotes would be escaped.
+# Polygons are nine tenths of COCO and unused: removing them before parsing saves more than half of the time and memory.
+# Only numbers, brackets and commas follow, so the match ends with the value; in a string the quotes would be escaped.
 _POLYGONS = re.compile(rb'"segmentation"\s*:\s*\[[][\d\s.,eE+-]*\]')
 
 
@@ -37,7 +37,7 @@ def find_named(root: Path) -> Layout | None:
     """JSONs named after splits, in ``root``, in its annotations/, or one in a folder per split.
 
     Raises:
-        DataError: two JSONs for one split, so that it cannot be known which is meant.
+        DataError: two JSONs for one split, which is ambiguous.
     """
     found: dict[str, list[tuple[Path, Part]]] = {}
     for path in (p for folder in _json_folders(root) for p in _jsons(folder)):
@@ -53,7 +53,7 @@ def find_named(root: Path) -> Layout | None:
     for split, paths in found.items():
         boxed = _of_boxes([path for path, _ in paths])
         options = [o for o in paths if o[0] in boxed]
-        if len(options) > 1:  # the official folder often holds the JSONs of 2014 and 2017, the pictures of one
+        if len(options) > 1:  # the official folder often has the JSONs of 2014 and 2017, but the images of only one
             options = [o for o in options if _own_folder(o[1], o[0])] or options
         if len(options) > 1:
             options = [o for o in options if _is_coco(o[0])]
@@ -65,7 +65,7 @@ def find_named(root: Path) -> Layout | None:
 
 
 def find_single(path: Path) -> Layout | None:
-    """A JSON that was pointed at, or the only one of a folder that may have boxes.
+    """The given JSON, or the only one of a folder that can have boxes.
 
     Raises:
         DataError: the folder has several with boxes.
@@ -88,9 +88,9 @@ def find_single(path: Path) -> Layout | None:
 
 
 def _of_boxes(jsons: list[Path]) -> list[Path]:
-    """Those whose names do not say that they hold something else; all others where none is left.
+    """The JSONs whose names do not indicate another kind of annotation; all JSONs if there are none.
 
-    Keypoints come with boxes, so they are the next best.
+    Keypoints include boxes, so they are the second choice.
     """
     for other in (_NOT_BOXES | {"keypoints"}, _NOT_BOXES):
         if found := [p for p in jsons if not other & set(re.split(r"[^a-z]+", p.stem.lower()))]:
@@ -99,7 +99,7 @@ def _of_boxes(jsons: list[Path]) -> list[Path]:
 
 
 def _is_coco(path: Path) -> bool:
-    """Whether a JSON has COCO's keys and something that gives boxes, without parsing it."""
+    """Whether a JSON has COCO's keys and boxes or outlines, without parsing it."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
             if b"\0" in raw[:64]:  # UTF-16, which the parser reads
@@ -127,7 +127,7 @@ def _jsons(folder: Path) -> list[Path]:
 
 
 def _part(path: Path, root: Path, word: str) -> Part:
-    """The folders in which the pictures of a JSON may lie, the likeliest first."""
+    """Possible folders of the images of a JSON, the most likely first."""
     bases = [path.parent, root]
     if path.parent.name.lower() in ("annotations", "annotation", "labels"):
         bases.append(path.parent.parent)
@@ -140,7 +140,7 @@ def _part(path: Path, root: Path, word: str) -> Part:
 
 
 def _own_folder(part: Part, path: Path) -> bool:
-    """Whether there is a folder of pictures named after this very JSON, such as train2017/."""
+    """Whether there is an image folder with the name of this JSON, such as train2017/."""
     named = split_in_name(path.stem)
     return bool(named) and any(f.name == named[1] for f in part.images)
 
@@ -152,7 +152,7 @@ def read(part: Part, check: Check, problems: Problems) -> Index:
     """One JSON as an Index; categories in the order of their ids.
 
     Raises:
-        DataError: broken JSON, a missing key, two classes of one name, no box at all but segmentations, nothing usable.
+        DataError: broken JSON, a missing key, two classes with one name, segmentations without boxes, nothing usable.
     """
     source = str(part.boxes)
     content = _load(Path(source))
@@ -183,10 +183,10 @@ def read(part: Part, check: Check, problems: Problems) -> Index:
 
 
 def class_names(part: Part) -> tuple[str, ...]:
-    """The names without parsing the images and annotations, which for COCO takes ten seconds.
+    """The names, without parsing images and annotations, which takes ten seconds for COCO.
 
     Raises:
-        DataError: as ``read``, as far as the categories show it.
+        DataError: see ``read``, as far as the categories show it.
     """
     source = str(part.boxes)
     try:
@@ -206,7 +206,7 @@ def class_names(part: Part) -> tuple[str, ...]:
         content = _load(Path(source))
         categories = content["categories"]
         used = {_key(a.get("category_id")) for a in content["annotations"] if isinstance(a, dict)}
-    else:  # only a suspected dummy is looked for among the boxes
+    else:  # the boxes are searched only for a suspected dummy category
         suspects = {_key(c.get("id")) for c in _dummies(categories)}
         used = {k for k in suspects if re.search(rf'"category_id"\s*:\s*"?{re.escape(str(k))}\b', text)}
     return _classes(categories, used, source)[0]
@@ -247,7 +247,7 @@ def _listed(content: Any, key: str) -> list[Any]:
 
 
 def _key(value: Any) -> _Key:
-    """An id that compares equal however it was written: 7, 7.0, "7", "007"."""
+    """An id that is equal for all spellings: 7, 7.0, "7", "007"."""
     if type(value) is int:
         return value
     if isinstance(value, float):
@@ -284,9 +284,9 @@ def _images(images: list[Any], part: Part, columns: Columns, problems: Problems)
 
 
 def _dummies(categories: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Categories named as another's supercategory: Roboflow exports one such, with id 0 and no box.
+    """Categories that are the supercategory of another one: Roboflow exports one such dummy, with id 0 and no box.
 
-    One that is its own supercategory is none; one that shares its name with that other category may be.
+    A category that is its own supercategory is not a dummy; one that has the same name as its subcategory can be.
     """
     parents: dict[Any, int] = {}
     for c in categories:
@@ -319,9 +319,9 @@ def _classes(categories: list[Any], used: set[_Key], source: str) -> tuple[tuple
 def _boxes(
     annotations: list[dict[str, Any]], columns: Columns, source: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Fills the box columns but image and label, one row per annotation; NaN where there is no box.
+    """Fills the box columns except image and label, one row per annotation; NaN if there is no box.
 
-    Returns three [A] bool: without a bbox, with one that is not four numbers, and with that of the polygon or mask.
+    Returns three [A] bool: no bbox, a bbox that is not four numbers, and a box from the polygon or mask.
     """
     raw = [a.get("bbox") for a in annotations]
     drawn = np.zeros(len(raw), dtype=bool)
@@ -362,7 +362,7 @@ def _without_bbox(annotations: list[Any]) -> list[int]:
 
 
 def _numbers(values: list[Any]) -> np.ndarray:
-    """[A] float64, NaN for what is no number."""
+    """[A] float64, NaN for everything that is not a number."""
     try:
         return np.array(values, dtype=np.float64).reshape(len(values))
     except (TypeError, ValueError, OverflowError):
@@ -375,7 +375,7 @@ def _twice(
     problems: Problems,
     where: Callable[[int], str],
 ) -> list[int]:
-    """Rows to leave out: a box given again under its id."""
+    """Rows to leave out: repeated boxes with the same id."""
     out: list[int] = []
     row_of_id: dict[_Key, int] = {}
     keys = [_key(annotation.get("id")) for annotation in annotations]

@@ -1,4 +1,4 @@
-"""From what a reader found to an Index: files looked at, boxes clipped, everything left out counted."""
+"""Builds an Index from a reader's annotations: checks files, clips boxes, and counts everything that is left out."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from ciod.data.images import read_header, read_image
 from ciod.data.index import Index, Problems, count
 
 Check = Literal["files", "headers", "pixels"]
-_CHUNK = 256  # pictures per future: one each would cost more than looking at them
+_CHUNK = 256  # images per future: one each would cost more than the check itself
 
 
 @dataclass
 class Columns:
-    """Images and boxes as the annotations say, unchecked; a reader appends row by row or hands over whole arrays."""
+    """Unchecked images and boxes of the annotations; a reader appends rows or sets complete arrays."""
 
     class_names: tuple[str, ...] = ()
-    files: list[str] = field(default_factory=list)  # [I] absolute; "" = not found, counted already
+    files: list[str] = field(default_factory=list)  # [I] absolute; "" = not found, already counted
     ids: list[int] = field(default_factory=list)  # [I] unique
     own_ids: list[Any] = field(default_factory=list)  # [I] as the data set writes them; empty = ``ids``
     category_ids: Sequence[Any] = ()  # [C] the same of the classes; empty = 1, 2, …
-    sizes: list[tuple[int, int]] = field(default_factory=list)  # [I] height, width; 0 = the annotations do not say
+    sizes: list[tuple[int, int]] = field(default_factory=list)  # [I] height, width; 0 = not in the annotations
     image: Any = field(default_factory=list)  # [A] row of the box's image, or -1: left out, counted already
     boxes: Any = field(default_factory=list)  # [A, 4] xyxy
     labels: Any = field(default_factory=list)  # [A] row in class_names, or -1: left out, counted already
@@ -41,7 +41,7 @@ class Columns:
     where: Callable[[int], str] | None = None  # names box a in messages; when none: its file and corners
 
     def add_box(self, box: Sequence[float], label: int, difficult: bool = False) -> None:
-        """A box of the image added last."""
+        """Adds a box to the image that was added last."""
         self.image.append(len(self.files) - 1)
         self.boxes.append(box)
         self.labels.append(label)
@@ -51,10 +51,10 @@ class Columns:
 
 
 def to_index(columns: Columns, source: str, check: Check, problems: Problems) -> Index:
-    """Looks at the files as far as ``check`` says and keeps the usable images and boxes.
+    """Checks the files according to ``check`` and keeps the usable images and boxes.
 
     Raises:
-        DataError: no class, or no usable image; with the problems found.
+        DataError: no class, or no usable image; the message lists the problems.
     """
     if not columns.class_names:
         raise DataError(f"{source} names no class{_found(problems)}.")
@@ -84,7 +84,7 @@ def to_index(columns: Columns, source: str, check: Check, problems: Problems) ->
     rows = rows[np.argsort(image[rows], kind="stable")]
     kept = clipped[rows].astype(np.float32)
     area = np.asarray(columns.area, dtype=np.float64)[rows] * (1 if columns.relative else scale[rows].prod(1))
-    given = (area > 0) & (area < 1e12)  # more is a slip, and overflows float32
+    given = (area > 0) & (area < 1e12)  # more is a mistake and overflows float32
     area = np.where(given, area, (kept[:, 2] - kept[:, 0]) * (kept[:, 3] - kept[:, 1])).astype(np.float32)
     index = Index(
         class_names=tuple(columns.class_names),
@@ -111,26 +111,26 @@ def unique_names(names: Sequence[Any], ids: Sequence[Any], source: str) -> tuple
     """Class names as trimmed text.
 
     Raises:
-        DataError: a name is empty or no text, or two classes have the same one; names their ids.
+        DataError: a name is empty or not text, or two classes have the same name.
     """
     first: dict[str, Any] = {}
     for raw, number in zip(names, ids):
         name = "" if raw is None else nfc(str(raw)).strip()
         if not name:
             raise DataError(f"{source}: class {number} has no name; give it one.")
-        if any("\ud800" <= c <= "\udfff" for c in name):  # half a character, which no file of ours could hold
-            raise DataError(f"{source}: the name of class {number} is no text ({name!a}); give it another.")
+        if any("\ud800" <= c <= "\udfff" for c in name):  # half a character, which no file can store
+            raise DataError(f"{source}: the name of class {number} is not text ({name!a}); give it another.")
         if name in first:
             raise DataError(
                 f"{source}: two classes have the name '{name}': ids {first[name]} and {number}. "
-                "Classes are told apart by name; rename one or merge them."
+                "Classes are matched by name; rename one or merge them."
             )
         first[name] = number
     return tuple(first)
 
 
 def numbered(stems: Sequence[str]) -> list[int]:
-    """Image ids from file stems: their own number where every one is a different number, else 1, 2, …"""
+    """Image ids from file stems: their numbers if all stems are different numbers, else 1, 2, …"""
     if all(s.isdecimal() and len(s) < 19 for s in stems):
         ids = [int(s) for s in stems]
         if len(set(ids)) == len(ids):
@@ -139,7 +139,7 @@ def numbered(stems: Sequence[str]) -> list[int]:
 
 
 def number(value: Any) -> float:
-    """A float, or NaN for what is none (text, None, a list)."""
+    """A float, or NaN if it is not a number (text, None, a list)."""
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
@@ -147,7 +147,7 @@ def number(value: Any) -> float:
 
 
 def size_of(height: Any, width: Any) -> tuple[int, int]:
-    """(height, width) as whole pixels, or (0, 0) when the annotations say nothing sensible."""
+    """(height, width) as integers, or (0, 0) if the annotations have no sensible size."""
     sides = number(height), number(width)
     return (int(sides[0]), int(sides[1])) if all(1 <= side < 1e7 for side in sides) else (0, 0)
 
@@ -163,7 +163,8 @@ def _name(path: str) -> str:
 def _look(columns: Columns, check: Check, problems: Problems) -> tuple[np.ndarray, np.ndarray]:
     """[I, 5] int64 height and width after EXIF rotation, as stored, and the orientation; and [I] bool usable.
 
-    With ``check`` "files" a size that the annotations state is believed. Rows of one file are looked at once.
+    With ``check`` "files" the size in the annotations is trusted. Each file is checked once, even
+    with several rows.
     """
     files = columns.files
     rows: dict[str, int] = {}
@@ -213,7 +214,7 @@ def _threaded(function: Callable[[int], Any], n: int) -> Iterable[Any]:
 def _clip(
     boxes: np.ndarray, sizes: np.ndarray, known: np.ndarray, problems: Problems, where: Callable[[int], str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """[A, 4] boxes inside their images and [A] bool: which are ones at all. ``sizes`` [A, 2] are their images'."""
+    """[A, 4] boxes clipped to their images, and [A] bool: which are valid. ``sizes`` [A, 2] are those of the images."""
     limit = sizes[:, [1, 0, 1, 0]].astype(np.float64)
     x0, y0, x1, y1 = boxes.T
     keep = known.copy()
@@ -227,10 +228,10 @@ def _clip(
             count(problems, kind, np.flatnonzero(keep & wrong), where)
             keep &= ~wrong
         inside = np.clip(boxes, 0, limit)
-        # A pixel over the edge is a habit of tools (rounding, counting from 1), not a mistake worth a message.
+        # Many tools exceed the edge by one pixel (rounding, counting from 1); this is not worth a message.
         over = keep & (np.abs(inside - boxes) > 1.001).any(1)
         count(problems, "box sticks out of its image, clipped", np.flatnonzero(over), where)
-        thin = inside.astype(np.float32)  # the type that is kept: a sliver may vanish in it
+        thin = inside.astype(np.float32)  # the stored type: a very thin box may vanish in it
         gone = keep & ((thin[:, 2] <= thin[:, 0]) | (thin[:, 3] <= thin[:, 1]))
     count(problems, "box of no area, left out", np.flatnonzero(gone), where)
     return inside, keep & ~gone

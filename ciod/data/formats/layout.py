@@ -1,4 +1,4 @@
-"""Where the files of a data set lie: the split names of all formats brought to train, val and test."""
+"""Where the files of a data set are: the split names of all formats are mapped to train, val and test."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ _ORDER = ("train", "val", "trainval", "test")
 class Part:
     """One source of a split; a split of several VOC years or several YOLO folders has several."""
 
-    images: tuple[Path, ...]  # folders that hold the pictures, in the order in which to look
+    images: tuple[Path, ...]  # image folders, in search order
     boxes: Path | None = None  # COCO: the JSON; VOC, labelme: the folder of their files; YOLO: none
-    listing: Path | None = None  # a text file that names the pictures; without one all of the folder count
+    listing: Path | None = None  # a text file that lists the images; without one, all images of the folder are used
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a data set was recognised as.
+    """The detected format and files of a data set.
 
-    ``splits`` has the names train, val, trainval, test, as far as they exist, in this order.
+    ``splits`` has the existing ones of train, val, trainval, test, in this order.
     """
 
     kind: Literal["coco", "voc", "yolo", "labelme"]
     root: Path
     splits: dict[str, tuple[Part, ...]]
     names_file: Path | None = None  # YOLO: data.yaml or classes.txt
-    single: bool = False  # a single annotation file was pointed at: it answers to "train" whatever its name
-    absent: dict[str, str] = field(default_factory=dict)  # splits that data.yaml promises and that are not there
+    single: bool = False  # a single annotation file was given: it counts as "train", whatever its name
+    absent: dict[str, str] = field(default_factory=dict)  # splits that data.yaml lists but that do not exist
 
     def __post_init__(self) -> None:
         ordered = {s: self.splits[s] for s in _ORDER if s in self.splits}
         object.__setattr__(self, "splits", {**ordered, **self.splits})
 
     def find(self, split: str) -> str:
-        """The name under which this layout has ``split``: valid and val2017 are val; test stands in for an absent
-        val, trainval for an absent train.
+        """The name of ``split`` in this layout: valid and val2017 are val; test replaces a missing val, trainval a
+        missing train.
 
         Raises:
-            DataError: there is none; names those available.
+            DataError: there is none; the message lists the available splits.
         """
         wanted = split_of_name(split) or split
         stand_ins = {"val": ["test"], "train": ["trainval", *(self.splits if self.single else [])]}
@@ -68,14 +68,14 @@ class Layout:
 
 
 def split_of_name(name: str) -> str | None:
-    """The split a whole name stands for: valid → val, train2017 → train, anything else None."""
+    """The split of a full name: valid → val, train2017 → train, anything else None."""
     return _WORDS.get(re.sub(r"\d+$", "", name.lower()))
 
 
 def split_in_name(name: str) -> tuple[str, str] | None:
-    """The split mentioned in a file name and the word itself: instances_val2017 → ("val", "val2017").
+    """The split in a file name, and its word: instances_val2017 → ("val", "val2017").
 
-    None when there is no such word, or words of two splits.
+    None if there is no such word, or words of two splits.
     """
     words = [w for w in re.split(r"[^A-Za-z0-9]+", name) if split_of_name(w)]
     found = {split_of_name(w) for w in words}
@@ -83,7 +83,7 @@ def split_in_name(name: str) -> tuple[str, str] | None:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders directly inside, by name; none when ``folder`` is none."""
+    """The direct subfolders, by name; empty if ``folder`` is not a folder."""
     try:
         return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     except OSError:
@@ -91,29 +91,29 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def child(folder: Path, *names: str) -> Path | None:
-    """The first folder directly inside with one of the names, whatever their case."""
+    """The first direct subfolder with one of the names, in any case."""
     inside = {p.name.lower(): p for p in subfolders(folder)}
     return next((inside[n.lower()] for n in names if n.lower() in inside), None)
 
 
 class Files:
-    """Which files exist, from one listing per folder: asking file by file is slow on a network disk."""
+    """Which files exist, from one listing per folder: single queries are slow on a network disk."""
 
     def __init__(self) -> None:
         self._names: dict[str, dict[str, None]] = {}
         self._alike: dict[str, tuple[dict[str, str], dict[str, str]]] = {}
 
     def names(self, folder: str | Path) -> dict[str, None]:
-        """Names in the folder, sorted, with quick membership; empty if it is no folder.
+        """Names in the folder, sorted, with fast lookup; empty if it is not a folder.
 
-        Hidden ones are skipped: macOS leaves ._a.jpg, which is no picture, beside a.jpg.
+        Hidden files are skipped: macOS writes ._a.jpg, which is not an image, beside a.jpg.
         """
         key = folder if isinstance(folder, str) else str(folder)
         if key not in self._names:
             try:
                 shown = (n for n in os.listdir(key) if not n.startswith("."))  # noqa: PTH208 (names, not Paths)
                 self._names[key] = dict.fromkeys(sorted(shown))
-            except (OSError, ValueError):  # a name that no disk could have: a null byte, half a character
+            except (OSError, ValueError):  # a name that no disk can store: a null byte, half a character
                 self._names[key] = {}
         return self._names[key]
 
@@ -122,8 +122,8 @@ class Files:
         return name in self.names(folder)
 
     def like(self, folder: str | Path, name: str) -> str | None:
-        """The name in ``folder`` that is ``name``, or the only one that differs from it in the form of its accents,
-        else in case or percent-encoding."""
+        """``name`` as spelled in ``folder``: equal, or the only name that differs in the form of accents, else the only
+        one that differs in case or percent-encoding."""
         if name in self.names(folder):
             return name
         key = str(folder)
@@ -133,7 +133,7 @@ class Files:
         return accents.get(nfc(name)) or looser.get(folded(name)) or None
 
     def find(self, folder: str | Path, steps: Iterable[str]) -> str | None:
-        """The path of folders and file below ``folder`` as spelled on the disk; each is taken as ``like`` does."""
+        """The path of folders and file below ``folder`` as spelled on the disk; each part is found by ``like``."""
         place = str(folder)
         for step in steps:
             found = self.like(place, step)
@@ -143,17 +143,19 @@ class Files:
         return place
 
     def resolve(self, folders: Iterable[str | Path], names: Sequence[str]) -> list[str]:
-        """The picture of each name that the annotations give, as a path in one of ``folders``; "" where there is none.
+        """The image of each name in the annotations, as a path in one of ``folders``; "" if there is none.
 
-        A name as it stands is best. Otherwise it may differ in case, accents (composed or decomposed) and
-        percent-encoding, and have leading folders of another machine. What could be another picture is not taken:
-        no picture that has its own name in ``names``, none that two names lead to, and no namesake outside its folder
-        where folders are known to count (``cam1/1.jpg`` is there, so that ``1.jpg`` is not ``cam2/1.jpg``).
+        An exact match is best. Otherwise a name may differ in case, accents (composed or decomposed) and
+        percent-encoding, and may have leading folders of another machine. Ambiguous images are not used: those whose
+        own name is in ``names``, those that match two names, and images of the same name in another folder if folders
+        matter (``cam1/1.jpg`` exists, so ``1.jpg`` is not ``cam2/1.jpg``).
         """
         places = [str(f) for f in folders]
         found = [next((f"{p}/{n}" for p in places if n in self.names(p)), "") for n in names]
-        rest: dict[int, tuple[str, str]] = {}  # row → its path and the leading folders that were dropped
-        counted: set[str] = set()  # dropped by a name that was found with folders left: no other name may drop more
+        rest: dict[int, tuple[str, str]] = {}  # row → its path and the number of dropped leading folders
+        counted: set[str] = (
+            set()
+        )  # dropped by a name that was found with remaining folders: no other name may drop more
         for row, name in enumerate(names):
             if found[row] or not name:
                 continue
@@ -184,7 +186,7 @@ class Files:
         return ""
 
     def _loosely(self, places: list[str], steps: list[str]) -> tuple[str, int]:
-        """The path that keeps the most folders of a name, and how many leading ones were dropped."""
+        """The path that keeps the most folders of a name, and the number of dropped leading folders."""
         for drop in range(len(steps)):
             for place in places:
                 if path := self.find(place, steps[drop:]):
@@ -193,7 +195,7 @@ class Files:
 
 
 def _plain(name: str) -> str:
-    """``name`` with composed accents and without percent-encoding, however often it was applied."""
+    """``name`` with composed accents and without (even repeated) percent-encoding."""
     for _ in range(3):
         if "%" not in name or (plain := unquote(name)) == name:
             break
@@ -202,12 +204,12 @@ def _plain(name: str) -> str:
 
 
 def folded(name: str) -> str:
-    """``name`` as it compares when case, accents and percent-encoding do not count."""
+    """``name`` for comparisons that ignore case, accents and percent-encoding."""
     return _plain(name).lower()
 
 
 def _steps(name: str) -> list[str]:
-    """Folders and file of a name as any system or web server writes it."""
+    """Folders and file of a name in the style of any system or web server."""
     if "://" in name:
         name = re.sub(r"[?#].*", "", name.partition("://")[2])
     if "%2f" in name.lower() or "%5c" in name.lower():
@@ -220,7 +222,7 @@ def _inside(folders: str, above: str) -> bool:
 
 
 def only(names: Iterable[str], form: Callable[[str], str]) -> dict[str, str]:
-    """Form → the name that has it; "" where several have."""
+    """Form → the name with this form; "" if there are several."""
     out: dict[str, str] = {}
     for name in names:
         key = form(name)

@@ -78,7 +78,7 @@ def _has_xml(folder: Path) -> bool:
 
 
 def _listings(part: Part) -> list[tuple[str, Path]]:
-    """train.txt, val.txt, … of ImageSets; the lists per class (cat_train.txt) are for classification."""
+    """train.txt, val.txt, … of ImageSets, but not the lists per class (cat_train.txt), which are for classification."""
     sets = child(part.boxes.parent, "ImageSets") if part.boxes else None
     for folder in (child(sets, "Main"), sets) if sets else ():
         found = [(split_of_name(p.stem), p) for p in sorted(folder.glob("*.txt"))] if folder else []
@@ -100,7 +100,7 @@ class _Object:
 @dataclass
 class _Annotation:
     file_name: str = ""
-    size: tuple[int, int] = (0, 0)  # height, width; 0 = not said
+    size: tuple[int, int] = (0, 0)  # height, width; 0 = not stated
     objects: list[_Object] = field(default_factory=list)
 
 
@@ -158,7 +158,7 @@ def class_names(layout: Layout) -> tuple[str, ...]:
 
 
 def _keys(part: Part, files: Collection[str], pictures: Collection[str], problems: Problems) -> list[str]:
-    """Keys of all XMLs, or those that a list names."""
+    """Keys of all XMLs, or of those in a list."""
     if part.listing is None:
         return list(files)
     known, alike = {*files, *pictures}, only([*files, *(p for p in pictures if p not in files)], folded)
@@ -174,8 +174,8 @@ def _keys(part: Part, files: Collection[str], pictures: Collection[str], problem
 
 
 def _forms(line: str) -> Iterator[str]:
-    """What a line of a list may mean, the likeliest first: names may hold spaces, end in a number and stand in quotes;
-    the lists per class have a 1, 0 or -1 behind them; some tools write the picture's suffix and folders."""
+    """Possible meanings of a line of a list, the most likely first. Names can contain spaces, end with a number or be
+    quoted. Lists per class append 1, 0 or -1. Some tools write the suffix and folders of the image."""
     for text in dict.fromkeys((line, re.sub(r"\s+-?[01]$", "", line))):
         for bare in dict.fromkeys((text, text.strip("\"'").strip())):
             stem, suffix = os.path.splitext(bare)  # noqa: PTH122 (names, not Paths)
@@ -194,16 +194,16 @@ def _add(thing: _Object, columns: Columns, label_of: dict[str, int], problems: P
         problems.add("object without a bndbox of four numbers, left out", f"{thing.name} in {where}")
     else:
         x0, y0, x1, y1 = thing.box
-        # VOC counts pixels from 1 and its last one is inside the box.
+        # VOC counts pixels from 1, and the last pixel is inside the box.
         columns.add_box((x0 - 1, y0 - 1, x1, y1), label_of[thing.name], thing.difficult)
 
 
 def _parse(path: Path) -> tuple[_Annotation | None, str]:
-    """What an XML says, or None and what is wrong with it."""
+    """The content of an XML, or None and the problem."""
     try:
         text = _text(read_bytes(path, LABELS))
         if re.search(r"<!\s*(DOCTYPE|ENTITY)", text):
-            # Entities that expand to gigabytes or read other files; no annotation tool writes any.
+            # Entities can expand to gigabytes or read other files; no annotation tool writes them.
             return None, "it has a DOCTYPE or ENTITY, which is refused as unsafe"
         root = ElementTree.fromstring(text)
     except UnicodeDecodeError:
@@ -224,7 +224,7 @@ def _parse(path: Path) -> tuple[_Annotation | None, str]:
 
 
 def _text(raw: bytes) -> str:
-    """Decoded here and not by the parser, so that a DOCTYPE cannot hide behind an encoding."""
+    """Decodes the XML before the parser does, so that a DOCTYPE cannot hide in an encoding."""
     encoding = encoding_of(raw)
     declared = re.match(rb"\s*<\?xml[^>]*?encoding\s*=\s*[\"']([\w.:-]+)", raw) if encoding == "utf-8" else None
     return raw.decode(declared[1].decode() if declared else encoding)

@@ -1,4 +1,4 @@
-"""YOLO: data.yaml, classes.txt or darknet's obj.data, pictures in images/, a text file per picture in labels/."""
+"""YOLO: data.yaml, classes.txt or darknet's obj.data, images in images/, one text file per image in labels/."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt")
 
 
 def find_yaml(path: Path) -> Layout | None:
-    """A data.yaml that was pointed at, or that of a folder.
+    """The given data.yaml, or that of a folder.
 
     Raises:
         DataError: it is not valid YAML, or none of the folders it names exists.
@@ -48,7 +48,7 @@ def find_yaml(path: Path) -> Layout | None:
         found = {v: _resolve(v, path, content.get("path")) for v in values}
         missing = [v for v, place in found.items() if place is None]
         if missing:
-            absent[split] = f"{path.name} says {key}: {', '.join(missing)}, which is not there"
+            absent[split] = f"{path.name} says {key}: {', '.join(missing)}, which does not exist"
         else:
             splits[split] = tuple(_part(place) for place in found.values() if place)
     if not splits:
@@ -57,7 +57,7 @@ def find_yaml(path: Path) -> Layout | None:
 
 
 def find_plain(root: Path) -> Layout | None:
-    """images/ + labels/ + classes.txt without a YAML, with or without folders of splits inside or around."""
+    """images/ + labels/ + classes.txt without a YAML, with or without folders of splits inside or outside."""
     names = _names_file(root)
     if names is None:
         return None
@@ -73,7 +73,7 @@ def find_plain(root: Path) -> Layout | None:
 
 
 def find_darknet(root: Path) -> Layout | None:
-    """obj.data with lists of pictures, as darknet has it and CVAT exports it ("YOLO 1.1"); or only its obj.names."""
+    """obj.data with lists of images, as in darknet and CVAT ("YOLO 1.1"); or only its obj.names."""
     splits: dict[str, tuple[Part, ...]] = {}
     names = next((p for n in ("obj.names", "*.names") for p in sorted(root.glob(n))), None)
     given: dict[str, str] = {}
@@ -115,8 +115,8 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 
 def _resolve(value: str, file: Path, base: Any) -> Path | None:
-    """The folder or list that ``value`` means. Roboflow writes ../train/images for what lies beside the YAML, CVAT
-    data/train.txt for what lies beside obj.data."""
+    """The folder or list that ``value`` refers to. Roboflow writes ../train/images for a folder beside the YAML, CVAT
+    writes data/train.txt for a file beside obj.data."""
     value = value.replace("\\", "/")
     steps = [step for step in value.split("/") if step not in ("", ".", "..")]
     bases = [file.parent / str(base), file.parent] if base else [file.parent]
@@ -126,7 +126,7 @@ def _resolve(value: str, file: Path, base: Any) -> Path | None:
             try:
                 if place.exists():
                     return place
-            except (OSError, ValueError):  # longer than a path can be, or with a NUL
+            except (OSError, ValueError):  # too long for a path, or with a NUL
                 continue
     found = next((p for folder in bases if (p := Files().find(folder, steps))), None) if steps else None
     return Path(found) if found else None
@@ -142,10 +142,10 @@ def _part(place: Path) -> Part:
 def read(parts: tuple[Part, ...], layout: Layout, source: str, check: Check, problems: Problems) -> Index:
     """The pictures of all parts as an Index; classes by number. Sizes come from the headers of the pictures.
 
-    A picture without a box file is one without boxes: that is how YOLO writes background.
+    An image without a box file has no boxes: YOLO marks background images in this way.
 
     Raises:
-        DataError: no names, none of the pictures has a box file, or nothing usable.
+        DataError: no names, no image has a box file, or nothing usable.
     """
     numbers, names = _classes(layout)
     columns, files = Columns(class_names=names, relative=True, category_ids=numbers), Files()
@@ -187,7 +187,7 @@ def class_names(layout: Layout) -> tuple[str, ...]:
     """By number.
 
     Raises:
-        DataError: there are none, or two of one name.
+        DataError: there are none, or two with the same name.
     """
     return _classes(layout)[1]
 
@@ -232,8 +232,8 @@ def _pictures(part: Part, layout: Layout, files: Files, problems: Problems) -> I
 
 
 def _options(picture: str, files: Files) -> list[tuple[str, str]]:
-    """Folders and name of the file that may hold the boxes of a picture: labels/ parallel to the innermost images/,
-    labels/ beside its folder, or beside the picture itself."""
+    """Possible folders and name of the box file of an image: labels/ parallel to the innermost images/, labels/ beside
+    its folder, or beside the image itself."""
     folder, name = os.path.split(picture)
     name = f"{os.path.splitext(name)[0]}.txt"  # noqa: PTH122 (stays text: there may be 118,000)
     return [
@@ -242,7 +242,7 @@ def _options(picture: str, files: Files) -> list[tuple[str, str]]:
 
 
 def _parallel(folder: str, files: Files) -> list[str]:
-    """labels/… of images/…; none where no folder above is called images."""
+    """labels/… for images/…; nothing if no parent folder is called images."""
     steps = folder.replace("\\", "/").split("/")
     at = [i for i, step in enumerate(steps) if step.lower() == "images"]
     if not at:
@@ -252,8 +252,8 @@ def _parallel(folder: str, files: Files) -> list[str]:
 
 
 def _box_files(pictures: Sequence[str], files: Files) -> list[str]:
-    """The box file of each picture, "" where there is none. One that differs from the picture's name in case or accents
-    only is taken if no other picture has it."""
+    """The box file of each image, "" if there is none. A file whose name differs only in case or accents is used if no
+    other image has it."""
     options = [_options(p, files) for p in pictures]
     found = [next((f"{f}/{n}" for f, n in own if n in files.names(f)), "") for own in options]
     taken = set(found)
@@ -268,7 +268,7 @@ def _box_files(pictures: Sequence[str], files: Files) -> list[str]:
 
 
 def _without_picture(images: Path, used: Collection[str], files: Files, problems: Problems) -> None:
-    """Counts box files below the labels of a folder of pictures that no picture has."""
+    """Counts box files in the labels folders that belong to no image."""
     roots = {f for f in (*_parallel(str(images), files), f"{images}/labels") if os.path.isdir(f)}  # noqa: PTH112
     folders = {f for root in roots for f, _ in below(root)} | {os.path.split(p)[0] for p in used}
     for folder in sorted(folders):
@@ -280,13 +280,13 @@ def _without_picture(images: Path, used: Collection[str], files: Files, problems
 
 
 class _Rows:
-    """Lines of box files into columns: ``class cx cy w h`` in fractions of the picture."""
+    """Reads lines of box files into columns: ``class cx cy w h`` as fractions of the image."""
 
     def __init__(self, columns: Columns, label_of: dict[int, int], problems: Problems, keypoints: bool):
         self.columns, self.label_of, self.problems, self.keypoints = columns, label_of, problems, keypoints
 
     def add_file(self, path: str) -> None:
-        """The boxes of the picture added to the columns last."""
+        """Reads the boxes of the image that was added last."""
         try:
             raw = read_bytes(path, LABELS)
             text = raw.decode(encoding_of(raw), errors="replace")
@@ -300,12 +300,12 @@ class _Rows:
                     self.problems.add(wrong, f"{os.path.split(path)[1]} line {n}")
 
     def _add(self, words: list[str]) -> str:
-        """Adds a box; returns what is to be counted about it, or nothing."""
+        """Adds a box; returns its problem, or nothing."""
         values = [number(w) for w in words]
         remark = ""
         if any(v != v and w.lower().lstrip("+-") != "nan" for v, w in zip(values, words)):
             return "line with something that is not a number, left out"
-        if values[0] not in self.label_of:  # 3.0 is 3 here; 3.5 and NaN are none
+        if values[0] not in self.label_of:  # 3.0 counts as 3; 3.5 and NaN are invalid
             return "box of an unknown class number, left out"
         if len(values) == 5 or (self.keypoints and len(values) > 5):
             cx, cy, w, h = values[1:5]

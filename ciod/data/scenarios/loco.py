@@ -1,8 +1,8 @@
-"""LoCo: class groups that seldom share an image, found on the graph of co-occurrences (low co-occurrence protocol).
+"""LoCo: class groups that rarely share an image, from the graph of co-occurrences (low co-occurrence protocol).
 
-The published clusters are not available to us, so the rule is our own, stated here and deterministic: the weight of
-two classes is the number of training images that show both; groups of the wanted sizes are grown greedily and then
-classes are swapped between groups as long as that lowers the weight between groups.
+The published clusters are not available to us, so this rule is our own, and deterministic. The weight between two
+classes is the number of training images that show both. Groups of the required sizes are grown greedily. Then classes
+are swapped between groups as long as that lowers the weight between groups.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ciod.data.index import Index
 
 
 def presence(index: Index) -> np.ndarray:
-    """[I, C] bool: which images show which classes (crowd counts)."""
+    """[I, C] bool: which images show which classes (including crowd boxes)."""
     shown = np.zeros((len(index), len(index.class_names)), dtype=bool)
     shown[index.image, index.labels] = True
     return shown
@@ -30,10 +30,10 @@ def cooccurrence(index: Index) -> np.ndarray:
 
 
 def clusters(together: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
-    """Rows of the classes of each group, ascending; classes that no group has room for are in none.
+    """Rows of the classes of each group, ascending; classes that fit into no group are in none.
 
     Args:
-        together: [C, C] symmetric weights; the order of the rows settles ties.
+        together: [C, C] symmetric weights; the order of the rows breaks ties.
         sizes: of the groups, in the order of the tasks.
 
     Source: greedy growth, then the pairwise swaps of Kernighan and Lin (1970), best first.
@@ -48,7 +48,7 @@ def clusters(together: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
             free = np.flatnonzero(group < 0)
             group[free[together[np.ix_(free, np.flatnonzero(group == g))].sum(1).argmax()]] = g
     member = np.eye(len(sizes), dtype=np.int64)
-    while True:  # every swap lowers a sum of whole numbers, so this ends
+    while True:  # every swap lowers a sum of integers, so this ends
         links = together @ member[group]  # [C, G] weight of a class to each group
         own = links[np.arange(n), group]
         gain = links[:, group] - own[:, None]  # [a, b]: a moves to b's group
@@ -61,14 +61,14 @@ def clusters(together: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
 
 
 def groups(index: Index, ordered: Sequence[str], sizes: Sequence[int]) -> list[tuple[str, ...]]:
-    """Class names of each task; inside a task they keep the order of ``ordered``."""
+    """Class names of each task; within a task they keep the order of ``ordered``."""
     names = tuple(ordered)
     found = clusters(cooccurrence(index.relabel(names)), sizes)
     return [tuple(names[int(c)] for c in rows) for rows in found[: len(sizes)]]
 
 
 def deal(index: Index, tasks: Sequence[tuple[str, ...]], seed: int) -> np.ndarray:
-    """[I] int64: the one task that gets the image, drawn among those with a class in it; -1: none has."""
+    """[I] int64: the task that gets the image, drawn among the tasks of its classes; -1: no task."""
     shown = presence(index)
     where = {name: i for i, name in enumerate(index.class_names)}
     rows = [shown[:, [where[n] for n in names]].any(1) for names in tasks]
@@ -78,7 +78,7 @@ def deal(index: Index, tasks: Sequence[tuple[str, ...]], seed: int) -> np.ndarra
 
 
 def shared_images(index: Index, tasks: Sequence[tuple[str, ...]]) -> int:
-    """Images that show classes of more than one task: what the clustering keeps small."""
+    """Number of images that show classes of more than one task, which the clustering minimises."""
     shown = presence(index)
     where = {name: i for i, name in enumerate(index.class_names)}
     return int((np.stack([shown[:, [where[n] for n in names]].any(1) for names in tasks]).sum(0) > 1).sum())

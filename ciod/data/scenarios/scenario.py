@@ -1,4 +1,4 @@
-"""Scenario: a stream of Tasks from one data set. It knows class names, images and boxes, and nothing of models."""
+"""Scenario: a sequence of Tasks from one data set. It knows class names, images and boxes, but no models."""
 
 from __future__ import annotations
 
@@ -23,30 +23,31 @@ Split = str | list[int] | list[list[str]]
 
 
 class Protocol(BaseModel):
-    """The switches that decide what a task may see. They are printed with every result."""
+    """The switches that define what a task may see. They are printed with every result."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: str = ""
     description: str = ""
     data: str | None = None
-    """Folder the scenario is about; ``data=`` of a run overrides it. ``shapes`` draws the built-in scenes."""
+    """Data folder of the scenario; ``data=`` of a run overrides it. ``shapes`` draws the built-in scenes."""
     split: Split = "all"
-    """How classes are dealt out: ``40+40``, ``15+1x5`` (15, then five times 1), ``20x4``, or lists of names."""
+    """How classes are assigned to tasks: ``40+40``, ``15+1x5`` (15, then five times 1), ``20x4``, or lists of names."""
     order: str | list[str] = "alphabetical"
     """Class order before the split: ``alphabetical``, ``dataset`` (COCO: by category id), ``seed:N``, or names."""
     reverse: bool = False
     """The groups of the split arrive in reverse: ``40+40`` reversed is last40+first40 (ilYOLOX)."""
     images: Literal["any-new", "only-new", "disjoint", "loco"] = "any-new"
-    """Training images of a task: with any box of a new class; with boxes of new classes only; every image in one
-    task only, dealt at random in proportion to the classes (``disjoint``, CL-DETR), or in one of the tasks that it
-    shows classes of, with classes grouped so that few images are contested (``loco``)."""
+    """Training images of a task. ``any-new``: images with any box of a new class; ``only-new``: with boxes of new
+    classes only; ``disjoint`` (CL-DETR): each image in one task, assigned at random in proportion to the classes;
+    ``loco``: each image in one of the tasks whose classes it shows, with classes grouped so that few images have
+    classes of several tasks."""
     boxes: Literal["new", "seen", "all"] = "new"
-    """Which boxes of those images are shown. ``new`` hides old objects, as in real life."""
+    """Which boxes of these images are shown. ``new`` hides old objects, as in practice."""
     eval_images: Literal["all", "seen"] = "all"
     """Test images: all, or only those with a box of a seen class (ilYOLOX)."""
     difficult: Literal["keep", "drop"] = "keep"
-    """VOC's difficult boxes in training. In evaluation they are always ignored."""
+    """VOC's difficult boxes in training. Evaluation always ignores them."""
     joint: bool = False
     """All classes in one task: the upper bound."""
     image_seed: int = 123
@@ -61,7 +62,7 @@ class Protocol(BaseModel):
     @field_validator("split", mode="before")
     @classmethod
     def _number(cls, value: object) -> object:
-        """``split=6`` is read as a number, and means a first task of six classes."""
+        """``split=6`` is parsed as a number and means a first task of six classes."""
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @property
@@ -70,21 +71,22 @@ class Protocol(BaseModel):
         return isinstance(self.split, list) and bool(self.split) and all(isinstance(g, list) for g in self.split)
 
     def sentences(self) -> list[str]:
-        """The protocol in words, for reports."""
+        """The protocol as sentences, for reports."""
         order = self.order if isinstance(self.order, str) else "given by a list"
         order = "given by the groups" if self.grouped else order
-        said = [
+        sentences = [
             f"Class order: {order}{', groups in reverse' if self.reverse else ''}.",
             {
-                "any-new": "A task trains on every image with at least one box of its new classes; an image can come "
-                "back in a later task.",
+                "any-new": "A task trains on every image with at least one box of its new classes; an image can be "
+                "used again in a later task.",
                 "only-new": "A task trains on the images whose boxes are all of its new classes.",
-                "disjoint": f"Every training image belongs to one task only (dealt at random, seed {self.image_seed}).",
+                "disjoint": f"Every training image belongs to one task only (assigned at random, seed "
+                f"{self.image_seed}).",
                 "loco": "Classes are grouped so that few images show several groups, and each such image is given to "
-                f"one of its tasks (at random, seed {self.image_seed}); no image comes back.",
+                f"one of its tasks (at random, seed {self.image_seed}); no image is used twice.",
             }[self.images],
             {
-                "new": "Only boxes of the new classes are shown; old and future objects stand there unlabelled.",
+                "new": "Only boxes of the new classes are shown; old and future objects are unlabelled.",
                 "seen": "Boxes of old and new classes are shown (not old-data-free).",
                 "all": "All boxes are shown, future classes included.",
             }[self.boxes],
@@ -94,10 +96,11 @@ class Protocol(BaseModel):
             }[self.eval_images],
         ]
         if self.joint:
-            said = ["Joint training: all classes in one task, with all their boxes (upper bound).", said[0], said[-1]]
+            joint = "Joint training: all classes in one task, with all their boxes (upper bound)."
+            sentences = [joint, sentences[0], sentences[-1]]
         if self.difficult == "drop":
-            said.append("Difficult boxes are not trained on.")
-        return [*said, METRIC_SENTENCES[self.metric]]
+            sentences.append("Difficult boxes are not used for training.")
+        return [*sentences, METRIC_SENTENCES[self.metric]]
 
 
 METRIC_SENTENCES = {
@@ -117,8 +120,8 @@ class Task:
     old_classes: tuple[str, ...]
     train: Index
     test: Index
-    hidden_boxes: int  # boxes of old classes in the training images that the protocol hides
-    future_boxes: int  # the same of classes that come later
+    hidden_boxes: int  # boxes of old classes that the protocol hides in the training images
+    future_boxes: int  # the same for classes of later tasks
 
     @property
     def seen_classes(self) -> tuple[str, ...]:
@@ -163,7 +166,7 @@ def class_order(order: str | Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def groups_of(protocol: Protocol, names: Sequence[str]) -> list[tuple[str, ...]]:
-    """New classes of each task. Names are checked against the data set's.
+    """New classes of each task. Names must be those of the data set.
 
     Raises:
         CiodError: every problem of order and split in one message.
@@ -182,7 +185,7 @@ def groups_of(protocol: Protocol, names: Sequence[str]) -> list[tuple[str, ...]]
         known(flat, "split")
         twice = sorted({n for n in flat if flat.count(n) > 1})
         if twice:
-            problems.append(f"split: {', '.join(twice)} is in two tasks; a class arrives once.")
+            problems.append(f"split: {', '.join(twice)} is in two tasks; a class can be new only once.")
         if problems:
             raise ConfigError(problems)
         found = [tuple(map(nfc, g)) for g in split]  # type: ignore[arg-type]
@@ -192,7 +195,7 @@ def groups_of(protocol: Protocol, names: Sequence[str]) -> list[tuple[str, ...]]
             listed = class_order(protocol.order, names)
             twice = sorted({n for n in listed if listed.count(n) > 1})
             if twice:
-                problems.append(f"order: {', '.join(twice)} is named twice; a class arrives once.")
+                problems.append(f"order: {', '.join(twice)} is named twice; name each class once.")
         try:
             ordered = class_order(protocol.order, names)
             sizes = [int(s) for s in split] if isinstance(split, list) else parse_split(split, len(ordered))  # type: ignore
@@ -219,13 +222,13 @@ class Scenario:
         test: its test split; classes are matched by name.
 
     Raises:
-        CiodError: a split or order that does not fit, or a task without training images.
+        CiodError: a split or order that does not fit the data, or a task without training images.
     """
 
     def __init__(self, protocol: Protocol, train: Index, test: Index):
         self.protocol = protocol
         known = train.class_names + tuple(n for n in test.class_names if n not in train.class_names)
-        self.parts = groups_of(protocol, known)  # what a joint run puts into one task
+        self.parts = groups_of(protocol, known)  # a joint run puts them into one task
         if protocol.images == "loco" and not protocol.grouped:
             ordered = [n for n in class_order(protocol.order, known) if n in known]
             self.parts = loco.groups(train, ordered, [len(g) for g in self.parts])
@@ -245,7 +248,7 @@ class Scenario:
         return (self.task(i) for i in range(len(self)))
 
     def _deal(self) -> np.ndarray | None:
-        """[I] owner task of every training image, or None where images may come back.
+        """[I] task of every training image, or None if images may be used in several tasks.
 
         ``disjoint``: shuffled, cut in proportion to the number of classes (CL-DETR's image split).
         """
@@ -280,22 +283,22 @@ class Scenario:
         return self._images(i)
 
     def new(self, i: int) -> range:
-        """Labels of the classes task i brings."""
+        """Labels of the new classes of task i."""
         return range(*self._bounds(i))
 
     def seen(self, i: int) -> int:
-        """How many classes have arrived with task i."""
+        """Number of classes up to and including task i."""
         return self._bounds(i)[1]
 
     def shown(self, i: int) -> np.ndarray:
-        """[C] bool: classes whose boxes the images of task i show."""
+        """[C] bool: classes whose boxes are shown in the images of task i."""
         first, end = self._bounds(i)
         label = np.arange(len(self.classes))
         lowest = {"new": first, "seen": 0, "all": 0}[self.protocol.boxes]
         return (label >= lowest) & (label < (len(self.classes) if self.protocol.boxes == "all" else end))
 
     def usable(self, index: Index) -> np.ndarray:
-        """[A] bool: boxes to learn. Crowd regions count for choosing images alone, as in the published protocols."""
+        """[A] bool: boxes to train on. Crowd boxes count only for choosing images, as in the published protocols."""
         return ~index.crowd & ~(index.difficult & (self.protocol.difficult == "drop"))
 
     def task(self, i: int) -> Task:

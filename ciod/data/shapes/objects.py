@@ -1,4 +1,4 @@
-"""Outlines of the built-in scenes' ten classes, and objects of them placed on a canvas."""
+"""Outlines of the ten classes of the built-in scenes, and placing objects on a canvas."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-# Alphabetical, as scenario shapes-6+4 takes them: the first six are old, the last four new. Both halves hold an easy
-# class (cross, ring) and ones that the other half resembles (circle and ring, hexagon and square, arrow and triangle).
+# Alphabetical, as in scenario shapes-6+4: the first six are old, the last four new. Both groups have an easy class
+# (cross, ring) and classes that resemble one of the other group (circle and ring, hexagon and square, arrow and
+# triangle).
 CLASSES = ("arrow", "circle", "crescent", "cross", "heart", "hexagon", "ring", "square", "star", "triangle")
 
-_FINE = 3  # outlines are drawn this many times larger and averaged down, which makes their edges smooth
-_VISIBLE = 0.6  # an object must show at least this much of itself, or it is placed elsewhere
+_FINE = 3  # outlines are drawn this many times larger and then averaged, which makes their edges smooth
+_VISIBLE = 0.6  # an object must be visible to at least this share, or it is placed elsewhere
 
 Loop = list[tuple[float, float]]  # closed outline around (0, 0) within radius about 1, y downwards
 
 
 @dataclass
 class Item:
-    """One object: its opacity patch, in place. ``x``, ``y`` may be negative; parts outside the canvas are cut."""
+    """One object: its opacity patch and position. ``x``, ``y`` may be negative; parts outside the canvas are cut."""
 
     label: int
     alpha: np.ndarray  # [h, w] float32 0..1
@@ -43,7 +44,7 @@ def _star(rng: np.random.Generator) -> list[Loop]:
 
 def _cross(rng: np.random.Generator) -> list[Loop]:
     a = rng.uniform(0.24, 0.36)
-    corner = [(a, -1), (a, -a), (1, -a)]  # the other three quarters are this one turned
+    corner = [(a, -1), (a, -a), (1, -a)]  # the other three quarters are rotations of this one
     turns: list[Callable[[float, float], tuple[float, float]]] = [
         lambda x, y: (x, y),
         lambda x, y: (-y, x),
@@ -71,7 +72,7 @@ def _crescent(rng: np.random.Generator) -> list[Loop]:
     tip, bite = math.atan2(y, x), math.atan2(y, x - d)
     outer = [tip + (math.tau - 2 * tip) * i / 30 for i in range(31)]
     inner = [-bite - (math.tau - 2 * bite) * i / 24 for i in range(25)]
-    # moved right by 0.25, so that the crescent and not its full moon sits in the middle
+    # moved right by 0.25, so that the crescent and not the full circle is centred
     return [
         [(math.cos(a) + 0.25, math.sin(a)) for a in outer]
         + [(d + r * math.cos(a) + 0.25, r * math.sin(a)) for a in inner]
@@ -97,15 +98,15 @@ def _reduce(image: Image.Image) -> np.ndarray:
 
 
 def _draw_object(rng: np.random.Generator, label: int, diameter: float) -> Item:
-    """A turned, slightly stretched shape in a patch just larger than itself."""
-    turn, stretch = rng.uniform(-0.7, 0.7), rng.uniform(-0.12, 0.12)  # up to 40 degrees: few things stand on their head
+    """A rotated, slightly stretched shape in a patch just larger than the shape."""
+    turn, stretch = rng.uniform(-0.7, 0.7), rng.uniform(-0.12, 0.12)  # up to 40 degrees: few objects are upside down
     cos, sin = math.cos(turn), math.sin(turn)
     half = int(diameter * 0.75) + 2  # room for corners (radius 1.2), the stretch and the outline
     middle, scale = half * _FINE, diameter / 2 * _FINE
     loops = []
     for loop in OUTLINES[CLASSES[label]](rng):
         points = [(x * (1 + stretch), y * (1 - stretch)) for x, y in loop]
-        # whole numbers: the last bit of a machine's sine cannot change the picture
+        # integers: the last bit of a machine's sine cannot change the image
         loops.append(
             [
                 (round(middle + scale * (x * cos - y * sin)), round(middle + scale * (x * sin + y * cos)))
@@ -125,7 +126,7 @@ def _draw_object(rng: np.random.Generator, label: int, diameter: float) -> Item:
 
 
 def overlap(item: Item, size: int) -> tuple[tuple[slice, slice], np.ndarray]:
-    """Where an object meets the canvas, and its mask there."""
+    """The part of the canvas that an object covers, and its mask there."""
     h, w = item.alpha.shape
     y0, x0, y1, x1 = max(item.y, 0), max(item.x, 0), min(item.y + h, size), min(item.x + w, size)
     patch = item.alpha[y0 - item.y : y1 - item.y, x0 - item.x : x1 - item.x] >= 0.5
@@ -133,22 +134,22 @@ def overlap(item: Item, size: int) -> tuple[tuple[slice, slice], np.ndarray]:
 
 
 def place(rng: np.random.Generator, size: int) -> list[Item]:
-    """2 to 5 objects, later ones on top; each shows ``_VISIBLE`` of itself, or it is tried elsewhere and given up."""
+    """2 to 5 objects, later ones on top. If one is visible to less than ``_VISIBLE``, other places are tried."""
     items: list[Item] = []
     top = np.full((size, size), -1)  # the number of the topmost object at each pixel
-    shown, whole = np.zeros(0), np.zeros(0)  # pixels in sight of each object; and were it all in sight
+    visible, total = np.zeros(0), np.zeros(0)  # visible pixels of each object; and all its pixels
     for _ in range(int(rng.integers(2, 6))):
         item = _draw_object(rng, int(rng.integers(len(CLASSES))), rng.uniform(26, 58) * size / 128)
         w = len(item.alpha)  # patches are square
-        whole_after = np.append(whole, (item.alpha >= 0.5).sum())
+        total_after = np.append(total, (item.alpha >= 0.5).sum())
         for _try in range(12):
             item.x, item.y = (int(v) for v in rng.integers(-w // 4, size - w + w // 4 + 1, 2))
             where, patch = overlap(item, size)
             lost = np.bincount(top[where][patch] + 1, minlength=len(items) + 1)[1:]
-            shown_after = np.append(shown - lost, patch.sum())
-            if (shown_after >= _VISIBLE * whole_after).all():
+            visible_after = np.append(visible - lost, patch.sum())
+            if (visible_after >= _VISIBLE * total_after).all():
                 top[where][patch] = len(items)
                 items.append(item)
-                shown, whole = shown_after, whole_after
+                visible, total = visible_after, total_after
                 break
     return items

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from ciod.data.shapes.objects import CLASSES, Item, overlap, polygon
 
-# Pictures are planes [3, h, w] float32 0..255 here: numpy is several times faster on them than on [h, w, 3].
+# Images are planes [3, h, w] float32 0..255 here: numpy is several times faster on them than on [h, w, 3].
 
 
 def _colour(rng: np.random.Generator) -> np.ndarray:
@@ -18,9 +18,9 @@ def _colour(rng: np.random.Generator) -> np.ndarray:
 
 
 def _typical(rng: np.random.Generator, label: int) -> np.ndarray:
-    """[3, 1, 1]: a colour things of this class often have, as a tomato is mostly red; one in twenty has any.
+    """[3, 1, 1]: a typical colour of this class, as a tomato is mostly red; one object in twenty has any colour.
 
-    Without it, minutes of training on a small machine would not be enough to tell ten shapes apart.
+    Without it, minutes of training on a small machine would not be enough to learn ten shapes.
     """
     hue = label / len(CLASSES) + rng.normal(0, 0.025)
     saturation, value, odd = rng.uniform(0.55, 1.0), rng.uniform(0.5, 1.0), rng.random() < 0.05
@@ -80,7 +80,7 @@ def _texture(rng: np.random.Generator, h: int, w: int, base: np.ndarray) -> np.n
 
 
 def _clutter(rng: np.random.Generator, canvas: Image.Image) -> None:
-    """Lines, arcs, scribbles and lumps on the background: things to ignore, none of them like a class."""
+    """Lines, arcs, scribbles and lumps on the background: clutter to ignore, none of it similar to a class."""
     draw, s = ImageDraw.Draw(canvas, "RGBA"), canvas.width
 
     def ink() -> tuple[int, ...]:
@@ -128,7 +128,7 @@ def paint(rng: np.random.Generator, image: np.ndarray, item: Item) -> None:
     under = image[:, ys, xs][:, patch].mean(1).reshape(3, 1, 1)
     base = _typical(rng, item.label)
     for _ in range(6):
-        if np.abs(base - under).sum() > 130:  # of 765; less is at times invisible
+        if np.abs(base - under).sum() > 130:  # of 765; less is sometimes invisible
             break
         base = _typical(rng, item.label)
     colour = _texture(rng, len(item.alpha), len(item.alpha), base)

@@ -1,9 +1,9 @@
-"""The built-in demo data: drawn scenes of ten shapes, because photographs cannot ship with the package.
+"""The built-in demo data: drawn scenes of ten shapes, because the package cannot include photographs.
 
     python -m ciod.data.shapes.scenes demo-data --train 600 --val 200
 
-Every image has its own random stream (seed, split, number), so image 17 is the same however many are drawn, and the
-same everywhere with the same Pillow and numpy. Sizes below are for a 128-pixel canvas and grow with it.
+Every image has its own random stream (seed, split, number). Image 17 is thus the same for any number of images, and on
+every machine with the same Pillow and numpy. Sizes below are for a canvas of 128 pixels and scale with it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ciod.core.reading import Unreadable, read_json
 from ciod.data.shapes.objects import CLASSES, Item, overlap, place
 from ciod.data.shapes.paint import background, paint, to_image
 
-VERSION = 1  # of the drawing: raise it when the pictures change, so that stored data sets are drawn anew
+VERSION = 1  # version of the drawing: raise it when the images change, so that stored data sets are drawn again
 _SPLITS = {"train": 0, "val": 1}  # also the second number of each image's seed: never change
 
 
@@ -90,7 +90,7 @@ _WRITTEN = {"images", "train.json", "val.json", "classes.txt", "shapes.json"}
 
 
 def _stored(root: Path) -> object:
-    """The settings that the data set at ``root`` was drawn with; None if there is none."""
+    """The settings with which the data set at ``root`` was drawn; None if there is none."""
     try:
         return read_json(root / "shapes.json")
     except Unreadable:
@@ -98,7 +98,7 @@ def _stored(root: Path) -> object:
 
 
 def _is_foreign(root: Path) -> bool:
-    """Whether ``root`` holds anything besides a data set of ours, which may be replaced."""
+    """Whether ``root`` holds anything other than a built-in data set, which may be replaced."""
     if not root.is_dir():
         return root.exists()
     names = {p.name for p in root.iterdir()}
@@ -108,18 +108,18 @@ def _is_foreign(root: Path) -> bool:
 def write_shapes(root: Path, *, train: int, val: int, seed: int = 0, size: int = 128) -> Path:
     """Draws a COCO data set (``images/*.jpg``, ``train.json``, ``val.json``, ``classes.txt``) at ``root``.
 
-    Drawn in a folder beside and renamed at the end, so a data set is whole or absent. One that is there with the same
-    settings (``shapes.json``) is kept; one with other settings is replaced.
+    It is drawn in a temporary folder and renamed at the end, so a data set is complete or absent. An existing data set
+    with the same settings (``shapes.json``) is kept; one with other settings is replaced.
 
     Args:
         train, val: number of images.
-        size: pixels of a side, at least 32.
+        size: side in pixels, at least 32.
 
     Returns:
         ``root``.
 
     Raises:
-        DataError: when the numbers make no data set, or ``root`` holds files that this function did not write.
+        DataError: invalid numbers, or ``root`` holds files that this function did not write.
         WriteError: no room, no permission, or another fault of the disk.
     """
     root = Path(root)
@@ -133,7 +133,7 @@ def write_shapes(root: Path, *, train: int, val: int, seed: int = 0, size: int =
         "val": val,
         "seed": seed,
         "size": size,
-        "pillow": PIL.__version__,  # their next versions may draw other pixels
+        "pillow": PIL.__version__,  # other versions may draw other pixels
         "numpy": np.__version__,
     }
     if _stored(root) == settings:
@@ -155,7 +155,7 @@ def _draw(root: Path, settings: dict[str, Any]) -> None:
             _write_split(made, split, settings[split], settings["seed"], settings["size"])
         (made / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
         (made / "shapes.json").write_text(json.dumps(settings, indent=1))
-        if _stored(root) != settings:  # otherwise another process was quicker
+        if _stored(root) != settings:  # otherwise another process was faster
             if root.exists():
                 root.rename(fresh / "old")
             made.rename(root)

@@ -1,4 +1,4 @@
-"""Which positions learn which box, for a whole batch at once: ATSS (GFL). SimOTA (YOLOX) has a file of its own."""
+"""Matching of positions and boxes for a batch at once: ATSS (GFL). For SimOTA (YOLOX) see ``sim_ota``."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ciod.core.types import Matches, Outputs, Targets
 def atss(outputs: Outputs, targets: Targets, *, k: int = 9, scale: float = 8) -> Matches:
     """Adaptive training sample selection (Zhang et al., CVPR 2020, arXiv 1912.02424, algorithm 1).
 
-    Candidates of a box are the ``k`` nearest positions of every level; those whose anchor overlaps it by the mean
-    plus the standard deviation of its candidates, and whose point lies in it, learn it.
+    Candidates of a box are the ``k`` nearest positions of every level. A candidate is matched if its anchor overlaps
+    the box by at least the mean plus the standard deviation over the candidates, and if its point is inside the box.
 
     Args:
         outputs: with ``levels``. Anchors are squares of ``scale`` strides around the points.
         targets: padded boxes; padding is never assigned.
 
     Returns:
-        Matches. Of boxes that claim one position the one whose overlap with its anchor is largest gets it.
+        Matches. If several boxes claim a position, the one with the largest overlap with its anchor gets it.
     """
     boxes, points = targets.boxes, outputs.points
     reach = outputs.strides[:, None] * scale / 2

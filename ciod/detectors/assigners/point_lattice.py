@@ -1,4 +1,4 @@
-"""A detector's positions as a lattice a level: which of them lie in or near a box follows from rows and columns."""
+"""A detector's positions as one lattice per level. Rows and columns tell which positions are in or near a box."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Level(NamedTuple):
 
 
 def levels_of(points: Tensor, strides: Tensor) -> list[Level] | None:
-    """The levels of [P, 2] points with [P] strides, on a CPU; None where they are no such lattice."""
+    """The levels of [P, 2] points with [P] strides, on a CPU; None if they do not form lattices."""
     p, s = points.numpy(), strides.numpy()
     starts = [0, *(np.flatnonzero(np.diff(s)) + 1), len(s)]
     found = []
@@ -48,15 +48,15 @@ def levels_of(points: Tensor, strides: Tensor) -> list[Level] | None:
 
 
 class Reach(NamedTuple):
-    """What lies in [B, N] boxes, and near their centres."""
+    """Positions inside [B, N] boxes, and near their centres."""
 
     candidate: Tensor  # [B, P] bool: in or near some box
-    prime: Tensor  # [B, N, K] positions that may be in a box and near its centre
-    ok: Tensor  # [B, N, K] bool: they are
+    prime: Tensor  # [B, N, K] positions that can be in a box and near its centre
+    ok: Tensor  # [B, N, K] bool: whether they are
 
 
 def reach(levels: list[Level], boxes: Tensor, valid: Tensor, radius: float) -> Reach:
-    """The same as comparing every position with every box [B, N, 4], from rows and columns alone.
+    """The same as comparing every position with every box [B, N, 4], but only from rows and columns.
 
     Args:
         valid: [B, N] bool.
@@ -78,13 +78,13 @@ def reach(levels: list[Level], boxes: Tensor, valid: Tensor, radius: float) -> R
 def _axis(
     at: Tensor, low: Tensor, high: Tensor, valid: Tensor, radius: float, stride: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One axis: inside and near [B, N, W] as numbers; the few indices [B, N, K] near the centre, and which are also
-    inside."""
+    """For one axis: inside and near [B, N, W] as numbers; the few indices [B, N, K] near the centre, and whether they
+    are also inside."""
     far, middle = radius * stride, (low + high) / 2
     a, m = at, middle[..., None]
     inside = (a > low[..., None]) & (a < high[..., None]) & valid[..., None]
     near = (a + far > m) & (a - far < m) & valid[..., None]
-    # In float64 these are exact: the open interval of 2 radius cells holds no index before its first whole number.
+    # In float64 these are exact: the open interval of 2 radius cells holds no index before its first integer.
     first = ((middle.double() - far - at[0].double()) / stride).floor().nan_to_num(0).clamp(-2, len(at)).long() + 1
     index = first[..., None] + torch.arange(math.ceil(2 * radius))
     held = index.clamp(0, len(at) - 1)

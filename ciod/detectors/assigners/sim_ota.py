@@ -1,4 +1,4 @@
-"""SimOTA, YOLOX's matching, for a whole batch at once."""
+"""SimOTA, YOLOX's matching, for a batch at once."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ _NEVER = float("inf")
 def sim_ota(
     outputs: Outputs, targets: Targets, *, radius: float = 2.5, top: int = 10, iou_weight: float = 3
 ) -> Matches:
-    """Dynamic-k assignment (YOLOX, Ge et al. 2021, arXiv 2107.08430, .2.3).
+    """Dynamic-k assignment (YOLOX, Ge et al. 2021, arXiv 2107.08430, section 2.3).
 
     Args:
         outputs: with objectness. Not changed; no gradient is taken.
         targets: padded boxes; padding is never assigned.
         radius: a position is near a box when it is within ``radius`` cells of its centre.
         top: k of a box is the rounded-down sum of its ``top`` best IoUs, at least 1.
-        iou_weight: weight of -log IoU beside the class cost.
+        iou_weight: weight of -log IoU relative to the class cost.
 
     Returns:
-        Matches with at most ``top`` positions a box. Of boxes that claim one position the cheapest gets it.
+        Matches with at most ``top`` positions per box. If several boxes claim a position, the one with the lowest cost
+        gets it.
     """
     outputs = replace(outputs, boxes=outputs.boxes.detach())
     search = _Search(outputs, targets, radius, iou_weight)
-    # On a CPU, where a length is free to read, costs are worked out only where they can matter.
+    # On a CPU, where reading a length is free, costs are computed only where they can matter.
     levels = point_lattice.levels_of(outputs.points, outputs.strides) if outputs.boxes.device.type == "cpu" else None
     claimed, target = _among_few(search, levels, top) if levels else _among_all(search, top)
 
@@ -58,7 +59,7 @@ def class_cost(q: Tensor, labels: Tensor) -> Tensor:
 
 
 class _Search:
-    """Costs of a batch's positions and boxes."""
+    """Costs between the positions and boxes of a batch."""
 
     def __init__(self, outputs: Outputs, targets: Targets, radius: float, iou_weight: float):
         self.outputs, self.targets, self.radius, self.iou_weight = outputs, targets, radius, iou_weight
@@ -77,18 +78,18 @@ class _Search:
         return inside, near.logical_and_(valid)
 
     def roots(self, place: Tensor) -> Tensor:
-        """[B, P', C]: the roots of class × objectness probability."""
+        """[B, P', C]: the square roots of class × objectness probability."""
         rows = {k: bx.gather_rows(getattr(self.outputs, k), place) for k in ("logits", "objectness")}
         return replace(self.outputs, **rows).scores().sqrt_()
 
     def costs(self, targets: Targets, overlap: Tensor, q: Tensor, prime: Tensor, ok: Tensor) -> Tensor:
-        """[B, N, P]: what each box would pay for each position, infinite where not ``ok``."""
+        """[B, N, P]: cost of each position for each box, infinite where not ``ok``."""
         cost = class_cost(q, targets.labels)
         cost.sub_((overlap + 1e-7).log_(), alpha=self.iou_weight).add_(~prime, alpha=_FAR)
         return cost.masked_fill_(~ok | ~cost.isfinite(), _NEVER)
 
     def costs_at(self, targets: Targets, place: Tensor, some: Tensor) -> Tensor:
-        """[B, N, P']: costs of all pairs of some boxes and the positions ``place`` [B, P'], where ``some`` [B, P']."""
+        """[B, N, P']: costs of all boxes with the positions ``place`` [B, P'] where ``some`` [B, P'] is set."""
         overlap = bx.pairwise_iou(targets.boxes, bx.gather_rows(self.outputs.boxes, place))
         ok = some[:, None, :] & targets.valid[:, :, None]
         inside, near = self.reach(targets, place)
@@ -99,7 +100,7 @@ class _Search:
 
 
 def _among_all(search: _Search, top: int) -> tuple[Tensor, Tensor]:
-    """Which positions are taken [B, P], and the box each goes to [B, P], from all pairs; nothing is read back."""
+    """Which positions are matched [B, P], and with which box [B, P], from all pairs; nothing is read back."""
     targets, outputs = search.targets, search.outputs
     inside, near = search.reach(targets)
     ok = (inside | near).any(1)[:, None, :] & targets.valid[:, :, None]  # [B, N, P], as everything below
@@ -112,12 +113,12 @@ def _among_all(search: _Search, top: int) -> tuple[Tensor, Tensor]:
 
 
 def _wanted(overlap: Tensor, best: int) -> Tensor:
-    """[B, N]: how many positions a box takes."""
+    """[B, N]: number of positions per box."""
     return overlap.topk(best, dim=2).values.sum(2).int().clamp(min=1)
 
 
 class _Claims:
-    """Which positions boxes claim: the ``k`` [B, N] cheapest of ``place`` [B, N, M] by ``price``, ascending."""
+    """Positions that boxes claim: the ``k`` [B, N] cheapest of ``place`` [B, N, M] by ``price``, ascending."""
 
     def __init__(self, price: Tensor, place: Tensor, k: Tensor, positions: int):
         batch, boxes, best = price.shape
@@ -129,7 +130,7 @@ class _Claims:
         # the sum of one number is the number
         self.single = torch.zeros_like(claimants).scatter_add_(1, place, claimed * box).clamp_(max=boxes - 1)
         self.taken = claimants > 0
-        # The published rule: a contested position goes to the box for which it costs least, of all boxes.
+        # The published rule: a contested position goes to the box with the lowest cost, of all boxes.
         self.contested = claimants > 1
 
 
@@ -137,11 +138,11 @@ class _Claims:
 
 
 def _among_few(search: _Search, levels: list[point_lattice.Level], top: int) -> tuple[Tensor, Tensor]:
-    """The same as ``_among_all``, with costs only where they decide.
+    """The same as ``_among_all``, with costs only where they matter.
 
-    A box has at most some 25 positions a level that are inside it and near its centre; all others cost it 1e8 more.
-    They are looked at only for boxes that want more positions than that, and for positions that several boxes claim.
-    IoUs of all pairs are needed still: they say how many positions a box wants.
+    A box has at most about 25 positions per level that are inside it and near its centre; all others cost 1e8 more.
+    The others are considered only for boxes that need more positions, and for positions that several boxes claim. IoUs
+    of all pairs are still needed, because they determine the number of positions per box.
     """
     targets, outputs = search.targets, search.outputs
     found = point_lattice.reach(levels, targets.boxes, targets.valid, search.radius)
@@ -173,7 +174,7 @@ def _prime_costs(search: _Search, found: point_lattice.Reach) -> Tensor:
     used = bx.marked(index, ok, found.candidate.shape[1])
     place, _ = bx.compact(used, used.float(), used.shape[1])
     rank = torch.zeros_like(used, dtype=torch.long).scatter_(1, place, torch.arange(place.shape[1]).expand_as(place))
-    rank = rank.gather(1, index)  # where in ``place``; 0 for what is not ok
+    rank = rank.gather(1, index)  # index into ``place``; 0 where not ok
     q = search.roots(place)
     classes = q.shape[2]
     labels = targets.labels[:, :, None].expand_as(found.prime).flatten(1)
@@ -188,14 +189,14 @@ def _prime_costs(search: _Search, found: point_lattice.Reach) -> Tensor:
 def _fill(
     search: _Search, lacking: Tensor, candidates: tuple[Tensor, Tensor], best: tuple[Tensor, Tensor], top: int
 ) -> tuple[Tensor, Tensor]:
-    """``best``, prices and positions [B, N, M], with the boxes that are ``lacking`` [B, N] looked for everywhere."""
+    """``best``, prices and positions [B, N, M]; boxes that are ``lacking`` [B, N] positions search everywhere."""
     targets, (place, some), (price, where) = search.targets, candidates, best
     row, ok = bx.compact(lacking, lacking.float(), lacking.shape[1])
     few = Targets(bx.gather_rows(targets.boxes, row), targets.labels.gather(1, row), ok)
     more, nearest = search.costs_at(few, place, some).topk(min(top, place.shape[1]), dim=2, largest=False)
     more_where = place[:, None, :].expand(-1, row.shape[1], -1).gather(2, nearest)
     width = max(price.shape[2], more.shape[2])
-    row = row.masked_fill(~ok, lacking.shape[1])[:, :, None].expand(-1, -1, width)  # padding goes to a row of its own
+    row = row.masked_fill(~ok, lacking.shape[1])[:, :, None].expand(-1, -1, width)  # padding goes to a separate row
 
     def placed(into: Tensor, values: Tensor, nothing: float) -> Tensor:
         into = F.pad(into, (0, width - into.shape[2], 0, 1), value=nothing)

@@ -48,7 +48,7 @@ def named(path: Path, content: dict[str, Any], classes: Sequence[str] | None, co
     if not found and count == len(known.COCO):
         found = known.COCO
     if not found:
-        raise CiodError(f"{path} has {count} classes and does not name them; give their names: names=a,b,c.")
+        raise CiodError(f"{path} has {count} classes but no class names; give them: names=a,b,c.")
     if len(found) != count:
         raise CiodError(f"{path} has {count} classes, but {len(found)} names were given.")
     return tuple(found)

@@ -1,4 +1,4 @@
-"""Backbones: CSPDarknet (YOLOX) and torchvision's ResNets. Each gives three maps, at strides 8, 16 and 32."""
+"""Backbones: CSPDarknet (YOLOX) and torchvision's ResNets. Each returns three maps, at strides 8, 16 and 32."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class SPP(nn.Module):
 
 
 class Backbone(nn.Module):
-    """A stem and four stages; gives the maps of the last three, at strides 8, 16 and 32.
+    """A stem and four stages; returns the maps of the last three, at strides 8, 16 and 32.
 
-    With weights of its own (``pretrained``) the stem and the first stage are frozen and every batch normalisation keeps
-    its statistics; its scale and shift still train in unfrozen stages.
+    With pretrained weights the stem and the first stage are frozen, and every batch normalisation keeps its statistics;
+    its scale and shift are still trained in unfrozen stages.
     """
 
     pretrained: bool = False
@@ -60,7 +60,7 @@ class Backbone(nn.Module):
     stage4: nn.Module
 
     def hold(self) -> None:
-        """Freezes what stays as it was when there are weights."""
+        """Freezes the parts that do not change if there are weights."""
         if self.pretrained:
             self.stem.requires_grad_(False)
             self.stage1.requires_grad_(False)
@@ -80,8 +80,8 @@ class Backbone(nn.Module):
         """The maps of all four stages, at strides 4, 8, 16 and 32.
 
         Args:
-            x: what the stem takes; not used where ``known`` has maps.
-            known: maps of the first stages, which then are not computed.
+            x: the input of the stem; not used if ``known`` has maps.
+            known: maps of the first stages; these stages are not computed again.
         """
         maps = list(known) or [self.stage1(self.stem(x))]
         for stage in (self.stage2, self.stage3, self.stage4)[len(maps) - 1 :]:
@@ -112,12 +112,13 @@ class CSPDarknet(Backbone):
 class ResNet(Backbone):
     """torchvision's ResNet without its classifier.
 
-    As in the paper (ilYOLOX, R50) ImageNet weights are held, see ``Backbone``. From random weights everything trains.
+    As in the paper (ilYOLOX, R50), ImageNet weights are partly frozen, see ``Backbone``. From random weights
+    everything is trained.
 
     Args:
         depth: 18, 50 or 101.
         weights: ``imagenet`` (downloaded by torchvision), a path to a torchvision state dict, or None.
-        frozen: fix stem, first stage and statistics although ``weights`` is None: they will be loaded.
+        frozen: freeze stem, first stage and statistics even if ``weights`` is None, because they are loaded later.
     """
 
     def __init__(self, depth: int, weights: str | None = None, *, frozen: bool = False):
@@ -126,14 +127,14 @@ class ResNet(Backbone):
         wide = 1 if depth == 18 else 4
         self.channels = (128 * wide, 256 * wide, 512 * wide)
         self.pretrained = frozen or (bool(weights) and load_resnet(net, depth, str(weights)))
-        # ReLU keeps the order of pixels, so that pooling may come first: it leaves ReLU a quarter of them.
+        # ReLU keeps the order of values, so pooling can come first and leaves ReLU a quarter of the pixels.
         self.stem = nn.Sequential(net.conv1, net.bn1, net.maxpool, net.relu)
         self.stage1, self.stage2, self.stage3, self.stage4 = net.layer1, net.layer2, net.layer3, net.layer4
         self.hold()
 
 
 def build(shape: int | tuple[float, float, bool], weights: str | None = None, *, frozen: bool = False) -> Backbone:
-    """The depth of a ResNet, or (deepen, widen, depthwise) of a CSPDarknet, which has no weights of its own."""
+    """A ResNet of this depth, or a CSPDarknet of this (deepen, widen, depthwise), which has no pretrained weights."""
     if isinstance(shape, int):
         return ResNet(shape, weights, frozen=frozen)
     deepen, widen, depthwise = shape
@@ -144,11 +145,11 @@ def load_resnet(net: nn.Module, depth: int, weights: str) -> bool:
     if weights == "imagenet":
         patience = socket.getdefaulttimeout()
         try:
-            socket.setdefaulttimeout(15)  # a machine without a network must not hang here
+            socket.setdefaulttimeout(15)  # must not hang on a machine without network
             entry = torchvision.models.get_model_weights(f"resnet{depth}")["IMAGENET1K_V1"]
             net.load_state_dict(entry.get_state_dict(progress=False, check_hash=True))
             return True
-        except Exception as problem:  # no network, no cache: many kinds of error, one meaning
+        except Exception as problem:  # without network or cache: many kinds of error with the same meaning
             warnings.warn(
                 f"ImageNet weights of ResNet-{depth} could not be downloaded ({problem}); the backbone starts from "
                 "random weights. Give detector.backbone_weights=PATH to use a file.",

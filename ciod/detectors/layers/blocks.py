@@ -51,7 +51,7 @@ class Bottleneck(nn.Module):
 
 
 class CSP(nn.Module):
-    """Cross-stage partial block: half the channels through ``depth`` bottlenecks, half past them."""
+    """Cross-stage partial block: half of the channels pass ``depth`` bottlenecks, the other half skips them."""
 
     def __init__(self, inputs: int, outputs: int, depth: int, *, shortcut: bool = True, depthwise: bool = False):
         super().__init__()

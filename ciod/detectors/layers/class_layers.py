@@ -1,4 +1,4 @@
-"""Layers with a row per class, which grow: their old rows keep weights and arithmetic."""
+"""Layers with one row per class that can grow: old rows keep their weights and their arithmetic."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-PRIOR = 0.01  # probability a new class starts with everywhere
+PRIOR = 0.01  # initial probability of a new class at every position
 
 
 @dataclass
 class ClassRows:
-    """One tensor with a row per class: rows ``first .. first + len(tensor)`` in the order of arrival."""
+    """A tensor with one row per class: rows ``first .. first + len(tensor)`` in the order of arrival."""
 
     name: str
     tensor: nn.Parameter
@@ -24,9 +24,9 @@ class ClassRows:
 class ClassConv(nn.Module):
     """A convolution to class logits that can grow.
 
-    Every growth appends a convolution of its own and their outputs are concatenated: the old ones keep not just their
-    weights but their arithmetic, so old logits stay bit-equal on any device. (One wider convolution may pick another
-    kernel, whose sums round differently.)
+    Every growth appends a separate convolution, and the outputs are concatenated. The old convolutions keep their
+    weights and their arithmetic, so old logits stay bit-equal on any device. (A single wider convolution might use
+    another kernel, whose sums round differently.)
     """
 
     def __init__(self, channels: int, classes: int, kernel: int = 1):
@@ -50,7 +50,7 @@ class ClassConv(nn.Module):
         return nn.Conv2d(self.channels, classes, self.kernel, padding=self.kernel // 2)
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keeps these rows (ascending) and their arithmetic by block; blocks without any go."""
+        """Keeps these rows (ascending) and their arithmetic per block; empty blocks are removed."""
         first, blocks = 0, []
         for block in self.blocks:
             size: int = block.out_channels  # type: ignore[assignment]
@@ -69,7 +69,7 @@ class ClassConv(nn.Module):
 
     @property
     def sizes(self) -> list[int]:
-        """Classes of each block, in order of arrival."""
+        """Number of classes of each block, in order of arrival."""
         return [block.out_channels for block in self.blocks]  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class ClassConv(nn.Module):
 
 
 class AnchorConv(nn.Module):
-    """A convolution to the logits of several anchors a cell, whose tensors have a row per class as ClassRows wants."""
+    """A convolution to the logits of several anchors per cell; its tensors have one row per class, as in ClassRows."""
 
     def __init__(self, channels: int, classes: int, anchors: int, kernel: int):
         super().__init__()
@@ -102,7 +102,7 @@ class AnchorConv(nn.Module):
 
 
 class AnchorClassConv(ClassConv):
-    """ClassConv where every cell has several anchors: [B, channels, h, w] → [B, classes, anchors, h, w]."""
+    """ClassConv with several anchors per cell: [B, channels, h, w] → [B, classes, anchors, h, w]."""
 
     def __init__(self, channels: int, classes: int, anchors: int, kernel: int = 3):
         self.anchors = anchors

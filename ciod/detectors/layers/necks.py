@@ -15,11 +15,11 @@ from ciod.detectors.layers.blocks import CSP, ConvBN, conv
 
 
 class PAFPN(nn.Module):
-    """Path-aggregation feature pyramid over three maps: top-down, then bottom-up, then one 1×1 convolution a level to
+    """Path-aggregation feature pyramid over three maps: top-down, then bottom-up, then one 1×1 convolution per level to
     equal channels.
 
     Args:
-        channels: of the three inputs, stride 8 first.
+        channels: those of the three inputs, stride 8 first.
         width: channels of every output.
         depth: bottlenecks in each CSP block.
     """
@@ -51,11 +51,11 @@ class PAFPN(nn.Module):
 
 
 class FPN(FeaturePyramidNetwork):
-    """torchvision's feature pyramid over three maps, with two coarser levels convolved from its last: five maps of
-    ``width`` channels, at strides 8 to 128.
+    """torchvision's feature pyramid over three maps, with two coarser levels convolved from its last map: five maps
+    of ``width`` channels, at strides 8 to 128.
 
     Args:
-        channels: of the three inputs, stride 8 first.
+        channels: those of the three inputs, stride 8 first.
         relu: ReLU before the last level (RetinaNet, FCOS); without it in GFL.
     """
 
@@ -67,7 +67,7 @@ class FPN(FeaturePyramidNetwork):
 
 
 class PlainP6P7(LastLevelP6P7):
-    """Two levels more, one convolution of stride 2 each."""
+    """Two more levels, each by one convolution of stride 2."""
 
     def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
         p6 = self.p6(p[-1])

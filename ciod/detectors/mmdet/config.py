@@ -1,7 +1,7 @@
-"""Configs of MMDetection: where they come from, what of them a detector needs, and what is refused.
+"""Configs of MMDetection: finding them, extracting what a detector needs, and refusing unsafe ones.
 
-A ``.py`` config is code, and runs when it is read: only a file or name the user gave is. What a model file or
-checkpoint holds is read as plain values, and may name registered classes alone.
+A ``.py`` config is code and is executed when it is read; this is done only for a file or name that the user gave. A
+config in a model file or checkpoint is read as plain values and can name only registered classes.
 """
 
 # pyright: reportMissingImports=false
@@ -30,14 +30,14 @@ def require() -> None:
     """Imports MMDetection's models.
 
     Raises:
-        CiodError: the extra is not installed, or its parts do not go together.
+        CiodError: the extra is not installed, or the versions of its packages are incompatible.
     """
     try:
         import mmdet.models  # noqa: F401
     except ImportError as error:
         raise CiodError(f"Detectors of MMDetection need the extra mmdet ({error}): {INSTALL}") from error
-    except AssertionError as error:  # mmdet asserts the versions of its parts
-        raise CiodError(f"The installed parts of MMDetection do not go together: {error}") from error
+    except AssertionError as error:  # mmdet asserts the versions of its packages
+        raise CiodError(f"Incompatible versions of MMDetection packages: {error}") from error
 
 
 def configs() -> Path:
@@ -67,7 +67,7 @@ def locate(given: str) -> Path:
     found = next((p for p in own if p.stem == stem), None)
     if found is None:
         hint = did_you_mean(stem, [p.stem for p in own])
-        hint = hint if "mean" in hint else "a path ending in .py, or a name like gfl_r50_fpn_1x_coco, is wanted."
+        hint = hint if "mean" in hint else "give a path ending in .py, or a name like gfl_r50_fpn_1x_coco."
         raise CiodError(f"There is no config file {given}, nor a config of MMDetection of that name; {hint}")
     return found
 
@@ -90,10 +90,10 @@ def read(given: str) -> dict[str, Any]:
 
 
 def of(content: dict[str, Any], source: str) -> dict[str, Any]:
-    """What a detector needs of a whole config.
+    """The parts of a full config that a detector needs.
 
     Raises:
-        CiodError: it has no model, or its parts are not those of a detector.
+        CiodError: it has no model, or the model is not a supported detector.
     """
     model = content.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("bbox_head"), dict):
@@ -127,7 +127,7 @@ def _pretrained(value: Any) -> bool:
 
 
 def pretrained(given: str) -> str | None:
-    """``imagenet`` where the backbone of a config starts from torchvision's weights."""
+    """``imagenet`` if the backbone of a config starts from torchvision's weights, else None."""
     require()
     from mmengine.config import Config
 
@@ -137,7 +137,7 @@ def pretrained(given: str) -> str | None:
 
 
 def _picture(steps: Any) -> dict[str, Any]:
-    """Longest side and border of the pictures that a test pipeline makes."""
+    """Longest side and border of the images that a test pipeline makes."""
     out: dict[str, Any] = {}
     for step in _dicts(steps):
         if step.get("type") in ("Resize", "mmdet.Resize") and step.get("scale"):
@@ -160,11 +160,11 @@ def _dicts(value: Any) -> Iterator[dict[str, Any]]:
             waiting += reversed(value)
 
 
-def taking(model: dict[str, Any], size: int | None) -> Input:
-    """How the config wants its pictures, as ciod gives them: longest side, border, mean and standard deviation.
+def input_spec(model: dict[str, Any], size: int | None) -> Input:
+    """The ``Input`` of a config: longest side, border, mean and standard deviation.
 
-    MMDetection's mean and std are in the order that its network takes; ``Input`` has them in RGB. Where the pipeline
-    does not fill borders, they are 0 after normalising: the mean.
+    MMDetection's mean and std are in the channel order of its network; ``Input`` has them in RGB. If the pipeline does
+    not fill borders, they are 0 after normalising, so the border is the mean.
     """
     given = model.get("data_preprocessor") or {}
     wanted = model.get("input") or {}
@@ -179,7 +179,7 @@ def taking(model: dict[str, Any], size: int | None) -> Input:
 
 
 def check_types(value: Any, source: str) -> None:
-    """Refuses names of classes that are not just registered ones: a dotted one would be imported.
+    """Refuses class names that are not registered ones, because a dotted name would be imported.
 
     Raises:
         CiodError: naming it.
@@ -236,22 +236,22 @@ def loads(text: str, source: str) -> dict[str, Any]:
 
 
 def literal(text: str, source: str) -> dict[str, Any]:
-    """A whole config from the text that MMDetection puts into its checkpoints, read without running it.
+    """A full config from the text that MMDetection puts into its checkpoints, read without executing it.
 
     Raises:
-        CiodError: it has more than assignments of plain values.
+        CiodError: it has anything other than assignments of plain values.
     """
     try:
         tree = ast.parse(text)
         out = {}
         for line in tree.body:
             if not (isinstance(line, ast.Assign) and len(line.targets) == 1 and isinstance(line.targets[0], ast.Name)):
-                raise ValueError(f"line {line.lineno} is no assignment")
+                raise ValueError(f"line {line.lineno} is not an assignment")
             out[line.targets[0].id] = _value(line.value)
         return out
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise CiodError(
-            f"The config inside {source} holds more than plain values ({error}) and is not run; give the file: "
+            f"The config inside {source} holds more than plain values ({error}) and is not executed; give the file: "
             f"mmdet:CONFIG.py,{source}"
         ) from error
 

@@ -1,8 +1,8 @@
-"""Dense detectors of MMDetection 3 (onedl-mmdetection) as they are: ``detector=mmdet:CONFIG``.
+"""Dense detectors of MMDetection 3 (onedl-mmdetection): ``detector=mmdet:CONFIG``.
 
 One adapter over public interfaces: the model is built from its config and called (``extract_feat``, ``bbox_head``);
 its coder decodes boxes and its assigner matches. Class layers are replaced by ones that grow (``ClassConv``).
-``mmdet_heads`` has what differs from head to head, ``mmdet_config`` what is read of a config.
+``heads`` has the differences between heads; ``config`` reads configs.
 """
 
 # pyright: reportMissingImports=false
@@ -33,7 +33,7 @@ Maps = Sequence[Tensor]
 
 
 def traits_of(name: str) -> frozenset[str]:
-    """What ``mmdet:CONFIG`` offers, without building it.
+    """The traits of ``mmdet:CONFIG``, without building it.
 
     Raises:
         CiodError: no such config, or its head is not supported.
@@ -54,10 +54,10 @@ class MMDet(Detector):
 
     Args:
         name: ``mmdet:`` and a config file, or the name of one of MMDetection's own.
-        size: longest side of the pictures (default: the config's, at the next multiple of 32).
+        size: longest side of the images (default: that of the config, rounded up to a multiple of 32).
         backbone_weights: for ResNets, as ``DetectorSettings.backbone_weights``.
-        frozen: hold what the config freezes although ``backbone_weights`` is None: weights will be loaded. A backbone
-            without weights trains as a whole.
+        frozen: freeze what the config freezes even if ``backbone_weights`` is None, because weights are loaded later. A
+            backbone without weights is trained completely.
         config: the model's config as JSON, instead of reading ``name``.
 
     Raises:
@@ -80,9 +80,9 @@ class MMDet(Detector):
         configs.require()
         self.recipe = heads.recipe_of(model, given)
         self.config = model
-        taking = configs.taking(model, size)
+        input_spec = configs.input_spec(model, size)
         stem = configs.PREFIX + Path(given).name.removesuffix(".py")
-        super().__init__(class_names, {"name": stem, "size": taking.size, "config": json.dumps(model)}, taking)
+        super().__init__(class_names, {"name": stem, "size": input_spec.size, "config": json.dumps(model)}, input_spec)
         self.one_label = not self.recipe.several
         self.traits = _traits(model, self.recipe)  # type: ignore[misc]  # of the instance: heads differ
         self.model = _build(model, max(1, len(class_names)), given)
@@ -102,7 +102,7 @@ class MMDet(Detector):
         return self.model.bbox_head
 
     def hold(self, on: bool) -> None:
-        """Freezes what the config freezes of the backbone, which needs weights for that; or lets all of it train."""
+        """Freezes the parts of the backbone that the config freezes, if there are weights; else trains all of it."""
         self.settings["frozen"] = on
         backbone: Any = self.model.backbone
         given = self.config["backbone"]
@@ -119,8 +119,8 @@ class MMDet(Detector):
 
     def forward(self, images: Tensor) -> Outputs:
         features = self.model.extract_feat(self.normalise(images))
-        # In eval mode two heads answer otherwise (FCOS in pixels, VFNet without its first boxes); their layers' mode
-        # is not touched by this.
+        # In eval mode two heads return other values (FCOS pixels, VFNet no first boxes); this does not change the mode
+        # of their layers.
         mode, self.head.training = self.head.training, True
         try:
             maps = self.head(features)
@@ -132,8 +132,8 @@ class MMDet(Detector):
         """The head's raw maps → Outputs.
 
         Args:
-            cls: [B, C, h, w] a level, or [B, C, A, h, w] with A anchors a cell.
-            reg: [B, A × 4 × bins, h, w] a level, as the head gives it in train mode.
+            cls: [B, C, h, w] per level, or [B, C, A, h, w] with A anchors per cell.
+            reg: [B, A × 4 × bins, h, w] per level, as the head returns it in train mode.
             third: objectness, centre-ness or IoU; VFNet: the corrected distances.
         """
         head, kind = self.head, type(self.head).__name__
@@ -217,7 +217,7 @@ class MMDet(Detector):
         self._count(len(kept))
 
     def _count(self, classes: int | None = None) -> None:
-        """The head's own idea of how many classes there are."""
+        """The head's own number of classes."""
         self.head.num_classes = self.head.cls_out_channels = self.num_classes if classes is None else classes
 
     @torch.no_grad()
@@ -231,9 +231,9 @@ class MMDet(Detector):
         classes: Tensor | None = None,
         multi_label: bool = False,
     ) -> list[Detections]:
-        """As MMDetection: but for YOLOX a position has several labels, whatever ``multi_label`` says, and the config's
-        ``nms_pre`` best of each level go into NMS; boxes are cut to the batch image first (but TOOD's); PAA's are
-        averaged with what they suppressed."""
+        """As in MMDetection: except for YOLOX, a position has several labels, whatever ``multi_label`` is, and the
+        config's ``nms_pre`` best of each level enter NMS. Boxes are first clipped to the batch image (except TOOD's).
+        PAA's boxes are averaged with those they suppress."""
         given = {"score_threshold": score_threshold, "nms_iou": nms_iou, "classes": classes, "multi_label": multi_label}
         if not self.recipe.several:
             return super().decode(outputs, max_detections=max_detections, **given)  # type: ignore[arg-type]
@@ -263,7 +263,7 @@ class MMDet(Detector):
         return found
 
     def _candidates(self, probability: Tensor, floor: float, levels: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Positions and labels above ``floor`` of one image, of each level at most ``nms_pre``."""
+        """Positions and labels of one image above ``floor``, at most ``nms_pre`` per level."""
         places, labels, first = [], [], 0
         for n in levels:
             part = probability[first : first + n]
@@ -296,13 +296,13 @@ def _boxes(values: Tensor, anchors: int, width: int = 0) -> Tensor:
 
 
 def _decode(head: Any, priors: Tensor, raw: Tensor) -> Tensor:
-    """The head's box coder, for points [P, 2] or anchors [P, 4] and what it gave for them [B, P, 4]."""
+    """Decodes the head's outputs [B, P, 4] with its box coder, for points [P, 2] or anchors [P, 4]."""
     flat = priors.expand(len(raw), -1, -1).reshape(-1, priors.shape[1])
     return head.bbox_coder.decode(flat, raw.reshape(-1, 4)).view_as(raw)
 
 
 def _cut(outputs: Outputs) -> Tensor:
-    """Boxes inside the batch image, whose size the finest level has."""
+    """Boxes clipped to the batch image, whose size follows from the finest level."""
     if not outputs.features:
         return outputs.boxes
     height, width = outputs.features[0].shape[-2:]
@@ -318,7 +318,7 @@ def _cut(outputs: Outputs) -> Tensor:
 def _building(source: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # whatever a wrong value in a config leads to
+    except Exception as error:  # a wrong value in a config can raise anything
         raise CiodError(f"MMDetection cannot build {source}: {type(error).__name__}: {error}") from error
 
 
@@ -326,7 +326,7 @@ def _build(model: dict[str, Any], classes: int, source: str) -> Any:
     """The model of a config with initial weights.
 
     Raises:
-        CiodError: MMDetection does not take it.
+        CiodError: MMDetection cannot build it.
     """
     from mmdet.models import SingleStageDetector
     from mmdet.registry import MODELS
@@ -335,7 +335,7 @@ def _build(model: dict[str, Any], classes: int, source: str) -> Any:
     log = MMLogger.get_current_instance()
     level = log.level
     try:
-        log.setLevel("WARNING")  # it prints three lines a parameter
+        log.setLevel("WARNING")  # it prints three lines per parameter
         with _building(source):
             built = MODELS.build(to_build(model, classes))
             built.init_weights()
@@ -347,8 +347,8 @@ def _build(model: dict[str, Any], classes: int, source: str) -> Any:
 
 
 def to_build(model: dict[str, Any], classes: int) -> Any:
-    """A copy as MMDetection's heads want it: with so many classes, and batch normalisation of one process, as all of
-    ciod's detectors have."""
+    """A copy with this number of classes and with batch normalisation of a single process, as in all of ciod's
+    detectors."""
     from mmengine.config import ConfigDict
 
     given = copy.deepcopy({k: v for k, v in model.items() if k not in ("input", "data_preprocessor")})
@@ -368,7 +368,7 @@ def class_layers(model: dict[str, Any], source: str) -> dict[str, int]:
     of classes.
 
     Raises:
-        CiodError: there are none, or MMDetection does not take the config.
+        CiodError: there are none, or MMDetection cannot build the config.
     """
     from mmdet.registry import MODELS
 
@@ -381,7 +381,7 @@ def class_layers(model: dict[str, Any], source: str) -> dict[str, int]:
 
 
 def _growing(layer: Any, classes: int, head: Any, source: str) -> ClassConv:
-    """A layer that grows in the place of one with fixed classes.
+    """A layer that grows, to replace one with fixed classes.
 
     Raises:
         CiodError: it is not a plain convolution.
@@ -401,7 +401,7 @@ def _put(model: nn.Module, place: str, layer: nn.Module) -> None:
 
 
 def _load_backbone(backbone: Any, given: dict[str, Any], weights: str) -> bool:
-    """torchvision's ResNet weights into MMDetection's ResNet, whose tensors have the same names.
+    """Loads torchvision's ResNet weights into MMDetection's ResNet, whose tensors have the same names.
 
     Raises:
         CiodError: another backbone.
@@ -410,7 +410,7 @@ def _load_backbone(backbone: Any, given: dict[str, Any], weights: str) -> bool:
     if given.get("type") != "ResNet" or depth not in (18, 34, 50, 101, 152) or given.get("style") == "caffe":
         raise CiodError(
             f"detector.backbone_weights: only for ResNets of style pytorch; the config has a {given.get('type')}. "
-            "detector.weights takes a checkpoint."
+            "Use detector.weights for a checkpoint."
         )
     net = getattr(torchvision.models, f"resnet{depth}")(weights=None)
     if not backbones.load_resnet(net, depth, weights):

@@ -1,7 +1,7 @@
-"""How the dense heads of MMDetection match and sum their losses: one table, and the terms it is made of.
+"""How the dense heads of MMDetection match and sum their losses: one table, and the terms it refers to.
 
-Assigners and box losses are the head's own. Sums are written here, because methods mask positions, classes and matches
-in them (``losses.supervise``), which MMDetection's ``loss`` cannot. tests/mmdet holds both to be equal.
+Assigners and box losses are the head's own. The sums are written here, because methods mask positions, classes and
+matches in them (``losses.supervise``), which MMDetection's ``loss`` cannot. tests/mmdet checks that both are equal.
 """
 
 # pyright: reportMissingImports=false
@@ -25,16 +25,16 @@ from ciod.detectors.dense import class_targets, in_class_loss
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the loss of a head is made of.
+    """The terms of a head's loss.
 
     Args:
-        quality: what a matched position's class is taught: 1, the IoU of its box, or TOOD's alignment.
-        count: what the class loss is divided by: all matches; the matches of each image, at least 1 an image; all
-            matches, at least the images; or the sum of the qualities.
-        weight: what a match's box loss is weighted with: 1, the position's best probability, the target's centre-ness,
-            the IoU, or the alignment. Weighted sums are divided by the sum of the weights, at least ``floor``; others
-            as the class loss.
-        factor: what a score has beside the class, and what teaches it: objectness everywhere, or centre-ness or IoU at
+        quality: class target of a matched position: 1, the IoU of its box, or TOOD's alignment.
+        count: divisor of the class loss: all matches; the matches of each image, at least 1 per image; all matches, at
+            least the number of images; or the sum of the qualities.
+        weight: weight of a match's box loss: 1, the position's best probability, the target's centre-ness, the IoU, or
+            the alignment. Weighted sums are divided by the sum of the weights, at least ``floor``; others like the
+            class loss.
+        factor: second factor of a score, and where it is trained: objectness everywhere, or centre-ness or IoU at
             matches.
     """
 
@@ -44,8 +44,8 @@ class Recipe:
     floor: float = 1.0
     factor: Literal["objectness", "centerness", "iou"] | None = None
     root: bool = False  # scores are square roots of class × factor
-    several: bool = True  # decoding may give a position several labels
-    cut: bool = True  # decoding cuts boxes to the picture before NMS
+    several: bool = True  # a position can have several labels
+    cut: bool = True  # boxes are clipped to the image before NMS
 
     @property
     def traits(self) -> frozenset[str]:
@@ -73,7 +73,7 @@ def recipe_of(model: dict[str, Any], source: str) -> Recipe:
     """The recipe of a config's head.
 
     Raises:
-        CiodError: a head, or a way to use it, that is not supported, with those that are.
+        CiodError: the head or its configuration is not supported; the message lists those that are.
     """
     head = model["bbox_head"]
     kind = str(head.get("type", "")).removeprefix("mmdet.")
@@ -90,10 +90,10 @@ _BOX_OF_BOXES = ("IoULoss", "GIoULoss", "DIoULoss", "CIoULoss", "EIoULoss", "SIo
 
 
 def check_head(head: Any, recipe: Recipe, source: str) -> None:
-    """What only the built head shows.
+    """Checks that need the built head.
 
     Raises:
-        CiodError: it has no assigner, or a class loss whose formula is not known here.
+        CiodError: it has no assigner, or an unknown class loss.
     """
     kind = type(head).__name__
     if not head.use_sigmoid_cls:
@@ -115,7 +115,7 @@ def check_head(head: Any, recipe: Recipe, source: str) -> None:
 
 
 def assigner_of(head: Any) -> Any:
-    """TOOD has another assigner for its first epochs, which is left out: a detector knows no epochs."""
+    """TOOD has another assigner for its first epochs. It is left out, because a detector does not know the epoch."""
     return getattr(head, "alignment_assigner", None) or getattr(head, "assigner", None)
 
 
@@ -123,8 +123,8 @@ def assigner_of(head: Any) -> Any:
 def match(head: Any, outputs: Outputs, targets: Targets) -> Matches:
     """Matches by the head's own assigner.
 
-    MMDetection's assigners take one image at a time and wait for the device: the one loop over images on the training
-    path.
+    MMDetection's assigners handle one image at a time and wait for the device: the only loop over images on the
+    training path.
     """
     batch, count = outputs.boxes.shape[:2]
     target = torch.zeros(batch, count, dtype=torch.long, device=outputs.boxes.device)
@@ -149,7 +149,7 @@ def _assigned(head: Any, outputs: Outputs, b: int, boxes: Tensor, labels: Tensor
     from mmengine.structures import InstanceData
 
     if type(head).__name__ == "FCOSHead":
-        # It has no assigner; its targets are labels, which negative numbers let pass.
+        # It has no assigner; its targets are labels, and negative numbers pass through.
         numbered = InstanceData(bboxes=boxes, labels=-1 - torch.arange(len(labels), device=labels.device))
         points = list(outputs.points.split(list(outputs.levels)))
         found = torch.cat(head.get_targets(points, [numbered])[0])
@@ -158,7 +158,7 @@ def _assigned(head: Any, outputs: Outputs, b: int, boxes: Tensor, labels: Tensor
     assign = assigner_of(head).assign
     known = inspect.signature(assign).parameters
     given = InstanceData(priors=_priors(head, outputs))
-    if "num_level_priors" not in known:  # ATSS looks at anchors alone, and warns of the rest
+    if "num_level_priors" not in known:  # ATSS uses only anchors, and warns about the rest
         given.bboxes, given.scores = outputs.boxes[b], _scores(head, outputs, b)
     more: dict[str, Any] = {"num_level_priors": list(outputs.levels)} if "num_level_priors" in known else {}
     more |= {k: getattr(head, k) for k in ("alpha", "beta") if k in known and hasattr(head, k)}
@@ -174,7 +174,7 @@ def _priors(head: Any, outputs: Outputs) -> Tensor:
 
 
 def _scores(head: Any, outputs: Outputs, b: int) -> Tensor:
-    """[P, C] as each assigner wants them: SimOTA roots of class × objectness, RTMDet's logits, others scores."""
+    """[P, C] for each assigner: square roots of class × objectness for SimOTA, logits for RTMDet, else scores."""
     if type(head).__name__.startswith("RTMDet"):
         return outputs.logits[b]
     scores = outputs.logits[b].sigmoid()
@@ -184,7 +184,7 @@ def _scores(head: Any, outputs: Outputs, b: int) -> Tensor:
 
 
 def _reassigned(head: Any, outputs: Outputs, b: int, found: Tensor, truth: Any) -> Tensor:
-    """PAA's second step: of the candidates, those that the loss separates as positive."""
+    """PAA's second step: the candidates that the loss separates as positive."""
     assert outputs.anchors is not None and outputs.deltas is not None
     chosen = torch.nonzero(found > 0).squeeze(1)
     if not len(chosen):
@@ -207,7 +207,7 @@ def _reassigned(head: Any, outputs: Outputs, b: int, found: Tensor, truth: Any) 
 
 
 def class_loss(module: Any, logits: Tensor, target: Tensor) -> Tensor:
-    """The head's class loss element by element; ``target`` [..., C] is 0 where a class is not there."""
+    """The head's class loss per element; ``target`` [..., C] is 0 for absent classes."""
     kind = type(module).__name__
     if kind == "FocalLoss":
         loss = sigmoid_focal_loss(logits, target, alpha=module.alpha, gamma=module.gamma)
@@ -221,7 +221,7 @@ def class_loss(module: Any, logits: Tensor, target: Tensor) -> Tensor:
 
 
 def each(module: Any, found: Tensor, wanted: Tensor) -> Tensor:
-    """A box loss of MMDetection box by box: [..., 4] twice → [...]; over coordinates it is summed."""
+    """A box loss of MMDetection per box: [..., 4] twice → [...], summed over coordinates."""
     loss = module(found.reshape(-1, 4), wanted.reshape(-1, 4), reduction_override="none")
     return (loss.sum(-1) if loss.dim() > 1 else loss).view(found.shape[:-1])
 
@@ -234,7 +234,8 @@ def centerness(point: Tensor, boxes: Tensor) -> Tensor:
 
 
 def alignment(head: Any, outputs: Outputs, matches: Matches, labels: Tensor, boxes: int) -> Tensor:
-    """TOOD's (Feng et al., ICCV 2021, eq. 1 and .3.2.2) [B, K]: p^α IoU^β, whose largest of a box is its best IoU."""
+    """TOOD's alignment (Feng et al., ICCV 2021, eq. 1 and section 3.2.2) [B, K]: p^α IoU^β, scaled so that the largest
+    value of a box is its best IoU."""
     p = bx.gather_rows(outputs.logits.detach(), matches.position).sigmoid().gather(2, labels[..., None])[..., 0]
     metric = (p**head.alpha * matches.iou**head.beta).masked_fill(~matches.valid, 0)
     best = matches.iou.masked_fill(~matches.valid, 0)
@@ -253,10 +254,10 @@ def losses(
     channels: Tensor | None,
 ) -> dict[str, Tensor]:
     """The head's losses with ciod's masks; without any they are MMDetection's."""
-    said = L.supervise(outputs, targets, matches, counted, channels)
+    supervision = L.supervise(outputs, targets, matches, counted, channels)
     at, which = matches.position, matches.target
     labels, wanted = targets.labels.gather(1, which), bx.gather_rows(targets.boxes, which)
-    taken = bx.marked(at, said.counted, matches.positive.shape[1])
+    taken = bx.marked(at, supervision.counted, matches.positive.shape[1])
 
     quality = torch.ones_like(matches.iou)
     if recipe.quality == "iou":
@@ -264,13 +265,13 @@ def losses(
     elif recipe.quality == "alignment":
         quality = alignment(head, outputs, matches, labels, targets.boxes.shape[1])
     cls = class_loss(
-        head.loss_cls, outputs.logits, class_targets(outputs.logits, matches, labels, quality, said.counted)
+        head.loss_cls, outputs.logits, class_targets(outputs.logits, matches, labels, quality, supervision.counted)
     )
     seen = outputs.logits.detach().sigmoid()
-    if said.channels is not None:
-        cls, seen = cls * said.channels, seen * said.channels
-    inside = taken if recipe.factor == "objectness" else in_class_loss(matches, said)
-    n = _divisor(recipe, said.counted, quality)
+    if supervision.channels is not None:
+        cls, seen = cls * supervision.channels, seen * supervision.channels
+    inside = taken if recipe.factor == "objectness" else in_class_loss(matches, supervision)
+    n = _divisor(recipe, supervision.counted, quality)
 
     weight = torch.ones_like(matches.iou)
     if recipe.weight == "best":
@@ -279,10 +280,10 @@ def losses(
         weight = centerness(outputs.points[at], wanted)
     elif recipe.weight != "one":
         weight = quality if recipe.weight == recipe.quality else matches.iou
-    total = n if recipe.weight == "one" else _sum(weight, said.counted, recipe.floor)
+    total = n if recipe.weight == "one" else _sum(weight, supervision.counted, recipe.floor)
 
     def boxes(module: Any, found: Tensor) -> Tensor:
-        return L.masked_sum(each(module, found, wanted) * weight, said.counted) / total
+        return L.masked_sum(each(module, found, wanted) * weight, supervision.counted) / total
 
     out = {"cls": L.masked_sum(cls.sum(2), inside) / n}
     found = bx.gather_rows(outputs.boxes, at)
@@ -291,35 +292,43 @@ def losses(
         out["box"] = boxes(head.loss_bbox_refine, found)
         first = bx.gather_rows(outputs.coarse, at)
         weight = bx.iou(first.detach(), wanted)
-        total = _sum(weight, said.counted, recipe.floor)
+        total = _sum(weight, supervision.counted, recipe.floor)
         out["coarse"] = boxes(head.loss_bbox, first)
     elif outputs.deltas is not None and not head.reg_decoded_bbox:
         assert outputs.anchors is not None
         anchors = outputs.anchors[at]
         aim = head.bbox_coder.encode(anchors.reshape(-1, 4), _proper(wanted).reshape(-1, 4)).view_as(wanted)
-        out["box"] = L.masked_sum(each(head.loss_bbox, bx.gather_rows(outputs.deltas, at), aim), said.counted) / total
+        out["box"] = (
+            L.masked_sum(each(head.loss_bbox, bx.gather_rows(outputs.deltas, at), aim), supervision.counted) / total
+        )
     else:
         out["box"] = boxes(head.loss_bbox, found)
     if outputs.distribution is not None:
         dfl = _distribution(head, outputs, at, wanted)
-        out["dfl"] = L.masked_sum(dfl * weight, said.counted) / total
-    return out | _factor(head, recipe, outputs, matches, said, wanted, at)
+        out["dfl"] = L.masked_sum(dfl * weight, supervision.counted) / total
+    return out | _factor(head, recipe, outputs, matches, supervision, wanted, at)
 
 
 def _factor(
-    head: Any, recipe: Recipe, outputs: Outputs, matches: Matches, said: L.Supervision, wanted: Tensor, at: Tensor
+    head: Any,
+    recipe: Recipe,
+    outputs: Outputs,
+    matches: Matches,
+    supervision: L.Supervision,
+    wanted: Tensor,
+    at: Tensor,
 ) -> dict[str, Tensor]:
     if recipe.factor is None or outputs.objectness is None:
         return {}
     if recipe.factor == "objectness":
         obj = head.loss_obj.loss_weight * L.bce(outputs.objectness, matches.positive.float())
-        if said.objectness is not None:
-            obj = obj * said.objectness
-        return {"obj": obj.sum() / L.count(said.matched)}
+        if supervision.objectness is not None:
+            obj = obj * supervision.objectness
+        return {"obj": obj.sum() / L.count(supervision.matched)}
     aim = matches.iou if recipe.factor == "iou" else centerness(outputs.points[at], wanted)
     loss = head.loss_centerness.loss_weight * L.bce(outputs.objectness.gather(1, at), aim)
-    n = L.count(said.matched) if recipe.factor == "iou" else _divisor(recipe, said.matched, aim)
-    return {recipe.factor: L.masked_sum(loss, said.matched) / n}
+    n = L.count(supervision.matched) if recipe.factor == "iou" else _divisor(recipe, supervision.matched, aim)
+    return {recipe.factor: L.masked_sum(loss, supervision.matched) / n}
 
 
 def _divisor(recipe: Recipe, counted: Tensor, quality: Tensor) -> Tensor:
@@ -337,7 +346,7 @@ def _sum(weight: Tensor, counted: Tensor, floor: float) -> Tensor:
 
 
 def _proper(boxes: Tensor) -> Tensor:
-    """Padding has no size, whose logarithm would be infinite."""
+    """Gives padding a size, because the logarithm of 0 would be infinite."""
     return torch.cat([boxes[..., :2], torch.maximum(boxes[..., 2:], boxes[..., :2] + 1e-3)], -1)
 
 

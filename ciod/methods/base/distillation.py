@@ -21,31 +21,31 @@ Temperature = Annotated[float, Field(gt=0)]
 
 
 class Distillation(Method):
-    """Base of methods that hold the student's old outputs near the teacher's, position by position.
+    """Base of methods that distil the student's old outputs per position.
 
-    A subclass writes ``distill``. The real boxes supervise the new classes; what holds the old ones is ``distill``.
+    A subclass implements ``distill``. The real boxes supervise the new classes; ``distill`` preserves the old ones.
     """
 
     needs = frozenset({"dense"})
     distillation_terms = frozenset({"distill_cls", "distill_box", "distill_obj"})
 
     supervise: Channels = "auto"
-    """Class channels the real boxes supervise (``method.Channels``). ``new``: old channels are neither rewarded nor
-    punished, since old objects stand unlabelled in the images; the papers' rule. ``matched``: the same where no real
-    box is; at positions matched with one, where no old object is, they learn that. ``all``: as in fine-tuning.
-    ``auto``: ``matched`` on a detector with objectness, else ``new``."""
+    """Class channels that the real boxes supervise (``method.Channels``). ``new``: old channels are not trained,
+    because the images contain unlabelled old objects; the rule of the papers. ``matched``: old channels are trained
+    only at positions matched with a real box, which show no old object. ``all``: as in fine-tuning. ``auto``:
+    ``matched`` on a detector with objectness, else ``new``."""
     objectness: Literal["teacher", "spare", "plain"] = "teacher"
-    """Objectness has no class, so it cannot be masked. ``teacher``: where the teacher is sure of an old object, the
-    target is 1 too. ``spare``: where the student scores an old class 0.3 or more, it is no negative. ``plain``:
-    unlabelled old objects are background."""
+    """Objectness has no class, so it cannot be masked per class. ``teacher``: where the teacher is sure of an old
+    object, the target is 1, too. ``spare``: where the student scores an old class 0.3 or more, the position is not a
+    negative. ``plain``: unlabelled old objects are background."""
     objectness_score: Fraction = 0.3
     """Score (class × objectness) from which the teacher is sure."""
     unseen: Literal["zero", "ignore"] = "zero"
-    """New class channels where the teacher is sure of an old object and no real box is, on a detector with objectness.
-    ``zero``: they learn that no new object is there, as they do on detectors with a class loss at all positions.
-    ``ignore``: nobody tells them."""
+    """New class channels at positions without a real box where the teacher is sure of an old object, on a detector with
+    objectness. ``zero``: their target is 0, as on detectors with a class loss at all positions. ``ignore``: they are
+    not trained there."""
     reduction: Literal["image_mean", "image_sum"] = "image_mean"
-    """How distillation terms of the images become one: ``image_sum`` grows with the batch."""
+    """How the distillation terms of the images are combined; ``image_sum`` grows with the batch."""
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         if self.teacher is None:
@@ -57,7 +57,7 @@ class Distillation(Method):
         return supervised | self.distill(outputs, knowledge, matches)
 
     def supervised(self, outputs: Outputs, knowledge: Outputs, batch: Batch, matches: Matches) -> dict[str, Tensor]:
-        """The detector's own losses of the real boxes."""
+        """The detector's own losses for the real boxes."""
         channels = self.channels(self.supervise, batch, outputs, matches)
         targets = batch.targets
         if "objectness" not in self.detector.traits:
@@ -79,17 +79,17 @@ class Distillation(Method):
 
     @abstractmethod
     def distill(self, outputs: Outputs, knowledge: Outputs, matches: Matches) -> dict[str, Tensor]:
-        """Named distillation terms; each is 0 when the student answers as the teacher does."""
+        """Named distillation terms; each is 0 if the outputs of student and teacher are equal."""
 
     def over_images(self, values: Tensor) -> Tensor:
-        """One value an image [B] → the term."""
+        """One value per image [B] → the term."""
         return L.over_images(values, self.reduction)
 
 
 def old_logits(outputs: Outputs, old: int) -> Tensor:
     """[B, P, old]: logits of the classes the teacher was taught.
 
-    Contiguous: kernels may round strided and dense tensors differently, and equal answers must give exactly 0.
+    Contiguous: kernels may round strided and dense tensors differently, and equal outputs must give exactly 0.
     """
     return outputs.logits[..., :old].contiguous()
 
@@ -112,7 +112,7 @@ def box_code(outputs: Outputs) -> Tensor:
 
 
 def regression(outputs: Outputs) -> Tensor:
-    """[B, P, R]: the raw box channels: the distribution's logits where there is one, else ``box_code``."""
+    """[B, P, R]: the raw box channels: logits of the distribution if there is one, else ``box_code``."""
     return box_code(outputs) if outputs.distribution is None else outputs.distribution.flatten(2)
 
 
@@ -123,7 +123,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def feature_error(student: list[Tensor], teacher: list[Tensor], distance: Callable[..., Tensor]) -> list[Tensor]:
-    """One [B] a level: ``distance`` of the maps [B, F, h, w], mean over the map; float32 also under AMP."""
+    """One [B] per level: ``distance`` of the maps [B, F, h, w], mean over the map; float32 also under AMP."""
     return [
         distance(s.float(), t.float(), reduction="none").mean((1, 2, 3)) for s, t in zip(student, teacher, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""The contract of a method. As it stands it is plain fine-tuning; a subclass is a paper."""
+"""The contract of a method. The base class is plain fine-tuning; a subclass implements a paper."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ if TYPE_CHECKING:
     from ciod.data.scenarios.scenario import Task
 
 Channels = Literal["new", "matched", "auto", "all"]
-"""Class channels that the real boxes of a task supervise. Exemplars with their labels supervise all.
+"""Class channels that the real boxes of a task supervise. Labelled exemplars supervise all channels.
 
-- ``new``: the new classes' (ERD, YOLO LwF). Old objects stand unlabelled in the images; old channels are left alone.
-- ``matched``: the new classes' everywhere, and all at positions matched with a real box: what a box of a new class
-  shows is no unlabelled old object.
-- ``auto``: ``matched`` on a detector with objectness, else ``new``. Where objectness tells objects from background,
-  classes learn at matches alone, never at an unlabelled old object: ``new`` only leaves old rows high on new objects
-  that look like old ones, which a detector with one label a position then calls old. Without anything that holds the
-  old rows elsewhere ``matched`` lets them fall to zero.
-- ``all``: every class, everywhere the detector's loss looks.
+- ``new``: only the new classes (ERD, YOLO LwF). The images contain unlabelled old objects, so old channels are not
+  trained.
+- ``matched``: the new classes everywhere, and all classes at positions matched with a real box, because a box of a new
+  class shows no unlabelled old object.
+- ``auto``: ``matched`` on a detector with objectness, else ``new``. With objectness, classes are trained only at
+  matches, never at an unlabelled old object. ``new`` would leave old rows high on new objects that look similar, and
+  a detector with one label per position would then label them as old. If nothing else constrains old-class logits,
+  ``matched`` drives them to zero.
+- ``all``: every class, at every position of the detector's loss.
 """
 
 
@@ -44,16 +45,16 @@ class Method(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True, arbitrary_types_allowed=True)
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Traits of the detector without which the method makes no sense."""
+    """Traits that the detector must have."""
     uses_teacher: ClassVar[bool] = True
     """False: no teacher is made, which saves its memory."""
     needs_unlabelled: ClassVar[bool] = False
-    """True: the method is about images without labels (a pool); the run must have some."""
+    """True: the method needs images without labels (a pool)."""
     distillation_terms: ClassVar[frozenset[str]] = frozenset()
     """Names of the losses in ``loss`` that hold the student near its teacher. When all of them are 0 for an epoch the
     run warns that nothing is taught; the report draws them in a colour of their own."""
     run_defaults: ClassVar[dict[str, Any]] = {}
-    """Settings of the run, by dotted key, that are on with this method unless the user says otherwise."""
+    """Defaults of this method for settings of the run, by dotted key; the user can override them."""
     paper: ClassVar[str] = ""
 
     _student: Callable[[Tensor], Outputs] = PrivateAttr()
@@ -63,7 +64,7 @@ class Method(BaseModel):
 
     @property
     def student(self) -> Callable[[Tensor], Outputs]:
-        """The forward to train: the detector, inside DDP where there is one."""
+        """The module to train: the detector, wrapped in DDP if there are several processes."""
         return self._student
 
     @property
@@ -73,29 +74,29 @@ class Method(BaseModel):
 
     @property
     def teacher(self) -> Teacher | None:
-        """The frozen detector of the task before (``teacher.detector``), or None in the first task.
+        """The frozen detector of the previous task (``teacher.detector``), or None in the first task.
 
-        Call it for its outputs. Its weights are its own: by default (``train.teacher=folded``) batch normalisation is
-        folded into its convolutions, so few of them have an equal twin in the student. A method that reads, mixes or
-        averages them by name overrides ``exact_teacher``; without it ``state_dict``, ``parameters`` and
-        ``named_parameters`` of the teacher raise CiodError.
+        Call it for its outputs. Its weights differ from the student's: by default (``train.teacher=folded``) batch
+        normalisation is folded into its convolutions, so few weights have an equal one in the student. A method that
+        reads, mixes or averages them by name overrides ``exact_teacher``; without it ``state_dict``, ``parameters``
+        and ``named_parameters`` of the teacher raise CiodError.
         """
         return self._teacher
 
     @property
     def old(self) -> int:
-        """How many classes the teacher knows: labels ``0 .. old - 1``."""
+        """Number of classes of the teacher: labels ``0 .. old - 1``."""
         return 0 if self._task is None else len(self._task.old_classes)
 
     def attach(
         self, student: Callable[[Tensor], Outputs], detector: Detector, teacher: Teacher | Detector | None
     ) -> None:
-        """Called by the engine before ``begin_task``; again with the student inside DDP where there are processes."""
+        """Called by the engine before ``begin_task``, and again with the student wrapped in DDP."""
         self._student, self._detector = student, detector
         self._teacher = Teacher(teacher) if isinstance(teacher, Detector) else teacher
 
     def grow(self, detector: Detector, names: Sequence[str], taught: Sequence[str] = ()) -> None:
-        """Makes room for new classes, before ``attach``. ``taught``: known classes that this task teaches further."""
+        """Adds new classes to the detector, before ``attach``. ``taught``: known classes that are trained further."""
         detector.grow(names)
 
     def begin_task(self, task: Task) -> None:
@@ -103,28 +104,28 @@ class Method(BaseModel):
         self._task = task
 
     def draw(self, images: Index, workers: int = 0) -> Index | None:
-        """Before a task's first step: ``images`` with boxes of old classes that the method adds to them once, for all
-        steps; None: it adds none. In them the old classes then count as drawn. The same in every process.
+        """Before a task's first step: ``images`` with boxes of old classes that the method adds once, for all steps;
+        None: it adds none. The old classes then count as labelled in these images. The same in every process.
 
         Args:
-            images: the task's, and what is mixed into them.
-            workers: loader processes it may use.
+            images: those of the task, and those mixed into them.
+            workers: number of loader processes it may use.
         """
         return None
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Named scalar losses of a batch; their sum is what is minimised. Every rank returns the same names."""
+        """Named scalar losses of a batch; their sum is minimised. Every rank returns the same names."""
         outputs = self.student(batch.images)
         matches = self.detector.match(outputs, batch.targets)
         return self.detector.loss(outputs, batch.targets, matches)
 
     def teach(self, batch: Batch) -> Outputs:
-        """The teacher's outputs for the very pixels the student sees."""
+        """The teacher's outputs for the same pixels that the student sees."""
         assert self._teacher is not None
         return self._teacher(batch.images)
 
     def taught(self, batch: Batch, classes: int) -> Tensor:
-        """[B, C] bool: the new classes in images of the task, all in exemplars, whose labels say what they know."""
+        """[B, C] bool: the new classes in images of the task, all in exemplars, whose ``known`` limits them."""
         new = torch.arange(classes, device=batch.images.device) >= self.old
         if batch.source is None:
             return new.expand(len(batch.images), -1)
@@ -134,7 +135,7 @@ class Method(BaseModel):
         """``channels`` of ``Detector.loss`` by a rule: [B, C] or [B, P, C] bool, None for all.
 
         Args:
-            matches: of the real boxes alone.
+            matches: only those of the real boxes.
         """
         if rule == "auto":
             rule = "matched" if "objectness" in self.detector.traits else "new"
@@ -146,13 +147,13 @@ class Method(BaseModel):
         return taught[:, None, :] | matches.positive[..., None]
 
     def spared(self, batch: Batch, outputs: Outputs) -> Targets:
-        """The batch's boxes, which say nothing of the old classes: ``losses.supervise`` then takes no position that
-        looks like an old object for background."""
+        """The boxes of the batch, marked as incomplete for the old classes: ``losses.supervise`` then uses no position
+        that looks like an old object as background."""
         taught, known = self.taught(batch, outputs.logits.shape[2]), batch.targets.known
         return replace(batch.targets, known=taught if known is None else known & taught)
 
     def requires(self) -> frozenset[str]:
-        """Traits these settings need: ``needs``, and what an option asks for beyond it."""
+        """Traits that these settings need: ``needs``, and further ones of single options."""
         return self.needs
 
     @property
@@ -174,7 +175,7 @@ class Method(BaseModel):
         return bool(first_task.hooks(type(self)))
 
     def fresh(self) -> list[nn.Module]:
-        """Parts that are new in this task: their batch normalisation gathers statistics, whatever train.norm keeps."""
+        """New parts of this task: their batch normalisation updates its statistics, whatever train.norm freezes."""
         return []
 
     def before_step(self) -> None:
@@ -184,12 +185,12 @@ class Method(BaseModel):
         """After a task's last step, before it is evaluated."""
 
     def state(self) -> dict[str, Any]:
-        """What must survive a crash and go from task to task; tensors and plain values."""
+        """State that must survive a crash and is kept from task to task; tensors and plain values."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes back what ``state`` gave."""
+        """Restores what ``state`` returned."""
 
     def check(self) -> list[str]:
-        """Sentences about settings that contradict each other; shown with all other configuration errors."""
+        """Messages about contradictory settings; shown together with all other configuration errors."""
         return []

@@ -1,4 +1,4 @@
-"""Which parameters a grown detector shares with the one before it: all of them but the rows of new classes."""
+"""Which parameters a grown detector shares with the previous one: all of them except the rows of new classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Shared:
-    """A tensor that old and new detector have in common."""
+    """A tensor that the old and the new detector share."""
 
     name: str
     tensor: nn.Parameter
@@ -28,7 +28,7 @@ class Shared:
 
 
 def shared(detector: Detector, old: int) -> Iterator[Shared]:
-    """Every parameter but the rows of classes ``old`` and later."""
+    """Every parameter except the rows of classes ``old`` and later."""
     rows = {r.name: r for r in detector.class_layers()}
     for name, tensor in detector.named_parameters():
         if name not in rows:

@@ -1,6 +1,6 @@
-"""Knowledge selection: which of the teacher's positions are worth teaching (ilYOLOX .4; pseudo-labels).
+"""Knowledge selection: at which positions the teacher teaches (ilYOLOX; pseudo-labels).
 
-Every rule works on the teacher's raw Outputs for the whole batch and ends in class-aware NMS. Scores: s is the best
+Every rule works on the teacher's raw Outputs for the whole batch and ends with class-aware NMS. Scores: s is the best
 class probability of a position, f is s times objectness, k its best class.
 """
 
@@ -39,7 +39,7 @@ class Kept:
 
 @dataclass
 class Responses:
-    """What every rule starts from."""
+    """The input of every rule."""
 
     class_score: Tensor  # [B, P] s
     score: Tensor  # [B, P] f
@@ -69,7 +69,7 @@ def suppress(outputs: Outputs, r: Responses, candidates: Tensor, nms_iou: float)
 
 @torch.no_grad()
 def above_spread(values: Tensor, deviations: float) -> Tensor:
-    """[B, P] → [B, P] bool: above mean + ``deviations`` × (unbiased) standard deviation of that image (ERD .2.1)."""
+    """[B, P] → [B, P] bool: above mean + ``deviations`` × (unbiased) standard deviation of that image (ERD)."""
     return values > values.mean(1, keepdim=True) + deviations * values.std(1, keepdim=True)
 
 
@@ -101,8 +101,8 @@ def by_class_mean_std(
     member = (r.label[..., None] == classes_of).to(r.class_score.dtype)  # [B, P, C]
     n = member.sum(1)
     mean = (member * r.class_score[..., None]).sum(1) / n.clamp(min=1)
-    spread = (member * (r.class_score[..., None] - mean[:, None]).square()).sum(1) / (n - 1).clamp(min=1)
-    limit = torch.where(n > 1, mean + deviations * spread.sqrt(), torch.full_like(mean, floor))
+    deviation = (member * (r.class_score[..., None] - mean[:, None]).square()).sum(1) / (n - 1).clamp(min=1)
+    limit = torch.where(n > 1, mean + deviations * deviation.sqrt(), torch.full_like(mean, floor))
     return suppress(outputs, r, r.old & (r.score >= limit.gather(1, r.label)), nms_iou)
 
 
@@ -110,15 +110,15 @@ def by_class_mean_std(
 def center_resampling(
     outputs: Outputs, *, center_score: float, other_score: float, other_iou: float, nms_iou: float, classes: int | None
 ) -> Kept:
-    """Center Re-Sampling (ilYOLOX .4.1): quality from confident centers, quantity from their neighbours.
+    """Center Re-Sampling (ilYOLOX): quality from confident centers, quantity from their neighbours.
 
     Centers have s ≥ ``center_score``. Any position of the same class whose box overlaps a center's by
-    ``other_iou`` joins. All must have f ≥ ``other_score``; a center that fails it still recruits.
+    ``other_iou`` joins. All must have f ≥ ``other_score``; a center that fails this still adds its neighbours.
     """
     r = respond(outputs, classes)
     center = r.old & (r.class_score >= center_score)
     gated = r.old & (r.score >= other_score)
-    # Only gated positions can stay, only centers recruit: two short lists instead of every position by every other.
+    # Only positions that pass the gate can stay, and only centers add neighbours: two short lists instead of all pairs.
     q, q_ok = bx.compact(gated, r.score, LIMIT)
     c, c_ok = bx.compact(center, r.class_score, outputs.boxes.shape[1])
     close = bx.pairwise_iou(bx.gather_rows(outputs.boxes, q), bx.gather_rows(outputs.boxes, c)) >= other_iou
@@ -129,7 +129,7 @@ def center_resampling(
 
 
 def without_real(kept: Kept, real: Targets, limit: float) -> Kept:
-    """Drops pseudo boxes whose IoU with a real box is at least ``limit`` (methods.md .5): one object, one label."""
+    """Drops pseudo boxes whose IoU with a real box is at least ``limit``: one object, one label."""
     overlap = bx.pairwise_iou(kept.boxes, real.boxes) >= limit
     clash = (overlap & real.valid[:, None, :]).any(2)
     return Kept(kept.position, kept.valid & ~clash, kept.boxes, kept.labels, kept.scores)
