@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ciod.data.augment import Placement
+    from ciod.detectors.layers.arbiter import Arbiter
 
     Picture: TypeAlias = str | Path | np.ndarray | Image.Image
 
@@ -76,6 +77,7 @@ class Detector(nn.Module, ABC):
         self.lineage: list[dict[str, Any]] = []  # one entry a task: which classes came when, from what
         self.growth: list[dict[str, Any]] = [{"rows": len(class_names)}] if class_names else []  # how they came
         self.score_threshold, self.nms_iou = 0.001, 0.65
+        self.arbiter: Arbiter | None = None  # judges between branches, where a detector has them
         self.one_label = True  # ``decode`` can give a position its best class alone
         self.register_buffer("mean", torch.tensor(taking.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(taking.std).view(3, 1, 1), persistent=False)
@@ -226,6 +228,20 @@ class Detector(nn.Module, ABC):
             p.requires_grad_(False)
         return twin
 
+    def scores(self, outputs: Outputs) -> Tensor:
+        """[B, P, C]: what detections are ranked by."""
+        return outputs.scores()
+
+    def distinct(self, boxes: Tensor, positions: Tensor, kept: Tensor, total: int) -> Tensor:
+        """[B, n] bool: which detections stay after NMS within classes. Here: all.
+
+        Args:
+            boxes: [B, n, 4], the best first.
+            positions: [B, n] int64 in 0..total, where they were found.
+            kept: [B, n] bool; False: an empty row.
+        """
+        return kept
+
     @torch.no_grad()
     def decode(
         self,
@@ -245,7 +261,7 @@ class Detector(nn.Module, ABC):
         """
         floor = self.score_threshold if score_threshold is None else score_threshold
         limit = self.nms_iou if nms_iou is None else nms_iou
-        scores = outputs.scores()
+        scores = self.scores(outputs)
         if classes is not None:
             scores = scores.masked_fill(~classes, 0)
         label_of = None
@@ -261,6 +277,8 @@ class Detector(nn.Module, ABC):
             boxes, score = outputs.boxes[i, at[order]], score[order]
             label = label[order] if label_of is None else label_of[i, at[order], 0]
             kept = batched_nms(boxes, score, label, limit)[:max_detections]
+            all_kept = torch.ones_like(kept[None], dtype=torch.bool)
+            kept = kept[self.distinct(boxes[kept][None], at[order][kept][None], all_kept, scores.shape[1])[0]]
             found.append(Detections.of(boxes[kept], score[kept], label[kept], self.class_names))
         return found
 

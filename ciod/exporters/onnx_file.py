@@ -61,7 +61,7 @@ class Raw(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         outputs = self.detector(images)
-        return outputs.boxes, outputs.scores()
+        return outputs.boxes, self.detector.scores(outputs)
 
 
 class Suppressed(Raw):
@@ -93,10 +93,16 @@ class Suppressed(Raw):
         ranked = nn.functional.pad(ranked, (0, self.limit), value=-1.0)
         score, place = ranked.topk(self.limit, dim=1)
         empty = (score < 0)[..., None]
+        total = boxes.shape[1]
         boxes = nn.functional.pad(boxes, (0, 0, 0, self.limit)).gather(1, place[..., None].expand(-1, -1, 4))
         label = nn.functional.pad(label.to(boxes.dtype), (0, self.limit)).gather(1, place)
         rows = torch.cat([boxes, score[..., None], label[..., None]], 2)
-        return torch.where(empty, torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, -1.0]), rows)
+        distinct = self.detector.distinct(boxes, place.clamp(max=total - 1), ~empty[..., 0], total)
+        rows = torch.where(distinct[..., None], rows, torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, -1.0]))
+        # Rows that another branch's box hides go to the end, and the others keep their order.
+        first = torch.where(distinct, -torch.arange(self.limit), -torch.arange(self.limit) - self.limit)
+        order = first.topk(self.limit, dim=1).indices
+        return rows.gather(1, order[..., None].expand(-1, -1, 6))
 
 
 class _NonMaxSuppression(torch.autograd.Function):
