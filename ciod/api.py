@@ -101,6 +101,7 @@ def evaluate(
     classes: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
     metric: str = "coco",
+    arbiter: bool = True,
 ) -> Scored:
     """COCO AP of a model on a data set; classes are matched by name and the others are named in the result.
 
@@ -112,6 +113,7 @@ def evaluate(
         classes: only these are scored (default: all that both know).
         names: class names for a checkpoint without them.
         metric: ``voc07`` (11-point) or ``voc`` (area) puts VOC's AP beside COCO's, under its own name.
+        arbiter: False: scores of branches stay as the branches give them.
 
     Raises:
         ConfigError: settings of the evaluation that cannot be.
@@ -137,7 +139,7 @@ def evaluate(
         problems.append(f"metric: there is no '{metric}'; {did_you_mean(metric, ['coco', *NAMES])}")
     if problems:
         raise ConfigError(problems)
-    detector = open_detector(model, size, names)
+    detector = open_detector(model, size, names, arbiter)
     index = formats.read(data_folder(str(data)) or "", split)
     both = tuple(n for n in index.class_names if n in detector.class_names)
     if not both:

@@ -97,8 +97,12 @@ class Suppressed(Raw):
         boxes = nn.functional.pad(boxes, (0, 0, 0, self.limit)).gather(1, place[..., None].expand(-1, -1, 4))
         label = nn.functional.pad(label.to(boxes.dtype), (0, self.limit)).gather(1, place)
         rows = torch.cat([boxes, score[..., None], label[..., None]], 2)
+        unused = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
+        rows = torch.where(empty, unused, rows)
+        if self.detector.arbiter is None:
+            return rows
         distinct = self.detector.distinct(boxes, place.clamp(max=total - 1), ~empty[..., 0], total)
-        rows = torch.where(distinct[..., None], rows, torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, -1.0]))
+        rows = torch.where(distinct[..., None], rows, unused)
         # Rows that another branch's box hides go to the end, and the others keep their order.
         first = torch.where(distinct, -torch.arange(self.limit), -torch.arange(self.limit) - self.limit)
         order = first.topk(self.limit, dim=1).indices
@@ -138,6 +142,7 @@ def export(
     max_detections: int = 100,
     images: str | Path | None = None,
     names: Sequence[str] | None = None,
+    arbiter: bool = True,
 ) -> Exported:
     """Writes ``model`` as an ONNX file and compares it with the original before it gets its name.
 
@@ -156,6 +161,7 @@ def export(
         max_detections: for ``nms``, per image.
         images: a picture or folder to compare on (default: drawn noise).
         names: class names for a checkpoint without them.
+        arbiter: False: scores of branches stay as the branches give them.
 
     Raises:
         ConfigError: every problem of the arguments.
@@ -166,7 +172,7 @@ def export(
     path = Path(onnx)
     if path.suffix.lower() != ".onnx":
         raise CiodError(f"onnx: {path} must end in .onnx.")
-    detector = open_detector(model, size, names).frozen().cpu()
+    detector = open_detector(model, size, names, arbiter).frozen().cpu()
     floor = detector.score_threshold if score_threshold is None else score_threshold
     limit = detector.nms_iou if nms_iou is None else nms_iou
     _check(opset, floor, limit, max_detections, detector, nms)

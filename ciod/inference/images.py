@@ -89,6 +89,7 @@ def predict(
     size: int | None = None,
     device: str = "auto",
     names: Sequence[str] | None = None,
+    arbiter: bool = True,
 ) -> dict[Path, Detections]:
     """Detections in files and folders of pictures. Of a video: ``model.predict(list of frames)``, see ``ciod.frames``.
 
@@ -98,6 +99,7 @@ def predict(
         batch: pictures per forward pass.
         size: side of the input in pixels (default: the model's own).
         names: class names for a checkpoint without them.
+        arbiter: False: scores of branches stay as the branches give them.
 
     Raises:
         CiodError: no model, no picture, or a class the model does not know. An unreadable picture is left out.
@@ -109,7 +111,7 @@ def predict(
     films = [p for p in paths if p.suffix.lower() in VIDEOS]
     if films:
         raise CiodError(f"{films[0]} is a video; give its pictures one by one: for frame in ciod.frames('{films[0]}').")
-    detector = open_detector(model, size, names).to(pick_device(device))
+    detector = open_detector(model, size, names, arbiter).to(pick_device(device))
     results = stream(
         detector,
         paths,

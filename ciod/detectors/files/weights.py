@@ -39,18 +39,22 @@ __all__ = [
 ]
 
 
-def load(path: str | Path, *, classes: Sequence[str] | None = None) -> Detector:
+def load(path: str | Path, *, classes: Sequence[str] | None = None, arbiter: bool = True) -> Detector:
     """A detector from a file, in eval mode.
 
     Args:
         path: a ciod model (``.safetensors``), an official YOLOX checkpoint, or one of MMDetection: of YOLOX or GFL, or
             (with the extra mmdet) of any head it supports, with its config inside or as ``mmdet:CONFIG,CHECKPOINT``.
         classes: class names, for a checkpoint that does not carry them. With 80 classes and no names, COCO's.
+        arbiter: False: scores of branches stay as the branches give them (see docs/extend.md).
 
     Raises:
         CiodError: the file is absent, torn, of another architecture, needs code to load, or lacks class names.
     """
-    return _build(parse(path), classes)
+    detector = _build(parse(path), classes)
+    if detector.arbiter is not None:
+        detector.arbiter.on = arbiter
+    return detector
 
 
 @dataclass(frozen=True)
@@ -142,14 +146,19 @@ def _build_known(parsed: Parsed, classes: Sequence[str] | None) -> Detector:
 
 
 def open_detector(
-    model: str | Path | Detector, size: int | None = None, names: Sequence[str] | None = None
+    model: str | Path | Detector,
+    size: int | None = None,
+    names: Sequence[str] | None = None,
+    arbiter: bool = True,
 ) -> Detector:
-    """A detector, or the one of a file, taking pictures of ``size`` pixels.
+    """A detector, or the one of a file, taking pictures of ``size`` pixels. ``arbiter=False`` turns its arbiter off.
 
     Raises:
         CiodError: as ``ciod.load``; or a size that is not a multiple of 32.
     """
     detector = model if isinstance(model, Detector) else load(model, classes=names)
+    if not arbiter and detector.arbiter is not None:
+        detector.arbiter.on = False
     if size is not None:
         if not 32 <= size <= LARGEST or size % 32:
             near = min(LARGEST, max(32, round(size / 32) * 32))

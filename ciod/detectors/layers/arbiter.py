@@ -146,7 +146,7 @@ class Arbiter(nn.Module):
         full = full / (own.sum() - (own > 0).sum()).clamp(min=1)
         diagonal = full.diagonal()
         # Of one object per class there is no scatter: a share of the features' size stands in for it.
-        least = 1e-4 * (diagonal.mean() + (self.mean.double() ** 2).mean()) + 1e-12
+        least = 1e-6 * (diagonal.mean() + (self.mean.double() ** 2).mean()) + 1e-12
         return (1 - SHRINK) * full + torch.diag(SHRINK * diagonal + least)
 
     @torch.no_grad()
@@ -299,5 +299,6 @@ def one_per_place(boxes: Tensor, part: Tensor, kept: Tensor) -> Tensor:
     branch = (part > 0) & kept
     rivals = branch[:, :, None] & branch[:, None, :] & (part[:, :, None] != part[:, None, :])
     order = torch.arange(boxes.shape[1], device=boxes.device)
-    hidden = (iou > SAME_PLACE) & rivals & (order[None, :, None] < order[None, None, :])
-    return kept & ~hidden.any(1)
+    hides = (iou > SAME_PLACE) & rivals & (order[None, :, None] < order[None, None, :])
+    sure = ~hides.any(1)  # nothing can hide these; in the second round only what is not hidden itself hides
+    return kept & ~(hides & sure[:, :, None]).any(1)
