@@ -23,7 +23,7 @@ from ciod.data.loader import train_loader
 from ciod.data.scenarios.scenario import Task
 from ciod.detectors.base import Detector
 from ciod.detectors.files import weights
-from ciod.extension import data, effort, measure, names, old_objects, tradeoff, write
+from ciod.extension import confusion, data, effort, measure, names, negatives, old_objects, tradeoff, write
 from ciod.extension.cost import cost
 from ciod.extension.measure import Judged
 from ciod.extension.settings import Extend
@@ -158,6 +158,9 @@ class Extension:
         others = [n for n in self.names.old if n not in self.names.taught]
         truth = self.measured.old
         judged = self.measured.detect(self.before, truth) if truth is not None else ()
+        self.warnings += (alike := confusion.alike(confusion.table(detections, self.task.train, self.names.new)))
+        for line in [*alike, *self.measured.negatives.sentences(methods.find(self.method_name).learns_background)]:
+            self.reporter.say(line)
         limits = old_objects.thresholds(detections, others, truth, judged)
         self.found = old_objects.look(detections, self.task.train, others, limits)
         old_objects.draw_doubtful(self.out / "doubtful", self.found, detections, self.task.train)
@@ -240,8 +243,13 @@ class Extension:
         return done
 
     def _mixture(self, detector: Detector, method: Method) -> Mixture | None:
-        """The pool's share of every batch, for methods that learn from what the old model sees there."""
+        """The pool's share of every batch, for methods that learn from what the old model sees there, or that there
+        is nothing of theirs."""
         pool = self.measured.pool
+        if method.learns_background:
+            for pictures in self.measured.negatives.train:
+                method.learn_background(pictures)
+            return negatives.mixture(self.task, self.measured.negatives, detector.num_classes, self.plan.batch)
         if pool is None:
             return None
         if not method.uses_teacher:
@@ -315,11 +323,14 @@ class Extension:
             "names": asdict(self.names),
             "plan": asdict(self.plan),
             "held_out": self.folder.held_out,
+            "negatives": self.measured.negatives.used,
             "found": {"total": self.found.total, "classes": self.found.table},
             "retention": asdict(judged.retention),
             "min_retention": s.min_retention,
             "tradeoff": [m.row() for m in mixtures],
             "cost": cost(detector).over(cost(self.before)),
+            "false_alarms": self.measured.false_alarms(detector, judged).row(),
+            "confusion": self.measured.confusion(judged),
         }
         content = write.results(s, self.task, self.method_name, judged, done, extra, self.warnings, detector)
         if failed:

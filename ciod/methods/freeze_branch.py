@@ -23,6 +23,7 @@ class FreezeBranch(Method):
 
     needs: ClassVar[frozenset[str]] = frozenset({"dense", "branches"})
     uses_teacher: ClassVar[bool] = False
+    learns_background: ClassVar[bool] = True
 
     inner: tuple[Width, Width, Width] | None = None
     """Channels of the branch's bottleneck at strides 8, 16 and 32; 0: none there. None: 1/10, 3/8 and 5/8
@@ -31,7 +32,7 @@ class FreezeBranch(Method):
     _background: list[Index] = PrivateAttr(default_factory=list)
 
     def learn_background(self, pictures: Index) -> None:
-        """Before the training: pictures without an object of the task, for the arbiter's statistics."""
+        """Keeps them for the arbiter's statistics."""
         self._background.append(pictures)
 
     def grow(self, detector: Detector, names: Sequence[str], taught: Sequence[str] = ()) -> None:

@@ -29,8 +29,8 @@ SAME_PLACE = 0.6  # IoU from which detections of two branches are one object
 class Arbiter(nn.Module):
     """Statistics of classes, and of boxes that show none of them, at the backbone's maps.
 
-    Rows of ``count`` [R] and ``mean`` [R, F]: the classes in the order of the detector, then prototypes of boxes without
-    an object. ``scatter`` [F (F + 1) / 2] is the upper triangle of the sum of (x - mean)(x - mean)ᵀ over all objects.
+    Rows of ``count`` [R] and ``mean`` [R, F]: the classes in the order of the detector, then prototypes of boxes that
+    show none. ``scatter`` [F (F + 1) / 2] is the upper triangle of the sum of (x - mean)(x - mean)ᵀ over all objects.
     ``temperature`` [2] holds the sum of the logarithms of fitted temperatures, weighted by objects, and their number.
 
     Args:
@@ -246,13 +246,13 @@ class Arbiter(nn.Module):
         boxes = boxes.detach()
         most = min(CANDIDATES, positions)
         for i in range(1, len(parts)):
-            if own[i] is None:
+            if (columns := own[i]) is None:
                 factors.append(scores.new_ones(scores.shape[0], positions))
                 continue
             part = slice(i * positions, (i + 1) * positions)
             place = scores[:, part].amax(2).topk(most, 1).indices
             near = boxes[:, part].gather(1, place[..., None].expand(-1, -1, 4))
-            right = self.judge(maps, near) @ own[i]
+            right = self.judge(maps, near) @ columns
             factors.append(torch.zeros_like(scores[:, part, 0]).scatter(1, place, right))
         factor = torch.cat(factors, 1)[..., None]
         return torch.cat([scores[:, :positions], scores[:, positions:] * factor], 1)
@@ -261,7 +261,9 @@ class Arbiter(nn.Module):
         """For each part [rows] float, 1 at its classes; None where one of them has no statistics."""
         known, device = set(self.listed), self.count.device
         return [
-            torch.tensor([float(r in columns) for r in self.listed], device=device) if known.issuperset(columns) else None
+            torch.tensor([float(r in columns) for r in self.listed], device=device)
+            if known.issuperset(columns)
+            else None
             for columns in parts
         ]
 

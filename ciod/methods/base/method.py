@@ -47,6 +47,8 @@ class Method(BaseModel):
     """Traits of the detector without which the method makes no sense."""
     uses_teacher: ClassVar[bool] = True
     """False: no teacher is made, which saves its memory."""
+    learns_background: ClassVar[bool] = False
+    """True: pictures without an object of the task, mixed into the batches, are worth it (``learn_background``)."""
     needs_unlabelled: ClassVar[bool] = False
     """True: the method is about images without labels (a pool); the run must have some."""
     run_defaults: ClassVar[dict[str, Any]] = {}
@@ -94,6 +96,9 @@ class Method(BaseModel):
     def grow(self, detector: Detector, names: Sequence[str], taught: Sequence[str] = ()) -> None:
         """Makes room for new classes, before ``attach``. ``taught``: known classes that this task teaches further."""
         detector.grow(names)
+
+    def learn_background(self, pictures: Index) -> None:
+        """Before ``begin_task``: pictures without an object of the task, which are also mixed into its batches."""
 
     def begin_task(self, task: Task) -> None:
         """Before a task's first step: freeze parts, build buffers. Call super."""
