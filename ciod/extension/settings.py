@@ -40,7 +40,7 @@ class Extend(Section):
     new: list[str] = Field(default_factory=list)
     """Names of the folder that are new classes although the model has a similar one."""
     pool: str | None = None
-    """Folder of unlabelled images: agreement and false alarms are measured on them, methods that distil learn from them,
+    """Folder of unlabelled images: agreement and false alarms are measured on them, methods that distil learn from it,
     and a branch learns that none of its objects is there."""
     negatives: bool = True
     """Whether a branch is trained on the pool and on the training pictures of ``old_data`` as pictures without new
