@@ -40,9 +40,10 @@ class Negatives:
         if count and learns:
             return [f"{count} pictures without new objects train the branch to be silent there"]
         if not self.measured:
+            taught = ", and the branch was not taught to be silent there" if learns else ""
             return [
                 "No picture without new objects was given: how often the new classes fire on other pictures is not "
-                "measured, and the branch was not taught to be silent there. pool=FOLDER or old_data=FOLDER does both."
+                f"measured{taught}. pool=FOLDER or old_data=FOLDER gives some."
             ]
         return []
 

@@ -299,6 +299,11 @@ class Extension:
             NotKept: less than ``min_retention`` is kept.
         """
         detector.eval()
+        if detector.arbiter is not None and tradeoff.moved(self.before.state_dict(), detector.state_dict()):
+            detector.arbiter = None
+            self.warnings.append(
+                "The arbiter between the branches is dropped: its statistics are of the weights before this extension."
+            )
         s = self.settings
         least = s.min_retention if s.min_retention is not None else (KEEP_BY_DEFAULT if self.auto else None)
         mixtures: list[tradeoff.Mixture] = []

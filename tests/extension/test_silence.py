@@ -109,7 +109,9 @@ def test_most_of_the_pool_trains_and_the_rest_measures():
     known = names.match(OLD, ("eel", "dog"))  # nobody labelled the dogs of the pool
     assert negatives.find(settings(), known, pictures(20, {}), None).train == []
     (said,) = negatives.find(settings(), plan, None, None).sentences(True)
-    assert "is not measured" in said
+    assert "is not measured, and the branch was not taught" in said
+    (said,) = negatives.find(settings(), plan, None, None).sentences(False)
+    assert "is not measured. pool=FOLDER" in said
 
 
 def test_a_batch_has_a_share_of_pictures_without_new_objects():
@@ -150,3 +152,19 @@ def test_extending_with_a_pool_and_old_data_measures_both_and_says_so(tmp_path, 
     made = weights.load(tmp_path / "out" / "model.safetensors")
     assert made.arbiter is not None and (made.arbiter.count[2:4] > 0).all()
     assert json.loads((tmp_path / "out" / "results.json").read_text())["extension"]["false_alarms"]["measured"]
+
+
+def test_an_arbiter_does_not_outlive_the_weights_its_statistics_are_of(tmp_path):
+    from ciod.detectors import statistics
+
+    torch.manual_seed(0)
+    detector = detectors.build(OLD, name="yolox-pico", size=64).eval()
+    detector.add_branch(["eel"])
+    statistics.gather(detector, sample_index(tmp_path / "gathered", images=3, names=ALL))
+    weights.save_model(tmp_path / "m.safetensors", detector)
+    write_coco(sample_index(tmp_path / "raw", names=("fox",)), tmp_path / "folder")
+    results = ciod.extend(
+        tmp_path / "m.safetensors", tmp_path / "folder", tmp_path / "out", method="finetune", **QUICK
+    )
+    assert weights.load(tmp_path / "out" / "model.safetensors").arbiter is None
+    assert any(w.startswith("The arbiter between the branches is dropped") for w in results["warnings"])
