@@ -163,8 +163,6 @@ def test_an_arbiter_does_not_outlive_the_weights_its_statistics_are_of(tmp_path)
     statistics.gather(detector, sample_index(tmp_path / "gathered", images=3, names=ALL))
     weights.save_model(tmp_path / "m.safetensors", detector)
     write_coco(sample_index(tmp_path / "raw", names=("fox",)), tmp_path / "folder")
-    results = ciod.extend(
-        tmp_path / "m.safetensors", tmp_path / "folder", tmp_path / "out", method="finetune", **QUICK
-    )
+    results = ciod.extend(tmp_path / "m.safetensors", tmp_path / "folder", tmp_path / "out", method="finetune", **QUICK)
     assert weights.load(tmp_path / "out" / "model.safetensors").arbiter is None
     assert any(w.startswith("The arbiter between the branches is dropped") for w in results["warnings"])
