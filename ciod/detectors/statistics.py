@@ -58,7 +58,7 @@ def gather(
     arbiter.add(x, row)
     if len(empty):
         arbiter.add_nothing(*_prototypes(empty, arbiter.covariance().diagonal().float(), random))
-    arbiter.fit_temperature(x, row)
+    arbiter.fit(x, row)
     arbiter.on = on
     detector.train(training)
 

@@ -68,8 +68,24 @@ def test_an_object_left_out_is_judged_as_if_it_had_never_been_added():
         alone = arbiter_of(x[others], row[others], 3).discriminants(x[i : i + 1])[0].double()
         # the diagonal that the covariance is shrunk to stays, so nearly
         assert torch.allclose(got[i] - got[i].mean(), alone - alone.mean(), rtol=0.05, atol=0.3)
-    made.fit_temperature(x, row)
+        exact = MultivariateNormal(torch.zeros(6).double(), arbiter_of(x[others], row[others], 3).covariance())
+        apart = x[i].double() - x[others & (row == row[i])].double().mean(0)
+        squared = apart @ torch.linalg.solve(exact.covariance_matrix, apart)
+        assert torch.allclose(-2 * got[i, row[i]], squared, rtol=0.1)
+    made.fit(x, row)
     assert made.temperature[1] == len(x) and 0.9 < made.degree < 20
+
+
+def test_what_is_far_from_every_learnt_object_is_not_known():
+    x, row = objects(6, (60, 60))
+    made = arbiter_of(x, row, 2)
+    assert (made.known(torch.tensor([9.0])) == 1).all()  # nothing was fitted
+    made.fit(x, row)
+    new, label = objects(6, (200, 200))
+    inside = made.known(made.distances(new @ made.projection))
+    assert inside[torch.arange(400), label].quantile(0.05) > 0.8
+    outside = made.known(made.distances((new + 60) @ made.projection))
+    assert outside.max() < 0.05
 
 
 def test_prototypes_of_nothing_weigh_as_much_as_one_class_together():
@@ -94,7 +110,11 @@ def test_judging_on_the_maps_is_judging_pooled_features(channels):
     assert x.shape == (4, min(1024, sum(channels)))
     made.add(x + 0.1 * torch.randn(4, x.shape[1], generator=g), torch.tensor([0, 1, 2, 2]))
     want = made.posterior(made.discriminants(x)).view(2, 2, 3)
-    assert torch.allclose(made.judge(maps, boxes), want, atol=1e-4)
+    probability, known = made.judge(maps, boxes)
+    assert torch.allclose(probability, want, atol=1e-4) and (known == 1).all()
+    made.distance.copy_(torch.tensor([8.0, 20.0, 4.0]))
+    near = made.known(made.distances(x @ made.projection)).view(2, 2, 3)
+    assert torch.allclose(made.judge(maps, boxes)[1], near, atol=1e-3) and near.min() < 0.5
     flat = [torch.full((1, c, 64 // s, 64 // s), 2.0) for c, s in zip((2, 4), (8, 16), strict=True)]
     even = Arbiter((2, 4), (8, 16), 1).pool(flat, torch.tensor([[5.0, 5, 30, 60]]), torch.tensor([0]))
     assert torch.allclose(even, torch.full((1, 6), 2.0))

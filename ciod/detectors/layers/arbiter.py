@@ -4,7 +4,8 @@ A branch never sees the objects of the others, so it takes them for its own, and
 backbone does not move, though: means of its maps at the training boxes, gathered in every extension, stay true for
 ever, and linear discriminant analysis on them (as streaming LDA does, Hayes and Kanan, CVPR-W 2020) says how probable
 each class is at a box. A detection's score is multiplied with the probability of its branch's classes together; within
-a branch the branch itself knows better.
+a branch the branch itself knows better. What is far from every object a branch has learnt, by Mahalanobis distance, is
+nothing the branch can know (Lee et al., NeurIPS 2018), and its score goes to zero.
 
 What is stored adds up: counts, means and one scatter matrix, no picture and no single object.
 """
@@ -23,6 +24,9 @@ WIDEST = 1024  # features; a wider backbone's channels are summed into so many, 
 SHRINK = 0.1  # share of the diagonal in the covariance
 CANDIDATES = 300  # positions per branch and image that are judged; all others score 0
 SAMPLES = 4  # per side of a box, in every map
+DIRECTIONS = 32  # at random, in which distances are measured
+FAR = 3.0  # standard deviations beyond the mean logarithm of the objects' squared distances, where scores are halved
+STEEP = 2.2  # one standard deviation nearer they keep 90 %
 SAME_PLACE = 0.6  # IoU from which detections of two branches are one object
 
 
@@ -31,7 +35,8 @@ class Arbiter(nn.Module):
 
     Rows of ``count`` [R] and ``mean`` [R, F]: the classes in the order of the detector, then prototypes of boxes that
     show none. ``scatter`` [F (F + 1) / 2] is the upper triangle of the sum of (x - mean)(x - mean)ᵀ over all objects.
-    ``temperature`` [2] holds the sum of the logarithms of fitted temperatures, weighted by objects, and their number.
+    ``temperature`` [2] holds the sum of the logarithms of fitted temperatures, weighted by objects, and their number;
+    ``distance`` [3] sum, sum of squares and number of the logarithms of the objects' squared distances.
 
     Args:
         channels: of the backbone's maps.
@@ -51,6 +56,9 @@ class Arbiter(nn.Module):
         self.register_buffer("mean", torch.zeros(rows, f))
         self.register_buffer("scatter", torch.zeros(f * (f + 1) // 2))
         self.register_buffer("temperature", torch.zeros(2))
+        self.register_buffer("distance", torch.zeros(3))
+        drawn = torch.randn(f, DIRECTIONS, generator=torch.Generator().manual_seed(0)) / DIRECTIONS**0.5
+        self.register_buffer("directions", drawn, persistent=False)
         place = torch.arange(sum(channels))
         self.register_buffer("column", place % f, persistent=False)
         # A fixed sequence of signs, so that channels that share a column do not all add up.
@@ -63,6 +71,8 @@ class Arbiter(nn.Module):
     mean: Tensor
     scatter: Tensor
     temperature: Tensor
+    distance: Tensor
+    directions: Tensor
     column: Tensor
     sign: Tensor
     weight: Tensor
@@ -154,7 +164,11 @@ class Arbiter(nn.Module):
         """Computes the linear layer from the statistics; after every change of them."""
         rows = torch.nonzero(self.count > 0)[:, 0]
         mean = self.mean[rows].double()
-        weight = torch.linalg.solve(self.covariance(), mean.T).T if len(rows) else mean
+        covariance = self.covariance()
+        weight = torch.linalg.solve(covariance, mean.T).T if len(rows) else mean
+        # x @ projection has, in expectation, the squared norm of the whitened x
+        whiten = torch.linalg.cholesky(covariance)
+        projection = torch.linalg.solve_triangular(whiten.T, self.directions.double(), upper=True)
         own = rows < self.classes
         self.listed: list[int] = rows.tolist()
         # All prototypes of nothing together weigh as much as one class.
@@ -164,11 +178,15 @@ class Arbiter(nn.Module):
             "weight": weight.float(),
             "bias": (-(weight * mean).sum(1) / 2).float(),
             "prior": share.log().float(),
+            "projection": projection.float(),
+            "centre": (mean @ projection).float(),
         }
         for name, value in values.items():
             self.register_buffer(name, value, persistent=False)
 
     prior: Tensor
+    projection: Tensor
+    centre: Tensor
 
     def discriminants(self, x: Tensor) -> Tensor:
         """[n, features] → [n, rows]: logarithms of the densities up to a constant, without prior and temperature."""
@@ -178,21 +196,47 @@ class Arbiter(nn.Module):
         """[…, rows] → probabilities of the rows."""
         return (discriminants / self.degree + self.prior).softmax(-1)
 
+    def distances(self, projected: Tensor) -> Tensor:
+        """[…, DIRECTIONS] → logarithms of the squared distances from the rows, […, rows]."""
+        square = (projected[..., None, :] - self.centre).square().sum(-1)
+        return square.clamp(min=1e-6).log()
+
+    def known(self, logarithms: Tensor) -> Tensor:
+        """How far logarithms of squared distances are those of learnt objects, 0..1."""
+        total, squares, n = self.distance.tolist()
+        if not n:
+            return torch.ones_like(logarithms)
+        mean = total / n
+        spread = max(0.25, (max(0.0, squares / n - mean**2)) ** 0.5)
+        return torch.sigmoid((mean + FAR * spread - logarithms) * (STEEP / spread))
+
     @torch.no_grad()
-    def fit_temperature(self, x: Tensor, row: Tensor) -> None:
-        """Adds a temperature: the one under which the true classes of objects that were added are most probable, each
-        judged by statistics without it (leave one out)."""
+    def fit(self, x: Tensor, row: Tensor) -> None:
+        """Adds the temperature under which the true classes of objects that were added are most probable, and their
+        distances, each judged by statistics without it (leave one out)."""
         value, degrees = self.left_out(x, row), torch.logspace(0, 7, 36, 2.0, device=x.device)
         place = torch.searchsorted(self.rows, row)
+        if len(row):
+            here = torch.arange(len(row), device=x.device)
+            inside = self._squared(x, row)
+            grown = (-2 * value[here, place] / inside.clamp(min=1e-9)).clamp(min=1).log()
+            log = self.distances(x @ self.projection)[here, place].double() + grown
+            self.distance += torch.stack([log.sum(), log.square().sum(), log.new_tensor(float(len(row)))])
         log = (value[None] / degrees[:, None, None].double() + self.prior.double()).log_softmax(-1)
         truth = log[:, torch.arange(len(row), device=x.device), place].mean(1)
         if len(row):
             best = degrees[truth.argmax()].log()
             self.temperature += torch.stack([best * len(row), best.new_tensor(float(len(row)))])
 
+    def _squared(self, x: Tensor, row: Tensor) -> Tensor:
+        """[n] float64: squared Mahalanobis distances from the own class, the object itself in the statistics."""
+        apart = x.double() - self.mean[row].double()
+        return (torch.linalg.solve(self.covariance(), apart.T).T * apart).sum(1)
+
     @torch.no_grad()
     def left_out(self, x: Tensor, row: Tensor) -> Tensor:
-        """[n, rows] float64: ``discriminants`` up to a constant per object, by statistics without the object itself.
+        """[n, rows] float64: minus half the squared distances, by statistics without the object itself. They are
+        ``discriminants`` up to a constant per object.
 
         The mean of its class and the covariance are changed by rank one (Sherman and Morrison); the diagonal that the
         covariance is shrunk to stays.
@@ -219,19 +263,22 @@ class Arbiter(nn.Module):
 
     # Prediction ---------------------------------------------------------------------------------------------------
 
-    def judge(self, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
-        """Probabilities of the rows at boxes [B, n, 4] → [B, n, rows].
+    def judge(self, maps: Sequence[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """At boxes [B, n, 4] the probabilities of the rows, and how well known an object of each would be: [B, n, rows].
 
-        The discriminant is linear and so is the mean over a box: it is computed on the maps, and then pooled.
+        Discriminants and projections are linear and so is the mean over a box: both are computed on the maps, and
+        then pooled.
         """
         b, n = boxes.shape[:2]
         image = torch.arange(b, device=boxes.device).repeat_interleave(n)
-        weights = (self.weight[:, self.column] * self.sign).split(self.channels, 1)
-        total = self.bias
+        layer = torch.cat([self.weight, self.projection.T])
+        weights = (layer[:, self.column] * self.sign).split(self.channels, 1)
+        total = torch.cat([self.bias, self.bias.new_zeros(DIRECTIONS)])
         for m, w, s in zip(maps, weights, self.strides, strict=True):
             drawn = nn.functional.conv2d(m.float(), w[:, :, None, None])
             total = total + _inside(drawn, boxes.reshape(-1, 4), image, s)
-        return self.posterior(total).view(b, n, -1)
+        discriminants, projected = total.view(b, n, -1).split([len(self.bias), DIRECTIONS], 2)
+        return self.posterior(discriminants), self.known(self.distances(projected))
 
     def weigh(self, scores: Tensor, boxes: Tensor, maps: Sequence[Tensor], parts: Sequence[Sequence[int]]) -> Tensor:
         """Scores [B, P, C] with those of branches multiplied by the probability of the branch's classes.
@@ -252,7 +299,8 @@ class Arbiter(nn.Module):
             part = slice(i * positions, (i + 1) * positions)
             place = scores[:, part].amax(2).topk(most, 1).indices
             near = boxes[:, part].gather(1, place[..., None].expand(-1, -1, 4))
-            right = self.judge(maps, near) @ columns
+            probability, known = self.judge(maps, near)
+            right = (probability @ columns) * (known * columns).amax(2)
             factors.append(torch.zeros_like(scores[:, part, 0]).scatter(1, place, right))
         factor = torch.cat(factors, 1)[..., None]
         return torch.cat([scores[:, :positions], scores[:, positions:] * factor], 1)
