@@ -264,7 +264,7 @@ class Arbiter(nn.Module):
     # Prediction ---------------------------------------------------------------------------------------------------
 
     def judge(self, maps: Sequence[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """At boxes [B, n, 4] the probabilities of the rows, and how well known an object of each would be: [B, n, rows].
+        """At boxes [B, n, 4] the probabilities of the rows, and how well known an object of each is: [B, n, rows].
 
         Discriminants and projections are linear and so is the mean over a box: both are computed on the maps, and
         then pooled.
