@@ -232,11 +232,12 @@ class Detector(nn.Module, ABC):
         """[B, P, C]: what detections are ranked by."""
         return outputs.scores()
 
-    def distinct(self, boxes: Tensor, positions: Tensor, kept: Tensor, total: int) -> Tensor:
+    def distinct(self, boxes: Tensor, scores: Tensor, positions: Tensor, kept: Tensor, total: int) -> Tensor:
         """[B, n] bool: which detections stay after NMS within classes. Here: all.
 
         Args:
-            boxes: [B, n, 4], the best first.
+            boxes: [B, n, 4].
+            scores: [B, n], the best first.
             positions: [B, n] int64 in 0..total, where they were found.
             kept: [B, n] bool; False: an empty row.
         """
@@ -278,7 +279,8 @@ class Detector(nn.Module, ABC):
             label = label[order] if label_of is None else label_of[i, at[order], 0]
             kept = batched_nms(boxes, score, label, limit)[:max_detections]
             all_kept = torch.ones_like(kept[None], dtype=torch.bool)
-            kept = kept[self.distinct(boxes[kept][None], at[order][kept][None], all_kept, scores.shape[1])[0]]
+            given = boxes[kept][None], score[kept][None], at[order][kept][None]
+            kept = kept[self.distinct(*given, all_kept, scores.shape[1])[0]]
             found.append(Detections.of(boxes[kept], score[kept], label[kept], self.class_names))
         return found
 

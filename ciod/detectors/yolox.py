@@ -168,13 +168,13 @@ class YOLOX(StagedDetector):
             return scores
         return self.arbiter.weigh(scores, outputs.boxes, outputs.maps, self.parts)
 
-    def distinct(self, boxes: Tensor, positions: Tensor, kept: Tensor, total: int) -> Tensor:
+    def distinct(self, boxes: Tensor, scores: Tensor, positions: Tensor, kept: Tensor, total: int) -> Tensor:
         """[B, n] bool: with an arbiter, one branch per object. See ``Detector.distinct``."""
         if self.arbiter is None or not self.arbiter.on or len(self.branches) < 2:
             return kept
         judged = [int(own is not None) * i for i, own in enumerate(self.arbiter.own(self.parts))]
         part = torch.tensor([0, *judged[1:]], device=positions.device)[positions // (total // len(self.parts))]
-        return one_per_place(boxes, part, kept)
+        return one_per_place(boxes, scores, part, kept)
 
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
         """SimOTA; with branches, part by part, each with the targets of its own classes."""

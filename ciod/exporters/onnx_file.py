@@ -101,7 +101,7 @@ class Suppressed(Raw):
         rows = torch.where(empty, unused, rows)
         if self.detector.arbiter is None:
             return rows
-        distinct = self.detector.distinct(boxes, place.clamp(max=total - 1), ~empty[..., 0], total)
+        distinct = self.detector.distinct(boxes, score, place.clamp(max=total - 1), ~empty[..., 0], total)
         rows = torch.where(distinct[..., None], rows, unused)
         # Rows that another branch's box hides go to the end, and the others keep their order.
         first = torch.where(distinct, -torch.arange(self.limit), -torch.arange(self.limit) - self.limit)

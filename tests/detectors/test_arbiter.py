@@ -120,14 +120,17 @@ def test_judging_on_the_maps_is_judging_pooled_features(channels):
     assert torch.allclose(even, torch.full((1, 6), 2.0))
 
 
-def test_of_two_branches_at_one_place_the_surer_stays():
+def test_of_two_branches_at_one_place_the_much_surer_stays():
     box, far = [0.0, 0, 10, 10], [20.0, 20, 30, 30]
     boxes = torch.tensor([[box, box, box, far, box, box]])
     part = torch.tensor([[1, 2, 1, 2, 0, 3]])
     kept = torch.tensor([[True, True, True, True, True, False]])
-    assert one_per_place(boxes, part, kept).tolist() == [[True, False, True, True, True, False]]
+    scores = torch.tensor([[0.9, 0.4, 0.1, 0.4, 0.4, 0.4]])
+    assert one_per_place(boxes, scores, part, kept).tolist() == [[True, False, True, True, True, False]]
+    close = torch.tensor([[0.9, 0.5, 0.5, 0.4, 0.4, 0.4]])
+    assert one_per_place(boxes, close, part, kept).tolist() == [[True, True, True, True, True, False]]
     first_empty = torch.tensor([[False, True, True, True, True, True]])
-    assert one_per_place(boxes, part, first_empty).tolist() == [[False, True, False, True, True, False]]
+    assert one_per_place(boxes, scores, part, first_empty).tolist() == [[False, True, False, True, True, True]]
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ DIRECTIONS = 32  # at random, in which distances are measured
 FAR = 3.0  # standard deviations beyond the mean logarithm of the objects' squared distances, where scores are halved
 STEEP = 2.2  # one standard deviation nearer they keep 90 %
 SAME_PLACE = 0.6  # IoU from which detections of two branches are one object
+CLEAR = 0.5  # the lower one goes below this share of the other's score
 
 
 class Arbiter(nn.Module):
@@ -334,11 +335,13 @@ def _inside(m: Tensor, boxes: Tensor, image: Tensor, stride: int) -> Tensor:
     return found[:, :, 0, 0]
 
 
-def one_per_place(boxes: Tensor, part: Tensor, kept: Tensor) -> Tensor:
-    """Which of the detections stay when two branches see the same object: the one with the higher score.
+def one_per_place(boxes: Tensor, scores: Tensor, part: Tensor, kept: Tensor) -> Tensor:
+    """Which of the detections stay when two branches see the same object: not one that has less than half of the
+    other's score.
 
     Args:
-        boxes: [B, n, 4], the best first.
+        boxes: [B, n, 4].
+        scores: [B, n], the best first.
         part: [B, n] int64: 0 for the detector itself, whose detections all stay and hide none; then the branches.
         kept: [B, n] bool; False: an empty row, which hides none.
 
@@ -348,7 +351,6 @@ def one_per_place(boxes: Tensor, part: Tensor, kept: Tensor) -> Tensor:
     iou = pairwise_iou(boxes, boxes)
     branch = (part > 0) & kept
     rivals = branch[:, :, None] & branch[:, None, :] & (part[:, :, None] != part[:, None, :])
-    order = torch.arange(boxes.shape[1], device=boxes.device)
-    hides = (iou > SAME_PLACE) & rivals & (order[None, :, None] < order[None, None, :])
+    hides = (iou > SAME_PLACE) & rivals & (scores[:, None, :] < CLEAR * scores[:, :, None])
     sure = ~hides.any(1)  # nothing can hide these; in the second round only what is not hidden itself hides
     return kept & ~(hides & sure[:, :, None]).any(1)
