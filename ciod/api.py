@@ -100,6 +100,7 @@ def evaluate(
     names: Sequence[str] | None = None,
     input: str | Sequence[str] | None = None,
     metric: str = "coco",
+    arbiter: bool = True,
 ) -> Scored:
     """COCO AP of a model on a data set. Classes are matched by name; the result lists those that do not match.
 
@@ -112,6 +113,7 @@ def evaluate(
         names: class names for a checkpoint without them.
         input: how pictures are given, for an ONNX file that does not say it: ``"0..255,bgr"``.
         metric: ``voc07`` (11-point) or ``voc`` (area) adds VOC's AP to COCO's, under its own name.
+        arbiter: False: scores of branches stay as the branches give them.
 
     Raises:
         ConfigError: impossible settings of the evaluation.
@@ -137,7 +139,7 @@ def evaluate(
         problems.append(f"metric: there is no '{metric}'; {did_you_mean(metric, ['coco', *NAMES])}")
     if problems:
         raise ConfigError(problems)
-    detector = open_detector(model, size, names, input)
+    detector = open_detector(model, size, names, input, arbiter)
     index = formats.read(data_folder(str(data)) or "", split)
     both = tuple(n for n in index.class_names if n in detector.class_names)
     if not both:

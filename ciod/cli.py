@@ -213,7 +213,7 @@ def evaluate(
     Settings: `data=` `split=val` `size=416` `score_threshold=0.001` `nms_iou=0.65` `max_detections=100` `device=auto`
     `classes='[a, b]'` (score only these) `names='[a, b]'` `input=` (of a file that does not say them) `json=FILE`
     `multi_label=` (true: each class of a position counts, as usual for GFL, RetinaNet and FCOS; false: the best alone)
-    `metric=coco` (or `voc07`: 11-point, `voc`: area, beside COCO's).
+    `metric=coco` (or `voc07`: 11-point, `voc`: area, beside COCO's) `arbiter=off` (the raw scores of branches).
     """
     from ciod import api
     from ciod.config import commands
@@ -244,6 +244,7 @@ def predict(
       its pictures where no file is named
     - `batch=8` `size=` `nms_iou=0.65` `max_detections=100` `device=auto` `names='[a, b]'` `input=` (of a file
       that does not say them)
+    - `arbiter=off` the raw scores of branches (see docs/extend.md)
     """
     from ciod.config import commands
 
@@ -254,7 +255,8 @@ def predict(
     from ciod.detectors.files.weights import open_detector
     from ciod.inference.job import Job
 
-    detector = open_detector(model, flat.pop("size", None), flat.pop("names", None), flat.pop("input", None))
+    size, names = flat.pop("size", None), flat.pop("names", None)
+    detector = open_detector(model, size, names, flat.pop("input", None), flat.pop("arbiter", True))
     detector.to(pick_device(flat.pop("device", "auto")))
     data, split, coco = flat.pop("data", None), flat.pop("split", "val"), flat.pop("coco", None)
     if data is not None:
@@ -286,7 +288,7 @@ def export(
 
     The file is compared with the model before it gets its name. Needs `pip install 'ciod[onnx]'`.
     Settings: `onnx=` `nms=true` (non-maximum suppression in the graph) `size=` `dynamic_size=true` `opset=17`
-    `score_threshold=` `nms_iou=` `max_detections=100` `images=FOLDER` (to compare on) `names='[a, b]'`.
+    `score_threshold=` `nms_iou=` `max_detections=100` `images=FOLDER` (to compare on) `names='[a, b]'` `arbiter=off`.
 
     `ciod export MODEL mmdet=FOLDER` writes a config and a checkpoint for MMDetection instead (YOLOX, GFL, and what came
     from there), with `size=` and `names=`; see docs/mmdetection.md.

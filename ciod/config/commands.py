@@ -37,6 +37,8 @@ class Eval(Section):
     """Only these are scored."""
     names: Names | None = None
     """Class names of a checkpoint without, a file of them, or ``coco``."""
+    arbiter: bool = True
+    """``off``: the raw scores of branches (docs/extend.md)."""
     input: list[str] | None = None
     """How pictures are given, of an ONNX file that does not say it: ``0..255,bgr``."""
     metric: Literal["coco", "voc07", "voc"] = "coco"
@@ -73,6 +75,8 @@ class Predict(Section):
     device: str = "auto"
     names: Names | None = None
     """Class names of a checkpoint without, a file of them, or ``coco``."""
+    arbiter: bool = True
+    """``off``: the raw scores of branches (docs/extend.md)."""
     input: list[str] | None = None
     """How pictures are given, of an ONNX file that does not say it: ``0..255,bgr``."""
 
@@ -96,6 +100,8 @@ class Export(Section):
     """Folder of pictures to compare graph and model on."""
     names: Names | None = None
     """Class names of a checkpoint without, a file of them, or ``coco``."""
+    arbiter: bool = True
+    """``off``: the raw scores of branches (docs/extend.md)."""
 
 
 class ExportMMDet(Section):

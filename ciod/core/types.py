@@ -117,6 +117,7 @@ class Outputs:
     distribution: Tensor | None = None  # [B, P, 4, R] logits of the distances left, top, right, bottom
     features: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] a level, of the neck
     towers: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] a level: what the class layer takes
+    maps: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] a level, of the backbone, for an arbiter
     levels: tuple[int, ...] = ()  # positions of each level; their sum is P
     anchors: Tensor | None = None  # [P, 4] the boxes that predictions correct, if a detector has them
     deltas: Tensor | None = None  # [B, P, 4] corrections of the anchors, as the head returns them (RetinaNet)

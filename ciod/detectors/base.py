@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ciod.data.augment import Placement
+    from ciod.detectors.layers.arbiter import Arbiter
 
     Picture: TypeAlias = str | Path | np.ndarray | Image.Image
 
@@ -78,6 +79,7 @@ class Detector(nn.Module, ABC):
         self.lineage: list[dict[str, Any]] = []  # one entry per task: the classes it added and their data
         self.growth: list[dict[str, Any]] = [{"rows": len(class_names)}] if class_names else []  # how they came
         self.score_threshold, self.nms_iou = 0.001, 0.65
+        self.arbiter: Arbiter | None = None  # judges between branches, where a detector has them
         self.one_label = True  # ``decode`` can give a position its best class alone
         self.register_buffer("mean", torch.tensor(input_spec.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(input_spec.std).view(3, 1, 1), persistent=False)
@@ -228,6 +230,21 @@ class Detector(nn.Module, ABC):
             p.requires_grad_(False)
         return twin
 
+    def scores(self, outputs: Outputs) -> Tensor:
+        """[B, P, C]: what detections are ranked by."""
+        return outputs.scores()
+
+    def distinct(self, boxes: Tensor, scores: Tensor, positions: Tensor, kept: Tensor, total: int) -> Tensor:
+        """[B, n] bool: which detections stay after NMS within classes. Here: all.
+
+        Args:
+            boxes: [B, n, 4].
+            scores: [B, n], the best first.
+            positions: [B, n] int64 in 0..total, where they were found.
+            kept: [B, n] bool; False: an empty row.
+        """
+        return kept
+
     @torch.no_grad()
     def decode(
         self,
@@ -247,7 +264,7 @@ class Detector(nn.Module, ABC):
         """
         floor = self.score_threshold if score_threshold is None else score_threshold
         limit = self.nms_iou if nms_iou is None else nms_iou
-        scores = outputs.scores()
+        scores = self.scores(outputs)
         if classes is not None:
             scores = scores.masked_fill(~classes, 0)
         label_of = None
@@ -263,6 +280,9 @@ class Detector(nn.Module, ABC):
             boxes, score = outputs.boxes[i, at[order]], score[order]
             label = label[order] if label_of is None else label_of[i, at[order], 0]
             kept = batched_nms(boxes, score, label, limit)[:max_detections]
+            all_kept = torch.ones_like(kept[None], dtype=torch.bool)
+            given = boxes[kept][None], score[kept][None], at[order][kept][None]
+            kept = kept[self.distinct(*given, all_kept, scores.shape[1])[0]]
             found.append(Detections.of(boxes[kept], score[kept], label[kept], self.class_names))
         return found
 

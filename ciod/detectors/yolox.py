@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from ciod.detectors.base import IMAGENET, Input
 from ciod.detectors.dense import flatten, grid
 from ciod.detectors.layers import backbones
 from ciod.detectors.layers import branch as br
+from ciod.detectors.layers.arbiter import Arbiter, one_per_place
 from ciod.detectors.layers.blocks import conv
 from ciod.detectors.layers.class_layers import PRIOR, ClassConv, ClassRows
 from ciod.detectors.layers.necks import PAFPN
@@ -155,8 +157,25 @@ class YOLOX(StagedDetector):
         base = assemble(*self.head.layers(*towers), features, towers[0])
         if not len(self.branches):
             return base
+        if self.arbiter is not None and not self.training:
+            base = replace(base, maps=maps)
         parts = [base, *(assemble(*b(maps, features, *towers)) for b in self.branches)]
         return br.append([br.spread(p, row) for p, row in zip(parts, self.channel_of, strict=True)])
+
+    def scores(self, outputs: Outputs) -> Tensor:
+        """[B, P, C]; with an arbiter, those of branches times the probability that the branch is right."""
+        scores = outputs.scores()
+        if self.arbiter is None or not self.arbiter.on or not outputs.maps:
+            return scores
+        return self.arbiter.weigh(scores, outputs.boxes, outputs.maps, self.parts)
+
+    def distinct(self, boxes: Tensor, scores: Tensor, positions: Tensor, kept: Tensor, total: int) -> Tensor:
+        """[B, n] bool: with an arbiter, one branch per object. See ``Detector.distinct``."""
+        if self.arbiter is None or not self.arbiter.on or len(self.branches) < 2:
+            return kept
+        judged = [int(own is not None) * i for i, own in enumerate(self.arbiter.own(self.parts))]
+        part = torch.tensor([0, *judged[1:]], device=positions.device)[positions // (total // len(self.parts))]
+        return one_per_place(boxes, scores, part, kept)
 
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
         """SimOTA; with branches, separately per part, with the targets of its own classes."""
@@ -207,9 +226,21 @@ class YOLOX(StagedDetector):
         width = torch.tensor([len(c) for c in self.parts], device=self.channel_of.device)
         return self.channel_of < width[:, None]
 
+    def add_arbiter(self, rows: int | None = None) -> Arbiter:
+        """An arbiter between the branches, without statistics yet.
+
+        Args:
+            rows: of its statistics; None: one per class.
+        """
+        nothing = 0 if rows is None else rows - self.num_classes
+        self.arbiter = Arbiter(self.backbone.channels, STRIDES, self.num_classes, nothing).to(self.device)
+        return self.arbiter
+
     def grow(self, names: Sequence[str]) -> None:
         known = self.num_classes
         super().grow(names)
+        if self.arbiter is not None:
+            self.arbiter.grow(len(names))
         self.parts[0] += range(known, self.num_classes)
         self._index_parts()
 
@@ -239,6 +270,8 @@ class YOLOX(StagedDetector):
         self.branches.append(added.to(self.device).train(self.training))
         self.class_names = (*self.class_names, *names)
         self.parts.append(columns)
+        if self.arbiter is not None:
+            self.arbiter.grow(len(names))
         self.growth.append({"branch": len(names), "taught": [*taught], "inner": inner})
         self._index_parts()
         return added
@@ -280,6 +313,8 @@ class YOLOX(StagedDetector):
                 branches.append(branch)
                 parts.append(list(branch.columns))
         self.growth, self.parts, self.branches = growth, parts, nn.ModuleList(branches)
+        if self.arbiter is not None:
+            self.arbiter.select(kept)
         self.register_buffer("channel_of", br.table_of(parts, len(kept)).to(self.device), persistent=False)
 
     def _index_parts(self) -> None:

@@ -61,7 +61,7 @@ class Raw(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         outputs = self.detector(images)
-        return outputs.boxes, outputs.scores()
+        return outputs.boxes, self.detector.scores(outputs)
 
 
 class Suppressed(Raw):
@@ -93,10 +93,20 @@ class Suppressed(Raw):
         ranked = nn.functional.pad(ranked, (0, self.limit), value=-1.0)
         score, place = ranked.topk(self.limit, dim=1)
         empty = (score < 0)[..., None]
+        total = boxes.shape[1]
         boxes = nn.functional.pad(boxes, (0, 0, 0, self.limit)).gather(1, place[..., None].expand(-1, -1, 4))
         label = nn.functional.pad(label.to(boxes.dtype), (0, self.limit)).gather(1, place)
         rows = torch.cat([boxes, score[..., None], label[..., None]], 2)
-        return torch.where(empty, torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, -1.0]), rows)
+        unused = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
+        rows = torch.where(empty, unused, rows)
+        if self.detector.arbiter is None:
+            return rows
+        distinct = self.detector.distinct(boxes, score, place.clamp(max=total - 1), ~empty[..., 0], total)
+        rows = torch.where(distinct[..., None], rows, unused)
+        # Rows that another branch's box hides go to the end, and the others keep their order.
+        first = torch.where(distinct, -torch.arange(self.limit), -torch.arange(self.limit) - self.limit)
+        order = first.topk(self.limit, dim=1).indices
+        return rows.gather(1, order[..., None].expand(-1, -1, 6))
 
 
 class _NonMaxSuppression(torch.autograd.Function):
@@ -132,6 +142,7 @@ def export(
     max_detections: int = 100,
     images: str | Path | None = None,
     names: Sequence[str] | None = None,
+    arbiter: bool = True,
 ) -> Exported:
     """Writes ``model`` as an ONNX file and compares it with the original before it gets its final name.
 
@@ -150,6 +161,7 @@ def export(
         max_detections: for ``nms``, per image.
         images: an image or folder for the comparison (default: random noise).
         names: class names for a checkpoint without them.
+        arbiter: False: scores of branches stay as the branches give them.
 
     Raises:
         ConfigError: every problem of the arguments.
@@ -162,7 +174,7 @@ def export(
         raise CiodError(f"onnx: {path} must end in .onnx.")
     if isinstance(model, (str, Path)) and Path(model).suffix.lower() == ".onnx":
         raise CiodError(f"{model} is an ONNX file already.")
-    detector = open_detector(model, size, names).frozen().cpu()
+    detector = open_detector(model, size, names, arbiter=arbiter).frozen().cpu()
     floor = detector.score_threshold if score_threshold is None else score_threshold
     limit = detector.nms_iou if nms_iou is None else nms_iou
     _check(opset, floor, limit, max_detections, detector, nms)

@@ -110,21 +110,33 @@ def task_of(folder: Folder, names: Names) -> Task:
 
 
 def old_validation(path: str, names: Names) -> Index:
-    """Validation images of the old classes, labelled in the model's order.
+    """Validation images of the old classes, labelled in the extended model's order.
 
     Raises:
         DataError: none of the old classes is in it.
     """
     index = formats.read(data_folder(path) or path, "val")
-    where = dict(zip(names.kept, names.old, strict=True))
-    renamed = _rename(index, {n: where.get(n, names.data.get(n, n)) for n in index.class_names})
-    known = renamed.relabel(names.old)
-    if not len(known.labels):
+    known = _under_model_names(index, names)
+    if not len(known.relabel(names.old).labels):
         raise DataError(
             f"old_data: {index.source} has no box of an old class; it names {', '.join(index.class_names[:6])}, the "
             f"model {', '.join(names.old[:6])}."
         )
     return known
+
+
+def old_training(path: str, names: Names) -> Index | None:
+    """Training images of the old data, labelled in the extended model's order; None: there is no such split beside the
+    one for validation."""
+    layout = formats.recognise(data_folder(path) or path)
+    if "train" not in layout.splits or not {"val", "test"} & layout.splits.keys():
+        return None
+    return _under_model_names(formats.open_split(layout, "train"), names)
+
+
+def _under_model_names(index: Index, names: Names) -> Index:
+    where = dict(zip(names.kept, names.old, strict=True))
+    return _rename(index, {n: where.get(n, names.data.get(n, n)) for n in index.class_names}).relabel(names.all)
 
 
 def _rename(index: Index, where: dict[str, str]) -> Index:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,8 @@ from ciod.data.scenarios.scenario import Task
 from ciod.detectors.base import Detector
 from ciod.evaluation.ap import APTable, coco_ap
 from ciod.evaluation.detect import detect
-from ciod.extension import data, retention
+from ciod.extension import confusion, data, false_alarms, negatives, retention
+from ciod.extension.false_alarms import FalseAlarms
 from ciod.extension.names import Names
 from ciod.extension.retention import Retention
 from ciod.extension.settings import Extend
@@ -30,6 +32,7 @@ class Judged:
     taught_before: APTable | None  # of the known classes that were taught further, on the folder's validation images
     learnt: APTable  # of every class that was taught
     after_new: list[Detections]  # the new model on the folder's validation images
+    after_old: list[Detections]  # and on old validation data
     old_before: APTable | None  # on old validation data
     old_after: APTable | None
     retention: Retention
@@ -40,9 +43,11 @@ class Measure:
 
     def __init__(self, settings: Extend, world: World, task: Task, names: Names):
         self.settings, self.world, self.task, self.names = settings, world, task, names
-        self.old = None if settings.old_data is None else data.old_validation(settings.old_data, names)
+        everything = None if settings.old_data is None else data.old_validation(settings.old_data, names)
+        self.old = None if everything is None else everything.relabel(names.old)
         folder = data_folder(settings.pool)
         self.pool = pools.read(folder, names.all) if folder else None
+        self.negatives = negatives.find(settings, names, self.pool, everything)
         self.others = tuple(n for n in names.old if n not in names.taught)
         self._before: dict[int, list[Detections]] = {}
         self._fields: list[Index] | None = None
@@ -63,11 +68,30 @@ class Measure:
         learnt = self._ap(found, test, names.learnt)
         taught = self._ap(self._of(before, test), test, names.taught) if names.taught else None
         if self.old is None:
-            return Judged(taught, learnt, found, None, None, self.agreement(before, after))
+            return Judged(taught, learnt, found, [], None, None, self.agreement(before, after))
         old_before = self._ap(self._of(before, self.old), self.old, names.old)
-        old_after = self._ap(self.detect(after, self.old), self.old, names.old)
+        on_old = self.detect(after, self.old)
+        old_after = self._ap(on_old, self.old, names.old)
         kept = retention.by_ap(old_before, old_after, names.old, len(self.old))
-        return Judged(taught, learnt, found, old_before, old_after, kept)
+        return Judged(taught, learnt, found, on_old, old_before, old_after, kept)
+
+    def false_alarms(self, after: Detector, judged: Judged) -> FalseAlarms:
+        """Of the new classes, in every picture that shows none of them."""
+        sources = self.negatives.measured.items()
+        others = {k: (v, judged.after_old if k == "old_data" else self.detect(after, v)) for k, v in sources}
+        new = (self.task.test, judged.after_new)
+        return false_alarms.measure(new, others, self.names.new, self.settings.eval.max_detections)
+
+    def confusion(self, judged: Judged) -> list[dict[str, Any]]:
+        """Which classes take the objects of the new classes and, with old validation data, those of the old."""
+        rows = confusion.table(judged.after_new, self.task.test, self.names.learnt)
+        if self.old is not None:
+            new = set(self.names.new)
+            old = confusion.table(judged.after_old, self.old, self.others)
+            rows += [
+                {**row, "taken": taken} for row in old if (taken := {n: k for n, k in row["taken"].items() if n in new})
+            ]
+        return rows
 
     def brief(self, before: Detector, after: Detector) -> tuple[float | None, float | None]:
         """Retention, and mean AP50 of what was taught."""

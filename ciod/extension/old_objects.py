@@ -55,7 +55,7 @@ def thresholds(
     for name in names:
         score = None
         if truth is not None:
-            score = _best_f1(judged, truth, name)
+            score = best_f1(judged, truth, name)
         if score is None:
             own = [d.scores[d.labels == d.class_names.index(name)] for d in detections if name in d.class_names]
             score = _between_clusters(np.concatenate([np.zeros(0, np.float32), *own]))
@@ -70,7 +70,8 @@ def _between_clusters(scores: np.ndarray) -> float | None:
     return None if found is None or scores.min() == scores.max() else (found.low + found.high) / 2
 
 
-def _best_f1(detections: Sequence[Detections], truth: Index, name: str) -> float | None:
+def best_f1(detections: Sequence[Detections], truth: Index, name: str) -> float | None:
+    """The score from which detections of a class have the best F1; None: fewer than 12 objects, or no detection."""
     label = truth.class_names.index(name) if name in truth.class_names else -1
     objects = int((truth.labels == label).sum())
     if objects < ENOUGH:

@@ -21,7 +21,19 @@ from ciod.data.scenarios.scenario import Task
 from ciod.detectors.base import Detector
 from ciod.detectors.files import weights
 from ciod.detectors.onnx.detector import OnnxDetector
-from ciod.extension import data, effort, measure, names, old_objects, onnx_model, verdict, write
+from ciod.extension import (
+    confusion,
+    data,
+    effort,
+    measure,
+    names,
+    negatives,
+    old_objects,
+    onnx_model,
+    tradeoff,
+    verdict,
+    write,
+)
 from ciod.extension.cost import cost
 from ciod.extension.settings import Extend
 from ciod.extension.verdict import NotKept, Verdict
@@ -234,6 +246,9 @@ class Extension:
         others = [n for n in self.names.old if n not in self.names.taught]
         truth = self.measured.old
         judged = self.measured.detect(self.before, truth) if truth is not None else ()
+        self._tell(confusion.alike(confusion.table(detections, self.task.train, self.names.new)))
+        for line in self.measured.negatives.sentences(self.method.learns_background):
+            self.reporter.say(line)
         limits = old_objects.thresholds(detections, others, truth, judged)
         self.found = old_objects.look(detections, self.task.train, others, limits)
         if self.world.main:
@@ -300,8 +315,13 @@ class Extension:
         self.reporter.say(f"estimate: {effort.estimate(seconds, len(loader) * self.plan.epochs)}")
 
     def _mixture(self, detector: Detector) -> Mixture | None:
-        """The pool's share of every batch, for methods that learn from what the old model sees there."""
+        """The pool's share of every batch, for methods that learn from what the old model sees there, or that none of
+        their objects are there."""
         pool = self.measured.pool
+        if self.method.learns_background:
+            for images in self.measured.negatives.train:
+                self.method.learn_background(images)
+            return negatives.mixture(self.task, self.measured.negatives, detector.num_classes, self.plan.batch)
         if pool is None:
             return None
         if not self.method.uses_teacher:
@@ -334,6 +354,11 @@ class Extension:
     def _judge(self, detector: Detector, result: TaskResult) -> str | None:
         """Measures, decides what is written, writes it. Returns why there is no model, or None."""
         detector.eval()
+        if detector.arbiter is not None and tradeoff.moved(self.before.state_dict(), detector.state_dict()):
+            detector.arbiter = None
+            self.warnings.note(
+                "The arbiter between the branches is dropped: its statistics are of the weights before this extension."
+            )
         s = self.settings
         found, warnings = verdict.reach(self.before, detector, self.measured, wanted=s.min_retention, auto=self.auto)
         self.warnings.note(*result.fit.warnings, *warnings)
@@ -342,21 +367,34 @@ class Extension:
         failed = None
         if found.short and s.min_retention is not None:
             failed = verdict.not_kept(found, s.min_retention, self.out)
+        alarms = self.measured.false_alarms(detector, found.judged).row()
+        confusions = self.measured.confusion(found.judged)
         if self.world.main:
-            self._write(detector, result, found, failed is None)
+            self._write(detector, result, found, failed is None, alarms, confusions)
         self.world.barrier()
         return failed
 
-    def _write(self, detector: Detector, result: TaskResult, found: Verdict, kept: bool) -> None:
+    def _write(
+        self,
+        detector: Detector,
+        result: TaskResult,
+        found: Verdict,
+        kept: bool,
+        alarms: dict[str, Any],
+        confusions: Any,
+    ) -> None:
         s = self.settings
         extra = {
             "names": asdict(self.names),
             "plan": asdict(self.plan),
             "held_out": self.folder.held_out,
+            "negatives": self.measured.negatives.used,
             "found": {"total": self.found.total, "classes": self.found.table},
             "retention": asdict(found.judged.retention),
             "min_retention": s.min_retention,
             "tradeoff": [m.row() for m in found.mixtures],
+            "false_alarms": alarms,
+            "confusion": confusions,
         }
         made = onnx_model.make(detector, self.task, s) if isinstance(detector, OnnxDetector) else None
         if made is None:

@@ -51,9 +51,14 @@ class Extend(Section):
     new: list[str] = Field(default_factory=list)
     """Names of the folder that are new classes although the model has a similar one."""
     pool: str | None = None
-    """Folder of any unlabelled images: agreement is measured on them, and methods that distil learn from them."""
+    """Folder of unlabelled images: agreement and false alarms are measured on them, methods that distil learn from it,
+    and a branch learns that none of its objects is there."""
+    negatives: bool = True
+    """Whether a branch is trained on the pool and on the training pictures of ``old_data`` as pictures without new
+    objects; false: they show some."""
     old_data: str | None = None
-    """Validation data of the old classes: retention is then measured as AP."""
+    """Data of the old classes: retention is measured as AP on its validation pictures. Its training pictures, where it
+    has some, teach a branch what is none of its objects."""
     min_retention: Share | None = None
     """Below this share the model is not written; the best trade-off is written beside, and the exit code is 3."""
     holdout: Annotated[float, Field(gt=0, lt=0.6)] = 0.15

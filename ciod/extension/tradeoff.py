@@ -30,7 +30,8 @@ class Mixture:
 
 def moved(old: dict[str, Tensor], new: dict[str, Tensor]) -> bool:
     """Whether any weight that both models have differs."""
-    return any(k in new and v.shape == new[k].shape and not torch.equal(v, new[k].to(v)) for k, v in old.items())
+    weights = {k: v for k, v in old.items() if not k.startswith("arbiter.")}  # statistics, which are no weights
+    return any(k in new and v.shape == new[k].shape and not torch.equal(v, new[k].to(v)) for k, v in weights.items())
 
 
 def mix(old: dict[str, Tensor], new: dict[str, Tensor], share: float) -> dict[str, Tensor]:

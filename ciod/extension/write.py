@@ -159,7 +159,13 @@ def _after(judged: Judged, name: str, metric: str) -> float | None:
 
 
 def _protocol(s: Extend, task: Task, extra: dict[str, Any]) -> list[str]:
-    said = ["Task 1 is the model as it was, task 2 the extension.", "No old image was used in training."]
+    said = ["Task 1 is the model as it was, task 2 the extension."]
+    silent = extra["negatives"]
+    said.append(
+        f"{silent} pictures without new objects were used in training, their old boxes were not."
+        if silent
+        else "No old image was used in training."
+    )
     said.append(
         "New classes are measured on images held out from the folder."
         if extra["held_out"]
@@ -185,6 +191,8 @@ def examples(
 
 def finish(out: Path, content: dict[str, Any], reporter: Reporter) -> None:
     """results.json, report.html, and what a person sees in the terminal."""
+    from ciod.extension import confusion
+    from ciod.extension.false_alarms import FalseAlarms
     from ciod.extension.retention import Retention
     from ciod.report.page import write_report
 
@@ -196,6 +204,9 @@ def finish(out: Path, content: dict[str, Any], reporter: Reporter) -> None:
         reporter.show(old_table(kept))
     if new and new["AP50"] is not None:
         reporter.say(f"new classes: AP50 {100 * new['AP50']:.1f} %, AP {100 * new['AP']:.1f} %")
+    alarms = FalseAlarms(**{k: content["extension"]["false_alarms"][k] for k in ("sources", "thresholds", "together")})
+    for line in [*alarms.sentences(), *confusion.sentences(content["extension"]["confusion"])]:
+        reporter.say(line)
     for name in content["extension"]["names"]["taught"]:
         a, b = (content["ap"]["AP50"][i].get(name) for i in (0, 1))
         if a is not None and b is not None:

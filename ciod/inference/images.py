@@ -89,6 +89,7 @@ def predict(
     size: int | None = None,
     device: str = "auto",
     names: Sequence[str] | None = None,
+    arbiter: bool = True,
 ) -> dict[Path, Detections]:
     """Detections in image files and folders. For a video: ``model.predict(list of frames)``, see ``ciod.frames``.
 
@@ -98,6 +99,7 @@ def predict(
         batch: images per forward pass.
         size: side of the input in pixels (default: that of the model).
         names: class names for a checkpoint without them.
+        arbiter: False: scores of branches stay as the branches give them.
 
     Raises:
         CiodError: no model, no image, or a class that the model does not know. Unreadable images are left out.
@@ -109,7 +111,7 @@ def predict(
     films = [p for p in paths if p.suffix.lower() in VIDEOS]
     if films:
         raise CiodError(f"{films[0]} is a video; give its pictures one by one: for frame in ciod.frames('{films[0]}').")
-    detector = open_detector(model, size, names).to(pick_device(device))
+    detector = open_detector(model, size, names, arbiter=arbiter).to(pick_device(device))
     results = stream(
         detector,
         paths,

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from ciod.core.types import Batch
+from ciod.data.index import Index
 from ciod.data.scenarios.scenario import Task
+from ciod.detectors import statistics
 from ciod.detectors.base import Detector
 from ciod.methods.base.method import Method
 
@@ -21,10 +23,17 @@ class FreezeBranch(Method):
 
     needs: ClassVar[frozenset[str]] = frozenset({"dense", "branches"})
     uses_teacher: ClassVar[bool] = False
+    learns_background: ClassVar[bool] = True
 
     inner: tuple[Width, Width, Width] | None = None
     """Channels of the branch's bottleneck at strides 8, 16 and 32; 0: no bottleneck. None: 1/10, 3/8 and 5/8
     of the head's. ``ciod extend`` leaves out stride 8 if the new objects are large."""
+
+    _background: list[Index] = PrivateAttr(default_factory=list)
+
+    def learn_background(self, pictures: Index) -> None:
+        """Keeps them for the arbiter's statistics."""
+        self._background.append(pictures)
 
     def grow(self, detector: Detector, names: Sequence[str], taught: Sequence[str] = ()) -> None:
         """The first task's classes get rows, all later ones a branch."""
@@ -50,3 +59,8 @@ class FreezeBranch(Method):
         outputs = self.detector.newest(self.student(batch.images))  # type: ignore[attr-defined, operator]
         matches = self.detector.match(outputs, batch.targets)
         return self.detector.loss(outputs, batch.targets, matches)
+
+    def end_task(self, task: Task) -> None:
+        """Statistics of the task's objects, for the arbiter between the branches."""
+        if len(self.detector.branches) and hasattr(self.detector, "add_arbiter"):  # type: ignore[arg-type]
+            statistics.gather(self.detector, task.train, without=self._background)  # type: ignore[arg-type]

@@ -265,6 +265,37 @@ def _extension(folder: Path, results: Results) -> dict[str, Any] | None:
             {k: percent(row[k], " %") for k in ("share", "kept", "learnt")} for row in found.get("tradeoff") or []
         ],
         "doubtful": _data_urls(pictures),
+        "alarms": _alarms(found.get("false_alarms")),
+        "confusion": [
+            {**row, "taken": [f"{n} {k}" for n, k in row["taken"].items()]} for row in found.get("confusion") or []
+        ],
+    }
+
+
+def _alarms(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """False alarms of the new classes, one row per class; None: written before they were measured."""
+    if found is None:
+        return None
+    names = list(dict.fromkeys(n for s in found["sources"] for n in s["classes"]))
+    together = found["together"] or {}
+
+    def shown(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3f}"
+
+    return {
+        "score": found["score"],
+        "allowed": found["allowed"],
+        "measured": found["measured"],
+        "sources": [f"{s['source']} ({s['images']})" for s in found["sources"]],
+        "rows": [
+            {
+                "name": n,
+                "values": [shown(s["classes"].get(n)) for s in found["sources"]],
+                "threshold": f"{t:.2f}" if (t := found["thresholds"].get(n)) is not None else "–",
+            }
+            for n in names
+        ],
+        "together": [percent(together.get(m), " %") for m in ("AP50", "AP")] if together else [],
     }
 
 

@@ -111,6 +111,28 @@ class Step(_Loose):
     learnt: Value
 
 
+class AlarmSource(_Loose):
+    source: str
+    images: int
+    classes: dict[str, Value]
+
+
+class FalseAlarms(_Loose):
+    score: float
+    allowed: float
+    measured: bool
+    sources: list[AlarmSource]
+    thresholds: dict[str, float]
+    together: dict[str, Value] | None
+
+
+class Confused(_Loose):
+    name: str = Field(alias="class")
+    objects: int
+    found: int
+    taken: dict[str, int]
+
+
 class Extension(_Loose):
     """Content that only ``ciod extend`` writes."""
 
@@ -119,6 +141,8 @@ class Extension(_Loose):
     plan: Plan
     cost: str
     tradeoff: list[Step] | None = None
+    false_alarms: FalseAlarms | None = None
+    confusion: list[Confused] | None = None
 
 
 class File(_Loose):

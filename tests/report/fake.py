@@ -157,5 +157,14 @@ def extension() -> dict[str, Any]:
         "plan": {"why": ["batch 8, for 2 CPU cores"]},
         "cost": "+1,000 parameters",
         "tradeoff": [{"share": 0.5, "kept": 0.9, "learnt": None}],
+        "false_alarms": {
+            "score": 0.3,
+            "allowed": 0.05,
+            "measured": True,
+            "sources": [{"source": "old_data", "images": 40, "classes": {names[2]: 0.125}}],
+            "thresholds": {names[2]: 0.41},
+            "together": {"AP": 0.3, "AP50": 0.45},
+        },
+        "confusion": [{"class": names[2], "objects": 9, "found": 8, "taken": {names[0]: 3}}],
     }
     return content

@@ -47,6 +47,7 @@ def load(
     size: int | None = None,
     old_outputs: str = "auto",
     taps: str | None = None,
+    arbiter: bool = True,
 ) -> Detector:
     """A detector from a file, in eval mode.
 
@@ -59,6 +60,7 @@ def load(
         size: of an ONNX file that takes any, the side of its input in pixels.
         old_outputs: of an ONNX file, the layout of its outputs by name, ``auto`` or ``none``.
         taps: of an ONNX file, tensors to read, by hand: ``"8:a,b 16:c,d 32:e"``.
+        arbiter: False: scores of branches stay as the branches give them (see docs/extend.md).
 
     Raises:
         CiodError: the file is absent, torn, of another architecture, needs code to load, or lacks class names.
@@ -71,7 +73,10 @@ def load(
     given = {"input": input, "taps": taps, "old_outputs": None if old_outputs == "auto" else old_outputs}
     if problems := [f"{k}: this is a setting of ONNX files, and {path} is none." for k, v in given.items() if v]:
         raise ConfigError(problems)
-    return _build(parse(path), classes)
+    detector = _build(parse(path), classes)
+    if detector.arbiter is not None:
+        detector.arbiter.on = arbiter
+    return detector
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,10 @@ def _build_own(parsed: Parsed) -> Detector:
     except TypeError as e:
         raise CiodError(f"{path} is no valid ciod model: its detector settings are not known ({e}).") from e
     regrow(detector, meta["class_names"], meta.get("growth") or [{"rows": n} for n in meta["blocks"]])
+    counts = parsed.state.get("arbiter.count")
     try:
+        if counts is not None and hasattr(detector, "add_arbiter"):
+            detector.add_arbiter(len(counts))  # type: ignore[operator]
         detector.load_state_dict(parsed.state)
     except RuntimeError as e:
         raise CiodError(f"{path} does not fit the detector its metadata describes: {e}") from e
@@ -164,8 +172,9 @@ def open_detector(
     size: int | None = None,
     names: Sequence[str] | None = None,
     input: str | Sequence[str] | None = None,
+    arbiter: bool = True,
 ) -> Detector:
-    """A detector, or the one of a file, taking pictures of ``size`` pixels.
+    """A detector, or the one of a file, taking pictures of ``size`` pixels. ``arbiter=False`` turns its arbiter off.
 
     Raises:
         CiodError: as ``ciod.load``; or a size that is not a multiple of 32.
@@ -173,6 +182,8 @@ def open_detector(
     if not isinstance(model, Detector) and Path(model).suffix.lower() == ".onnx":
         return load(model, classes=names, size=size, input=input)
     detector = model if isinstance(model, Detector) else load(model, classes=names, input=input)
+    if not arbiter and detector.arbiter is not None:
+        detector.arbiter.on = False
     if size is not None:
         if not 32 <= size <= LARGEST or size % 32:
             near = min(LARGEST, max(32, round(size / 32) * 32))

@@ -48,6 +48,8 @@ class Method(BaseModel):
     """Traits that the detector must have."""
     uses_teacher: ClassVar[bool] = True
     """False: no teacher is made, which saves its memory."""
+    learns_background: ClassVar[bool] = False
+    """True: pictures without an object of the task, mixed into the batches, are worth it (``learn_background``)."""
     needs_unlabelled: ClassVar[bool] = False
     """True: the method needs images without labels (a pool)."""
     distillation_terms: ClassVar[frozenset[str]] = frozenset()
@@ -98,6 +100,9 @@ class Method(BaseModel):
     def grow(self, detector: Detector, names: Sequence[str], taught: Sequence[str] = ()) -> None:
         """Adds new classes to the detector, before ``attach``. ``taught``: known classes that are trained further."""
         detector.grow(names)
+
+    def learn_background(self, pictures: Index) -> None:
+        """Before ``begin_task``: pictures without an object of the task, which are also mixed into its batches."""
 
     def begin_task(self, task: Task) -> None:
         """Before a task's first step: freeze parts, build buffers. Call super."""

@@ -1,0 +1,356 @@
+"""The arbiter: which branch an object belongs to, from statistics of the frozen backbone.
+
+A branch never sees the objects of the others, so it takes them for its own, and no score tells a nut from a bolt. The
+backbone does not move, though: means of its maps at the training boxes, gathered in every extension, stay true for
+ever, and linear discriminant analysis on them (as streaming LDA does, Hayes and Kanan, CVPR-W 2020) says how probable
+each class is at a box. A detection's score is multiplied with the probability of its branch's classes together; within
+a branch the branch itself knows better. What is far from every object a branch has learnt, by Mahalanobis distance, is
+nothing the branch can know (Lee et al., NeurIPS 2018), and its score goes to zero.
+
+What is stored adds up: counts, means and one scatter matrix, no picture and no single object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from ciod.core.boxes import pairwise_iou
+
+WIDEST = 1024  # features; a wider backbone's channels are summed into so many, with signs
+SHRINK = 0.1  # share of the diagonal in the covariance
+CANDIDATES = 300  # positions per branch and image that are judged; all others score 0
+SAMPLES = 4  # per side of a box, in every map
+DIRECTIONS = 32  # at random, in which distances are measured
+FAR = 3.0  # standard deviations beyond the mean logarithm of the objects' squared distances, where scores are halved
+STEEP = 2.2  # one standard deviation nearer they keep 90 %
+SAME_PLACE = 0.6  # IoU from which detections of two branches are one object
+CLEAR = 0.5  # the lower one goes below this share of the other's score
+
+
+class Arbiter(nn.Module):
+    """Statistics of classes, and of boxes that show none of them, at the backbone's maps.
+
+    Rows of ``count`` [R] and ``mean`` [R, F]: the classes in the order of the detector, then prototypes of boxes that
+    show none. ``scatter`` [F (F + 1) / 2] is the upper triangle of the sum of (x - mean)(x - mean)ᵀ over all objects.
+    ``temperature`` [2] holds the sum of the logarithms of fitted temperatures, weighted by objects, and their number;
+    ``distance`` [3] sum, sum of squares and number of the logarithms of the objects' squared distances.
+
+    Args:
+        channels: of the backbone's maps.
+        strides: pixels per cell of each map.
+        classes: rows for classes.
+        nothing: rows for prototypes of boxes without an object.
+    """
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], classes: int, nothing: int = 0):
+        super().__init__()
+        self.channels, self.strides, self.classes = tuple(channels), tuple(strides), classes
+        self.on = True
+        """False: scores stay as the branches give them."""
+        self.features = min(WIDEST, sum(channels))
+        rows, f = classes + nothing, self.features
+        self.register_buffer("count", torch.zeros(rows))
+        self.register_buffer("mean", torch.zeros(rows, f))
+        self.register_buffer("scatter", torch.zeros(f * (f + 1) // 2))
+        self.register_buffer("temperature", torch.zeros(2))
+        self.register_buffer("distance", torch.zeros(3))
+        drawn = torch.randn(f, DIRECTIONS, generator=torch.Generator().manual_seed(0)) / DIRECTIONS**0.5
+        self.register_buffer("directions", drawn, persistent=False)
+        place = torch.arange(sum(channels))
+        self.register_buffer("column", place % f, persistent=False)
+        # A fixed sequence of signs, so that channels that share a column do not all add up.
+        sign = torch.where((place // f * 7 + place * place // 3) % 2 == 0, 1.0, -1.0)
+        self.register_buffer("sign", torch.ones_like(sign) if f == sum(channels) else sign, persistent=False)
+        self.register_load_state_dict_post_hook(_refresh)
+        self.refresh()
+
+    count: Tensor
+    mean: Tensor
+    scatter: Tensor
+    temperature: Tensor
+    distance: Tensor
+    directions: Tensor
+    column: Tensor
+    sign: Tensor
+    weight: Tensor
+    bias: Tensor
+    rows: Tensor
+
+    # Statistics ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def pool(self, maps: Sequence[Tensor], boxes: Tensor, image: Tensor) -> Tensor:
+        """Features of boxes: the mean of every map inside.
+
+        Args:
+            maps: [B, F, h, w] of each stride.
+            boxes: [n, 4] in pixels of the batch image.
+            image: [n] int64, their image in the batch.
+
+        Returns:
+            [n, features].
+        """
+        x = torch.cat([_inside(m.float(), boxes, image, s) for m, s in zip(maps, self.strides, strict=True)], 1)
+        return x.new_zeros(len(x), self.features).index_add(1, self.column, x * self.sign)
+
+    @torch.no_grad()
+    def add(self, x: Tensor, row: Tensor) -> None:
+        """Adds objects: ``x`` [n, features] of classes ``row`` [n]. In parts or at once, in any order: the same."""
+        x, rows = x.double(), len(self.count)
+        n = torch.bincount(row, minlength=rows).double()
+        mean = x.new_zeros(rows, self.features).index_add(0, row, x) / n.clamp(min=1)[:, None]
+        apart = x - mean[row]
+        before = self.count.double()
+        total = (before + n).clamp(min=1)
+        step = mean - self.mean.double()
+        # Chan, Golub and LeVeque's formula: two sets of observations as one, without cancellation.
+        between = step * (before * n / total).sqrt()[:, None]
+        scatter = apart.T @ apart + between.T @ between
+        first, second = torch.triu_indices(self.features, self.features, device=x.device)
+        self.scatter.copy_(self.scatter.double() + scatter[first, second])
+        self.mean.copy_(self.mean.double() + step * (n / total)[:, None])
+        self.count.copy_(before + n)
+        self.refresh()
+
+    @torch.no_grad()
+    def add_nothing(self, mean: Tensor, count: Tensor) -> None:
+        """Adds prototypes of boxes without an object: [k, features] and how many boxes each stands for [k]."""
+        self.count, self.mean = torch.cat([self.count, count.float()]), torch.cat([self.mean, mean.float()])
+        self.refresh()
+
+    @torch.no_grad()
+    def grow(self, classes: int) -> None:
+        """Makes room for new classes."""
+        k = self.classes
+        self.count = torch.cat([self.count[:k], self.count.new_zeros(classes), self.count[k:]])
+        self.mean = torch.cat([self.mean[:k], self.mean.new_zeros(classes, self.features), self.mean[k:]])
+        self.classes = k + classes
+        self.refresh()
+
+    @torch.no_grad()
+    def select(self, kept: Sequence[int]) -> None:
+        """Keeps these classes, ascending; what the others taught of the covariance stays."""
+        rows = [*kept, *range(self.classes, len(self.count))]
+        self.count, self.mean, self.classes = self.count[rows], self.mean[rows], len(kept)
+        self.refresh()
+
+    # The discriminant ---------------------------------------------------------------------------------------------
+
+    @property
+    def degree(self) -> float:
+        """The temperature: the mean of those fitted, in proportion to the objects they were fitted on."""
+        total, n = self.temperature.tolist()
+        return float(torch.tensor(total / n).exp()) if n else 16.0
+
+    def covariance(self) -> Tensor:
+        """[features, features] float64, shrunk towards its diagonal."""
+        f = self.features
+        full = torch.zeros(f, f, dtype=torch.double, device=self.scatter.device)
+        first, second = torch.triu_indices(f, f, device=full.device)
+        full[first, second] = self.scatter.double()
+        full = full + full.triu(1).T
+        own = self.count[: self.classes]
+        full = full / (own.sum() - (own > 0).sum()).clamp(min=1)
+        diagonal = full.diagonal()
+        # Of one object per class there is no scatter: a share of the features' size stands in for it.
+        least = 1e-6 * (diagonal.mean() + (self.mean.double() ** 2).mean()) + 1e-12
+        return (1 - SHRINK) * full + torch.diag(SHRINK * diagonal + least)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Computes the linear layer from the statistics; after every change of them."""
+        rows = torch.nonzero(self.count > 0)[:, 0]
+        mean = self.mean[rows].double()
+        covariance = self.covariance()
+        weight = torch.linalg.solve(covariance, mean.T).T if len(rows) else mean
+        # x @ projection has, in expectation, the squared norm of the whitened x
+        whiten = torch.linalg.cholesky(covariance)
+        projection = torch.linalg.solve_triangular(whiten.T, self.directions.double(), upper=True)
+        own = rows < self.classes
+        self.listed: list[int] = rows.tolist()
+        # All prototypes of nothing together weigh as much as one class.
+        share = torch.where(own, 1.0, self.count[rows] / self.count[self.classes :].sum().clamp(min=1)).double()
+        values = {
+            "rows": rows,
+            "weight": weight.float(),
+            "bias": (-(weight * mean).sum(1) / 2).float(),
+            "prior": share.log().float(),
+            "projection": projection.float(),
+            "centre": (mean @ projection).float(),
+        }
+        for name, value in values.items():
+            self.register_buffer(name, value, persistent=False)
+
+    prior: Tensor
+    projection: Tensor
+    centre: Tensor
+
+    def discriminants(self, x: Tensor) -> Tensor:
+        """[n, features] → [n, rows]: logarithms of the densities up to a constant, without prior and temperature."""
+        return x @ self.weight.T + self.bias
+
+    def posterior(self, discriminants: Tensor) -> Tensor:
+        """[…, rows] → probabilities of the rows."""
+        return (discriminants / self.degree + self.prior).softmax(-1)
+
+    def distances(self, projected: Tensor) -> Tensor:
+        """[…, DIRECTIONS] → logarithms of the squared distances from the rows, […, rows]."""
+        square = (projected[..., None, :] - self.centre).square().sum(-1)
+        return square.clamp(min=1e-6).log()
+
+    def known(self, logarithms: Tensor) -> Tensor:
+        """How far logarithms of squared distances are those of learnt objects, 0..1."""
+        total, squares, n = self.distance.tolist()
+        if not n:
+            return torch.ones_like(logarithms)
+        mean = total / n
+        spread = max(0.25, (max(0.0, squares / n - mean**2)) ** 0.5)
+        return torch.sigmoid((mean + FAR * spread - logarithms) * (STEEP / spread))
+
+    @torch.no_grad()
+    def fit(self, x: Tensor, row: Tensor) -> None:
+        """Adds the temperature under which the true classes of objects that were added are most probable, and their
+        distances, each judged by statistics without it (leave one out)."""
+        value, degrees = self.left_out(x, row), torch.logspace(0, 7, 36, 2.0, device=x.device)
+        place = torch.searchsorted(self.rows, row)
+        if len(row):
+            here = torch.arange(len(row), device=x.device)
+            inside = self._squared(x, row)
+            grown = (-2 * value[here, place] / inside.clamp(min=1e-9)).clamp(min=1).log()
+            log = self.distances(x @ self.projection)[here, place].double() + grown
+            self.distance += torch.stack([log.sum(), log.square().sum(), log.new_tensor(float(len(row)))])
+        log = (value[None] / degrees[:, None, None].double() + self.prior.double()).log_softmax(-1)
+        truth = log[:, torch.arange(len(row), device=x.device), place].mean(1)
+        if len(row):
+            best = degrees[truth.argmax()].log()
+            self.temperature += torch.stack([best * len(row), best.new_tensor(float(len(row)))])
+
+    def _squared(self, x: Tensor, row: Tensor) -> Tensor:
+        """[n] float64: squared Mahalanobis distances from the own class, the object itself in the statistics."""
+        apart = x.double() - self.mean[row].double()
+        return (torch.linalg.solve(self.covariance(), apart.T).T * apart).sum(1)
+
+    @torch.no_grad()
+    def left_out(self, x: Tensor, row: Tensor) -> Tensor:
+        """[n, rows] float64: minus half the squared distances, by statistics without the object itself. They are
+        ``discriminants`` up to a constant per object.
+
+        The mean of its class and the covariance are changed by rank one (Sherman and Morrison); the diagonal that the
+        covariance is shrunk to stays.
+        """
+        x, mean = x.double(), self.mean[self.rows].double()
+        inverse = torch.linalg.inv(self.covariance())
+        place = torch.searchsorted(self.rows, row)
+        n = self.count[row].double()
+        apart = x - mean[place]
+        # An object alone in its class leaves none behind; it is judged with itself.
+        ratio = torch.where(n > 1, n / (n - 1).clamp(min=1), 1.0)
+        own = self.count[: self.classes]
+        freedom = float((own.sum() - (own > 0).sum()).clamp(min=2)) - 1
+        ratio_of_scatter = (1 - SHRINK) * ratio / freedom
+        near = apart @ inverse
+        size = (near * apart).sum(1)
+        lessen = ratio_of_scatter / (1 - ratio_of_scatter * size).clamp(min=1e-3)
+        at = x @ inverse
+        squared = (at * x).sum(1)[:, None] - 2 * at @ mean.T + ((mean @ inverse) * mean).sum(1)
+        cross = (near * x).sum(1)[:, None] - near @ mean.T
+        distance = squared + lessen[:, None] * cross**2
+        distance[torch.arange(len(x)), place] = ratio**2 * (size + lessen * size**2)
+        return -distance / 2
+
+    # Prediction ---------------------------------------------------------------------------------------------------
+
+    def judge(self, maps: Sequence[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """At boxes [B, n, 4] the probabilities of the rows, and how well known an object of each is: [B, n, rows].
+
+        Discriminants and projections are linear and so is the mean over a box: both are computed on the maps, and
+        then pooled.
+        """
+        b, n = boxes.shape[:2]
+        image = torch.arange(b, device=boxes.device).repeat_interleave(n)
+        layer = torch.cat([self.weight, self.projection.T])
+        weights = (layer[:, self.column] * self.sign).split(self.channels, 1)
+        total = torch.cat([self.bias, self.bias.new_zeros(DIRECTIONS)])
+        for m, w, s in zip(maps, weights, self.strides, strict=True):
+            drawn = nn.functional.conv2d(m.float(), w[:, :, None, None])
+            total = total + _inside(drawn, boxes.reshape(-1, 4), image, s)
+        discriminants, projected = total.view(b, n, -1).split([len(self.bias), DIRECTIONS], 2)
+        return self.posterior(discriminants), self.known(self.distances(projected))
+
+    def weigh(self, scores: Tensor, boxes: Tensor, maps: Sequence[Tensor], parts: Sequence[Sequence[int]]) -> Tensor:
+        """Scores [B, P, C] with those of branches multiplied by the probability of the branch's classes.
+
+        Args:
+            boxes: [B, P, 4]; P is ``len(parts)`` times the positions of one part, the detector's own first.
+            parts: class numbers of the detector itself and of each branch. A branch that lacks statistics is left
+                as it is.
+        """
+        positions = scores.shape[1] // len(parts)
+        own, factors = self.own(parts), []
+        boxes = boxes.detach()
+        most = min(CANDIDATES, positions)
+        for i in range(1, len(parts)):
+            if (columns := own[i]) is None:
+                factors.append(scores.new_ones(scores.shape[0], positions))
+                continue
+            part = slice(i * positions, (i + 1) * positions)
+            place = scores[:, part].amax(2).topk(most, 1).indices
+            near = boxes[:, part].gather(1, place[..., None].expand(-1, -1, 4))
+            probability, known = self.judge(maps, near)
+            right = (probability @ columns) * (known * columns).amax(2)
+            factors.append(torch.zeros_like(scores[:, part, 0]).scatter(1, place, right))
+        factor = torch.cat(factors, 1)[..., None]
+        return torch.cat([scores[:, :positions], scores[:, positions:] * factor], 1)
+
+    def own(self, parts: Sequence[Sequence[int]]) -> list[Tensor | None]:
+        """For each part [rows] float, 1 at its classes; None where one of them has no statistics."""
+        known, device = set(self.listed), self.count.device
+        return [
+            torch.tensor([float(r in columns) for r in self.listed], device=device)
+            if known.issuperset(columns)
+            else None
+            for columns in parts
+        ]
+
+
+def _refresh(arbiter: Arbiter, _: object) -> None:
+    arbiter.refresh()
+
+
+def _inside(m: Tensor, boxes: Tensor, image: Tensor, stride: int) -> Tensor:
+    """The mean of a map [B, F, h, w] inside boxes [n, 4] → [n, F].
+
+    Boxes are shifted by half a cell, so that a cell's value stands at its centre, which needs no later opset of ONNX.
+    """
+    height, width = m.shape[2] * stride, m.shape[3] * stride
+    low = torch.zeros(4, device=boxes.device)
+    high = torch.tensor([width, height, width, height], dtype=boxes.dtype, device=boxes.device)
+    boxes = torch.minimum(torch.maximum(boxes.nan_to_num(), low), high) - stride / 2
+    rois = torch.cat([image[:, None].to(boxes), boxes], 1)
+    found = torchvision.ops.roi_align(m, rois, 1, 1 / stride, SAMPLES, aligned=False)
+    return found[:, :, 0, 0]
+
+
+def one_per_place(boxes: Tensor, scores: Tensor, part: Tensor, kept: Tensor) -> Tensor:
+    """Which of the detections stay when two branches see the same object: not one that has less than half of the
+    other's score.
+
+    Args:
+        boxes: [B, n, 4].
+        scores: [B, n], the best first.
+        part: [B, n] int64: 0 for the detector itself, whose detections all stay and hide none; then the branches.
+        kept: [B, n] bool; False: an empty row, which hides none.
+
+    Returns:
+        [B, n] bool.
+    """
+    iou = pairwise_iou(boxes, boxes)
+    branch = (part > 0) & kept
+    rivals = branch[:, :, None] & branch[:, None, :] & (part[:, :, None] != part[:, None, :])
+    hides = (iou > SAME_PLACE) & rivals & (scores[:, None, :] < CLEAR * scores[:, :, None])
+    sure = ~hides.any(1)  # nothing can hide these; in the second round only what is not hidden itself hides
+    return kept & ~(hides & sure[:, :, None]).any(1)

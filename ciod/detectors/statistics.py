@@ -1,0 +1,118 @@
+"""Statistics for the arbiter, from pictures that were learnt: their objects, and boxes that show none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor
+
+from ciod.core.boxes import gather_rows, pairwise_iou
+from ciod.core.types import Batch, Outputs, Targets
+from ciod.data.index import Index
+from ciod.data.loader import batches, eval_loader
+from ciod.detectors.yolox import YOLOX
+
+MOST = 4000  # pictures that are looked at, of each index
+RANDOM = 4  # boxes at random per picture
+CLAIMED = 10  # boxes per picture that a branch, or the detector it stands on, takes for objects
+BRANCH, OWN = 0.05, 0.3  # their least scores
+APART = 0.2  # IoU with every object below which a box shows none
+PROTOTYPES = 4  # of boxes without an object, per extension
+
+
+@torch.no_grad()
+def gather(
+    detector: YOLOX, learnt: Index, *, without: Sequence[Index] = (), seed: int = 0, batch: int = 16, workers: int = 0
+) -> None:
+    """Adds the statistics of the newest branch's classes to the detector's arbiter, which is made if there is none.
+
+    Args:
+        detector: its branch is trained.
+        learnt: the pictures the branch was trained on, labelled in the order of the detector's classes.
+        without: pictures that show none of its classes.
+    """
+    arbiter = detector.arbiter or detector.add_arbiter()
+    training, on = detector.training, arbiter.on
+    detector.eval()
+    arbiter.on = False
+    random = torch.Generator().manual_seed(seed)
+    objects: list[Tensor] = []
+    rows: list[Tensor] = []
+    nothing: list[Tensor] = []
+    columns = torch.tensor(detector.parts[-1], device=detector.device)
+    for index in (learnt, *without):
+        for found in _batches(index, detector, batch, workers, seed):
+            targets = found.targets.to(detector.device)
+            outputs = detector(found.images.to(detector.device, non_blocking=True))
+            image, place = torch.nonzero(targets.valid & torch.isin(targets.labels, columns), as_tuple=True)
+            if index is learnt:
+                objects.append(arbiter.pool(outputs.maps, targets.boxes[image, place], image))
+                rows.append(targets.labels[image, place])
+            boxes, real = _apart(_candidates(detector, outputs, found, random), targets, index is learnt)
+            image, place = torch.nonzero(real, as_tuple=True)
+            nothing.append(arbiter.pool(outputs.maps, boxes[image, place], image))
+    x, row, empty = torch.cat(objects), torch.cat(rows), torch.cat(nothing)
+    arbiter.add(x, row)
+    if len(empty):
+        arbiter.add_nothing(*_prototypes(empty, arbiter.covariance().diagonal().float(), random))
+    arbiter.fit(x, row)
+    arbiter.on = on
+    detector.train(training)
+
+
+def _batches(index: Index, detector: YOLOX, batch: int, workers: int, seed: int) -> Iterator[Batch]:
+    if len(index) > MOST:
+        index = index.select(np.sort(np.random.default_rng([seed, 13]).permutation(len(index))[:MOST]))
+    size, fill = detector.input.size, detector.input.fill
+    return batches(eval_loader(index, size, fill, batch=batch, workers=workers, pin=detector.device.type == "cuda"))
+
+
+def _candidates(detector: YOLOX, outputs: Outputs, batch: Batch, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Boxes [B, n, 4] that may show nothing, and which of them are real [B, n]: what every part of the detector takes
+    for objects, and boxes at random."""
+    parts = len(detector.parts)
+    score, boxes = outputs.scores().amax(2).unflatten(1, (parts, -1)), outputs.boxes.unflatten(1, (parts, -1))
+    chosen, real = [], []
+    for i in range(parts):
+        best, place = score[:, i].topk(min(CLAIMED * 4, score.shape[2]), 1)
+        near = gather_rows(boxes[:, i], place)
+        image = torch.arange(len(near), device=near.device).repeat_interleave(near.shape[1])
+        kept = torchvision.ops.batched_nms(near.flatten(0, 1), best.flatten(), image, 0.65)
+        single = torch.zeros_like(image, dtype=torch.bool)
+        single[kept] = True
+        single = single.view_as(best) & (best > (BRANCH if i else OWN))
+        chosen.append(near)
+        real.append(single & (single.cumsum(1) <= CLAIMED))
+    extent = (batch.sizes.flip(1) * batch.scales[:, None])[:, None]  # width and height in the batch image
+    share = torch.exp(torch.rand(len(near), RANDOM, 2, generator=random) * -2.5)  # 8 to 100 % of a side
+    corner = torch.rand(len(near), RANDOM, 2, generator=random) * (1 - share)
+    drawn = torch.cat([corner, corner + share], 2) * extent.tile(1, 1, 2)
+    chosen.append(drawn.to(near))
+    real.append(torch.ones_like(chosen[-1][..., 0], dtype=torch.bool))
+    return torch.cat(chosen, 1), torch.cat(real, 1)
+
+
+def _apart(given: tuple[Tensor, Tensor], targets: Targets, labelled: bool) -> tuple[Tensor, Tensor]:
+    """The boxes, and which of them lie on no object."""
+    boxes, real = given
+    if labelled:
+        overlap = pairwise_iou(boxes, targets.boxes).masked_fill(~targets.valid[:, None], 0)
+        real = real & (overlap.amax(2) < APART)
+    return boxes, real
+
+
+def _prototypes(x: Tensor, variance: Tensor, random: torch.Generator, rounds: int = 10) -> tuple[Tensor, Tensor]:
+    """Means and counts of the ``PROTOTYPES`` groups into which k-means parts [n, F]."""
+    scaled = x / variance.clamp(min=1e-9).sqrt()
+    start = torch.randperm(len(x), generator=random)[:PROTOTYPES].to(x.device)
+    centre = scaled[start]
+    for _ in range(rounds):
+        group = torch.cdist(scaled, centre).argmin(1)
+        n = torch.bincount(group, minlength=len(centre)).to(x)
+        total = torch.zeros_like(centre).index_add(0, group, scaled)
+        centre = torch.where(n[:, None] > 0, total / n.clamp(min=1)[:, None], centre)
+    mean = torch.zeros_like(centre).index_add(0, group, x) / n.clamp(min=1)[:, None]
+    return mean[n > 0], n[n > 0]

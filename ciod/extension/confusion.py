@@ -1,0 +1,78 @@
+"""Which classes take each other's objects: what stands on the objects of a class beside its own boxes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ciod.core.boxes import iou_table
+from ciod.core.types import Detections
+from ciod.data.index import Index
+
+SHOWN = 0.3  # score from which a box counts
+SAME = 0.5  # IoU from which it stands on an object
+ALIKE = 0.3  # share of a new class's objects that a known class takes, from which they are called alike
+
+
+def table(found: Sequence[Detections], truth: Index, names: Sequence[str]) -> list[dict[str, Any]]:
+    """One row per class of ``names`` that has objects: class, objects, found (objects with a box of their own class),
+    taken (other class → objects with a box of it, the most frequent first).
+
+    Args:
+        found: one per picture of ``truth``.
+    """
+    objects: Counter[str] = Counter()
+    own: Counter[str] = Counter()
+    taken: dict[str, Counter[str]] = {n: Counter() for n in names}
+    for i, d in enumerate(found):
+        rows = truth.of_image(i)
+        boxes, labels = truth.boxes[rows], truth.labels[rows]
+        d = d.keep(d.scores >= SHOWN)
+        on = iou_table(boxes, d.boxes) >= SAME
+        called = np.zeros((len(boxes), len(d.class_names)), bool)
+        for label in np.unique(d.labels):
+            called[:, label] = on[:, d.labels == label].any(1)
+        for name in {truth.class_names[y] for y in labels} & taken.keys():
+            mine = called[labels == truth.class_names.index(name)]
+            objects[name] += len(mine)
+            for label in np.flatnonzero(mine.any(0)):
+                other, count = d.class_names[label], int(mine[:, label].sum())
+                if other == name:
+                    own[name] += count
+                else:
+                    taken[name][other] += count
+    return [
+        {"class": n, "objects": objects[n], "found": own[n], "taken": dict(taken[n].most_common())}
+        for n in names
+        if objects[n]
+    ]
+
+
+def alike(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Warnings about new classes whose objects the model as it was takes for a known class.
+
+    Args:
+        rows: ``table`` of the model as it was, on the new training pictures.
+    """
+    said = []
+    for row in rows:
+        for other, count in row["taken"].items():
+            share = count / row["objects"]
+            if share >= ALIKE:
+                said.append(
+                    f"{row['class']} looks like the known class {other}: the model as it was takes {count} of "
+                    f"{row['objects']} objects for it ({share:.0%}), and goes on doing so. If they are one class, "
+                    f"write rename='{{{row['class']}: {other}}}'; if {other} is not needed, drop='[{other}]'."
+                )
+    return said
+
+
+def sentences(rows: Sequence[dict[str, Any]], most: int = 5) -> list[str]:
+    """The worst confusions in words, for the terminal."""
+    pairs = [(count, row, other) for row in rows for other, count in row["taken"].items() if count]
+    pairs.sort(key=lambda p: (-p[0] / p[1]["objects"], -p[0]))
+    listed = ", ".join(f"{n} of {row['objects']} {row['class']} taken for {other}" for n, row, other in pairs[:most])
+    return [f"confused on the new pictures: {listed}"] if listed else []
