@@ -39,6 +39,8 @@ class Eval(Section):
     """Class names of a checkpoint without, a file of them, or ``coco``."""
     metric: Literal["coco", "voc07", "voc"] = "coco"
     """``voc07`` (11-point) and ``voc`` (area) stand beside COCO's AP."""
+    arbiter: bool = True
+    """False: scores of branches stay as the branches give them."""
     json_file: str | None = None
     """File for the scores (written ``json=FILE``)."""
 
@@ -71,6 +73,8 @@ class Predict(Section):
     device: str = "auto"
     names: Names | None = None
     """Class names of a checkpoint without, a file of them, or ``coco``."""
+    arbiter: bool = True
+    """False: scores of branches stay as the branches give them."""
 
 
 class Export(Section):
@@ -92,6 +96,8 @@ class Export(Section):
     """Folder of pictures to compare graph and model on."""
     names: Names | None = None
     """Class names of a checkpoint without, a file of them, or ``coco``."""
+    arbiter: bool = True
+    """False: scores of branches stay as the branches give them."""
 
 
 class ExportMMDet(Section):
