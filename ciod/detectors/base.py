@@ -230,6 +230,14 @@ class Detector(nn.Module, ABC):
             p.requires_grad_(False)
         return twin
 
+    def add_arbiter(self, rows: int | None = None) -> Arbiter | None:
+        """An arbiter without statistics, for detectors with branches. None: this is none.
+
+        Args:
+            rows: of its statistics; None: one per class.
+        """
+        return None
+
     def scores(self, outputs: Outputs) -> Tensor:
         """[B, P, C]: what detections are ranked by."""
         return outputs.scores()

@@ -227,11 +227,7 @@ class YOLOX(StagedDetector):
         return self.channel_of < width[:, None]
 
     def add_arbiter(self, rows: int | None = None) -> Arbiter:
-        """An arbiter between the branches, without statistics yet.
-
-        Args:
-            rows: of its statistics; None: one per class.
-        """
+        """An arbiter between the branches, without statistics yet. See ``Detector.add_arbiter``."""
         nothing = 0 if rows is None else rows - self.num_classes
         self.arbiter = Arbiter(self.backbone.channels, STRIDES, self.num_classes, nothing).to(self.device)
         return self.arbiter

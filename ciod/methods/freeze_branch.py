@@ -13,6 +13,7 @@ from ciod.data.index import Index
 from ciod.data.scenarios.scenario import Task
 from ciod.detectors import statistics
 from ciod.detectors.base import Detector
+from ciod.detectors.yolox import YOLOX
 from ciod.methods.base.method import Method
 
 Width = Annotated[int, Field(ge=0)]
@@ -62,5 +63,5 @@ class FreezeBranch(Method):
 
     def end_task(self, task: Task) -> None:
         """Statistics of the task's objects, for the arbiter between the branches."""
-        if len(self.detector.branches) and hasattr(self.detector, "add_arbiter"):  # type: ignore[arg-type]
-            statistics.gather(self.detector, task.train, without=self._background)  # type: ignore[arg-type]
+        if isinstance(self.detector, YOLOX) and len(self.detector.branches):
+            statistics.gather(self.detector, task.train, without=self._background)

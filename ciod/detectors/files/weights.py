@@ -145,8 +145,8 @@ def _build_own(parsed: Parsed) -> Detector:
     regrow(detector, meta["class_names"], meta.get("growth") or [{"rows": n} for n in meta["blocks"]])
     counts = parsed.state.get("arbiter.count")
     try:
-        if counts is not None and hasattr(detector, "add_arbiter"):
-            detector.add_arbiter(len(counts))  # type: ignore[operator]
+        if counts is not None:
+            detector.add_arbiter(len(counts))
         detector.load_state_dict(parsed.state)
     except RuntimeError as e:
         raise CiodError(f"{path} does not fit the detector its metadata describes: {e}") from e
