@@ -99,12 +99,20 @@ def whole_state(out: Path, model_of: ModelOf = task_model) -> tuple[dict[str, An
             continue
         try:
             if model := model_of(out, state):
-                model_file.read(model)
+                _check_model(model)
         except CiodError as e:
             damaged.append(str(e))
             continue
         return state, damaged
     return None, damaged
+
+
+def _check_model(path: Path) -> None:
+    """Raises CiodError if a model file is damaged."""
+    if path.suffix == ".onnx":
+        onnx_file.parse(path, onnx_file.contents(path))
+    else:
+        model_file.read(path)
 
 
 def check_identity(

@@ -77,8 +77,11 @@ def test_the_result_is_extended_again_and_used(one, place, tmp_path):
     assert done.exit_code == 0 and "1 file" in done.output, done.output
     scored = ciod.evaluate(made, tmp_path / "more", split="train", device="cpu")
     assert scored.scored == ("fox",)
-    with pytest.raises(CiodError, match="already holds a result, which is never overwritten"):
-        ciod.extend(out / "model.onnx", tmp_path / "more", tmp_path / "two", **QUICK)
+    model = made.read_bytes()
+    assert ciod.extend(out / "model.onnx", tmp_path / "more", tmp_path / "two", **QUICK) == results  # finished already
+    assert made.read_bytes() == model
+    with pytest.raises(CiodError, match="holds a run with other settings"):
+        ciod.extend(out / "model.onnx", tmp_path / "more", tmp_path / "two", **QUICK, seed=7)
 
 
 def test_a_file_of_another_maker_is_listed_and_evaluated(place):
