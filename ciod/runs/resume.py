@@ -12,6 +12,7 @@ from ciod import methods
 from ciod.core.errors import CiodError
 from ciod.core.run_log import METRICS, atomic_write, read_metrics
 from ciod.detectors.files import model_file, weights
+from ciod.detectors.onnx import file as onnx_file
 from ciod.methods.base import first_task
 from ciod.methods.base.method import Method
 from ciod.report import results_file
