@@ -109,21 +109,18 @@ def test_outputs_that_nobody_understands(tmp_path, place):
     assert ciod.load(tmp_path / "out" / "model.onnx").class_names == ("dog", "eel")
 
 
-def test_an_interrupted_extension_goes_on_and_ends_the_same(one, place, tmp_path, monkeypatch):
-    from ciod.extension import run
-
-    words = {**SAID, **QUICK}
-    real = run.Extension._save
-
-    def stop(self, state):
-        real(self, state)
+class StopsAfterAnEpoch(Hooks):
+    def on_epoch(self, at, epoch):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run.Extension, "_save", stop)
+
+def test_an_interrupted_extension_resumes_and_ends_the_same(one, place, tmp_path):
+    words = {**SAID, **QUICK, "model": str(place / "m.onnx"), "data": str(place / "folder")}
+    chosen = settings.load({**words, "out": str(tmp_path / "part")})
     with pytest.raises(KeyboardInterrupt):
-        ciod.extend(place / "m.onnx", place / "folder", tmp_path / "part", **words)
-    monkeypatch.setattr(run.Extension, "_save", real)
-    ciod.extend(place / "m.onnx", place / "folder", tmp_path / "part", **words)
+        extend(chosen, hooks=[StopsAfterAnEpoch()])
+    assert not (tmp_path / "part" / "model.onnx").exists()
+    extend(chosen)
     images = np.random.default_rng(0).random((2, 3, SIZE, SIZE), np.float32)
     whole, part = (outputs(out / "model.onnx", images) for out in (one[0], tmp_path / "part"))
     for a, b in zip(whole, part):
