@@ -15,7 +15,9 @@ from ciod.core.errors import CiodError, ConfigError
 from ciod.data import formats
 from ciod.detectors.files import weights
 from ciod.detectors.onnx import file, mirror
-from ciod.extension import onnx_model
+from ciod.extension import onnx_model, settings
+from ciod.extension.run import extend
+from ciod.training.hooks import Hooks
 from tests.data.writers import sample_index, write_coco
 from tests.detectors.onnx.graphs import SIZE, Net, small
 
