@@ -255,7 +255,7 @@ def _verify(archive: Archive, file: Path) -> None:
         aside = file.replace(file.with_name(f"{file.name}.wrong"))
         raise DataError(
             f"{file} has the MD5 sum {digest.hexdigest()} and should have {archive.md5}: it was damaged on the way, or "
-            f"is another file. It is now {aside.name}; run the same command again to fetch it again."
+            f"is another file. It is now {aside.name}; repeat the command to download it again."
         )
 
 
