@@ -32,10 +32,12 @@ from ciod.data.augment import TrainTransform
 from ciod.data.loader import train_loader
 from ciod.data.scenarios.scenario import Scenario
 from ciod.detectors.base import Detector
+from ciod.detectors.files import transfer
 from ciod.evaluation.detect import evaluate
 from ciod.methods.finetune import Finetune
-from ciod.runs.start import epochs_of, open_data, start, take_class_rows
+from ciod.runs.start import epochs_of, open_data, start
 from ciod.training import speed
+from ciod.training.hooks import Hooks, Position
 from ciod.training.loop import Fit
 from ciod.training.progress import Reporter
 
@@ -105,7 +107,8 @@ def serve(side: str, args: argparse.Namespace) -> None:
             quiet = Reporter(quiet=True)
             detector, _, donor = start(settings, scenario, quiet)
             detector.grow(task.new_classes)
-            take_class_rows(detector, donor, quiet)
+            if donor is not None:
+                transfer.take_class_rows(detector, donor)
             plain.train(detector, task.train, epochs=args.epochs, batch=args.batch, seed=args.seed, after_epoch=turns)
 
 
@@ -116,7 +119,8 @@ def ours(settings: Run, scenario: Scenario, turns: Turns) -> None:
     detector.to(world.device)
     speed.prepare(detector, settings.train, world)
     detector.grow(task.new_classes)
-    take_class_rows(detector, donor, quiet)
+    if donor is not None:
+        transfer.take_class_rows(detector, donor)
     method = Finetune()
     method.attach(speed.student(detector, settings.train, world), detector, None)
     method.begin_task(task)
@@ -134,16 +138,25 @@ def ours(settings: Run, scenario: Scenario, turns: Turns) -> None:
     )
     averaged = copy.deepcopy(detector)
 
-    def after_epoch(epoch: int) -> None:
-        if fit.ema is not None:
-            fit.ema.copy_to(averaged)
-        turns(epoch + 1, averaged if fit.ema is not None else detector)
+    class Evaluates(Hooks):
+        def on_epoch(self, at: Position, epoch: int) -> None:
+            if fit.ema is not None:
+                fit.ema.copy_to(averaged)
+            turns(epoch + 1, averaged if fit.ema is not None else detector)
 
     fit = Fit(
-        detector=detector, method=method, loader=loader, settings=settings.train, epochs=epochs_of(settings, 0, 1),
-        lr=settings.train.lr, task=0, tasks=1, world=world, log=None, reporter=quiet, save=lambda _: None,
-        after_epoch=after_epoch,
-    )  # fmt: skip
+        detector=detector,
+        method=method,
+        loader=loader,
+        settings=settings.train,
+        epochs=epochs_of(settings, 0, 1),
+        lr=settings.train.lr,
+        task=0,
+        tasks=1,
+        world=world,
+        save=lambda _: None,
+        hooks=[Evaluates()],
+    )
     fit.run()
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks import timing
+from ciod.config import checks
 from ciod.config import load as config
 from ciod.core.distributed import World, pick_device
 from ciod.data.augment import Augment, TrainTransform
@@ -32,6 +33,7 @@ from ciod.methods.ilyolox import ILYOLOX
 from ciod.runs import run as engine
 from ciod.runs.start import open_data
 from ciod.training import speed
+from ciod.training.hooks import Hooks, Position, Reading
 from ciod.training.loop import Fit
 from ciod.training.progress import Reporter
 
@@ -56,18 +58,17 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
 
 
 @dataclass
-class Losses:
-    """Stands where a run's log is, and keeps the sum of every step's losses."""
+class Losses(Hooks):
+    """Keeps the sum of every step's losses."""
 
     sums: list[float] = field(default_factory=list)
     taught: list[float] = field(default_factory=list)  # of the teacher
     learnt: list[float] = field(default_factory=list)  # of the classes of new boxes
 
-    def write(self, kind: str, **given: Any) -> None:
-        if kind == "step":
-            self.sums.append(sum(given["losses"].values()))
-            self.taught.append(sum(v for k, v in given["losses"].items() if k.startswith("distill")))
-            self.learnt.append(given["losses"]["cls"])
+    def on_read(self, at: Position, reading: Reading) -> None:
+        self.sums.append(sum(reading.mean.values()))
+        self.taught.append(sum(v for k, v in reading.mean.items() if k in at.method.distillation_terms))
+        self.learnt.append(reading.mean["cls"])
 
 
 def first_task(folder: Path, args: Any) -> tuple[Path, Task]:
@@ -108,8 +109,19 @@ def trained(model: Path, task: Task, args: Any, given: dict[str, Any]) -> torch.
         presize=train.presize,
     )
     log, epochs = Losses(), -(-args.steps // len(loader))
-    reporter = Reporter(quiet=True)
-    fit = Fit(detector, method, loader, train, epochs, 1e-4, 1, 2, world, log, reporter, save=lambda _: None)  # type: ignore[arg-type]
+    fit = Fit(
+        detector=detector,
+        method=method,
+        loader=loader,
+        settings=train,
+        epochs=epochs,
+        lr=1e-4,
+        task=1,
+        tasks=2,
+        world=world,
+        save=lambda _: None,
+        hooks=[log],
+    )
     with speed.shared(detector, teacher, train):
         fit.run()
     for name, values in {"the teacher": log.taught, "the new boxes": log.learnt}.items():
@@ -129,7 +141,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model, task = first_task(Path(folder), args)
         for name in [w for w in args.only.split(",") if w] or list(OPTIONS):
-            if (name == "compile" and speed.lacks_compiler()) or (
+            if (name == "compile" and checks.lacks_compiler()) or (
                 name == "teacher_stream" and not torch.cuda.is_available()
             ):
                 lines.append(f"  {name:28s} not on this machine")

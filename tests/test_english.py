@@ -35,6 +35,7 @@ COUNTED = (
     "anchors?|bars|bottleneck|boxes|cell|count|detections|entry|epochs?|files?|frames?|images?|labels?|line|number|one|"
     "pictures?|positions?|row|steps?|threads?|titles?"
 )
+KEYS = {("ciod/core/results_schema.py", "said")}  # keys of saved states, which older versions wrote
 PHRASES = {  # regular expression → what to write instead
     r"gone on with": "resumed",
     r"go(es|ing)? on with": "resume",
@@ -149,7 +150,7 @@ def test_no_module_has_a_phrase_or_a_name_to_avoid(path):
     found += [
         f"{where}:{n}: the name '{name}' hides what it holds"
         for n, name in bound_names(ast.parse(source))
-        if name in NAMES
+        if name in NAMES and (where, name) not in KEYS
     ]
     if where.startswith(PENDING):
         pytest.skip("not reworded yet")

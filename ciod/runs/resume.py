@@ -65,7 +65,8 @@ def saved_state(
         CiodError: the folder holds a run that cannot be gone on with; says why.
     """
     out = Path(settings.out)
-    state, damaged = whole_state(out, model_of)
+    own_model: ModelOf = lambda out, state: model_of(out, state) if command_of(state) == command else None  # noqa: E731
+    state, damaged = whole_state(out, own_model)
     if state is None:
         if damaged:
             raise CiodError(f"{' '.join(damaged)} No older state is whole: choose another out=, or remove {out}.")

@@ -456,3 +456,7 @@ def test_data_that_differ_in_what_no_list_shows(tmp_path):
     after = {**before, "test": {**before["test"], "digest": "y"}}
     same = {"train": [], "test": []}
     assert fingerprints.data_differences(tmp_path, before, after, same) == ["test data: other images or boxes"]
+    added = {**before, "pool": {**before["test"], "images": 7}}
+    assert fingerprints.data_differences(tmp_path, before, added, {**same, "pool": []}) == [
+        "pool data: 7 images, were none"
+    ]
