@@ -22,7 +22,7 @@ from ciod.core.boxes import pairwise_iou
 
 WIDEST = 1024  # features; a wider backbone's channels are summed into so many, with signs
 SHRINK = 0.1  # share of the diagonal in the covariance
-CANDIDATES = 300  # positions per branch and image that are judged; all others score 0
+CANDIDATES = 100  # best positions per branch and image that are judged; all others by their mean
 SAMPLES = 4  # per side of a box, in every map
 DIRECTIONS = 32  # at random, in which distances are measured
 FAR = 3.0  # standard deviations beyond the mean logarithm of the objects' squared distances, where scores are halved
@@ -302,7 +302,8 @@ class Arbiter(nn.Module):
             near = boxes[:, part].gather(1, place[..., None].expand(-1, -1, 4))
             probability, known = self.judge(maps, near)
             right = (probability @ columns) * (known * columns).amax(2)
-            factors.append(torch.zeros_like(scores[:, part, 0]).scatter(1, place, right))
+            rest = right.mean(1, keepdim=True).expand(-1, positions)
+            factors.append(rest.scatter(1, place, right))
         factor = torch.cat(factors, 1)[..., None]
         return torch.cat([scores[:, :positions], scores[:, positions:] * factor], 1)
 
