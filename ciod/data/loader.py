@@ -12,6 +12,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+try:
+    import resource
+except ImportError:  # Windows, which has no such limit
+    resource = None  # type: ignore[assignment]
+
 from ciod.core import main_guard
 from ciod.core.errors import CiodError, DataError
 from ciod.core.types import Batch, Targets
@@ -20,6 +25,7 @@ from ciod.data.image_cache import Cache, Pictures
 from ciod.data.index import Index
 from ciod.data.mixture import Mixture
 
+HANDLES, HANDLES_OF_A_WORKER = 48, 16  # open files: of the command, and of a process with its waiting batches
 STALLED = 600  # seconds without a batch after which a loader's worker is given up
 
 Sample = dict[str, Any]
@@ -221,6 +227,7 @@ def train_loader(
         index, alike, parts, counts = mixture.index, mixture.alike(), mixture.parts, mixture.counts
     longest = transform.longest_side() if presize else None
     pictures = Pictures(index, cache=cache, alone=workers == 0, longest=longest)
+    _check_handles(workers)
     data = TrainData(index, transform, seed=seed, task=task, pictures=pictures, alike=alike)
     order = Order(
         len(index),
@@ -252,6 +259,7 @@ def eval_loader(
     """Test images in order; ``rows``: only those (one rank's share)."""
     if workers:
         main_guard.check()
+    _check_handles(workers)
     data: Dataset = EvalData(index, size, fill)
     if rows is not None:
         data = torch.utils.data.Subset(data, rows)
@@ -277,9 +285,11 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
         yield from loader
     except CiodError as e:  # torch puts the traceback of a worker in front of its message
         raise CiodError(str(e).rstrip().splitlines()[-1].partition("CiodError: ")[2] or str(e)) from e
-    except RuntimeError as e:
+    except (RuntimeError, OSError) as e:
         said = str(e)
-        if "shared memory" in said or "Bus error" in said:
+        if "Too many open files" in said or "ancdata" in said:  # torch's word for a handle that was not sent
+            why = "ran out of file handles: raise their number with ulimit -n, or lower train.workers"
+        elif "shared memory" in said or "Bus error" in said:
             why = (
                 "found no room in shared memory (/dev/shm), through which batches travel: make it larger (containers: "
                 "--shm-size=8g), or lower train.workers or train.batch"
@@ -296,6 +306,22 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
             f"A loader process {why}. The same command goes on from the last saved state; train.workers=0 does "
             "without such processes."
         ) from e
+
+
+def _check_handles(workers: int) -> None:
+    """Before processes are started: torch leaves tracebacks of its own when it runs out of handles in the middle.
+
+    Raises:
+        CiodError: so many processes need more open files than the system allows.
+    """
+    if not workers or resource is None:
+        return
+    allowed, need = resource.getrlimit(resource.RLIMIT_NOFILE)[0], HANDLES + HANDLES_OF_A_WORKER * workers
+    if allowed not in (resource.RLIM_INFINITY, -1) and allowed < need:
+        raise CiodError(
+            f"train.workers={workers} needs about {need} open files, and the system allows {allowed}: allow more with "
+            f"'ulimit -n {need}', or lower train.workers."
+        )
 
 
 def _own_generator() -> torch.Generator:
