@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
-import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from typer.core import TyperCommand
 
 from ciod.core.errors import CiodError, ConfigError
 from ciod.core.gc_pause import uncollected
+from ciod.core.streams import streams
 
 app = typer.Typer(
     add_completion=False,
@@ -398,11 +398,9 @@ def list_(
 def main() -> None:
     """Entry point: a CiodError is one sentence and exit code 2, never a traceback."""
     atexit.register(gc.freeze)  # a process that ends has no use for a last search, of half a second
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file name need not be text
     try:
-        app(standalone_mode=True)
+        with streams():
+            app(standalone_mode=True)
     except CiodError as e:
         print(f"ciod: {e}", file=sys.stderr)
         sys.exit(getattr(e, "exit_code", 2))

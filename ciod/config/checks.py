@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ciod.config.settings import DetectorSettings, MemorySettings, PoolSettings, Train
 from ciod.core.errors import CiodError, ConfigError, did_you_mean, nearest
-from ciod.core.files import exists, expanded, is_file, is_folder
+from ciod.core.files import exists, expanded, is_file, is_folder, is_loop
 from ciod.core.validation_messages import problems_of
 from ciod.data.scenarios.scenario import Protocol
 from ciod.methods.base.user_code import told
@@ -160,7 +160,9 @@ def model_folder(key: str, value: object) -> list[str]:
     if value == "":
         return target(key, value)
     try:
-        return [f"{key}: no file can be called {value!r}."] if b"\0" in str(value).encode() else []
+        if b"\0" in str(value).encode():
+            return [f"{key}: no file can be called {value!r}."]
+        return [f"{key}: {value} is a link that leads to itself."] if is_loop(str(value)) else []
     except UnicodeEncodeError:
         return [f"{key}: should be a path of UTF-8 text, which model files need (got {value!r})"]
 

@@ -14,6 +14,8 @@ import torch.distributed as dist
 from ciod.core.errors import CiodError
 from ciod.core.signals import Stop
 
+_ADVICE = "start processes with torchrun or srun, or unset these variables to train with one process."
+
 
 @dataclass(frozen=True)
 class World:
@@ -120,8 +122,28 @@ def _environment() -> tuple[int, int, int]:
     """rank, number of processes, rank on this machine."""
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:  # torchrun
-        return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0))
-    if int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env and "MASTER_ADDR" in env:  # srun
+        return _place("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if {"SLURM_PROCID", "SLURM_NTASKS", "MASTER_ADDR"} <= env.keys() and env["SLURM_NTASKS"] not in ("", "1"):  # srun
         env.setdefault("MASTER_PORT", "29500")
-        return int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env.get("SLURM_LOCALID", 0))
+        return _place("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
     return 0, 1, 0
+
+
+def _place(rank: str, size: str, local: str) -> tuple[int, int, int]:
+    """Of three variables of the environment.
+
+    Raises:
+        CiodError: they are no numbers, or do not go together; says which.
+    """
+    found = {name: os.environ.get(name, "0") for name in (rank, size, local)}
+    for name, text in found.items():
+        if not (text.isascii() and text.isdigit() and len(text) < 7):
+            raise CiodError(f"The environment variable {name}={text!r} is not a whole number; {_ADVICE}")
+    r, n, at = (int(text) for text in found.values())
+    if r >= n:
+        raise CiodError(f"The environment variables {rank}={r} and {size}={n} do not go together; {_ADVICE}")
+    if n > 1 and (missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]):
+        raise CiodError(
+            f"The environment says that {n} processes train together ({size}), but {missing[0]} is not set; {_ADVICE}"
+        )
+    return r, n, at

@@ -16,6 +16,8 @@ from typing import IO
 from ciod.core.errors import CiodError
 
 BLOCK = 4096  # bytes of a disk that the smallest file takes
+LOCK = ".lock"  # in the folder of a live run
+_PLACES = ("last", "task-*", "task-*/examples", "doubtful")  # that a run writes into, in its folder
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _BESIDE = re.compile(r"\..+\.\d+\.(tmp|jpg|png)")
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -67,14 +69,27 @@ def nfc(text: str) -> str:
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
+def is_loop(path: Path | str) -> bool:
+    """Whether the path leads through a link to itself."""
+    try:
+        os.stat(path)  # noqa: PTH116 (Path.resolve tells of loops in some versions of Python only)
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    except ValueError:
+        return False
+    return False
+
+
 def named(path: Path | str) -> Path:
     """The path, if a file or folder of that name can be.
 
     Raises:
-        WriteError: it holds a null byte or half a character.
+        WriteError: it holds a null byte or half a character, or is a link that leads to itself.
     """
     try:
         if b"\0" not in os.fsencode(path):
+            if is_loop(path):
+                raise WriteError(f"{path} cannot be written: it is a link that leads to itself.")
             return Path(path)
     except UnicodeEncodeError:
         pass
@@ -148,11 +163,17 @@ def sync_folder(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what processes that died in the middle of a write left beside their files."""
-    for left in folder.rglob(".*"):
-        if _BESIDE.fullmatch(left.name):
-            with contextlib.suppress(OSError):
-                left.unlink()
+    """Removes what processes that died in the middle of a write left beside their files, in the places of a run.
+
+    Other folders in it are left alone, and those with a lock of their own: a run may be at work there.
+    """
+    for place in (folder, *(p for pattern in _PLACES for p in folder.glob(pattern))):
+        if place != folder and exists(place / LOCK):
+            continue
+        for left in place.glob(".*"):
+            if _BESIDE.fullmatch(left.name):
+                with contextlib.suppress(OSError):
+                    left.unlink()
 
 
 def why(path: Path, error: Exception, size: int = 0) -> str:

@@ -12,6 +12,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+try:
+    import resource
+except ImportError:  # Windows, which has no such limit
+    resource = None  # type: ignore[assignment]
+
 from ciod.core import main_guard
 from ciod.core.errors import CiodError, DataError
 from ciod.core.types import Batch, Targets
@@ -20,6 +25,7 @@ from ciod.data.image_cache import Cache, Pictures
 from ciod.data.index import Index
 from ciod.data.mixture import Mixture
 
+HANDLES, HANDLES_OF_A_WORKER = 48, 16  # open files: of the command, and of a process with its waiting batches
 STALLED = 600  # seconds without a batch after which a loader worker counts as stalled
 
 Sample = dict[str, Any]
@@ -233,6 +239,7 @@ def train_loader(
         index, alike, parts, counts = mixture.index, mixture.alike(), mixture.parts, mixture.counts
     longest = transform.longest_side() if presize else None
     pictures = Pictures(index, cache=cache, alone=workers == 0, longest=longest)
+    _check_handles(workers)
     data = TrainData(index, transform, seed=seed, task=task, pictures=pictures, alike=alike)
     order = Order(
         len(index),
@@ -272,6 +279,7 @@ def eval_loader(
     """Test images in order; ``rows``: only those (one rank's share)."""
     if workers:
         main_guard.check()
+    _check_handles(workers)
     data: Dataset = EvalData(index, size, fill, place)
     if rows is not None:
         data = torch.utils.data.Subset(data, rows)
@@ -297,9 +305,11 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
         yield from loader
     except CiodError as e:  # torch puts the traceback of a worker before its message
         raise CiodError(str(e).rstrip().splitlines()[-1].partition("CiodError: ")[2] or str(e)) from e
-    except RuntimeError as e:
+    except (RuntimeError, OSError) as e:
         message = str(e)
-        if "shared memory" in message or "Bus error" in message:
+        if "Too many open files" in message or "ancdata" in message:  # torch's word for a handle that was not sent
+            why = "ran out of file handles: raise their number with ulimit -n, or lower train.workers"
+        elif "shared memory" in message or "Bus error" in message:
             why = (
                 "found no room in shared memory (/dev/shm), through which batches travel: make it larger (containers: "
                 "--shm-size=8g), or lower train.workers or train.batch"
@@ -316,6 +326,22 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
             f"A loader process {why}. Repeat the command to resume from the last saved state; train.workers=0 uses "
             "no such processes."
         ) from e
+
+
+def _check_handles(workers: int) -> None:
+    """Before processes are started: torch leaves tracebacks of its own when it runs out of handles in the middle.
+
+    Raises:
+        CiodError: so many processes need more open files than the system allows.
+    """
+    if not workers or resource is None:
+        return
+    allowed, need = resource.getrlimit(resource.RLIMIT_NOFILE)[0], HANDLES + HANDLES_OF_A_WORKER * workers
+    if allowed not in (resource.RLIM_INFINITY, -1) and allowed < need:
+        raise CiodError(
+            f"train.workers={workers} needs about {need} open files, and the system allows {allowed}: allow more with "
+            f"'ulimit -n {need}', or lower train.workers."
+        )
 
 
 def _own_generator() -> torch.Generator:

@@ -15,10 +15,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ciod.core.errors import CiodError
-from ciod.core.files import exists, explained
+from ciod.core.files import LOCK, exists, explained, named
 from ciod.core.reading import Unreadable, read_object
 
-NAME = ".lock"
+NAME = LOCK
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}  # of a file system that has none
 _PATIENCE = 0.2  # seconds: an owner that leaves removes the file, and then the next attempt makes a new one
 
@@ -38,7 +38,7 @@ def owner_of(folder: Path) -> Iterator[None]:
     Raises:
         Taken: a live run has it.
     """
-    path, new = folder.resolve() / NAME, not exists(folder)
+    path, new = named(folder).resolve() / NAME, not exists(folder)
     lock = FileLock(path, timeout=_PATIENCE, poll_interval=_PATIENCE / 4, fallback_to_soft=False)
     with explained(path, size=200):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,33 @@
+"""Half-written files: a run removes its own, and nobody else's."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ciod.core.files import LOCK, sweep
+
+
+def left_behind(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f".state.pt.{os.getpid()}.tmp"
+    path.write_text("half")
+    return path
+
+
+def test_a_run_removes_what_it_left_in_its_places(tmp_path):
+    places = ("", "last", "task-1", "task-2/examples", "doubtful")
+    left = [left_behind(tmp_path / place) for place in places]
+    kept = [tmp_path / ".hidden", tmp_path / "last" / ".state.pt.tmp"]
+    for path in kept:
+        path.write_text("the user's")
+    sweep(tmp_path)
+    assert not any(p.exists() for p in left) and all(p.exists() for p in kept)
+
+
+def test_half_written_files_of_runs_inside_are_left_alone(tmp_path):
+    inner = [left_behind(tmp_path / place) for place in ("inner", "inner/last", "a/b/task-1", "last/run")]
+    locked = left_behind(tmp_path / "task-2")  # a run whose folder is called as one of ours
+    (tmp_path / "task-2" / LOCK).write_text("{}")
+    sweep(tmp_path)
+    assert all(p.exists() for p in [*inner, locked])
