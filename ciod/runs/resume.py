@@ -65,8 +65,7 @@ def saved_state(
         CiodError: the folder holds a run that cannot be gone on with; says why.
     """
     out = Path(settings.out)
-    own_model: ModelOf = lambda out, state: model_of(out, state) if command_of(state) == command else None  # noqa: E731
-    state, damaged = whole_state(out, own_model)
+    state, damaged = whole_state(out, command, model_of)
     if state is None:
         if damaged:
             raise CiodError(f"{' '.join(damaged)} No older state is whole: choose another out=, or remove {out}.")
@@ -92,15 +91,18 @@ def command_of(state: dict[str, Any]) -> str:
     return state.get("command") or ("extend" if "extend" in state else "train")
 
 
-def whole_state(out: Path, model_of: ModelOf = task_model) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest state whose checksum, and whose model's checksum, is right; and a sentence for each that is not."""
+def whole_state(
+    out: Path, command: str = "train", model_of: ModelOf = task_model
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """The newest state whose checksum, and whose model's checksum, is right; and a sentence for each that is not. The
+    models of another command are not looked at."""
     damaged = []
     for _, state in checkpoint.states(out / "last"):
         if isinstance(state, checkpoint.Damaged):
             damaged.append(str(state))
             continue
         try:
-            if model := model_of(out, state):
+            if command_of(state) == command and (model := model_of(out, state)):
                 _check_model(model)
         except CiodError as e:
             damaged.append(str(e))
