@@ -127,5 +127,5 @@ def test_a_real_kill(whole, data, tmp_path):
     (tmp_path / "kill").unlink()
     resumed = launch(*command(data, tmp_path / "run", method), cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on with task 2 of 2" in resumed.stdout
+    assert "resuming at task 2 of 2" in resumed.stdout
     assert_equal(tmp_path / "whole", tmp_path / "run")
