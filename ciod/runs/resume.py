@@ -208,7 +208,7 @@ def take_over(settings: Run, world: World) -> dict[str, Any] | None:
 def restore(
     saved: dict[str, Any], settings: Run, world: World, scenario: Scenario, detector: Detector, reporter: Reporter
 ) -> int:
-    """Brings the detector and the log to where the saved state is. Returns the task to resume at."""
+    """Brings the detector and the log to the saved state. Returns the task to resume at."""
     out, task = Path(settings.out), saved["task"]
     if world.main:
         environment.trim_log(out, task, saved.get("fit"))

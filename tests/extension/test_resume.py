@@ -129,7 +129,7 @@ def test_a_torn_state_is_named_and_the_one_before_is_used(whole, place, tmp_path
     path.write_bytes(path.read_bytes()[:-1])
     go(place, out)
     results = results_of(out)
-    (said,) = [w for w in results["warnings"] if "state.pt is torn" in w]
+    (said,) = [w for w in results["warnings"] if "state.pt is incomplete" in w]
     assert "The checkpoint before it was used" in said
     results["warnings"].remove(said)
     (out / "results.json").write_text(json.dumps(results))

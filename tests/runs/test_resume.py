@@ -185,7 +185,9 @@ def test_a_damaged_state_is_named_and_the_one_before_is_used(whole, data, tmp_pa
     run(data, tmp_path / "run")
     results = results_of(tmp_path / "run")
     (said,) = [w for w in results["warnings"] if "state.pt" in w]
-    assert ("is damaged" if how == "flipped" else "is torn") in said and "The checkpoint before it was used" in said
+    assert (
+        "is damaged" if how == "flipped" else "is incomplete"
+    ) in said and "The checkpoint before it was used" in said
     results["warnings"].remove(said)
     (tmp_path / "run" / "results.json").write_text(json.dumps({**results, "tasks": _timed(results["tasks"])}))
     assert_equal(whole, tmp_path / "run")
@@ -198,7 +200,9 @@ def _timed(tasks: list[dict]) -> list[dict]:
 def test_two_damaged_states_are_an_error(copy, data):
     for name in ("state.pt", "previous.pt"):
         (copy / "last" / name).write_bytes(b"torn")
-    with pytest.raises(CiodError, match=r"state\.pt is torn.*previous\.pt is torn.*choose another out=, or remove"):
+    with pytest.raises(
+        CiodError, match=r"state\.pt is incomplete.*previous\.pt is incomplete.*choose another out=, or remove"
+    ):
         run(data, copy)
 
 
@@ -245,7 +249,7 @@ def test_no_damaged_state_loads(tmp_path):
     content = path.read_bytes()
     for _ in range(200):
         path.write_bytes(damage(content, rng))
-        with pytest.raises(checkpoint.Damaged, match=r"is torn|is damaged"):
+        with pytest.raises(checkpoint.Damaged, match=r"is incomplete|is damaged"):
             checkpoint.load_state(path)
 
 
