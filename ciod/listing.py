@@ -275,14 +275,14 @@ def _onnx(console: Console, path: Path) -> None:
     from ciod.detectors.onnx import pictures, written
 
     opened = written.open_file(path)
-    whole, said = opened.whole, opened.written
+    whole, record = opened.whole, opened.written
     maker = f" from {whole.made_by}" if whole.made_by else ""
-    names = pictures.names_of(whole, None) if said is None else said.class_names
+    names = pictures.names_of(whole, None) if record is None else record.class_names
     classes = "classes not named" if names is None else f"{len(names)} classes"
     nodes = f"{len(whole.content.graph.node)} nodes, opset {whole.opset}{maker}"
     console.print(f"{path}: {nodes}; {classes}", markup=False, soft_wrap=True)
-    _lineage(console, [] if said is None else said.lineage)
-    if said is None:
+    _lineage(console, [] if record is None else record.lineage)
+    if record is None:
         console.print(f"ciod check {path} says what it is taken for.", markup=False, soft_wrap=True)
 
 

@@ -57,8 +57,8 @@ def detect(detector: Predictor, pictures: Sequence[np.ndarray], **decoding: Any)
     Args:
         decoding: arguments of ``Detector.decode``.
     """
-    taking = detector.input
-    placed = [put(p, taking.size, taking.fill, taking.place) for p in pictures]
+    expected = detector.input
+    placed = [put(p, expected.size, expected.fill, expected.place) for p in pictures]
     training = detector.training
     detector.train(False)
     try:

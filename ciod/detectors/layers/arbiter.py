@@ -208,8 +208,8 @@ class Arbiter(nn.Module):
         if not n:
             return torch.ones_like(logarithms)
         mean = total / n
-        spread = max(0.25, (max(0.0, squares / n - mean**2)) ** 0.5)
-        return torch.sigmoid((mean + FAR * spread - logarithms) * (STEEP / spread))
+        deviation = max(0.25, (max(0.0, squares / n - mean**2)) ** 0.5)
+        return torch.sigmoid((mean + FAR * deviation - logarithms) * (STEEP / deviation))
 
     @torch.no_grad()
     def fit(self, x: Tensor, row: Tensor) -> None:
@@ -218,10 +218,10 @@ class Arbiter(nn.Module):
         value, degrees = self.left_out(x, row), torch.logspace(0, 7, 36, 2.0, device=x.device)
         place = torch.searchsorted(self.rows, row)
         if len(row):
-            here = torch.arange(len(row), device=x.device)
+            objects = torch.arange(len(row), device=x.device)
             inside = self._squared(x, row)
-            grown = (-2 * value[here, place] / inside.clamp(min=1e-9)).clamp(min=1).log()
-            log = self.distances(x @ self.projection)[here, place].double() + grown
+            grown = (-2 * value[objects, place] / inside.clamp(min=1e-9)).clamp(min=1).log()
+            log = self.distances(x @ self.projection)[objects, place].double() + grown
             self.distance += torch.stack([log.sum(), log.square().sum(), log.new_tensor(float(len(row)))])
         log = (value[None] / degrees[:, None, None].double() + self.prior.double()).log_softmax(-1)
         truth = log[:, torch.arange(len(row), device=x.device), place].mean(1)

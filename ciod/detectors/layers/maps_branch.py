@@ -49,9 +49,9 @@ class Standard(nn.Module):
     @torch.no_grad()
     def measured(self, mean: Tensor, deviation: Tensor) -> None:
         """Takes mean and deviation per channel, [channels] each."""
-        usual = deviation.square().mean().sqrt()
-        silent = deviation <= 1e-6 * usual.clamp(min=1e-12)
-        self.scale.copy_(torch.where(silent, 0.0, 1 / (deviation + 0.01 * usual).clamp(min=1e-12)))
+        typical = deviation.square().mean().sqrt()
+        silent = deviation <= 1e-6 * typical.clamp(min=1e-12)
+        self.scale.copy_(torch.where(silent, 0.0, 1 / (deviation + 0.01 * typical).clamp(min=1e-12)))
         self.shift.copy_(-mean * self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
