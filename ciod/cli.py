@@ -66,8 +66,8 @@ Words = Annotated[Optional[list[str]], typer.Argument(metavar="[key=value]...", 
 
 
 @contextmanager
-def _interruptible(then: str = "run the same command again to go on from the last epoch") -> Iterator[None]:
-    """Ctrl-C says how to go on; typer would only say "Aborted"."""
+def _interruptible(then: str = "run the same command again to resume from the last epoch") -> Iterator[None]:
+    """Ctrl-C prints how to resume; typer would only say "Aborted"."""
     try:
         yield
     except KeyboardInterrupt:
@@ -80,11 +80,11 @@ def train(
     words: Words = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained, and stop.")] = False,
 ) -> None:
-    """Train a scenario task by task, or go on with an interrupted one.
+    """Train a scenario task by task, or resume an interrupted run.
 
     The first word may be a YAML file of settings or a recipe (`ciod list recipes`). Everything else is key=value:
 
-    - `data=FOLDER` COCO, VOC or YOLO, recognised by looking; or `scenario=shapes-6+4`
+    - `data=FOLDER` COCO, VOC or YOLO, recognised automatically; or `scenario=shapes-6+4`
     - `split=3+3` classes per task: `40+40`, `15+1x5`, `20x4`, or `split='[[cat, dog], [bird]]'`
     - `method=ilyolox` see `ciod list methods`; its settings are `method.NAME=VALUE`
     - `detector=yolox-nano` see `ciod list detectors`; `size=320`, `weights=FILE` (everything that fits)
@@ -120,18 +120,18 @@ def compare(
 ) -> None:
     """Compare methods on one scenario, over seeds: `ciod compare SCENARIO methods=finetune,ilyolox seeds=3`.
 
-    SCENARIO is one of `ciod list scenarios` or a YAML file of settings, with `methods:`, `seeds:` and the other words
-    in it if you like; or leave it out and give `data=` and `split=`.
-    The first task is trained once a seed and shared; joint training gives the upper bounds.
+    SCENARIO is one of `ciod list scenarios` or a YAML file of settings, with `methods:`, `seeds:` and other settings;
+    or leave it out and give `data=` and `split=`.
+    The first task is trained once per seed and shared; joint training gives the upper bounds.
 
     - `methods=a,b,c`, with settings `methods='[finetune, {name: ilyolox, nms_iou: 0.95}]'`
     - `seeds=3` (0, 1, 2) or `seeds='[4, 7]'`; `jobs=2` runs at a time
     - `upper=prefixes` joint models for every class prefix, `final`, `none`
-    - `against=ilyolox` the method that the others' runs are compared with, seed by seed (default: the first)
+    - `against=ilyolox` the method that the others' runs are compared with, per seed (default: the first)
     - `out=DIR`; `cache=DIR` keeps first tasks and joint models for other comparisons
     - every other setting as in `ciod train`
 
-    Run the same command again to go on. Exit code 1: some runs failed; the table has the others.
+    Run the same command again to resume. Exit code 1: some runs failed; the table has the others.
     """
     from ciod.comparison import FAILED, run
     from ciod.comparison.settings import TABLE, WORDS
@@ -353,7 +353,7 @@ def data(
 ) -> None:
     """Say where the files of a public data set go, and fetch them: `ciod data voc out=DIR`.
 
-    Downloads go on where they stopped; checksums and archives are checked before anything is unpacked. Archives you
+    Downloads resume where they stopped; checksums and archives are checked before anything is unpacked. Archives you
     put into DIR yourself are used. Settings: `out=DIR` (without it nothing is fetched) `keep=true` (the archives stay)
     `mirror=URL` (a web folder with the same archives).
     """
@@ -363,7 +363,7 @@ def data(
     plain, flat = commands.read(commands.DOWNLOAD, words)
     if plain:
         raise CiodError(f"data takes one name, coco or voc; '{plain[0]}' is not needed. Write out=DIR for the folder.")
-    with _interruptible("run the same command again to go on with the download"):
+    with _interruptible("run the same command again to resume the download"):
         download.run(name, flat.get("out"), mirror=flat.get("mirror"), keep=flat.get("keep", False), say=typer.echo)
 
 
@@ -377,7 +377,7 @@ def list_(
     ] = "",
     words: Words = None,
 ) -> None:
-    """Show what there is.
+    """List what ciod has.
 
     `detectors`, `methods`, `scenarios`, `recipes`, `settings`, `data PATH`, a scenario or its file,
     `model.safetensors`.

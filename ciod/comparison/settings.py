@@ -1,4 +1,4 @@
-"""What is said of a comparison: its words, a file that holds them, methods and seeds as they are written."""
+"""Settings of a comparison: from words, from a file, and how methods and seeds are written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ciod.core.errors import ConfigError
 from ciod.core.files import is_file
 from ciod.core.yaml_text import without_sources
 
-SEEDS = 1000  # more are a slip of the hand
+SEEDS = 1000  # more are a typing error
 Upper = Literal["prefixes", "final", "none"]
 
 
@@ -26,7 +26,7 @@ class Compare(Run):
     methods: Annotated[Any, RAW] = None
     """``a,b``, or a list of names and of mappings: name, settings and, if wanted, label."""
     seeds: int | list[int] = 1
-    """3 means 0, 1, 2; a list is taken as it is."""
+    """3 means 0, 1, 2; a list gives the seeds."""
     jobs: int = 1
     """Runs at a time, each in its own process."""
     upper: Upper | None = None
@@ -42,12 +42,12 @@ OWN = {
     "method.name": "write methods=a,b,c",
     "first": "the first task is shared without asking",
     "upper_bound": "write upper=prefixes, final or none",
-    "resume": "an interrupted comparison goes on when the command is repeated",
+    "resume": "an interrupted comparison resumes when the command is repeated",
 }
 """What a comparison sets for each of its runs, and what to write instead."""
 TABLE = Table(Compare, config.TABLE.short, refused=OWN, default_method="ilyolox")
 WORDS = ("methods", "seeds", "jobs", "upper", "against", "out", "cache")
-"""What is of the comparison itself; everything else is a setting of every run."""
+"""Settings of the comparison itself; everything else is a setting of every run."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def written(value: Any) -> str:
 
 
 def seeds_of(given: int | Sequence[int] | str) -> list[int]:
-    """3 → [0, 1, 2]; a list is taken as it is.
+    """3 → [0, 1, 2]; a list gives the seeds.
 
     Raises:
         ConfigError: neither a number from 1 to SEEDS nor a list of different numbers from 0.

@@ -1,4 +1,4 @@
-"""What one setting alone cannot show: names, files, and whether method, detector and data go together."""
+"""Checks across settings: names, files, and whether method, detector and data are compatible."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
 
 
 def section(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Settings of a section; {} where it is absent, or something else, which validation says."""
+    """Settings of a section; {} where it is absent or of another type, which validation reports."""
     found = tree.get(name)
     return dict(found) if isinstance(found, Mapping) else {}
 
 
 def method(tree: dict[str, Any]) -> list[str]:
-    """Names, and whether method and detector go together."""
+    """Names, and whether method and detector are compatible."""
     from ciod import detectors, methods
 
     problems = []
     detector = section(tree, "detector").get("name", DetectorSettings().name)
     settings = section(tree, "method")
     name = settings.pop("name", "ilyolox")
-    offered, said = _offered(str(detector))
-    problems += said
+    offered, complaints = _offered(str(detector))
+    problems += complaints
     try:
         cls = methods.find(str(name))
     except CiodError as e:
         return [*problems, str(e)]
     with told(str(name)):
-        method, said = method_of(cls, settings)
-        problems += said
+        method, complaints = method_of(cls, settings)
+        problems += complaints
         needs, exact = (cls.needs, False) if method is None else (method.requires(), method.exact_teacher)
     kind = section(tree, "train").get("teacher", Train().teacher)
     if exact and kind != "exact":
@@ -86,13 +86,13 @@ def _one_a_family(names: Sequence[str]) -> list[str]:
 
 
 def training(tree: dict[str, Any]) -> list[str]:
-    """What the machine lacks, and what of ``train`` excludes each other."""
+    """What the machine lacks, and settings of ``train`` that exclude each other."""
     given = section(tree, "train")
     if problems_of(Train, given):
         return []
     train, problems = Train.model_validate(given), []
     if train.accumulate > train.batch:
-        problems.append(f"train.accumulate={train.accumulate}: a batch of {train.batch} has not so many parts.")
+        problems.append(f"train.accumulate={train.accumulate} is larger than the batch ({train.batch}).")
     if train.accumulate > 1 and train.sync_norm and train.norm != "eval":
         problems.append(
             "train.sync_norm takes the statistics of a whole batch, which train.accumulate computes in parts; use one "
@@ -156,7 +156,7 @@ def extra(tree: dict[str, Any]) -> list[str]:
 
 
 def model_folder(key: str, value: object) -> list[str]:
-    """What is wrong with a folder for models: their file format (safetensors) takes no path that is no UTF-8."""
+    """What is wrong with a folder for models: their file format (safetensors) takes no path that is not UTF-8."""
     if value == "":
         return target(key, value)
     try:
@@ -265,7 +265,7 @@ def data(tree: dict[str, Any]) -> list[str]:
 
 
 def _nearest(path: Path, fits: Callable[[Path], bool]) -> str:
-    """The tail of a sentence: what lies beside, is nearly called so, and ``fits``."""
+    """The end of a message: a neighbouring file or folder with a similar name that ``fits``."""
     parent = path.parent
     beside = [p.name for p in parent.iterdir() if fits(p)] if is_folder(parent) else []
     near = nearest(path.name, beside)
@@ -273,7 +273,7 @@ def _nearest(path: Path, fits: Callable[[Path], bool]) -> str:
 
 
 def data_folder(data: str | None) -> str | None:
-    """``data`` with ``~`` and ``${VARIABLES}`` replaced, unless something of that very name is there."""
+    """``data`` with ``~`` and ``${VARIABLES}`` replaced, unless something of exactly that name exists."""
     if data is None or exists(str(data)):
         return None if data is None else str(Path(data))
     return str(expanded(os.path.expandvars(str(data))))

@@ -29,7 +29,7 @@ class Eval(Section):
     """Detections below this are not scored."""
     nms_iou: Share = 0.65
     max_detections: Positive = 100
-    """The best so many per class and image."""
+    """How many detections per class and image, the best first."""
     multi_label: bool | None = None
     """Each class of a position counts (true), or the best alone (false); None: as is usual for the detector."""
     device: str = "auto"
@@ -42,7 +42,7 @@ class Eval(Section):
     input: list[str] | None = None
     """How pictures are given, of an ONNX file that does not say it: ``0..255,bgr``."""
     metric: Literal["coco", "voc07", "voc"] = "coco"
-    """``voc07`` (11-point) and ``voc`` (area) stand beside COCO's AP."""
+    """``voc07`` (11-point) and ``voc`` (area) are reported besides COCO's AP."""
     json_file: str | None = None
     """File for the scores (written ``json=FILE``)."""
 
@@ -53,7 +53,7 @@ class Predict(Section):
     out: str = "predictions"
     """Folder for drawn pictures, videos and ``predictions.json``."""
     score: Share | None = None
-    """Lowest score of what is shown; None: 0.3."""
+    """Lowest score that is shown; None: 0.3."""
     classes: Names | None = None
     """Only these."""
     draw: bool = True
@@ -71,7 +71,7 @@ class Predict(Section):
     nms_iou: Share | None = None
     """None: 0.65."""
     max_detections: Positive | None = None
-    """The best so many per picture; None: 100."""
+    """How many detections per picture, the best first; None: 100."""
     device: str = "auto"
     names: Names | None = None
     """Class names of a checkpoint without, a file of them, or ``coco``."""

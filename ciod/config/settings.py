@@ -55,7 +55,7 @@ class Train(Section):
     """Epochs of joint training; None: the same recipe as the longest task, as in ilYOLOX and ERD. The sum of all
     tasks' epochs makes the upper bound higher."""
     batch: Positive = 16
-    """Images a step, over all processes."""
+    """Images per step, over all processes."""
     accumulate: Positive = 1
     """Parts of a process's batch that are computed one after the other, for batches larger than memory: gradients are
     those of the whole batch, at the price of a second forward pass of all parts but the last."""
@@ -64,7 +64,7 @@ class Train(Section):
     lr_later: Annotated[Rate | None, LATER_TASKS] = None
     """Learning rate from the second task on; None: the same."""
     trunk_lr: Annotated[float, Field(ge=0)] = 1.0
-    """Learning rate of backbone and neck as a factor of ``lr``: a trunk that is trained already wants a smaller one.
+    """Learning rate of backbone and neck as a factor of ``lr``: a pretrained trunk needs a smaller one.
     0: they are frozen, their statistics too, which makes a step much cheaper."""
     backbone_lr: Annotated[float, Field(ge=0)] | None = None
     """The same factor for the backbone alone, for one with ImageNet's weights below a neck that is new; None: that of
@@ -98,7 +98,7 @@ class Train(Section):
     machine has it and changes losses by up to about a percent."""
     share_frozen: Annotated[bool, LATER_TASKS] = True
     """Frozen layers that are bit-equal in student and teacher (stem and first stage of a ResNet with weights, all of a
-    frozen trunk) are computed once a step: the teacher takes over what they gave for the student."""
+    frozen trunk) are computed once per step: the teacher reuses their outputs for the student."""
     teacher_stream: Annotated[bool, LATER_TASKS] = False
     """On a GPU: the teacher computes on a CUDA stream of its own, beside the student. Needs a little more memory."""
     compile: bool = False
@@ -136,7 +136,7 @@ class Evaluation(Section):
     """Detections below this are not scored."""
     nms_iou: Annotated[float, Field(ge=0, le=1)] = 0.65
     max_detections: Positive = 100
-    """COCO's maxDets: the best so many of each class and image count (VOC has no such limit)."""
+    """COCO's maxDets: this number of detections per class and image count, the best first (VOC has no such limit)."""
     multi_label: bool | None = None
     """Each class above the threshold is a detection of a position (as GFL, RetinaNet and FCOS are evaluated), not the
     best alone (as YOLOX is evaluated, and ``predict`` works); None: as is usual for the detector."""
@@ -151,8 +151,8 @@ class MemorySettings(Section):
     per: Literal["run", "class"] = "run"
     """``class``: ``size`` counts for every class seen so far."""
     select: Literal["random", "herding", "calibrated", "ocdm"] = "random"
-    """Which images: at random; near the class means of the neck's features; with the whole data's share of boxes a
-    class (CL-DETR); with as equal numbers of images a class as possible (OCDM)."""
+    """Which images: at random; near the class means of the neck's features; with the whole data's share of boxes
+    per class (CL-DETR); with as equal numbers of images per class as possible (OCDM)."""
     batches: Literal["share", "balanced", "merged"] = "share"
     """``share``: so much of every batch is memory. ``balanced``: as much as old classes are of all. ``merged``: the
     exemplars join the task's images, each once an epoch."""
@@ -200,6 +200,6 @@ class Run(Section):
     device: Annotated[str, NO_RESULT] = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
     resume: Annotated[Literal["auto", "never"], NO_RESULT] = "auto"
-    """``auto``: go on where a run in ``out`` stopped. ``never``: refuse a folder that has one."""
+    """``auto``: resume where a run in ``out`` stopped. ``never``: refuse a folder that has one."""
     allow: Annotated[Allowed, NO_RESULT] = []
-    """What may differ from the run that is gone on with: ``allow=data,code``. Without it a difference is refused."""
+    """What may differ from the run that is resumed: ``allow=data,code``. Without it a difference is refused."""

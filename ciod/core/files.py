@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written beside, synced, renamed; and sentences for a disk that is full."""
+"""Atomic writes: to a temporary file that is synced and renamed; and messages for a full disk."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def is_folder(path: Path | str) -> bool:
 
 
 def expanded(path: Path | str) -> Path:
-    """``~`` and ``~user`` replaced, unless something of that very name is there or there is no such user (where
+    """``~`` and ``~user`` replaced, unless something of exactly that name exists or there is no such user (where
     ``Path.expanduser`` raises)."""
     return stored(path if exists(path) else os.path.expanduser(path))  # noqa: PTH111
 
@@ -133,8 +133,8 @@ def whole(path: Path | str, *, size: int = 0) -> Generator[IO[bytes], None, None
 
 
 def atomic_write(path: Path | str, content: bytes | str) -> Path:
-    """``content`` as a whole file; see ``whole``. What UTF-8 lacks (file names that are none) is written as an escape,
-    which JSON reads as what it was."""
+    """``content`` as a whole file; see ``whole``. What UTF-8 lacks (file names that are not UTF-8) is written as an
+    escape, which JSON reads as the original."""
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     with whole(path, size=len(data)) as file:
         file.write(data)
@@ -177,10 +177,10 @@ def sweep(folder: Path) -> None:
 
 
 def why(path: Path, error: Exception, size: int = 0) -> str:
-    """The sentence for a file that could not be written.
+    """The message for a file that could not be written.
 
     Args:
-        size: of what was to be written, in bytes; 0 if that is not known.
+        size: of the content, in bytes; 0 if that is not known.
     """
     code, text = getattr(error, "errno", None), getattr(error, "strerror", None)
     if code in _FULL:

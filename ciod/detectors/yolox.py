@@ -160,7 +160,7 @@ class YOLOX(StagedDetector):
         if self.arbiter is not None and not self.training:
             base = replace(base, maps=maps)
         parts = [base, *(assemble(*b(maps, features, *towers)) for b in self.branches)]
-        return br.append([br.spread(p, row) for p, row in zip(parts, self.channel_of, strict=True)])
+        return br.append([br.scatter_classes(p, row) for p, row in zip(parts, self.channel_of, strict=True)])
 
     def scores(self, outputs: Outputs) -> Tensor:
         """[B, P, C]; with an arbiter, those of branches times the probability that the branch is right."""
@@ -248,7 +248,7 @@ class YOLOX(StagedDetector):
         Args:
             names: new classes.
             taught: known classes that the branch also predicts; NMS merges its boxes with the others.
-            inner: channels of its bottleneck per level, 0 for none; None: ``branch.usual``.
+            inner: channels of its bottleneck per level, 0 for none; None: ``branch.default_widths``.
 
         Raises:
             CiodError: a new name is already known, a taught one is not, or there are no classes.
@@ -260,7 +260,7 @@ class YOLOX(StagedDetector):
         known = self.num_classes
         columns = [i for i, n in enumerate(self.class_names) if n in taught]
         columns += range(known, known + len(names))
-        inner = list(inner if inner is not None else br.usual(self.width))
+        inner = list(inner if inner is not None else br.default_widths(self.width))
         boxes: list[nn.Conv2d] = list(self.head.reg)  # type: ignore[arg-type]
         added = br.Branch(self.backbone.channels, self.width, columns, len(names), inner, boxes)  # type: ignore[arg-type]
         self.branches.append(added.to(self.device).train(self.training))

@@ -1,4 +1,4 @@
-"""Which classes take each other's objects: what stands on the objects of a class beside its own boxes."""
+"""Which classes take each other's objects: detections of one class on objects of another."""
 
 from __future__ import annotations
 
@@ -57,17 +57,18 @@ def alike(rows: Sequence[dict[str, Any]]) -> list[str]:
     Args:
         rows: ``table`` of the model as it was, on the new training pictures.
     """
-    said = []
+    warnings = []
     for row in rows:
         for other, count in row["taken"].items():
             share = count / row["objects"]
             if share >= ALIKE:
-                said.append(
+                warnings.append(
                     f"{row['class']} looks like the known class {other}: the model as it was takes {count} of "
-                    f"{row['objects']} objects for it ({share:.0%}), and goes on doing so. If they are one class, "
-                    f"write rename='{{{row['class']}: {other}}}'; if {other} is not needed, drop='[{other}]'."
+                    f"{row['objects']} objects for it ({share:.0%}), and will still do so after the extension. "
+                    f"If they are one class, write rename='{{{row['class']}: {other}}}'; if {other} is not needed, "
+                    f"drop='[{other}]'."
                 )
-    return said
+    return warnings
 
 
 def sentences(rows: Sequence[dict[str, Any]], most: int = 5) -> list[str]:

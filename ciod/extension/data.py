@@ -23,7 +23,7 @@ class Folder:
     train: Index
     val: Index
     held_out: bool  # the validation images were taken from the training images
-    said: list[str]  # what is worth knowing about it
+    notes: list[str]  # for the user
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -40,31 +40,31 @@ def open_folder(path: str, *, holdout: float, seed: int) -> Folder:
     """
     layout = formats.recognise(data_folder(path) or path)
     train = _usable(formats.open_split(layout, "train"))
-    said = [f"{train.source}: {line}" for line in train.problems.lines()]
+    notes = [f"{train.source}: {line}" for line in train.problems.lines()]
     boxes = train.boxes_per_class()
     without = [n for n, k in zip(train.class_names, boxes, strict=True) if not k]
     if not boxes.any():
         raise DataError(f"{train.source} has {len(train)} images and not one box: there is nothing to learn.")
     if without:
-        said.append(f"no box in the training images, left out: {', '.join(without[:8])}{', …' if without[8:] else ''}")
+        notes.append(f"no box in the training images, left out: {', '.join(without[:8])}{', …' if without[8:] else ''}")
     if {"val", "test"} & layout.splits.keys():
         val = _usable(formats.open_split(layout, "val"))
-        said += [f"{val.source}: {line}" for line in val.problems.lines()]
-        return Folder(train, val.relabel(train.class_names), False, said)
+        notes += [f"{val.source}: {line}" for line in val.problems.lines()]
+        return Folder(train, val.relabel(train.class_names), False, notes)
     rows = hold_out(train, holdout, seed)
     val = train.select(rows)
     rest = train.select(np.setdiff1d(np.arange(len(train)), rows))
     lacking = [n for n, k, v in zip(train.class_names, boxes, val.boxes_per_class(), strict=True) if k and not v]
     note = f"; in too few images to hold one out, so not measured: {', '.join(lacking)}" if lacking else ""
-    said.append(f"no validation split: {len(val)} of {len(train)} images are held out (seed {seed}){note}")
-    return Folder(rest, val, True, said)
+    notes.append(f"no validation split: {len(val)} of {len(train)} images are held out (seed {seed}){note}")
+    return Folder(rest, val, True, notes)
 
 
 def hold_out(index: Index, share: float, seed: int) -> np.ndarray:
     """Rows of the images to hold out, ascending: about ``share`` of them, and of each class about the same share.
 
-    Dealt class by class, the rarest first; a class keeps at least one image to learn from, and gives at least one to
-    measure by when it has two.
+    Images are taken per class, the rarest first; a class keeps at least one image to learn from and, when it has two,
+    gives at least one to measure by.
 
     Raises:
         DataError: there is only one image.

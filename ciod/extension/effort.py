@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ciod.extension.settings import Extend
     from ciod.methods.base.method import Method
 
-# Images a class should be seen as, all epochs together, and the least and most images in all.
+# Images that a class should be seen in, over all epochs, and the least and most images in total.
 SEEN = {"quick": (400, 1_500, 12_000), "normal": (1_500, 6_000, 60_000), "thorough": (6_000, 24_000, 300_000)}
 EPOCHS = {"quick": (3, 40), "normal": (8, 120), "thorough": (20, 300)}
 # Learning rates: a branch starts from nothing; a whole trained network must not be thrown off what it knows.

@@ -49,26 +49,26 @@ class FalseAlarms:
 
     def sentences(self) -> list[str]:
         """For the terminal: the loudest class of every source, the thresholds, and AP on everything."""
-        said = []
+        lines = []
         for row in self.sources:
             known = {n: v for n, v in row["classes"].items() if v is not None}
             if not known:
                 continue
             worst = max(known, key=known.__getitem__)
             mean = sum(known.values()) / len(known)
-            said.append(
+            lines.append(
                 f"false alarms above {SHOWN} in {row['images']} pictures ({row['source']}): {mean:.3f} per picture and "
                 f"class, most of {worst} ({known[worst]:.3f})"
             )
         if self.thresholds:
             listed = ", ".join(f"{n} {v:.2f}" for n, v in self.thresholds.items())
-            said.append(f"suggested score thresholds: {listed}")
+            lines.append(f"suggested score thresholds: {listed}")
         if self.together and self.together["AP50"] is not None and self.together["AP"] is not None:
-            said.append(
+            lines.append(
                 f"new classes on new and other pictures together: AP50 {100 * self.together['AP50']:.1f} %, "
                 f"AP {100 * self.together['AP']:.1f} %"
             )
-        return said
+        return lines
 
 
 def measure(new: Found, others: Mapping[str, Found], names: Sequence[str], max_detections: int) -> FalseAlarms:

@@ -1,4 +1,4 @@
-"""Old and new model side by side: AP of what was taught, and what became of the old classes."""
+"""Old and new model side by side: AP of the taught classes, and how much of the old classes is kept."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Measure:
         self._fields: list[Index] | None = None
 
     def problems(self) -> list[str]:
-        """What was wrong with the old data and the pool, a line a kind."""
+        """Problems of the old data and the pool, one line per kind."""
         indexes = (("old_data", self.old), ("pool", self.pool))
         return [f"{key}: {line}" for key, i in indexes if i is not None for line in i.problems.lines()]
 
@@ -62,7 +62,7 @@ class Measure:
         return detect(detector, index, self.settings.eval, self.world)[0]
 
     def judge(self, before: Detector, after: Detector) -> Judged:
-        """Everything there is to know."""
+        """Everything that is measured."""
         test, names = self.task.test, self.names
         found = self.detect(after, test)
         learnt = self._ap(found, test, names.learnt)
@@ -94,7 +94,7 @@ class Measure:
         return rows
 
     def brief(self, before: Detector, after: Detector) -> tuple[float | None, float | None]:
-        """Retention, and mean AP50 of what was taught."""
+        """Retention, and mean AP50 of the taught classes."""
         judged = self.judge(before, after)
         return judged.retention.value, judged.learnt.overall["AP50"]
 

@@ -35,18 +35,18 @@ class Names:
 
     def sentences(self) -> list[str]:
         """The plan in words."""
-        said = []
+        lines = []
         if self.dropped:
-            said.append(f"dropped from the model: {_list(self.dropped)}")
+            lines.append(f"dropped from the model: {_list(self.dropped)}")
         renamed = [f"{a} → {b}" for a, b in zip(self.kept, self.old, strict=True) if a != b]
         renamed += [f"{a} → {b} (in the folder)" for a, b in self.data.items() if a != b and a not in self.kept]
         if renamed:
-            said.append(f"renamed: {_list(renamed)}")
-        said.append(f"known and kept: {len(self.old)} classes")
-        said.append(f"new: {_list(self.new)}" if self.new else "new: none")
+            lines.append(f"renamed: {_list(renamed)}")
+        lines.append(f"known and kept: {len(self.old)} classes")
+        lines.append(f"new: {_list(self.new)}" if self.new else "new: none")
         if self.taught:
-            said.append(f"known, taught further: {_list(self.taught)}")
-        return said
+            lines.append(f"known, taught further: {_list(self.taught)}")
+        return lines
 
 
 def match(

@@ -61,7 +61,7 @@ def find(settings: Extend, names: Names, pool: Index | None, old: Index | None) 
     if pool is not None:
         rest, held = _parted(pool, settings.seed)
         found.measured["pool"] = held
-        # Nobody labelled the known classes in the pool; a branch that learns one must not take them for background.
+        # The known classes are not labelled in the pool; a branch that learns one must not take them for background.
         if not names.taught and len(rest):
             found.train.append(rest)
     if settings.old_data is not None:

@@ -26,10 +26,10 @@ GUARD = 0.7  # a box that overlaps a labelled one by this is that object, not an
 class Found:
     """Boxes of old classes per image, with the thresholds they passed."""
 
-    boxes: list[Detections]  # one an image
+    boxes: list[Detections]  # one per image
     thresholds: dict[str, float]
     doubtful: list[tuple[int, float]]  # image, how many doubtful boxes; the most first
-    table: list[dict[str, Any]]  # one row a class that was found: class, boxes, images, doubtful, threshold
+    table: list[dict[str, Any]]  # one row per class that was found: class, boxes, images, doubtful, threshold
 
     @property
     def total(self) -> int:
@@ -42,7 +42,7 @@ def thresholds(
     truth: Index | None = None,
     judged: Sequence[Detections] = (),
 ) -> dict[str, float]:
-    """Lowest score of a pseudo-label, class by class.
+    """Lowest score of a pseudo-label, per class.
 
     With validation data of the old classes: the score of best F1 there. Without: where the class's scores on the new
     images part into two groups (the midpoint of two means). Always within 0.3..0.6; 0.4 where too little is known.
@@ -107,7 +107,7 @@ def pairs(a: np.ndarray, b: np.ndarray, least: float) -> tuple[np.ndarray, np.nd
 
 
 def look(detections: Sequence[Detections], index: Index, old: Sequence[str], limits: dict[str, float]) -> Found:
-    """The old objects among ``detections`` (one an image of ``index``), those on labelled boxes left out."""
+    """The old objects among ``detections`` (one per image of ``index``), those on labelled boxes left out."""
     kept, doubtful = [], []
     counts = {n: [0, 0, 0] for n in old}
     for i, found in enumerate(detections):

@@ -93,13 +93,13 @@ def pictures(detector: Detector, index: Index, count: int) -> np.ndarray:
     Raises:
         DataError: none can be read.
     """
-    found, taking = [], detector.input
+    found, network_input = [], detector.input
     for i in np.unique(np.linspace(0, len(index) - 1, count).astype(int)):
         try:
             picture = index_picture(index, int(i))
         except DataError:
             continue
-        found.append(put(picture, taking.size, taking.fill, taking.place)[0].numpy())
+        found.append(put(picture, network_input.size, network_input.fill, network_input.place)[0].numpy())
     if not found:
         raise DataError(f"None of the images of {index.source} can be read.")
     return np.stack(found)

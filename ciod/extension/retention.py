@@ -17,7 +17,7 @@ Kind = Literal["AP", "agreement"]
 
 @dataclass
 class Retention:
-    """One number and a row a class, the worst first.
+    """One number and a row per class, the worst first.
 
     ``AP``: rows have before, after (AP) and kept (their ratio). ``agreement``: rows have before, after (how many
     boxes the old and the new model find) and kept (the share on which they agree). It says that two models find the

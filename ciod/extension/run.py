@@ -61,7 +61,7 @@ TASKS = 2  # the model as it was, and the extension
 def extend(
     settings: Extend, *, command: str = "", reporter: Reporter | None = None, hooks: Sequence[Hooks] = ()
 ) -> Path:
-    """Extends a model by the classes of a folder, or goes on where an earlier process stopped.
+    """Extends a model by the classes of a folder, or resumes where an earlier process stopped.
 
     Args:
         hooks: called while the task is trained.
@@ -70,13 +70,13 @@ def extend(
         The run folder; the model is ``model.safetensors`` in it, or ``model.onnx`` where an ONNX file was extended.
 
     Raises:
-        CiodError: whatever a user can mend, as a sentence; ``NotKept`` when ``min_retention`` is not reached.
+        CiodError: an error that the user can fix; ``NotKept`` when ``min_retention`` is not reached.
         RunAgain: SIGTERM or SIGUSR1 came; the state is written (exit code 75).
         KeyboardInterrupt: Ctrl-C; the state is written.
     """
     users = told(str(settings.method.get("name", "")))
-    with session(settings.out, settings.device, reporter) as (here, speaker), users:
-        extension = Extension(settings, here, speaker, command, hooks)
+    with session(settings.out, settings.device, reporter) as (process_group, speaker), users:
+        extension = Extension(settings, process_group, speaker, command, hooks)
         try:
             extension.run()
         finally:
@@ -184,7 +184,7 @@ class Extension:
             self.warnings.note(*self.saved["warnings"])
             self.warnings.add(*resume.check_identity(self.saved, s, self.identity, images, TASKS))
             if "fit" in self.saved:
-                self.reporter.say(f"going on with step {self.saved['fit']['done'] + 1} in {self.out}")
+                self.reporter.say(f"resuming at step {self.saved['fit']['done'] + 1} in {self.out}")
         return images
 
     def _adapt(self, detector: Detector) -> None:
@@ -201,7 +201,7 @@ class Extension:
             detector.settings["size"] = self.settings.size
 
     def _say_names(self, detector: Detector) -> None:
-        self._tell(self.folder.said)
+        self._tell(self.folder.notes)
         for line in [*onnx_model.lines(detector), *self.names.sentences()]:
             self.reporter.say(line)
 
@@ -303,7 +303,7 @@ class Extension:
         return train_task(inputs=inputs, saved=self.saved, save=lambda state: save(**state), hooks=self.hooks)
 
     def _fill_in(self, detector: Detector) -> None:
-        """What the method leaves open and the data tell: thresholds of pseudo-labels, and the widths of a branch."""
+        """Settings that are not given come from the data: thresholds of pseudo-labels and widths of a branch."""
         method, fields = self.method, type(self.method).model_fields
         if "class_scores" in fields and not method.class_scores:  # type: ignore[attr-defined]
             method.class_scores = dict(self.found.thresholds)  # type: ignore[attr-defined]

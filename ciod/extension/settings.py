@@ -74,7 +74,7 @@ class Extend(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     device: Annotated[str, NO_RESULT] = "auto"
     resume: Annotated[Literal["auto", "never"], NO_RESULT] = "auto"
-    """``auto``: go on where an extension in ``out`` stopped. ``never``: refuse a folder that has one."""
+    """``auto``: resume where an extension in ``out`` stopped. ``never``: refuse a folder that has one."""
     allow: Annotated[Allowed, NO_RESULT] = Field(default_factory=list)
     """What may differ from the extension that is resumed: ``allow=data,code``. Without it a difference is refused."""
 

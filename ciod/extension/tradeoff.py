@@ -53,7 +53,7 @@ def scan(
     measure: Callable[[Detector], tuple[float | None, float | None]],
     shares: Sequence[float] = SHARES,
 ) -> list[Mixture]:
-    """Measures (retention, AP50 of what was taught) at every share. ``new`` is not changed."""
+    """Measures (retention, AP50 of the taught classes) at every share. ``new`` is not changed."""
     before, after = old.state_dict(), new.state_dict()
     model = copy.deepcopy(new)
     found = []

@@ -62,7 +62,7 @@ def reach(
     verdict.short = value_of(verdict.judged) < (least or 0.0)
     return verdict, [
         f"The new weights kept less than {least:.0%} of the old classes; {verdict.share:.0%} of the step is taken "
-        "(chosen on the validation images, which therefore flatter it a little)."
+        "(chosen on the validation images, so their AP looks slightly better than it is)."
     ]
 
 

@@ -159,25 +159,25 @@ def _after(judged: Judged, name: str, metric: str) -> float | None:
 
 
 def _protocol(s: Extend, task: Task, extra: dict[str, Any]) -> list[str]:
-    said = ["Task 1 is the model as it was, task 2 the extension."]
+    notes = ["Task 1 is the model as it was, task 2 the extension."]
     silent = extra["negatives"]
-    said.append(
+    notes.append(
         f"{silent} pictures without new objects were used in training, their old boxes were not."
         if silent
         else "No old image was used in training."
     )
-    said.append(
+    notes.append(
         "New classes are measured on images held out from the folder."
         if extra["held_out"]
         else "New classes are measured on the folder's validation images."
     )
     if "onnx" in extra:
-        said.append(extra["onnx"]["sentence"])
+        notes.append(extra["onnx"]["sentence"])
     if s.old_data:
-        said.append(f"Old classes are measured on {s.old_data}.")
+        notes.append(f"Old classes are measured on {s.old_data}.")
     else:
-        said.append("Old classes have no AP: there was no old validation data (old_data=FOLDER).")
-    return said
+        notes.append("Old classes have no AP: there was no old validation data (old_data=FOLDER).")
+    return notes
 
 
 def examples(

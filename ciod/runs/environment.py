@@ -60,8 +60,8 @@ def differences(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
     def told(settings: dict[str, Any], key: str) -> str:
         return repr(settings[key]) if key in settings else "not given"
 
-    said = [f"{k} was {told(theirs, k)}, is {told(mine, k)}" for k in keys[:4]]
-    return "; ".join(said) + ("; …" if len(keys) > 4 else "")
+    changes = [f"{k} was {told(theirs, k)}, is {told(mine, k)}" for k in keys[:4]]
+    return "; ".join(changes) + ("; …" if len(keys) > 4 else "")
 
 
 def plain(value: Any) -> Any:
@@ -97,13 +97,13 @@ def versions(optional: bool = False) -> dict[str, str]:
 
 def commit() -> str | None:
     """Commit of the source tree ciod runs from, with ``+`` when it has changes; None outside a checkout."""
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
         return None
 
     def git(*words: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
         ).stdout.strip()
 
     try:
@@ -147,14 +147,14 @@ def write_settings(out: Path, settings: Run, command: str) -> None:
 
 
 def trim_log(out: Path, task: int, fit: Mapping[str, Any] | None) -> None:
-    """Drops logged lines of what will be done again: what a saved state (``fit``: its training part) does not know."""
+    """Drops logged lines of steps that will be repeated: those after the saved state (``fit``: its training part)."""
 
     def known(line: dict[str, Any]) -> bool:
         if line.get("task", 0) != task or fit is None:
             return line.get("task", 0) < task
         if "step" in line:
             return line["step"] <= fit["done"]
-        # an evaluation after the last whole epoch is done again when the state was written just before it
+        # an evaluation after the last finished epoch is done again when the state was written just before it
         whole = fit["done"] // fit["steps"]
         return line.get("epoch", whole) < (whole if fit["done"] % fit["steps"] else whole - 1)
 

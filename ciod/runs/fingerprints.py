@@ -1,4 +1,4 @@
-"""What a run was made of: fingerprints of its data and code, and what differs between two, in words."""
+"""Fingerprints of the data and code of a run, and the differences between two of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ciod.runs import environment
 if TYPE_CHECKING:
     from ciod.data.index import Index
 
-LISTING = "data.json"  # in last/: one number an image, so that a difference can be named
+LISTING = "data.json"  # in last/: one number per image, so that a difference can be named
 # Of the package: changes no weight and no AP of a run.
 _APART = {"api.py", "cli.py", "comparison", "demo.py", "exporters", "extension", "inference", "listing.py", "report"}
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "faster-coco-eval")
@@ -48,7 +48,7 @@ def of_index(index: Index, images: list[list[Any]]) -> dict[str, Any]:
 
 
 def per_image(index: Index) -> list[list[Any]]:
-    """[folder/name, checksum] of each image. Where the data lie does not count: they may be moved."""
+    """[folder/name, checksum] of each image. The folder of the data set does not count: it may be moved."""
     names = [zlib.crc32(n.encode()) for n in index.class_names]
     rows = []
     for i, file in enumerate(index.files):
@@ -68,14 +68,14 @@ def write_listing(folder: Path, images: Listing) -> None:
 
 def data_differences(folder: Path, before: dict[str, Any], after: dict[str, Any], images: Listing) -> list[str]:
     """What differs between the data of a run and those of now; [] when nothing does."""
-    said = []
+    changes = []
     try:
         listed = read_object(folder / LISTING, ANNOTATIONS)
     except Unreadable:
         listed = {}
     for split in after:
         if split not in before:
-            said.append(f"{split} data: {after[split]['images']} images, were none")
+            changes.append(f"{split} data: {after[split]['images']} images, previously none")
             continue
         was, now = before[split], after[split]
         if was == now:
@@ -90,8 +90,8 @@ def data_differences(folder: Path, before: dict[str, Any], after: dict[str, Any]
             if was[what] != now[what]:
                 parts.append(f"{now[what]} {what}, were {was[what]}")
         parts += _named(listed.get(split) or [], images[split])
-        said.append(f"{split} data: " + "; ".join(parts or ["other images or boxes"]))
-    return said
+        changes.append(f"{split} data: " + "; ".join(parts or ["other images or boxes"]))
+    return changes
 
 
 def _named(before: list[list[Any]], now: list[list[Any]]) -> list[str]:
@@ -126,7 +126,7 @@ def of_code(method: str, *, also: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
-@cache  # what was imported counts, not what lies there later
+@cache  # what was imported counts, not what is there later
 def _package(also: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     root = Path(__file__).resolve().parents[1]
     found = [(p.relative_to(root).as_posix(), p) for p in sorted(root.rglob("*.py"))]
@@ -136,16 +136,16 @@ def _package(also: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 
 def code_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs between the code of a run and that of now; [] when nothing does."""
-    said = []
+    changes = []
     if before["ciod"] != now["ciod"]:
-        said.append(f"ciod was {before['ciod']}, is {now['ciod']}")
+        changes.append(f"ciod was {before['ciod']}, is {now['ciod']}")
     old, new = before["packages"], now["packages"]
-    said += [f"{n} was {old.get(n)}, is {new[n]}" for n in new if old.get(n) != new[n]]
+    changes += [f"{n} was {old.get(n)}, is {new[n]}" for n in new if old.get(n) != new[n]]
     a, b = {**before["files"], **before["method"]}, {**now["files"], **now["method"]}
     changed = sorted(n for n in {*a, *b} if a.get(n) != b.get(n))
     if changed:
-        said.append(f"{', '.join(changed[:5])}{', …' if len(changed) > 5 else ''} changed")
-    return said
+        changes.append(f"{', '.join(changed[:5])}{', …' if len(changed) > 5 else ''} changed")
+    return changes
 
 
 def _digest(path: Path) -> str:

@@ -42,7 +42,7 @@ class Upper:
         """Finds for each class prefix of ``groups`` the folder of the joint run that was trained on just these.
 
         Raises:
-            CiodError: a folder is no finished joint run, or its classes are no prefix of the scenario.
+            CiodError: a folder is not a finished joint run, or its classes are not a prefix of the scenario.
         """
         seen = [{n for names in groups[: t + 1] for n in names} for t in range(len(groups))]
         tasks: list[dict[str, float | None] | None] = [None] * len(groups)
@@ -119,7 +119,7 @@ class Results:
         )
 
     def load(self, content: dict[str, Any]) -> None:
-        """Continues with what an earlier process had found."""
+        """Takes over the results of an earlier process."""
         self.content.update({k: content[k] for k in ("tasks", "ap", "continual", "warnings")})
 
     def add(self, task: Task, table: APTable, **facts: Any) -> None:

@@ -1,4 +1,4 @@
-"""Going on where an earlier process stopped, or where another run's first task ended."""
+"""Resuming where an earlier process stopped, or after the first task of another run."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def task_model(out: Path, state: dict[str, Any]) -> Path | None:
     return out / f"task-{state['task']}" / "model.safetensors" if state.get("task") else None
 
 
-def earlier(settings: Run, world: World) -> tuple[dict[str, Any] | None, list[str]]:
-    """State of an earlier process in this folder, or of the first task that is taken over; see ``saved_state``."""
+def starting_state(settings: Run, world: World) -> tuple[dict[str, Any] | None, list[str]]:
+    """State of an earlier process in this folder, or after the first task of another run; see ``saved_state``."""
     state, notes = saved_state(settings, environment.fingerprint(settings), "train")
     return (state, notes) if state is not None else (take_over(settings, world), first_task_notes(settings))
 
@@ -53,8 +53,8 @@ def earlier(settings: Run, world: World) -> tuple[dict[str, Any] | None, list[st
 def saved_state(
     settings: Resumable, mine: dict[str, Any], command: str, *, model_of: ModelOf = task_model
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    """State of an earlier process in this folder, if the settings allow to go on with it, and what was wrong with
-    newer ones.
+    """State of an earlier process in this folder, if the settings allow resuming it, and what was wrong with newer
+    ones.
 
     Args:
         mine: fingerprint of the settings.
@@ -62,25 +62,25 @@ def saved_state(
         model_of: the model that a state goes with.
 
     Raises:
-        CiodError: the folder holds a run that cannot be gone on with; says why.
+        CiodError: the folder holds a run that cannot be resumed; says why.
     """
     out = Path(settings.out)
-    state, damaged = whole_state(out, command, model_of)
+    state, damaged = intact_state(out, command, model_of)
     if state is None:
         if damaged:
-            raise CiodError(f"{' '.join(damaged)} No older state is whole: choose another out=, or remove {out}.")
+            raise CiodError(f"{' '.join(damaged)} No intact checkpoint is left: choose another out=, or remove {out}.")
         if (out / "results.json").exists():
             raise CiodError(f"out: {out} holds a run without its last/ folder; choose another out=.")
         return None, []
     if settings.resume == "never":
-        raise CiodError(f"out: {out} already holds a run; choose another out=, or resume=auto to go on with it.")
+        raise CiodError(f"out: {out} already holds a run; choose another out=, or resume=auto to resume it.")
     theirs = command_of(state)
     if theirs != command:
         raise CiodError(f"out: {out} holds a run of ciod {theirs}; choose another out=.")
     if state.get("format") != FORMAT:
         raise CiodError(f"out: {out} holds a run of another version of ciod; choose another out=.")
     differ = environment.differences(mine, state["settings"])
-    notes = [f"{sentence} The state saved before it was used." for sentence in damaged]
+    notes = [f"{sentence} The checkpoint before it was used." for sentence in damaged]
     if differ:
         notes += _refuse(settings, "settings", f"out: {out} holds a run with other settings", differ)
     return state, notes
@@ -91,7 +91,7 @@ def command_of(state: dict[str, Any]) -> str:
     return state.get("command") or ("extend" if "extend" in state else "train")
 
 
-def whole_state(
+def intact_state(
     out: Path, command: str = "train", model_of: ModelOf = task_model
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """The newest state whose checksum, and whose model's checksum, is right; and a sentence for each that is not. The
@@ -122,10 +122,10 @@ def _check_model(path: Path) -> None:
 def check_identity(
     saved: Mapping[str, Any], settings: Resumable, mine: dict[str, Any], images: fingerprints.Listing, tasks: int
 ) -> list[str]:
-    """Compares data and code of a saved state with those of now. Returns notes about what was allowed to differ.
+    """Compares data and code of a saved state with the present ones. Returns notes about what was allowed to differ.
 
     Args:
-        mine: fingerprints of now; ``model`` is that of a model file which counts as data.
+        mine: present fingerprints; ``model`` is that of a model file which counts as data.
         tasks: of a finished run, whose code does not matter any more.
 
     Raises:
@@ -147,11 +147,11 @@ def check_identity(
 def _refuse(settings: Resumable, what: Any, holds: str, differ: str) -> list[str]:
     if what not in settings.allow:
         raise CiodError(f"{holds} ({differ}). Choose another out=, or allow it with allow={what}.")
-    return [f"The run was gone on with under other {what} ({differ})."]
+    return [f"Resumed with different {what} ({differ})."]
 
 
 def first_task_notes(settings: Run) -> list[str]:
-    """What is to be known about a first task that another run trained, under ``first=``.
+    """Notes about a first task that another run trained, under ``first=``.
 
     Raises:
         CiodError: the method needs one of its own.
@@ -175,15 +175,15 @@ def take_over(settings: Run, world: World) -> dict[str, Any] | None:
     if not settings.first:
         return None
     source, out = Path(settings.first), Path(settings.out)
-    theirs, damaged = whole_state(source)
+    theirs, damaged = intact_state(source)
     if theirs is None or command_of(theirs) != "train" or theirs["task"] < 1 or theirs.get("format") != FORMAT:
         raise CiodError(f"first: {source} has not finished its first task.{''.join(f' {d}' for d in damaged)}")
     mine = environment.fingerprint(settings)
     differ = environment.differences(environment.first_task(mine), environment.first_task(theirs["settings"]))
     if differ:
         raise CiodError(
-            f"first: {source} was trained with other settings ({differ}); only method, memory and pool may differ, "
-            "and what later tasks alone depend on."
+            f"first: {source} was trained with other settings ({differ}); only method, memory, pool, and "
+            "settings of later tasks may differ."
         )
     results = results_file.read(source / results_file.NAME, needs=results_file.Finished)
     results["tasks"], results["continual"] = results["tasks"][:1], {}
@@ -211,7 +211,7 @@ def take_over(settings: Run, world: World) -> dict[str, Any] | None:
 def restore(
     saved: dict[str, Any], settings: Run, world: World, scenario: Scenario, detector: Detector, reporter: Reporter
 ) -> int:
-    """Brings the detector and the log to where the saved state is. Returns the task to go on with."""
+    """Brings the detector and the log to the saved state. Returns the task to resume at."""
     out, task = Path(settings.out), saved["task"]
     if world.main:
         environment.trim_log(out, task, saved.get("fit"))
@@ -225,22 +225,22 @@ def restore(
         if model.class_names != wanted:
             raise CiodError(
                 f"{out / f'task-{task}'} knows the classes {', '.join(model.class_names)}, but the scenario has "
-                f"{', '.join(wanted)} up to there. Class names and their order must be equal."
+                f"{', '.join(wanted)} up to this task. Class names and their order must be equal."
             )
         if not full:
             weights.regrow(detector, model.class_names, model.growth)
         detector.load_state_dict(model.state_dict())
         detector.lineage = model.lineage
     where = f", step {saved['fit']['done'] + 1}" if "fit" in saved else ""
-    reporter.say(f"going on with task {task + 1} of {len(scenario)}{where} in {out}")
+    reporter.say(f"resuming at task {task + 1} of {len(scenario)}{where} in {out}")
     return task
 
 
-def recall(saved: dict[str, Any], method: Method, scenario: Scenario, extra: Extra, world: World) -> None:
-    """Gives method and memory back what they knew after the finished tasks.
+def restore_method(saved: dict[str, Any], method: Method, scenario: Scenario, extra: Extra, world: World) -> None:
+    """Restores the state of method and memory after the finished tasks.
 
-    Of a first task that another run trained (``first=``) they know nothing: it is ended for them here, on the restored
-    detector, which the method was attached to before.
+    They have no state of a first task that another run trained (``first=``): ``end_task`` and ``update`` are called
+    here, on the restored detector, which the method was attached to before.
     """
     extra.load_state(saved.get("memory", {}))
     if "fit" in saved:

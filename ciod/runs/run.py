@@ -45,23 +45,23 @@ def train(
     until: int | None = None,
     hooks: Sequence[Hooks] = (),
 ) -> Path:
-    """Runs a whole scenario, or goes on where an earlier process stopped.
+    """Runs a whole scenario, or resumes where an earlier process stopped.
 
     Args:
-        until: stop after so many tasks; the folder is then an unfinished run that others take over with ``first``.
+        until: stop after this number of tasks; the folder is then an unfinished run that others can use with ``first``.
         hooks: called while a task is trained.
 
     Returns:
         The run folder: results.json, report.html, task-N/model.safetensors, …
 
     Raises:
-        CiodError: whatever a user can mend, as a sentence.
+        CiodError: an error that the user can fix.
         RunAgain: SIGTERM or SIGUSR1 came; the state is written (exit code 75).
         KeyboardInterrupt: Ctrl-C; the state is written.
     """
     users = told(str(settings.method.get("name", "")))
-    with session(settings.out, settings.device, reporter) as (here, speaker), users:
-        runner = Runner(settings, here, speaker, command, until, hooks=hooks)
+    with session(settings.out, settings.device, reporter) as (process_group, speaker), users:
+        runner = Runner(settings, process_group, speaker, command, until, hooks=hooks)
         try:
             runner.run()
         finally:
@@ -80,7 +80,7 @@ class Runner:
     until: int | None = None
     hooks: Sequence[Hooks] = ()
     donor: Detector | None = None  # the model of detector.weights, until its class rows are taken
-    log: RunLog | None = None  # of rank 0, once the state is restored: restoring writes the file anew
+    log: RunLog | None = None  # of rank 0, once the state is restored: restoring rewrites the file
     saved: dict[str, Any] | None = None  # state of an earlier process, until its task is trained
     out: Path = field(init=False)
     warnings: Warnings = field(init=False)
@@ -96,7 +96,7 @@ class Runner:
 
     def run(self) -> None:
         s = self.settings
-        self.saved, notes = resume.earlier(s, self.world)
+        self.saved, notes = resume.starting_state(s, self.world)
         train_index, test_index = self._data()
         self.scenario = Scenario(s.protocol, train_index, test_index)
         self.extra = Extra.begin(s, self.scenario)
@@ -124,7 +124,7 @@ class Runner:
         self._finish()
 
     def _restore(self, detector: Detector) -> int:
-        """Brings everything to where the saved state is. Returns the task to go on with."""
+        """Brings everything to the saved state. Returns the task to resume at."""
         s, saved, method = self.settings, self.saved, self.method
         assert saved is not None
         self.results.load(saved["results"])
@@ -133,13 +133,13 @@ class Runner:
             method.attach(detector, detector, None)
             method.begin_task(self.scenario.task(0))
         first = resume.restore(saved, s, self.world, self.scenario, detector, self.reporter)
-        resume.recall(saved, method, self.scenario, self.extra, self.world)
+        resume.restore_method(saved, method, self.scenario, self.extra, self.world)
         if first:
             self.donor = None  # its class rows are in the first task's model
         return first
 
     def leave(self) -> None:
-        """Closes the log after an error too: Python would write its last lines later, into the run that goes on."""
+        """Closes the log after an error too: Python would write its last lines later, into the resumed run."""
         if self.log:
             with suppress(WriteError):  # the error that ended the run is the one to tell
                 self.log.close()
@@ -256,7 +256,7 @@ class Runner:
             self.warnings.note(f"{source}: {line}")
 
     def _identify(self, train: Index, test: Index) -> None:
-        """Fingerprints data and code, compares them with those of a run that is gone on with, and lists the images."""
+        """Fingerprints data and code, compares them with those of a resumed run, and lists the images."""
         s = self.settings
         method = str(s.method.get("name", "ilyolox"))
         splits = {"train": train, "test": test}
@@ -349,7 +349,7 @@ class Runner:
 
 @dataclass
 class EvaluateInside(Hooks):
-    """Evaluates every so many epochs (0: never), but not after the last one, which is evaluated anyway."""
+    """Evaluates every ``every`` epochs (0: never), but not after the last one, which is evaluated anyway."""
 
     evaluate: Callable[[Position, int], None]
     every: int

@@ -1,4 +1,4 @@
-"""Results that are more likely a mistake than a finding: sentences for the log, the report and the end of a run."""
+"""Results that are more likely a mistake than a finding: warnings for the log, the report and the end of a run."""
 
 from __future__ import annotations
 
@@ -20,26 +20,24 @@ ABOVE = 1.01  # times its upper bound: what is beyond this is no rounding
 
 
 def about_data(task: Task) -> list[str]:
-    """Classes that have too little to be learnt from, and test images that are trained on."""
-    said = []
+    """Classes with too few training boxes, and test images that are also training images."""
+    warnings = []
     boxes = dict(zip(task.train.class_names, task.train.boxes_per_class().tolist(), strict=True))
     counts = {n: boxes.get(n, 0) for n in task.new_classes}
     most = max(counts.values(), default=0)
     none = [n for n, c in counts.items() if c == 0]
-    few = [f"{n} ({c})" for n, c in counts.items() if 0 < c < min(STARVED, most / 50)]
+    few = [f"{c} {'box' if c == 1 else 'boxes'} of {n}" for n, c in counts.items() if 0 < c < min(STARVED, most / 50)]
     if none:
-        said.append(f"Task {task.index + 1} has no training box of {_some(none)}.")
+        warnings.append(f"Task {task.index + 1} has no training box of {_some(none)}.")
     if few:
-        said.append(
-            f"Task {task.index + 1} starves {_some(few)}: so few training boxes, where another class has {most}."
-        )
+        warnings.append(f"Task {task.index + 1} has only {_some(few)}; its most frequent class has {most}.")
     both = {str(f) for f in task.train.files} & {str(f) for f in task.test.files}
     if both:
-        said.append(
-            f"{len(both)} of the test images of task {task.index + 1} are trained on, for example {min(both)}: its AP "
-            "says nothing about new images."
+        warnings.append(
+            f"{len(both)} of the test images of task {task.index + 1} are also training images, for example "
+            f"{min(both)}: its AP does not show how well new images are detected."
         )
-    return said
+    return warnings
 
 
 def about_table(task: Task, table: APTable, found: Sequence[Detections]) -> list[str]:
@@ -51,34 +49,35 @@ def about_table(task: Task, table: APTable, found: Sequence[Detections]) -> list
     old = [n for n in task.old_classes if ap[n] == 0]
     perfect = [n for n, v in ap.items() if v is not None and v >= PERFECT]
     after = f"After task {task.index + 1}"
-    said = []
+    warnings = []
     if silent:
-        said.append(f"{after} the new class rows of {_some(silent)} never fire: no score reaches {SILENT}.")
+        warnings.append(f"{after} the new class rows of {_some(silent)} never fire: no score reaches {SILENT}.")
     if new:
-        said.append(f"{after} AP50 is exactly 0 for the new classes {_some(new)}.")
+        warnings.append(f"{after} AP50 is exactly 0 for the new classes {_some(new)}.")
     if old:
-        said.append(f"{after} AP50 is exactly 0 for the old classes {_some(old)}: they are forgotten.")
+        warnings.append(f"{after} AP50 is exactly 0 for the old classes {_some(old)}: they are forgotten.")
     if perfect:
-        said.append(
+        warnings.append(
             f"{after} AP50 is suspiciously near 1 for {_some(perfect)}: are test images, or near copies of them, among "
             "the training images?"
         )
-    return said
+    return warnings
 
 
 def about_bounds(tasks: Sequence[dict[str, Any]], bounds: Sequence[dict[str, float | None] | None] | None) -> list[str]:
-    """Upper bounds that are none. ``tasks`` and ``bounds``: of results.json."""
-    said = []
+    """Upper bounds that a run exceeds. ``tasks`` and ``bounds``: of results.json."""
+    warnings = []
     for number, (task, bound) in enumerate(zip(tasks, bounds or []), 1):
         reached, joint = task["all"]["AP"], bound["AP"] if bound else None
         if reached is not None and joint is not None and reached > ABOVE * joint:
             epochs = sum(t["epochs"] for t in tasks[:number])
-            said.append(
+            warnings.append(
                 f"After task {number} AP is {100 * reached:.1f}, more than the {100 * joint:.1f} of joint training, "
-                "which was too short to be an upper bound: gaps and Ω flatter. Train it longer, for example as long as "
+                "which was too short to be an upper bound, so the gaps and Ω look "
+                "better than they are. Train it longer, for example as long as "
                 f"all tasks together (joint_epochs={epochs})."
             )
-    return said
+    return warnings
 
 
 def best_scores(found: Sequence[Detections], names: Sequence[str]) -> dict[str, float]:

@@ -13,15 +13,15 @@ from ciod.training.progress import Reporter
 
 @contextmanager
 def session(out: str, device: str, reporter: Reporter | None) -> Iterator[tuple[World, Reporter]]:
-    """This process among those of the run, and who speaks: the first one, which also owns the folder.
+    """This process among those of the run, and its reporter: only the first one prints, and it owns the folder.
 
     Raises:
         Taken: a live run has the folder.
         RunAgain: SIGTERM or SIGUSR1 came; what is saved is intact (exit code 75).
         KeyboardInterrupt: Ctrl-C; the same.
     """
-    with world(device) as here, owner_of(Path(out)) if here.main else nullcontext():
-        yield here, reporter or Reporter(quiet=not here.main)
+    with world(device) as process_group, owner_of(Path(out)) if process_group.main else nullcontext():
+        yield process_group, reporter or Reporter(quiet=not process_group.main)
 
 
 @contextmanager

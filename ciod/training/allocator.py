@@ -16,7 +16,7 @@ TRIM, MAPPED = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of <malloc.h>
 def keeping_freed(device: torch.device, *, wanted: bool = True) -> Iterator[None]:
     """Memory that a step frees stays with the process for the next one (``train.keep_freed``).
 
-    The GNU C library hands large blocks back to the system as soon as they are free, and the next step gets them anew,
+    The GNU C library hands large blocks back to the system as soon as they are free, and the next step gets them again,
     page by page and zeroed. Kept, they have gaps between them, which is what it costs. Elsewhere nothing is done: a
     GPU's memory is kept by PyTorch, and other C libraries have ways of their own.
     """
@@ -29,6 +29,6 @@ def keeping_freed(device: torch.device, *, wanted: bool = True) -> Iterator[None
     try:
         yield
     finally:
-        library.mallopt(MAPPED, 65536)  # what they are where nobody asks
+        library.mallopt(MAPPED, 65536)  # the defaults
         library.mallopt(TRIM, 64 << 20)
         library.malloc_trim(0)

@@ -1,4 +1,4 @@
-"""What a run needs to go on after a crash: the last two states in ``last/``, whole, checked, and free of code."""
+"""What a run needs to resume after a crash: the last two states in ``last/``, complete, checked, and free of code."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ciod.core.files import is_file, sync_folder, whole
 
 NEWEST, BEFORE = "state.pt", "previous.pt"
 _COMMENT = re.compile(rb"ciod sha256 ([0-9a-f]{64})")
-PLAIN = 100_000  # bytes that what is no tensor takes, about
+PLAIN = 100_000  # bytes for everything but tensors, about
 _COMMENT_SIZE = len(b"ciod sha256 ") + 64
 
 
 class Damaged(CiodError):
-    """A state file is torn, truncated or changed."""
+    """A state file is incomplete or changed."""
 
 
 class _Sink:
@@ -82,7 +82,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def _keep(path: Path) -> None:
-    """Gives the present state a second name, so that at every moment at least one whole state is there."""
+    """Gives the present state a second name, so that at every moment at least one complete state exists."""
     if not is_file(path):
         return
     before = path.with_name(BEFORE)
@@ -105,7 +105,7 @@ def load_state(path: Path) -> dict[str, Any] | None:
     """The saved state, or None when there is none.
 
     Raises:
-        Damaged: the file is torn, truncated or changed since it was written.
+        Damaged: the file is incomplete or changed since it was written.
     """
     if not is_file(path):
         return None
@@ -143,7 +143,7 @@ def _verify(path: Path) -> None:
             left -= len(block)
         found = _COMMENT.fullmatch(file.read())
     if found is None:
-        raise Damaged(f"{path} is torn: it has {size} bytes and its checksum is not at its end.")
+        raise Damaged(f"{path} is incomplete: it has {size} bytes and no checksum at its end.")
     if found[1].decode() != digest.hexdigest():
         raise Damaged(f"{path} is damaged: its content does not have the checksum it was written with.")
 
@@ -187,7 +187,7 @@ def random_state() -> dict[str, Any]:
 def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and state["cuda"] is not None:
-        with contextlib.suppress(RuntimeError):  # written by another kind of GPU generator
+        with contextlib.suppress(RuntimeError):  # written by a different GPU generator
             torch.cuda.set_rng_state(state["cuda"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002

@@ -1,4 +1,4 @@
-"""Hooks: what follows the training of a task. Progress, log, watch and tests are hooks; the loop knows no others."""
+"""Hooks: what follows the training of a task. Progress, log, watch and tests are hooks; the loop has no others."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Position:
     tasks: int
     epochs: int
     steps: int  # per epoch
-    done: int  # steps of the task that are through
+    done: int  # steps of the task that are done
     method: Method
     detector: Detector
 
@@ -54,12 +54,12 @@ class Position:
 
 
 class Hooks:
-    """Called by the loop, on every rank; as it stands, each does nothing. They observe: a hook changes no weight and
+    """Called by the loop, on every rank; each does nothing by default. They observe: a hook changes no weight and
     draws no random number. What it raises ends the run.
     """
 
     def on_task(self, at: Position) -> None:
-        """Before the first step, of the task or of what is left of it (``at.done`` steps are through)."""
+        """Before the first step of the task or, when resumed, of its remaining steps (``at.done`` steps are done)."""
 
     def on_step(self, at: Position, row: Row) -> None:
         """After each step. Its losses are tensors on the device: to read one is to wait for the device."""

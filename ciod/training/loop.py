@@ -66,9 +66,9 @@ class Fit:
         method: attached to ``detector``.
         loader: from ``data.loader.train_loader``.
         epochs: of this task.
-        save: called after every epoch, and inside as ``train.save_every`` and signals ask, with what must survive.
+        save: called with the state to save after every epoch, and inside an epoch on ``train.save_every`` and signals.
         warn: takes each warning about the losses when it arises.
-        rescue: called with loader, row, steps an epoch and losses of a step whose numbers are not finite.
+        rescue: called with loader, row, steps per epoch and losses of a step whose numbers are not finite.
         hooks: called in this order.
     """
 
@@ -216,16 +216,14 @@ class Fit:
     def _read(self, step: int) -> None:
         """The only place where the device is waited for: losses of the last steps are read, checked, logged."""
         names = list(self.window[0].losses)
-        nought = self.window[0].losses[names[0]].new_zeros(())
-        read = torch.stack(
-            [torch.stack([*r.losses.values(), nought if r.norm is None else r.norm]) for r in self.window]
-        )
+        zero = self.window[0].losses[names[0]].new_zeros(())
+        read = torch.stack([torch.stack([*r.losses.values(), zero if r.norm is None else r.norm]) for r in self.window])
         read = read.cpu()
         values, norms = read[:, :-1], read[:, -1]
         bad = first_bad(values, norms)
         if not self.world.all(bad is None):
             if bad is None:
-                raise NotFinite(f"A number of another process became NaN or infinite in task {self.task + 1}.")
+                raise NotFinite(f"Another rank got a NaN or infinite loss in task {self.task + 1}.")
             row = self.window[bad]
             if self.rescue is not None:
                 read_losses = dict(zip(names, values[bad].tolist(), strict=True))
@@ -243,7 +241,7 @@ class Fit:
         self.window.clear()
 
     def state(self, done: int) -> FitState:
-        """What a resumed run starts from: ``done`` steps of the task are through."""
+        """What a resumed run starts from: ``done`` steps of the task are done."""
         return {
             "done": done,
             "epoch": done // self.at.steps,

@@ -1,7 +1,7 @@
-"""What a method gives to the loop: wrong returns, forgotten calls and states that cannot be saved, told before an epoch
-is lost over them.
+"""What a method gives to the loop: wrong returns, forgotten calls and states that cannot be saved are reported before
+an epoch is lost.
 
-The structure of the losses is looked at in every step, which costs nothing; what would wait for the device, once.
+The structure of the losses is looked at in every step, which costs nothing; checks that wait for the device run once.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class MethodChecks:
             return "returned no loss: the dict is empty."
         for name, value in losses.items():
             if not isinstance(name, str):
-                return f"returned a loss under the key {name!r}, which is no text."
+                return f"returned a loss under the key {name!r}, which is not text."
             if not isinstance(value, Tensor):
                 return f"returned '{name}' as {_a(value)}; it must stay a tensor (no .item() or float())."
             if value.ndim:
@@ -192,8 +192,8 @@ class MethodChecks:
             lost = f"[{next(iter(kept))!r}]"
         if lost:
             raise UserCodeError(
-                f"{self._at('load_state')} does not take back {lost}, which state() gave: a run that is resumed would "
-                "go on without it."
+                f"{self._at('load_state')} does not take back {lost}, which state() gave: a resumed run would "
+                "continue without it."
             )
 
     def _at(self, name: str) -> str:

@@ -1,4 +1,4 @@
-"""What a task's loader shows: its images and what is mixed into them, with the boxes a method draws in them once."""
+"""Images of a task's loader and its mixture, with pseudo-labels that a method draws in them once."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 def with_drawn(
     train: Index, mixture: Mixture | None, method: Method, *, workers: int, reporter: Reporter
 ) -> tuple[Index, Mixture | None, list[str]]:
-    """``index`` and ``mixture`` of ``train_loader``, after ``Method.draw``; and what there is to warn of."""
+    """``index`` and ``mixture`` of ``train_loader``, after ``Method.draw``; and warnings."""
     before = train if mixture is None else mixture.index
     after = method.draw(before, workers)
     if after is None:
         return train, mixture, []
     n = len(after.labels) - len(before.labels)
-    reporter.say(f"the teacher drew {n} boxes of old classes in {len(before)} images, once for all steps")
-    said = []
+    reporter.say(f"the teacher produced {n} pseudo-labels in {len(before)} images, once for all steps")
+    warnings = []
     if not n:
-        said.append(
-            f"The teacher drew no box of an old class in the {len(before)} images of the task: nothing holds the old "
-            "classes. method.score may be too high for it, or it was trained too little."
+        warnings.append(
+            f"The teacher produced no pseudo-labels in the {len(before)} images of the task; this run is plain "
+            "fine-tuning. method.score may be too high for this teacher, or it was trained too little."
         )
     if mixture is None:
-        return after, None, said
+        return after, None, warnings
     old = np.arange(mixture.known.shape[1]) < method.old
-    return train, replace(mixture, index=after, known=mixture.known | old), said
+    return train, replace(mixture, index=after, known=mixture.known | old), warnings

@@ -85,7 +85,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """After a step of ``model``, which is the one that was given at the beginning."""
+        """After a step of ``model``, the model given at the beginning."""
         assert model is self.model
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a line that renews itself on a terminal, plain lines elsewhere."""
+"""What is printed during a run: a line that is updated in place on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def clock(seconds: float) -> str:
 
 
 class Reporter:
-    """Progress of a run: task, epoch, step, losses, images a second, time left.
+    """Progress of a run: task, epoch, step, losses, images per second, time left.
 
     Args:
         quiet: print nothing (all ranks but the first).
@@ -63,7 +63,7 @@ class Reporter:
         self._title, self._total = title, total
 
     def step(self, done: int, epoch: str, losses: dict[str, float], speed: float) -> None:
-        """``done`` steps are through; ``speed`` in images a second."""
+        """``done`` steps are done; ``speed`` in images per second."""
         now = time.monotonic()
         left = (now - self._began) / max(1, done - self._first) * (self._total - done)
         parts = "  ".join(f"{k} {v:.3f}" for k, v in losses.items())

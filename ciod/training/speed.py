@@ -116,7 +116,7 @@ def _still(part: nn.Module) -> bool:
 def shared(detector: Detector, teacher: Teacher | None, settings: Train) -> Iterator[None]:
     """While a task is trained: layers that are frozen, and bit-equal in the teacher, are computed once per step."""
     depth = 0
-    # Parts of a batch are other tensors than the batch, and a compiled graph has no place for what is handed over.
+    # Parts of a batch are other tensors than the batch, and a compiled graph cannot take the shared outputs.
     if teacher is not None and settings.share_frozen and settings.accumulate == 1 and not settings.compile:
         pairs = zip(parts(detector)[: frozen_parts(detector)], parts(teacher.detector), strict=False)
         equal = [all(_equal(a, b) for a, b in zip(mine, theirs, strict=True)) for mine, theirs in pairs]
@@ -140,14 +140,14 @@ def _equal(one: nn.Module, other: nn.Module) -> bool:
 
 
 def fold(detector: Detector, *, still: int = 0) -> Detector:
-    """A copy in eval mode whose convolutions have swallowed the batch normalisation behind them.
+    """A copy in eval mode whose convolutions include the batch normalisation after them.
 
     A pair is a convolution and the normalisation defined right after it in the same module. That order of definition
     is the order of execution is checked on noise: where outputs differ by more than rounding, nothing is folded. The
     weights of the copy are not those of ``detector``: where they are asked for by name, it raises CiodError.
 
     Args:
-        still: the first so many parts of the trunk are left out.
+        still: this number of first parts of the trunk is left out.
     """
     folded = detector.frozen()
     apart = {id(m) for piece in parts(folded)[:still] for part in piece for m in part.modules()}

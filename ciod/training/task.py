@@ -90,7 +90,7 @@ class TaskResult:
 
     fit: FitResult
     teacher: Teacher | None
-    seconds: float  # of training, by all processes that worked at it one after the other
+    seconds: float  # of training, by all processes that worked on it one after the other
 
 
 def train_task(
@@ -103,12 +103,12 @@ def train_task(
     """Trains a task, or what is left of it.
 
     Args:
-        save: called on every rank with the state to go on from.
+        save: called on every rank with the state to resume from.
         saved: the state of an earlier process; ``inputs.detector`` is then as it was before the task all the same.
         hooks: after those of log and progress.
 
     Raises:
-        CiodError: what a user can mend, such as losses that are not finite.
+        CiodError: an error that the user can fix, such as losses that are not finite.
         KeyboardInterrupt, RunAgain: a signal asked for it; the state is saved.
     """
     i = inputs

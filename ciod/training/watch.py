@@ -1,4 +1,4 @@
-"""Numbers that go wrong: what is looked at whenever the losses are read, and what is said about it."""
+"""Checks of the losses whenever they are read, and the warnings and errors about them."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ class Watch:
                     self.largest[name] = max(self.largest.get(name, 0.0), abs(value))
 
     def end_epoch(self) -> None:
-        """What held for a whole epoch."""
+        """Warns about what held for a whole epoch."""
         silent = [n for n, v in self.largest.items() if v == 0]
         if silent and len(silent) == len(self.largest):
             self._warn(
                 f"The teacher taught nothing in epoch {self.epoch + 1} of task {self.task + 1}: {', '.join(silent)} "
-                "was 0 at every step, so nothing holds the old classes. It may find no old object in these images, "
+                "was 0 at every step, so the old classes are not preserved. It may find no old object in these images, "
                 "or the method's thresholds may be too high.",
                 about="nothing",
             )
@@ -84,7 +84,7 @@ class Watch:
         self.largest = {}
 
     def _warn(self, sentence: str, *, about: str) -> None:
-        """Once a task and kind."""
+        """Once per task and kind."""
         if about not in self._said:
             self._said.add(about)
             self.sentences.append(sentence)
@@ -137,7 +137,7 @@ def bad_layers(model: nn.Module) -> list[str]:
 
 
 def check_weights(model: nn.Module, task: int, step: int) -> None:
-    """Before a state is written: what is broken must not take the place of what is whole.
+    """Before a state is written: broken weights must not replace an intact checkpoint.
 
     Raises:
         NotFinite: names the layers.

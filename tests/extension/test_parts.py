@@ -49,7 +49,7 @@ def test_a_folder_without_validation_says_what_it_does(tmp_path):
     root = write_coco(sample_index(tmp_path / "raw", images=8, names=NAMES), tmp_path / "folder")
     folder = data.open_folder(str(root), holdout=0.25, seed=0)
     assert folder.held_out and len(folder.train) + len(folder.val) == 8
-    assert any("no validation split: 2 of 8 images are held out (seed 0)" in line for line in folder.said)
+    assert any("no validation split: 2 of 8 images are held out (seed 0)" in line for line in folder.notes)
     write_coco(sample_index(tmp_path / "raw2", images=3, names=NAMES, first=50), root, "val")
     assert not data.open_folder(str(root), holdout=0.25, seed=0).held_out
 
@@ -60,8 +60,8 @@ def test_classes_without_a_box_or_an_image_to_spare_are_named(tmp_path):
     one = index.select(boxes=(index.labels == 0) | (bee & (index.image == 0)))  # bee on a single image, cow nowhere
     folder = data.open_folder(str(write_coco(one, tmp_path / "folder")), holdout=0.25, seed=0)
     assert folder.classes == ("ant", "bee")
-    assert "no box in the training images, left out: cow" in folder.said
-    assert folder.said[-1] == (
+    assert "no box in the training images, left out: cow" in folder.notes
+    assert folder.notes[-1] == (
         "no validation split: 2 of 8 images are held out (seed 0); in too few images to hold one out, so not "
         "measured: bee"
     )

@@ -129,8 +129,8 @@ def test_a_torn_state_is_named_and_the_one_before_is_used(whole, place, tmp_path
     path.write_bytes(path.read_bytes()[:-1])
     go(place, out)
     results = results_of(out)
-    (said,) = [w for w in results["warnings"] if "state.pt is torn" in w]
-    assert "The state saved before it was used" in said
+    (said,) = [w for w in results["warnings"] if "state.pt is incomplete" in w]
+    assert "The checkpoint before it was used" in said
     results["warnings"].remove(said)
     (out / "results.json").write_text(json.dumps(results))
     assert_equal(whole, out)
@@ -210,7 +210,7 @@ def test_other_data_are_refused_unless_allowed(stopped):
     with pytest.raises(CiodError, match=r"holds a run with other data \(t\w+ data: .* has other boxes.*allow=data"):
         go(stopped, out)
     go(stopped, out, allow="data")
-    assert any("under other data" in w for w in results_of(out)["warnings"])
+    assert any("Resumed with different data" in w for w in results_of(out)["warnings"])
 
 
 def test_another_model_is_refused_unless_allowed(stopped):

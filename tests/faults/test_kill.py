@@ -77,5 +77,5 @@ def test_a_lost_rank(tmp_path):
         )
         assert done.returncode == 0, done.stderr[-3000:]
         (tmp_path / "lose").touch()
-    assert (tmp_path / "lost").exists() and "going on with task 2" in done.stdout
+    assert (tmp_path / "lost").exists() and "resuming at task 2" in done.stdout
     assert kill.differences(tmp_path / "whole", tmp_path / "run") == []

@@ -137,8 +137,8 @@ def test_a_teacher_that_is_sure_of_nothing_is_warned_of(data, tmp_path):
     """The run is then fine-tuning, and looks like it."""
     out = go(data, tmp_path / "run", "method.offline=true", "method.score=1")
     warnings = json.loads((out / "results.json").read_text())["warnings"]
-    message = [w for w in warnings if w.startswith("The teacher drew no box of an old class in the ")]
-    assert len(message) == 1 and "nothing holds the old classes" in message[0]
+    message = [w for w in warnings if w.startswith("The teacher produced no pseudo-labels in the ")]
+    assert len(message) == 1 and "this run is plain fine-tuning" in message[0]
 
 
 def test_no_doubt(data, tmp_path):

@@ -70,7 +70,7 @@ RETURNS = {
     "return 0.5": r"returned a float; return a dict of scalar tensors",
     "return list(losses.values())": r"returned a list; return a dict",
     "return {}": r"returned no loss: the dict is empty",
-    "return {1: v for v in losses.values()}": r"a loss under the key 1, which is no text",
+    "return {1: v for v in losses.values()}": r"a loss under the key 1, which is not text",
     "return {k: v.item() for k, v in losses.items()}": r"returned '\w+' as a float; it must stay a tensor \(no \.item",
     "return {k: v.detach().numpy() for k, v in losses.items()}": r"returned '\w+' as a NumPy array",
     "return {**losses, 'more': None}": r"returned 'more' as None; it must stay a tensor",

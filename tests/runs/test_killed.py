@@ -72,7 +72,7 @@ def test_a_second_kill_is_survived_too(whole, data, tmp_path):
 def test_a_torn_state_file_says_what_to_do(data, tmp_path):
     (tmp_path / "run" / "last").mkdir(parents=True)
     (tmp_path / "run" / "last" / "state.pt").write_bytes(b"torn")
-    with pytest.raises(CiodError, match=r"state\.pt is torn.*choose another out=, or remove"):
+    with pytest.raises(CiodError, match=r"state\.pt is incomplete.*choose another out=, or remove"):
         go(data, tmp_path / "run")
 
 
@@ -127,5 +127,5 @@ def test_a_real_kill(whole, data, tmp_path):
     (tmp_path / "kill").unlink()
     resumed = launch(*command(data, tmp_path / "run", method), cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on with task 2 of 2" in resumed.stdout
+    assert "resuming at task 2 of 2" in resumed.stdout
     assert_equal(tmp_path / "whole", tmp_path / "run")

@@ -36,7 +36,7 @@ class Burst(Finetune):
 
 def test_a_number_of_another_process(data, tmp_path, monkeypatch):
     monkeypatch.setattr(World, "all", lambda self, yes: False)
-    with pytest.raises(NotFinite, match=r"^A number of another process became NaN or infinite in task 1\.$"):
+    with pytest.raises(NotFinite, match=r"^Another rank got a NaN or infinite loss in task 1\.$"):
         go(data, tmp_path / "run")
     assert not (tmp_path / "run" / "task-1").exists(), "nothing of it is kept"
 

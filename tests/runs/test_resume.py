@@ -185,7 +185,9 @@ def test_a_damaged_state_is_named_and_the_one_before_is_used(whole, data, tmp_pa
     run(data, tmp_path / "run")
     results = results_of(tmp_path / "run")
     (said,) = [w for w in results["warnings"] if "state.pt" in w]
-    assert ("is damaged" if how == "flipped" else "is torn") in said and "The state saved before it was used" in said
+    assert (
+        "is damaged" if how == "flipped" else "is incomplete"
+    ) in said and "The checkpoint before it was used" in said
     results["warnings"].remove(said)
     (tmp_path / "run" / "results.json").write_text(json.dumps({**results, "tasks": _timed(results["tasks"])}))
     assert_equal(whole, tmp_path / "run")
@@ -198,7 +200,9 @@ def _timed(tasks: list[dict]) -> list[dict]:
 def test_two_damaged_states_are_an_error(copy, data):
     for name in ("state.pt", "previous.pt"):
         (copy / "last" / name).write_bytes(b"torn")
-    with pytest.raises(CiodError, match=r"state\.pt is torn.*previous\.pt is torn.*choose another out=, or remove"):
+    with pytest.raises(
+        CiodError, match=r"state\.pt is incomplete.*previous\.pt is incomplete.*choose another out=, or remove"
+    ):
         run(data, copy)
 
 
@@ -210,7 +214,7 @@ def test_a_damaged_model_is_made_again_from_the_state_before(whole, copy, data):
     run(data, copy)
     assert path.read_bytes() == (whole / "task-2" / "model.safetensors").read_bytes()
     said = [w for w in results_of(copy)["warnings"] if "model.safetensors is damaged" in w]
-    assert said and "The state saved before it was used" in said[0]
+    assert said and "The checkpoint before it was used" in said[0]
 
 
 def test_a_state_of_another_version(copy, data, monkeypatch):
@@ -245,7 +249,7 @@ def test_no_damaged_state_loads(tmp_path):
     content = path.read_bytes()
     for _ in range(200):
         path.write_bytes(damage(content, rng))
-        with pytest.raises(checkpoint.Damaged, match=r"is torn|is damaged"):
+        with pytest.raises(checkpoint.Damaged, match=r"is incomplete|is damaged"):
             checkpoint.load_state(path)
 
 
@@ -365,7 +369,7 @@ def test_other_data_are_refused_unless_allowed(data, copy, tmp_path):
     with pytest.raises(CiodError, match=r"test data: \d+ boxes, were \d+; .*val_\d+\.jpg has other boxes.*allow=data"):
         run(data, copy, *words)
     run(data, copy, f"data={other}", "allow=settings,data")
-    assert any("under other data" in w for w in results_of(copy)["warnings"])
+    assert any("Resumed with different data" in w for w in results_of(copy)["warnings"])
 
 
 def test_data_may_be_moved(data, copy, tmp_path):
@@ -406,7 +410,7 @@ def test_other_code_is_refused_unless_allowed(whole, data, tmp_path, monkeypatch
                                             r"training/loop\.py changed\).*allow=code"):  # fmt: skip
             run(data, tmp_path / "run")
         run(data, tmp_path / "run", "allow=code")
-    assert any("under other code" in w for w in results_of(tmp_path / "run")["warnings"])
+    assert any("Resumed with different code" in w for w in results_of(tmp_path / "run")["warnings"])
 
 
 def test_the_code_of_a_method_of_ones_own_counts(tmp_path):

@@ -106,6 +106,6 @@ def test_a_whole_run_in_parts(data, tmp_path):
 
 
 def test_what_is_refused(data):
-    with pytest.raises(ConfigError, match=r"accumulate=8: a batch of 4 has not so many parts.") as caught:
+    with pytest.raises(ConfigError, match=r"accumulate=8 is larger than the batch \(4\).") as caught:
         config.load(None, [*WORDS, f"data={data}", "accumulate=8", "sync_norm=true"])
     assert "use one of the two, or train.norm=eval" in str(caught.value)

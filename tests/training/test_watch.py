@@ -100,7 +100,7 @@ def test_classes_without_boxes_and_starved_ones():
     many = sorted([*many, (0, "eel")])
     said = sanity_checks.about_data(task(many, ("cat", "dog", "eel")))
     assert said == ["Task 1 has no training box of dog.",
-                    "Task 1 starves eel (1): so few training boxes, where another class has 200."]  # fmt: skip
+                    "Task 1 has only 1 box of eel; its most frequent class has 200."]  # fmt: skip
     assert sanity_checks.about_data(task([(0, "cat"), (1, "dog")], ("cat", "dog"))) == [], (
         "a small data set is no imbalance"
     )
@@ -110,7 +110,7 @@ def test_test_images_that_are_trained_on():
     made = task([(0, "cat")], ("cat",))
     made.test.files = [made.train.files[1]]
     (said,) = sanity_checks.about_data(made)
-    assert "1 of the test images of task 1 are trained on, for example" in said
+    assert "1 of the test images of task 1 are also training images, for example" in said
 
 
 def table(**ap: float | None) -> APTable:

@@ -23,7 +23,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} holds more than tensors and plain values, and loading it could run code; it is refused. "
             f"Save its state dict alone with torch.save(model.state_dict(), ...). ({str(e).splitlines()[0]})"
         ) from e
-    except Exception as e:  # the unpickler raises almost anything on what is no pickle: a text file is a KeyError
+    except Exception as e:  # the unpickler raises almost anything on other files: a text file is a KeyError
         known = isinstance(e, (RuntimeError, OSError, ValueError))
         why = next(iter(str(e).splitlines()), "it is empty") if known else "it is empty or of another kind"
         raise CiodError(f"{path} is not a readable PyTorch file: {why}") from e
@@ -42,7 +42,7 @@ def named(path: Path, content: dict[str, Any], classes: Sequence[str] | None, co
     """Names of a checkpoint's ``count`` classes: those that were given, or of its metadata; 80 without any are COCO's.
 
     Raises:
-        CiodError: there are none, or not so many.
+        CiodError: there are no names, or another number of them.
     """
     found = classes or names_in_metadata(content.get("meta"))
     if not found and count == len(known.COCO):

@@ -112,7 +112,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """Class names, detector settings and lineage of a ciod model, without loading its weights.
 
     Raises:
-        CiodError: the file is torn, no ciod model, or its metadata are not what a model's must be.
+        CiodError: the file is damaged, not a ciod model, or its metadata are invalid.
     """
     return _metadata(path, _header(path))
 
@@ -129,8 +129,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             state = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as e:
         raise CiodError(f"{path} is not a readable model file ({e}). It may be truncated; is there a copy?") from e
-    said = meta.pop("sha256", None)
-    if meta["format"] > 1 and said != checksum(meta, state):
+    stored = meta.pop("sha256", None)
+    if meta["format"] > 1 and stored != checksum(meta, state):
         raise CiodError(
             f"{path} is damaged: its content does not have the checksum it was written with. Is there a copy?"
         )

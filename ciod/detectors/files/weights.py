@@ -63,7 +63,7 @@ def load(
         arbiter: False: scores of branches stay as the branches give them (see docs/extend.md).
 
     Raises:
-        CiodError: the file is absent, torn, of another architecture, needs code to load, or lacks class names.
+        CiodError: the file is absent, damaged, of another architecture, needs code to load, or lacks class names.
     """
     if Path(path).suffix.lower() == ".onnx":
         from ciod.detectors.onnx import detector as onnx
@@ -100,7 +100,7 @@ def parse(path: str | Path) -> Parsed:
     """Reads a model file, without running code of it.
 
     Raises:
-        CiodError: the file is absent, torn, of another architecture, or needs code to load.
+        CiodError: the file is absent, damaged, of another architecture, or needs code to load.
     """
     config, path = _config_of(path)
     if not is_file(path):
@@ -252,7 +252,7 @@ def _torchvision_classes(
 
 
 def donor(path: Path) -> Detector:
-    """The model that another one starts from; a checkpoint that does not name its classes gets numbers for names.
+    """The model that another one starts from; a checkpoint without class names gets numbers for names.
 
     Raises:
         CiodError: as ``load``.
@@ -261,7 +261,7 @@ def donor(path: Path) -> Detector:
     if parsed.kind == "ciod":
         return _build(parsed, None)
     count = foreign.count_classes(parsed.state)
-    # Without names of its own or COCO's no row can be taken by name: numbers serve, which no class is called.
+    # Without names of its own or COCO's no row can be taken by name: numbers are used, which name no class.
     knows = count in (len(known.COCO), foreign.COCO_ROWS) or bool(names_in_metadata(parsed.content.get("meta")))
     return _build(parsed, None if knows else [f"\0{i}" for i in range(count)])
 

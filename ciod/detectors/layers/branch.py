@@ -81,13 +81,13 @@ class BranchLevel(nn.Module):
         return self.cls(cls), self.reg(reg), self.obj(reg), x
 
 
-def usual(width: int) -> tuple[int, int, int]:
-    """Channels of the bottleneck a level where nothing is known of the new objects' sizes."""
+def default_widths(width: int) -> tuple[int, int, int]:
+    """Channels of the bottleneck per level where the sizes of the new objects are unknown."""
     return max(4, width // 10), max(8, 3 * width // 8), max(12, 5 * width // 8)
 
 
 class Branch(nn.Module):
-    """The head of the classes ``columns``, the last ``new`` of which only it has; one ``BranchLevel`` a level."""
+    """The head of the classes ``columns``, the last ``new`` of which only it has; one ``BranchLevel`` per level."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Branch(nn.Module):
     ):
         super().__init__()
         self.columns = list(columns)
-        rows = [1] * (len(self.columns) - new) + [new] * (new > 0)  # a block a taught class: they may lie apart
+        rows = [1] * (len(self.columns) - new) + [new] * (new > 0)  # per taught class: they may not be adjacent
         self.levels, above = nn.ModuleList(), 0
         for t, n, b in zip(taps, inner, boxes, strict=True):
             level = BranchLevel(t, width, above, n, rows, b, refine=len(self.levels) == len(boxes) - 1)
@@ -136,7 +136,7 @@ def table_of(parts: Sequence[Sequence[int]], classes: int) -> Tensor:
     return table
 
 
-def spread(outputs: Outputs, row: Tensor) -> Outputs:
+def scatter_classes(outputs: Outputs, row: Tensor) -> Outputs:
     """Logits of some classes → logits of all, the others OFF. A gather: kept values keep their bits.
 
     Args:

@@ -68,20 +68,20 @@ class OnnxDetector(Detector):
     channel_of: Tensor  # [parts, C]: see branch.table_of
 
     def __init__(self, opened: Opened, found: Recognised):
-        said = opened.written
+        record = opened.written
         real = [n for n in found.names or () if n not in NO_CLASS]
-        names = real if said is None else said.class_names
+        names = real if record is None else record.class_names
         settings: dict[str, Any] = {"name": "onnx", "file": opened.whole.path.name, "size": found.input.size}
         super().__init__(names, settings, found.input)
         outputs = [*opened.base.outputs]
         place = {n: i for i, n in enumerate(real)}
         self.parts: list[list[int]] = [[place.get(n, -1) for n in found.names or ()]]
-        if said is not None:
-            outputs += [n for p in said.parts[1:] for n in (p.boxes, p.scores)]
-            if len(said.parts[0].columns) != len(self.parts[0]):
+        if record is not None:
+            outputs += [n for p in record.parts[1:] for n in (p.boxes, p.scores)]
+            if len(record.parts[0].columns) != len(self.parts[0]):
                 raise CiodError(f"{opened.whole.path} is damaged: its classes are not those of its outputs.")
-            self.parts = [list(p.columns) for p in said.parts]
-            self.lineage = list(said.lineage)
+            self.parts = [list(p.columns) for p in record.parts]
+            self.lineage = list(record.lineage)
         else:
             self.lineage = [{"from": opened.whole.path.name, "classes": list(self.class_names)}]
         taps = list({t.name: t for level in found.levels for t in level.taps}.values())
@@ -128,7 +128,7 @@ class OnnxDetector(Detector):
         """Outputs of a branch in training, of the maps that are read."""
         branch: MapsBranch = self.branches[i]  # type: ignore[assignment]
         made = assemble(*branch([[maps[t] for t in level] for level in self.order]), strides=branch.strides)
-        return br.spread(made, self.channel_of[len(self.parts) - len(self.branches) + i])
+        return br.scatter_classes(made, self.channel_of[len(self.parts) - len(self.branches) + i])
 
     def _base(self, pictures: Sequence[Arrays]) -> Outputs:
         """Outputs of the detector as it was; no position, where they are not understood."""
@@ -136,7 +136,7 @@ class OnnxDetector(Detector):
         decoded = [(np.zeros((0, 4), np.float32), np.zeros((0, 0), np.float32))] * len(pictures)
         if found.layout is not None:
             decoded = [found.layout.decode(picture[:count]) for picture in pictures]
-        return br.spread(self._outputs(decoded), self.channel_of[0])
+        return br.scatter_classes(self._outputs(decoded), self.channel_of[0])
 
     def _written(self, pictures: Sequence[Arrays]) -> Iterator[Outputs]:
         """Outputs of the branches that are in the file."""
@@ -146,7 +146,7 @@ class OnnxDetector(Detector):
             decoded = [(picture[i], picture[i + 1]) for picture in pictures]
             if any(b.shape != (len(s), 4) or s.shape[1:] != (len(self.parts[k]),) for b, s in decoded):
                 raise CiodError(f"{self.source.opened.whole.path} is damaged: outputs of a branch have another shape.")
-            yield br.spread(self._outputs(decoded), self.channel_of[k])
+            yield br.scatter_classes(self._outputs(decoded), self.channel_of[k])
 
     def _outputs(self, decoded: Sequence[tuple[np.ndarray, np.ndarray]]) -> Outputs:
         """Boxes and scores per picture → Outputs; shorter lists are filled up with scores of 0."""
@@ -237,7 +237,7 @@ class OnnxDetector(Detector):
         known = self.num_classes
         columns = [i for i, n in enumerate(self.class_names) if n in taught]
         columns += range(known, known + len(names))
-        widths: dict[int, int] = dict(zip(STRIDES, inner if inner is not None else br.usual(self.width)))
+        widths: dict[int, int] = dict(zip(STRIDES, inner if inner is not None else br.default_widths(self.width)))
         added = MapsBranch(self.channels, columns, len(names), [widths[v.stride] for v in self.channels])
         if self.statistics is None:
             noise = torch.from_numpy(255 * graph.probe(self.source.opened.base, self.input.size, 2))
@@ -250,7 +250,9 @@ class OnnxDetector(Detector):
         self.branches.append(added.to(self.device).train(self.training))
         self.class_names = (*self.class_names, *names)
         self.parts.append(columns)
-        self.growth.append({"branch": len(names), "taught": [*taught], "inner": list(inner or br.usual(self.width))})
+        self.growth.append(
+            {"branch": len(names), "taught": [*taught], "inner": list(inner or br.default_widths(self.width))}
+        )
         self._index_parts()
         return added
 

@@ -2,7 +2,7 @@
 
 Nothing of the file is run in Python. Its size, its nodes and its tensors are bounded before onnxruntime sees it, and
 weights outside the file are read from its own folder alone. Custom operators are refused. A run may neither take more
-than half of the machine's memory nor last for ever.
+than half of the machine's memory nor last forever.
 """
 
 from __future__ import annotations
@@ -117,14 +117,14 @@ def read(path: Path) -> OnnxFile:
     """A file with all its weights.
 
     Raises:
-        CiodError: it is absent, torn, too large, refers to files outside its folder, has operators that onnxruntime
+        CiodError: it is absent, damaged, too large, refers to files outside its folder, has operators that onnxruntime
             lacks, or does not take pictures.
     """
     return of_bytes(path, contents(path))
 
 
 def of_bytes(path: Path, raw: bytes) -> OnnxFile:
-    """As ``read``, of what was read from a file already."""
+    """As ``read``, from the bytes of a file."""
     content = parse(path, raw)
     _bounded(path, content)
     # Bytes as they were are kept where they are enough: what is made of the file then begins with them.

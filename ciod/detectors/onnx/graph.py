@@ -126,7 +126,7 @@ def probe(source: OnnxFile, size: int, count: int = 1) -> np.ndarray:
 
 
 def _measured(source: OnnxFile, size: int, order: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors in a run without optimisation; of tensors that are none (sequences) nothing."""
+    """Shapes of all tensors in a run without optimisation; nothing for sequences, which are not tensors."""
     inferred = _inferred(source, size)
     if any(math.prod(s) > f.ELEMENTS for s in inferred.values()):
         raise CiodError(f"{source.path} makes a tensor of more than {f.ELEMENTS:,} elements; it is not run.")

@@ -159,10 +159,10 @@ def joined(detector: OnnxDetector, data: bytes) -> bytes:
     return model.SerializeToString()
 
 
-def words(taking: Input) -> str:
+def words(network_input: Input) -> str:
     """An input as ``pictures.parse`` reads it."""
-    numbers = ",".join(repr(float(v)) for v in (*taking.mean, *taking.std))
-    return f"{numbers},{'bgr' if taking.bgr else 'rgb'},{taking.place},{float(taking.fill)!r}"
+    numbers = ",".join(repr(float(v)) for v in (*network_input.mean, *network_input.std))
+    return f"{numbers},{'bgr' if network_input.bgr else 'rgb'},{network_input.place},{float(network_input.fill)!r}"
 
 
 def save(path: Path, detector: OnnxDetector, images: np.ndarray) -> Verified:

@@ -82,11 +82,11 @@ def _number(word: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def words(taking: Input) -> str:
+def words(network_input: Input) -> str:
     """``0..255, BGR, corner``."""
-    same = (k for k, v in RANGES.items() if v["mean"] == taking.mean and v["std"] == taking.std)
-    values = next(same, f"mean {taking.mean}, deviation {taking.std}")
-    return f"{values}, {'BGR' if taking.bgr else 'RGB'}, {taking.place}"
+    same = (k for k, v in RANGES.items() if v["mean"] == network_input.mean and v["std"] == network_input.std)
+    values = next(same, f"mean {network_input.mean}, deviation {network_input.std}")
+    return f"{values}, {'BGR' if network_input.bgr else 'RGB'}, {network_input.place}"
 
 
 def choose(source: OnnxFile, given: Any, size: int | None) -> tuple[Input, str]:

@@ -129,9 +129,9 @@ def of_source(source: OnnxFile, asked: Asked, images: np.ndarray | None = None) 
         levels = taps.by_hand(asked.taps, flow)
     else:
         levels = taps.of_names(asked.taps, flow)
-    taking, said_by = pictures.choose(source, given, size)
+    network_input, said_by = pictures.choose(source, given, size)
     images = 255 * graph.probe(source, size, PROBES) if images is None else images
-    outputs, levels, notes = steady(source, flow, levels, prepared(images, taking))
+    outputs, levels, notes = steady(source, flow, levels, prepared(images, network_input))
     facts = Facts(size, None if names is None else len(names))
     layout = layouts.recognise(outputs, facts, asked.old_outputs)
     if layout is None and asked.old_outputs not in ("auto", "none"):
@@ -140,14 +140,14 @@ def of_source(source: OnnxFile, asked: Asked, images: np.ndarray | None = None) 
             [f"old_outputs: the outputs of {path.name} are not of the kind {asked.old_outputs} ({shapes})."]
         )
     notes += _notes(source)
-    return Recognised(source, flow, levels, layout, _named(path, layout, names), names, taking, said_by, notes)
+    return Recognised(source, flow, levels, layout, _named(path, layout, names), names, network_input, said_by, notes)
 
 
-def prepared(images: np.ndarray, taking: Input) -> np.ndarray:
+def prepared(images: np.ndarray, network_input: Input) -> np.ndarray:
     """[n, 3, H, W] RGB 0..255 → what the graph takes, float32."""
-    mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (taking.mean, taking.std))
+    mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (network_input.mean, network_input.std))
     ready = (images.astype(np.float32) - mean) / std
-    return ready[:, ::-1] if taking.bgr else ready
+    return ready[:, ::-1] if network_input.bgr else ready
 
 
 def _settings(source: OnnxFile, asked: Asked) -> tuple[int, Any, tuple[str, ...] | None]:
@@ -215,7 +215,7 @@ def _named(path: Path, layout: Layout | None, names: tuple[str, ...] | None) -> 
     """Names of the classes of the old outputs.
 
     Raises:
-        CiodError: there are none, or not so many.
+        CiodError: there are no names, or another number of them.
     """
     if layout is None:
         return None
@@ -245,5 +245,5 @@ def _notes(source: OnnxFile) -> list[str]:
         found.append(f"the task of {source.path.name} is {task[:40]}: new classes get boxes alone.")
     rights = [f"{k} {source.metadata[k][:200]}" for k in ("license", "author") if source.metadata.get(k)]
     if rights:
-        found.append(f"the file states: {', '.join(rights)}; that goes on applying to it.")
+        found.append(f"the file states: {', '.join(rights)}; that still applies to it.")
     return found

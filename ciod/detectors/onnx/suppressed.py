@@ -46,10 +46,10 @@ def parts(nodes: Nodes, detector: OnnxDetector, branches: Sequence[Names]) -> li
     shapes = [source.found.flow.shapes.get(o, ()) for o in outputs]
     found = [decoded(nodes, source.found.layout, outputs, shapes), *branches]
     table = detector.channel_of.tolist()
-    return [(boxes, spread(nodes, scores, row)) for (boxes, scores), row in zip(found, table, strict=True)]
+    return [(boxes, scatter_classes(nodes, scores, row)) for (boxes, scores), row in zip(found, table, strict=True)]
 
 
-def spread(nodes: Nodes, scores: str, row: Sequence[int]) -> str:
+def scatter_classes(nodes: Nodes, scores: str, row: Sequence[int]) -> str:
     """Scores of some classes → scores of all, the others 0."""
     none = nodes.add("Mul", columns(nodes, scores, (0,)), nodes.const(0))
     return columns(nodes, nodes.add("Concat", scores, none, axis=2), row)

@@ -75,7 +75,7 @@ def test_metadata_of_ultralytics(tmp_path):
     lines = api.check(path)
     assert f"input: 0..1, RGB, letterbox, {SIZE} px (said by metadata of Ultralytics)" in lines
     assert any(line.endswith("3 classes; cat, dog, cow") for line in lines)
-    assert "the file states: license AGPL-3.0, author Ultralytics; that goes on applying to it." in lines
+    assert "the file states: license AGPL-3.0, author Ultralytics; that still applies to it." in lines
 
 
 def test_input_that_contradicts_the_metadata(tmp_path):
