@@ -133,7 +133,7 @@ def _place(rank: str, size: str, local: str) -> tuple[int, int, int]:
     """Of three variables of the environment.
 
     Raises:
-        CiodError: they are no numbers, or do not go together; says which.
+        CiodError: they are not numbers, or contradict each other; says which.
     """
     found = {name: os.environ.get(name, "0") for name in (rank, size, local)}
     for name, text in found.items():
@@ -141,7 +141,7 @@ def _place(rank: str, size: str, local: str) -> tuple[int, int, int]:
             raise CiodError(f"The environment variable {name}={text!r} is not a whole number; {_ADVICE}")
     r, n, at = (int(text) for text in found.values())
     if r >= n:
-        raise CiodError(f"The environment variables {rank}={r} and {size}={n} do not go together; {_ADVICE}")
+        raise CiodError(f"The environment variables {rank}={r} and {size}={n} contradict each other; {_ADVICE}")
     if n > 1 and (missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]):
         raise CiodError(
             f"The environment says that {n} processes train together ({size}), but {missing[0]} is not set; {_ADVICE}"

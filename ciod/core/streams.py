@@ -25,7 +25,7 @@ def streams() -> Generator[None, None, None]:
 
     Raises:
         OutputError: standard output goes to a device that is full or broken.
-        BrokenPipeError: nobody reads it any more.
+        BrokenPipeError: the reader has closed it.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -35,7 +35,7 @@ def streams() -> Generator[None, None, None]:
     except OSError as error:
         if error.filename is None and error.errno in _FULL and not isinstance(error, CiodError):
             _discard()
-            raise _full(error) from error
+            raise OutputError(_full(error)) from error
         raise
     finally:
         _flush()
@@ -50,11 +50,11 @@ def _flush() -> None:
         raise
     except OSError as error:
         _discard()
-        raise _full(error) from error
+        raise OutputError(_full(error)) from error
 
 
-def _full(error: OSError) -> OutputError:
-    return OutputError(
+def _full(error: OSError) -> str:
+    return (
         f"What this command prints cannot be written ({error.strerror}); let standard output go to a place with room."
     )
 

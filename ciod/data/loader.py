@@ -332,7 +332,7 @@ def _check_handles(workers: int) -> None:
     """Before processes are started: torch leaves tracebacks of its own when it runs out of handles in the middle.
 
     Raises:
-        CiodError: so many processes need more open files than the system allows.
+        CiodError: the processes need more open files than the system allows.
     """
     if not workers or resource is None:
         return

@@ -52,11 +52,11 @@ def test_one_process_among_others(variables, expected, monkeypatch):
         ("RANK=-1 WORLD_SIZE=2", "RANK='-1' is not a whole number"),
         ("RANK=0 WORLD_SIZE=", "WORLD_SIZE='' is not a whole number"),
         ("RANK=0 WORLD_SIZE=1 LOCAL_RANK=x", "LOCAL_RANK='x' is not a whole number"),
-        ("RANK=5 WORLD_SIZE=1", "RANK=5 and WORLD_SIZE=1 do not go together"),
+        ("RANK=5 WORLD_SIZE=1", "RANK=5 and WORLD_SIZE=1 contradict each other"),
         ("RANK=0 WORLD_SIZE=2", r"2 processes train together \(WORLD_SIZE\), but MASTER_ADDR is not set"),
         ("RANK=0 WORLD_SIZE=2 MASTER_ADDR=a", "but MASTER_PORT is not set"),
         ("SLURM_NTASKS=4(x2) SLURM_PROCID=0 MASTER_ADDR=a", r"SLURM_NTASKS='4\(x2\)' is not a whole number"),
-        ("SLURM_NTASKS=2 SLURM_PROCID=2 MASTER_ADDR=a", "SLURM_PROCID=2 and SLURM_NTASKS=2 do not go together"),
+        ("SLURM_NTASKS=2 SLURM_PROCID=2 MASTER_ADDR=a", "SLURM_PROCID=2 and SLURM_NTASKS=2 contradict each other"),
     ],
 )
 def test_variables_that_make_no_sense(variables, match, monkeypatch):

@@ -118,7 +118,7 @@ class LevelPairs(Layout):
     name: ClassVar[str] = "level-pairs"
     size: int
     levels: tuple[tuple[int, int, int], ...]  # stride, which output has the classes, which the distances
-    logits: int
+    bins: int
     classes: int
     logits: bool
 
@@ -143,8 +143,8 @@ class LevelPairs(Layout):
             if any(w != widths[0] for w in widths) or distances % 4 or distances < 8:
                 continue
             scores = np.concatenate([o[c].ravel() for o in pictures for _, c, _ in pairs])
-            logits = np.concatenate([o[d].ravel() for o in pictures for _, _, d in pairs])
-            if facts.named not in (None, classes) or in_unit(logits) or (facts.named is None and not in_unit(scores)):
+            offsets = np.concatenate([o[d].ravel() for o in pictures for _, _, d in pairs])
+            if facts.named not in (None, classes) or in_unit(offsets) or (facts.named is None and not in_unit(scores)):
                 continue
             return cls(facts.size, pairs, distances // 4, classes, not in_unit(scores))
         return None
