@@ -103,7 +103,8 @@ class Branch(nn.Module):
         super().__init__()
         self.columns = list(columns)
         rows = [1] * (len(self.columns) - new) + [new] * (new > 0)  # a block a taught class: they may lie apart
-        self.levels, above = Layers(), 0
+        self.levels = Layers()
+        above = 0
         for t, n, b in zip(taps, inner, boxes, strict=True):
             level = BranchLevel(t, width, above, n, rows, b, refine=len(self.levels) == len(boxes) - 1)
             self.levels.append(level)

@@ -153,7 +153,8 @@ class MapsBranch(nn.Module):
         self.columns = list(columns)
         self.strides = tuple(v.stride for v in levels)
         rows = [1] * (len(self.columns) - new) + [new] * (new > 0)
-        self.levels, above, before = Layers(), 0, 0
+        self.levels = Layers()
+        above, before = 0, 0
         for maps, n in zip(levels, inner, strict=True):
             above *= 2 * before == maps.stride
             level = MapsLevel(maps, above, n, rows, refine=len(self.levels) == len(levels) - 1)

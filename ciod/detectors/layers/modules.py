@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
 from torch import Tensor, nn
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
         @overload
         def __getitem__(self, idx: int) -> M: ...
+
+        def __getitem__(self, idx: slice | int) -> Any: ...
 else:
     Layers = nn.ModuleList
 
@@ -29,7 +31,8 @@ else:
 class Biased(Protocol):
     """A layer that may have a bias."""
 
-    bias: Tensor | None
+    @property
+    def bias(self) -> Tensor | None: ...
 
 
 def bias_of(layer: Biased) -> Tensor:
