@@ -192,13 +192,14 @@ def _notes(model: type) -> dict[str, str]:
     import inspect
 
     try:
-        body = ast.parse(inspect.getsource(model).lstrip()).body[0].body  # type: ignore[attr-defined]
+        (written,) = ast.parse(inspect.getsource(model).lstrip()).body
     except (OSError, TypeError):  # a class without Python source
         return {}
-    found = {}
+    assert isinstance(written, ast.ClassDef)
+    body, found = written.body, {}
     for field, after in zip(body, [*body[1:], None]):
-        if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr):
-            found[field.target.id] = " ".join(ast.literal_eval(after.value).split())  # type: ignore[attr-defined]
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(after, ast.Expr):
+            found[field.target.id] = " ".join(ast.literal_eval(after.value).split())
     return found
 
 

@@ -256,7 +256,7 @@ class _Builder:
         if len(self.groups) < 2:
             return "none"
         if self.upper in ("prefixes", "final"):
-            return self.upper  # type: ignore[return-value]
+            return self.upper
         if self.upper == "none":
             return "final" if any(e.name == "joint" for e in self.entries) else "none"
         return "final" if len(self.groups) == 2 else "prefixes"

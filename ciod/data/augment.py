@@ -169,7 +169,7 @@ class TrainTransform:
         side = clipped[:, 2:] - clipped[:, :2]
         share = side.prod(1) / (moved[:, 2:] - moved[:, :2]).prod(1).clamp(min=1e-6)
         keep = (side.amin(1) >= self.MIN_SIDE) & (share >= self.MIN_VISIBLE)
-        framed = tv_tensors.BoundingBoxes(clipped[keep], format="XYXY", canvas_size=(height, width))  # type: ignore
+        framed = _boxes(clipped[keep], height, width)
         return tv_tensors.Image(image), framed, torch.from_numpy(labels).long()[keep]
 
     def _mosaic(self, four: list[tuple[Any, Any, Any]]) -> tuple[tv_tensors.Image, tv_tensors.BoundingBoxes, Tensor]:
@@ -183,8 +183,13 @@ class TrainTransform:
             canvas[:, top : top + height, left : left + width] = image
             boxes.append(xyxy.as_subclass(Tensor) + torch.tensor([left, top, left, top]))
             labels.append(y)
-        framed = tv_tensors.BoundingBoxes(torch.cat(boxes), format="XYXY", canvas_size=(self.size, self.size))  # type: ignore
+        framed = _boxes(torch.cat(boxes), self.size, self.size)
         return tv_tensors.Image(canvas), framed, torch.cat(labels)
+
+
+def _boxes(xyxy: Tensor, height: int, width: int) -> tv_tensors.BoundingBoxes:
+    """Boxes on a canvas of this size."""
+    return tv_tensors.BoundingBoxes(xyxy, format="XYXY", canvas_size=(height, width))  # type: ignore[call-overload]
 
 
 def _uniform(low: float, high: float) -> float:

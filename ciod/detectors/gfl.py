@@ -20,6 +20,7 @@ from ciod.detectors.base import IMAGENET, Input
 from ciod.detectors.dense import class_targets, flatten, grid, in_class_loss
 from ciod.detectors.layers import backbones
 from ciod.detectors.layers.class_layers import ClassConv
+from ciod.detectors.layers.modules import bias_of
 from ciod.detectors.layers.necks import FPN, PAFPN
 from ciod.detectors.staged import StagedDetector
 
@@ -59,7 +60,7 @@ class Head(nn.Module):
         self.reg = nn.Conv2d(width, 4 * BINS, 3, padding=1)
         self.scales = nn.ParameterList(nn.Parameter(torch.tensor(1.0)) for _ in range(levels))
         nn.init.normal_(self.reg.weight, std=0.01)
-        nn.init.zeros_(self.reg.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(bias_of(self.reg))
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """cls, reg, and the features of the class tower."""

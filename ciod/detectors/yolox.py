@@ -5,7 +5,6 @@ The ResNet variants are the detector of ilYOLOX's tables.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,7 +23,8 @@ from ciod.detectors.layers import backbones
 from ciod.detectors.layers import branch as br
 from ciod.detectors.layers.arbiter import Arbiter, one_per_place
 from ciod.detectors.layers.blocks import conv
-from ciod.detectors.layers.class_layers import PRIOR, ClassConv, ClassRows
+from ciod.detectors.layers.class_layers import ClassConv, ClassRows, start_rare
+from ciod.detectors.layers.modules import Layers
 from ciod.detectors.layers.necks import PAFPN
 from ciod.detectors.staged import StagedDetector
 
@@ -55,6 +55,9 @@ def default_input(name: str, size: int | None) -> Input:
 class Head(nn.Module):
     """Decoupled head with separate weights per level: class tower, box tower; class, box, objectness layers."""
 
+    reg: Layers[nn.Conv2d]
+    obj: Layers[nn.Conv2d]
+
     def __init__(self, width: int, classes: int, *, depthwise: bool):
         super().__init__()
 
@@ -64,10 +67,10 @@ class Head(nn.Module):
         self.cls_tower = nn.ModuleList(tower() for _ in STRIDES)
         self.reg_tower = nn.ModuleList(tower() for _ in STRIDES)
         self.cls = nn.ModuleList(ClassConv(width, classes) for _ in STRIDES)
-        self.reg = nn.ModuleList(nn.Conv2d(width, 4, 1) for _ in STRIDES)
-        self.obj = nn.ModuleList(nn.Conv2d(width, 1, 1) for _ in STRIDES)
+        self.reg = Layers(nn.Conv2d(width, 4, 1) for _ in STRIDES)
+        self.obj = Layers(nn.Conv2d(width, 1, 1) for _ in STRIDES)
         for layer in self.obj:
-            nn.init.constant_(layer.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
+            start_rare(layer)
 
     def towers(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Input of the class layers, and of the box and objectness layers, per level."""
@@ -119,6 +122,8 @@ class YOLOX(StagedDetector):
     traits = frozenset({"dense", "objectness", "features", "branches"})
     variants = VARIANTS
     box_weight = 5.0
+    backbone: backbones.Backbone
+    branches: Layers[br.Branch]
     channel_of: Tensor  # [parts, C]: see branch.table_of
 
     def __init__(
@@ -141,14 +146,14 @@ class YOLOX(StagedDetector):
         else:
             deepen, widen, depthwise = shape
             width, depth = int(256 * widen), round(3 * deepen)
-        self.neck = PAFPN(self.backbone.channels, width, depth, depthwise=depthwise)  # type: ignore[arg-type]
+        self.neck = PAFPN(self.backbone.channels, width, depth, depthwise=depthwise)
         self._add_head(width, depthwise=depthwise)
 
     def _add_head(self, width: int, *, depthwise: bool) -> None:
         """The head, without branches yet."""
         self.head = Head(width, self.num_classes, depthwise=depthwise)
         self.width = width
-        self.branches = nn.ModuleList()
+        self.branches = Layers()
         self.parts: list[list[int]] = [list(range(self.num_classes))]  # class indices of the head, of each branch
         self._index_parts()
 
@@ -261,8 +266,8 @@ class YOLOX(StagedDetector):
         columns = [i for i, n in enumerate(self.class_names) if n in taught]
         columns += range(known, known + len(names))
         inner = list(inner if inner is not None else br.default_widths(self.width))
-        boxes: list[nn.Conv2d] = list(self.head.reg)  # type: ignore[arg-type]
-        added = br.Branch(self.backbone.channels, self.width, columns, len(names), inner, boxes)  # type: ignore[arg-type]
+        boxes = list(self.head.reg)
+        added = br.Branch(self.backbone.channels, self.width, columns, len(names), inner, boxes)
         self.branches.append(added.to(self.device).train(self.training))
         self.class_names = (*self.class_names, *names)
         self.parts.append(columns)
@@ -285,9 +290,9 @@ class YOLOX(StagedDetector):
         for rows in super().class_layers():
             yield ClassRows(rows.name, rows.tensor, self.parts[0][rows.first])
         for b, branch in enumerate(self.branches):
-            for i, level in enumerate(branch.levels):  # type: ignore[arg-type]
-                for rows in level.cls.rows(f"branches.{b}.levels.{i}.cls"):  # type: ignore[union-attr, operator]
-                    yield ClassRows(rows.name, rows.tensor, branch.columns[rows.first])  # type: ignore[index]
+            for i, level in enumerate(branch.levels):
+                for rows in level.cls.rows(f"branches.{b}.levels.{i}.cls"):
+                    yield ClassRows(rows.name, rows.tensor, branch.columns[rows.first])
 
     def _select(self, kept: list[int]) -> None:
         place = {old: new for new, old in enumerate(kept)}
@@ -302,13 +307,13 @@ class YOLOX(StagedDetector):
             if "branch" not in step:
                 growth += [{"rows": left}] if left else []
                 continue
-            branch: br.Branch = next(numbered)  # type: ignore[assignment]
+            branch = next(numbered)
             names = {self.class_names[c] for c in kept}
             if branch.select(place):
                 growth.append({**step, "branch": left, "taught": [n for n in step["taught"] if n in names]})
                 branches.append(branch)
                 parts.append(list(branch.columns))
-        self.growth, self.parts, self.branches = growth, parts, nn.ModuleList(branches)
+        self.growth, self.parts, self.branches = growth, parts, Layers(branches)
         if self.arbiter is not None:
             self.arbiter.select(kept)
         self.register_buffer("channel_of", br.table_of(parts, len(kept)).to(self.device), persistent=False)

@@ -92,5 +92,5 @@ def evaluate(
     found, broken = detect(detector, index, settings, world, workers)
     table = coco_ap(found, index, classes=classes, max_detections=settings.max_detections)
     if metric in NAMES:
-        table.include(NAMES[metric], voc_ap(found, index, metric=metric, classes=classes))  # type: ignore[arg-type]
+        table.include(NAMES[metric], voc_ap(found, index, metric=metric, classes=classes))
     return table, found, broken

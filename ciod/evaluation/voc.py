@@ -11,7 +11,7 @@ from ciod.core.boxes import iou_table
 from ciod.core.types import Detections
 from ciod.data.index import Index
 
-NAMES: dict[str, str] = {"voc07": "VOC07", "voc": "VOC"}
+NAMES: dict[Literal["voc07", "voc"], str] = {"voc07": "VOC07", "voc": "VOC"}
 """Metric of a protocol → the key of its values, in addition to AP and AP50, which are always COCO's."""
 
 

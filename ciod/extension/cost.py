@@ -31,7 +31,8 @@ def cost(detector: Detector) -> Cost:
 
     def add(module: nn.Module, taken: tuple[torch.Tensor, ...], given: torch.Tensor) -> None:
         nonlocal count
-        per_output = module.weight[0].numel()  # type: ignore[index, operator, union-attr]
+        assert isinstance(module, (nn.Conv2d, nn.Linear))
+        per_output = module.weight[0].numel()
         count += given[0].numel() * per_output
 
     layers = [m for m in detector.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]

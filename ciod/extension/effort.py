@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ciod.data.loader import batches
+from ciod.detectors.branched import has_branches
 from ciod.training import checkpoint
 from ciod.training.method_checks import MethodChecks
 from ciod.training.progress import clock
@@ -82,7 +83,8 @@ def branch_widths(train: Index, detector: Detector) -> tuple[int, int, int] | No
     side = np.sqrt(np.prod(train.boxes[:, 2:] - train.boxes[:, :2], 1)) / size * detector.input.size
     if np.mean(side < 64) >= 0.1:
         return None
-    width: int = detector.width  # type: ignore[assignment]
+    assert has_branches(detector)
+    width = detector.width
     return 0, 7 * width // 16, 3 * width // 4
 
 

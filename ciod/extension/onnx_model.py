@@ -38,8 +38,7 @@ def open_model(s: Extend) -> Detector:
         CiodError: it cannot be read.
     """
     path = data_folder(s.model) or s.model
-    given = {"input": s.input, "size": s.size, "old_outputs": s.old_outputs, "taps": s.taps}
-    return weights.load(path, classes=s.names, **given)  # type: ignore[arg-type]
+    return weights.load(path, classes=s.names, input=s.input, size=s.size, old_outputs=s.old_outputs, taps=s.taps)
 
 
 def name(detector: Detector) -> str:

@@ -304,11 +304,12 @@ class Extension:
 
     def _fill_in(self, detector: Detector) -> None:
         """Settings that are not given come from the data: thresholds of pseudo-labels and widths of a branch."""
-        method, fields = self.method, type(self.method).model_fields
-        if "class_scores" in fields and not method.class_scores:  # type: ignore[attr-defined]
-            method.class_scores = dict(self.found.thresholds)  # type: ignore[attr-defined]
-        if "inner" in fields and method.inner is None:  # type: ignore[attr-defined]
-            method.inner = effort.branch_widths(self.task.train, detector)  # type: ignore[attr-defined]
+        method: Any = self.method  # of any class with these fields
+        fields = type(self.method).model_fields
+        if "class_scores" in fields and not method.class_scores:
+            method.class_scores = dict(self.found.thresholds)
+        if "inner" in fields and method.inner is None:
+            method.inner = effort.branch_widths(self.task.train, detector)
 
     def _estimate(self, detector: Detector, loader: DataLoader) -> None:
         seconds = effort.measure(detector, self.method, loader, self.world)

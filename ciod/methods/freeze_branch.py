@@ -13,6 +13,7 @@ from ciod.data.index import Index
 from ciod.data.scenarios.scenario import Task
 from ciod.detectors import statistics
 from ciod.detectors.base import Detector
+from ciod.detectors.branched import Branched, has_branches
 from ciod.detectors.yolox import YOLOX
 from ciod.methods.base.method import Method
 
@@ -32,6 +33,12 @@ class FreezeBranch(Method):
 
     _background: list[Index] = PrivateAttr(default_factory=list)
 
+    @property
+    def _branched(self) -> Branched:
+        """The detector, which ``needs`` says has branches."""
+        assert has_branches(self.detector)
+        return self.detector
+
     def learn_background(self, pictures: Index) -> None:
         """Keeps them for the arbiter's statistics."""
         self._background.append(pictures)
@@ -39,25 +46,27 @@ class FreezeBranch(Method):
     def grow(self, detector: Detector, names: Sequence[str], taught: Sequence[str] = ()) -> None:
         """The first task's classes get rows, all later ones a branch."""
         if detector.num_classes and (names or taught):
-            detector.add_branch(names, taught=taught, inner=self.inner)  # type: ignore[attr-defined]
+            assert has_branches(detector)
+            detector.add_branch(names, taught=taught, inner=self.inner)
         else:
             detector.grow(names)
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
-        if len(self.detector.branches):  # type: ignore[arg-type]
+        if len(self._branched.branches):
             self.detector.requires_grad_(False)
-            self.detector.branches[-1].requires_grad_(True)  # type: ignore[index, union-attr]
+            self._branched.branches[-1].requires_grad_(True)
 
     def fresh(self) -> list[nn.Module]:
         """The branch of this task, whose batch normalisation has no statistics yet."""
-        return [self.detector.branches[-1]] if len(self.detector.branches) else []  # type: ignore[arg-type, index, list-item]
+        branches = self._branched.branches
+        return [branches[-1]] if len(branches) else []
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The detector's own losses on the branch's positions. Only the branch is trained, so only it is computed."""
-        if not len(self.detector.branches):  # type: ignore[arg-type]
+        if not len(self._branched.branches):
             return super().loss(batch)
-        outputs = self.detector.newest(self.student(batch.images))  # type: ignore[attr-defined, operator]
+        outputs = self._branched.newest(self.student(batch.images))
         matches = self.detector.match(outputs, batch.targets)
         return self.detector.loss(outputs, batch.targets, matches)
 

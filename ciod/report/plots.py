@@ -92,7 +92,7 @@ def ap_matrix(results: Results, *, metric: str = "AP") -> Figure | None:
     _task_borders(axes, results, names, len(rows))
     bar_axes = figure.add_axes(_right_of(axes, figure))
     bar = figure.colorbar(image, cax=bar_axes, format=lambda v, _: f"{100 * v:.0f}")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.set_ticks([0, top / 2, top] if top * 100 % 2 == 0 else [0, top])
     bar_axes.set_title(f"{metric} %", fontsize=8, color=MUTED)
     return figure

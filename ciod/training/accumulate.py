@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +32,11 @@ class Accumulated(nn.Module):
         if not torch.is_grad_enabled():
             return self.detector(images)
         *first, last = images.chunk(self.parts)
-        outputs = [checkpoint(self.detector, part, use_reentrant=False, context_fn=self._contexts) for part in first]
-        return Outputs.joined([*outputs, self.detector(last)])  # type: ignore[list-item]
+        outputs: list[Outputs] = []
+        for part in first:
+            made: Any = checkpoint(self.detector, part, use_reentrant=False, context_fn=self._contexts)
+            outputs.append(made)
+        return Outputs.joined([*outputs, self.detector(last)])
 
     def _contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
         """Of a part's first and of its second computation."""

@@ -140,7 +140,8 @@ class Fit:
         """What is left of the epoch."""
         epoch, skip = divmod(at.done, at.steps)
         train_mode(self.detector, self.method, self.settings.norm, task=self.task)
-        self.loader.batch_sampler.epoch, self.loader.batch_sampler.skip = epoch, skip  # type: ignore[union-attr]
+        sampler: Any = self.loader.batch_sampler
+        sampler.epoch, sampler.skip = epoch, skip
         self._clock, self._seen = time.monotonic(), 0
         for batch in batches(self.loader):
             row = self._step(batch.to(self.world.device), at.done)

@@ -34,7 +34,7 @@ PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def lay_out(detector: Detector, settings: Train) -> None:
     """Weights channels last: convolutions run up to a third faster, with the same results but for rounding."""
     if settings.channels_last:
-        detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        detector.to(memory_format=torch.channels_last)
     if detector.device.type == "cpu" and torch.get_num_threads() == 1:
         _quick_pointwise(detector)
 

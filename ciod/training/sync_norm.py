@@ -40,7 +40,7 @@ class SyncNorm(nn.BatchNorm2d):
         ranks = dist.get_world_size()
         shift = self.running_mean.clone()
         y = x.float() - shift[:, None, None]
-        mean, square = _Sum.apply(torch.stack([y.mean((0, 2, 3)), y.square().mean((0, 2, 3))])).unbind()  # type: ignore
+        mean, square = _Sum.apply(torch.stack([y.mean((0, 2, 3)), y.square().mean((0, 2, 3))])).unbind()
         mean, square = mean / ranks, square / ranks
         var = (square - mean.square()).clamp(min=0)
         with torch.no_grad():

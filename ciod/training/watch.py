@@ -164,7 +164,7 @@ def keep_batch(loader: DataLoader, row: Row, steps: int, folder: Path, losses: d
     sampler: Any = loader.batch_sampler
     try:
         sampler.epoch, sampler.skip = row.epoch, row.step - row.epoch * steps
-        batch: Any = loader.collate_fn([loader.dataset[i] for i in next(iter(sampler))])  # type: ignore[misc]
+        batch: Any = loader.collate_fn([loader.dataset[i] for i in next(iter(sampler))])
         content = {
             "images": batch.images,
             "boxes": batch.targets.boxes,

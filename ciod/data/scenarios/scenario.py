@@ -180,15 +180,16 @@ def groups_of(protocol: Protocol, names: Sequence[str]) -> list[tuple[str, ...]]
                 problems.append(f"{key}: the data has no class '{name}'; {did_you_mean(name, names)}")
 
     split = protocol.split
-    if protocol.grouped:
-        flat = [nfc(n) for g in split for n in g]  # type: ignore[union-attr]
+    grouped = [g for g in split if isinstance(g, list)] if protocol.grouped else []
+    if grouped:
+        flat = [nfc(n) for g in grouped for n in g]
         known(flat, "split")
         twice = sorted({n for n in flat if flat.count(n) > 1})
         if twice:
             problems.append(f"split: {', '.join(twice)} is in two tasks; a class can be new only once.")
         if problems:
             raise ConfigError(problems)
-        found = [tuple(map(nfc, g)) for g in split]  # type: ignore[arg-type]
+        found = [tuple(map(nfc, g)) for g in grouped]
     else:
         if not isinstance(protocol.order, str):
             known(protocol.order, "order")
@@ -198,7 +199,8 @@ def groups_of(protocol: Protocol, names: Sequence[str]) -> list[tuple[str, ...]]
                 problems.append(f"order: {', '.join(twice)} is named twice; name each class once.")
         try:
             ordered = class_order(protocol.order, names)
-            sizes = [int(s) for s in split] if isinstance(split, list) else parse_split(split, len(ordered))  # type: ignore
+            counts = [] if isinstance(split, str) else [int(n) for n in split if not isinstance(n, list)]
+            sizes = parse_split(split, len(ordered)) if isinstance(split, str) else counts
         except CiodError as e:
             raise ConfigError([*problems, str(e)]) from None
         if sum(sizes) > len(ordered):

@@ -96,7 +96,7 @@ def build(path: Path, content: dict[str, Any], classes: Sequence[str] | None, gi
     detector = MMDet(found, name=name, frozen=True, config=json.dumps(config))
     fill(detector, state, str(path))
     detector.lineage = [{"from": path.name, "classes": list(found)}]
-    return detector.eval()  # type: ignore[return-value]
+    return detector.eval()
 
 
 def start_from(detector: MMDet, state: dict[str, Tensor], source: Path, *, trunk_only: bool = False) -> Taken:

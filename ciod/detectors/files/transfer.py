@@ -115,9 +115,10 @@ def take_class_rows(detector: Detector, donor: Detector) -> tuple[str, ...]:
             found.setdefault(name, []).append((row, other if fits else None))
     taken = []
     for name, pairs in found.items():
-        if all(other is not None for _, other in pairs):  # a class is taken on all levels or on none
-            for row, other in pairs:
-                row.copy_(other)  # type: ignore[arg-type]
+        fitting = [(row, other) for row, other in pairs if other is not None]
+        if len(fitting) == len(pairs):  # a class is taken on all levels or on none
+            for row, other in fitting:
+                row.copy_(other)
             taken.append(name)
     return tuple(taken)
 

@@ -20,6 +20,7 @@ from ciod.core.files import is_file, is_folder
 from ciod.core.limits import LARGEST
 from ciod.data import names as known
 from ciod.detectors.base import Detector
+from ciod.detectors.branched import has_branches
 from ciod.detectors.files import foreign, model_file
 from ciod.detectors.files.checkpoint import named, names_in_metadata, read_checkpoint, tensors_of
 from ciod.detectors.files.model_file import read_metadata, save_model
@@ -219,7 +220,8 @@ def regrow(detector: Detector, names: Sequence[str], growth: Sequence[dict[str, 
         arriving = names[first : first + size]
         first += size
         if "branch" in step:
-            detector.add_branch(arriving, taught=step["taught"], inner=step["inner"])  # type: ignore[attr-defined, operator]
+            assert has_branches(detector)
+            detector.add_branch(arriving, taught=step["taught"], inner=step["inner"])
         else:
             detector.grow(arriving)
 

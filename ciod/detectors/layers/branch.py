@@ -7,7 +7,6 @@ there changes, and decoding merges both as it merges any positions.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 
 from ciod.core.types import Matches, Outputs, Targets
 from ciod.detectors.layers.blocks import conv
-from ciod.detectors.layers.class_layers import PRIOR, ClassConv
+from ciod.detectors.layers.class_layers import ClassConv, start_rare
+from ciod.detectors.layers.modules import Layers, bias_of
 
 OFF = -30.0  # logit of a class that a position cannot have: probability 1e-13, far below every threshold
 
@@ -61,9 +61,9 @@ class BranchLevel(nn.Module):
         with torch.no_grad():
             self.reg.weight.zero_()
             self.reg.weight[:, :width] = box.weight
-            self.reg.bias.copy_(box.bias)  # type: ignore[union-attr, arg-type]
+            bias_of(self.reg).copy_(bias_of(box))
         nn.init.normal_(self.obj.weight, std=0.01)
-        nn.init.constant_(self.obj.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
+        start_rare(self.obj)
 
     def forward(
         self, tap: Tensor, neck: Tensor, above: Tensor | None, cls: Tensor, reg: Tensor
@@ -89,6 +89,8 @@ def default_widths(width: int) -> tuple[int, int, int]:
 class Branch(nn.Module):
     """The head of the classes ``columns``, the last ``new`` of which only it has; one ``BranchLevel`` per level."""
 
+    levels: Layers[BranchLevel]
+
     def __init__(
         self,
         taps: Sequence[int],
@@ -101,7 +103,8 @@ class Branch(nn.Module):
         super().__init__()
         self.columns = list(columns)
         rows = [1] * (len(self.columns) - new) + [new] * (new > 0)  # per taught class: they may not be adjacent
-        self.levels, above = nn.ModuleList(), 0
+        self.levels = Layers()
+        above = 0
         for t, n, b in zip(taps, inner, boxes, strict=True):
             level = BranchLevel(t, width, above, n, rows, b, refine=len(self.levels) == len(boxes) - 1)
             self.levels.append(level)
@@ -112,7 +115,7 @@ class Branch(nn.Module):
         rows = [i for i, c in enumerate(self.columns) if c in place]
         self.columns = [place[self.columns[i]] for i in rows]
         for level in self.levels:
-            level.cls.select(rows)  # type: ignore[union-attr, operator]
+            level.cls.select(rows)
         return bool(rows)
 
     def forward(

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ciod.detectors.layers.modules import Layers, bias_of
+
 PRIOR = 0.01  # initial probability of a new class at every position
 
 
@@ -17,8 +19,13 @@ class ClassRows:
     """A tensor with one row per class: rows ``first .. first + len(tensor)`` in the order of arrival."""
 
     name: str
-    tensor: nn.Parameter
+    tensor: Tensor
     first: int
+
+
+def start_rare(layer: nn.Conv2d | AnchorConv) -> None:
+    """Sets the bias so that every output starts at p = 0.01."""
+    nn.init.constant_(bias_of(layer), -math.log((1 - PRIOR) / PRIOR))
 
 
 class ClassConv(nn.Module):
@@ -29,48 +36,51 @@ class ClassConv(nn.Module):
     another kernel, whose sums round differently.)
     """
 
+    blocks: Layers[nn.Conv2d | AnchorConv]
+
     def __init__(self, channels: int, classes: int, kernel: int = 1):
         super().__init__()
         self.channels, self.kernel = channels, kernel
-        self.blocks = nn.ModuleList()
+        self.blocks = Layers()
         if classes:
             self.grow(classes)
 
     def grow(self, classes: int) -> None:
         """Appends ``classes`` rows: weights N(0, 0.01), bias so that every new class starts at p = 0.01."""
         block = self.block(classes)
-        nn.init.normal_(block.weight, std=0.01)  # type: ignore[arg-type]
-        nn.init.constant_(block.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
+        nn.init.normal_(block.weight, std=0.01)
+        start_rare(block)
         if len(self.blocks):
             block.to(next(self.blocks[0].parameters()))
         self.blocks.append(block)
 
-    def block(self, classes: int) -> nn.Module:
+    def block(self, classes: int) -> nn.Conv2d | AnchorConv:
         """The convolution of ``classes`` new classes."""
         return nn.Conv2d(self.channels, classes, self.kernel, padding=self.kernel // 2)
 
     def select(self, rows: Sequence[int]) -> None:
         """Keeps these rows (ascending) and their arithmetic per block; empty blocks are removed."""
-        first, blocks = 0, []
+        first = 0
+        blocks: list[nn.Conv2d | AnchorConv] = []
         for block in self.blocks:
-            size: int = block.out_channels  # type: ignore[assignment]
+            size = block.out_channels
             own = [r - first for r in rows if first <= r < first + size]
             first += size
             if len(own) < size:
                 narrow = self.block(max(1, len(own)))
-                narrow.to(block.weight)  # type: ignore[arg-type]
+                narrow.to(block.weight)
                 with torch.no_grad():
-                    narrow.weight.copy_(block.weight[own or [0]])  # type: ignore[index, operator, union-attr]
-                    narrow.bias.copy_(block.bias[own or [0]])  # type: ignore[index, operator, union-attr]
+                    narrow.weight.copy_(block.weight[own or [0]])
+                    bias_of(narrow).copy_(bias_of(block)[own or [0]])
                 block = narrow
             if own:
                 blocks.append(block)
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = Layers(blocks)
 
     @property
     def sizes(self) -> list[int]:
         """Number of classes of each block, in order of arrival."""
-        return [block.out_channels for block in self.blocks]  # type: ignore[misc]
+        return [block.out_channels for block in self.blocks]
 
     def forward(self, x: Tensor) -> Tensor:
         if not len(self.blocks):
@@ -81,9 +91,9 @@ class ClassConv(nn.Module):
     def rows(self, name: str) -> Iterator[ClassRows]:
         first = 0
         for i, block in enumerate(self.blocks):
-            yield ClassRows(f"{name}.blocks.{i}.weight", block.weight, first)  # type: ignore[arg-type]
-            yield ClassRows(f"{name}.blocks.{i}.bias", block.bias, first)  # type: ignore[arg-type]
-            first += block.out_channels  # type: ignore[operator]
+            yield ClassRows(f"{name}.blocks.{i}.weight", block.weight, first)
+            yield ClassRows(f"{name}.blocks.{i}.bias", bias_of(block), first)
+            first += block.out_channels
 
 
 class AnchorConv(nn.Module):
@@ -108,7 +118,7 @@ class AnchorClassConv(ClassConv):
         self.anchors = anchors
         super().__init__(channels, classes, kernel)
 
-    def block(self, classes: int) -> nn.Module:
+    def block(self, classes: int) -> AnchorConv:
         return AnchorConv(self.channels, classes, self.anchors, self.kernel)
 
     def forward(self, x: Tensor) -> Tensor:

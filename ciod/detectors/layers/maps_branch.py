@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ciod.detectors.layers.blocks import conv
-from ciod.detectors.layers.class_layers import PRIOR, ClassConv
+from ciod.detectors.layers.class_layers import ClassConv, start_rare
+from ciod.detectors.layers.modules import Layers, bias_of
 
 NARROWEST, WIDEST = 48, 96  # channels that widths of the branch are derived from
 USUAL_CELLS = 4.0  # side of a box in cells, before anything is learnt
@@ -70,10 +71,12 @@ class MapsLevel(nn.Module):
         refine: a second, residual block, for the level that costs least.
     """
 
+    standards: Layers[Standard]
+
     def __init__(self, maps: Channels, above: int, inner: int, blocks: Sequence[int], *, refine: bool):
         super().__init__()
         self.maps, self.inner = maps, inner
-        self.standards = nn.ModuleList(Standard(c) for c in maps.taken)
+        self.standards = Layers(Standard(c) for c in maps.taken)
         self.given = inner or maps.early
         """Channels that are handed down."""
         if inner:
@@ -98,10 +101,10 @@ class MapsLevel(nn.Module):
         self.obj = nn.Conv2d(width + inner, 1, 1)
         for layer in (self.reg, self.obj):
             nn.init.normal_(layer.weight, std=0.01)
-        nn.init.constant_(self.obj.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
+        start_rare(self.obj)
         with torch.no_grad():
             side = math.log(USUAL_CELLS)
-            self.reg.bias.copy_(torch.tensor([0.5, 0.5, side, side]))  # type: ignore[union-attr]
+            bias_of(self.reg).copy_(torch.tensor([0.5, 0.5, side, side]))
 
     def forward(self, maps: Sequence[Tensor], above: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Class, box and objectness maps, and the map that is handed down.
@@ -125,7 +128,7 @@ class MapsLevel(nn.Module):
             parts.append(handed)
         elif early is not None:
             # Without the shift: the next layer's border is filled with 0, and its normalisation takes the mean out.
-            handed = maps[0] * self.standards[0].scale[:, None, None]  # type: ignore[index, operator]
+            handed = maps[0] * self.standards[0].scale[:, None, None]
         x = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
         return self.cls(x), self.reg(x), self.obj(x), handed
 
@@ -143,12 +146,15 @@ class MapsBranch(nn.Module):
         inner: channels of the bottleneck of each level.
     """
 
+    levels: Layers[MapsLevel]
+
     def __init__(self, levels: Sequence[Channels], columns: Sequence[int], new: int, inner: Sequence[int]):
         super().__init__()
         self.columns = list(columns)
         self.strides = tuple(v.stride for v in levels)
         rows = [1] * (len(self.columns) - new) + [new] * (new > 0)
-        self.levels, above, before = nn.ModuleList(), 0, 0
+        self.levels = Layers()
+        above, before = 0, 0
         for maps, n in zip(levels, inner, strict=True):
             above *= 2 * before == maps.stride
             level = MapsLevel(maps, above, n, rows, refine=len(self.levels) == len(levels) - 1)

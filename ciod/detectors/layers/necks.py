@@ -62,7 +62,7 @@ class FPN(FeaturePyramidNetwork):
     def __init__(self, channels: Sequence[int], width: int, *, relu: bool):
         super().__init__(list(channels), width, extra_blocks=(LastLevelP6P7 if relu else PlainP6P7)(width, width))
 
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:  # type: ignore[override]
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         return list(super().forward(OrderedDict(zip("345", maps, strict=True))).values())
 
 

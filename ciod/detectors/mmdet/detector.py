@@ -234,9 +234,15 @@ class MMDet(Detector):
         """As in MMDetection: except for YOLOX, a position has several labels, whatever ``multi_label`` is, and the
         config's ``nms_pre`` best of each level enter NMS. Boxes are first clipped to the batch image (except TOOD's).
         PAA's boxes are averaged with those they suppress."""
-        given = {"score_threshold": score_threshold, "nms_iou": nms_iou, "classes": classes, "multi_label": multi_label}
         if not self.recipe.several:
-            return super().decode(outputs, max_detections=max_detections, **given)  # type: ignore[arg-type]
+            return super().decode(
+                outputs,
+                score_threshold=score_threshold,
+                nms_iou=nms_iou,
+                max_detections=max_detections,
+                classes=classes,
+                multi_label=multi_label,
+            )
         floor = self.score_threshold if score_threshold is None else score_threshold
         limit = self.nms_iou if nms_iou is None else nms_iou
         probability, scores = outputs.logits.sigmoid(), outputs.scores()

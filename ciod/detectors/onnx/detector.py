@@ -17,7 +17,8 @@ from ciod.detectors.assigners.sim_ota import sim_ota
 from ciod.detectors.base import Detector
 from ciod.detectors.layers import branch as br
 from ciod.detectors.layers.class_layers import ClassConv, ClassRows
-from ciod.detectors.layers.maps_branch import Channels, MapsBranch, Standard, width_of
+from ciod.detectors.layers.maps_branch import Channels, MapsBranch, width_of
+from ciod.detectors.layers.modules import Layers
 from ciod.detectors.onnx import graph, recognise, written
 from ciod.detectors.onnx.layout import Arrays
 from ciod.detectors.onnx.pictures import NO_CLASS
@@ -65,6 +66,7 @@ class OnnxDetector(Detector):
 
     traits = frozenset({"dense", "objectness", "branches"})
     box_weight = YOLOX.box_weight
+    branches: Layers[MapsBranch]
     channel_of: Tensor  # [parts, C]: see branch.table_of
 
     def __init__(self, opened: Opened, found: Recognised):
@@ -91,7 +93,7 @@ class OnnxDetector(Detector):
             for v in found.levels
         )
         self.order = [[[t.name for t in taps].index(t.name) for t in v.taps] for v in found.levels]
-        self.branches = nn.ModuleList()
+        self.branches = Layers()
         self.statistics: list[tuple[Tensor, Tensor]] | None = None  # mean and deviation of each map, once measured
         self._index_parts()
         self.eval()
@@ -126,7 +128,7 @@ class OnnxDetector(Detector):
 
     def of_branch(self, i: int, maps: Sequence[Tensor]) -> Outputs:
         """Outputs of a branch in training, of the maps that are read."""
-        branch: MapsBranch = self.branches[i]  # type: ignore[assignment]
+        branch = self.branches[i]
         made = assemble(*branch([[maps[t] for t in level] for level in self.order]), strides=branch.strides)
         return br.scatter_classes(made, self.channel_of[len(self.parts) - len(self.branches) + i])
 
@@ -244,8 +246,7 @@ class OnnxDetector(Detector):
             self.observe(noise)
         assert self.statistics is not None
         for level, order in zip(added.levels, self.order, strict=True):
-            for standard, t in zip(level.standards, order, strict=True):  # type: ignore[union-attr, arg-type]
-                assert isinstance(standard, Standard)
+            for standard, t in zip(level.standards, order, strict=True):
                 standard.measured(*self.statistics[t])
         self.branches.append(added.to(self.device).train(self.training))
         self.class_names = (*self.class_names, *names)
@@ -262,9 +263,9 @@ class OnnxDetector(Detector):
 
     def class_layers(self) -> Iterator[ClassRows]:
         for b, branch in enumerate(self.branches):
-            for i, level in enumerate(branch.levels):  # type: ignore[arg-type]
-                for rows in level.cls.rows(f"branches.{b}.levels.{i}.cls"):  # type: ignore[union-attr, operator]
-                    yield ClassRows(rows.name, rows.tensor, branch.columns[rows.first])  # type: ignore[index]
+            for i, level in enumerate(branch.levels):
+                for rows in level.cls.rows(f"branches.{b}.levels.{i}.cls"):
+                    yield ClassRows(rows.name, rows.tensor, branch.columns[rows.first])
 
     def _select(self, kept: list[int]) -> None:
         """Dropped classes are hidden: the graph is never cut."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -90,9 +91,7 @@ class Flow:
         self._depth: dict[str, int] = {}
         for tensor in self.order:
             parents = self.parents[tensor]
-            found = parents[0] if parents else None
-            for parent in parents[1:]:
-                found = self._meet(found, parent)  # type: ignore[arg-type]
+            found = reduce(self._meet, parents) if parents else None
             self.above[tensor] = found
             self._depth[tensor] = 0 if found is None else self._depth[found] + 1
         return self.above
@@ -101,7 +100,9 @@ class Flow:
         while a != b:
             if self._depth[a] < self._depth[b]:
                 a, b = b, a
-            a = self.above[a]  # type: ignore[assignment]
+            above = self.above[a]
+            assert above is not None  # the pictures are above everything
+            a = above
         return a
 
 

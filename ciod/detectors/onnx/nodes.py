@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from ciod.detectors.dense import grid
@@ -140,15 +141,15 @@ def _predictions(nodes: Nodes, level: MapsLevel, maps: Sequence[str], inner: str
     first = 0
     if level.tower is None:
         towers = len(level.maps.towers)
-        for x, standard in zip(maps[-towers:], level.standards[-towers:], strict=True):  # type: ignore[arg-type]
-            width = len(standard.scale)  # type: ignore[arg-type]
-            ready, more = _standardised(weight[:, first : first + width], standard)  # type: ignore[arg-type]
+        for x, standard in zip(maps[-towers:], level.standards[-towers:], strict=True):
+            width = len(standard.scale)
+            ready, more = _standardised(weight[:, first : first + width], standard)
             parts.append((x, ready))
             total, first = total + more, first + width
     else:
         read = int(bool(level.maps.early and level.maps.late))  # the neck's map, where there is one
         width = weight.shape[1] - level.inner
-        tower = layer(nodes, maps[read], level.tower, level.standards[read])  # type: ignore[arg-type]
+        tower = layer(nodes, maps[read], level.tower, level.standards[read])
         parts.append((tower, weight[:, :width]))
         first = width
     if inner is not None:
@@ -164,7 +165,7 @@ def _level(
     nodes: Nodes, level: MapsLevel, maps: Sequence[str], above: tuple[str, Standard | None] | None
 ) -> tuple[str, tuple[str, Standard | None] | None]:
     """Predictions, and what is handed down: a map, and how it must be scaled."""
-    standards: Sequence[Any] = level.standards  # type: ignore[assignment]
+    standards = level.standards
     early = (maps[0], standards[0]) if level.maps.early else None
     if not level.inner:
         return _predictions(nodes, level, maps, None), early
@@ -190,9 +191,10 @@ def branch(nodes: Nodes, module: MapsBranch, maps: Sequence[Sequence[str]], size
         maps: names of [n, C, h, w] float32 per level, in the order of ``Channels.taken``.
         size: side of the input in pixels; None: any, and cells are counted in the graph.
     """
-    flat, above = [], None
+    flat: list[tuple[str, str]] = []
+    above: tuple[str, Standard | None] | None = None
     for level, own in zip(module.levels, maps, strict=True):
-        x, above = _level(nodes, level, own, above)  # type: ignore[arg-type]
+        x, above = _level(nodes, level, own, above)
         flat.append((nodes.add("Reshape", x, nodes.const([0, 5 + len(module.columns), -1], np.int64)), x))
     rows = nodes.add("Concat", *(x for x, _ in flat), axis=2) if len(flat) > 1 else flat[0][0]
     rows = nodes.add("Transpose", rows, perm=[0, 2, 1])
@@ -217,17 +219,8 @@ def branch(nodes: Nodes, module: MapsBranch, maps: Sequence[Sequence[str]], size
 def _cells(nodes: Nodes, size: int, strides: Sequence[int]) -> tuple[str, str]:
     """Corners [1, P, 2] and strides [1, P, 1] of all cells, as constants."""
     sides = [-(-size // s) for s in strides]
-    corner, step, _ = grid([_Shape(side) for side in sides], strides)  # type: ignore[list-item]
+    corner, step, _ = grid([torch.empty(1).expand(1, 1, side, side) for side in sides], strides)  # shapes alone
     return nodes.const(corner[None].numpy()), nodes.const(step[None, :, None].numpy())
-
-
-class _Shape:
-    """What ``grid`` wants of a map."""
-
-    device = None
-
-    def __init__(self, side: int):
-        self.shape = (1, 1, side, side)
 
 
 def _counted(nodes: Nodes, maps: Sequence[str], strides: Sequence[int]) -> tuple[str, str]:
