@@ -126,6 +126,7 @@ MISTAKES = [
     ("list shapes-6+4 splitt=3+7", "splitt: there is no such setting; did you mean 'split'"),
     ("demo seed=[", "seed: '[' cannot be read; quote it or check its brackets."),
     ("compare shapes-6+4 methods=finetune seeds=[", "seeds: '[' cannot be read; quote it or check its brackets."),
+    ("list shapes-6+4 =3", "'=3' is not a setting; write key=value, for example epochs=30."),
     ("list shapes-6+4 epochs=[", "epochs: '[' cannot be read; quote it or check its brackets."),
     ("list shapes-6+4 split=[", "split: '[' is not a split; write 40+40"),
     ("data voc there", "data takes one name, coco or voc; 'there' is not needed. Write out=DIR for the folder."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import resource
 import subprocess
 import sys
@@ -75,6 +76,17 @@ def test_a_full_device_on_standard_output():
         "ciod: What this command prints cannot be written (No space left on device); let standard output go to a place "
         "with room.\n"
     )
+
+
+def test_a_device_that_is_full_when_a_command_ends(monkeypatch):
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(streams, "_discard", lambda: None)
+    monkeypatch.setattr("sys.stdout", Full())
+    with pytest.raises(streams.OutputError, match="No space left on device"), streams.streams():
+        pass
 
 
 def test_what_is_printed_in_the_middle_of_a_command(monkeypatch):

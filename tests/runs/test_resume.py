@@ -462,5 +462,5 @@ def test_data_that_differ_in_what_no_list_shows(tmp_path):
     assert fingerprints.data_differences(tmp_path, before, after, same) == ["test data: other images or boxes"]
     added = {**before, "pool": {**before["test"], "images": 7}}
     assert fingerprints.data_differences(tmp_path, before, added, {**same, "pool": []}) == [
-        "pool data: 7 images, were none"
+        "pool data: 7 images, previously none"
     ]
