@@ -1,4 +1,4 @@
-"""Modules of PyTorch with the types that its own annotations leave open."""
+"""Modules of PyTorch with the types that its own annotations lack."""
 
 from __future__ import annotations
 
