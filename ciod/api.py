@@ -10,6 +10,8 @@ from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.reading import read_object
 
 if TYPE_CHECKING:
+    from ciod.config.settings import Evaluation
+    from ciod.data.index import Index
     from ciod.detectors.base import Detector
     from ciod.evaluation.detect import Scored
 
@@ -119,40 +121,19 @@ def evaluate(
         ConfigError: impossible settings of the evaluation.
         CiodError: no file, no data, a class that the data does not have, or no class in common.
     """
-    from ciod.config.load import Evaluation, data_folder, problems_of
+    from ciod.config.load import data_folder
     from ciod.core.distributed import World, pick_device
     from ciod.data import formats
     from ciod.detectors.files.weights import open_detector
-    from ciod.detectors.inference import mask_of
     from ciod.evaluation.detect import Scored
     from ciod.evaluation.detect import evaluate as run
-    from ciod.evaluation.voc import NAMES
 
-    decoding = {
-        "score_threshold": score_threshold,
-        "nms_iou": nms_iou,
-        "max_detections": max_detections,
-        "multi_label": multi_label,
-    }
-    problems = problems_of(Evaluation, decoding)
-    if metric != "coco" and metric not in NAMES:
-        problems.append(f"metric: there is no '{metric}'; {did_you_mean(metric, ['coco', *NAMES])}")
-    if problems:
-        raise ConfigError(problems)
+    settings = _evaluation(metric, score_threshold, nms_iou, max_detections, multi_label)
     detector = open_detector(model, size, names, input, arbiter)
     index = formats.read(data_folder(str(data)) or "", split)
-    both = tuple(n for n in index.class_names if n in detector.class_names)
-    if not both:
-        raise CiodError(
-            f"The model knows none of the classes of {data} ({', '.join(index.class_names[:8])}); it knows "
-            f"{', '.join(detector.class_names[:8])}{', …' if detector.num_classes > 8 else ''}. Names must be equal."
-        )
-    if classes is not None:
-        mask = mask_of(both, classes)
-        both = both if mask is None else tuple(n for i, n in enumerate(both) if bool(mask[i]))
+    both = _in_common(detector, index, data, classes)
     world = World(device=pick_device(device))
     detector.to(world.device)
-    settings = Evaluation.model_validate(decoding)
     table, _, broken = run(detector, index, settings, classes=both, world=world, metric=metric)
     return Scored(
         table,
@@ -163,3 +144,40 @@ def evaluate(
         broken,
         [f"{index.source}: {line}" for line in index.problems.lines()],
     )
+
+
+def _evaluation(
+    metric: str, score_threshold: float, nms_iou: float, max_detections: int, multi_label: bool | None
+) -> Evaluation:
+    """Settings of an evaluation. Raises ConfigError with all that is wrong."""
+    from ciod.config.load import Evaluation, problems_of
+    from ciod.evaluation.voc import NAMES
+
+    given = {
+        "score_threshold": score_threshold,
+        "nms_iou": nms_iou,
+        "max_detections": max_detections,
+        "multi_label": multi_label,
+    }
+    problems = problems_of(Evaluation, given)
+    if metric != "coco" and metric not in NAMES:
+        problems.append(f"metric: there is no '{metric}'; {did_you_mean(metric, ['coco', *NAMES])}")
+    if problems:
+        raise ConfigError(problems)
+    return Evaluation.model_validate(given)
+
+
+def _in_common(detector: Detector, index: Index, data: str | Path, classes: Sequence[str] | None) -> tuple[str, ...]:
+    """Of ``classes`` (None: all) those that model and data both have. Raises CiodError without any."""
+    from ciod.detectors.inference import mask_of
+
+    both = tuple(n for n in index.class_names if n in detector.class_names)
+    if not both:
+        raise CiodError(
+            f"The model knows none of the classes of {data} ({', '.join(index.class_names[:8])}); it knows "
+            f"{', '.join(detector.class_names[:8])}{', …' if detector.num_classes > 8 else ''}. Names must be equal."
+        )
+    if classes is None:
+        return both
+    mask = mask_of(both, classes)
+    return both if mask is None else tuple(n for i, n in enumerate(both) if bool(mask[i]))

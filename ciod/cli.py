@@ -1,8 +1,7 @@
 """ciod train data=FOLDER split=3+3 method=ilyolox out=DIR
 
 The command line: demo · train · compare · extend · check · eval · predict · export · report · data · list. Settings are
-``key=value``.
-Heavy imports happen inside the commands, so that ``ciod --help`` answers at once.
+``key=value``. Heavy imports happen inside the commands, so that ``ciod --help`` answers at once.
 """
 
 from __future__ import annotations
@@ -240,6 +239,7 @@ def predict(
     frame (needs `pip install 'ciod[video]'`). See docs/predict.md. Settings:
 
     - `out=predictions` `score=0.3` `classes=cat,dog` (only these) `draw=false` (JSON alone)
+    - `overwrite=true` replaces an earlier prediction in `out`
     - `coco=FILE` also writes COCO results; `data=FOLDER split=val` takes image and category ids from a data set, and
       its pictures where no file is named
     - `batch=8` `size=` `nms_iou=0.65` `max_detections=100` `device=auto` `names='[a, b]'` `input=` (of a file
@@ -288,7 +288,8 @@ def export(
 
     The file is compared with the model before it gets its name. Needs `pip install 'ciod[onnx]'`.
     Settings: `onnx=` `nms=true` (non-maximum suppression in the graph) `size=` `dynamic_size=true` `opset=17`
-    `score_threshold=` `nms_iou=` `max_detections=100` `images=FOLDER` (to compare on) `names='[a, b]'` `arbiter=off`.
+    `score_threshold=` `nms_iou=` `max_detections=100` `images=FOLDER` (to compare on) `tolerance=0.001`
+    (largest difference) `names='[a, b]'` `arbiter=off`.
 
     `ciod export MODEL mmdet=FOLDER` writes a config and a checkpoint for MMDetection instead (YOLOX, GFL, and what came
     from there), with `size=` and `names=`; see docs/mmdetection.md.
@@ -347,10 +348,7 @@ def demo(words: Words = None) -> None:
 
 
 @app.command(cls=Heavy)
-def data(
-    name: Annotated[str, typer.Argument(help="coco (2017) or voc (2007).")],
-    words: Words = None,
-) -> None:
+def data(name: Annotated[str, typer.Argument(help="coco (2017) or voc (2007).")], words: Words = None) -> None:
     """Say where the files of a public data set go, and fetch them: `ciod data voc out=DIR`.
 
     Downloads resume where they stopped; checksums and archives are checked before anything is unpacked. Archives you
@@ -368,15 +366,7 @@ def data(
 
 
 @app.command("list", cls=Heavy)
-def list_(
-    what: Annotated[
-        str,
-        typer.Argument(
-            help="detectors, methods, scenarios, recipes, settings, data PATH, a scenario or its file, a model."
-        ),
-    ] = "",
-    words: Words = None,
-) -> None:
+def list_(what: Annotated[str, typer.Argument(help="What to show; see above.")] = "", words: Words = None) -> None:
     """List what ciod has.
 
     `detectors`, `methods`, `scenarios`, `recipes`, `settings`, `data PATH`, a scenario or its file,

@@ -342,7 +342,7 @@ def test_predict_writes_pictures_and_json(run, model, pets, tmp_path):
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert names == ["000001.jpg", "000001_.jpg", "000002.jpg", "000003.jpg", "000004.jpg", "predictions.json"]
     found = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    assert len(found) == 5 and all(set(entry) == {"image", "detections"} for entry in found)
+    assert len(found) == 5 and all(set(entry) == {"image", "detections", "drawn"} for entry in found)
     detection = found[0]["detections"][0]
     assert set(detection) == {"class", "score", "box"} and detection["class"] in ("cat", "dog", "owl")
     x0, y0, x1, y1 = detection["box"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
@@ -18,6 +18,8 @@ from ciod.report.page import read_results, write_report
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from ciod.core.results_schema import ResultsFile
 
 FORMAT = 1
 PAGE = "compare.html"
@@ -152,7 +154,7 @@ def _give_bounds(plan: Plan, failed: Mapping[str, str]) -> None:
     for cell in plan.cells:
         if cell.kind != "run" or cell.name in failed:
             continue
-        results = Results(read_results(cell.folder))
+        results = Results(cast("ResultsFile", read_results(cell.folder)))
         before = str(results.content)
         results.finish([b.folder for b in plan.bounds(cell.seed) if b.name not in failed])
         if str(results.content) != before:

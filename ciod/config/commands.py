@@ -58,6 +58,8 @@ class Predict(Section):
     """Only these."""
     draw: bool = True
     """False: JSON alone."""
+    overwrite: bool = False
+    """True: replaces an earlier prediction in ``out``, and other files of the same names."""
     coco: str | None = None
     """File for COCO results."""
     data: str | None = None
@@ -98,6 +100,8 @@ class Export(Section):
     max_detections: Positive | None = None
     images: str | None = None
     """Folder of pictures to compare graph and model on."""
+    tolerance: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Largest difference between them: of a score, and of a box as a share of its side; None: 0.001."""
     names: Names | None = None
     """Class names of a checkpoint without, a file of them, or ``coco``."""
     arbiter: bool = True

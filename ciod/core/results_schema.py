@@ -1,4 +1,7 @@
-"""What a run saves: the state it is resumed from. Written and read in ``training`` and ``runs``."""
+"""What a run writes: results.json, and the state it is resumed from. The field names are those of the files.
+
+``report/results_file.py`` reads results.json of any version and age, and has the same fields; a test compares the two.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,93 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+Group = dict[str, "float | None"]  # metric → AP as a fraction; None: not known
+
+
+class ScenarioEntry(TypedDict, total=False):
+    """``scenario``: what was asked of the run."""
+
+    name: str
+    classes: list[str]
+    split: list[int]
+    order: str | list[str]
+    images: str
+    boxes: str
+    eval_images: str
+    joint: bool
+    reverse: bool
+    difficult: str
+    image_seed: int | None
+    metric: str
+    max_detections: int
+    data: str
+    protocol: list[str]
+
+
+class DetectorEntry(TypedDict):
+    name: str
+    head: str
+
+
+class MethodEntry(TypedDict):
+    name: str
+    settings: dict[str, Any]
+    distillation_terms: list[str]  # names of the losses that distil
+
+
+class _Task(TypedDict):
+    index: int
+    new_classes: list[str]
+    old_classes: list[str]
+    future_boxes: int
+    test_images: int
+    old: Group | None
+    new: Group | None
+    all: Group | None
+
+
+class TaskEntry(_Task, total=False):
+    """One of ``tasks``. Of a task that was not trained here, which the first of an extension is, less is known."""
+
+    train_images: int
+    train_boxes: int
+    hidden_boxes: int
+    memory_images: int
+    pool_images: int
+    peak_memory_mb: float
+    steps: int
+    epochs: int
+    seconds: float
+    warnings: list[str]
+
+
+class _Results(TypedDict):
+    format: int
+    scenario: ScenarioEntry
+    detector: DetectorEntry
+    method: MethodEntry
+    seed: int
+    tasks: list[TaskEntry]
+    ap: dict[str, list[Group]]  # metric → per task, class → AP
+    continual: dict[str, dict[str, Any]]  # metric → measure → value
+    warnings: list[str]
+
+
+class ResultsFile(_Results, total=False):
+    """``results.json``."""
+
+    upper_bounds: list[Group | None] | None  # per task, COCO's six APs of joint training
+    extension: dict[str, Any]  # of ``ciod extend`` alone
+
+
+class Identity(TypedDict, total=False):
+    """Fingerprints of what a run is made of."""
+
+    data: dict[str, Any]  # per split
+    model: dict[str, str]  # of the model file that is extended
+    code: dict[str, Any]
 
 
 class WatchState(TypedDict):
@@ -49,14 +139,39 @@ class TaskState(TypedDict):
     seconds: float  # of training so far
 
 
-class ExtensionState(TaskState):
-    """What ``ciod extend`` is resumed from. Once it is finished, ``fit`` and ``random`` are absent."""
-
+class _State(TypedDict):
     format: int
-    command: str
-    identity: dict[str, Any]  # fingerprints of data, model and code
-    task: int  # how many of the two tasks are finished
-    settings: dict[str, Any]
+    command: str  # of ciod
+    identity: Identity
+    task: int  # how many are finished
+    seconds: float  # of training in the next one
+    settings: dict[str, Any]  # those that change results, flat
     warnings: list[str]
+
+
+class _RunState(_State):
+    results: ResultsFile
+
+
+class RunState(_RunState, total=False):
+    """What ``ciod train`` is resumed from: inside a task with ``fit`` and ``random``, after one with ``method``."""
+
+    memory: dict[str, Any]
+    method: dict[str, Any]
+    fit: FitState
+    random: list[dict[str, Any]]
+
+
+class _ExtensionState(_State):
     plan: dict[str, Any]
-    not_kept: str | None  # why there is no model; only once it is finished
+
+
+class ExtensionState(_ExtensionState, total=False):
+    """What ``ciod extend`` is resumed from: in training with ``fit`` and ``random``, finished with ``not_kept``.
+
+    Its first task is the model as it was.
+    """
+
+    fit: FitState
+    random: list[dict[str, Any]]
+    not_kept: str | None  # why there is no model

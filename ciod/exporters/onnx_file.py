@@ -25,6 +25,7 @@ from ciod.core.errors import CiodError, ConfigError
 from ciod.core.files import atomic_write, explained
 from ciod.core.types import Outputs
 from ciod.core.version import __version__
+from ciod.exporters.agreement import TOLERANCE, Distance, distance
 
 if TYPE_CHECKING:
     from ciod.detectors.base import Detector
@@ -42,7 +43,7 @@ class Exported:
     opset: int
     nms: bool
     score_difference: float | None  # largest, over every class at every position; None: onnxruntime is absent
-    box_difference: float | None  # largest, in pixels of the batch image
+    box_difference: float | None  # largest where a score matters, in pixels of the batch image
     detections: int | None  # with nms: number of compared detections
 
     @property
@@ -141,6 +142,7 @@ def export(
     nms_iou: float | None = None,
     max_detections: int = 100,
     images: str | Path | None = None,
+    tolerance: float = TOLERANCE,
     names: Sequence[str] | None = None,
     arbiter: bool = True,
 ) -> Exported:
@@ -160,24 +162,23 @@ def export(
         nms_iou: for ``nms``, the IoU from which two boxes of one class count as the same; None: the detector's own.
         max_detections: for ``nms``, per image.
         images: an image or folder for the comparison (default: random noise).
+        tolerance: largest difference from the model: of a score, and of a box with a score that matters as a share of
+            its longer side.
         names: class names for a checkpoint without them.
         arbiter: False: scores of branches stay as the branches give them.
 
     Raises:
         ConfigError: every problem of the arguments.
-        CiodError: no model, onnx is not installed, or the outputs differ by more than 1e-3 (no file is written).
+        CiodError: no model, onnx is not installed, or the outputs differ by more than ``tolerance`` (no file is
+            written).
     """
     from ciod.detectors.files.weights import open_detector
 
-    path = Path(onnx)
-    if path.suffix.lower() != ".onnx":
-        raise CiodError(f"onnx: {path} must end in .onnx.")
-    if isinstance(model, (str, Path)) and Path(model).suffix.lower() == ".onnx":
-        raise CiodError(f"{model} is an ONNX file already.")
+    path = _checked_path(onnx, model)
     detector = open_detector(model, size, names, arbiter=arbiter).frozen().cpu()
     floor = detector.score_threshold if score_threshold is None else score_threshold
     limit = detector.nms_iou if nms_iou is None else nms_iou
-    _check(opset, floor, limit, max_detections, detector, nms)
+    _check(opset, floor, limit, max_detections, tolerance, detector, nms)
     check = _require("onnx")
     if nms:
         graph: Raw = Suppressed(detector, score_threshold=floor, nms_iou=limit, max_detections=max_detections)
@@ -185,21 +186,35 @@ def export(
         graph = Raw(detector)
     graph.eval()
     sample = pictures_to_compare(detector, images)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with explained(path, 4 * sum(p.numel() for p in graph.parameters())):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            _write(graph, sample[:2], beside, opset, dynamic_size)
-            content = check.load(str(beside))
-        finally:
-            beside.unlink(missing_ok=True)
+    content = _traced(graph, sample[:2], path, opset, dynamic_size, check)
     content.metadata_props.add(key=KEY, value=json.dumps(_metadata(detector, graph, opset), ensure_ascii=False))
-    found = _compare(graph, content.SerializeToString(), sample, dynamic_size)
+    found = _compare(graph, content.SerializeToString(), sample, dynamic_size, tolerance)
     if nms:
         del content.graph.output[:2]
     check.checker.check_model(content, full_check=True)
     atomic_write(path, content.SerializeToString())
     return Exported(path, opset, nms, *found)
+
+
+def _checked_path(onnx: str | Path, model: str | Path | Detector) -> Path:
+    path = Path(onnx)
+    if path.suffix.lower() != ".onnx":
+        raise CiodError(f"onnx: {path} must end in .onnx.")
+    if isinstance(model, (str, Path)) and Path(model).suffix.lower() == ".onnx":
+        raise CiodError(f"{model} is an ONNX file already.")
+    return path
+
+
+def _traced(graph: Raw, sample: Tensor, path: Path, opset: int, dynamic_size: bool, onnx: Any) -> Any:
+    """The graph as ONNX has it; written beside ``path`` on the way, as PyTorch knows no other."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with explained(path, 4 * sum(p.numel() for p in graph.parameters())):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _write(graph, sample, beside, opset, dynamic_size)
+            return onnx.load(str(beside))
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -215,13 +230,15 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     return json.loads(found)
 
 
-def _check(opset: int, floor: float, iou: float, most: int, detector: Detector, nms: bool) -> None:
+def _check(opset: int, floor: float, iou: float, most: int, tolerance: float, detector: Detector, nms: bool) -> None:
     problems = []
     if opset not in OPSETS:
         problems.append(f"opset: {opset} is not possible; allowed: {OPSETS[0]} to {OPSETS[-1]}.")
     for name, value in (("score_threshold", floor), ("nms_iou", iou)):
         if not 0 <= value <= 1:
             problems.append(f"{name}: {value} is not in 0..1.")
+    if not 0 < tolerance <= 1:
+        problems.append(f"tolerance: {tolerance} is not above 0 and at most 1.")
     if most < 1:
         problems.append(f"max_detections: {most} is not at least 1.")
     if not detector.num_classes:
@@ -294,9 +311,6 @@ def _write(graph: Raw, sample: Tensor, path: Path, opset: int, dynamic_size: boo
 
 # Comparing ------------------------------------------------------------------------------------------------------------
 
-TOLERANCE = 1e-3
-"""For scores, and for boxes in pixels, relative above one pixel (float32 at 400 pixels has steps of 3e-5)."""
-
 
 def pictures_to_compare(detector: Detector, images: str | Path | None) -> Tensor:
     """[3, 3, size, size] float32: three images of the user, or coarse and fine noise, the same every time."""
@@ -317,12 +331,12 @@ def pictures_to_compare(detector: Detector, images: str | Path | None) -> Tensor
 
 
 def _compare(
-    graph: Raw, content: bytes, sample: Tensor, dynamic_size: bool
+    graph: Raw, content: bytes, sample: Tensor, dynamic_size: bool, tolerance: float
 ) -> tuple[float | None, float | None, int | None]:
     """Largest differences over a batch of three, a batch of one, and (if the size may vary) another size.
 
     Raises:
-        CiodError: differences above ``TOLERANCE``, or other detections than those of ``Detector.decode``.
+        CiodError: differences above ``tolerance``, or other detections than those of ``Detector.decode``.
     """
     try:
         import onnxruntime
@@ -333,23 +347,22 @@ def _compare(
     batches = [sample, sample[:1]]
     if dynamic_size:
         batches.append(sample[:, :, : max(32, side // 2 // 32 * 32), :].contiguous())
-    scores, boxes, count = 0.0, 0.0, 0
+    worst, count = Distance(0.0, 0.0, 0.0), 0
     for batch in batches:
         got = [torch.from_numpy(array) for array in session.run(list(graph.names), {"images": batch.numpy()})]
         with torch.no_grad():
             wanted = Raw.forward(graph, batch)
-        off = [(g - w).abs() for g, w in zip(got, wanted)]
-        box, score = (o.max().item() for o in off)
-        relative = (off[0] / wanted[0].abs().clamp(min=1)).max().item()
-        if not (relative <= TOLERANCE and score <= TOLERANCE):  # written so that NaN is refused too
+        found = distance(got[0], got[1], wanted[0], wanted[1])
+        if not found.within(tolerance):
             raise CiodError(
-                f"The exported graph differs from the model: scores by up to {score:.2g}, boxes by up to "
-                f"{box:.2g} pixels ({relative:.2g} of a coordinate); {TOLERANCE:g} is allowed. No file was written."
+                f"The exported graph differs from the model: scores by up to {found.score:.2g}, boxes by up to "
+                f"{found.box:.2g} pixels ({found.share:.2g} of their side); {tolerance:g} is allowed, and tolerance= "
+                "allows more. No file was written."
             )
-        scores, boxes = max(scores, score), max(boxes, box)
+        worst = worst.larger(found)
         if isinstance(graph, Suppressed):
             count += _compare_detections(graph, *got)
-    return scores, boxes, count if isinstance(graph, Suppressed) else None
+    return worst.score, worst.box, count if isinstance(graph, Suppressed) else None
 
 
 def _compare_detections(graph: Suppressed, boxes: Tensor, scores: Tensor, found: Tensor) -> int:

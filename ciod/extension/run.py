@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ciod import methods
 from ciod.config.load import data_folder
 from ciod.config.settings import Run
 from ciod.core.distributed import World
@@ -30,6 +29,7 @@ from ciod.extension import (
     negatives,
     old_objects,
     onnx_model,
+    prepare,
     tradeoff,
     verdict,
     write,
@@ -42,7 +42,7 @@ from ciod.methods.base.method import Method
 from ciod.methods.base.user_code import told
 from ciod.runs import environment, fingerprints, resume
 from ciod.runs.session import first_alone, session
-from ciod.training import checkpoint, speed
+from ciod.training import checkpoint
 from ciod.training.hooks import Hooks
 from ciod.training.progress import Reporter, Warnings
 from ciod.training.task import TaskInputs, TaskResult, train_task
@@ -50,12 +50,9 @@ from ciod.training.task import TaskInputs, TaskResult, train_task
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
-    from ciod.core.results_schema import ExtensionState
+    from ciod.core.results_schema import ExtensionState, Identity, TaskState
 
 __all__ = ["NotKept", "extend"]
-
-ROOM = 100e6  # bytes beyond eight times the model: states, pictures, report
-TASKS = 2  # the model as it was, and the extension
 
 
 def extend(
@@ -84,7 +81,7 @@ def extend(
     return extension.out
 
 
-@dataclass
+@dataclass(slots=True)
 class Extension:
     """State of one extension on one rank."""
 
@@ -97,7 +94,7 @@ class Extension:
     out: Path = field(init=False)
     warnings: Warnings = field(init=False)
     saved: ExtensionState | None = field(init=False, default=None)  # of an earlier process
-    identity: dict[str, Any] = field(init=False)
+    identity: Identity = field(init=False)
     folder: data.Folder = field(init=False)
     names: names.Names = field(init=False)
     task: Task = field(init=False)
@@ -116,7 +113,7 @@ class Extension:
     def run(self) -> None:
         began = time.monotonic()
         s = self.settings
-        saved, notes = resume.saved_state(s, environment.fingerprint(s), "extend", model_of=model_of)
+        saved, notes = resume.saved_state(s, environment.fingerprint(s), "extend", model_of=write.model_of)
         self.saved = cast("ExtensionState | None", saved)
         if self.saved is None and any(exists(self.out / name) for name in ("model.safetensors", "model.onnx")):
             raise CiodError(f"out: {self.out} already holds a result, which is never overwritten; choose another out=.")
@@ -125,27 +122,28 @@ class Extension:
             self._open(detector)
         images = self._identify()
         self.warnings.add(*notes)
-        if self.saved and self.saved["task"] == TASKS:
+        if self.saved and self.saved["task"] == write.TASKS:
             self.reporter.say(f"{self.out} is finished; nothing is left to train.")
-            self._end(self.saved["not_kept"])
+            self._end(self.saved.get("not_kept"))
             return
-        self._check_room(detector)
-        self._adapt(detector)
+        prepare.check_room(self.out, detector)
+        prepare.adapt(detector, self.names, s, self.world)
         self.before = detector.frozen()
         self._say_names(detector)
-        self._choose_method(detector)
+        self.auto = s.method.get("name", "auto") == "auto"
+        self.method_name, self.method = prepare.choose_method(s, detector, self.reporter)
         self._plan(detector)
         if self.world.main:
             sweep(self.out)
             write.settings(self.out, s, self.plan, self.command)
             fingerprints.write_listing(self.out / "last", images)
-            environment.trim_log(self.out, self.task.index, self.saved["fit"] if self.saved else None)
+            environment.trim_log(self.out, self.task.index, self.saved.get("fit") if self.saved else None)
             self.log = RunLog(self.out)
         self._look()
         self._tell(onnx_model.prepare(detector, self.task))
         result = self._train(detector)
         failed = self._judge(detector, result)
-        self._save(TASKS, seconds=0.0, not_kept=failed)
+        self._save(write.TASKS, seconds=0.0, not_kept=failed)
         self.reporter.say(f"{time.monotonic() - began:.0f} s in all")
         self._end(failed)
 
@@ -182,23 +180,10 @@ class Extension:
         }
         if self.saved:
             self.warnings.note(*self.saved["warnings"])
-            self.warnings.add(*resume.check_identity(self.saved, s, self.identity, images, TASKS))
+            self.warnings.add(*resume.check_identity(self.saved, s, self.identity, images, write.TASKS))
             if "fit" in self.saved:
                 self.reporter.say(f"resuming at step {self.saved['fit']['done'] + 1} in {self.out}")
         return images
-
-    def _adapt(self, detector: Detector) -> None:
-        """keep, drop, rename and size, on the model as it was: everything after compares with the result."""
-        detector.to(self.world.device)
-        speed.prepare(detector, self.settings.train, self.world)
-        if self.names.dropped:
-            detector.select(self.names.kept)
-        renamed = {a: b for a, b in zip(self.names.kept, self.names.old, strict=True) if a != b}
-        if renamed:
-            detector.rename(renamed)
-        if self.settings.size:
-            detector.input = replace(detector.input, size=self.settings.size)
-            detector.settings["size"] = self.settings.size
 
     def _say_names(self, detector: Detector) -> None:
         self._tell(self.folder.notes)
@@ -209,25 +194,6 @@ class Extension:
         for line in lines:
             self.reporter.say(line)
         self.warnings.note(*lines)
-
-    def _choose_method(self, detector: Detector) -> None:
-        """The named method, or the tested default: a branch where the detector can have one."""
-        given = dict(self.settings.method)
-        name = str(given.pop("name", "auto"))
-        self.auto = name == "auto"
-        if self.auto:
-            traits = detector.traits
-            name = "freeze_branch" if "branches" in traits else "pseudo_label" if "dense" in traits else "finetune"
-            self.reporter.say(f"method: {name} (chosen by auto)")
-        onnx_model.check(detector, name, self.settings)
-        cls = methods.find(name)
-        lacking = cls.needs - detector.traits
-        if lacking:
-            raise CiodError(
-                f"method: {name} needs a detector with {', '.join(sorted(lacking))}, which {detector.settings['name']} "
-                "does not have."
-            )
-        self.method_name, self.method = name, cls.model_validate(given)
 
     def _plan(self, detector: Detector) -> None:
         """A resumed extension keeps its plan: it is made for a machine, and this may be another."""
@@ -260,22 +226,14 @@ class Extension:
                 + (f" ({top})" if top else "")
             )
 
-    def _check_room(self, detector: Detector) -> None:
-        size = onnx_model.size(detector) + sum(p.numel() * p.element_size() for p in detector.parameters())
-        free, needed = data.free_of(self.out), 8 * size + ROOM
-        if free < needed:
-            raise CiodError(
-                f"out: there is {free / 1e6:.0f} MB of room for {self.out}; about {needed / 1e6:.0f} MB are needed."
-            )
-
     # Training -----------------------------------------------------------------------------------------------------
 
     def _train(self, detector: Detector) -> TaskResult:
         s, plan = self.settings, self.plan
-        self._fill_in(detector)
+        prepare.fill_in(self.method, self.found.thresholds, self.task.train, detector)
         inputs = TaskInputs(
             task=self.task,
-            tasks=TASKS,
+            tasks=write.TASKS,
             detector=detector,
             before=self.before,
             method=self.method,
@@ -300,16 +258,8 @@ class Extension:
             before_fit=lambda loader: self._estimate(detector, loader),
         )
         save = partial(self._save, self.task.index)
-        return train_task(inputs=inputs, saved=self.saved, save=lambda state: save(**state), hooks=self.hooks)
-
-    def _fill_in(self, detector: Detector) -> None:
-        """Settings that are not given come from the data: thresholds of pseudo-labels and widths of a branch."""
-        method: Any = self.method  # of any class with these fields
-        fields = type(self.method).model_fields
-        if "class_scores" in fields and not method.class_scores:
-            method.class_scores = dict(self.found.thresholds)
-        if "inner" in fields and method.inner is None:
-            method.inner = effort.branch_widths(self.task.train, detector)
+        saved = cast("TaskState | None", self.saved)
+        return train_task(inputs=inputs, saved=saved, save=lambda state: save(**state), hooks=self.hooks)
 
     def _estimate(self, detector: Detector, loader: DataLoader) -> None:
         seconds = effort.measure(detector, self.method, loader, self.world)
@@ -404,7 +354,7 @@ class Extension:
             extra |= {"cost": made.cost, "onnx": made.record()}
             self._tell([made.sentence()] if made.verified.moved else [])
         content = write.results(
-            s, self.task, self.method_name, found.judged, result, extra, self.warnings.sentences, detector
+            s, self.task, self.method_name, self.method, found.judged, result, extra, self.warnings.sentences, detector
         )
         if kept and made is not None:
             made.save(self.out)
@@ -435,15 +385,4 @@ class Extension:
         """Raises NotKept when there is no model."""
         if failed:
             raise NotKept(failed)
-        self.reporter.say(f"model: {written(self.out)}")
-
-
-def model_of(out: Path, state: dict[str, Any]) -> Path | None:
-    """The model that a state goes with: of a finished extension, if it kept enough."""
-    return written(out) if state.get("task") == TASKS and not state.get("not_kept") else None
-
-
-def written(out: Path) -> Path:
-    """The model of a finished extension: of an ONNX file again one."""
-    file = out / "model.onnx"
-    return file if exists(file) else out / "model.safetensors"
+        self.reporter.say(f"model: {write.written(self.out)}")

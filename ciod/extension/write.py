@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from ciod.config.load import data_folder
+from ciod.core.files import exists
 from ciod.core.run_log import atomic_write, write_json
 from ciod.data.scenarios.scenario import Task
 from ciod.detectors.files import weights
@@ -21,13 +22,28 @@ from ciod.runs.results import FORMAT, METRICS
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ciod.core.results_schema import Group, ResultsFile, TaskEntry
     from ciod.core.types import Detections
     from ciod.detectors.base import Detector
     from ciod.extension.effort import Plan
     from ciod.extension.measure import Judged
     from ciod.extension.settings import Extend
+    from ciod.methods.base.method import Method
     from ciod.training.progress import Reporter
     from ciod.training.task import TaskResult
+
+TASKS = 2  # the model as it was, and the extension
+
+
+def model_of(out: Path, state: dict[str, Any]) -> Path | None:
+    """The model that a state goes with: of a finished extension, if it kept enough."""
+    return written(out) if state.get("task") == TASKS and not state.get("not_kept") else None
+
+
+def written(out: Path) -> Path:
+    """The model of a finished extension: of an ONNX file again one."""
+    file = out / "model.onnx"
+    return file if exists(file) else out / "model.safetensors"
 
 
 def settings(out: Path, s: Extend, plan: Plan, command: str) -> None:
@@ -76,50 +92,18 @@ def sha256(path: Path) -> str:
 def results(
     s: Extend,
     task: Task,
-    method: str,
+    name: str,
+    method: Method,
     judged: Judged,
     result: TaskResult,
     extra: dict[str, Any],
     warnings: list[str],
     detector: Detector,
-) -> dict[str, Any]:
+) -> ResultsFile:
     """``results.json``: the model as it was is task 1, the extension task 2, so every tool that reads runs reads it."""
     before = [{n: _before(judged, n, m) for n in task.old_classes} for m in METRICS]
     after = [{n: _after(judged, n, m) for n in task.seen_classes} for m in METRICS]
     groups = [list(task.old_classes), list(task.new_classes)]
-
-    def mean(rows: list[dict[str, float | None]], names: tuple[str, ...]) -> dict[str, float | None] | None:
-        return {m: continual.group_mean(r, names) for m, r in zip(METRICS, rows)} if names else None
-
-    common = {"test_images": len(task.test), "future_boxes": 0}
-    tasks = [
-        {
-            "index": 0,
-            "new_classes": groups[0],
-            "old_classes": [],
-            "old": None,
-            "new": mean(before, task.old_classes),
-            "all": mean(before, task.old_classes),
-            **common,
-        },
-        {
-            "index": 1,
-            "new_classes": groups[1],
-            "old_classes": groups[0],
-            "train_images": len(task.train),
-            "train_boxes": len(task.train.labels),
-            "hidden_boxes": 0,
-            "peak_memory_mb": round(environment.peak_memory_mb(), 1),
-            "steps": result.fit.steps,
-            "epochs": extra["plan"]["epochs"],
-            "seconds": result.seconds,
-            "old": mean(after, task.old_classes),
-            "new": mean(after, task.new_classes),
-            # of new classes alone it would be a mean over all that says nothing of the old
-            "all": mean(after, task.seen_classes) if judged.old_after else dict.fromkeys(METRICS),
-            **common,
-        },
-    ]
     tables = {m: [before[i], after[i]] for i, m in enumerate(METRICS)}
     return {
         "format": FORMAT,
@@ -133,14 +117,59 @@ def results(
             "protocol": _protocol(s, task, extra),
         },
         "detector": {"name": detector.settings["name"], "head": "grow"},
-        "method": {"name": method, "settings": {k: v for k, v in s.method.items() if k != "name"}},
+        "method": {
+            "name": name,
+            "settings": {k: v for k, v in s.method.items() if k != "name"},
+            "distillation_terms": sorted(method.distillation_terms),
+        },
         "seed": s.seed,
-        "tasks": tasks,
+        "tasks": _tasks(task, before, after, judged, result, extra["plan"]["epochs"]),
         "ap": tables,
         "continual": {m: continual.summary(tables[m], groups) for m in METRICS},
         "warnings": list(dict.fromkeys([*warnings, *result.fit.broken])),
         "extension": extra,
     }
+
+
+def _tasks(
+    task: Task, before: list[Group], after: list[Group], judged: Judged, result: TaskResult, epochs: int
+) -> list[TaskEntry]:
+    """The model as it was, and the extension. ``before`` and ``after``: class → AP, for each of ``METRICS``."""
+
+    def mean(rows: list[Group], names: tuple[str, ...]) -> Group | None:
+        return {m: continual.group_mean(r, names) for m, r in zip(METRICS, rows)} if names else None
+
+    groups = [list(task.old_classes), list(task.new_classes)]
+    return [
+        {
+            "index": 0,
+            "new_classes": groups[0],
+            "old_classes": [],
+            "old": None,
+            "new": mean(before, task.old_classes),
+            "all": mean(before, task.old_classes),
+            "test_images": len(task.test),
+            "future_boxes": 0,
+        },
+        {
+            "index": 1,
+            "new_classes": groups[1],
+            "old_classes": groups[0],
+            "train_images": len(task.train),
+            "train_boxes": len(task.train.labels),
+            "hidden_boxes": 0,
+            "peak_memory_mb": round(environment.peak_memory_mb(), 1),
+            "steps": result.fit.steps,
+            "epochs": epochs,
+            "seconds": result.seconds,
+            "old": mean(after, task.old_classes),
+            "new": mean(after, task.new_classes),
+            # of new classes alone it would be a mean over all that says nothing of the old
+            "all": mean(after, task.seen_classes) if judged.old_after else dict.fromkeys(METRICS),
+            "test_images": len(task.test),
+            "future_boxes": 0,
+        },
+    ]
 
 
 def _before(judged: Judged, name: str, metric: str) -> float | None:
@@ -189,7 +218,7 @@ def examples(
     write_examples(out / "task-2" / "examples", task, before, after, device, count)
 
 
-def finish(out: Path, content: dict[str, Any], reporter: Reporter) -> None:
+def finish(out: Path, content: ResultsFile, reporter: Reporter) -> None:
     """results.json, report.html, and what a person sees in the terminal."""
     from ciod.extension import confusion
     from ciod.extension.false_alarms import FalseAlarms
@@ -198,21 +227,22 @@ def finish(out: Path, content: dict[str, Any], reporter: Reporter) -> None:
 
     write_json(out / "results.json", content)
     write_report(out)
-    kept = Retention(**content["extension"]["retention"])
+    extension = content.get("extension", {})
+    kept = Retention(**extension["retention"])
     new = content["tasks"][1]["new"]
     if kept.rows:
         reporter.show(old_table(kept))
     if new and new["AP50"] is not None:
-        reporter.say(f"new classes: AP50 {100 * new['AP50']:.1f} %, AP {100 * new['AP']:.1f} %")
-    alarms = FalseAlarms(**{k: content["extension"]["false_alarms"][k] for k in ("sources", "thresholds", "together")})
-    for line in [*alarms.sentences(), *confusion.sentences(content["extension"]["confusion"])]:
+        reporter.say(f"new classes: AP50 {100 * new['AP50']:.1f} %, AP {100 * (new['AP'] or 0):.1f} %")
+    alarms = FalseAlarms(**{k: extension["false_alarms"][k] for k in ("sources", "thresholds", "together")})
+    for line in [*alarms.sentences(), *confusion.sentences(extension["confusion"])]:
         reporter.say(line)
-    for name in content["extension"]["names"]["taught"]:
+    for name in extension["names"]["taught"]:
         a, b = (content["ap"]["AP50"][i].get(name) for i in (0, 1))
         if a is not None and b is not None:
             reporter.say(f"taught further: {name} AP50 {100 * a:.1f} → {100 * b:.1f} %")
     reporter.say(kept.sentence())
-    reporter.say(f"cost: {content['extension']['cost']}")
+    reporter.say(f"cost: {extension['cost']}")
     reporter.say(f"report: {out / 'report.html'}")
 
 

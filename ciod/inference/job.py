@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from ciod.data.images import as_array, read_header, read_image, save_image
 from ciod.data.index import Problems
 from ciod.detectors.inference import stream
 from ciod.inference.images import VIDEOS, files
+from ciod.inference.target import LISTED, Target
 from ciod.inference.video import Video, VideoWriter, need_av
 from ciod.report.draw import draw_boxes
 
@@ -38,7 +39,7 @@ class Job:
     """One call of ``ciod predict``.
 
     Raises:
-        CiodError: no input, an output that would overwrite an input, or videos without PyAV.
+        CiodError: no input, an output that would overwrite a file, or videos without PyAV.
     """
 
     detector: Detector
@@ -50,11 +51,11 @@ class Job:
     classes: Sequence[str] | None = None
     batch: int = 8
     draw: bool = True
+    overwrite: bool = False
     coco: Path | None = None
     data: Index | None = None
     say: Callable[[str], None] = print
     complain: Callable[[str], None] = print
-    _names: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         named(self.out)
@@ -80,6 +81,9 @@ class Job:
             same = [p for p in self.paths if p.parent.resolve() == self.out.resolve()]
             if same:
                 raise CiodError(f"out: {self.out} holds {same[0].name} itself; drawn pictures would overwrite it.")
+        self.target = Target(
+            self.out, self.pictures, self.films, draw=self.draw, coco=self.coco, overwrite=self.overwrite
+        )
         for_coco = self.coco is not None
         self.shown = SHOWN if self.score is None else self.score
         self.decoding: dict[str, Any] = {
@@ -116,20 +120,23 @@ class Job:
             if self.coco is not None:
                 results += self._coco(path, found)
             found = found.above(self.shown)
+            line: dict[str, Any] = {"image": str(path), "detections": found.to_list()}
             if self.draw:
-                save_image(self.out / f"{self._free(path.stem)}.jpg", draw_boxes(picture, found))
-            listed.append({"image": str(path), "detections": found.to_list()})
+                line["drawn"] = self.target.drawn[path]
+                save_image(self.out / line["drawn"], draw_boxes(picture, found))
+            listed.append(line)
             self.say(f"{path}: {told(found)}")
         if not listed:
             return 0
-        write_json(self.out / "predictions.json", listed)
+        self.target.finish({line["drawn"] for line in listed if self.draw})
+        write_json(self.out / LISTED, listed)
         if self.coco is not None:
             atomic_write(self.coco, json.dumps(results))
         return len(listed)
 
     def _film(self, path: Path) -> bool:
         """Draws one video and writes one line of JSON per frame; a damaged video is kept up to the damage."""
-        name = self._free(path.stem)
+        name = self.target.stems[path]
         lines: list[str] = []
         total: Counter[str] = Counter()
         writer = None
@@ -162,13 +169,6 @@ class Job:
             seen = ", ".join(f"{n} {c}" for c, n in total.most_common()) or "nothing"
             self.say(f"{path}: {len(lines)} frames: {seen}")
         return kept
-
-    def _free(self, stem: str) -> str:
-        """A unique name in ``out``: files of several folders can have the same name."""
-        while stem in self._names:
-            stem += "_"
-        self._names.add(stem)
-        return stem
 
     def _rows(self) -> dict[Path, int]:
         """The row of each image in the data set, by path, else by file name and size; empty without a data set."""

@@ -141,7 +141,7 @@ def _report(folder: Path, run: Mapping[str, Any], results: Results, metrics: lis
             for c in lost
         ],
         "class_change": svg(plots.class_change(results)),
-        "losses": svg(plots.losses(metrics)),
+        "losses": svg(plots.losses(metrics, method.get("distillation_terms"))),
         "examples": [(i, _data_urls(p)) for i, p in examples(folder)],
         "settings": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=100) if settings else "",
         "method_settings": method.get("settings") or {},

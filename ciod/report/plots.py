@@ -11,7 +11,7 @@ import functools
 import io
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -207,8 +207,13 @@ def _dumbbells(axes: Axes, part: Sequence[Change], height: int) -> None:
 
 
 @svg
-def losses(metrics: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """One small panel per loss over the steps of all tasks; dashed lines mark the start of a task."""
+def losses(metrics: Sequence[Mapping[str, Any]], terms: Collection[str] | None = None) -> Figure | None:
+    """One small panel per loss over the steps of all tasks; dashed lines mark the start of a task.
+
+    Args:
+        terms: names of the distillation losses, which get a colour of their own. None: the run is older than this list,
+            and the names of its distillation losses begin with ``distill``.
+    """
     x, steps, starts = _timeline(metrics)
     names = list(dict.fromkeys(k for s in steps for k in _losses_of(s)))
     if not names:
@@ -221,7 +226,7 @@ def losses(metrics: Sequence[Mapping[str, Any]]) -> Figure | None:
         axes.set_visible(False)
     for axes, name in zip(panels, names):
         values = np.array([number(_losses_of(s).get(name)) for s in steps])
-        _curve(axes, x, values, NEW if name.startswith("distill") else OLD)
+        _curve(axes, x, values, NEW if _distils(name, terms) else OLD)
         for task, start in starts[1:]:
             axes.axvline(start, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
             if len(starts) <= 4:
@@ -242,6 +247,10 @@ def losses(metrics: Sequence[Mapping[str, Any]]) -> Figure | None:
         axes.set_axisbelow(True)
     figure.supxlabel("step, all tasks in a row", fontsize=8, color=MUTED)
     return figure
+
+
+def _distils(name: str, terms: Collection[str] | None) -> bool:
+    return name.startswith("distill") if terms is None else name in terms
 
 
 def _timeline(

@@ -72,6 +72,7 @@ class Detector(_Loose):
 class Method(_Loose):
     name: str | None = None
     settings: dict[str, Any] | None = None
+    distillation_terms: Names = None
 
 
 class Row(_Loose):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from ciod import methods
 from ciod.core.errors import CiodError
 from ciod.core.run_log import write_json
 from ciod.evaluation import continual
@@ -16,6 +17,7 @@ from ciod.runs import environment, sanity_checks
 
 if TYPE_CHECKING:
     from ciod.config.load import Run
+    from ciod.core.results_schema import ResultsFile, TaskEntry
     from ciod.data.scenarios.scenario import Scenario, Task
     from ciod.evaluation.ap import APTable
 
@@ -72,7 +74,7 @@ def metrics_of(metric: str) -> tuple[str, ...]:
 class Results:
     """The content of results.json while a run fills it."""
 
-    def __init__(self, content: dict[str, Any]):
+    def __init__(self, content: ResultsFile):
         self.content = content
 
     @classmethod
@@ -84,7 +86,8 @@ class Results:
         """
         p = settings.protocol
         Upper.read(bounds_of(settings), scenario.groups)
-        method = dict(settings.method)
+        given = dict(settings.method)
+        name = given.pop("name", "ilyolox")
         metrics = metrics_of(p.metric)
         groups = [list(g) for g in scenario.groups]
         return cls(
@@ -108,7 +111,11 @@ class Results:
                     "protocol": p.sentences(),
                 },
                 "detector": {"name": settings.detector.name, "head": settings.detector.head},
-                "method": {"name": method.pop("name", "ilyolox"), "settings": method},
+                "method": {
+                    "name": name,
+                    "settings": given,
+                    "distillation_terms": sorted(methods.find(name).distillation_terms),
+                },
                 "seed": settings.seed,
                 "tasks": [],
                 "ap": {m: [] for m in metrics},
@@ -118,9 +125,11 @@ class Results:
             }
         )
 
-    def load(self, content: dict[str, Any]) -> None:
+    def load(self, content: Mapping[str, Any]) -> None:
         """Takes over the results of an earlier process."""
-        self.content.update({k: content[k] for k in ("tasks", "ap", "continual", "warnings")})
+        mine = self.content
+        mine["tasks"], mine["ap"] = content["tasks"], content["ap"]
+        mine["continual"], mine["warnings"] = content["continual"], content["warnings"]
 
     def add(self, task: Task, table: APTable, **facts: Any) -> None:
         """One finished task."""
@@ -132,7 +141,7 @@ class Results:
         def group(names: tuple[str, ...]) -> dict[str, float | None] | None:
             return {m: table.mean(names, m) for m in metrics} if names else None
 
-        entry = {
+        entry: dict[str, Any] = {
             "index": task.index,
             "new_classes": list(task.new_classes),
             "old_classes": list(task.old_classes),
@@ -147,7 +156,7 @@ class Results:
             "new": group(task.new_classes),
             "all": dict(table.overall),
         }
-        self.content["tasks"] = [*self.content["tasks"][: task.index], entry]
+        self.content["tasks"] = [*self.content["tasks"][: task.index], cast("TaskEntry", entry)]
         self._continual(None)
 
     def warn(self, sentences: list[str]) -> None:
@@ -170,7 +179,7 @@ class Results:
                 joint = None if upper is None else upper.classes.get(m)
                 found = continual.summary(self.content["ap"][m], groups, bounds, joint)
             else:
-                found = continual.against_upper([t["all"].get(m) for t in tasks], bounds)
+                found = continual.against_upper([(t["all"] or {}).get(m) for t in tasks], bounds)
             self.content["continual"][m] = found
 
     def write(self, folder: Path) -> None:

@@ -120,7 +120,7 @@ def _check_model(path: Path) -> None:
 
 
 def check_identity(
-    saved: Mapping[str, Any], settings: Resumable, mine: dict[str, Any], images: fingerprints.Listing, tasks: int
+    saved: Mapping[str, Any], settings: Resumable, mine: Mapping[str, Any], images: fingerprints.Listing, tasks: int
 ) -> list[str]:
     """Compares data and code of a saved state with the present ones. Returns notes about what was allowed to differ.
 
@@ -209,7 +209,7 @@ def take_over(settings: Run, world: World) -> dict[str, Any] | None:
 
 
 def restore(
-    saved: dict[str, Any], settings: Run, world: World, scenario: Scenario, detector: Detector, reporter: Reporter
+    saved: Mapping[str, Any], settings: Run, world: World, scenario: Scenario, detector: Detector, reporter: Reporter
 ) -> int:
     """Brings the detector and the log to the saved state. Returns the task to resume at."""
     out, task = Path(settings.out), saved["task"]
@@ -236,7 +236,7 @@ def restore(
     return task
 
 
-def restore_method(saved: dict[str, Any], method: Method, scenario: Scenario, extra: Extra, world: World) -> None:
+def restore_method(saved: Mapping[str, Any], method: Method, scenario: Scenario, extra: Extra, world: World) -> None:
     """Restores the state of method and memory after the finished tasks.
 
     They have no state of a first task that another run trained (``first=``): ``end_task`` and ``update`` are called

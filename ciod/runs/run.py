@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ciod import methods
 from ciod.config.load import Run
@@ -35,6 +35,9 @@ from ciod.training import checkpoint, speed
 from ciod.training.hooks import Hooks, Position
 from ciod.training.progress import Reporter, Warnings
 from ciod.training.task import TaskInputs, TaskResult, train_task
+
+if TYPE_CHECKING:
+    from ciod.core.results_schema import Identity, RunState
 
 
 def train(
@@ -69,7 +72,7 @@ def train(
     return runner.out
 
 
-@dataclass
+@dataclass(slots=True)
 class Runner:
     """State of one run on one rank."""
 
@@ -81,12 +84,12 @@ class Runner:
     hooks: Sequence[Hooks] = ()
     donor: Detector | None = None  # the model of detector.weights, until its class rows are taken
     log: RunLog | None = None  # of rank 0, once the state is restored: restoring rewrites the file
-    saved: dict[str, Any] | None = None  # state of an earlier process, until its task is trained
+    saved: RunState | None = None  # state of an earlier process, until its task is trained
     out: Path = field(init=False)
     warnings: Warnings = field(init=False)
     scenario: Scenario = field(init=False)
     extra: Extra = field(init=False)
-    identity: dict[str, Any] = field(init=False)
+    identity: Identity = field(init=False)
     results: Results = field(init=False)
     method: Method = field(init=False)
 
@@ -96,7 +99,8 @@ class Runner:
 
     def run(self) -> None:
         s = self.settings
-        self.saved, notes = resume.starting_state(s, self.world)
+        saved, notes = resume.starting_state(s, self.world)
+        self.saved = cast("RunState | None", saved)
         train_index, test_index = self._data()
         self.scenario = Scenario(s.protocol, train_index, test_index)
         self.extra = Extra.begin(s, self.scenario)

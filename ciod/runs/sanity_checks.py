@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ciod.core.types import Detections
     from ciod.data.scenarios.scenario import Task
@@ -64,7 +64,9 @@ def about_table(task: Task, table: APTable, found: Sequence[Detections]) -> list
     return warnings
 
 
-def about_bounds(tasks: Sequence[dict[str, Any]], bounds: Sequence[dict[str, float | None] | None] | None) -> list[str]:
+def about_bounds(
+    tasks: Sequence[Mapping[str, Any]], bounds: Sequence[Mapping[str, float | None] | None] | None
+) -> list[str]:
     """Upper bounds that a run exceeds. ``tasks`` and ``bounds``: of results.json."""
     warnings = []
     for number, (task, bound) in enumerate(zip(tasks, bounds or []), 1):

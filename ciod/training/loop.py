@@ -58,7 +58,7 @@ class FitResult:
     warnings: list[str]  # about the numbers
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Fit:
     """One task's training.
 

@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from ciod.detectors.base import Detector
 from ciod.detectors.inference import mask_of
 from ciod.inference.images import files
 from ciod.inference.job import Job, coco_results
+from ciod.inference.target import LISTED
 from tests.data.writers import sample_index, write_coco
 from tests.inference.networks import NAMES, settled
 
@@ -204,6 +206,51 @@ def test_out_that_cannot_be_written(model, folder, tmp_path):
 def test_an_input_is_never_overwritten(model, folder):
     with pytest.raises(CiodError, match=r"holds a\.png itself"):
         Job(model, [str(folder / "a.png")], folder)
+
+
+def drawn_by(job: Job) -> dict[str, Any]:
+    job.run()
+    return {Path(line["image"]).name: line.get("drawn") for line in json.loads((job.out / LISTED).read_text())}
+
+
+def test_an_earlier_prediction_is_replaced_only_when_told_to(model, folder, tmp_path):
+    out, files = tmp_path / "out", [str(folder / "a.png"), str(folder / "b c.png")]
+    assert drawn_by(Job(model, files, out, say=lambda _: None)) == {"a.png": "a.jpg", "b c.png": "b c.jpg"}
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    for draw in (True, False):
+        with pytest.raises(CiodError, match=r"out: .* holds an earlier prediction .* or write overwrite=true"):
+            Job(model, files[:1], out, draw=draw)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    (out / "mine.jpg").write_bytes(b"the user's")
+    drawn_by(Job(model, files[1:], out, overwrite=True, say=lambda _: None))
+    assert sorted(p.name for p in out.iterdir()) == ["b c.jpg", "mine.jpg", LISTED], "no stale picture, nor the user's"
+    drawn_by(Job(model, files[1:], out, draw=False, overwrite=True, say=lambda _: None))
+    assert sorted(p.name for p in out.iterdir()) == ["mine.jpg", LISTED]
+
+
+def test_pictures_of_the_user_in_out_are_not_overwritten(model, folder, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"the user's")
+    with pytest.raises(CiodError, match=r"out: .* would be overwritten in part \(a\.jpg\)\. Choose another out="):
+        Job(model, [str(folder / "a.png")], tmp_path)
+    (tmp_path / "c.json").write_text("[]")
+    with pytest.raises(CiodError, match=r"coco: .*c\.json is there already \(c\.json\)\. Choose another coco="):
+        Job(model, [str(folder / "a.png")], tmp_path / "out", coco=tmp_path / "c.json")
+    with pytest.raises(CiodError, match=r"coco: .* is the file of the predictions themselves"):
+        Job(model, [str(folder / "a.png")], tmp_path / "out", coco=tmp_path / "out" / LISTED)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.jpg").symlink_to(tmp_path / "a.jpg")
+    with pytest.raises(CiodError, match="one of the inputs, which is never overwritten"):
+        Job(model, [str(tmp_path / "elsewhere" / "a.jpg")], tmp_path, overwrite=True)
+    assert (tmp_path / "a.jpg").read_bytes() == b"the user's"
+
+
+def test_an_earlier_list_leads_to_no_other_file(model, folder, tmp_path):
+    (tmp_path / "mine.jpg").write_bytes(b"the user's")
+    (tmp_path / "out").mkdir()
+    for content in ([{"drawn": "../mine.jpg"}, {"drawn": 3}, 4, {"drawn": str(tmp_path / "mine.jpg")}], {"a": 1}):
+        (tmp_path / "out" / LISTED).write_text(json.dumps(content))
+        Job(model, [str(folder / "a.png")], tmp_path / "out", overwrite=True, say=lambda _: None).run()
+    assert (tmp_path / "mine.jpg").exists()
 
 
 # Detections -----------------------------------------------------------------------------------------------------------

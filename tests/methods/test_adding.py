@@ -54,7 +54,9 @@ def test_it_trains_resumes_and_is_reported(place, monkeypatch):
     steps = [m["losses"] for m in read_metrics(out) if m["kind"] == "step"]
     assert "distill_feature" not in steps[0] and steps[-1]["distill_feature"] > 0
     results = json.loads((out / "results.json").read_text())
-    assert results["method"] == {"name": "feature_distill.py:FeatureDistill", "settings": {"weight": 2}}
+    name = "feature_distill.py:FeatureDistill"
+    marks = ["distill_feature"]
+    assert results["method"] == {"name": name, "settings": {"weight": 2}, "distillation_terms": marks}
     assert len(results["tasks"]) == 2
     assert "FeatureDistill" in (out / "report.html").read_text(encoding="utf-8")
 

@@ -75,7 +75,7 @@ def reference(detector) -> Any:
     from mmdet.registry import MODELS
 
     from ciod.detectors.files import mmdet_files
-    from ciod.detectors.mmdet.detector import to_build
+    from ciod.detectors.mmdet.build import to_build
 
     built = MODELS.build(to_build(copy.deepcopy(detector.config), detector.num_classes))
     missing = built.load_state_dict(mmdet_files.plain_state(detector), strict=False)

@@ -79,6 +79,13 @@ def test_losses(tasks: int, steps: int) -> None:
     assert len(svg) < 250_000
 
 
+def test_losses_that_distil_have_a_colour_of_their_own() -> None:
+    lines = [{"kind": "step", "task": 0, "step": s, "losses": {"distill_cls": 1.0, "near": 2.0}} for s in (1, 2)]
+    both, marked, old = (plots.losses(lines, d) for d in ({"distill_cls", "near"}, {"near"}, None))
+    assert both.count(plots.NEW.lower()) == 2 * marked.count(plots.NEW.lower()) == 2 * old.count(plots.NEW.lower()) > 0
+    assert marked != old, "older runs have no marks: there a name begins with distill"
+
+
 def test_losses_of_odd_lines() -> None:
     odd = [
         {"kind": "step", "step": 1},

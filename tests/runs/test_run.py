@@ -54,7 +54,11 @@ def test_results(whole):
         results["scenario"]
     )
     assert results["detector"] == {"name": "yolox-pico", "head": "grow"}
-    assert results["method"] == {"name": "ilyolox", "settings": {"center_score": 0, "other_score": 0}}
+    assert results["method"] == {
+        "name": "ilyolox",
+        "settings": {"center_score": 0, "other_score": 0},
+        "distillation_terms": ["distill_box", "distill_cls"],
+    }
     for metric in ("AP", "AP50"):
         assert [list(row) for row in results["ap"][metric]] == [list(CLASSES[:6]), list(CLASSES)]
         assert set(results["continual"][metric]) >= {"omega", "abs_gap", "rel_gap", "forgetting", "retention"}

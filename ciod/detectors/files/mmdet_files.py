@@ -16,7 +16,8 @@ from ciod.detectors.files.checkpoint import named, tensors_of
 from ciod.detectors.files.transfer import Taken, counted
 from ciod.detectors.layers.class_layers import ClassConv
 from ciod.detectors.mmdet import config as configs
-from ciod.detectors.mmdet.detector import MMDet, class_layers
+from ciod.detectors.mmdet.build import class_layers
+from ciod.detectors.mmdet.detector import MMDet
 
 
 def plain_state(detector: MMDet) -> dict[str, Tensor]:

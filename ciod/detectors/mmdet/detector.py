@@ -8,10 +8,8 @@ its coder decodes boxes and its assigner matches. Class layers are replaced by o
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +17,12 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from ciod.core.errors import CiodError
 from ciod.core.types import Detections, Matches, Outputs, Targets
 from ciod.detectors.base import Detector
 from ciod.detectors.dense import flatten
 from ciod.detectors.gfl import integral
-from ciod.detectors.layers import backbones
-from ciod.detectors.layers.class_layers import AnchorClassConv, ClassConv
+from ciod.detectors.mmdet import build, heads
 from ciod.detectors.mmdet import config as configs
-from ciod.detectors.mmdet import heads
 
 Maps = Sequence[Tensor]
 
@@ -85,16 +80,18 @@ class MMDet(Detector):
         super().__init__(class_names, {"name": stem, "size": input_spec.size, "config": json.dumps(model)}, input_spec)
         self.one_label = not self.recipe.several
         self.traits = _traits(model, self.recipe)  # type: ignore[misc]  # of the instance: heads differ
-        self.model = _build(model, max(1, len(class_names)), given)
+        self.model = build.network(model, max(1, len(class_names)), given)
         heads.check_head(self.head, self.recipe, given)
-        for place in class_layers(model, given):
-            _put(self.model, place, _growing(self.model.get_submodule(place), len(class_names), self.head, given))
+        for place in build.class_layers(model, given):
+            build.put(
+                self.model, place, build.growing(self.model.get_submodule(place), len(class_names), self.head, given)
+            )
         self._count()
         test = model.get("test_cfg") or {}
         self.nms_iou = float((test.get("nms") or {}).get("iou_threshold", 0.65))
         self.nms_pre = int(test.get("nms_pre", -1))
         if backbone_weights not in (None, "random"):
-            frozen = _load_backbone(self.model.backbone, model["backbone"], str(backbone_weights)) or frozen
+            frozen = build.load_backbone(self.model.backbone, model["backbone"], str(backbone_weights)) or frozen
         self.hold(frozen)
 
     @property
@@ -315,111 +312,3 @@ def _cut(outputs: Outputs) -> Tensor:
     stride = outputs.strides[0]
     most = torch.stack([width * stride, height * stride, width * stride, height * stride])
     return torch.minimum(outputs.boxes.clamp(min=0), most)
-
-
-# Building -------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _building(source: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # a wrong value in a config can raise anything
-        raise CiodError(f"MMDetection cannot build {source}: {type(error).__name__}: {error}") from error
-
-
-def _build(model: dict[str, Any], classes: int, source: str) -> Any:
-    """The model of a config with initial weights.
-
-    Raises:
-        CiodError: MMDetection cannot build it.
-    """
-    from mmdet.models import SingleStageDetector
-    from mmdet.registry import MODELS
-    from mmengine.logging import MMLogger
-
-    log = MMLogger.get_current_instance()
-    level = log.level
-    try:
-        log.setLevel("WARNING")  # it prints three lines per parameter
-        with _building(source):
-            built = MODELS.build(to_build(model, classes))
-            built.init_weights()
-    finally:
-        log.setLevel(level)
-    if not isinstance(built, SingleStageDetector):
-        raise CiodError(f"{source} is a {type(built).__name__}; only one-stage detectors are supported.")
-    return built
-
-
-def to_build(model: dict[str, Any], classes: int) -> Any:
-    """A copy with this number of classes and with batch normalisation of a single process, as in all of ciod's
-    detectors."""
-    from mmengine.config import ConfigDict
-
-    given = copy.deepcopy({k: v for k, v in model.items() if k not in ("input", "data_preprocessor")})
-    given["bbox_head"]["num_classes"] = classes
-    stack: list[Any] = [given]
-    while stack:
-        value = stack.pop()
-        if isinstance(value, dict) and value.get("type") in ("SyncBN", "MMSyncBN"):
-            value["type"] = "BN"
-        if isinstance(value, (dict, list)):
-            stack += list(value.values() if isinstance(value, dict) else value)
-    return ConfigDict(given)
-
-
-def class_layers(model: dict[str, Any], source: str) -> dict[str, int]:
-    """The layers with a row per class, by name, and their rows for one class: those whose shape changes with the number
-    of classes.
-
-    Raises:
-        CiodError: there are none, or MMDetection cannot build the config.
-    """
-    from mmdet.registry import MODELS
-
-    with _building(source), torch.device("meta"):
-        few, more = (MODELS.build(to_build(model, n)).state_dict() for n in (2, 3))
-    found = {k.rpartition(".")[0]: len(more[k]) - len(few[k]) for k in few if few[k].shape != more[k].shape}
-    if not found:
-        raise CiodError(f"{source}: no layer of the head depends on the number of classes.")
-    return dict(sorted(found.items()))
-
-
-def _growing(layer: Any, classes: int, head: Any, source: str) -> ClassConv:
-    """A layer that grows, to replace one with fixed classes.
-
-    Raises:
-        CiodError: it is not a plain convolution.
-    """
-    plain = type(layer) is nn.Conv2d and layer.stride == (1, 1) and layer.groups == 1 and layer.bias is not None
-    if not plain:
-        raise CiodError(f"{source}: the class layer is a {type(layer).__name__}; a plain convolution can grow.")
-    kernel, anchors = layer.kernel_size[0], int(getattr(head, "num_base_priors", 1))
-    if anchors > 1:
-        return AnchorClassConv(layer.in_channels, classes, anchors, kernel)
-    return ClassConv(layer.in_channels, classes, kernel)
-
-
-def _put(model: nn.Module, place: str, layer: nn.Module) -> None:
-    parent, _, name = place.rpartition(".")
-    setattr(model.get_submodule(parent), name, layer)
-
-
-def _load_backbone(backbone: Any, given: dict[str, Any], weights: str) -> bool:
-    """Loads torchvision's ResNet weights into MMDetection's ResNet, whose tensors have the same names.
-
-    Raises:
-        CiodError: another backbone.
-    """
-    depth = given.get("depth")
-    if given.get("type") != "ResNet" or depth not in (18, 34, 50, 101, 152) or given.get("style") == "caffe":
-        raise CiodError(
-            f"detector.backbone_weights: only for ResNets of style pytorch; the config has a {given.get('type')}. "
-            "Use detector.weights for a checkpoint."
-        )
-    net = getattr(torchvision.models, f"resnet{depth}")(weights=None)
-    if not backbones.load_resnet(net, depth, weights):
-        return False
-    backbone.load_state_dict({k: v for k, v in net.state_dict().items() if not k.startswith("fc.")}, strict=True)
-    return True

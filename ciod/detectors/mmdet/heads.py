@@ -273,13 +273,7 @@ def losses(
     inside = taken if recipe.factor == "objectness" else in_class_loss(matches, supervision)
     n = _divisor(recipe, supervision.counted, quality)
 
-    weight = torch.ones_like(matches.iou)
-    if recipe.weight == "best":
-        weight = bx.gather_rows(seen.amax(2) if seen.shape[2] else seen.sum(2), at)
-    elif recipe.weight == "centerness":
-        weight = centerness(outputs.points[at], wanted)
-    elif recipe.weight != "one":
-        weight = quality if recipe.weight == recipe.quality else matches.iou
+    weight = _box_weight(recipe, outputs, matches, seen, wanted, quality)
     total = n if recipe.weight == "one" else _sum(weight, supervision.counted, recipe.floor)
 
     def boxes(module: Any, found: Tensor) -> Tensor:
@@ -307,6 +301,26 @@ def losses(
         dfl = _distribution(head, outputs, at, wanted)
         out["dfl"] = L.masked_sum(dfl * weight, supervision.counted) / total
     return out | _factor(head, recipe, outputs, matches, supervision, wanted, at)
+
+
+def _box_weight(
+    recipe: Recipe, outputs: Outputs, matches: Matches, seen: Tensor, wanted: Tensor, quality: Tensor
+) -> Tensor:
+    """[B, M]: how much the box of a match counts.
+
+    Args:
+        seen: [B, P, C] scores.
+        wanted: [B, M, 4] boxes of the matches.
+        quality: [B, M] class targets of the matches.
+    """
+    at = matches.position
+    if recipe.weight == "best":
+        return bx.gather_rows(seen.amax(2) if seen.shape[2] else seen.sum(2), at)
+    if recipe.weight == "centerness":
+        return centerness(outputs.points[at], wanted)
+    if recipe.weight == "one":
+        return torch.ones_like(matches.iou)
+    return quality if recipe.weight == recipe.quality else matches.iou
 
 
 def _factor(

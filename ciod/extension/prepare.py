@@ -1,0 +1,78 @@
+"""What an extension does to the model before it is trained: classes, size and method."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ciod import methods
+from ciod.core.errors import CiodError
+from ciod.extension import data, effort, onnx_model
+from ciod.training import speed
+
+if TYPE_CHECKING:
+    from ciod.core.distributed import World
+    from ciod.data.index import Index
+    from ciod.detectors.base import Detector
+    from ciod.extension.names import Names
+    from ciod.extension.settings import Extend
+    from ciod.methods.base.method import Method
+    from ciod.training.progress import Reporter
+
+ROOM = 100e6  # bytes beyond eight times the model: states, pictures, report
+
+
+def check_room(out: Path, detector: Detector) -> None:
+    """Raises CiodError when the disk has too little room for models and states."""
+    size = onnx_model.size(detector) + sum(p.numel() * p.element_size() for p in detector.parameters())
+    free, needed = data.free_of(out), 8 * size + ROOM
+    if free < needed:
+        raise CiodError(f"out: there is {free / 1e6:.0f} MB of room for {out}; about {needed / 1e6:.0f} MB are needed.")
+
+
+def adapt(detector: Detector, names: Names, settings: Extend, world: World) -> None:
+    """keep, drop, rename and size, on the model as it was: everything after compares with the result."""
+    detector.to(world.device)
+    speed.prepare(detector, settings.train, world)
+    if names.dropped:
+        detector.select(names.kept)
+    renamed = {a: b for a, b in zip(names.kept, names.old, strict=True) if a != b}
+    if renamed:
+        detector.rename(renamed)
+    if settings.size:
+        detector.input = replace(detector.input, size=settings.size)
+        detector.settings["size"] = settings.size
+
+
+def choose_method(settings: Extend, detector: Detector, reporter: Reporter) -> tuple[str, Method]:
+    """The method and its name: the named one, or the tested default, a branch where the detector can have one.
+
+    Raises:
+        CiodError: the detector lacks a trait that the method needs.
+    """
+    given = dict(settings.method)
+    name = str(given.pop("name", "auto"))
+    if name == "auto":
+        traits = detector.traits
+        name = "freeze_branch" if "branches" in traits else "pseudo_label" if "dense" in traits else "finetune"
+        reporter.say(f"method: {name} (chosen by auto)")
+    onnx_model.check(detector, name, settings)
+    cls = methods.find(name)
+    lacking = cls.needs - detector.traits
+    if lacking:
+        raise CiodError(
+            f"method: {name} needs a detector with {', '.join(sorted(lacking))}, which {detector.settings['name']} "
+            "does not have."
+        )
+    return name, cls.model_validate(given)
+
+
+def fill_in(method: Method, thresholds: dict[str, float], train: Index, detector: Detector) -> None:
+    """Settings that are not given come from the data: thresholds of pseudo-labels and widths of a branch."""
+    fields = type(method).model_fields
+    given: Any = method  # of any class with these fields
+    if "class_scores" in fields and not given.class_scores:
+        given.class_scores = dict(thresholds)
+    if "inner" in fields and given.inner is None:
+        given.inner = effort.branch_widths(train, detector)
