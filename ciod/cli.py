@@ -1,7 +1,7 @@
 """ciod train data=FOLDER split=3+3 method=ilyolox out=DIR
 
 The command line: demo · train · compare · extend · check · eval · predict · export · report · data · list. Settings are
-``key=value``. Heavy imports happen inside the commands, so that ``ciod --help`` answers at once.
+``key=value``. Heavy imports are inside the commands: ``ciod --help`` answers at once.
 """
 
 from __future__ import annotations
@@ -288,8 +288,8 @@ def export(
 
     The file is compared with the model before it gets its name. Needs `pip install 'ciod[onnx]'`.
     Settings: `onnx=` `nms=true` (non-maximum suppression in the graph) `size=` `dynamic_size=true` `opset=17`
-    `score_threshold=` `nms_iou=` `max_detections=100` `images=FOLDER` (to compare on) `tolerance=0.001`
-    (largest difference) `names='[a, b]'` `arbiter=off`.
+    `score_threshold=` `nms_iou=` `max_detections=100` `images=FOLDER` (to compare on) `tolerance=0.001` `names=`
+    `arbiter=off`.
 
     `ciod export MODEL mmdet=FOLDER` writes a config and a checkpoint for MMDetection instead (YOLOX, GFL, and what came
     from there), with `size=` and `names=`; see docs/mmdetection.md.
@@ -312,10 +312,8 @@ def export(
         typer.echo("Not compared with the model: onnxruntime is not installed (pip install 'ciod[onnx]').", err=True)
         return
     found = "" if done.detections is None else f"; {done.detections} detections are those of the model"
-    typer.echo(
-        f"compared with the model: largest difference of a score {done.score_difference:.1e}, of a box "
-        f"{done.box_difference:.1e} pixels{found}"
-    )
+    score, box = f"{done.score_difference:.1e}", f"{done.box_difference:.1e}"
+    typer.echo(f"compared with the model: largest difference of a score {score}, of a box {box} pixels{found}")
 
 
 @app.command()
@@ -351,9 +349,8 @@ def demo(words: Words = None) -> None:
 def data(name: Annotated[str, typer.Argument(help="coco (2017) or voc (2007).")], words: Words = None) -> None:
     """Say where the files of a public data set go, and fetch them: `ciod data voc out=DIR`.
 
-    Downloads resume where they stopped; checksums and archives are checked before anything is unpacked. Archives you
-    put into DIR yourself are used. Settings: `out=DIR` (without it nothing is fetched) `keep=true` (the archives stay)
-    `mirror=URL` (a web folder with the same archives).
+    Downloads resume; checksums and archives are checked before anything is unpacked. Archives that you put into DIR
+    are used. Settings: `out=DIR` (needed to fetch), `keep=true` (keeps the archives), `mirror=URL` (has the same).
     """
     from ciod.config import commands
     from ciod.data import download

@@ -158,28 +158,24 @@ def export(
             else ``boxes`` and ``scores`` (see ``Raw``).
         size: side of the input in pixels (default: the model's own).
         dynamic_size: also let height and width vary, in multiples of 32.
-        score_threshold: for ``nms``, the lowest score of a detection; None: the detector's own.
-        nms_iou: for ``nms``, the IoU from which two boxes of one class count as the same; None: the detector's own.
+        score_threshold, nms_iou: for ``nms``, lowest score, and IoU of two boxes of one object (the detector's).
         max_detections: for ``nms``, per image.
-        images: an image or folder for the comparison (default: random noise).
-        tolerance: largest difference from the model: of a score, and of a box with a score that matters as a share of
-            its longer side.
+        images: an image or folder to compare on (default: random noise).
+        tolerance: largest difference of a score, and of a box (whose score matters) as a share of its longer side.
         names: class names for a checkpoint without them.
         arbiter: False: scores of branches stay as the branches give them.
 
     Raises:
         ConfigError: every problem of the arguments.
-        CiodError: no model, onnx is not installed, or the outputs differ by more than ``tolerance`` (no file is
-            written).
+        CiodError: no model, onnx is not installed, or outputs differ by more than ``tolerance`` (no file is written).
     """
     from ciod.detectors.files.weights import open_detector
 
-    path = _checked_path(onnx, model)
+    path, check = _checked_path(onnx, model), _require("onnx")
     detector = open_detector(model, size, names, arbiter=arbiter).frozen().cpu()
     floor = detector.score_threshold if score_threshold is None else score_threshold
     limit = detector.nms_iou if nms_iou is None else nms_iou
     _check(opset, floor, limit, max_detections, tolerance, detector, nms)
-    check = _require("onnx")
     if nms:
         graph: Raw = Suppressed(detector, score_threshold=floor, nms_iou=limit, max_detections=max_detections)
     else:
@@ -206,7 +202,7 @@ def _checked_path(onnx: str | Path, model: str | Path | Detector) -> Path:
 
 
 def _traced(graph: Raw, sample: Tensor, path: Path, opset: int, dynamic_size: bool, onnx: Any) -> Any:
-    """The graph as ONNX has it; written beside ``path`` on the way, as PyTorch knows no other."""
+    """The graph as ONNX has it; written beside ``path`` on the way, since PyTorch writes files alone."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with explained(path, 4 * sum(p.numel() for p in graph.parameters())):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -63,6 +63,11 @@ def raw(model: nn.Module, images: torch.Tensor):
     return model.head(features), anchors, [f.shape[2] * f.shape[3] for f in features]
 
 
+def _sides(boxes: torch.Tensor) -> torch.Tensor:
+    """The longer side of each box: [..., 4] → [..., 1]."""
+    return (boxes[..., 2:] - boxes[..., :2]).amax(-1, keepdim=True)
+
+
 @pytest.mark.parametrize("kind", ["retinanet", "fcos"])
 def test_outputs_losses_and_gradients_are_torchvisions(kind, tmp_path):
     model = theirs(kind, len(NAMES))
@@ -78,7 +83,9 @@ def test_outputs_losses_and_gradients_are_torchvisions(kind, tmp_path):
         torch.testing.assert_close(out.objectness, head["bbox_ctrness"][..., 0], rtol=1e-4, atol=1e-4)
     else:
         boxes = torch.stack([coder.decode_single(r, a) for r, a in zip(head["bbox_regression"], anchors)])
-    torch.testing.assert_close(out.boxes, boxes, rtol=1e-4, atol=1e-3)
+    # a corner is a sum of shares of the anchor's sides and the box's; some processors round these differently
+    side = torch.maximum(_sides(out.anchors), _sides(boxes))
+    assert ((out.boxes - boxes).abs() / side).max() < 1e-4
 
     targets = fixed.boxes_at_random(3, [4, 0, 6], classes=3, size=SIZE)
     listed = [
