@@ -35,6 +35,7 @@ from ciod.detectors.base import Detector
 from ciod.detectors.files import transfer
 from ciod.evaluation.detect import evaluate
 from ciod.methods.finetune import Finetune
+from ciod.runs import choices
 from ciod.runs.start import epochs_of, open_data, start
 from ciod.training import speed
 from ciod.training.hooks import Hooks, Position
@@ -85,7 +86,10 @@ def settings_of(args: argparse.Namespace, out: str) -> Run:
     words = [f"data={args.data}", "method=joint", f"detector={args.detector}", f"weights={args.weights}", f"out={out}",
              f"batch={args.batch}", f"epochs={args.epochs}", f"seed={args.seed}", *args.set]  # fmt: skip
     words += [f"size={args.size}"] if args.size else []
-    return config.load(None, words)
+    settings = config.load(None, words)
+    scenario = Scenario(settings.protocol, *open_data(settings))
+    here = World(device=pick_device(settings.device))
+    return choices.complete(settings, scenario, here, choices.start_of(settings))[0]
 
 
 def serve(side: str, args: argparse.Namespace) -> None:

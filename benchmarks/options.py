@@ -76,7 +76,8 @@ def first_task(folder: Path, args: Any) -> tuple[Path, Task]:
     # larger than they are shown, as photographs are: else presize would have nothing to do
     write_shapes(folder / "data", train=args.images, val=4, size=4 * args.size)
     words = [f"data={folder / 'data'}", "split=6+4", f"detector={args.detector}", f"size={args.size}",
-             f"batch={args.batch}", f"epochs={args.epochs}", "method=finetune", f"out={folder / 'first'}"]  # fmt: skip
+             f"batch={args.batch}", f"epochs={args.epochs}", "lr=0.002", "method=finetune",
+             f"out={folder / 'first'}"]  # fmt: skip
     settings = config.load(None, words)
     engine.train(settings, command="benchmarks.options", reporter=Reporter(quiet=True), until=1)
     scenario = Scenario(settings.protocol, *open_data(settings))

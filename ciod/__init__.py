@@ -18,7 +18,7 @@ from ciod.core.gc_pause import uncollected
 from ciod.core.version import __version__ as __version__
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time see __getattr__
-    from ciod.api import evaluate, extend, train
+    from ciod.api import draw, evaluate, extend, train
     from ciod.comparison import compare
     from ciod.core.errors import CiodError
     from ciod.core.types import Detections
@@ -29,12 +29,14 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time see __getattr__
     from ciod.inference.images import predict
     from ciod.inference.video import frames
     from ciod.methods.base.method import Method
+    from ciod.training.hooks import Hooks
 
 _WHERE = {
     "train": "ciod.api",
     "compare": "ciod.comparison",
     "extend": "ciod.api",
     "evaluate": "ciod.api",
+    "draw": "ciod.api",
     "predict": "ciod.inference.images",
     "frames": "ciod.inference.video",
     "export": "ciod.exporters.onnx_file",
@@ -42,6 +44,7 @@ _WHERE = {
     "Scenario": "ciod.data.scenarios.scenario",
     "Detector": "ciod.detectors.base",
     "Method": "ciod.methods.base.method",
+    "Hooks": "ciod.training.hooks",
     "Detections": "ciod.core.types",
     "CiodError": "ciod.core.errors",
 }
@@ -50,9 +53,11 @@ __all__ = [
     "CiodError",
     "Detections",
     "Detector",
+    "Hooks",
     "Method",
     "Scenario",
     "compare",
+    "draw",
     "evaluate",
     "export",
     "extend",

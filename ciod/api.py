@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.reading import read_object
 
 if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
     from ciod.config.settings import Evaluation
+    from ciod.core.results_schema import ExtensionResults, ResultsFile
+    from ciod.core.types import Detections
     from ciod.data.index import Index
     from ciod.detectors.base import Detector
     from ciod.evaluation.detect import Scored
+    from ciod.training.hooks import Hooks
 
 
-def train(config: str | Path | None = None, **settings: Any) -> dict[str, Any]:
+def train(config: str | Path | None = None, *, callbacks: Sequence[Hooks] = (), **settings: Any) -> ResultsFile:
     """Runs a scenario, or resumes it, and returns the content of its ``results.json``.
 
     Args:
         config: a YAML file of settings.
+        callbacks: called at the events of the run; see ``ciod.Hooks``.
         settings: override the file; sections as mappings, or leaf names: ``train(data="f", split="3+3", epochs=20)``.
 
     Raises:
@@ -31,17 +38,20 @@ def train(config: str | Path | None = None, **settings: Any) -> dict[str, Any]:
     from ciod.runs.run import train as run
 
     words = ", ".join(f"{k}={v!r}" for k, v in settings.items())
-    folder = run(cfg.load(config, settings), command=f"ciod.train({words})")
-    return read_object(folder / "results.json")
+    folder = run(cfg.load(config, settings), command=f"ciod.train({words})", hooks=callbacks)
+    return cast("ResultsFile", read_object(folder / "results.json"))
 
 
-def extend(model: str | Path, data: str | Path, out: str | Path, **settings: Any) -> dict[str, Any]:
+def extend(
+    model: str | Path, data: str | Path, out: str | Path, *, callbacks: Sequence[Hooks] = (), **settings: Any
+) -> ExtensionResults:
     """Adds the classes of a folder to a model, without old images; returns the content of ``results.json``.
 
     Args:
         model: a file for ``ciod.load``.
         data: a folder in COCO, VOC or YOLO format; classes are matched by name.
         out: run folder; the new model is ``out/model.safetensors``, of an ONNX file ``out/model.onnx``.
+        callbacks: called at the events of the extension; see ``ciod.Hooks``.
         settings: as in ``ciod extend``: ``extend(m, "cards/", "runs/cards", effort="quick", drop=["cat"])``.
 
     Raises:
@@ -54,8 +64,8 @@ def extend(model: str | Path, data: str | Path, out: str | Path, **settings: Any
 
     given = {"model": str(model), "data": str(data), "out": str(out), **settings}
     words = ", ".join(f"{k}={v!r}" for k, v in given.items())
-    folder = run(load(given), command=f"ciod.extend({words})")
-    return read_object(folder / "results.json")
+    folder = run(load(given), command=f"ciod.extend({words})", hooks=callbacks)
+    return cast("ExtensionResults", read_object(folder / "results.json"))
 
 
 def check(
@@ -144,6 +154,32 @@ def evaluate(
         broken,
         [f"{index.source}: {line}" for line in index.problems.lines()],
     )
+
+
+def draw(
+    picture: str | Path | np.ndarray | Image.Image,
+    detections: Detections,
+    *,
+    score: float = 0.0,
+    new: Collection[str] = (),
+) -> Image.Image:
+    """A picture with its detections drawn on it; a notebook shows it.
+
+    Args:
+        picture: a file, a PIL image, or an RGB array [H, W, 3] of 0..255 or 0..1.
+        detections: from ``Detector.predict`` for this picture.
+        score: detections below it are left out.
+        new: class names whose labels say "new" and whose lines are thicker.
+
+    Raises:
+        CiodError: no such file, or not a picture.
+    """
+    from PIL import Image
+
+    from ciod.data.images import as_array
+    from ciod.report.draw import draw_boxes
+
+    return Image.fromarray(draw_boxes(as_array(picture), detections, min_score=score, new=new))
 
 
 def _evaluation(

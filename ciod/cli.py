@@ -1,7 +1,7 @@
 """ciod train data=FOLDER split=3+3 method=ilyolox out=DIR
 
 The command line: demo · train · compare · extend · check · eval · predict · export · report · data · list. Settings are
-``key=value``. Heavy imports are inside the commands: ``ciod --help`` answers at once.
+``key=value``. Heavy imports happen inside the commands, so that ``ciod --help`` answers at once.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="""Class-incremental object detection: a detector learns new classes without the old data.
 
     **Start here:** `ciod demo`, then `ciod train data=FOLDER split=3+3 method=ilyolox out=runs/mine`.
@@ -87,11 +88,10 @@ def train(
     - `split=3+3` classes per task: `40+40`, `15+1x5`, `20x4`, or `split='[[cat, dog], [bird]]'`
     - `method=ilyolox` see `ciod list methods`; its settings are `method.NAME=VALUE`
     - `detector=yolox-nano` see `ciod list detectors`; `size=320`, `weights=FILE` (everything that fits)
-    - `epochs=30 batch=16 lr=0.001 seed=0 out=DIR device=auto`
+    - `effort=normal` quick or thorough: chooses what is not given of `epochs=30 batch=16 lr=0.001` and more
+    - `seed=0 out=DIR device=auto`; `ciod list settings` prints every setting
 
-    `ciod list settings` prints every setting. Run the same command again to resume.
-    `--dry-run` prints tasks, classes, images, boxes, steps and learning rates; it needs no weights, and without the
-    data it prints what it can and says what is missing.
+    Run the same command again to resume. `--dry-run` prints tasks, images, steps and rates, without data what it can.
     """
     from ciod.config import load as config
     from ciod.config.reader import split
@@ -119,8 +119,8 @@ def compare(
 ) -> None:
     """Compare methods on one scenario, over seeds: `ciod compare SCENARIO methods=finetune,ilyolox seeds=3`.
 
-    SCENARIO is one of `ciod list scenarios` or a YAML file of settings, with `methods:`, `seeds:` and other settings;
-    or leave it out and give `data=` and `split=`.
+    SCENARIO is one of `ciod list scenarios`, or a YAML file with `methods:`, `seeds:` and other settings. Without it,
+    give `data=` and `split=`.
     The first task is trained once per seed and shared; joint training gives the upper bounds.
 
     - `methods=a,b,c`, with settings `methods='[finetune, {name: ilyolox, nms_iou: 0.95}]'`
@@ -138,8 +138,7 @@ def compare(
 
     plain, flat, problems = split(words, TABLE)
     if len(plain) > 1:
-        taken = ", ".join(plain)
-        problems.append(f"compare takes one scenario, not {len(plain)} ({taken}); write key=value settings.")
+        problems.append(f"compare takes one scenario, not {len(plain)} ({', '.join(plain)}); write key=value settings.")
     own = {k: flat.pop(k) for k in WORDS if k in flat}
     with _interruptible():
         content = run(plain[0] if plain else None, settings=flat, problems=problems, dry=dry_run, **own)
@@ -156,10 +155,10 @@ def extend(
 
     No old image is needed. Classes are matched by name: a new one is added, a known one is taught further.
 
-    - `effort=normal` quick, normal or thorough: sizes epochs, batch and resolution, and says what it chose
+    - `effort=normal` quick, normal or thorough: chooses epochs, batch and resolution, and prints them
     - `method=auto` or any of `ciod list methods`; `method=freeze_branch` leaves old outputs bit-identical
     - `keep='[a, b]'` `drop='[a]'` `rename='{a: b}'` `new='[a]'` which class is which; `names=` as in `ciod eval`
-    - `input=0..255,bgr` `old_outputs=` `taps=` of an ONNX file, as in `ciod check`; it becomes `DIR/model.onnx`
+    - `input=0..255,bgr` `old_outputs=` `taps=` of an ONNX file, as in `ciod check`; writes `DIR/model.onnx`
     - `old_data=FOLDER` measures AP of the old classes before and after; without it, agreement of old and new model
     - `pool=FOLDER` any unlabelled images; `min_retention=0.98` writes no model below it (exit code 3)
     - `epochs=30 batch=8 lr=0.003 size=416 holdout=0.15 seed=0 device=auto` and every `train.`, `augment.`, `eval.`
@@ -182,14 +181,14 @@ def check(
     model: Annotated[str, typer.Argument(help="An ONNX file of any detector.")],
     words: Words = None,
 ) -> None:
-    """Say what an ONNX detector is taken for, and stop: `ciod check MODEL.onnx`. See docs/extend-onnx.md.
+    """Print how ciod understands an ONNX detector: `ciod check MODEL.onnx`. See docs/extend-onnx.md.
 
-    Prints which maps a branch would read, what the outputs mean and how pictures are given. Settings:
+    Prints which maps a branch would read, what the outputs mean and how pictures are given; writes nothing. Settings:
 
-    - `input=0..255,bgr` how pictures are given, where the file does not say it: range (`0..1`, `0..255`, `imagenet`,
+    - `input=0..255,bgr` how pictures are given, if the file has no such entry: range (`0..1`, `0..255`, `imagenet`,
       `-1..1`, or six numbers), `rgb` or `bgr`, `corner`, `letterbox` or `stretch`, fill
-    - `names=` a list, a file or `coco`; `size=` pixels, where the file takes any
-    - `old_outputs=auto` or a layout by name; `taps='8:a,b 16:c,d 32:e,f'` tensors by hand
+    - `names=` a list, a file or `coco`; `size=` pixels, if the file accepts any
+    - `old_outputs=auto` or a layout by name; `taps='8:a,b 16:c,d 32:e,f'` the tensors to read
     """
     from ciod.api import check as run
     from ciod.config import commands
@@ -208,24 +207,22 @@ def evaluate(
 ) -> None:
     """Score a model on a data set: `ciod eval MODEL data=FOLDER`.
 
-    Classes are matched by name; what only one side knows is named and left out.
+    Classes are matched by name; those that only the model or only the data has are listed and left out.
     Settings: `data=` `split=val` `size=416` `score_threshold=0.001` `nms_iou=0.65` `max_detections=100` `device=auto`
-    `classes='[a, b]'` (score only these) `names='[a, b]'` `input=` (of a file that does not say them) `json=FILE`
-    `multi_label=` (true: each class of a position counts, as usual for GFL, RetinaNet and FCOS; false: the best alone)
-    `metric=coco` (or `voc07`: 11-point, `voc`: area, beside COCO's) `arbiter=off` (the raw scores of branches).
+    `classes='[a, b]'` (score only these) `names='[a, b]'` `input=` (if the file has none) `json=FILE`
+    `multi_label=` (true: each class of a position counts, as usual for GFL, RetinaNet and FCOS; false: only the best)
+    `metric=coco` (or `voc07`: 11-point, `voc`: area, besides COCO's) `arbiter=off` (the raw scores of branches).
     """
     from ciod import api
     from ciod.config import commands
-    from ciod.report.scores import show
+    from ciod.report import scores
 
     _, flat = commands.read(commands.EVAL, words, takes="eval takes one model")
     target = flat.pop("json_file", None)
     scored = api.evaluate(model, **flat)
-    show(scored)
+    scores.show(scored)
     if target:
-        from ciod.core.run_log import write_json
-
-        write_json(Path(target), {"per_class": scored.table.per_class, "overall": scored.table.overall})
+        scores.write(scored, Path(target))
 
 
 @app.command(cls=Heavy)
@@ -233,17 +230,17 @@ def predict(
     model: Annotated[str, typer.Argument(help=MODEL)],
     words: Words = None,
 ) -> None:
-    """Find objects: `ciod predict MODEL FILE... out=DIR`: pictures, videos, folders of them.
+    """Find objects in pictures, videos and folders of them: `ciod predict MODEL FILE... out=DIR`.
 
-    Writes each picture with its boxes and `predictions.json`; each video with its boxes and a `.jsonl` with a line a
-    frame (needs `pip install 'ciod[video]'`). See docs/predict.md. Settings:
+    Writes each picture with its boxes and `predictions.json`; each video with its boxes and a `.jsonl` with one line
+    per frame (needs `pip install 'ciod[video]'`). See docs/predict.md. Settings:
 
-    - `out=predictions` `score=0.3` `classes=cat,dog` (only these) `draw=false` (JSON alone)
+    - `out=predictions` `score=0.3` `classes=cat,dog` (only these) `draw=false` (only JSON)
     - `overwrite=true` replaces an earlier prediction in `out`
     - `coco=FILE` also writes COCO results; `data=FOLDER split=val` takes image and category ids from a data set, and
-      its pictures where no file is named
-    - `batch=8` `size=` `nms_iou=0.65` `max_detections=100` `device=auto` `names='[a, b]'` `input=` (of a file
-      that does not say them)
+      its pictures if no file is given
+    - `batch=8` `size=` `nms_iou=0.65` `max_detections=100` `device=auto` `names='[a, b]'` `input=` (if the
+      file has none)
     - `arbiter=off` the raw scores of branches (see docs/extend.md)
     """
     from ciod.config import commands
@@ -288,8 +285,8 @@ def export(
 
     The file is compared with the model before it gets its name. Needs `pip install 'ciod[onnx]'`.
     Settings: `onnx=` `nms=true` (non-maximum suppression in the graph) `size=` `dynamic_size=true` `opset=17`
-    `score_threshold=` `nms_iou=` `max_detections=100` `images=FOLDER` (to compare on) `tolerance=0.001` `names=`
-    `arbiter=off`.
+    `score_threshold=` `nms_iou=` `max_detections=100` `images=FOLDER` (to compare on) `tolerance=0.001`
+    (largest difference) `names='[a, b]'` `arbiter=off`.
 
     `ciod export MODEL mmdet=FOLDER` writes a config and a checkpoint for MMDetection instead (YOLOX, GFL, and what came
     from there), with `size=` and `names=`; see docs/mmdetection.md.
@@ -312,8 +309,10 @@ def export(
         typer.echo("Not compared with the model: onnxruntime is not installed (pip install 'ciod[onnx]').", err=True)
         return
     found = "" if done.detections is None else f"; {done.detections} detections are those of the model"
-    score, box = f"{done.score_difference:.1e}", f"{done.box_difference:.1e}"
-    typer.echo(f"compared with the model: largest difference of a score {score}, of a box {box} pixels{found}")
+    typer.echo(
+        f"compared with the model: largest difference of a score {done.score_difference:.1e}, of a box "
+        f"{done.box_difference:.1e} pixels{found}"
+    )
 
 
 @app.command()
@@ -347,10 +346,11 @@ def demo(words: Words = None) -> None:
 
 @app.command(cls=Heavy)
 def data(name: Annotated[str, typer.Argument(help="coco (2017) or voc (2007).")], words: Words = None) -> None:
-    """Say where the files of a public data set go, and fetch them: `ciod data voc out=DIR`.
+    """Download a public data set: `ciod data voc out=DIR`. Without `out=`: print where its files go.
 
-    Downloads resume; checksums and archives are checked before anything is unpacked. Archives that you put into DIR
-    are used. Settings: `out=DIR` (needed to fetch), `keep=true` (keeps the archives), `mirror=URL` (has the same).
+    An interrupted download resumes. Checksums and archives are checked before anything is unpacked. Archives that you
+    put into DIR yourself are used. Settings: `out=DIR` `keep=true` (keep the archives) `mirror=URL` (a web folder with
+    the same archives).
     """
     from ciod.config import commands
     from ciod.data import download
@@ -364,9 +364,9 @@ def data(name: Annotated[str, typer.Argument(help="coco (2017) or voc (2007).")]
 
 @app.command("list", cls=Heavy)
 def list_(what: Annotated[str, typer.Argument(help="What to show; see above.")] = "", words: Words = None) -> None:
-    """List what ciod has.
+    """List detectors, methods, scenarios, recipes or settings; or describe a data set, a scenario or a model.
 
-    `detectors`, `methods`, `scenarios`, `recipes`, `settings`, `data PATH`, a scenario or its file,
+    `detectors`, `methods`, `scenarios`, `recipes`, `settings`, `environment`, `data PATH`, a scenario or its file,
     `model.safetensors`.
 
     `ciod list data PATH` reads a data set and prints its classes and every problem in it.

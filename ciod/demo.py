@@ -27,7 +27,11 @@ SETTINGS: dict[str, Any] = {
     "train.epochs": 10,
     "train.batch": 8,
     "train.lr": 3e-3,
+    "train.trunk_lr": 1.0,
+    "train.ema": 0.998,
     "train.warmup": 50,
+    "augment.flip": 0.5,
+    "augment.mosaic": 0.0,
     "augment.scale": [0.9, 1.1],
     "augment.photometric": 0.0,
 }

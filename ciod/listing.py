@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ciod.core.errors import CiodError, did_you_mean
-from ciod.core.files import is_file, is_folder
+from ciod.core.files import is_file, no_model_file
 
 TOPICS = ("detectors", "methods", "scenarios", "recipes", "settings", "environment", "data")
 
@@ -146,14 +146,11 @@ def _methods() -> Table:
 def _method(name: str) -> Table:
     """The settings of one method."""
     from ciod import methods
-    from ciod.methods.base.method import Method
+    from ciod.config import catalogue
 
-    cls = methods.find(name)
-    ours = [base for base in reversed(cls.__mro__) if issubclass(base, Method)]
-    notes = {k: v for base in ours for k, v in _notes(base).items()}
     table = _table(f"method.…  ({name})", "default", "meaning")
-    for key, f in cls.model_fields.items():
-        table.add_row(key, _default(f.default), notes.get(key, ""))
+    for s in catalogue.settings(methods.find(name)):
+        table.add_row(s.key, s.default, s.note)
     return table
 
 
@@ -186,59 +183,16 @@ def header_value(recipe: Path, word: str) -> str:
     return next((line.partition(":")[2].strip() for line in head if line.startswith(f"{word}:")), "—")
 
 
-def _notes(model: type) -> dict[str, str]:
-    """The documentation of each field: the string below it."""
-    import ast
-    import inspect
-
-    try:
-        (written,) = ast.parse(inspect.getsource(model).lstrip()).body
-    except (OSError, TypeError):  # a class without Python source
-        return {}
-    assert isinstance(written, ast.ClassDef)
-    body, found = written.body, {}
-    for field, after in zip(body, [*body[1:], None]):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(after, ast.Expr):
-            found[field.target.id] = " ".join(ast.literal_eval(after.value).split())
-    return found
-
-
-def _setting_rows() -> Iterator[tuple[str, str, str, str]]:
-    """Section, name, default and documentation of every setting of a training run."""
-    from pydantic import BaseModel
-
-    from ciod.config.load import Run
-
-    def walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
-        notes = _notes(model)
-        for key, f in model.model_fields.items():
-            kind = f.annotation
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from walk(kind, f"{prefix}{key}.")
-            else:
-                name = f"{prefix}{key}".removeprefix("protocol.")
-                yield prefix.rstrip("."), name, _default(f.default), notes.get(key, "")
-
-    return walk(Run, "")
-
-
 def _settings() -> Table:
+    from ciod.config import catalogue
+    from ciod.config.load import TABLE
+    from ciod.training.effort import KEYS
+
+    short = {full: key for key, full in TABLE.short.items() if full.startswith("protocol.")}
     table = _table("setting", "default", "what")
-    for _, *row in _setting_rows():
-        table.add_row(*row)
+    for s in catalogue.settings(TABLE.model, by_effort=KEYS):
+        table.add_row(short.get(s.key, s.key), s.default, s.note)
     return table
-
-
-def settings_markdown() -> str:
-    """``ciod list settings`` as the documentation site shows it: one table per section."""
-    sections: dict[str, list[str]] = {}
-    for section, name, default, note in _setting_rows():
-        shown = f"`{default}`" if default not in ("—", "") else ""
-        cells = f"`{name}`", shown, note.replace("``", "`").replace("|", "\\|")
-        sections.setdefault(section, []).append(f"| {' | '.join(cells)} |")
-    titles = {"": "Run", "protocol": "Scenario"}
-    head = "| setting | default | what it does |\n| --- | --- | --- |\n"
-    return "\n\n".join(f"## {titles.get(s, s)}\n\n{head}" + "\n".join(rows) for s, rows in sections.items()) + "\n"
 
 
 def environment() -> str:
@@ -254,17 +208,11 @@ def environment() -> str:
     return "\n".join([*lines, runs_environment.describe(), platform.platform()])
 
 
-def _default(value: Any) -> str:
-    return "—" if value is None else str(value)
-
-
 def _model(console: Console, path: Path) -> None:
     from ciod.detectors.files.weights import read_metadata
 
     if not is_file(path):
-        beside = [p.name for p in path.parent.glob("*.safetensors")] if is_folder(path.parent) else []
-        hint = did_you_mean(path.name, beside)
-        raise CiodError(f"There is no model file {path}" + (f"; {hint}" if "mean" in hint else "."))
+        no_model_file(path, (".safetensors",))
     meta = read_metadata(path)
     settings = ", ".join(f"{k}={v}" for k, v in meta["detector"].items())
     console.print(f"{path}: {settings}; {len(meta['class_names'])} classes", markup=False, soft_wrap=True)
@@ -332,6 +280,7 @@ def _scenario(console: Console, name: str, settings: dict[str, Any]) -> None:
 
     if not name.endswith((".yaml", ".yml")) and name not in scenario.available():
         hint = did_you_mean(name, (*TOPICS, *scenario.available()), listing=20)
+        hint = hint.replace("'data'", "'data PATH'")
         raise CiodError(f"list: there is no '{name}'; {hint}")
     run = config.load(None, {"scenario": name, **settings})
     made = Scenario(run.protocol, *open_data(run))

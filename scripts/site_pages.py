@@ -1,7 +1,7 @@
 """Hook of mkdocs.yml: pages of the site that are not files in docs/.
 
-The README is the home page, the other pages of the repository's root stand under "Project", and the table of settings
-is made from the code. On GitHub the pages of docs/ link to these by their path, so the links are rewritten.
+The README is the home page, and the other pages of the repository's root are under "Project". On GitHub the pages of
+docs/ link to these by their path, so the links are rewritten.
 """
 
 from __future__ import annotations
@@ -51,15 +51,6 @@ def rewritten(text: str, folder: str, page: str) -> str:
     return _LINK.sub(link, text)
 
 
-def settings_page() -> str:
-    from ciod.listing import settings_markdown
-
-    return (
-        "# Settings\n\nEvery setting of `ciod train`, as `ciod list settings` prints them. Settings of one method: "
-        "`ciod list methods NAME`.\n\n" + settings_markdown()
-    )
-
-
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     from mkdocs.structure.files import File
 
@@ -67,7 +58,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         text = (ROOT / source).read_text(encoding="utf-8")
         head = "---\nhide:\n  - navigation\n---\n\n" if page == "index.md" else ""
         files.append(File.generated(config, page, content=head + rewritten(text, "", page)))
-    files.append(File.generated(config, "reference/settings.md", content=settings_page()))
     return files
 
 

@@ -6,12 +6,14 @@ Every import counts: at the top of a module, inside a function, and for type che
 from __future__ import annotations
 
 import ast
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 # From the top down. A package imports from those below it, never from its own line or above.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__init__",),
+    ("__main__",),
     ("cli",),
     ("api", "demo", "listing"),
     ("extension", "comparison", "exporters"),
@@ -21,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config",),
     ("methods",),
     ("detectors",),
-    ("data",),
+    ("data", "trackers"),
     ("core",),
 )
 
@@ -96,6 +98,11 @@ def circle(found: dict[str, set[str]]) -> list[str]:
     return next((c for name in found if (c := visit(name))), [])
 
 
+def _row(room: str, below: list[str]) -> str:
+    """One package and what it imports, in lines that fit the page of the site."""
+    return textwrap.fill(", ".join(below) or "—", 80, initial_indent=f"{room:<11} → ", subsequent_indent=" " * 14)
+
+
 def picture(found: dict[str, set[str]], layers: tuple[tuple[str, ...], ...] = LAYERS) -> str:
     """The lines from the top down; after each package those it imports from."""
     order = [room for line in layers for room in line]
@@ -103,9 +110,7 @@ def picture(found: dict[str, set[str]], layers: tuple[tuple[str, ...], ...] = LA
         room: {b.partition(".")[0] for a, names in found.items() if a.partition(".")[0] == room for b in names} - {room}
         for room in order
     }
-    lines = [
-        [f"{room:<11} → {', '.join(r for r in order if r in below[room]) or '—'}" for room in line] for line in layers
-    ]
+    lines = [[_row(room, [r for r in order if r in below[room]]) for room in line] for line in layers]
     return f"\n{'─' * 60}\n".join("\n".join(line) for line in lines)
 
 

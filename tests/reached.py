@@ -82,19 +82,23 @@ class _Notes(ast.NodeTransformer):
         self.inside, self.found = 0, []
 
     def _note(self, node: ast.AST, text: str) -> str:
-        site = Site(self.file, node.lineno, node.col_offset, text)  # type: ignore[attr-defined]
+        site = Site(self.file, node.lineno, node.col_offset, text)
         self.found.append(site)
         return site.key
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        return self._function(node)
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
+        return self._function(node)
+
+    def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST:
         self.inside += 1
         docs = ast.get_docstring(node) is not None
         kept = node.body[:1] if docs else []
         node.body = kept + [n for old in node.body[len(kept) :] for n in self._all(old)]
         self.inside -= 1
         return node
-
-    visit_AsyncFunctionDef = visit_FunctionDef  # type: ignore[assignment]
 
     def _all(self, node: ast.AST) -> list:
         new = self.visit(node)
@@ -197,7 +201,7 @@ def install(names: frozenset[str]) -> None:
 
     _Loader.names = names
     setattr(builtins, NOTE, note)
-    sys.meta_path.insert(0, _Finder)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _Finder)
 
 
 def reached() -> set[str]:

@@ -153,10 +153,10 @@ def test_mistakes_in_calls_from_python(pets, model):
     with pytest.raises(CiodError, match=r"size: 100 is not a multiple of 32; try 96\."):
         ciod.evaluate(model, pets, size=100)
     with pytest.raises(ConfigError, match=r"against: 2\.5 is not a name\."):
-        ciod.compare(data=pets, split="2+1", methods="finetune", against=2.5)  # type: ignore[arg-type]
+        ciod.compare(data=pets, split="2+1", methods="finetune", against=2.5)
 
 
-def test_words_that_cannot_be_read_are_told_with_the_rest(run, pets, model):
+def test_unreadable_words_are_reported_with_the_other_problems(run, pets, model):
     code, _, err = run("extend", str(model), "seed=[", f"data={pets}", "effort=x", "out=a")
     assert code == 2 and err.count("\n") == 3
     for sentence in ("2 problems", "seed: '[' cannot be read", "effort: 'x' is not allowed"):
@@ -165,7 +165,7 @@ def test_words_that_cannot_be_read_are_told_with_the_rest(run, pets, model):
     assert code == 2 and "2 problems" in err and "seeds: '[' cannot be read" in err and "jobs: 0 must be" in err
 
 
-def test_a_data_set_whose_path_is_no_text(run, pets, tmp_path):
+def test_the_path_of_a_data_set_may_be_any_bytes(run, pets, tmp_path):
     """Bytes that are no UTF-8: data may lie there; models may not be written there, which is said at once."""
     strange = tmp_path / os.fsdecode(b"pets-\xff")
     shutil.copytree(pets, strange)
@@ -227,7 +227,7 @@ def test_an_unknown_command(run):
     assert code == 2 and "trian" in out + err and "Traceback" not in out + err
 
 
-def test_an_interruption_says_how_to_go_on(run, monkeypatch, pets):
+def test_an_interruption_says_how_to_resume(run, monkeypatch, pets):
     from ciod.runs import run as engine
 
     def interrupted(*_):

@@ -14,13 +14,19 @@ import torch
 
 import ciod
 from ciod import detectors
+from ciod.comparison import settings as comparing
+from ciod.comparison import worker
 from ciod.config import load as config
 from ciod.core.errors import CiodError, DataError
+from ciod.core.reading import read_object
 from ciod.core.run_log import read_metrics
 from ciod.data import formats, images
 from ciod.data.scenarios import scenario
 from ciod.detectors.files import weights
-from ciod.report import page
+from ciod.detectors.onnx import file as onnx_file
+from ciod.inference import target
+from ciod.inference.target import Target
+from ciod.report import page, results_file
 from ciod.training import checkpoint
 
 SOURCES = sorted(Path(ciod.__file__).parent.rglob("*.py"))
@@ -64,6 +70,14 @@ READERS = {
     "run": ("run.yaml", lambda p: page.read_run(p.parent)),
     "metrics": ("metrics.jsonl", lambda p: read_metrics(p.parent)),
     "image": ("a.jpg", images.read_image),
+    "voc": ("Annotations/a.xml", lambda p: formats.read(p.parents[1])),
+    "labelme": ("a.json", lambda p: formats.read(p.parent)),
+    "results of another run": ("results.json", results_file.read),
+    "comparison": ("c.yaml", lambda p: comparing.opened(p, {}, {})),
+    "job of a comparison": ("job.json", lambda p: worker.work(read_object(p))),
+    "onnx": ("m.onnx", onnx_file.read),
+    "earlier predictions": ("predictions.json", lambda p: target._drawn_before(p.parent)),
+    "unfinished predictions": (".unfinished", lambda p: Target(p.parent, [Path("a.jpg")], []).drawn and []),
 }
 
 
@@ -74,9 +88,10 @@ def test_nothing_runs(reader, kind, tmp_path):
     canary = tmp_path / "canary"
     name, read = READERS[reader]
     path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(crafted(canary, kind))
-    if reader == "metrics":
-        assert read(path) == []
+    if reader in ("metrics", "earlier predictions", "unfinished predictions"):
+        assert not read(path)
     else:
         with pytest.raises(CiodError):
             read(path)

@@ -24,8 +24,17 @@ found = detector.predict("photo.jpg")
 scored = ciod.evaluate(detector, "photos")
 print(results["tasks"], found.boxes.shape, scored.table.line())
 """
-LARGEST = 14  # lines of ciod with an error that is silenced
-REVEALED = ("results", "detector", "found", "found.boxes", "found.class_names", "scored", "scored.table", "ciod.extend")
+EXTENDING = """
+extended = ciod.extend("model.safetensors", "photos", "runs/more", effort="quick")
+several = ciod.predict("model.safetensors", ["a.jpg", "b.jpg"])
+classes = extended["tasks"][-1]["new_classes"]
+kept = extended["extension"]["retention"]
+"""
+LARGEST = 26  # lines with an error that is silenced, in the package, its tests and benchmarks
+REVEALED = (
+    "results", "results['tasks']", "detector", "found", "found.boxes", "found.class_names", "scored", "scored.table",
+    "ciod.extend", "extended", "classes", "several",
+)  # fmt: skip
 
 
 def installed(folder: Path) -> Path:
@@ -51,7 +60,7 @@ def test_a_strict_type_checker_sees_the_types_of_the_installed_wheel(tmp_path, m
     python = installed(tmp_path)
     user = tmp_path / "user"
     user.mkdir()
-    (user / "script.py").write_text(SCRIPT + "".join(f"reveal_type({name})\n" for name in REVEALED), encoding="utf-8")
+    (user / "script.py").write_text(SCRIPT + EXTENDING + "".join(f"reveal_type({name})\n" for name in REVEALED))
     (user / "pyrightconfig.json").write_text('{"typeCheckingMode": "strict", "include": ["script.py"]}')
     words = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", str(python)]
     done = subprocess.run(words, cwd=user, capture_output=True, text=True)
@@ -62,9 +71,12 @@ def test_a_strict_type_checker_sees_the_types_of_the_installed_wheel(tmp_path, m
     unknown = {name: kind for name, kind in types.items() if kind in ("Any", "Unknown") or "Unknown" in kind}
     assert unknown == {}
     assert (types["detector"], types["found"], types["scored.table"]) == ("Detector", "Detections", "APTable")
+    assert (types["results"], types["extended"]) == ("ResultsFile", "ExtensionResults")
+    assert (types["results['tasks']"], types["classes"]) == ("list[TaskEntry]", "list[str]")
 
 
 def test_silenced_errors_become_fewer():
     """Lower it with them; never raise it."""
-    lines = [line for p in (ROOT / "ciod").rglob("*.py") for line in p.read_text(encoding="utf-8").splitlines()]
-    assert sum("type: ignore" in line for line in lines) <= LARGEST
+    files = [p for folder in ("ciod", "tests", "benchmarks", "scripts") for p in (ROOT / folder).rglob("*.py")]
+    lines = [line for p in files for line in p.read_text(encoding="utf-8").splitlines()]
+    assert 1 <= sum("# type: ignore" in line for line in lines) <= LARGEST

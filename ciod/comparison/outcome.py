@@ -35,6 +35,7 @@ def announcement(plan: Plan) -> list[str]:
     return [
         f"comparing {labels} on {len(plan.scenario)} tasks, seeds {', '.join(map(str, plan.seeds))}",
         f"{', '.join(parts)}; {len(plan.cells) - len(open_)} of {len(plan.cells)} are there already ({plan.out})",
+        *plan.why,
         *plan.warnings,
     ]
 

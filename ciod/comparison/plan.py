@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +15,15 @@ from ciod.comparison.worker import mark
 from ciod.config import load as config
 from ciod.config.checks import model_folder, target
 from ciod.config.load import Run
+from ciod.core.distributed import World, pick_device
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.files import is_file
 from ciod.core.reading import Unreadable, read_yaml
 from ciod.data.scenarios.scenario import Scenario
 from ciod.methods.base import first_task
 from ciod.methods.base.user_code import told
+from ciod.runs import choices
+from ciod.training.effort import Start
 
 # Sections of settings that a single row can have, too: additional images, from the second task on.
 _BESIDE = ("memory", "pool")
@@ -83,6 +86,8 @@ class Plan:
     cells: list[Cell]
     command: str
     warnings: list[str]
+    why: list[str]
+    """What ``effort`` chose for the runs."""
 
     def of(self, entry: Entry, seed: int) -> Cell | None:
         """The run of a table row."""
@@ -226,14 +231,19 @@ class _Builder:
     out: Path
     cache: Path
     command: str
+    start: Start | None = None
+    """What is trained already when the runs begin; None: not asked yet."""
+    why: list[str] = field(default_factory=list)
+    scenarios: dict[str, Scenario] = field(default_factory=dict)
+    """By protocol: a joint run has another one."""
 
     def plan(self) -> Plan:
-        from ciod.core.distributed import pick_device
         from ciod.runs.start import open_data
 
         pair = {}
         for place in dict.fromkeys((self.out, self.cache)):  # the built-in scenes are drawn next to the runs
             pair = dict(zip(("train", "test"), open_data(self.run.model_copy(update={"out": str(place / "run")}))))
+        self.pair = pair["train"], pair["test"]
         self.scenario = Scenario(self.run.protocol, pair["train"], pair["test"])
         if self.run.protocol.joint:
             raise ConfigError(["joint: write methods=joint,… for the upper bound; the scenario itself has its tasks."])
@@ -248,7 +258,7 @@ class _Builder:
             self._check(cell)
         return Plan(
             self.out, self.entries, self.seeds, self.scenario, self.run, upper, self.against, cells, self.command,
-            self.warnings,
+            self.warnings, self.why,
         )  # fmt: skip
 
     def _upper(self) -> Upper:
@@ -285,12 +295,27 @@ class _Builder:
         return found
 
     def _settings(self, seed: int, folder: Path, **more: Any) -> Run:
-        return config.load(None, {**self.base, "seed": seed, "out": str(folder), **more})
+        return self._complete(config.load(None, {**self.base, "seed": seed, "out": str(folder), **more}), folder)
+
+    def _complete(self, run: Run, folder: Path) -> Run:
+        """With what ``effort`` chooses; a folder of a version that chose nothing keeps the defaults of that version."""
+        theirs = mark(folder).get("facts")
+        if theirs:
+            run = choices.with_values(run, choices.defaults_in(theirs["settings"], choices.open_keys(run)))
+        if not choices.open_keys(run):
+            return run
+        self.start = self.start or choices.start_of(run)
+        key = run.protocol.model_dump_json()
+        self.scenarios[key] = scenario = self.scenarios.get(key) or Scenario(run.protocol, *self.pair)
+        run, lines = choices.complete(run, scenario, World(device=pick_device(run.device)), self.start)
+        self.why = self.why or lines
+        return run
 
     def _first(self, seed: int) -> Cell:
         """Without old classes every method trains in the same way, so the simplest one is used for all."""
         base = {k: v for k, v in self.base.items() if k.split(".")[0] not in _BESIDE}
         run = config.load(None, {**base, "method.name": "finetune", "seed": seed, "out": str(self.cache)})
+        run = self._complete(run, self.cache)
         facts = identity.facts(run, self.groups, self.data, device=self.device, first=True)
         folder = self.cache / f"first-{identity.key(facts)}"
         run = run.model_copy(update={"out": str(folder)})

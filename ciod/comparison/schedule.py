@@ -7,9 +7,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 from ciod.comparison.plan import Cell
 from ciod.comparison.worker import finished
@@ -39,7 +40,7 @@ def run(cells: Sequence[Cell], *, jobs: int, logs: Path, say: Say) -> dict[str, 
     failed: dict[str, str] = {}
     ready = {c.name for c in cells if finished(c.folder, c.key)}
     waiting = [c for c in cells if c.name not in ready and _wanted(c, cells, ready)]
-    running: list[_Worker] = []
+    running: list[Worker] = []
     try:
         while waiting or running:
             for cell in list(waiting):
@@ -48,7 +49,7 @@ def run(cells: Sequence[Cell], *, jobs: int, logs: Path, say: Say) -> dict[str, 
                     failed[cell.name] = f"it starts from {broken[0]}, which failed: {failed[broken[0]]}"
                     waiting.remove(cell)
                 elif ready.issuperset(cell.needs) and len(running) < jobs:
-                    running.append(_Worker(cell, logs, max(1, cores() // jobs), say))
+                    running.append(Worker(cell, logs, max(1, cores() // jobs), say))
                     waiting.remove(cell)
             time.sleep(0.05)
             for worker in [w for w in running if not w.alive]:
@@ -70,7 +71,31 @@ def _wanted(cell: Cell, cells: Sequence[Cell], ready: set[str]) -> bool:
     return not cell.until or any(cell.name in c.needs and c.name not in ready and not c.started for c in cells)
 
 
-class _Worker:
+def follow(pipe: Iterable[str], log: TextIO, sink: Say) -> None:
+    """Hands on every line that a run prints, and writes it to its log."""
+    for line in pipe:
+        with suppress(OSError):  # a full disk: the run reports it, but would wait forever if its output were not read
+            log.write(line)
+            log.flush()
+        sink(line.rstrip())
+
+
+def reason(code: int, errors: Sequence[str]) -> str | None:
+    """Why a process failed; None: it did not.
+
+    Args:
+        code: its exit code.
+        errors: the lines that it wrote to standard error.
+    """
+    if code == 0:
+        return None
+    if code < 0:
+        return f"its process was ended by signal {-code}" + (" (out of memory?)" if code == -9 else "")
+    message = next((line for line in reversed(errors) if line.strip()), "")
+    return message or f"its process ended with code {code}"
+
+
+class Worker:
     """A process that trains one cell."""
 
     def __init__(self, cell: Cell, logs: Path, threads: int, say: Say):
@@ -90,20 +115,11 @@ class _Worker:
             errors="replace",
         )
         self._readers = [
-            threading.Thread(target=self._follow, args=(pipe, sink), daemon=True)
+            threading.Thread(target=follow, args=(pipe, self._log, sink), daemon=True)
             for pipe, sink in ((self._process.stdout, say), (self._process.stderr, self._last.append))
         ]
         for reader in self._readers:
             reader.start()
-
-    def _follow(self, pipe: Sequence[str], sink: Say) -> None:
-        for line in pipe:
-            with suppress(
-                OSError
-            ):  # a full disk: the run reports it, but would wait forever if its output were not read
-                self._log.write(line)
-                self._log.flush()
-            sink(line.rstrip())
 
     @property
     def alive(self) -> bool:
@@ -112,13 +128,7 @@ class _Worker:
     def problem(self) -> str | None:
         """After its end: why it failed, or None."""
         self._close()
-        code = self._process.returncode
-        if code == 0:
-            return None
-        message = next((line for line in reversed(self._last) if line.strip()), "")
-        if code < 0:
-            return f"its process was ended by signal {-code}" + (" (out of memory?)" if code == -9 else "")
-        return message or f"its process ended with code {code}"
+        return reason(self._process.returncode, self._last)
 
     def stop(self) -> None:
         if self.alive:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from ciod import methods
 from ciod.config import load as config
+from ciod.config.marks import NO_RESULT
 from ciod.config.reader import RAW, Table
 from ciod.config.settings import Run
 from ciod.core import text_lists, typed, yaml_text
@@ -27,13 +29,13 @@ class Compare(Run):
     """``a,b``, or a list of names and of mappings: name, settings and, if wanted, label."""
     seeds: int | list[int] = 1
     """3 means 0, 1, 2; a list gives the seeds."""
-    jobs: int = 1
+    jobs: Annotated[int, NO_RESULT] = 1
     """Runs at a time, each in its own process."""
     upper: Upper | None = None
     """Joint models for upper bounds: of all class prefixes, the final one, or none; None: as the tasks need."""
-    against: str | None = None
+    against: Annotated[str | None, NO_RESULT] = None
     """Label of the method that the others are compared with; None: the first."""
-    cache: str | None = None
+    cache: Annotated[str | None, NO_RESULT] = None
     """Folder of first tasks and joint models; None: ``out``."""
 
 
@@ -45,7 +47,7 @@ OWN = {
     "resume": "an interrupted comparison resumes when the command is repeated",
 }
 """What a comparison sets for each of its runs, and what to write instead."""
-TABLE = Table(Compare, config.TABLE.short, refused=OWN, default_method="ilyolox")
+TABLE = Table(Compare, config.TABLE.short, refused=OWN, default_method=methods.DEFAULT)
 WORDS = ("methods", "seeds", "jobs", "upper", "against", "out", "cache")
 """Settings of the comparison itself; everything else is a setting of every run."""
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ciod.config.settings import DetectorSettings, MemorySettings, PoolSettings, Train
-from ciod.core.errors import CiodError, ConfigError, did_you_mean, nearest
-from ciod.core.files import exists, expanded, is_file, is_folder, is_loop
+from ciod.core.errors import CiodError, ConfigError, did_you_mean
+from ciod.core.files import exists, expanded, is_file, is_folder, is_loop, is_model, near_path
 from ciod.core.validation_messages import problems_of
 from ciod.data.scenarios.scenario import Protocol
 from ciod.methods.base.user_code import told
+from ciod.trackers import absent as absent_trackers
 
 if TYPE_CHECKING:
     from ciod.methods.base.method import Method
@@ -33,7 +34,7 @@ def method(tree: dict[str, Any]) -> list[str]:
     problems = []
     detector = section(tree, "detector").get("name", DetectorSettings().name)
     settings = section(tree, "method")
-    name = settings.pop("name", "ilyolox")
+    name = settings.pop("name", methods.DEFAULT)
     offered, complaints = _offered(str(detector))
     problems += complaints
     try:
@@ -91,7 +92,9 @@ def training(tree: dict[str, Any]) -> list[str]:
     if problems_of(Train, given):
         return []
     train, problems = Train.model_validate(given), []
-    if train.accumulate > train.batch:
+    if "epochs" in given and given.get("steps") is not None:
+        problems.append("train.steps: the epochs are given too (train.epochs); write one of the two.")
+    if "batch" in given and train.accumulate > train.batch:
         problems.append(f"train.accumulate={train.accumulate} is larger than the batch ({train.batch}).")
     if train.accumulate > 1 and train.sync_norm and train.norm != "eval":
         problems.append(
@@ -121,7 +124,7 @@ def extra(tree: dict[str, Any]) -> list[str]:
     if problems_of(MemorySettings, given) or problems_of(PoolSettings, pool):
         return []
     memory, pool = MemorySettings.model_validate(given), PoolSettings.model_validate(pool)
-    name = str(section(tree, "method").get("name", "ilyolox"))
+    name = str(section(tree, "method").get("name", methods.DEFAULT))
     try:
         method = methods.find(name)
     except CiodError:
@@ -189,7 +192,7 @@ def files(tree: dict[str, Any]) -> list[str]:
     for key in ("weights", "backbone_weights"):
         value = detector.get(key)
         if value and value not in ("imagenet", "random") and not is_file(str(value)):
-            problems.append(f"detector.{key}: there is no file {value}{_nearest(Path(str(value)), is_file)}")
+            problems.append(f"detector.{key}: there is no file {value}{near_path(Path(str(value)), is_model)}")
     first = tree.get("first")
     if first and not is_file(Path(str(first)) / "task-1" / "model.safetensors"):
         problems.append(f"first: {first} has no finished first task (task-1/model.safetensors).")
@@ -222,14 +225,19 @@ def folder_of_data(value: object, key: str = "data") -> list[str]:
     path = None if value is None else data_folder(str(value))
     if path is None or exists(path):
         return []
-    near = _nearest(Path(path), lambda p: is_folder(p) or p.suffix in (".json", ".yaml", ".yml"))
-    return [f"{key}: there is no folder {path}{near}"]
+    from ciod.data import formats
+
+    return [f"{key}: there is no folder {path}{near_path(Path(path), formats.is_data_set)}"]
 
 
 def folder(key: str, value: object) -> list[str]:
     """That a folder of pictures is there."""
     path = None if value is None else expanded(str(value))
-    return [] if path is None or is_folder(path) else [f"{key}: there is no folder {value}{_nearest(path, is_folder)}"]
+    if path is None or is_folder(path):
+        return []
+    from ciod.data import folders
+
+    return [f"{key}: there is no folder {value}{near_path(path, folders.has_pictures)}"]
 
 
 def known_classes(given: str | None) -> tuple[str, ...] | None:
@@ -264,16 +272,13 @@ def data(tree: dict[str, Any]) -> list[str]:
     return []
 
 
-def _nearest(path: Path, fits: Callable[[Path], bool]) -> str:
-    """The end of a message: a neighbouring file or folder with a similar name that ``fits``."""
-    parent = path.parent
-    beside = [p.name for p in parent.iterdir() if fits(p)] if is_folder(parent) else []
-    near = nearest(path.name, beside)
-    return "." if near is None else f"; did you mean '{near}'?"
-
-
 def data_folder(data: str | None) -> str | None:
     """``data`` with ``~`` and ``${VARIABLES}`` replaced, unless something of exactly that name exists."""
     if data is None or exists(str(data)):
         return None if data is None else str(Path(data))
     return str(expanded(os.path.expandvars(str(data))))
+
+
+def trackers(given: Any) -> list[str]:
+    """Trackers whose packages are not installed."""
+    return absent_trackers([given] if isinstance(given, str) else [n for n in given or () if isinstance(n, str)])

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ciod.config import checks, reader
+from ciod.config.marks import NO_RESULT
 from ciod.config.reader import Table
 from ciod.config.settings import Positive, Section, Share, Size
 from ciod.core.errors import ConfigError
@@ -28,11 +29,13 @@ class Eval(Section):
     score_threshold: Share = 0.001
     """Detections below this are not scored."""
     nms_iou: Share = 0.65
+    """IoU above which the weaker of two boxes of one class is suppressed."""
     max_detections: Positive = 100
     """How many detections per class and image, the best first."""
     multi_label: bool | None = None
     """Each class of a position counts (true), or the best alone (false); None: as is usual for the detector."""
-    device: str = "auto"
+    device: Annotated[str, NO_RESULT] = "auto"
+    """``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
     classes: Names | None = None
     """Only these are scored."""
     names: Names | None = None
@@ -43,38 +46,39 @@ class Eval(Section):
     """How pictures are given, of an ONNX file that does not say it: ``0..255,bgr``."""
     metric: Literal["coco", "voc07", "voc"] = "coco"
     """``voc07`` (11-point) and ``voc`` (area) are reported besides COCO's AP."""
-    json_file: str | None = None
+    json_file: Annotated[str | None, NO_RESULT] = None
     """File for the scores (written ``json=FILE``)."""
 
 
 class Predict(Section):
     """Settings of ``ciod predict``."""
 
-    out: str = "predictions"
+    out: Annotated[str, NO_RESULT] = "predictions"
     """Folder for drawn pictures, videos and ``predictions.json``."""
     score: Share | None = None
     """Lowest score that is shown; None: 0.3."""
     classes: Names | None = None
     """Only these."""
-    draw: bool = True
+    draw: Annotated[bool, NO_RESULT] = True
     """False: JSON alone."""
-    overwrite: bool = False
+    overwrite: Annotated[bool, NO_RESULT] = False
     """True: replaces an earlier prediction in ``out``, and other files of the same names."""
-    coco: str | None = None
+    coco: Annotated[str | None, NO_RESULT] = None
     """File for COCO results."""
     data: str | None = None
     """Data set with the image and category ids of the COCO results, and the pictures where no file is named."""
     split: str = "val"
     """Which of its splits."""
-    batch: Positive = 8
+    batch: Annotated[Positive, NO_RESULT] = 8
     """Pictures at a time."""
     size: Size | None = None
     """Side of the input in pixels; None: the model's own."""
     nms_iou: Share | None = None
-    """None: 0.65."""
+    """IoU above which the weaker of two boxes of one class is suppressed; None: 0.65."""
     max_detections: Positive | None = None
     """How many detections per picture, the best first; None: 100."""
-    device: str = "auto"
+    device: Annotated[str, NO_RESULT] = "auto"
+    """``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
     names: Names | None = None
     """Class names of a checkpoint without, a file of them, or ``coco``."""
     arbiter: bool = True
@@ -86,21 +90,25 @@ class Predict(Section):
 class Export(Section):
     """Settings of ``ciod export MODEL onnx=FILE``."""
 
-    onnx: str
+    onnx: Annotated[str, NO_RESULT]
     """The file to write."""
-    nms: bool = True
+    nms: bool = False
     """Non-maximum suppression in the graph."""
     size: Size | None = None
     """Side of the input in pixels; None: the model's own."""
     dynamic_size: bool = False
     """The graph takes other sizes too."""
     opset: int = 17
+    """Version of the ONNX operators."""
     score_threshold: Share | None = None
+    """With ``nms``: lowest score that is returned; None: the detector's own."""
     nms_iou: Share | None = None
+    """With ``nms``: IoU above which the weaker of two boxes of one class is suppressed; None: the detector's own."""
     max_detections: Positive | None = None
-    images: str | None = None
+    """With ``nms``: largest number of detections per picture, the best first; None: 100."""
+    images: Annotated[str | None, NO_RESULT] = None
     """Folder of pictures to compare graph and model on."""
-    tolerance: Annotated[float, Field(gt=0, le=1)] | None = None
+    tolerance: Annotated[Annotated[float, Field(gt=0, le=1)] | None, NO_RESULT] = None
     """Largest difference between them: of a score, and of a box as a share of its side; None: 0.001."""
     names: Names | None = None
     """Class names of a checkpoint without, a file of them, or ``coco``."""
@@ -111,10 +119,12 @@ class Export(Section):
 class ExportMMDet(Section):
     """Settings of ``ciod export MODEL mmdet=FOLDER``."""
 
-    mmdet: str
+    mmdet: Annotated[str, NO_RESULT]
     """The folder for config and checkpoint."""
     size: Size | None = None
+    """Side of the input in pixels; None: the model's own."""
     names: Names | None = None
+    """Class names of a checkpoint without, a file of them, or ``coco``."""
 
 
 class Check(Section):
@@ -123,7 +133,9 @@ class Check(Section):
     input: list[str] | None = None
     """How pictures are given: ``0..255,bgr``."""
     names: Names | None = None
+    """Class names, a file of them, or ``coco``."""
     size: Positive | None = None
+    """Side of the input in pixels, of a file that takes any."""
     old_outputs: str = "auto"
     """Layout of the outputs, by name."""
     taps: str | None = None
@@ -133,19 +145,22 @@ class Check(Section):
 class Demo(Section):
     """Settings of ``ciod demo``."""
 
-    out: str = "demo"
+    out: Annotated[str, NO_RESULT] = "demo"
+    """Folder for the comparison and its page."""
     seed: Annotated[int, Field(ge=0)] = 0
-    device: str = "auto"
+    """Of scenes, weights and training."""
+    device: Annotated[str, NO_RESULT] = "auto"
+    """``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
 
 
 class Download(Section):
     """Settings of ``ciod data``."""
 
-    out: str | None = None
+    out: Annotated[str | None, NO_RESULT] = None
     """Folder for the data set; without it nothing is fetched."""
-    mirror: str | None = None
+    mirror: Annotated[str | None, NO_RESULT] = None
     """Web folder with the same archives."""
-    keep: bool = False
+    keep: Annotated[bool, NO_RESULT] = False
     """The archives stay."""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ciod import methods
 from ciod.config import checks
 from ciod.config.checks import data_folder
 from ciod.config.reader import Table, nest, read_file, split
@@ -46,7 +47,7 @@ def shorthands() -> dict[str, str]:
     return {**short, **{k: f"protocol.{k}" for k in _PROTOCOL}}
 
 
-TABLE = Table(Run, {**shorthands(), **_NAMED}, default_method="ilyolox")
+TABLE = Table(Run, {**shorthands(), **_NAMED}, default_method=methods.DEFAULT)
 """The settings of a training run."""
 
 
@@ -102,7 +103,7 @@ def load(
     problems += trouble
     tree["protocol"] = protocol
     problems += [p for p in problems_of(Run, tree) if not any(p.split(":")[0] == q.split(":")[0] for q in problems)]
-    missing = [*checks.files(tree), *checks.absent_data(tree)]
+    missing = [*checks.files(tree), *checks.absent_data(tree), *checks.trackers(tree.get("log"))]
     if absent is None:
         problems += missing
     else:
@@ -126,10 +127,8 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 def _method_defaults(flat: dict[str, Any]) -> dict[str, Any]:
     """Settings of the run that a method brings along."""
-    from ciod import methods
-
     try:
-        return methods.find(str(flat.get("method.name", "ilyolox"))).run_defaults
+        return methods.find(str(flat.get("method.name", methods.DEFAULT))).run_defaults
     except CiodError:
         return {}  # said by check.method
 

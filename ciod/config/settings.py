@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ciod import methods
 from ciod.config.marks import LATER_TASKS, NO_RESULT
 from ciod.core.limits import LARGEST, MANY
 from ciod.data.augment import Augment
@@ -18,8 +19,11 @@ Size = Annotated[int, Field(ge=32, le=LARGEST, multiple_of=32)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+Effort = Literal["quick", "normal", "thorough"]
 Allowed = list[Literal["data", "code", "settings"]]
 """What may differ from what is resumed."""
+Trackers = list[Literal["tensorboard", "wandb", "mlflow", "trackio"]]
+"""Where losses and results are also sent."""
 
 
 class Section(BaseModel):
@@ -47,20 +51,28 @@ class DetectorSettings(Section):
 
 
 class Train(Section):
-    """The schedule of one task; it restarts at every task."""
+    """The schedule of one task; it restarts at every task.
+
+    What ``training.effort`` chooses has here the value that it has where nothing is chosen.
+    """
 
     epochs: Positive | list[Positive] = 30
     """Epochs of each task; a list gives every task its own."""
+    steps: Positive | list[Positive] | None = None
+    """Steps of each task instead of epochs, rounded up to whole epochs; a list gives every task its own."""
     joint_epochs: Annotated[Positive | None, LATER_TASKS] = None
-    """Epochs of joint training; None: the same recipe as the longest task, as in ilYOLOX and ERD. The sum of all
-    tasks' epochs makes the upper bound higher."""
+    """Epochs of joint training; None: the same recipe as the longest task, as in ilYOLOX and ERD, or, where ``effort``
+    chooses the epochs, what it chooses for all classes together. The sum of all tasks' epochs makes the upper bound
+    higher."""
     batch: Positive = 16
     """Images per step, over all processes."""
     accumulate: Positive = 1
     """Parts of a process's batch that are computed one after the other, for batches larger than memory: gradients are
     those of the whole batch, at the price of a second forward pass of all parts but the last."""
     optimizer: Literal["sgd", "adamw"] = "adamw"
+    """AdamW or SGD."""
     lr: Rate = 2e-3
+    """Learning rate after the warm-up, for the whole batch."""
     lr_later: Annotated[Rate | None, LATER_TASKS] = None
     """Learning rate from the second task on; None: the same."""
     trunk_lr: Annotated[float, Field(ge=0)] = 1.0
@@ -70,12 +82,15 @@ class Train(Section):
     """The same factor for the backbone alone, for one with ImageNet's weights below a neck that is new; None: that of
     ``trunk_lr``. 0: it is frozen."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of SGD."""
     nesterov: bool = True
     """SGD with Nesterov momentum, as YOLOX; the paper has plain momentum."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """On weights; on biases and normalisation only with ``decay_norms``."""
     decay_norms: bool = False
     """Weight decay on biases and normalisation too (the paper does)."""
     schedule: Literal["cosine", "step"] = "cosine"
+    """How the learning rate falls: along a cosine, or by 10 at each of the ``milestones``."""
     milestones: list[Annotated[float, Field(gt=0, lt=1)]] = [0.67, 0.92]
     """``step``: fractions of the task at which lr falls by 10 (the paper: epochs 8 and 11 of 12)."""
     warmup: Annotated[int, Field(ge=0)] = 200
@@ -128,6 +143,8 @@ class Train(Section):
 
 
 class Evaluation(Section):
+    """How a model is scored."""
+
     split: str | None = None
     """Which split of the data is the test set; None: the scenario's ``test_split``."""
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -135,12 +152,14 @@ class Evaluation(Section):
     score_threshold: Annotated[float, Field(ge=0, le=1)] = 0.001
     """Detections below this are not scored."""
     nms_iou: Annotated[float, Field(ge=0, le=1)] = 0.65
+    """IoU above which the weaker of two boxes of one class is suppressed."""
     max_detections: Positive = 100
     """COCO's maxDets: this number of detections per class and image count, the best first (VOC has no such limit)."""
     multi_label: bool | None = None
     """Each class above the threshold is a detection of a position (as GFL, RetinaNet and FCOS are evaluated), not the
     best alone (as YOLOX is evaluated, and ``predict`` works); None: as is usual for the detector."""
     batch: Positive = 16
+    """Images per step of the evaluation."""
 
 
 class MemorySettings(Section):
@@ -154,15 +173,16 @@ class MemorySettings(Section):
     """Which images: at random; near the class means of the neck's features; with the whole data's share of boxes
     per class (CL-DETR); with as equal numbers of images per class as possible (OCDM)."""
     batches: Literal["share", "balanced", "merged"] = "share"
-    """``share``: so much of every batch is memory. ``balanced``: as much as old classes are of all. ``merged``: the
-    exemplars join the task's images, each once an epoch."""
+    """``share``: a fixed share of every batch comes from the memory. ``balanced``: the share that old classes have of
+    all classes. ``merged``: the exemplars join the task's images, each once per epoch."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """``batches=share``: the share of every batch."""
     labels: Literal["masked", "completed", "as_is", "none"] = "masked"
-    """An exemplar has boxes of the classes of its own task only. ``masked``: other classes are neither rewarded nor
-    punished in it. ``completed``: after each task the model draws the classes that are missing. ``as_is``: what is
-    not drawn is background. ``none``: used without labels, for methods with a teacher."""
+    """An exemplar has boxes of the classes of its own task only. ``masked``: other classes are not trained on it.
+    ``completed``: after each task the model adds boxes of the missing classes. ``as_is``: whatever has no box is
+    background. ``none``: used without labels, for methods with a teacher."""
     score: Annotated[float, Field(ge=0, le=1)] = 0.4
-    """``completed``: lowest score of a box the model draws."""
+    """``labels=completed``: lowest score of a box that the model adds."""
 
 
 class PoolSettings(Section):
@@ -171,7 +191,7 @@ class PoolSettings(Section):
     folder: str | None = None
     """Pictures in it and below it; ``pool=FOLDER`` for short."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """So much of every batch comes from the pool, from the second task on."""
+    """Share of every batch that comes from the pool, from the second task on."""
 
 
 class Run(Section):
@@ -183,7 +203,8 @@ class Run(Section):
     """A scenario of the package or a YAML file; its fields can be overridden: split, order, images, …"""
     protocol: Protocol = Protocol()
     detector: DetectorSettings = DetectorSettings()
-    method: Annotated[dict[str, Any], LATER_TASKS] = {"name": "ilyolox"}
+    method: Annotated[dict[str, Any], LATER_TASKS] = {"name": methods.DEFAULT}
+    """One of ``ciod list methods``, or ``FILE.py:CLASS``; its own settings are ``method.NAME=VALUE``."""
     train: Train = Train()
     augment: Augment = Augment()
     eval: Evaluation = Evaluation()
@@ -195,8 +216,15 @@ class Run(Section):
     first: Annotated[str | None, NO_RESULT] = None
     """Run folder whose first task is taken over instead of trained: it is the same for every method, so a comparison
     of methods needs it once. All settings but the method and those of later tasks must be equal."""
+    effort: Annotated[Effort, NO_RESULT] = "normal"
+    """How much work is worth it: sizes steps, batch, learning rates, averaging and augmentation from data, start and
+    machine, as far as they are not set by hand. What it chose is printed and belongs to the run's settings."""
     out: Annotated[str, NO_RESULT] = "runs/latest"
+    """Run folder."""
+    log: Annotated[Trackers, NO_RESULT] = []
+    """Trackers that follow the run: ``log=tensorboard,wandb`` (docs/trackers.md)."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Of initial weights, order of images and augmentation."""
     device: Annotated[str, NO_RESULT] = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
     resume: Annotated[Literal["auto", "never"], NO_RESULT] = "auto"

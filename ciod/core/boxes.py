@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.ops import batched_nms  # pyright: ignore[reportMissingTypeStubs]
 
 # A greedy NMS decision depends on the chain of better boxes before it. On a GPU this many links are followed without
 # reading from the device whether the chain has ended; chains of real detections are shorter than ten.
@@ -123,3 +126,28 @@ def nms_keep(boxes: Tensor, scores: Tensor, labels: Tensor, valid: Tensor, thres
             break
         kept = following
     return torch.zeros_like(kept).scatter(1, order, kept)
+
+
+def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
+    """Class-aware greedy NMS of one image: [n, 4], [n], [n] → indices of the kept boxes, the best first.
+
+    torchvision shifts the boxes of each class apart by the size of the picture, which in float32 rounds them by up to
+    0.004 px: whether a box is kept would depend on which other classes there are. In float64 it does not.
+    """
+    exact = boxes if boxes.device.type == "mps" else boxes.double()  # Apple's GPUs have no float64
+    return batched_nms(exact, scores.to(exact.dtype), labels, threshold)
+
+
+def best_of_parts(positions: Tensor, parts: Sequence[int], most: int) -> Tensor:
+    """Indices of the first ``most`` entries of each part, ascending.
+
+    Args:
+        positions: [n] int64, where each entry was found; the best entry first.
+        parts: how many positions each part has, in order; empty: there is one part.
+    """
+    if len(parts) < 2:
+        return torch.arange(min(most, len(positions)), device=positions.device)
+    first = torch.tensor(parts, device=positions.device).cumsum(0)
+    part = torch.bucketize(positions, first[:-1], right=True)
+    rank = torch.nn.functional.one_hot(part, len(parts)).cumsum(0).gather(1, part[:, None])[:, 0]
+    return torch.nonzero(rank <= most)[:, 0]

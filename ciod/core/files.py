@@ -8,16 +8,17 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
-from ciod.core.errors import CiodError
+from ciod.core.errors import CiodError, nearest
 
 BLOCK = 4096  # bytes of a disk that the smallest file takes
 LOCK = ".lock"  # in the folder of a live run
 _PLACES = ("last", "task-*", "task-*/examples", "doubtful")  # that a run writes into, in its folder
+_STATES = ("state.pt", "previous.pt")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _BESIDE = re.compile(r"\..+\.\d+\.(tmp|jpg|png)")
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -25,6 +26,31 @@ _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 class WriteError(CiodError, OSError):
     """A file could not be written; what was there before is intact."""
+
+
+def is_model(path: Path) -> bool:
+    """Whether a file can hold weights, by its name: a saved state of a run does not."""
+    return is_file(path) and path.suffix in (".safetensors", ".pth", ".pt") and path.name not in _STATES
+
+
+def near_path(path: Path, fits: Callable[[Path], bool]) -> str:
+    """The end of a message about an absent path: the neighbour of the most similar name, as it can be typed.
+
+    Args:
+        fits: whether a neighbour would be accepted where ``path`` was not.
+    """
+    try:
+        beside = [p.name for p in path.parent.iterdir()]
+    except (OSError, ValueError):  # ValueError: a null character
+        return "."
+    for _ in range(5):
+        near = nearest(path.name, beside)
+        if near is None:
+            break
+        if fits(path.parent / near):
+            return f"; did you mean '{path.parent / near}'?"
+        beside.remove(near)
+    return "."
 
 
 def exists(path: Path | str) -> bool:
@@ -203,3 +229,16 @@ def _room(size: int) -> str:
 
 def _existing(path: Path) -> Path:
     return next(p for p in (path, *path.resolve().parents) if p.exists())
+
+
+def no_model_file(path: Path, suffixes: Collection[str]) -> NoReturn:
+    """Refuses a model file that does not exist.
+
+    Args:
+        suffixes: of the files of its folder that may have been meant.
+
+    Raises:
+        CiodError: always; it names the file of the nearest name.
+    """
+    near = near_path(path, lambda p: is_file(p) and p.suffix.lower() in suffixes and p.name not in _STATES)
+    raise CiodError(f"There is no model file {path}{near}")

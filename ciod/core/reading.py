@@ -59,7 +59,10 @@ def read_bytes(path: Path | str, limit: int = RESULTS) -> bytes:
     try:
         if size <= limit:
             with Path(path).open("rb") as file:
-                content = file.read(limit + 1)  # files of /proc have size 0, and a file may grow
+                # Not limit + 1 bytes at once, for which Python would ask the system, however small the file is.
+                content = file.read(size + 1)
+                while len(content) <= limit and (more := file.read(MB)):  # of /proc, or a file that grows
+                    content += more
             if len(content) <= limit:
                 return content
             size = len(content)
@@ -127,7 +130,7 @@ def _text(content: bytes, path: Path | str) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise Unreadable(f"{path} is not a text in UTF-8: line {line} is something else.") from error
+        raise Unreadable(f"{path} is not text in UTF-8: line {line} cannot be read. Save it as UTF-8.") from error
 
 
 def _kind(value: Any) -> str:

@@ -14,24 +14,27 @@ if TYPE_CHECKING:
 Group = dict[str, "float | None"]  # metric → AP as a fraction; None: not known
 
 
-class ScenarioEntry(TypedDict, total=False):
-    """``scenario``: what was asked of the run."""
-
+class _Scenario(TypedDict):
     name: str
     classes: list[str]
     split: list[int]
+    joint: bool
+    metric: str
+    data: str
+    protocol: list[str]
+
+
+class ScenarioEntry(_Scenario, total=False):
+    """``scenario``: what was asked of the run. An extension has only what every run has."""
+
     order: str | list[str]
     images: str
     boxes: str
     eval_images: str
-    joint: bool
     reverse: bool
     difficult: str
     image_seed: int | None
-    metric: str
     max_detections: int
-    data: str
-    protocol: list[str]
 
 
 class DetectorEntry(TypedDict):
@@ -88,6 +91,12 @@ class ResultsFile(_Results, total=False):
 
     upper_bounds: list[Group | None] | None  # per task, COCO's six APs of joint training
     extension: dict[str, Any]  # of ``ciod extend`` alone
+
+
+class ExtensionResults(_Results):
+    """``results.json`` of ``ciod extend``."""
+
+    extension: dict[str, Any]
 
 
 class Identity(TypedDict, total=False):

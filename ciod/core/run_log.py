@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,14 @@ class RunLog:
     """Appends one JSON object per line to ``metrics.jsonl`` in ``folder`` (created if missing) and flushes each line.
 
     A killed run may have left an incomplete line; opening removes it, so that the next line is valid.
+
+    Args:
+        follow: called with every line that is written.
     """
 
-    def __init__(self, folder: Path | str):
+    def __init__(self, folder: Path | str, follow: Callable[[Mapping[str, Any]], None] | None = None):
         self.path = Path(folder) / METRICS
+        self._follow = follow
         self._waiting = 0  # whether some lines may not be on the disk yet
         with explained(self.path, LINE):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,10 +36,13 @@ class RunLog:
 
     def write(self, kind: str, **fields: Any) -> None:
         """One line. ``kind`` is ``step``, ``epoch`` or ``task``; numbers that are not finite are written as null."""
-        line = json.dumps(plain({"kind": kind, **fields}), ensure_ascii=False, allow_nan=False) + "\n"
+        entry = plain({"kind": kind, **fields})
+        line = json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n"
         self._waiting += len(line.encode("utf-8", "backslashreplace"))
         with explained(self.path, self._waiting):
             self._file.write(line)
+        if self._follow is not None:
+            self._follow(entry)
 
     def sync(self) -> None:
         """Syncs every line to the disk: a saved state must not include steps that a power cut removes from the log."""

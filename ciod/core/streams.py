@@ -34,7 +34,7 @@ def streams() -> Generator[None, None, None]:
         yield
     except OSError as error:
         if error.filename is None and error.errno in _FULL and not isinstance(error, CiodError):
-            _discard()
+            discard()
             raise OutputError(_full(error)) from error
         raise
     finally:
@@ -46,10 +46,10 @@ def _flush() -> None:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        _discard()
+        discard()
         raise
     except OSError as error:
-        _discard()
+        discard()
         raise OutputError(_full(error)) from error
 
 
@@ -59,7 +59,7 @@ def _full(error: OSError) -> str:
     )
 
 
-def _discard() -> None:
+def discard() -> None:
     """Lets what still waits to be printed go nowhere."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)

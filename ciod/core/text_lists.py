@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ciod.core import yaml_text
+from ciod.core.errors import did_you_mean, nearest
 
 DEEPEST = 2  # lists in lists, as a split has them; a bracket below that is part of a name
 _QUOTED = r'"(?:[^"\\]|\\.)*"|' + r"'(?:[^']|'')*'"
@@ -135,6 +136,13 @@ def quoted(name: str) -> str:
         f"\\{c}" if c in '"\\' else c if c.isprintable() else f"\\U{ord(c):08x}" for c in name
     )  # YAML may read other characters as the end of a line
     return f'"{kept}"'
+
+
+def near_name(key: str, name: str, known: Sequence[str]) -> str:
+    """The end of a message about an absent class: the nearest name, and how it is written where it needs quotes."""
+    near = nearest(name, known)
+    hint = did_you_mean(name, known)
+    return hint if near is None or quoted(near) == near else f"{hint} In {key}= it is written {quoted(near)}."
 
 
 def written_list(names: Sequence[str]) -> str:

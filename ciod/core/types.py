@@ -8,9 +8,10 @@ classes arrived; the ids of a data set appear only in ``data.formats`` and ``eva
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -97,7 +98,7 @@ class Batch:
         return replace(self, images=images, targets=self.targets.to(device), source=source)
 
 
-OF_POSITIONS = frozenset({"points", "strides", "levels", "anchors", "root"})
+OF_POSITIONS = frozenset({"points", "strides", "levels", "parts", "anchors", "root"})
 """Fields of ``Outputs`` that are the same for every image; all others have one row per image."""
 
 
@@ -119,6 +120,7 @@ class Outputs:
     towers: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] a level: what the class layer takes
     maps: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] a level, of the backbone, for an arbiter
     levels: tuple[int, ...] = ()  # positions of each level; their sum is P
+    parts: tuple[int, ...] = ()  # positions of the detector itself, then of each branch; (): there is no branch
     anchors: Tensor | None = None  # [P, 4] the boxes that predictions correct, if a detector has them
     deltas: Tensor | None = None  # [B, P, 4] corrections of the anchors, as the head returns them (RetinaNet)
     coarse: Tensor | None = None  # [B, P, 4] the boxes before the correction by a second stage (VFNet)
@@ -164,6 +166,16 @@ class Matches:
     ignored: Tensor | None = None  # [B, P] bool: positions that are neither matched nor background
 
 
+class Detection(NamedTuple):
+    """One of ``Detections``."""
+
+    name: str
+    """Its class; ``class 3`` where classes have no names."""
+    score: float
+    box: tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels of the original image
+    label: int  # position in class_names
+
+
 @dataclass(repr=False, eq=False)
 class Detections:
     """The detections of one image, as numpy arrays; boxes are in pixels of the original image.
@@ -203,6 +215,29 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def __iter__(self) -> Iterator[Detection]:
+        """Detection by detection, the highest score first: ``for name, score, box, label in found``."""
+        for box, score, label in zip(self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True):
+            yield Detection(self._name(label), score, tuple(box), label)
+
+    @overload
+    def __getitem__(self, which: int) -> Detection: ...
+    @overload
+    def __getitem__(self, which: slice | np.ndarray | Sequence[int]) -> Detections: ...
+    def __getitem__(self, which: int | slice | np.ndarray | Sequence[int]) -> Detection | Detections:
+        """``found[0]`` is one detection; ``found[:5]``, a mask and a list of indices give ``Detections``.
+
+        Raises:
+            IndexError: there are fewer.
+        """
+        if isinstance(which, (int, np.integer)):
+            box, label = self.boxes[which].tolist(), int(self.labels[which])
+            return Detection(self._name(label), float(self.scores[which]), tuple(box), label)
+        if isinstance(which, slice):
+            return self.keep(np.arange(len(self))[which])
+        mask = np.asarray(which)
+        return self.keep(mask if mask.size else mask.astype(int))
+
     def __repr__(self) -> str:
         if not len(self):
             return "Detections(nothing)"
@@ -230,18 +265,40 @@ class Detections:
                 raise CiodError(f"There is no class '{name}'; {did_you_mean(name, self.class_names)}")
         return self.keep(np.isin(self.labels, [self.class_names.index(n) for n in names]))
 
+    def to_dataframe(self) -> Any:
+        """As a ``pandas.DataFrame`` with the columns class, score, x1, y1, x2, y2.
+
+        Raises:
+            CiodError: pandas is not installed.
+        """
+        pandas = _package("pandas")
+        columns = {f: self.boxes[:, i] for i, f in enumerate(("x1", "y1", "x2", "y2"))}
+        names = [self._name(y) for y in self.labels.tolist()]
+        return pandas.DataFrame({"class": names, "score": self.scores, **columns})
+
+    def to_fiftyone(self, width: int, height: int) -> Any:
+        """As ``fiftyone.Detections``, for a field of a sample; FiftyOne counts in shares of the picture.
+
+        Args:
+            width, height: of the original image, in pixels.
+
+        Raises:
+            CiodError: FiftyOne is not installed.
+        """
+        fiftyone = _package("fiftyone")
+        found: list[Any] = []
+        for name, score, (x1, y1, x2, y2), _ in self:
+            box = [x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height]
+            found.append(fiftyone.Detection(label=name, bounding_box=box, confidence=score))
+        return fiftyone.Detections(detections=found)
+
     def to_supervision(self) -> Any:
         """As ``supervision.Detections``, with ``data["class_name"]``, for its annotators, trackers and zones.
 
         Raises:
             CiodError: supervision is not installed.
         """
-        try:
-            import supervision  # type: ignore[import-not-found]
-        except ImportError as error:
-            from ciod.core.errors import CiodError
-
-            raise CiodError("supervision is not installed: pip install supervision") from error
+        supervision = _package("supervision")
         return supervision.Detections(
             xyxy=self.boxes,
             confidence=self.scores,
@@ -254,7 +311,7 @@ class Detections:
         return Detections(self.boxes[mask], self.scores[mask], self.labels[mask], self.class_names)
 
     def to_list(self) -> list[dict[str, Any]]:
-        """One JSON-ready dict a detection: class, score, box (x1, y1, x2, y2)."""
+        """One JSON-ready dict per detection: class, score, box (x1, y1, x2, y2)."""
         return [
             {
                 "class": self.class_names[y] if self.class_names else int(y),
@@ -263,6 +320,16 @@ class Detections:
             }
             for b, s, y in zip(self.boxes, self.scores, self.labels, strict=True)
         ]
+
+
+def _package(name: str) -> Any:
+    """A package that ciod does without. Raises CiodError when it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        from ciod.core.errors import CiodError
+
+        raise CiodError(f"{name} is not installed: pip install {name}") from error
 
 
 class Frame(NamedTuple):

@@ -50,8 +50,7 @@ def _sentence(model: type[BaseModel], err: Any, where: str) -> str:
     if err["type"] == "literal_error":
         expected = err["ctx"]["expected"].replace("'", "")
         options = [w.strip() for w in expected.replace(" or ", ", ").split(",")]
-        hint = did_you_mean(str(given), options)
-        return f"{key}: '{given}' is not allowed; " + (hint if "mean" in hint else f"allowed: {', '.join(options)}")
+        return f"{key}: '{given}' is not allowed; {did_you_mean(str(given), options, listing=len(options))}"
     message = err["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
     message = message.partition(", unable to")[0].partition(", got a number")[0]
     if err["type"] == "multiple_of":

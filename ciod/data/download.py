@@ -25,8 +25,8 @@ from ciod.core.run_log import write_json
 from ciod.data.archives import CHUNK, Say, check_room, human_bytes, unpack
 
 RECORD = "ciod-data.json"  # list of unpacked archives, so that nothing is downloaded twice
-_PATIENCE = 60  # seconds without a byte
-_TRIES, _WAIT = 5, 2.0  # attempts in a row without progress, and seconds between them
+PATIENCE = 60  # seconds without a byte
+TRIES, WAIT = 5, 2.0  # attempts in a row without progress, and seconds between them
 
 
 @dataclass(frozen=True)
@@ -168,14 +168,14 @@ def _get(archive: Archive, url: str, out: Path, say: Say) -> Path:
             break
         now = part.stat().st_size if part.exists() else 0
         idle = 0 if now > before else idle + 1
-        if now == 0 or idle >= _TRIES:
+        if now == 0 or idle >= TRIES:
             so_far = f"; {human_bytes(now)} of it are in {part}" if now else ""
             raise DataError(
                 f"{archive.name} could not be fetched from {url} ({problem}){so_far}. Run the same command again to "
                 f"resume, or download it elsewhere and put it into {out} under its own name."
             )
         say(f"{archive.name}: {problem} at {human_bytes(now)}; resuming")
-        time.sleep(_WAIT * idle)
+        time.sleep(WAIT * idle)
     with part.open("rb") as file:
         os.fsync(file.fileno())
     part.replace(complete)
@@ -197,7 +197,7 @@ def _go_on(archive: Archive, url: str, part: Path, say: Say) -> str | None:
     # Without "identity" a server may compress, and then byte counts differ from those of the file.
     headers = {"User-Agent": "ciod", "Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_PATIENCE) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=PATIENCE) as answer:
             if have and (answer.status != 206 or not _starts_at(answer.headers.get("Content-Range"), have)):
                 say(f"{archive.name}: the server cannot resume; starting again")
                 have = 0

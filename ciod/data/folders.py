@@ -92,6 +92,11 @@ def pictures(root: str | Path, passed: Passed | None = None) -> Iterator[tuple[s
         yield folder, [n for n in names if is_picture(n)]
 
 
+def has_pictures(root: Path) -> bool:
+    """Whether there is an image in a folder or below it."""
+    return root.is_dir() and any(names for _, names in pictures(root))
+
+
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()

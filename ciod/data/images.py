@@ -29,16 +29,16 @@ try:
     from pillow_heif import register_heif_opener  # type: ignore[import-not-found]
 
     register_heif_opener()
-    _HEIF_READ = True
+    READS_HEIF = True
 except ImportError:
-    _HEIF_READ = False
+    READS_HEIF = False
 
 _ALWAYS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".gif", ".tif",
     ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".avif",
     ".avifs",
 )  # fmt: skip
-SUFFIXES = frozenset(_ALWAYS) | (HEIF if _HEIF_READ else frozenset())
+SUFFIXES = frozenset(_ALWAYS) | (HEIF if READS_HEIF else frozenset())
 
 # What is opened, whatever a file is called: for PostScript Pillow would start Ghostscript, which runs the file.
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "HEIF")
@@ -290,7 +290,7 @@ def _why(path: Path, error: Exception) -> str:
         pass
     if isinstance(error, Image.UnidentifiedImageError):
         hint = ""
-        if path.suffix.lower() in HEIF and not _HEIF_READ:
+        if path.suffix.lower() in HEIF and not READS_HEIF:
             hint = " Convert it to JPEG, or install pillow-heif."
         return f"{path} is not a picture of a format that ciod reads.{hint}"
     return f"The picture {path} cannot be read: {error or type(error).__name__}."

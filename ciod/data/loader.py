@@ -5,6 +5,8 @@ So workers, processes and resuming cannot change what a run sees.
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,6 +29,7 @@ from ciod.data.mixture import Mixture
 
 HANDLES, HANDLES_OF_A_WORKER = 48, 16  # open files: of the command, and of a process with its waiting batches
 STALLED = 600  # seconds without a batch after which a loader worker counts as stalled
+SOCKET_PATH, SHORT_FOLDERS = 100, ("/tmp", "/var/tmp", "/dev/shm")  # bytes; macOS allows 103, Linux 107
 
 Sample = dict[str, Any]
 Item = tuple[int, ...]  # epoch and row of a training image, and its size where sizes change
@@ -172,7 +175,9 @@ class Order(Sampler):
         self.sizes, self.every = list(sizes), every
         self.parts, self.counts = parts or [np.arange(length)], counts or [batch]
         if batch % world:
-            raise CiodError(f"train.batch={batch} cannot be shared equally by {world} processes.")
+            raise CiodError(
+                f"train.batch={batch} cannot be shared equally by {world} processes; choose a multiple of {world}."
+            )
         self.length, self.batch, self.rank, self.world = length, batch, rank, world
         self.seed, self.task, self.epoch = seed, task, 0
         self.skip = 0  # batches of the epoch that were done before resuming
@@ -262,6 +267,7 @@ def train_loader(
         persistent_workers=workers > 0,
         generator=_own_generator(),
         timeout=STALLED if workers else 0,
+        worker_init_fn=short_temporary_folder,
     )
 
 
@@ -291,6 +297,7 @@ def eval_loader(
         pin_memory=pin,
         generator=_own_generator(),
         timeout=STALLED if workers else 0,
+        worker_init_fn=short_temporary_folder,
     )
 
 
@@ -326,6 +333,17 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
             f"A loader process {why}. Repeat the command to resume from the last saved state; train.workers=0 uses "
             "no such processes."
         ) from e
+
+
+def short_temporary_folder(worker: int) -> None:
+    """In a loader process: sees to it that it can make a socket in the temporary folder, through which batches travel.
+
+    The path of a socket has at most about 100 bytes; where it is longer, the process sends nothing.
+    """
+    del worker
+    name = os.path.join(tempfile.gettempdir(), "pymp-12345678", "listener-12345678")  # noqa: PTH118
+    if len(os.fsencode(name)) > SOCKET_PATH:
+        tempfile.tempdir = next((f for f in SHORT_FOLDERS if os.access(f, os.W_OK | os.X_OK)), tempfile.tempdir)
 
 
 def _check_handles(workers: int) -> None:

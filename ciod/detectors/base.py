@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, overload
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms  # pyright: ignore[reportMissingTypeStubs]
 
+from ciod.core.boxes import best_of_parts, suppress
 from ciod.core.errors import CiodError
 from ciod.core.files import nfc
 from ciod.core.types import Detections, Matches, Outputs, Targets
@@ -242,17 +242,6 @@ class Detector(nn.Module, ABC):
         """[B, P, C]: what detections are ranked by."""
         return outputs.scores()
 
-    def distinct(self, boxes: Tensor, scores: Tensor, positions: Tensor, kept: Tensor, total: int) -> Tensor:
-        """[B, n] bool: which detections stay after NMS within classes. Here: all.
-
-        Args:
-            boxes: [B, n, 4].
-            scores: [B, n], the best first.
-            positions: [B, n] int64 in 0..total, where they were found.
-            kept: [B, n] bool; False: an empty row.
-        """
-        return kept
-
     @torch.no_grad()
     def decode(
         self,
@@ -267,6 +256,8 @@ class Detector(nn.Module, ABC):
         """Outputs → detections in pixels of the batch image: one label per position, class-aware NMS.
 
         Args:
+            max_detections: most detections per image of the detector itself, and as many of each branch: new classes
+                never push out old boxes.
             classes: [C] bool, labels that may be found (default: all).
             multi_label: every class of a position above ``score_threshold`` makes a detection, not only the best.
         """
@@ -284,13 +275,12 @@ class Detector(nn.Module, ABC):
             finite = outputs.boxes[i].isfinite().all(1, keepdim=True)
             at, label = torch.nonzero((scores[i] > floor) & finite, as_tuple=True)
             score = scores[i, at, label]
-            order = score.argsort(descending=True, stable=True)[:5000]
+            order = score.argsort(descending=True, stable=True)
+            order = order[best_of_parts(at[order], outputs.parts, 5000)]
             boxes, score = outputs.boxes[i, at[order]], score[order]
             label = label[order] if label_of is None else label_of[i, at[order], 0]
-            kept = batched_nms(boxes, score, label, limit)[:max_detections]
-            all_kept = torch.ones_like(kept[None], dtype=torch.bool)
-            given = boxes[kept][None], score[kept][None], at[order][kept][None]
-            kept = kept[self.distinct(*given, all_kept, scores.shape[1])[0]]
+            kept = suppress(boxes, score, label, limit)
+            kept = kept[best_of_parts(at[order][kept], outputs.parts, max_detections)]
             found.append(Detections.of(boxes[kept], score[kept], label[kept], self.class_names))
         return found
 

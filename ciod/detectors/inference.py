@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ciod.core.errors import ConfigError, DataError, did_you_mean
+from ciod.core.errors import ConfigError, DataError
 from ciod.core.files import nfc
+from ciod.core.text_lists import near_name
 from ciod.core.types import Detections, Outputs, in_original
 from ciod.data.augment import put
 from ciod.data.images import as_array
@@ -43,7 +44,9 @@ def mask_of(class_names: Sequence[str], wanted: Sequence[str] | None) -> Tensor 
         return None
     wanted = [nfc(n) for n in ([wanted] if isinstance(wanted, str) else wanted)]
     problems = [
-        f"classes: the model has no class '{n}'; {did_you_mean(n, class_names)}" for n in wanted if n not in class_names
+        f"classes: the model has no class '{n}'; {near_name('classes', n, class_names)}"
+        for n in wanted
+        if n not in class_names
     ]
     if problems or not wanted:
         raise ConfigError(problems or ["classes: no class is named."])

@@ -21,7 +21,7 @@ from ciod.detectors.base import IMAGENET, Input
 from ciod.detectors.dense import flatten, grid
 from ciod.detectors.layers import backbones
 from ciod.detectors.layers import branch as br
-from ciod.detectors.layers.arbiter import Arbiter, one_per_place
+from ciod.detectors.layers.arbiter import Arbiter
 from ciod.detectors.layers.blocks import conv
 from ciod.detectors.layers.class_layers import ClassConv, ClassRows, start_rare
 from ciod.detectors.layers.modules import Layers
@@ -173,14 +173,6 @@ class YOLOX(StagedDetector):
         if self.arbiter is None or not self.arbiter.on or not outputs.maps:
             return scores
         return self.arbiter.weigh(scores, outputs.boxes, outputs.maps, self.parts)
-
-    def distinct(self, boxes: Tensor, scores: Tensor, positions: Tensor, kept: Tensor, total: int) -> Tensor:
-        """[B, n] bool: with an arbiter, one branch per object. See ``Detector.distinct``."""
-        if self.arbiter is None or not self.arbiter.on or len(self.branches) < 2:
-            return kept
-        judged = [int(own is not None) * i for i, own in enumerate(self.arbiter.own(self.parts))]
-        part = torch.tensor([0, *judged[1:]], device=positions.device)[positions // (total // len(self.parts))]
-        return one_per_place(boxes, scores, part, kept)
 
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
         """SimOTA; with branches, separately per part, with the targets of its own classes."""

@@ -49,7 +49,7 @@ def export(
 
     detector = open_detector(model, size, names).frozen().cpu()
     if not detector.num_classes:
-        raise CiodError("The model has no classes yet.")
+        raise CiodError("The model has no classes yet; train it first.")
     config = _whole(detector, model_config(detector))
     text = _text(config)
     content = {

@@ -26,6 +26,7 @@ from ciod.core.files import atomic_write, explained
 from ciod.core.types import Outputs
 from ciod.core.version import __version__
 from ciod.exporters.agreement import TOLERANCE, Distance, distance
+from ciod.exporters.graphs import Raw, Suppressed
 
 if TYPE_CHECKING:
     from ciod.detectors.base import Detector
@@ -49,85 +50,6 @@ class Exported:
     @property
     def verified(self) -> bool:
         return self.score_difference is not None
-
-
-class Raw(nn.Module):
-    """images [B, 3, H, W] RGB 0..255 → boxes [B, P, 4] xyxy in pixels of the batch image, scores [B, P, C] in 0..1."""
-
-    names = ("boxes", "scores")
-
-    def __init__(self, detector: Detector):
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.detector(images)
-        return outputs.boxes, self.detector.scores(outputs)
-
-
-class Suppressed(Raw):
-    """``Raw`` followed by ``Detector.decode``: detections [B, max_detections, 6], sorted by score.
-
-    A row is x1, y1, x2, y2, score, label; unused rows are 0, 0, 0, 0, 0, -1. The graph is traced with boxes and scores
-    as further outputs, so that both halves can be compared; the file only has detections.
-    """
-
-    names = ("boxes", "scores", "detections")
-
-    def __init__(self, detector: Detector, *, score_threshold: float, nms_iou: float, max_detections: int):
-        super().__init__(detector)
-        self.floor, self.iou, self.limit = score_threshold, nms_iou, max_detections
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        boxes, scores = super().forward(images)
-        return boxes, scores, self.suppress(boxes, scores)
-
-    def suppress(self, boxes: Tensor, scores: Tensor) -> Tensor:
-        """boxes [B, P, 4], scores [B, P, C] → detections [B, max_detections, 6]."""
-        best, label = scores.max(2)
-        classes = torch.arange(scores.shape[2], device=scores.device)
-        single = torch.where(label[..., None] == classes, scores, -torch.ones_like(scores))  # one label per position
-        kept = _NonMaxSuppression.apply(boxes, single.transpose(1, 2), self.limit, self.iou, self.floor)
-        mark = torch.zeros_like(best).index_put((kept[:, 0], kept[:, 2]), torch.ones((), dtype=best.dtype))
-        ranked = torch.where(mark > 0, best, -torch.ones_like(best))
-        # Enough empty rows at the end to fill the list for any number of detections.
-        ranked = nn.functional.pad(ranked, (0, self.limit), value=-1.0)
-        score, place = ranked.topk(self.limit, dim=1)
-        empty = (score < 0)[..., None]
-        total = boxes.shape[1]
-        boxes = nn.functional.pad(boxes, (0, 0, 0, self.limit)).gather(1, place[..., None].expand(-1, -1, 4))
-        label = nn.functional.pad(label.to(boxes.dtype), (0, self.limit)).gather(1, place)
-        rows = torch.cat([boxes, score[..., None], label[..., None]], 2)
-        unused = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
-        rows = torch.where(empty, unused, rows)
-        if self.detector.arbiter is None:
-            return rows
-        distinct = self.detector.distinct(boxes, score, place.clamp(max=total - 1), ~empty[..., 0], total)
-        rows = torch.where(distinct[..., None], rows, unused)
-        # Rows that another branch's box hides go to the end, and the others keep their order.
-        first = torch.where(distinct, -torch.arange(self.limit), -torch.arange(self.limit) - self.limit)
-        order = first.topk(self.limit, dim=1).indices
-        return rows.gather(1, order[..., None].expand(-1, -1, 6))
-
-
-class _NonMaxSuppression(torch.autograd.Function):
-    """The ONNX operator of that name, and the same in torch for tracing the example."""
-
-    @staticmethod
-    def forward(ctx: Any, boxes: Tensor, scores: Tensor, limit: int, iou: float, floor: float) -> Tensor:
-        """boxes [B, P, 4], scores [B, C, P] → [n, 3] int64: image, class and position of the kept boxes."""
-        from torchvision.ops import batched_nms
-
-        image, label, place = torch.nonzero(scores > floor, as_tuple=True)
-        group = image * scores.shape[1] + label
-        kept = batched_nms(boxes[image, place], scores[image, label, place], group, iou)
-        return torch.stack([image, label, place], 1)[kept]
-
-    @staticmethod
-    def symbolic(g: Any, boxes: Any, scores: Any, limit: int, iou: float, floor: float) -> Any:
-        most = g.op("Constant", value_t=torch.tensor([limit]))
-        limits = [g.op("Constant", value_t=torch.tensor([v], dtype=torch.float32)) for v in (iou, floor)]
-        return g.op("NonMaxSuppression", boxes, scores, most, *limits)
 
 
 def export(
@@ -154,39 +76,38 @@ def export(
         model: a detector, or a file for ``ciod.load``.
         onnx: the file to write.
         opset: 13 to 20.
-        nms: whether non-maximum suppression is in the graph: the output is then ``detections`` (see ``Suppressed``),
-            else ``boxes`` and ``scores`` (see ``Raw``).
+        nms: whether the graph suppresses non-maxima: its output is then that of ``Suppressed``, else that of ``Raw``.
         size: side of the input in pixels (default: the model's own).
         dynamic_size: also let height and width vary, in multiples of 32.
-        score_threshold, nms_iou: for ``nms``, lowest score, and IoU of two boxes of one object (the detector's).
-        max_detections: for ``nms``, per image.
-        images: an image or folder to compare on (default: random noise).
-        tolerance: largest difference of a score, and of a box (whose score matters) as a share of its longer side.
+        score_threshold: for ``nms``, the lowest score of a detection; None: the detector's own.
+        nms_iou: for ``nms``, the IoU from which two boxes of one class count as the same; None: the detector's own.
+        max_detections: for ``nms``, per image: of the detector itself, and as many of each branch.
+        images: an image or folder for the comparison (default: random noise).
+        tolerance: largest difference of a score, and of a box with a score that matters as a share of its longer side.
         names: class names for a checkpoint without them.
-        arbiter: False: scores of branches stay as the branches give them.
+        arbiter: False: raw scores of branches.
 
     Raises:
         ConfigError: every problem of the arguments.
-        CiodError: no model, onnx is not installed, or outputs differ by more than ``tolerance`` (no file is written).
+        CiodError: no model, onnx is not installed, or the outputs differ by more than ``tolerance``.
     """
     from ciod.detectors.files.weights import open_detector
 
-    path, check = _checked_path(onnx, model), _require("onnx")
+    path = _checked_path(onnx, model)
     detector = open_detector(model, size, names, arbiter=arbiter).frozen().cpu()
     floor = detector.score_threshold if score_threshold is None else score_threshold
     limit = detector.nms_iou if nms_iou is None else nms_iou
     _check(opset, floor, limit, max_detections, tolerance, detector, nms)
-    if nms:
-        graph: Raw = Suppressed(detector, score_threshold=floor, nms_iou=limit, max_detections=max_detections)
-    else:
-        graph = Raw(detector)
-    graph.eval()
+    check = _require("onnx")
+    decoding = {"score_threshold": floor, "nms_iou": limit}
+    graph = (Suppressed(detector, **decoding, max_detections=max_detections) if nms else Raw(detector)).eval()
     sample = pictures_to_compare(detector, images)
     content = _traced(graph, sample[:2], path, opset, dynamic_size, check)
     content.metadata_props.add(key=KEY, value=json.dumps(_metadata(detector, graph, opset), ensure_ascii=False))
     found = _compare(graph, content.SerializeToString(), sample, dynamic_size, tolerance)
     if nms:
         del content.graph.output[:2]
+        _prune(content.graph)
     check.checker.check_model(content, full_check=True)
     atomic_write(path, content.SerializeToString())
     return Exported(path, opset, nms, *found)
@@ -202,7 +123,7 @@ def _checked_path(onnx: str | Path, model: str | Path | Detector) -> Path:
 
 
 def _traced(graph: Raw, sample: Tensor, path: Path, opset: int, dynamic_size: bool, onnx: Any) -> Any:
-    """The graph as ONNX has it; written beside ``path`` on the way, since PyTorch writes files alone."""
+    """The graph as ONNX has it; first written to a temporary file, since PyTorch writes only files."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with explained(path, 4 * sum(p.numel() for p in graph.parameters())):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -211,6 +132,17 @@ def _traced(graph: Raw, sample: Tensor, path: Path, opset: int, dynamic_size: bo
             return onnx.load(str(beside))
         finally:
             beside.unlink(missing_ok=True)
+
+
+def _prune(graph: Any) -> None:
+    """Removes the nodes that no output needs; runtimes would compute them."""
+    needed, kept = {o.name for o in graph.output}, []
+    for node in reversed(graph.node):
+        if needed & set(node.output):
+            needed |= set(node.input)
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -223,7 +155,10 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     found = {p.key: p.value for p in content.metadata_props}.get(KEY)
     if found is None:
         raise CiodError(f"{path} was not exported by ciod: it has no '{KEY}' in its metadata.")
-    return json.loads(found)
+    try:
+        return json.loads(found)
+    except (ValueError, RecursionError) as error:
+        raise CiodError(f"{path} is damaged: its metadata are not JSON. Export it again.") from error
 
 
 def _check(opset: int, floor: float, iou: float, most: int, tolerance: float, detector: Detector, nms: bool) -> None:
@@ -238,7 +173,7 @@ def _check(opset: int, floor: float, iou: float, most: int, tolerance: float, de
     if most < 1:
         problems.append(f"max_detections: {most} is not at least 1.")
     if not detector.num_classes:
-        problems.append("The model has no classes yet.")
+        problems.append("The model has no classes yet; train it first.")
     if nms and not detector.one_label:
         problems.append(
             f"nms: {detector.settings['name']} can give a position several labels, which the graph does not support; "
@@ -274,7 +209,10 @@ def _metadata(detector: Detector, graph: Raw, opset: int) -> dict[str, Any]:
             "the top left of size x size filled with fill; boxes / scale are pixels of the picture",
         },
         "normalised_in_graph": {k: input_spec[k] for k in ("mean", "std", "bgr")},
-        "outputs": {"detections": "[batch, max_detections, 6]: x1, y1, x2, y2, score, label; unused rows have label -1"}
+        "outputs": {
+            "detections": f"[batch, {graph.limit * graph.parts.number}, 6]: x1, y1, x2, y2, score, label; unused rows "
+            "have label -1"
+        }
         if isinstance(graph, Suppressed)
         else {"boxes": "[batch, positions, 4]: x1, y1, x2, y2", "scores": "[batch, positions, classes]: 0..1"},
         "decoding": {**decoding, "in_graph": isinstance(graph, Suppressed)},
@@ -347,7 +285,7 @@ def _compare(
     for batch in batches:
         got = [torch.from_numpy(array) for array in session.run(list(graph.names), {"images": batch.numpy()})]
         with torch.no_grad():
-            wanted = Raw.forward(graph, batch)
+            wanted = graph.wanted(batch)
         found = distance(got[0], got[1], wanted[0], wanted[1])
         if not found.within(tolerance):
             raise CiodError(
@@ -376,7 +314,9 @@ def _compare_detections(graph: Suppressed, boxes: Tensor, scores: Tensor, found:
 
 
 def _decoded(graph: Suppressed, boxes: Tensor, scores: Tensor, iou: float) -> list[np.ndarray]:
-    given = _Given(scores, boxes, boxes.new_zeros(boxes.shape[1], 2), boxes.new_ones(boxes.shape[1]))
+    positions = boxes.shape[1]
+    parts = (positions // graph.parts.number,) * graph.parts.number
+    given = _Given(scores, boxes, boxes.new_zeros(positions, 2), boxes.new_ones(positions), parts=parts)
     found = graph.detector.decode(given, score_threshold=graph.floor, nms_iou=iou, max_detections=graph.limit)
     return [np.column_stack([d.boxes, d.scores, d.labels]).astype(np.float32) for d in found]
 

@@ -1,11 +1,10 @@
-"""One dial: ``effort`` sizes epochs, batch, learning rate and resolution from the data and the machine."""
+"""One dial: ``effort`` sizes an extension from the data and the machine (``ciod.training.effort`` chooses)."""
 
 from __future__ import annotations
 
-import os
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,7 +12,9 @@ from torch import nn
 
 from ciod.data.loader import batches
 from ciod.detectors.branched import has_branches
-from ciod.training import checkpoint
+from ciod.runs.choices import open_keys, value_of
+from ciod.runs.start import per_task
+from ciod.training import checkpoint, effort
 from ciod.training.method_checks import MethodChecks
 from ciod.training.progress import clock
 
@@ -26,12 +27,6 @@ if TYPE_CHECKING:
     from ciod.extension.settings import Extend
     from ciod.methods.base.method import Method
 
-# Images that a class should be seen in, over all epochs, and the least and most images in total.
-SEEN = {"quick": (400, 1_500, 12_000), "normal": (1_500, 6_000, 60_000), "thorough": (6_000, 24_000, 300_000)}
-EPOCHS = {"quick": (3, 40), "normal": (8, 120), "thorough": (20, 300)}
-# Learning rates: a branch starts from nothing; a whole trained network must not be thrown off what it knows.
-LR_BRANCH, LR_WHOLE = 1e-2, 1e-3
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -42,38 +37,49 @@ class Plan:
     lr: float
     size: int
     why: list[str]
+    views: int = 0
+    """Views per image whose maps are kept; 0: none."""
+    more: dict[str, Any] = field(default_factory=dict)
+    """Values of the sections ``train`` and ``augment`` that are not set by hand, by full key."""
 
 
 def choose(settings: Extend, train: Index, classes: int, detector: Detector, method: str, world: World) -> Plan:
-    """Sizes the work. What ``settings`` gives is taken as it is.
+    """Sizes the work, as ``training.effort`` does for a later task. What ``settings`` gives is taken as it is.
 
     Args:
         train: the images to learn from.
         classes: how many classes they teach.
         method: its name.
     """
-    gpu = world.device.type == "cuda"
-    batch = settings.batch or min(16 if gpu else 8, max(2, len(train) // 4))
-    if not settings.batch:
-        batch = -(-batch // world.size) * world.size  # each process has the same share
-    each, least, most = SEEN[settings.effort]
-    cheap = 3 if method == "freeze_branch" else 1  # a step costs half, and a branch starts from nothing
-    wanted = cheap * min(max(each * classes, least), most)
-    low, high = EPOCHS[settings.effort]
-    epochs = settings.epochs or min(max(round(wanted / len(train)), low), high)
-    lr = settings.lr or (LR_BRANCH if method == "freeze_branch" else LR_WHOLE)
+    own = {"train.epochs": settings.epochs, "train.batch": settings.batch, "train.lr": settings.lr}
+    given = {k: v for k, v in own.items() if v is not None}
+    still = [k for k in open_keys(settings) if k not in own]
+    given |= {k: value_of(settings, k) for k in effort.KEYS if k not in (*own, *still)}
+    if settings.train.steps is not None:
+        given["train.steps"] = max(per_task("train.steps", settings.train.steps, 1))
+    facts = effort.Facts(
+        effort=settings.effort,
+        images=len(train),
+        classes=classes,
+        start="detector",
+        later=True,
+        branch=method == "freeze_branch",
+        device=world.device.type,
+        processes=world.size,
+        machine=effort.machine(world),
+    )
+    choices = effort.choose(facts, given)
     size = settings.size or detector.input.size
-    machine = torch.cuda.get_device_name() if gpu else f"{_cores()} CPU cores"
-    seen = epochs * len(train)
-    why = [
-        f"effort={settings.effort}: {epochs} epochs of {len(train)} images"
-        + (" (as asked)" if settings.epochs else f", so that {classes} classes are learnt from {seen:,} views"),
-        f"batch {batch}" + (" (as asked)" if settings.batch else f", for {machine}"),
-        f"learning rate {lr:g}" + (" (as asked)" if settings.lr else f", for method {method}"),
-        f"{size} px"
-        + (" (as asked)" if settings.size else ", what the model was made for: its old classes are seen as before"),
-    ]
-    return Plan(epochs, batch, lr, size, why)
+    as_made = ", what the model was made for: its old classes are seen as before"
+    why = [*effort.sentences(facts, choices), f"{size} px{effort.BY_HAND if settings.size else as_made}"]
+    return Plan(
+        choices["train.epochs"].value,
+        choices["train.batch"].value,
+        choices["train.lr"].value,
+        size,
+        why,
+        more={k: choices[k].value for k in still if k in choices},
+    )
 
 
 def branch_widths(train: Index, detector: Detector) -> tuple[int, int, int] | None:
@@ -121,7 +127,3 @@ def estimate(seconds_a_step: float, steps: int) -> str:
     """The time of the training in words."""
     seconds = seconds_a_step * steps
     return f"about {clock(seconds)} of training ({seconds_a_step:.2f} s a step, {steps} steps, as measured just now)"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

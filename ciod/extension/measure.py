@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +51,7 @@ class Measure:
         self.pool = pools.read(folder, names.all) if folder else None
         self.negatives = negatives.find(settings, names, self.pool, everything)
         self.others = tuple(n for n in names.old if n not in names.taught)
-        self._before: dict[int, list[Detections]] = {}
+        self._before: dict[tuple[int, str], list[Detections]] = {}
         self._fields: list[Index] | None = None
 
     def problems(self) -> list[str]:
@@ -99,11 +101,23 @@ class Measure:
         return judged.retention.value, judged.learnt.overall["AP50"]
 
     def agreement(self, before: Detector, after: Detector) -> Retention:
-        """On the folder's images and the pool: old classes that were not taught further."""
+        """On the folder's images and the pool: old classes that were not taught further.
+
+        What an arbiter changes in the classes of earlier branches is no forgetting: it changes no weight, and whether
+        it is right cannot be measured without pictures of those classes. It is reported separately.
+        """
+        if before.arbiter is None:
+            return self._agreement(before, after)
+        with _unjudged(before), _unjudged(after):
+            kept = self._agreement(before, after, "raw")
+        kept.judged = self._agreement(before, after).value
+        return kept
+
+    def _agreement(self, before: Detector, after: Detector, way: str = "") -> Retention:
         first: list[Detections] = []
         second: list[Detections] = []
         for index in self.fields():
-            first += self._of(before, index)
+            first += self._of(before, index, way)
             second += self.detect(after, index)
         return retention.by_agreement(first, second, self.others)
 
@@ -115,13 +129,31 @@ class Measure:
                 self._fields.append(_sample(self.pool, self.settings.seed))
         return self._fields
 
-    def _of(self, before: Detector, index: Index) -> list[Detections]:
-        if id(index) not in self._before:
-            self._before[id(index)] = self.detect(before, index)
-        return self._before[id(index)]
+    def shown(self) -> list[Index]:
+        """Every kind of picture there is: ``fields``, and old validation data."""
+        return [i for i in (*self.fields(), self.old) if i is not None and len(i)]
+
+    def _of(self, before: Detector, index: Index, way: str = "") -> list[Detections]:
+        if (id(index), way) not in self._before:
+            self._before[id(index), way] = self.detect(before, index)
+        return self._before[id(index), way]
 
     def _ap(self, found: list[Detections], index: Index, names: tuple[str, ...]) -> APTable:
         return coco_ap(found, index, classes=names, max_detections=self.settings.eval.max_detections)
+
+
+@contextmanager
+def _unjudged(detector: Detector) -> Generator[None, None, None]:
+    """The detector with its arbiter off."""
+    arbiter = detector.arbiter
+    on = arbiter is not None and arbiter.on
+    if arbiter is not None:
+        arbiter.on = False
+    try:
+        yield
+    finally:
+        if arbiter is not None:
+            arbiter.on = on
 
 
 def _sample(index: Index, seed: int) -> Index:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ciod.core.errors import ConfigError, did_you_mean, nearest
+from ciod.core.errors import ConfigError
 from ciod.core.files import nfc
-from ciod.core.text_lists import quoted, word, written_list, written_mapping
+from ciod.core.text_lists import near_name, word, written_list, written_mapping
 from ciod.data.text_files import same_names
 
 
@@ -164,11 +164,7 @@ def _unknown(
         for name in listed:
             if name not in known:
                 verb = "have" if " and " in whose else "has"
-                problem = f"{key}: the {whose} {verb} no class '{name}'; {did_you_mean(str(name), known)}"
-                near = nearest(str(name), known)
-                if near is not None and quoted(near) != near:  # which would be taken apart again
-                    problem += f" In {key}= it is written {quoted(near)}."
-                problems.append(problem)
+                problems.append(f"{key}: the {whose} {verb} no class '{name}'; {near_name(key, str(name), known)}")
     both = sorted({*(keep or ())} & {*drop})
     if both:
         problems.append(f"keep and drop both name {', '.join(both)}.")

@@ -27,6 +27,8 @@ class Negatives:
     """Boxes in them are of classes that the branch learns."""
     measured: dict[str, Index] = field(default_factory=dict)
     """Setting → pictures that no training sees. They may have boxes of any class."""
+    old: Index | None = None
+    """Those of ``train`` that are training pictures of the old data."""
     used: int = 0
     """How many were mixed into the training."""
 
@@ -68,9 +70,10 @@ def find(settings: Extend, names: Names, pool: Index | None, old: Index | None) 
         training = data.old_training(settings.old_data, names)
         if training is not None:
             learnt = np.isin(training.labels, [names.all.index(n) for n in names.learnt])
-            found.train.append(training.select(boxes=learnt & ~training.crowd & ~training.difficult))
+            found.old = training.select(boxes=learnt & ~training.crowd & ~training.difficult)
+            found.train.append(found.old)
     if not settings.negatives:
-        found.train.clear()
+        found.train, found.old = [], None
     return found
 
 

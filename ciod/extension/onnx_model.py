@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ import torch
 from ciod.config.load import data_folder
 from ciod.core.errors import CiodError, ConfigError, DataError
 from ciod.core.files import atomic_write
+from ciod.data import views
 from ciod.data.augment import put
 from ciod.data.index import Index
 from ciod.data.scenarios.scenario import Task
@@ -24,7 +25,13 @@ from ciod.detectors.onnx import merge, mirror, suppressed
 from ciod.detectors.onnx.detector import OnnxDetector
 from ciod.detectors.onnx.merge import Verified
 from ciod.detectors.onnx.recognise import prepared
+from ciod.detectors.onnx.session import on_gpu
 from ciod.extension.settings import Extend
+
+if TYPE_CHECKING:
+    from ciod.core.distributed import World
+    from ciod.extension.effort import Plan
+    from ciod.extension.measure import Measure
 
 OBSERVED = 48  # pictures on which the maps are measured
 COMPARED = 60  # pictures on which old outputs are compared, at least 50 where there are so many
@@ -75,6 +82,34 @@ def check(detector: Detector, method: str, s: Extend) -> None:
         )
     for setting in asked:
         suppressed.check(detector, setting)
+
+
+def with_views(plan: Plan, s: Extend, detector: Detector, measured: Measure, world: World) -> Plan:
+    """The plan, and for an ONNX detector of how many views per image the maps are kept.
+
+    Raises:
+        ConfigError: ``views=`` for another model, or where maps cannot be kept.
+    """
+    if not isinstance(detector, OnnxDetector):
+        if s.views is not None:
+            raise ConfigError([f"views: this is a setting of ONNX files, and {s.model} is none."])
+        return plan
+    images = len(measured.task.train) + sum(map(len, measured.negatives.train))
+    each = max(1, 2 * detector.packed_width * images)
+    fitting = views.room() // each
+    fixed = s.augment.multiscale is None and world.size == 1
+    if s.views and not fixed:
+        raise ConfigError(["views: maps are kept for one size of images, in one process; leave it out."])
+    quick = on_gpu(detector.device)  # then a new view costs little
+    kept = s.views if s.views is not None else min(views.KEPT, fitting) if fixed and not quick else 0
+    if (kept < 2 and s.views is None) or not kept or plan.epochs <= kept:
+        return plan
+    count = views.Schedule(kept).computed(plan.epochs)
+    line = (
+        f"maps of {kept} views per image are kept in the temporary folder ({kept * each / 1e9:.1f} GB); {count} views "
+        f"per image are computed for {plan.epochs} epochs"
+    )
+    return replace(plan, views=kept, why=[*plan.why, line])
 
 
 def prepare(detector: Detector, task: Task) -> list[str]:
@@ -167,9 +202,9 @@ def cost(detector: OnnxDetector, data: bytes, images: np.ndarray) -> str:
     taken: tuple[list[float], list[float]] = ([], [])
     for i in range(TIMED + 1):
         for session, times in zip(sessions, taken, strict=True):
-            began = time.perf_counter()
+            began = time.process_time()  # on one thread; other processes on the machine do not count
             f.run(whole.path, session, None, feed)
-            times += [time.perf_counter() - began] * (i > 0)  # the first run warms up
+            times += [time.process_time() - began] * (i > 0)  # the first run warms up
     old, new = (1000 * statistics.median(times) for times in taken)
     nodes = len(whole.content.graph.node)
     added = sum(p.numel() for p in detector.branches.parameters())

@@ -21,13 +21,14 @@ class Retention:
 
     ``AP``: rows have before, after (AP) and kept (their ratio). ``agreement``: rows have before, after (how many
     boxes the old and the new model find) and kept (the share on which they agree). It says that two models find the
-    same, not that what they find is right.
+    same, not that what they find is right. Both models answer with their arbiter off; ``judged`` is the value with it.
     """
 
     kind: Kind
     value: float | None
     rows: list[dict[str, Any]]
     images: int
+    judged: float | None = None  # agreement with the arbiter on; None: the old model has none
 
     def sentence(self) -> str:
         """The number in words."""
@@ -36,9 +37,15 @@ class Retention:
         share = f"{100 * self.value:.1f} %"
         if self.kind == "AP":
             return f"The old classes keep {share} of their AP, measured on {self.images} images of old data."
-        return (
+        sentence = (
             f"Old and new model agree on {share} of the old objects they find in {self.images} images. This is "
             "agreement, not accuracy; old_data=FOLDER measures AP."
+        )
+        if self.judged is None:
+            return sentence
+        return (
+            f"{sentence} This is without the arbiter between the branches; with it they agree on {self.judged:.1%}, "
+            "as it lowers scores of classes that earlier extensions added (arbiter=off takes them back)."
         )
 
 

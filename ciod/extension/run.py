@@ -17,6 +17,7 @@ from ciod.core.errors import CiodError
 from ciod.core.files import WriteError, exists, sweep
 from ciod.core.run_log import RunLog
 from ciod.data.scenarios.scenario import Task
+from ciod.data.views import Schedule
 from ciod.detectors.base import Detector
 from ciod.detectors.files import weights
 from ciod.detectors.onnx.detector import OnnxDetector
@@ -31,6 +32,7 @@ from ciod.extension import (
     onnx_model,
     prepare,
     tradeoff,
+    unchanged,
     verdict,
     write,
 )
@@ -40,8 +42,10 @@ from ciod.extension.verdict import NotKept, Verdict
 from ciod.memory.rehearsal import Extra, Mixture
 from ciod.methods.base.method import Method
 from ciod.methods.base.user_code import told
-from ciod.runs import environment, fingerprints, resume
+from ciod.runs import choices, environment, fingerprints, resume
 from ciod.runs.session import first_alone, session
+from ciod.runs.tracked import tracking
+from ciod.trackers import Tracking
 from ciod.training import checkpoint
 from ciod.training.hooks import Hooks
 from ciod.training.progress import Reporter, Warnings
@@ -93,6 +97,7 @@ class Extension:
     log: RunLog | None = None  # of rank 0
     out: Path = field(init=False)
     warnings: Warnings = field(init=False)
+    tracking: Tracking = field(init=False)
     saved: ExtensionState | None = field(init=False, default=None)  # of an earlier process
     identity: Identity = field(init=False)
     folder: data.Folder = field(init=False)
@@ -109,11 +114,12 @@ class Extension:
     def __post_init__(self) -> None:
         self.out = Path(self.settings.out)
         self.warnings = Warnings(self.reporter)
+        self.tracking = tracking(self.settings, self.world, self.reporter)
 
     def run(self) -> None:
         began = time.monotonic()
         s = self.settings
-        saved, notes = resume.saved_state(s, environment.fingerprint(s), "extend", model_of=write.model_of)
+        saved, notes = resume.saved_state(s, self._compared, "extend", model_of=write.model_of)
         self.saved = cast("ExtensionState | None", saved)
         if self.saved is None and any(exists(self.out / name) for name in ("model.safetensors", "model.onnx")):
             raise CiodError(f"out: {self.out} already holds a result, which is never overwritten; choose another out=.")
@@ -138,7 +144,8 @@ class Extension:
             write.settings(self.out, s, self.plan, self.command)
             fingerprints.write_listing(self.out / "last", images)
             environment.trim_log(self.out, self.task.index, self.saved.get("fit") if self.saved else None)
-            self.log = RunLog(self.out)
+            self.log = RunLog(self.out, self.tracking.line)
+        self.tracking.start(resumed=self.saved is not None)
         self._look()
         self._tell(onnx_model.prepare(detector, self.task))
         result = self._train(detector)
@@ -149,9 +156,13 @@ class Extension:
 
     def leave(self) -> None:
         """Closes the log after an error too."""
+        self.tracking.close()
         if self.log:
             with suppress(WriteError):  # the error that ended the run is the one to tell
                 self.log.close()
+
+    def _compared(self, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        return environment.fingerprint(self.settings), state["settings"]
 
     # Before the training ------------------------------------------------------------------------------------------
 
@@ -168,7 +179,8 @@ class Extension:
     def _identify(self) -> fingerprints.Listing:
         """Fingerprints data, model and code, and compares them with those of the extension that is resumed."""
         s = self.settings
-        others = {"pool": self.measured.pool, "old": self.measured.old}
+        measured = self.measured
+        others = {"pool": measured.pool, "old": measured.old, "old training": measured.negatives.old}
         splits = {"train": self.folder.train, "test": self.folder.val}
         splits |= {name: index for name, index in others.items() if index is not None}
         images = fingerprints.listing(splits)
@@ -202,6 +214,7 @@ class Extension:
         else:
             learnt = len(self.names.learnt)
             self.plan = effort.choose(self.settings, self.task.train, learnt, detector, self.method_name, self.world)
+            self.plan = onnx_model.with_views(self.plan, self.settings, detector, self.measured, self.world)
         for line in self.plan.why:
             self.reporter.say(line)
 
@@ -229,7 +242,8 @@ class Extension:
     # Training -----------------------------------------------------------------------------------------------------
 
     def _train(self, detector: Detector) -> TaskResult:
-        s, plan = self.settings, self.plan
+        plan = self.plan
+        s = choices.with_values(self.settings, plan.more)
         prepare.fill_in(self.method, self.found.thresholds, self.task.train, detector)
         inputs = TaskInputs(
             task=self.task,
@@ -249,6 +263,7 @@ class Extension:
             lr=plan.lr,
             seed=s.seed,
             workers=environment.workers(s.train.workers, self.world),
+            views=plan.views,
             world=self.world,
             reporter=self.reporter,
             warnings=self.warnings,
@@ -263,6 +278,10 @@ class Extension:
 
     def _estimate(self, detector: Detector, loader: DataLoader) -> None:
         seconds = effort.measure(detector, self.method, loader, self.world)
+        if self.plan.views:  # the same batches again have their maps
+            ready = effort.measure(detector, self.method, loader, self.world)
+            share = Schedule(self.plan.views).computed(self.plan.epochs) / self.plan.epochs
+            seconds = ready + (seconds - ready) * share
         self.reporter.say(f"estimate: {effort.estimate(seconds, len(loader) * self.plan.epochs)}")
 
     def _mixture(self, detector: Detector) -> Mixture | None:
@@ -307,14 +326,13 @@ class Extension:
         detector.eval()
         if detector.arbiter is not None and tradeoff.moved(self.before.state_dict(), detector.state_dict()):
             detector.arbiter = None
-            self.warnings.note(
-                "The arbiter between the branches is dropped: its statistics are of the weights before this extension."
-            )
+            self.warnings.note(verdict.NO_ARBITER)
         s = self.settings
         found, warnings = verdict.reach(self.before, detector, self.measured, wanted=s.min_retention, auto=self.auto)
         self.warnings.note(*result.fit.warnings, *warnings)
         share = found.share if self.auto else 1.0
-        detector.lineage = [*detector.lineage, self._lineage(share)]
+        entry = write.lineage(s, self.task, self.names, self.method_name, self.plan.epochs, share)
+        detector.lineage = [*detector.lineage, entry]
         failed = None
         if found.short and s.min_retention is not None:
             failed = verdict.not_kept(found, s.min_retention, self.out)
@@ -342,6 +360,7 @@ class Extension:
             "negatives": self.measured.negatives.used,
             "found": {"total": self.found.total, "classes": self.found.table},
             "retention": asdict(found.judged.retention),
+            "unchanged": asdict(same) if (same := self._unchanged(detector)) else None,
             "min_retention": s.min_retention,
             "tradeoff": [m.row() for m in found.mixtures],
             "false_alarms": alarms,
@@ -365,21 +384,13 @@ class Extension:
             weights.save_model(self.out / "tradeoff.safetensors", detector)
         write.examples(self.out, self.task, self.before, found.judged.after_new, self.world.device)
         write.finish(self.out, content, self.reporter)
+        self.tracking.finish(content, detector.lineage)
+        for hook in self.hooks:
+            hook.on_evaluation(self.task.index, content)
+            hook.on_finish(self.out, content)
 
-    def _lineage(self, share: float) -> dict[str, Any]:
-        return {
-            "classes": list(self.names.new),
-            "taught": list(self.names.taught),
-            "dropped": list(self.names.dropped),
-            "data": self.task.train.source,
-            "images": len(self.task.train),
-            "boxes": len(self.task.train.labels),
-            "method": {**self.settings.method, "name": self.method_name},
-            "epochs": self.plan.epochs,
-            "share": share,
-            "seed": self.settings.seed,
-            **write.provenance(self.settings, self.task),
-        }
+    def _unchanged(self, detector: Detector) -> unchanged.Unchanged | None:
+        return unchanged.look(self.before, detector, self.measured.shown(), self.settings.eval, self.names.taught)
 
     def _end(self, failed: str | None) -> None:
         """Raises NotKept when there is no model."""

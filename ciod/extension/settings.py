@@ -7,14 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ciod.config.checks import device, folder, folder_of_data, method_of, model_folder
+from ciod.config.checks import device, folder, folder_of_data, method_of, model_folder, trackers
 from ciod.config.marks import NO_RESULT
 from ciod.config.reader import Table, nest, untold
-from ciod.config.settings import Allowed, Evaluation, Positive, Section, Share, Size, Train
+from ciod.config.settings import Allowed, Effort, Evaluation, Positive, Section, Share, Size, Trackers, Train
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.data.augment import Augment
-
-Effort = Literal["quick", "normal", "thorough"]
 
 
 class Extend(Section):
@@ -42,6 +40,9 @@ class Extend(Section):
     """Of an ONNX file: a further output of all classes, old and new, after non-maximum suppression."""
     outputs: Literal["separate", "joined"] = "separate"
     """Of an ONNX file: ``joined`` also writes ``out/joined.onnx``, whose one output is as YOLOv8's files have it."""
+    views: Annotated[int, Field(ge=0, le=1000)] | None = None
+    """Of an ONNX file: for how many augmented views per image its maps are kept in the temporary folder, to be computed
+    once and used several times; 0: every epoch has new views. None: by the room."""
     keep: list[str] | None = None
     """Only these old classes stay."""
     drop: list[str] = Field(default_factory=list)
@@ -64,15 +65,22 @@ class Extend(Section):
     holdout: Annotated[float, Field(gt=0, lt=0.6)] = 0.15
     """Share of the images held out for validation where the folder has no validation split."""
     epochs: Positive | None = None
+    """None: as ``effort`` chooses."""
     batch: Positive | None = None
+    """Images per step, over all processes; None: as ``effort`` chooses."""
     lr: Annotated[float, Field(gt=0)] | None = None
+    """Learning rate; None: that of the method and batch."""
     size: Size | None = None
     """Side of the input in pixels; None: what the model was made for."""
     train: Train = Train()
     augment: Augment = Augment()
     eval: Evaluation = Evaluation()
+    log: Annotated[Trackers, NO_RESULT] = Field(default_factory=list)
+    """Trackers that follow the extension: ``log=tensorboard,wandb`` (docs/trackers.md)."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Of new weights, order of images and augmentation."""
     device: Annotated[str, NO_RESULT] = "auto"
+    """``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
     resume: Annotated[Literal["auto", "never"], NO_RESULT] = "auto"
     """``auto``: resume where an extension in ``out`` stopped. ``never``: refuse a folder that has one."""
     allow: Annotated[Allowed, NO_RESULT] = Field(default_factory=list)
@@ -105,6 +113,7 @@ def load(content: Mapping[str, Any], problems: Sequence[str] = ()) -> Extend:
     problems += _method(tree.get("method") or {})
     problems += [*folder_of_data(tree.get("data")), *folder("pool", tree.get("pool"))]
     problems += [*folder_of_data(tree.get("old_data"), "old_data"), *device(tree.get("device"))]
+    problems += trackers(tree.get("log"))
     if problems:
         raise ConfigError(problems)
     return Extend.model_validate(tree)

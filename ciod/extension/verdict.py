@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ciod.extension.measure import Judged, Measure
 
 KEEP_BY_DEFAULT = 0.98  # what method=auto asks of a method that moves old weights
+NO_ARBITER = "The arbiter between the branches is dropped: its statistics are of the weights before this extension."
 
 
 class NotKept(CiodError):

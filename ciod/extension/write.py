@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ciod.detectors.base import Detector
     from ciod.extension.effort import Plan
     from ciod.extension.measure import Judged
+    from ciod.extension.names import Names
     from ciod.extension.settings import Extend
     from ciod.methods.base.method import Method
     from ciod.training.progress import Reporter
@@ -64,6 +65,27 @@ def machine_command() -> str:
     import sys
 
     return " ".join(["ciod", *sys.argv[1:]])
+
+
+def lineage(s: Extend, task: Task, names: Names, method: str, epochs: int, share: float) -> dict[str, Any]:
+    """What the model remembers of its extension.
+
+    Args:
+        share: of the trained weights, the rest being those of the model as it was.
+    """
+    return {
+        "classes": list(names.new),
+        "taught": list(names.taught),
+        "dropped": list(names.dropped),
+        "data": task.train.source,
+        "images": len(task.train),
+        "boxes": len(task.train.labels),
+        "method": {**s.method, "name": method},
+        "epochs": epochs,
+        "share": share,
+        "seed": s.seed,
+        **provenance(s, task),
+    }
 
 
 def provenance(s: Extend, task: Task) -> dict[str, Any]:
@@ -223,6 +245,7 @@ def finish(out: Path, content: ResultsFile, reporter: Reporter) -> None:
     from ciod.extension import confusion
     from ciod.extension.false_alarms import FalseAlarms
     from ciod.extension.retention import Retention
+    from ciod.extension.unchanged import Unchanged
     from ciod.report.page import write_report
 
     write_json(out / "results.json", content)
@@ -242,6 +265,8 @@ def finish(out: Path, content: ResultsFile, reporter: Reporter) -> None:
         if a is not None and b is not None:
             reporter.say(f"taught further: {name} AP50 {100 * a:.1f} → {100 * b:.1f} %")
     reporter.say(kept.sentence())
+    for line in Unchanged(**extension["unchanged"]).sentences() if extension["unchanged"] else []:
+        reporter.say(line)
     reporter.say(f"cost: {extension['cost']}")
     reporter.say(f"report: {out / 'report.html'}")
 

@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ciod.core.errors import CiodError, did_you_mean
-from ciod.core.files import exists, is_file, is_folder, stored
+from ciod.core.errors import CiodError
+from ciod.core.files import exists, is_file, is_folder, near_path, stored
 from ciod.core.types import Detections
-from ciod.data.folders import NO_TARGET, below, why_passed_over
+from ciod.data.folders import NO_TARGET, below, has_pictures, why_passed_over
 from ciod.data.images import SUFFIXES
 from ciod.data.index import Problems
 from ciod.detectors.inference import stream
@@ -54,8 +54,8 @@ def files(
         elif exists(place):
             raise CiodError(f"{place} is neither a file nor a folder.")
         else:
-            beside = [p.name for p in place.parent.iterdir()] if is_folder(place.parent) else []
-            raise CiodError(f"There is no file or folder {place}; {did_you_mean(place.name, beside, listing=4)}")
+            near = near_path(place, lambda p: has_pictures(p) or (is_file(p) and p.suffix.lower() in suffixes))
+            raise CiodError(f"There is no file or folder {place}{near}")
     return list(dict.fromkeys(found))
 
 

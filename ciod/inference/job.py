@@ -105,6 +105,7 @@ class Job:
             self.out.mkdir(parents=True, exist_ok=True)
             done = self._pictures() if self.pictures else 0
             done += sum(self._film(path) for path in self.films)
+            self.target.end()
             if new and not done:
                 self.out.rmdir()  # empty if no file could be read
         if not done:
@@ -123,12 +124,14 @@ class Job:
             line: dict[str, Any] = {"image": str(path), "detections": found.to_list()}
             if self.draw:
                 line["drawn"] = self.target.drawn[path]
+                self.target.begin(line["drawn"])
                 save_image(self.out / line["drawn"], draw_boxes(picture, found))
             listed.append(line)
             self.say(f"{path}: {told(found)}")
         if not listed:
             return 0
         self.target.finish({line["drawn"] for line in listed if self.draw})
+        self.target.begin(LISTED)
         write_json(self.out / LISTED, listed)
         if self.coco is not None:
             atomic_write(self.coco, json.dumps(results))
@@ -143,6 +146,8 @@ class Job:
         kept = False
         try:
             video = Video(path)
+            if self.draw:
+                self.target.begin(f"{name}.mp4")
             writer = VideoWriter(self.out / f"{name}.mp4", video.rate) if self.draw else None
             times: list[float] = []
             trouble: list[DataError] = []
@@ -165,6 +170,7 @@ class Job:
             if writer is not None:
                 writer.close(keep=kept)
         if kept:
+            self.target.begin(f"{name}.jsonl")
             atomic_write(self.out / f"{name}.jsonl", "\n".join(lines) + "\n")
             seen = ", ".join(f"{n} {c}" for c, n in total.most_common()) or "nothing"
             self.say(f"{path}: {len(lines)} frames: {seen}")

@@ -8,10 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from ciod.core.errors import CiodError
-from ciod.core.files import is_file
-from ciod.core.reading import Unreadable, read_json
+from ciod.core.files import explained, is_file
+from ciod.core.reading import Unreadable, read_json, read_text
 
 LISTED = "predictions.json"
+UNFINISHED = ".unfinished"  # one line per file that a call wrote before it ended early
 
 
 class Target:
@@ -60,7 +61,9 @@ class Target:
 
     def _keep_all(self, targets: Sequence[Path], coco: Path | None) -> None:
         # a device or a pipe (/dev/stdout) is written into
+        own = {self.out / name for name in _unfinished(self.out)}
         there = [t for t in targets if os.path.lexists(t) and (is_file(t) or t.is_symlink() or t.is_dir())]
+        there = [t for t in there if t not in own or not is_file(t)]
         if not there:
             return
         key = "coco" if there == [coco] else "out"
@@ -71,6 +74,16 @@ class Target:
             f"{key}: {where} {what if key == 'out' else 'is there already'} ({there[0].name}{more}). Choose another "
             f"{key}=, or write overwrite=true."
         )
+
+    def begin(self, name: str) -> None:
+        """Notes that ``name`` is written now: if this call ends early, the same command replaces it."""
+        path = self.out / UNFINISHED
+        with explained(path, len(name) + 1), path.open("a", encoding="utf-8") as file:
+            file.write(f"{name}\n")
+
+    def end(self) -> None:
+        """Everything is written."""
+        (self.out / UNFINISHED).unlink(missing_ok=True)
 
     def finish(self, drawn: set[str]) -> None:
         """Removes what an earlier prediction drew and this one did not, before the new list of predictions is written.
@@ -93,6 +106,14 @@ def _free(stem: str, taken: set[str]) -> str:
 
 def _same(a: Path, b: Path) -> bool:
     return os.path.realpath(a) == os.path.realpath(b)
+
+
+def _unfinished(out: Path) -> list[str]:
+    """Names of the files in ``out`` that a call wrote before it ended early."""
+    try:
+        return read_text(out / UNFINISHED).splitlines()
+    except Unreadable:
+        return []
 
 
 def _drawn_before(out: Path) -> set[str]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ciod.core.errors import CiodError, DataError, did_you_mean
-from ciod.core.files import expanded, is_file, is_folder
+from ciod.core.errors import CiodError, DataError
+from ciod.core.files import expanded, is_file, is_folder, near_path
 from ciod.data import folders
 from ciod.data.images import SUFFIXES, header_sizes
 from ciod.data.index import Index, Problems, empty_columns
@@ -23,9 +23,7 @@ def read(folder: str | Path, classes: tuple[str, ...] = ()) -> Index:
     """
     place = expanded(folder)
     if not is_folder(place):
-        beside = [p.name for p in place.parent.iterdir() if p.is_dir()] if is_folder(place.parent) else []
-        hint = did_you_mean(place.name, beside)
-        raise CiodError(f"pool: there is no folder {folder}{f'; {hint}' if 'mean' in hint else '.'}")
+        raise CiodError(f"pool: there is no folder {folder}{near_path(place, folders.has_pictures)}")
     problems = Problems()
     pictures = []
     for inside, names in folders.pictures(place, problems.add):

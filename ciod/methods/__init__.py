@@ -16,6 +16,7 @@ from ciod.core.files import is_file
 if TYPE_CHECKING:
     from ciod.methods.base.method import Method
 
+DEFAULT = "ilyolox"  # where no method is named
 _PARTS = {"base"}  # packages here that are not methods
 # Old import paths, for method files that were written for ciod 0.1.
 _BEFORE = {
@@ -56,14 +57,14 @@ def find(name: str) -> type[Method]:
     )
 
 
-def make(settings: Mapping[str, Any], default: str = "ilyolox") -> Method:
+def make(settings: Mapping[str, Any]) -> Method:
     """A method from the section ``method`` of checked settings: its name and its own settings.
 
     Raises:
         CiodError: as ``find``.
     """
     given = dict(settings)
-    return find(str(given.pop("name", default))).model_validate(given)
+    return find(str(given.pop("name", DEFAULT))).model_validate(given)
 
 
 def _from_file(name: str) -> type[Method]:
@@ -73,7 +74,7 @@ def _from_file(name: str) -> type[Method]:
     file, _, cls = name.partition(":")
     path = Path(file)
     if not is_file(path):
-        raise CiodError(f"method: there is no file {file}")
+        raise CiodError(f"method: there is no file {file}; write method=PATH/FILE.py:Class.")
     spec = importlib.util.spec_from_file_location(f"{PREFIX}{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -231,7 +231,7 @@ def main(words: list[str]) -> Path:
     if len(plain) != 3 or out is None:
         problems.append("Write TEACHER STUDENT PICTURE out=FILE: two models of one run, the earlier first.")
     if flat.get("select", "crs") != "crs":
-        problems.append("select: the figure shows crs.")
+        problems.append("select: the figure can only show crs; leave select= out.")
     problems += problems_of(ILYOLOX, flat)
     if problems:
         raise ConfigError(problems)

@@ -265,6 +265,7 @@ def _extension(folder: Path, results: Results) -> dict[str, Any] | None:
             {k: percent(row[k], " %") for k in ("share", "kept", "learnt")} for row in found.get("tradeoff") or []
         ],
         "doubtful": _data_urls(pictures),
+        "unchanged": found.get("unchanged"),
         "alarms": _alarms(found.get("false_alarms")),
         "confusion": [
             {**row, "taken": [f"{n} {k}" for n, k in row["taken"].items()]} for row in found.get("confusion") or []

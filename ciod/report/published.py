@@ -66,9 +66,9 @@ def rows() -> list[Row]:
     Raises:
         CiodError: the source of a row is not listed.
     """
-    content = _content()
-    found = [Row(**dict(zip(content["columns"], r, strict=True))) for r in content["rows"]]
-    unknown = sorted({s for r in found for s in r.source.split("+")} - set(content["sources"]))
+    listed = content()
+    found = [Row(**dict(zip(listed["columns"], r, strict=True))) for r in listed["rows"]]
+    unknown = sorted({s for r in found for s in r.source.split("+")} - set(listed["sources"]))
     if unknown:
         raise CiodError(f"{FILE.name}: no source {', '.join(unknown)}.")
     return found
@@ -76,11 +76,12 @@ def rows() -> list[Row]:
 
 def sources() -> Mapping[str, Mapping[str, str]]:
     """Label → description (``what``), ``grade``, and public address (``where``) of the source."""
-    return _content()["sources"]
+    return content()["sources"]
 
 
 @cache
-def _content() -> dict[str, Any]:
+def content() -> dict[str, Any]:
+    """The file: ``columns``, ``rows``, ``sources``, and what each ``confidence`` means."""
     return json.loads(FILE.read_text(encoding="utf-8"))
 
 

@@ -134,6 +134,13 @@ class Confused(_Loose):
     taken: dict[str, int]
 
 
+class Unchanged(_Loose):
+    images: int
+    identical: int
+    boxes: int
+    listed: int
+
+
 class Extension(_Loose):
     """Content that only ``ciod extend`` writes."""
 
@@ -144,6 +151,7 @@ class Extension(_Loose):
     tradeoff: list[Step] | None = None
     false_alarms: FalseAlarms | None = None
     confusion: list[Confused] | None = None
+    unchanged: Unchanged | None = None
 
 
 class File(_Loose):

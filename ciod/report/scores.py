@@ -8,8 +8,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ciod.core.run_log import write_json
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ciod.evaluation.detect import Scored
+
+
+def write(scored: Scored, path: Path) -> None:
+    """Writes AP of every class, and over all classes, as JSON."""
+    write_json(path, {"per_class": scored.table.per_class, "overall": scored.table.overall})
 
 
 def show(scored: Scored) -> None:

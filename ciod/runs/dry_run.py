@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +19,8 @@ class Step:
     """One task of a plan; counts are None where the data is absent."""
 
     classes: tuple[str, ...]
-    epochs: int
-    lr: float
+    epochs: int | None  # None: the data, from which they are chosen, are absent
+    lr: float | None
     images: int | None = None
     boxes: int | None = None
     hidden: int | None = None
@@ -30,23 +31,44 @@ class Step:
 
 
 def plan(settings: Run) -> list[Step]:
-    """The tasks of a run. Nothing is written and no network is built; of the data only the annotations are read.
+    """The tasks of a run. Nothing is written and nothing trained; of the data only the annotations are read.
 
     Raises:
         CiodError: settings that do not fit the scenario.
     """
+    return chosen(settings)[1]
+
+
+def chosen(settings: Run) -> tuple[Run, list[Step], list[str]]:
+    """The settings with what ``effort`` chooses, as far as the data are there; the tasks; why the choices are these."""
     from ciod.config.checks import data_folder, known_classes
+    from ciod.core.distributed import World, pick_device
     from ciod.data.scenarios.scenario import Scenario, groups_of
+    from ciod.runs import choices
     from ciod.runs.start import epochs_of, open_data
 
     folder = data_folder(settings.data or settings.protocol.data) or ""
     if folder != "shapes" and Path(folder).exists():
-        scenario = Scenario(settings.protocol, *open_data(settings))
-        return [_counted(settings, scenario, i) for i in range(len(scenario))]
+        scenario, lines = Scenario(settings.protocol, *open_data(settings)), []
+        if choices.open_keys(settings):
+            world = World(device=pick_device(settings.device))
+            settings, lines = choices.complete(settings, scenario, world, choices.start_of(settings))
+        return settings, [_counted(settings, scenario, i) for i in range(len(scenario))], lines
+    unknown = choices.open_keys(settings)
     names = known_classes("shapes" if folder == "shapes" else settings.protocol.data)
     parts = groups_of(settings.protocol, names) if names else []
     groups = [tuple(n for g in parts for n in g)] if settings.protocol.joint and parts else parts
-    return [Step(g, epochs_of(settings, i, len(parts)), _lr(settings, i)) for i, g in enumerate(groups)]
+    epochs, lr = "train.epochs" not in unknown, "train.lr" not in unknown
+    steps = [
+        Step(g, epochs_of(settings, i, len(parts)) if epochs else None, _lr(settings, i) if lr else None)
+        for i, g in enumerate(groups)
+    ]
+    return settings, steps, [_later(settings, unknown)] if unknown else []
+
+
+def _later(settings: Run, keys: Sequence[str]) -> str:
+    names = ", ".join(k.partition(".")[2] for k in keys)
+    return f"effort={settings.effort} chooses when the data are there: {names}"
 
 
 def _lr(settings: Run, task: int) -> float:
@@ -85,8 +107,8 @@ def show(settings: Run, absent: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    settings, steps, why = chosen(settings)
     console, t, d = Console(highlight=False), settings.train, settings.detector
-    steps = plan(settings)
 
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
@@ -102,12 +124,14 @@ def show(settings: Run, absent: list[str]) -> None:
     table = Table(*columns, box=box.SIMPLE_HEAD)
     for i, step in enumerate(steps, 1):
         counts = (step.images, step.boxes, step.hidden, step.test_images)
-        cells = [_number(n) for n in counts] + [str(step.epochs), _number(step.steps), f"{step.lr:g}"]
+        cells = [_number(n) for n in (*counts, step.epochs, step.steps)]
+        cells.append("?" if step.lr is None else f"{step.lr:g}")
         table.add_row(str(i), *cells, f"≤ {t.warmup}" if step.warmup is None else str(step.warmup))
     console.print(table)
-    for line in _schedule(settings, steps):
+    for line in [*why, *_schedule(settings, steps)]:
         say(line)
-    say(f"batch {t.batch} ({t.optimizer}); nothing was trained and {settings.out} was not made")
+    batch = f"batch {t.batch} " if "batch" in t.model_fields_set else ""
+    say(f"{batch}({t.optimizer}); nothing was trained and {settings.out} was not made")
     for sentence in absent:
         say(f"missing: {sentence}")
 
@@ -121,6 +145,8 @@ def _schedule(settings: Run, steps: list[Step]) -> list[str]:
 
 def _changes(settings: Run, step: Step) -> str:
     t = settings.train
+    if step.epochs is None or step.lr is None:
+        return f"a tenth of the learning rate after {', '.join(f'{m:.0%}' for m in sorted(t.milestones))} of the steps"
     if step.steps is None:  # the steps are not known, the epochs are
         marks = [int(m * step.epochs + 1e-3) + 1 for m in sorted(t.milestones)]
         return ", ".join(f"lr {step.lr * 0.1 ** (k + 1):g} from epoch {epoch}" for k, epoch in enumerate(marks))

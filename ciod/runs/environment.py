@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,7 @@ def first_task(settings: dict[str, Any]) -> dict[str, Any]:
     later = marked(Run, LATER_TASKS)
     kept = {k: v for k, v in settings.items() if k not in later and k.partition(".")[0] not in later}
     epochs = kept.get("train.epochs")
+    kept.pop("train.steps", None)  # the epochs follow from them
     return {**kept, "train.epochs": epochs[0] if isinstance(epochs, list) else epochs}
 
 
@@ -133,8 +134,8 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
 
 
-def write_settings(out: Path, settings: Run, command: str) -> None:
-    """``run.yaml``: resolved settings and what they ran on."""
+def write_settings(out: Path, settings: Run, command: str, chosen: Sequence[str] = ()) -> None:
+    """``run.yaml``: resolved settings, why those that were chosen have their values, and what they ran on."""
     content = {
         "command": command or " ".join(["ciod", *sys.argv[1:]]),
         "seed": settings.seed,
@@ -142,6 +143,7 @@ def write_settings(out: Path, settings: Run, command: str) -> None:
         "machine": describe(),
         "versions": versions(),
         **settings.model_dump(mode="json"),
+        **({"chosen": list(chosen)} if chosen else {}),
     }
     atomic_write(out / "run.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 

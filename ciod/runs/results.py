@@ -87,7 +87,7 @@ class Results:
         p = settings.protocol
         Upper.read(bounds_of(settings), scenario.groups)
         given = dict(settings.method)
-        name = given.pop("name", "ilyolox")
+        name = given.pop("name", methods.DEFAULT)
         metrics = metrics_of(p.metric)
         groups = [list(g) for g in scenario.groups]
         return cls(

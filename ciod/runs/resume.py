@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -16,7 +18,7 @@ from ciod.detectors.onnx import file as onnx_file
 from ciod.methods.base import first_task
 from ciod.methods.base.method import Method
 from ciod.report import results_file
-from ciod.runs import environment, fingerprints
+from ciod.runs import choices, environment, fingerprints
 from ciod.training import checkpoint
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2  # of the state
 ModelOf = Callable[[Path, "dict[str, Any]"], "Path | None"]
+Compared = Callable[["dict[str, Any]"], "tuple[dict[str, Any], dict[str, Any]]"]
 
 
 class Resumable(Protocol):
@@ -44,20 +47,45 @@ def task_model(out: Path, state: dict[str, Any]) -> Path | None:
     return out / f"task-{state['task']}" / "model.safetensors" if state.get("task") else None
 
 
-def starting_state(settings: Run, world: World) -> tuple[dict[str, Any] | None, list[str]]:
-    """State of an earlier process in this folder, or after the first task of another run; see ``saved_state``."""
-    state, notes = saved_state(settings, environment.fingerprint(settings), "train")
-    return (state, notes) if state is not None else (take_over(settings, world), first_task_notes(settings))
+@dataclass(frozen=True)
+class Beginning:
+    """What a run begins with."""
+
+    settings: Run
+    """With what was chosen for the run, or for the first task that it takes over, where nothing is set by hand."""
+    state: dict[str, Any] | None
+    """Of an earlier process in the run's folder."""
+    notes: list[str]
+    first_epochs: int | None = None
+    """Chosen for the first task that is taken over."""
+
+
+def beginning(settings: Run) -> Beginning:
+    """Reads the state in the run's folder, or of the run whose first task is taken over (``first=``).
+
+    Raises:
+        CiodError: as ``saved_state``.
+    """
+    state, notes = saved_state(settings, partial(choices.compared, settings), "train")
+    if state is not None:
+        return Beginning(choices.adopt(settings, state), state, notes)
+    theirs = intact_state(Path(settings.first))[0] if settings.first else None
+    if theirs is None or command_of(theirs) != "train":
+        return Beginning(settings, None, [])  # take_over says what is wrong
+    epochs = choices.chosen_in(theirs).get("train.epochs")
+    return Beginning(
+        choices.adopt(settings, theirs, first_task=True), None, [], epochs[0] if isinstance(epochs, list) else epochs
+    )
 
 
 def saved_state(
-    settings: Resumable, mine: dict[str, Any], command: str, *, model_of: ModelOf = task_model
+    settings: Resumable, compared: Compared, command: str, *, model_of: ModelOf = task_model
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """State of an earlier process in this folder, if the settings allow resuming it, and what was wrong with newer
     ones.
 
     Args:
-        mine: fingerprint of the settings.
+        compared: from a state the fingerprints of the settings now and then.
         command: of ciod, whose state it must be.
         model_of: the model that a state goes with.
 
@@ -79,7 +107,7 @@ def saved_state(
         raise CiodError(f"out: {out} holds a run of ciod {theirs}; choose another out=.")
     if state.get("format") != FORMAT:
         raise CiodError(f"out: {out} holds a run of another version of ciod; choose another out=.")
-    differ = environment.differences(mine, state["settings"])
+    differ = environment.differences(*compared(state))
     notes = [f"{sentence} The checkpoint before it was used." for sentence in damaged]
     if differ:
         notes += _refuse(settings, "settings", f"out: {out} holds a run with other settings", differ)
@@ -158,7 +186,7 @@ def first_task_notes(settings: Run) -> list[str]:
     """
     if not settings.first:
         return []
-    method, name = methods.make(settings.method), settings.method.get("name", "ilyolox")
+    method, name = methods.make(settings.method), settings.method.get("name", methods.DEFAULT)
     reason = first_task.why(method)
     if reason is None:
         return []
@@ -170,8 +198,12 @@ def first_task_notes(settings: Run) -> list[str]:
     ]
 
 
-def take_over(settings: Run, world: World) -> dict[str, Any] | None:
-    """The state after another run's first task (``first=``), put into this run's folder."""
+def take_over(settings: Run, world: World, chosen: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+    """The state after another run's first task (``first=``), put into this run's folder.
+
+    Args:
+        chosen: what is not set by hand in ``settings``, by full key.
+    """
     if not settings.first:
         return None
     source, out = Path(settings.first), Path(settings.out)
@@ -189,12 +221,14 @@ def take_over(settings: Run, world: World) -> dict[str, Any] | None:
     results["tasks"], results["continual"] = results["tasks"][:1], {}
     results["ap"] = {m: rows[:1] for m, rows in results["ap"].items()}
     results["warnings"] = results["tasks"][0].get("warnings", [])
-    own = fingerprints.of_code(str(settings.method.get("name", "ilyolox")))["method"]
+    own = fingerprints.of_code(str(settings.method.get("name", methods.DEFAULT)))["method"]
     state = {
         "format": FORMAT,
         "task": 1,
         "seconds": 0.0,
         "settings": mine,
+        "effort": settings.effort,
+        "chosen": dict(chosen or {}),
         "identity": {**theirs["identity"], "code": {**theirs["identity"]["code"], "method": own}},
         "results": results,
         "warnings": results["warnings"],

@@ -27,10 +27,12 @@ from ciod.evaluation.detect import evaluate
 from ciod.memory.rehearsal import Extra
 from ciod.methods.base.method import Method
 from ciod.methods.base.user_code import told
-from ciod.runs import environment, fingerprints, resume, sanity_checks
+from ciod.runs import choices, environment, fingerprints, resume, sanity_checks
 from ciod.runs.results import Results, bounds_of
 from ciod.runs.session import first_alone, session
-from ciod.runs.start import epochs_of, open_data, start
+from ciod.runs.start import epochs_of, open_data, start, task_title
+from ciod.runs.tracked import tracking
+from ciod.trackers import Tracking
 from ciod.training import checkpoint, speed
 from ciod.training.hooks import Hooks, Position
 from ciod.training.progress import Reporter, Warnings
@@ -87,37 +89,44 @@ class Runner:
     saved: RunState | None = None  # state of an earlier process, until its task is trained
     out: Path = field(init=False)
     warnings: Warnings = field(init=False)
+    open: list[str] = field(init=False)  # settings that are not set by hand
+    chosen: list[str] = field(init=False)  # what was chosen for them now, in sentences
     scenario: Scenario = field(init=False)
     extra: Extra = field(init=False)
     identity: Identity = field(init=False)
     results: Results = field(init=False)
     method: Method = field(init=False)
+    tracking: Tracking = field(init=False)
 
     def __post_init__(self) -> None:
         self.out = Path(self.settings.out)
         self.warnings = Warnings(self.reporter)
+        self.tracking = tracking(self.settings, self.world, self.reporter)
 
     def run(self) -> None:
-        s = self.settings
-        saved, notes = resume.starting_state(s, self.world)
-        self.saved = cast("RunState | None", saved)
+        beginning = resume.beginning(self.settings)
+        self.saved = cast("RunState | None", beginning.state)
         train_index, test_index = self._data()
-        self.scenario = Scenario(s.protocol, train_index, test_index)
+        self.scenario = Scenario(self.settings.protocol, train_index, test_index)
+        detector, about_start, self.donor = start(beginning.settings, self.scenario, self.reporter)
+        notes = [*beginning.notes, *self._choose(beginning)]
+        s = self.settings
         self.extra = Extra.begin(s, self.scenario)
         self._say_problems("pool", str(s.pool.folder), self.extra.problems())
         self._identify(train_index, test_index)
         self.warnings.add(*notes)
         self.results = Results.begin(s, self.scenario)
         self._main_only(self._write_settings)
-        detector, notes, self.donor = start(s, self.scenario, self.reporter)
-        self.warnings.note(*notes)
+        self.warnings.note(*about_start)
         detector.to(self.world.device)
         speed.prepare(detector, s.train, self.world)
         self.method = self._method()
         first = self._restore(detector) if self.saved else 0
         if not self.saved and self.world.main:
             environment.trim_log(self.out, 0, None)  # of a process that died before its first state
-        self.log = RunLog(self.out) if self.world.main else None
+        self.tracking = tracking(s, self.world, self.reporter)  # of the complete settings
+        self.log = RunLog(self.out, self.tracking.line) if self.world.main else None
+        self.tracking.start(resumed=beginning.state is not None)
         for task in self.scenario:
             if task.index < first:
                 continue
@@ -125,7 +134,28 @@ class Runner:
                 return  # unfinished on purpose: no report
             self._task(task, detector)
             self.saved = None
-        self._finish()
+        self._finish(detector.lineage)
+
+    def _choose(self, beginning: resume.Beginning) -> list[str]:
+        """Completes the settings, and then takes over another run's first task where they say so; returns notes."""
+        kind = choices.start_of(beginning.settings, self.donor)
+        complete, self.chosen = choices.complete(
+            beginning.settings,
+            self.scenario,
+            self.world,
+            kind,
+            adopted=choices.adopted(self.settings, beginning.settings) if self.saved is None else (),
+            first=beginning.first_epochs,
+        )
+        self.open = choices.open_keys(self.settings)
+        self.settings = complete
+        for line in self.chosen:
+            self.reporter.say(line)
+        if self.saved is not None:
+            return []
+        chosen = choices.values(complete, self.open)
+        self.saved = cast("RunState | None", resume.take_over(complete, self.world, chosen))
+        return resume.first_task_notes(complete)
 
     def _restore(self, detector: Detector) -> int:
         """Brings everything to the saved state. Returns the task to resume at."""
@@ -144,6 +174,7 @@ class Runner:
 
     def leave(self) -> None:
         """Closes the log after an error too: Python would write its last lines later, into the resumed run."""
+        self.tracking.close()
         if self.log:
             with suppress(WriteError):  # the error that ended the run is the one to tell
                 self.log.close()
@@ -152,7 +183,7 @@ class Runner:
 
     def _task(self, task: Task, detector: Detector) -> None:
         resuming: Any = self.saved if self.saved and "fit" in self.saved else None
-        self.reporter.say(self._title(task))
+        self.reporter.say(task_title(task, len(self.scenario)))
         self.warnings.add(*sanity_checks.about_data(task))
         inside = EvaluateInside(partial(self._evaluate_epoch, task), self.settings.train.eval_every)
         result = train_task(
@@ -240,6 +271,9 @@ class Runner:
             self.results.write(self.out)
             assert self.log is not None
             self.log.write("task", task=task.index, seconds=result.seconds, **table.overall)
+            self.tracking.results(self.results.content)
+            for hook in self.hooks:
+                hook.on_evaluation(task.index, self.results.content)
         self.extra.update(task.index, detector, self.world)
         self._save(task.index + 1, seconds=0.0, method=self.method.state())
         self.reporter.say(f"  {table.line()}")
@@ -288,6 +322,8 @@ class Runner:
             "task": task,
             "seconds": seconds,
             "settings": environment.fingerprint(self.settings),
+            "effort": self.settings.effort,
+            "chosen": choices.values(self.settings, self.open),
             "results": self.results.content,
             "warnings": self.warnings.sentences,
             "memory": self.extra.state(),
@@ -295,7 +331,7 @@ class Runner:
         }
         checkpoint.save_state(self.out / "last" / checkpoint.NEWEST, environment.plain(state))
 
-    def _finish(self) -> None:
+    def _finish(self, lineage: Any) -> None:
         s = self.settings
         self.results.warn(self.warnings.sentences)
         self.results.finish(bounds_of(s))
@@ -308,30 +344,25 @@ class Runner:
         from ciod.report.summary import summary_table, verdict
 
         write_report(self.out)
+        self.tracking.finish(self.results.content, lineage)
         self.reporter.show(summary_table(self.results.content))
         self.reporter.say(verdict(self.results.content))
         for sentence in self.results.content["warnings"]:
             self.reporter.say(f"warning: {sentence}")
         self.reporter.say(f"report: {self.out / 'report.html'}")
+        for hook in self.hooks:
+            hook.on_finish(self.out, self.results.content)
 
     def _write_settings(self) -> None:
         free = shutil.disk_usage(self.out.parent if self.out.parent.exists() else ".").free
         if free < 200e6:
             raise CiodError(f"out: {self.out} has only {free / 1e6:.0f} MB of room; a run needs a few hundred.")
-        environment.write_settings(self.out, self.settings, self.command)
+        environment.write_settings(self.out, self.settings, self.command, self.chosen)
 
     def _main_only(self, do: Any) -> None:
         if self.world.main:
             do()
         self.world.barrier()
-
-    def _title(self, task: Task) -> str:
-        names = ", ".join(task.new_classes[:8]) + (", …" if len(task.new_classes) > 8 else "")
-        hidden = f", {task.hidden_boxes} boxes of old classes hidden" if task.hidden_boxes else ""
-        return (
-            f"task {task.index + 1}/{len(self.scenario)}: {names} — {len(task.train)} images, "
-            f"{len(task.train.labels)} boxes{hidden}"
-        )
 
     def _lineage(self, task: Task) -> dict[str, Any]:
         s = self.settings

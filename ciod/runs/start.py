@@ -18,7 +18,7 @@ from ciod.detectors.files import weights
 
 if TYPE_CHECKING:
     from ciod.config.load import Run
-    from ciod.data.scenarios.scenario import Scenario
+    from ciod.data.scenarios.scenario import Scenario, Task
     from ciod.detectors.base import Detector
     from ciod.training.progress import Reporter
 
@@ -52,10 +52,20 @@ def epochs_of(settings: Run, task: int, tasks: int) -> int:
         CiodError: the list of epochs is shorter than the scenario.
     """
     t = settings.train
-    listed = t.epochs if isinstance(t.epochs, list) else [t.epochs] * tasks
-    if len(listed) < tasks:
-        raise CiodError(f"train.epochs has {len(listed)} entries, but the scenario {tasks} tasks.")
-    return t.joint_epochs or max(listed) if settings.protocol.joint else listed[task]
+    each = per_task("train.epochs", t.epochs, tasks)
+    return t.joint_epochs or max(each) if settings.protocol.joint else each[task]
+
+
+def per_task(key: str, value: int | list[int], tasks: int) -> list[int]:
+    """One value for each task.
+
+    Raises:
+        CiodError: a list that is shorter than the scenario.
+    """
+    each = value if isinstance(value, list) else [value] * tasks
+    if len(each) < tasks:
+        raise CiodError(f"{key} has {len(each)} entries, but the scenario {tasks} tasks.")
+    return each
 
 
 def start(settings: Run, scenario: Scenario, reporter: Reporter) -> tuple[Detector, list[str], Detector | None]:
@@ -89,3 +99,10 @@ def start(settings: Run, scenario: Scenario, reporter: Reporter) -> tuple[Detect
     )
     warning = f"The weights come from {path.name}, {about}. To be fair, compare only runs with the same start."
     return detector, [warning], donor
+
+
+def task_title(task: Task, tasks: int) -> str:
+    """The line that a task begins with on the terminal."""
+    names = ", ".join(task.new_classes[:8]) + (", …" if len(task.new_classes) > 8 else "")
+    hidden = f", {task.hidden_boxes} boxes of old classes hidden" if task.hidden_boxes else ""
+    return f"task {task.index + 1}/{tasks}: {names} — {len(task.train)} images, {len(task.train.labels)} boxes{hidden}"

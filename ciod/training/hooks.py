@@ -1,14 +1,22 @@
-"""Hooks: what follows the training of a task. Progress, log, watch and tests are hooks; the loop has no others."""
+"""Hooks: what follows a run. Progress, log, watch, tests and the callbacks of a user are hooks; there are no others.
+
+>>> class Stop(ciod.Hooks):
+...     def on_evaluation(self, task, results):
+...         print(task, results["tasks"][task]["all"]["AP50"])
+>>> ciod.train(data="folder", split="3+3", callbacks=[Stop()])
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from ciod.core.results_schema import ResultsFile
     from ciod.detectors.base import Detector
     from ciod.methods.base.method import Method
 
@@ -54,8 +62,10 @@ class Position:
 
 
 class Hooks:
-    """Called by the loop, on every rank; each does nothing by default. They observe: a hook changes no weight and
-    draws no random number. What it raises ends the run.
+    """The events of a run, on every rank where nothing else is said; each does nothing by default.
+
+    They observe: a hook changes no weight and draws no random number. What it raises ends the run, which the same
+    command resumes.
     """
 
     def on_task(self, at: Position) -> None:
@@ -72,3 +82,9 @@ class Hooks:
 
     def on_end(self, at: Position) -> None:
         """After the last step, or after the error or signal that ends the training."""
+
+    def on_evaluation(self, task: int, results: ResultsFile) -> None:
+        """On rank 0, after a task (from 0) was trained and evaluated. ``results``: ``results.json`` so far."""
+
+    def on_finish(self, out: Path, results: ResultsFile) -> None:
+        """On rank 0, when model, results and report are in the run folder ``out``."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +15,7 @@ from ciod.core.results_schema import FitState, TaskState
 from ciod.data.augment import TrainTransform
 from ciod.data.image_cache import presize_hint
 from ciod.data.loader import train_loader
+from ciod.data.views import Schedule, ViewLoader
 from ciod.detectors.files import transfer
 from ciod.training import checkpoint, speed, watch
 from ciod.training.hooks import Hooks
@@ -70,6 +71,8 @@ class TaskInputs:
     lr: float
     seed: int
     workers: int
+    views: int = 0
+    """Views per image whose maps are kept, for a detector that packs them; 0: images are augmented in every epoch."""
 
     world: World
     reporter: Reporter
@@ -169,7 +172,7 @@ def _loader(i: TaskInputs) -> DataLoader:
     mixture = i.mixture(i.detector)
     index, mixture, warnings = with_drawn(i.task.train, mixture, i.method, workers=i.workers, reporter=i.reporter)
     i.warnings.add(*warnings)
-    return train_loader(
+    loader = train_loader(
         index,
         transform,
         batch=i.batch,
@@ -183,6 +186,10 @@ def _loader(i: TaskInputs) -> DataLoader:
         cache=cache,
         presize=presize,
     )
+    if not i.views:
+        return loader
+    frozen: Any = i.detector
+    return ViewLoader(loader, Schedule(i.views), frozen.packed, frozen.packed_width)
 
 
 def _fit(

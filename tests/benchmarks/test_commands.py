@@ -12,6 +12,7 @@ import torch
 from benchmarks import timing
 
 SMALL = {
+    "branches": ["--detector", "yolox-pico", "--size", "64", "--branches", "2", "--rounds", "1"],
     "evaluation": ["--images", "32", "--classes", "3", "--detections", "9", "--size", "64", "--batch", "16"],
     "head": ["--images", "2", "--size", "64", "--classes", "6", "--old", "3", "--objects", "2", "--rounds", "1"],
     "loader": ["--images", "8", "--width", "64", "--height", "48", "--size", "64", "--batch", "4", "--workers", "1",
@@ -88,3 +89,35 @@ def test_processes_of_their_own_take_turns(tmp_path):
 def test_a_process_that_ends_is_named():
     with pytest.raises(RuntimeError, match="The process of broken ended with 3"):
         timing.apart({"broken": ["tests.benchmarks.served", "fails"]}, rounds=1)
+
+
+@pytest.mark.slow
+def test_an_onnx_file_against_its_extension(tmp_path, monkeypatch, capsys):
+    """Old outputs that another file does not have are counted."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is absent: pip install 'ciod[onnx]'")
+    import numpy as np
+
+    from benchmarks import onnx_extended
+    from ciod.data.shapes.scenes import write_shapes
+    from ciod.detectors.onnx import merge
+    from ciod.detectors.onnx.detector import load
+    from ciod.detectors.onnx.recognise import Asked
+    from tests.detectors.onnx.graphs import SIZE, onnx, small
+
+    data, file = tmp_path / "data", tmp_path / "figures.json"
+    write_shapes(data, train=4, val=3, size=64)
+    old, other = small().save(tmp_path / "m.onnx"), tmp_path / "other.onnx"
+    model = onnx.load(old)
+    weight = next(t for t in model.graph.initializer if len(t.dims) == 4)
+    weight.CopyFrom(onnx.numpy_helper.from_array(1.5 * onnx.numpy_helper.to_array(weight), weight.name))
+    onnx.save(model, other)
+    detector = load(old, Asked(input="0..1,rgb", names=("a", "b", "c")))
+    detector.grow(["ring"])
+    merge.save(tmp_path / "n.onnx", detector, np.zeros((1, 3, SIZE, SIZE), np.uint8))
+    for new, expected in ((tmp_path / "n.onnx", 0), (other, 3)):
+        words = [str(old), str(new), "--data", str(data), "--input", "0..1,rgb", "--names", "a,b,c", "--rounds", "2"]
+        monkeypatch.setattr("sys.argv", ["onnx_extended", *words, "--json", str(file)])
+        onnx_extended.main()
+        found = json.loads(file.read_text(encoding="utf-8"))
+        assert found["runs"] == 3 and len(found["differing"]) == 8 and set(found["differing"].values()) == {expected}
+        assert found["seconds"]["old"] > 0 and f"{3 - expected} of 3 runs bit-equal" in capsys.readouterr().out

@@ -49,7 +49,7 @@ def table(out: Path) -> list[tuple]:
     ]
 
 
-def test_a_bound_that_is_none_is_told_with_the_table(compared, tmp_path):
+def test_a_wrong_upper_bound_is_reported_with_the_table(compared, tmp_path):
     shutil.copytree(compared, tmp_path / "a")
     (run,) = [r for r in read(compared)["runs"] if r["label"] == "ilyolox"]
     file = tmp_path / "a" / run["folder"] / "results.json"

@@ -12,7 +12,8 @@ from ciod.comparison import identity, outcome, plan
 from ciod.comparison import settings as words
 from ciod.comparison.worker import MARK
 from ciod.core.errors import CiodError, ConfigError
-from ciod.runs import environment
+from ciod.runs import choices, environment
+from ciod.training import effort
 
 from .conftest import SETTINGS
 
@@ -298,7 +299,7 @@ def test_a_folder_with_other_settings_is_refused(scenes, tmp_path):
     run.folder.mkdir(parents=True)
     (run.folder / MARK).write_text(json.dumps({"key": run.key, "facts": run.facts, "finished": True}))
     assert build(scenes, tmp_path / "out").warnings == []
-    with pytest.raises(CiodError, match=r"holds a run with other settings \(train.lr was .* is 0.5\)"):
+    with pytest.raises(CiodError, match=r"holds a run with other settings \(train.lr was .* is 0.5"):
         build(scenes, tmp_path / "out", lr=0.5)
     theirs = {**run.facts, "ciod": "0.0.9 older"}
     (run.folder / MARK).write_text(json.dumps({"key": identity.key(theirs), "facts": theirs, "finished": True}))
@@ -310,3 +311,41 @@ def test_a_folder_with_other_settings_is_refused(scenes, tmp_path):
 def test_a_scenario_of_joint_training_alone(scenes, tmp_path):
     with pytest.raises(ConfigError, match="joint: write methods=joint,… for the upper bound"):
         build(scenes, tmp_path, **{"protocol.joint": True})
+
+
+def test_every_run_has_the_choices_of_effort(scenes, tmp_path, monkeypatch):
+    """With all left open the first task is shared, a branch has its own rate, joint training its own epochs."""
+    left = {k: v for k, v in SETTINGS.items() if k not in ("epochs", "batch")}
+    monkeypatch.setitem(globals(), "SETTINGS", left)
+    made = build(scenes, tmp_path / "out", "finetune,freeze_branch,joint", effort="quick")
+    assert not any(choices.open_keys(c.settings) for c in made.cells)
+    runs = {c.label: c.settings for c in made.cells if c.kind != "first"}
+    first = first_of(made)
+    for run in (runs["finetune"], runs["freeze_branch"]):
+        theirs, mine = (environment.fingerprint(s) for s in (first.settings, run))
+        assert environment.first_task(theirs) == environment.first_task(mine)
+    assert runs["finetune"].train.lr_later == effort.LR_LATER
+    assert runs["freeze_branch"].train.lr_later == effort.LR_BRANCH
+    assert isinstance(runs["joint"].train.epochs, int) and isinstance(runs["finetune"].train.epochs, list)
+    said = "\n".join(outcome.announcement(made))
+    assert "effort=quick: " in said and "task 2: learning rate" in said
+    assert build(scenes, tmp_path / "other", "finetune", lr=0.1).cells[0].settings.train.lr == 0.1
+    more = build(scenes, tmp_path / "out", "finetune,freeze_branch,joint", effort="thorough")
+    assert first_of(more).key != first.key
+
+
+def test_a_run_of_an_older_version_keeps_its_defaults(scenes, tmp_path, monkeypatch):
+    left = {k: v for k, v in SETTINGS.items() if k != "batch"}
+    monkeypatch.setitem(globals(), "SETTINGS", left)
+    (cell,) = (c for c in build(scenes, tmp_path / "out", "finetune").cells if c.kind == "run")
+    assert cell.settings.train.batch != 16
+    old = {"train.batch": 16, "train.lr": 0.002, "train.trunk_lr": 1.0, "augment.scale": [0.7, 1.3]}
+    facts = {
+        **cell.facts,
+        "settings": {k: v for k, v in {**cell.facts["settings"], **old}.items() if k != "train.steps"},
+    }
+    facts["settings"]["train.lr_later"] = None
+    cell.folder.mkdir(parents=True)
+    (cell.folder / MARK).write_text(json.dumps({"key": "x", "finished": True, "facts": facts}))
+    (cell,) = (c for c in build(scenes, tmp_path / "out", "finetune").cells if c.kind == "run")
+    assert (cell.settings.train.batch, cell.settings.train.lr, cell.settings.train.lr_later) == (16, 0.002, None)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 
 import pytest
 
@@ -66,10 +66,10 @@ class Process:
 def go(monkeypatch, tmp_path):
     def run(cells, jobs=2, done=(), **given):
         world = World(**given)
-        monkeypatch.setattr(schedule, "_Worker", world.worker)
+        monkeypatch.setattr(schedule, "Worker", world.worker)
         monkeypatch.setattr(schedule, "finished", lambda folder, key: folder in done)
         monkeypatch.setattr(schedule.time, "sleep", lambda _: None)
-        world.failed = lambda: schedule.run(cells, jobs=jobs, logs=tmp_path / "logs", say=lambda _: None)  # type: ignore
+        world.failed = lambda: schedule.run(cells, jobs=jobs, logs=tmp_path / "logs", say=lambda _: None)
         return world
 
     return run
@@ -100,17 +100,17 @@ def test_what_is_finished_is_not_started(go):
     assert world.failed() == {} and world.started == ["joint", "b"]
 
 
-def test_a_first_task_nobody_waits_for_is_not_trained(go):
+def test_an_unneeded_first_task_is_not_trained(go):
     world = go(cells(b=True), done={"joint", "a"})
     assert world.failed() == {} and world.started == ["b"]
 
 
-def test_the_others_go_on_when_one_fails(go):
+def test_the_other_runs_continue_when_one_fails(go):
     world = go(cells(), broken={"a"})
     assert world.failed() == {"a": "no room"} and world.started == ["first", "joint", "a", "b"]
 
 
-def test_runs_whose_first_task_failed_say_so(go):
+def test_runs_are_reported_with_the_first_task_that_failed(go):
     world = go(cells(), broken={"first"})
     failed = world.failed()
     assert set(failed) == {"first", "a", "b"} and world.started == ["first", "joint"]
@@ -134,21 +134,17 @@ def test_an_interruption_stops_what_runs(go):
     ],
 )
 def test_why_a_process_failed(code, last, said):
-    worker = schedule._Worker.__new__(schedule._Worker)
-    worker._last, worker._readers, worker._log = last, [], None
-    worker._process = SimpleNamespace(returncode=code, stdin=None, stdout=None, stderr=None)
-    assert said in (worker.problem() or "")
+    assert said in (schedule.reason(code, last) or "")
+    assert (schedule.reason(code, last) is None) == (code == 0)
 
 
-def test_a_log_without_room_does_not_stop_what_reads(tmp_path):
-    """Nobody reading on would leave the run waiting for ever."""
+def test_a_log_without_room_does_not_stop_the_reading():
+    """If nothing read on, the run would wait forever."""
 
-    class Full:
-        def write(self, _: str) -> None:
+    class Full(io.StringIO):
+        def write(self, _: str) -> int:
             raise OSError(28, "No space left on device")
 
     heard: list[str] = []
-    worker = schedule._Worker.__new__(schedule._Worker)
-    worker._log = Full()
-    worker._follow(["a\n", "b\n"], heard.append)
+    schedule.follow(["a\n", "b\n"], Full(), heard.append)
     assert heard == ["a", "b"]

@@ -87,7 +87,7 @@ def test_no_data_at_all():
 
 
 def test_a_missing_folder_names_its_neighbour(data):
-    with pytest.raises(ConfigError, match=r"data: there is no folder .*daat; did you mean 'data'"):
+    with pytest.raises(ConfigError, match=r"data: there is no folder .*daat; did you mean '.*data'\?"):
         load(None, [f"data={data.parent / 'daat'}"])
     with pytest.raises(ConfigError, match="data: there is no folder /no/such/place"):
         load(None, ["data=/no/such/place"])
@@ -131,7 +131,7 @@ def test_contradictions_of_a_method_are_found_before_training(data):
         load(None, [f"data={data}", "method.cls_weight=0", "method.box_weight=0"])
 
 
-def test_a_contradiction_is_told_beside_a_wrong_setting(data):
+def test_a_contradiction_is_reported_with_a_wrong_setting(data):
     words = ["method.cls_weight=0", "method.box_weight=0", "method.nms_ou=0.5", "method.score=2"]
     with pytest.raises(ConfigError) as e:
         load(None, [f"data={data}", *words])

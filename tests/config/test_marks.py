@@ -12,8 +12,9 @@ from ciod.runs import environment
 def test_what_changes_no_result():
     """A setting that is taken from this list makes the fingerprints of finished runs differ from those of today."""
     assert marked(Run, NO_RESULT) == {
-        "out", "first", "resume", "allow", "device", "upper_bound", "train.workers", "train.picture_cache",
-        "train.keep_freed", "train.log_every", "train.eval_every", "train.save_every", "train.save_minutes",
+        "out", "log", "first", "resume", "allow", "device", "upper_bound", "effort", "train.workers",
+        "train.picture_cache", "train.keep_freed", "train.log_every", "train.eval_every", "train.save_every",
+        "train.save_minutes",
     }  # fmt: skip
 
 

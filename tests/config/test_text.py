@@ -18,6 +18,7 @@ from ciod.core.errors import ConfigError
 from ciod.core.yaml_text import parse_sourced
 from ciod.extension import settings as extending
 from ciod.extension.names import match
+from tests.data.writers import sample_index, write_coco
 
 NAMES = [
     "pets #2", "#1", "a: b", "a:b", "010", "007", "1_000", "1e3", "0x1f", "1.0", "12:30", "null", "~", "on", "off",
@@ -119,7 +120,7 @@ def test_a_mapping_of_names(text, pairs):
 
 
 @pytest.mark.parametrize("text", ["{a}", "{a: b, c}", "a", "{a: }", "[a]", "{a: b"])
-def test_what_is_no_mapping_of_names(text):
+def test_a_value_that_is_not_a_mapping_of_names(text):
     _, problems = extending.TABLE.settings(split([f"rename={text}"], extending.TABLE)[1])
     assert len(problems) == 1 and "is no mapping of names such as {old name: " in problems[0]
 
@@ -240,7 +241,7 @@ def test_a_mistake_in_a_section_is_corrected_in_it():
     assert comparing.TABLE.unknown("sede").endswith("did you mean 'seeds'?")
 
 
-def test_settings_that_the_whole_command_refuses_are_told_together(tmp_path):
+def test_settings_that_the_whole_command_refuses_are_reported_together(tmp_path):
     with pytest.raises(ConfigError) as caught:
         commands.read(
             commands.EVAL, ["sise=3", "size=100", "data=/no/such", "device=gpu", "x"], takes="eval takes one model"
@@ -255,8 +256,11 @@ def test_a_neighbour_that_would_not_do_is_not_proposed(tmp_path):
     (tmp_path / "weights.d").mkdir()
     with pytest.raises(ConfigError, match=r"there is no folder .*petz\.$"):
         commands.read(commands.EVAL, [f"data={tmp_path / 'petz'}"])
-    (tmp_path / "pets").mkdir()
-    with pytest.raises(ConfigError, match=r"there is no folder .*petz; did you mean 'pets'\?$"):
+    (tmp_path / "pets").mkdir()  # no data set yet
+    with pytest.raises(ConfigError, match=r"there is no folder .*petz\.$"):
+        commands.read(commands.EVAL, [f"data={tmp_path / 'petz'}"])
+    write_coco(sample_index(tmp_path / "raw"), tmp_path / "pets")
+    with pytest.raises(ConfigError, match=r"there is no folder .*petz; did you mean '.*pets'\?$"):
         commands.read(commands.EVAL, [f"data={tmp_path / 'petz'}"])
 
 

@@ -138,3 +138,28 @@ def test_marked_places():
     mask = torch.tensor([[False, True, False, False], [True, True, False, True]])
     assert bx.marked(index, mask, 4).tolist() == [[False, False, True, False], [False, True, False, True]]
     assert bx.marked(torch.zeros(2, 0, dtype=torch.long), torch.zeros(2, 0, dtype=torch.bool), 0).shape == (2, 0)
+
+
+def test_each_part_has_room_of_its_own():
+    positions = torch.tensor([7, 0, 9, 1, 8, 2, 3])  # the best first; parts of 4, 5 and 1 positions
+    assert bx.best_of_parts(positions, (4, 5, 1), 2).tolist() == [0, 1, 2, 3, 4]
+    assert bx.best_of_parts(positions, (4, 5, 1), 1).tolist() == [0, 1, 2]
+    assert bx.best_of_parts(positions, (), 3).tolist() == [0, 1, 2]
+    assert bx.best_of_parts(positions[:0], (4, 5, 1), 2).tolist() == []
+
+
+def test_nms_of_a_class_does_not_depend_on_other_classes():
+    """With float32 shifts two boxes at the threshold are kept or not by how many classes there are."""
+    rng = torch.Generator().manual_seed(0)
+    low = torch.rand(40, 2, generator=rng) * 30 + 500
+    own = torch.cat([low, low + 20 + torch.rand(40, 2, generator=rng)], 1)
+    score = torch.rand(40, generator=rng).sort(descending=True).values
+    iou = bx.pairwise_iou(own.double(), own.double())
+    differ = 0
+    for value in iou.triu(1)[iou.triu(1) > 0.2].tolist():
+        alone = bx.suppress(own, score, torch.zeros(40, dtype=torch.long), value - 1e-7)
+        last = bx.suppress(own, score, torch.full((40,), 79), value - 1e-7)
+        assert torch.equal(alone, last)
+        shifted = torchvision.ops.batched_nms(own, score, torch.full((40,), 79), value - 1e-7)
+        differ += not torch.equal(alone, shifted)
+    assert differ, "else the test shows nothing"

@@ -83,14 +83,14 @@ def test_a_device_that_is_full_when_a_command_ends(monkeypatch):
         def flush(self) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(streams, "_discard", lambda: None)
+    monkeypatch.setattr(streams, "discard", lambda: None)
     monkeypatch.setattr("sys.stdout", Full())
     with pytest.raises(streams.OutputError, match="No space left on device"), streams.streams():
         pass
 
 
 def test_what_is_printed_in_the_middle_of_a_command(monkeypatch):
-    monkeypatch.setattr(streams, "_discard", lambda: None)
+    monkeypatch.setattr(streams, "discard", lambda: None)
     with pytest.raises(streams.OutputError, match="No space left on device"), streams.streams():
         raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(FileNotFoundError), streams.streams():  # any other error is not about it
@@ -128,6 +128,6 @@ def test_handles_that_run_out_while_batches_travel():
 
     for error in (OSError(errno.EMFILE, "Too many open files"), RuntimeError("received 0 items of ancdata")):
         with pytest.raises(CiodError, match="A loader process ran out of file handles: raise their number with ulimit"):
-            next(loader.batches(runs_out(error)))  # type: ignore[arg-type]
+            next(loader.batches(runs_out(error)))
     with pytest.raises(OSError, match="broken"):
-        next(loader.batches(runs_out(OSError("broken"))))  # type: ignore[arg-type]
+        next(loader.batches(runs_out(OSError("broken"))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def test_what_is_right_is_read(tmp_path):
         (b"", r"a\.json is empty; it should hold JSON\."),
         (b" \n", r"a\.json is empty; it should hold JSON\."),
         (b'{"a":\n 1,', r"a\.json is not JSON: line 2, column 4: Expecting property name"),
-        (b"\xff\xfe{", r"a\.json is not a text in UTF-8: line 1 is something else\."),
+        (b"\xff\xfe{", r"a\.json is not text in UTF-8: line 1 cannot be read\. Save it as UTF-8\."),
         (b"[1]", r"a\.json holds a list where an object with keys should be\."),
         (b"null", r"a\.json holds nothing where"),
         (b'"x"', r"a\.json holds a text where"),
@@ -64,7 +65,7 @@ def test_what_is_larger_than_the_bound_is_not_read(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="there is no /proc here")
-def test_a_file_whose_size_is_not_known_is_bounded_too():
+def test_a_file_of_unknown_size_is_bounded_too():
     assert Path("/proc/self/maps").stat().st_size == 0
     with pytest.raises(DataError, match="more than 0 MB"):
         reading.read_bytes("/proc/self/maps", 5)
@@ -96,3 +97,19 @@ def test_a_file_that_cannot_be_opened(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(DataError, match=r"a\.json cannot be read: Permission denied\."):
         reading.read_bytes(path)
+
+
+def test_a_small_file_takes_little_memory_whatever_the_limit_is(tmp_path):
+    """Read at once up to the limit, Python asks for 8 GB first, which a system with little memory refuses."""
+    (tmp_path / "a.json").write_text("[1]")
+    tracemalloc.start()
+    assert reading.read_bytes(tmp_path / "a.json", reading.ANNOTATIONS) == b"[1]"
+    assert tracemalloc.get_traced_memory()[1] < 8 * reading.MB
+    tracemalloc.stop()
+
+
+def test_files_that_say_they_are_empty_are_read_whole():
+    if Path("/proc/self/status").exists():
+        assert b"VmRSS" in reading.read_bytes("/proc/self/status")
+        with pytest.raises(reading.Unreadable, match="are not read from such a file"):
+            reading.read_bytes("/proc/self/status", 100)

@@ -39,7 +39,7 @@ def test_killed_at_any_byte(tmp_path: Path) -> None:
         assert [json.loads(line).get("step") for line in lines] == [1, *([None] if survives else []), 2]
 
 
-def test_torn_first_line_and_no_file(tmp_path: Path) -> None:
+def test_an_incomplete_first_line_and_an_absent_file(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == []
     (tmp_path / "metrics.jsonl").write_text('{"kind": "st')
     RunLog(tmp_path).close()
@@ -91,7 +91,7 @@ def test_no_file_can_have_that_name(name, tmp_path):
         atomic_write(tmp_path, "words")
 
 
-def test_what_is_no_text_is_written_as_an_escape_and_read_as_it_was(tmp_path):
+def test_bytes_that_are_not_text_are_written_as_an_escape_and_read_back(tmp_path):
     """A file name of a disk that knows no UTF-8."""
     name = "bild-\udce9.jpg"
     with RunLog(tmp_path) as log:

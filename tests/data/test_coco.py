@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ciod.core.errors import DataError
-from ciod.data.formats import class_names, coco, read, splits
+from ciod.data.formats import class_names, read, splits
 from ciod.data.images import save_image
 from ciod.data.index import Index
 from tests.data.writers import assert_same, picture, sample_index, write_coco
@@ -438,9 +438,13 @@ def test_pictures_without_boxes_stay_and_are_no_problem(root):
     assert not index.problems
 
 
-def test_class_names_do_not_parse_the_boxes(root, monkeypatch):
+def test_class_names_are_read_without_the_boxes(root):
     coco_set(root)
-    monkeypatch.setattr(coco, "_load", None)
+    path = root / "train.json"
+    text = json.dumps(json.loads(path.read_text()))
+    path.write_text(text.replace('"annotations": [{', '"annotations": [not JSON {', 1))
+    with pytest.raises(DataError, match="is not valid JSON"):
+        read(root)
     assert class_names(root) == ("cat", "dog")
 
 
@@ -498,3 +502,27 @@ def test_no_value_of_any_field_ends_in_another_error(root, key, field):
             assert index.image.tolist()[-1] == len(index) - 1
             assert index.boxes[-1].tolist() == [1, 1, 6, 6]
             assert (index.boxes[:, 2:] > index.boxes[:, :2]).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ('{"images": [{"id": ' + "9" * 6000 + "}]}", r"cannot be read as JSON: Exceeds the limit"),
+        ('[{"image": "a.png", "annotations": []}]', r"It looks like an export of another tool, such as CreateML"),
+        ('[{"image_id": 1, "bbox": []}]', r"It looks like detection results"),
+        ("[1, 2]", r"holds a list where COCO has an object with images, annotations, categories\.$"),
+    ],
+)
+def test_json_that_is_no_coco(root, text, match):
+    (root / "train.json").write_text(text)
+    picture(root / "images" / "a.png")
+    with pytest.raises(DataError, match=match):
+        read(root)
+
+
+@pytest.mark.parametrize("name", [["cat"], {"en": "cat"}])
+def test_a_class_name_that_is_no_text(root, name):
+    (root / "train.json").write_text(json.dumps(coco_content(categories=[{"id": 1, "name": name}])))
+    picture(root / "images" / "a.png")
+    with pytest.raises(DataError, match=r"the name of class 1 is not text \(.*cat.*\); give it another"):
+        read(root)

@@ -67,7 +67,7 @@ class _Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(download, "_WAIT", 0.0)
+    monkeypatch.setattr(download, "WAIT", 0.0)
     made = Server()
     yield made
     made.http.shutdown()
@@ -221,7 +221,7 @@ def test_another_size_is_refused_before_it_is_fetched(server, monkeypatch, tmp_p
 
 def test_no_network_says_what_to_do(server, monkeypatch, tmp_path):
     publish_voc(monkeypatch, server)
-    monkeypatch.setattr(download, "_PATIENCE", 2)
+    monkeypatch.setattr(download, "PATIENCE", 2)
     with pytest.raises(DataError, match=r"no connection: .* or download it elsewhere and put it into"):
         download.fetch("voc", tmp_path, mirror="http://127.0.0.1:1", say=lambda _: None)
     server.files.clear()
@@ -288,7 +288,7 @@ def test_a_malicious_archive_writes_nothing(kind, tmp_path):
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["archive", "out"]
 
 
-def test_a_size_that_lies_is_found(tmp_path):
+def test_a_wrong_size_is_found(tmp_path):
     """A zip that declares 10 bytes and holds a million."""
     content = bytearray(zip_of({"box/zeros": bytes(1_000_000)}))
     central = content.rindex(b"PK\x01\x02")

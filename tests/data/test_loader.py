@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tempfile
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from ciod.core.errors import CiodError
 from ciod.data.augment import Augment, TrainTransform, letterbox, put
 from ciod.data.image_cache import Pictures
 from ciod.data.index import Index
-from ciod.data.loader import Collate, EvalData, Order, TrainData, eval_loader, train_loader
+from ciod.data.loader import Collate, EvalData, Item, Order, TrainData, eval_loader, train_loader
 from tests.data.writers import sample_index
 
 SIZE = 64
@@ -37,7 +38,7 @@ def same(a, b) -> bool:
 # Order ----------------------------------------------------------------------------------------------------------------
 
 
-def batches(length: int, batch: int, *, epoch=0, seed=0, task=0, **world) -> list[list[tuple[int, int]]]:
+def batches(length: int, batch: int, *, epoch=0, seed=0, task=0, **world) -> list[list[Item]]:
     order = Order(length, batch, seed=seed, task=task, **world)
     order.epoch = epoch
     out = list(order)
@@ -310,6 +311,22 @@ def test_evaluation_reads_images_in_order_with_boxes_in_scale(index):
             np.testing.assert_allclose(batch.targets.boxes[b, :n], index.boxes[own] * scale, rtol=1e-5)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_long_path_of_the_temporary_folder(index, tmp_path, monkeypatch, training):
+    """Batches come from the loader processes through a socket there, whose path may have about 100 bytes."""
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    if training:
+        transform = TrainTransform(Augment(), 64, 114)
+        loader = train_loader(index, transform, batch=2, seed=0, task=1, workers=1, pin=False)
+    else:
+        loader = eval_loader(index, 64, 114, batch=2, workers=1, pin=False)
+    loader.timeout = 30  # seconds, instead of ten minutes
+    assert sum(len(b.names) for b in loader) >= len(index) - 1
+    assert tempfile.gettempdir() == str(folder)  # of this process: left alone
+
+
 def test_rows_of_a_rank(index):
     loader = eval_loader(index, SIZE, 114, batch=2, workers=0, pin=False, rows=range(2, 5))
     assert torch.cat([b.index for b in loader]).tolist() == [2, 3, 4]
@@ -350,7 +367,7 @@ def test_borders_of_a_letterbox_are_as_wide_on_both_sides():
 
 def test_sizes_are_multiples_of_32_in_the_range():
     def sizes(size: int, *given: float) -> list[int]:
-        return Augment(multiscale=given or None).sizes(size)  # type: ignore[arg-type]
+        return Augment(multiscale=given or None).sizes(size)
 
     assert sizes(416) == [416]
     assert sizes(416, 0.75, 1.25) == [320, 352, 384, 416, 448, 480, 512]
@@ -383,7 +400,7 @@ def test_batches_of_another_size_hold_their_boxes(index):
     loader = train_loader(index, transform, batch=2, seed=0, task=0, workers=0, pin=False)
     seen = set()
     for epoch in range(4):
-        loader.batch_sampler.epoch = epoch  # type: ignore[union-attr]
+        loader.batch_sampler.epoch = epoch
         for batch in loader:
             side = batch.images.shape[-1]
             seen.add(side)

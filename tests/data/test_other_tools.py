@@ -262,8 +262,11 @@ def test_arrays_of_any_memory_are_the_same_picture():
     frames = np.stack([VALUES, VALUES]).astype(np.float32) / 255
     frames.flags.writeable = False
     want = detector.predict(VALUES, score_threshold=0.0).scores
-    for found in [*detector.predict(frames, score_threshold=0.0), *detector.predict(alike[:4], score_threshold=0.0)]:
-        np.testing.assert_allclose(found.scores, want, atol=1e-3)
+    for several in (frames, alike[:4]):
+        detected = detector.predict(several, score_threshold=0.0)
+        assert isinstance(detected, list) and len(detected) == len(several)
+        for found in detected:
+            np.testing.assert_allclose(found.scores, want, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +299,7 @@ def test_the_limit_of_pixels_is_a_setting(tmp_path, monkeypatch):
 
 
 def test_heic_is_reported_with_advice(tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, "_HEIF_READ", False)
+    monkeypatch.setattr(reader, "READS_HEIF", False)
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
     with pytest.raises(DataError, match=r"a\.heic is not a picture of a format that ciod reads\. Convert it to JPEG"):
         image_size(tmp_path / "a.heic")

@@ -214,5 +214,5 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(DataError, match="is a folder, not a file"):
         yolo._lines(tmp_path)  # a folder
     problems = Problems()
-    yolo._Rows(None, {}, problems, False).add_file(str(tmp_path))  # type: ignore[arg-type]
+    yolo._Rows(None, {}, problems, False).add_file(str(tmp_path))
     assert "unreadable box file, its picture counts as without boxes" in problems.lines()[0]

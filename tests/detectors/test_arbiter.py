@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.distributions import MultivariateNormal
@@ -10,7 +12,7 @@ from ciod import detectors
 from ciod.core.errors import CiodError
 from ciod.detectors import statistics
 from ciod.detectors.files import weights
-from ciod.detectors.layers.arbiter import SHRINK, Arbiter, one_per_place
+from ciod.detectors.layers.arbiter import SHRINK, Arbiter, _inside, _means
 from ciod.exporters.onnx_file import export
 from tests.data.writers import sample_index
 
@@ -120,17 +122,17 @@ def test_judging_on_the_maps_is_judging_pooled_features(channels):
     assert torch.allclose(even, torch.full((1, 6), 2.0))
 
 
-def test_of_two_branches_at_one_place_the_much_surer_stays():
-    box, far = [0.0, 0, 10, 10], [20.0, 20, 30, 30]
-    boxes = torch.tensor([[box, box, box, far, box, box]])
-    part = torch.tensor([[1, 2, 1, 2, 0, 3]])
-    kept = torch.tensor([[True, True, True, True, True, False]])
-    scores = torch.tensor([[0.9, 0.4, 0.1, 0.4, 0.4, 0.4]])
-    assert one_per_place(boxes, scores, part, kept).tolist() == [[True, False, True, True, True, False]]
-    close = torch.tensor([[0.9, 0.5, 0.5, 0.4, 0.4, 0.4]])
-    assert one_per_place(boxes, close, part, kept).tolist() == [[True, True, True, True, True, False]]
-    first_empty = torch.tensor([[False, True, True, True, True, True]])
-    assert one_per_place(boxes, scores, part, first_empty).tolist() == [[False, True, False, True, True, True]]
+def test_the_mean_in_a_box_as_a_product_of_matrices_is_that_of_roi_align():
+    g = torch.Generator().manual_seed(7)
+    m = torch.randn(2, 3, 13, 10, generator=g)
+    boxes = torch.rand(2, 40, 4, generator=g) * 500 - 40
+    boxes[..., 2:] = boxes[..., :2] + torch.rand(2, 40, 2, generator=g) * 200
+    boxes[0, 0] = torch.tensor([300.0, 400, 330, 416])
+    boxes[0, 1] = torch.tensor([319.0, 415, 320, 416])  # smaller than a cell, at the border
+    boxes[0, 2, 0] = float("nan")
+    image = torch.arange(2).repeat_interleave(40)
+    want = _inside(m, boxes.view(-1, 4), image, 32).view(2, 40, 3).transpose(1, 2)
+    assert torch.allclose(_means(m, boxes, 32), want, atol=1e-5)
 
 
 @pytest.fixture
@@ -148,7 +150,8 @@ def extended(tmp_path):
                     block.weight.normal_(std=0.5)
                     block.bias.fill_(0.5)
             statistics.gather(made, images)
-        for layer in (*made.head.obj, *(b for m in made.head.cls for b in m.blocks)):
+        head: Any = made.head
+        for layer in (*head.obj, *(b for m in head.cls for b in m.blocks)):
             layer.bias.fill_(0.0)
     return made
 
@@ -173,7 +176,7 @@ def test_the_detectors_own_scores_and_detections_stay_bit_identical(extended):
         assert len(a) and (a.boxes == b.boxes).all() and (a.scores == b.scores).all()
 
 
-def test_the_newer_branch_yields_where_the_statistics_speak_for_the_older(extended):
+def test_the_newer_branch_yields_where_the_statistics_favour_the_older(extended):
     a = extended.arbiter
     with torch.no_grad():
         outputs = extended(IMAGES)
@@ -225,3 +228,32 @@ def test_an_exported_graph_judges_as_the_model(extended, tmp_path, nms):
     assert done.verified and done.score_difference < 1e-4 and (not nms or done.detections > 50)
     raw = export(extended, tmp_path / "raw.onnx", arbiter=False)
     assert raw.path.stat().st_size < done.path.stat().st_size
+
+
+@pytest.mark.parametrize("nms", [False, True])
+def test_branches_with_bottlenecks_at_other_levels_are_exported(tmp_path, nms):
+    """They are merged in two groups; the classes that two parts know go through one NMS."""
+    torch.manual_seed(1)
+    made = detectors.build(OLD, name="yolox-pico", size=128).eval()
+    for i, (inner, taught) in enumerate(
+        [((4, 6, 8), ["dog"]), ((0, 5, 7), []), ((3, 4, 5), ["cat", "cow"]), ((0, 0, 0), [])]
+    ):
+        branch = made.add_branch([f"new {i}", f"more {i}"], taught=taught, inner=inner)
+        for p in branch.parameters():
+            p.data += 0.1 * torch.randn(p.shape)
+        for level in branch.levels:
+            level.obj.bias.data.fill_(1.0)
+            for block in level.cls.blocks:
+                block.bias.data.fill_(0.5)
+        for module in branch.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(std=0.2)
+                module.running_var.uniform_(0.5, 2)
+    arbiter = made.add_arbiter()
+    row = torch.arange(3, made.num_classes).repeat(20)
+    x = torch.randn(len(row), arbiter.features)
+    arbiter.add(x, row)
+    arbiter.fit(x, row)
+    settings = {"nms": True, "score_threshold": 0.01, "max_detections": 60} if nms else {}
+    done = export(made, tmp_path / "m.onnx", size=128, dynamic_size=True, **settings)
+    assert done.verified and done.score_difference < 1e-4 and (not nms or done.detections > 50)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -137,3 +138,33 @@ def test_wrong_branches_are_refused():
         detector.add_branch([], taught=["yak"])
     with pytest.raises(CiodError, match="A branch needs classes"):
         detector.add_branch([])
+
+
+def crowded(detector, x):
+    """Outputs in which every position of a branch is surer than any of the detector itself."""
+    outputs = detector(x)
+    known = outputs.parts[0] if outputs.parts else outputs.logits.shape[1]
+    outputs.objectness[:, known:] = 9.0
+    outputs.logits[:, known:][outputs.logits[:, known:] > OFF / 2] = 9.0
+    return outputs
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("room", [1, 3, 100])
+@pytest.mark.parametrize("nms_iou", [0.1, 0.65, 1.0])
+def test_new_classes_never_push_out_old_boxes(room, nms_iou):
+    """The list of old detections is that of before, box by box and in its order, however full it is."""
+    detector, x = make(), pictures()
+    given = {"score_threshold": 0.0, "max_detections": room, "nms_iou": nms_iou}
+    for names in (["dog", "eel"], ["fox"]):
+        known = detector.num_classes
+        before = detector.decode(crowded(detector, x), **given)
+        detector.add_branch(names)
+        after = detector.decode(crowded(detector, x), **given)
+        for old, new in zip(before, after, strict=True):
+            kept = new.keep(new.labels < known)
+            assert np.array_equal(kept.boxes, old.boxes)
+            np.testing.assert_allclose(kept.scores, old.scores, rtol=1e-6)  # a sigmoid is vectorised by shape
+            assert np.array_equal(kept.labels, old.labels) and len(old)
+            assert 0 < len(new) - len(old) <= room and (np.diff(new.scores) <= 0).all()
+    assert len(after[0]) >= 2 * min(room, 2), "both have their own room"

@@ -245,7 +245,7 @@ def test_boxes_of_any_size_by_the_rule(seed):
     """With a penalty that leaves float32 its digits: at 1e8 neighbours are 8 apart, and ties are arbitrary."""
     outputs, targets = any_scene(seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_FAR", 1e4)
+        patch.setattr(module, "FAR", 1e4)
         assert_equal(sim_ota(outputs, targets), outputs, targets)
 
 
@@ -257,7 +257,7 @@ def test_few_pairs_give_the_same_matches_as_all_pairs(seed, radius, top):
     assert levels and [len(v.x) * len(v.y) for v in levels] == list(outputs.levels)
     search = module._Search(outputs, targets, radius, 3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_FAR", 1e4)
+        patch.setattr(module, "FAR", 1e4)
         (taken, target), (few_taken, few_target) = (
             module._among_all(search, top),
             module._among_few(search, levels, top),
@@ -292,5 +292,7 @@ def test_points_that_are_not_a_lattice_are_recognised():
 
 def test_an_oblong_box_with_a_lattice_of_one_row():
     points = torch.tensor([[4.0 + 8 * i, 4] for i in range(6)])
-    (level,) = point_lattice.levels_of(points, torch.full((6,), 8.0))  # type: ignore[misc]
+    levels = point_lattice.levels_of(points, torch.full((6,), 8.0))
+    assert levels is not None and len(levels) == 1
+    level = levels[0]
     assert level.x.tolist() == [4, 12, 20, 28, 36, 44] and level.y.tolist() == [4]

@@ -43,7 +43,7 @@ def told(monkeypatch) -> list[tuple]:
     monkeypatch.setattr(torch.cuda, "stream", within)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("usual"))
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda t, s: log.append(("kept for", s.name, id(t))))
-    log.append(on)  # type: ignore[arg-type]
+    log.append(on)
     return log
 
 

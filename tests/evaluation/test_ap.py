@@ -297,9 +297,10 @@ def test_values_are_none_or_0_to_1_and_ordered(seed):
     truth, detections = random_case(seed, images=6)
     table = coco_ap(detections, truth)
     for row in table.per_class.values():
-        if row["AP"] is not None:
-            assert 0 <= row["AP"] <= row["AP50"] <= 1
-            assert row["AP75"] <= row["AP50"]
+        ap, ap50, ap75 = row["AP"], row["AP50"], row["AP75"]
+        if ap is not None:
+            assert ap50 is not None and ap75 is not None
+            assert 0 <= ap <= ap50 <= 1 and ap75 <= ap50
     known = [r["AP"] for r in table.per_class.values() if r["AP"] is not None]
     assert table.overall["AP"] == (pytest.approx(np.mean(known)) if known else None)
 

@@ -34,7 +34,7 @@ def test_an_error_of_a_box_is_a_share_of_its_side():
     assert not distance(moved(1, 0.02), SCORES, BOXES, SCORES).within(TOLERANCE)
 
 
-def test_boxes_that_nobody_looks_at_do_not_count():
+def test_unused_boxes_do_not_count():
     many, scores = BOXES[:, :1].repeat(1, 300, 1), torch.full((1, 300, 1), 0.9)
     scores[0, 200:] = MATTERS / 2
     wrong = many.clone()
@@ -62,7 +62,7 @@ def extended(twice: str) -> Detector:
     detector = detectors.build(("cat", "dog"), name="yolox-pico", size=SIZE)
     for names, way in zip((("eel", "fox"), ("gnu", "hen")), twice.split("+")):
         if way == "branch":
-            detector.add_branch(names)  # type: ignore[operator]
+            detector.add_branch(names)
         else:
             detector.grow(names)
     with torch.no_grad():

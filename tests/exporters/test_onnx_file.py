@@ -20,7 +20,9 @@ from ciod.data.images import read_image
 from ciod.detectors.base import Detector
 from ciod.detectors.files.weights import save_model
 from ciod.exporters import onnx_file
-from ciod.exporters.onnx_file import Suppressed, export, read_metadata
+from ciod.exporters.graphs import Suppressed
+from ciod.exporters.onnx_file import export, read_metadata
+from ciod.exporters.parts import Part
 from tests.inference.networks import NAMES, SIZE, pictures, settled
 
 onnx = pytest.importorskip("onnx", reason="onnx is absent: pip install 'ciod[onnx]'")
@@ -81,12 +83,26 @@ def test_nms_in_the_graph_is_decode(pico, tmp_path):
             assert_same(mine, theirs)
 
 
+def test_branches_have_rows_of_their_own(tmp_path):
+    """The list is full of each part's boxes: new classes push out none of the old."""
+    model = settled()
+    for names in (["eel"], ["fox", "gnu"]):
+        model.add_branch(names)
+    done = export(model, tmp_path / "a.onnx", nms=True, max_detections=6, score_threshold=0.0, nms_iou=0.9)
+    assert done.detections == 4 * 18, "those of Detector.decode, on two batches"
+    (found,) = run(done.path, pictures(2, seed=3))
+    assert found.shape == (2, 18, 6)
+    for mine in found:
+        assert (np.diff(mine[:, 4]) <= 0).all()
+        assert [int(np.isin(mine[:, 5], own).sum()) for own in ([0, 1, 2], [3], [4, 5])] == [6, 6, 6]
+
+
 def test_unused_rows_are_empty_and_last(pico):
     graph = Suppressed(pico, score_threshold=0.3, nms_iou=0.5, max_detections=4)
     boxes = torch.tensor([[[0, 0, 10, 10], [1, 0, 11, 10], [0, 0, 10, 10], [50, 50, 60, 60.0]]])
     scores = torch.tensor([[[0.9, 0.1, 0], [0.8, 0.2, 0], [0.1, 0.7, 0], [0.2, 0.3, 0.1]]])
     # The second overlaps a better one of its class (IoU 9/11), the third is of another class, the fourth is not above.
-    assert graph.suppress(boxes, scores)[0].tolist() == [
+    assert graph.suppress([Part(boxes, scores.transpose(1, 2), [0, 1, 2])])[0].tolist() == [
         [0, 0, 10, 10, pytest.approx(0.9), 0],
         [0, 0, 10, 10, pytest.approx(0.7), 1],
         [0, 0, 0, 0, 0, -1],
@@ -159,16 +175,14 @@ def test_photographs_through_the_real_nano(weights, datasets, tmp_path):
 
 @pytest.mark.parametrize("half", ["boxes", "scores", "nan"])
 def test_a_file_that_disagrees_is_not_left(pico, tmp_path, monkeypatch, half):
-    right = onnx_file.Raw.forward
+    right = onnx_file.Raw.wanted
 
     def wrong(self, images):
         boxes, scores = right(self, images)
-        if torch.onnx.is_in_onnx_export():
-            return boxes, scores
         change = {"boxes": (1.01, 0), "scores": (1, 0.002), "nan": (1, float("nan"))}[half]
         return boxes * change[0], scores + change[1]
 
-    monkeypatch.setattr(onnx_file.Raw, "forward", wrong)
+    monkeypatch.setattr(onnx_file.Raw, "wanted", wrong)
     (tmp_path / "a.onnx").write_text("the last good one")
     with pytest.raises(CiodError, match="differs from the model"):
         export(pico, tmp_path / "a.onnx")
@@ -239,8 +253,13 @@ def test_a_file_of_others(tmp_path):
     node = onnx.helper.make_node("Identity", ["a"], ["b"])
     ends = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1]) for n in "ab"]
     graph = onnx.helper.make_graph([node], "g", ends[:1], ends[1:])
-    onnx.save(onnx.helper.make_model(graph), str(tmp_path / "a.onnx"))
+    content = onnx.helper.make_model(graph)
+    onnx.save(content, str(tmp_path / "a.onnx"))
     with pytest.raises(CiodError, match="was not exported by ciod"):
+        read_metadata(tmp_path / "a.onnx")
+    content.metadata_props.add(key=onnx_file.KEY, value="{")
+    onnx.save(content, str(tmp_path / "a.onnx"))
+    with pytest.raises(CiodError, match=r"a\.onnx is damaged: its metadata are not JSON\. Export it again"):
         read_metadata(tmp_path / "a.onnx")
 
 

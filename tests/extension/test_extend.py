@@ -46,6 +46,10 @@ def test_extending_twice_keeps_old_outputs_and_remembers(place, tmp_path):
     made = tmp_path / "one" / "model.safetensors"
     for name in ("report.html", "results.json", "run.yaml", "metrics.jsonl", "last/state.pt"):
         assert (tmp_path / "one" / name).is_file(), name
+    same = results["extension"]["unchanged"]
+    assert same["images"] == same["identical"] == 6 and same["listed"] == same["boxes"]
+    page = (tmp_path / "one" / "report.html").read_text()
+    assert "are bit-identical on 6 of 6 pictures" in page
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     before, after = old_outputs(place / "m.safetensors", images), old_outputs(made, images)
     positions = before.logits.shape[1]
@@ -122,7 +126,7 @@ def test_auto_takes_less_of_the_step_when_too_much_is_lost(place, tmp_path, monk
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_old_data_and_a_validation_split_are_said_where_the_numbers_are(place, tmp_path, capsys):
+def test_old_data_and_the_validation_split_are_named_beside_the_numbers(place, tmp_path, capsys):
     write_coco(sample_index(tmp_path / "old", names=OLD), tmp_path / "cows", "val")
     write_coco(sample_index(tmp_path / "val", images=3, names=("dog", "eel"), first=50), tmp_path / "folder", "val")
     write_coco(sample_index(tmp_path / "raw", names=("dog", "eel")), tmp_path / "folder")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +14,14 @@ from typer.testing import CliRunner
 import ciod
 from ciod import detectors
 from ciod.cli import app
+from ciod.core.distributed import World
 from ciod.core.errors import CiodError, ConfigError
+from ciod.core.types import Detections
 from ciod.data import formats
 from ciod.detectors.files import weights
 from ciod.detectors.onnx import file, mirror
-from ciod.extension import onnx_model, settings
+from ciod.detectors.onnx.detector import OnnxDetector
+from ciod.extension import effort, onnx_model, settings
 from ciod.extension.run import extend
 from ciod.training.hooks import Hooks
 from tests.data.writers import sample_index, write_coco
@@ -101,7 +107,7 @@ def test_a_file_of_another_maker_is_listed_and_evaluated(place):
     assert done.exit_code == 0 and "not in the model, left out: eel" in done.output, done.output
 
 
-def test_outputs_that_nobody_understands(tmp_path, place):
+def test_unknown_outputs_are_named(tmp_path, place):
     net = Net()
     net.output(net.head(net.fpn(net.backbone(), 8), 3, towers=1)[1][2])
     path = net.save(tmp_path / "m.onnx")
@@ -112,8 +118,12 @@ def test_outputs_that_nobody_understands(tmp_path, place):
 
 
 class StopsAfterAnEpoch(Hooks):
+    def __init__(self, last: int = 0):
+        self.last = last
+
     def on_epoch(self, at, epoch):
-        raise KeyboardInterrupt
+        if epoch == self.last:
+            raise KeyboardInterrupt
 
 
 def test_an_interrupted_extension_resumes_and_ends_the_same(one, place, tmp_path):
@@ -128,6 +138,51 @@ def test_an_interrupted_extension_resumes_and_ends_the_same(one, place, tmp_path
     for a, b in zip(whole, part):
         for x, y in zip(a, b, strict=True):
             np.testing.assert_array_equal(x, y)
+
+
+def test_maps_of_views_are_kept_and_a_resumed_extension_ends_the_same(place, tmp_path, monkeypatch):
+    words = {**SAID, **QUICK, "epochs": 5, "views": 2, "model": str(place / "m.onnx"), "data": str(place / "folder")}
+    counted = []
+    packed = OnnxDetector.packed
+    monkeypatch.setattr(OnnxDetector, "packed", lambda self, x: counted.append(len(x)) or packed(self, x))
+    whole = extend(settings.load({**words, "out": str(tmp_path / "whole")}))
+    assert sum(counted) == 2 * 5  # two views of five images; one image is held out
+    plan = json.loads((whole / "results.json").read_text(encoding="utf-8"))["extension"]["plan"]
+    assert plan["views"] == 2 and "2 views per image are computed for 5 epochs" in plan["why"][-1]
+    part = settings.load({**words, "out": str(tmp_path / "part")})
+    with pytest.raises(KeyboardInterrupt):
+        extend(part, hooks=[StopsAfterAnEpoch(2)])
+    extend(part)
+    images = np.random.default_rng(0).random((2, 3, SIZE, SIZE), np.float32)
+    for a, b in zip(outputs(whole / "model.onnx", images), outputs(tmp_path / "part" / "model.onnx", images)):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_views_fit_into_the_room_and_the_settings(place, tmp_path, monkeypatch):
+    plan = effort.Plan(epochs=20, batch=2, lr=0.1, size=SIZE, why=[])
+    detector = ciod.load(place / "m.onnx", input="0..1,rgb", classes=OLD)
+    words = {"model": "m.onnx", "data": str(place / "folder"), "out": str(tmp_path / "out")}
+
+    task = SimpleNamespace(train=range(6))
+    measured: Any = SimpleNamespace(task=task, negatives=SimpleNamespace(train=[range(4)]))
+
+    def kept(processes=1, **more) -> int:
+        chosen, world = settings.load({**words, **more}), World(size=processes)
+        return onnx_model.with_views(plan, chosen, detector, measured, world).views
+
+    each = 2 * 10 * int(detector.packed_width)
+    monkeypatch.setattr(onnx_model.views, "room", lambda: 4 * each)
+    assert kept() == 4 and kept(views=0) == 0 and kept(views=9) == 9
+    assert kept(multiscale=[0.5, 1.5]) == 0 and kept(processes=2) == 0
+    with pytest.raises(ConfigError, match="views: maps are kept for one size of images, in one process; leave it out"):
+        kept(processes=2, views=4)
+    monkeypatch.setattr(onnx_model.views, "room", lambda: 2 * each - 1)
+    assert kept() == 0
+    model = detectors.build(OLD, name="yolox-pico", size=64)
+    chosen = settings.load({**words, "views": 3})
+    with pytest.raises(ConfigError, match=r"views: this is a setting of ONNX files, and m\.onnx is none"):
+        onnx_model.with_views(plan, chosen, model, measured, World())
 
 
 def test_an_onnx_file_is_not_exported(place, tmp_path):
@@ -167,8 +222,6 @@ class Fixed:
         return images
 
     def decode(self, images, score_threshold):
-        from ciod.core.types import Detections
-
         boxes = np.array([[10, 10, 30, 40], [50, 20, 80, 60]], np.float32)
         other = np.stack([SIZE - boxes[:, 2], boxes[:, 1], SIZE - boxes[:, 0], boxes[:, 3]], 1) + self.mirrored
         return [Detections(b, np.ones(2), np.arange(2), ("a", "b")) for b in (boxes, other)]
@@ -177,14 +230,22 @@ class Fixed:
 @pytest.mark.parametrize(("moved", "said"), [(0, []), (1, []), (25, ["0 of 10 old detections are found again"])])
 def test_what_is_not_found_again_in_the_mirror_is_warned_of(place, moved, said):
     detector = Fixed(ciod.load(place / "m.onnx", input="0..1,rgb", classes=OLD), moved)
-    found = mirror.doubts(detector, np.zeros((5, 3, SIZE, SIZE), np.uint8))  # type: ignore[arg-type]
+    found = mirror.doubts(detector, np.zeros((5, 3, SIZE, SIZE), np.uint8))
     assert len(found) == len(said) and all(a in b for a, b in zip(said, found))
-    assert mirror.doubts(detector, np.zeros((4, 3, SIZE, SIZE), np.uint8)) == []  # type: ignore[arg-type]
+    assert mirror.doubts(detector, np.zeros((4, 3, SIZE, SIZE), np.uint8)) == []
 
 
-def test_outputs_that_move_are_told():
+def test_a_detector_that_finds_nothing_is_warned_of(place):
+    detector = Fixed(ciod.load(place / "m.onnx", input="0..1,rgb", classes=OLD), 0)
+    nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0), np.zeros(0, np.int64))
+    detector.decode = lambda images, score_threshold: [nothing] * 2
+    found = mirror.doubts(detector, np.zeros((9, 3, SIZE, SIZE), np.uint8))
+    assert found[0].startswith("The old detector finds 0 objects in 9 images: is input= right?")
+
+
+def test_changed_outputs_are_reported():
     verified = onnx_model.Verified(pictures=50, outputs=2, moved=1e-6, difference=0.0)
-    made = onnx_model.Made(b"", verified, "", None)  # type: ignore[arg-type]
+    made = onnx_model.Made(b"", verified, "", None)
     assert made.sentence() == "The 2 old outputs differ by up to 1e-06 on 50 pictures."
 
 
@@ -195,7 +256,7 @@ def test_one_output_of_all_classes(place, tmp_path):
     ciod.extend(place / "m.onnx", place / "folder", tmp_path / "out", nms=True, outputs="joined", **SAID, **QUICK)
     images = np.random.default_rng(0).random((1, 3, SIZE, SIZE), np.float32)
     found = outputs(tmp_path / "out" / "model.onnx", images)[0]
-    assert [a.shape for a in found] == [(1, 189, 8), (1, 189, 4), (1, 189, 2), (1, 100, 6)]
+    assert [a.shape for a in found] == [(1, 189, 8), (1, 189, 4), (1, 189, 2), (1, 200, 6)]
     assert outputs(tmp_path / "out" / "joined.onnx", images)[0][0].shape == (1, 4 + 4, 2 * 189)
 
 

@@ -13,6 +13,7 @@ from ciod.core.errors import ConfigError, DataError
 from ciod.core.types import Detections
 from ciod.extension import data, effort, old_objects, retention, settings, tradeoff, write
 from ciod.extension.cost import cost
+from ciod.training.effort import EPOCHS
 from tests import fixed
 from tests.data.writers import sample_index, write_coco
 
@@ -156,7 +157,7 @@ def chosen(images=100, **given):
 def test_effort_sizes_the_work_and_says_why():
     quick, normal, thorough = (chosen(effort=e) for e in ("quick", "normal", "thorough"))
     assert quick.epochs < normal.epochs < thorough.epochs
-    assert chosen(images=10).epochs == effort.EPOCHS["normal"][1] and chosen(images=9000).epochs == 8
+    assert chosen(images=10).epochs == EPOCHS["normal"][1] and chosen(images=9000).epochs == 8
     assert chosen(images=6).batch == 2
     assert any("60 epochs of 100 images" in line for line in normal.why)
     own = chosen(epochs=3, batch=5, lr=0.1, size=96)
@@ -177,7 +178,7 @@ def test_cost_counts_convolutions():
     before = cost(detector)
     detector.grow(["ant"])
     after = cost(detector)
-    width = detector.width
+    width = int(detector.width)
     assert after.parameters - before.parameters == 3 * (width + 1)
     assert after.multiply_adds - before.multiply_adds == 84 * width
 

@@ -21,11 +21,11 @@ def test_old_outputs_on_photographs(tmp_path, datasets, weights):
     path = weights / "yolox_nano_coco.pth"
     before, after = load(path), load(path)
     torch.manual_seed(0)
-    after.add_branch(CARDS)  # type: ignore[attr-defined, operator]
-    for m in after.branches.modules():  # type: ignore[union-attr]
+    after.add_branch(CARDS)
+    for m in after.branches.modules():
         if isinstance(m, torch.nn.BatchNorm2d):  # as if it had been trained
-            m.running_mean.normal_(0, 0.1)  # type: ignore[union-attr, operator]
-            m.running_var.uniform_(0.5, 2)  # type: ignore[union-attr, operator]
+            m.running_mean.normal_(0, 0.1)
+            m.running_var.uniform_(0.5, 2)
     done = export(after, tmp_path / "after.onnx")
     session = onnxruntime.InferenceSession(str(done.path), providers=["CPUExecutionProvider"])
     photographs = formats.read(str(datasets / "coco671"), "val").select(np.arange(PHOTOGRAPHS))

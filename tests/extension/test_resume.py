@@ -122,7 +122,7 @@ def test_a_signal_writes_and_leaves(whole, place, tmp_path, name):
     assert_equal(whole, go(place, tmp_path / "run"))
 
 
-def test_a_torn_state_is_named_and_the_one_before_is_used(whole, place, tmp_path):
+def test_an_incomplete_state_is_named_and_the_one_before_is_used(whole, place, tmp_path):
     out = tmp_path / "run"
     stop(place, out, kill_after(1, STEPS + 1))
     path = out / "last" / "state.pt"
@@ -211,6 +211,31 @@ def test_other_data_are_refused_unless_allowed(stopped):
         go(stopped, out)
     go(stopped, out, allow="data")
     assert any("Resumed with different data" in w for w in results_of(out)["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("file", "what"),
+    [
+        ("old_data/images/000001.png", r"old training data: images/000001\.png has other"),
+        ("old_data/images/000050.png", r"old data: images/000050\.png has other"),
+        ("pool/000001.png", r"pool data: pool/000001\.png has other"),
+    ],
+)
+def test_other_negatives_are_refused_unless_allowed(place, tmp_path, file, what):
+    """Pictures of pool= and old_data= train the branch to be silent, so they decide its weights, too."""
+    write_coco(sample_index(tmp_path / "raw", images=12, names=("eel", "fox")), tmp_path / "folder")
+    write_coco(sample_index(tmp_path / "old", names=("cat", "dog", "cow")), tmp_path / "old_data")
+    write_coco(sample_index(tmp_path / "val", names=("cat", "dog", "cow"), first=50), tmp_path / "old_data", "val")
+    sample_index(tmp_path / "pool", images=5)
+    words = {k: v for k, v in QUICK.items() if not k.startswith("method")}
+    words |= {"model": str(place / "m.safetensors"), "data": str(tmp_path / "folder"), "out": str(tmp_path / "run")}
+    words |= {"old_data": str(tmp_path / "old_data"), "pool": str(tmp_path / "pool"), "method": "freeze_branch"}
+    with pytest.raises(Killed):
+        extend(load(words), reporter=Reporter(quiet=True), hooks=kill_after(1, 2))
+    changed = tmp_path / file
+    changed.write_bytes(changed.read_bytes() + b"0")
+    with pytest.raises(CiodError, match=rf"holds a run with other data \({what}.*allow=data"):
+        extend(load(words), reporter=Reporter(quiet=True))
 
 
 def test_another_model_is_refused_unless_allowed(stopped):

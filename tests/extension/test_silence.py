@@ -79,7 +79,7 @@ def test_a_threshold_rises_until_alarms_are_rare():
     assert told.thresholds["eel"] > 0.55
 
 
-def test_what_stands_on_an_object_is_counted_by_class():
+def test_detections_on_an_object_are_counted_by_class():
     truth = pictures(2, {0: [(0, "eel"), (30, "eel")], 1: [(0, "dog")]})
     on = [found([(0, "cat", 0.9), (0, "eel", 0.8), (30, "cat", 0.5)]), found([(0, "eel", 0.6), (0, "cat", 0.2)])]
     rows = confusion.table(on, truth, ALL)

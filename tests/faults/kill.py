@@ -1,8 +1,8 @@
 """python -m tests.faults.kill --times 100 [--command extend] [--processes 2] [--seed 0] [--folder DIR]
 
-Trains two tasks on the built-in shapes, or extends a detector by them, once without a fault; then again and again,
-killed with SIGKILL at a random moment (and again a few times when resumed) until it ends. Every one must end with
-bit-identical weights, losses and results.
+Trains two tasks on the built-in shapes, extends a detector by them, compares two methods on them, predicts or exports,
+once without a fault; then again and again, killed with SIGKILL at a random moment (and again a few times when resumed)
+until it ends. Every one must end with bit-identical weights, losses, results, detections and graphs.
 Prints a line a run and the figures; the exit code is 1 when one differed.
 """
 
@@ -53,16 +53,26 @@ class Command:
             return cls(["train", *WORDS, f"data={data}"], processes)
         torch.manual_seed(0)
         save_model(root / "model.safetensors", detectors.build(CLASSES[:6], name="yolox-pico", size=64))
-        return cls(["extend", str(root / "model.safetensors"), *EXTEND, f"data={data}"], processes)
+        model = str(root / "model.safetensors")
+        if name == "compare":
+            words = [w for w in WORDS if not w.startswith("method")]
+            return cls(["compare", *words, "methods=finetune", "upper=none", f"data={data}"], processes)
+        return cls({
+            "extend": ["extend", model, *EXTEND, f"data={data}"],
+            "predict": ["predict", model, f"data={data}", "score=0", "device=cpu"],
+            "export": ["export", model, "nms=true", "onnx={out}/m.onnx"],
+        }[name], processes)  # fmt: skip
 
     def start(self, out: Path, log: Path) -> subprocess.Popen:
         before = ["-m", "ciod.cli"]
         if self.processes > 1:
             before = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.processes}", *before]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        words = [w.format(out=out) for w in self.words]
+        words += [] if words != self.words else [f"out={out}"]
         with log.open("ab") as file:
             return subprocess.Popen(
-                [sys.executable, *before, *self.words, f"out={out}"],
+                [sys.executable, *before, *words],
                 stdout=file, stderr=file, env=env, start_new_session=True,
             )  # fmt: skip
 
@@ -74,17 +84,20 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def differences(a: Path, b: Path) -> list[str]:
-    """What two finished runs differ in, but times and memory."""
+    """What two finished results of a command differ in, but times and memory."""
     found = []
     models = [p.relative_to(a) for p in sorted(a.rglob("model.safetensors"))]
-    assert models
+    others = [p.relative_to(a) for p in a.rglob("*") if p.suffix == ".onnx" or p.name == "predictions.json"]
+    assert models or others
     for model in models:
         x, y = load_file(a / model), load_file(b / model)
         found += [f"{model} {k}" for k in {*x, *y} if k not in x or k not in y or not torch.equal(x[k], y[k])]
-    if results(a) != results(b):
-        found.append("results.json")
-    if losses(a) != losses(b):
-        found.append("metrics.jsonl")
+    for folder in (p.parent.relative_to(a) for p in sorted(a.rglob("results.json"))):
+        if results(a / folder) != results(b / folder):
+            found.append(f"{folder}/results.json")
+        if losses(a / folder) != losses(b / folder):
+            found.append(f"{folder}/metrics.jsonl")
+    found += [str(name) for name in others if (a / name).read_bytes() != (b / name).read_bytes()]
     return found
 
 
@@ -117,7 +130,7 @@ def once(command: Command, whole: Path, out: Path, seconds: float, rng: random.R
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=100)
-    parser.add_argument("--command", choices=("train", "extend"), default="train")
+    parser.add_argument("--command", choices=("train", "extend", "compare", "predict", "export"), default="train")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=None)

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ciod.core import files
 from ciod.core.errors import CiodError
-from ciod.data.shapes import scenes
 from ciod.data.shapes.scenes import write_shapes
 from tests.faults import disk
 from tests.runs.commands import go
@@ -94,7 +94,7 @@ print(checkpoint.load_state(path)["a"].shape[0])
     assert "cannot be written: there is no room" in done.stdout and done.stdout.endswith("10\n"), done.stderr
 
 
-def test_little_room_is_said_in_kilobytes(tmp_path, monkeypatch):
+def test_a_small_need_for_space_is_given_in_kilobytes(tmp_path, monkeypatch):
     def full():
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -103,7 +103,7 @@ def test_little_room_is_said_in_kilobytes(tmp_path, monkeypatch):
         files.explained(Path("a.json"), 2345),
     ):
         full()
-    monkeypatch.setattr(scenes, "_draw", lambda *_: full())
+    monkeypatch.setattr(Image.Image, "save", lambda *_, **__: full())
     with pytest.raises(files.WriteError, match=r"shapes cannot be written: there is no room .* it needs 2\.31 MB"):
         write_shapes(tmp_path / "shapes", train=700, val=300, size=68)
 

@@ -24,11 +24,13 @@ def package(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
-@pytest.mark.parametrize("command", ["train", "extend"])
-def test_killed_at_random_moments(tmp_path, capsys, command):
-    words = ["--command", command, "--times", "2", "--seed", "1", "--folder", str(tmp_path)]
+@pytest.mark.parametrize(
+    ("command", "times"), [("train", 2), ("extend", 2), ("compare", 1), ("predict", 1), ("export", 1)]
+)
+def test_killed_at_random_moments(tmp_path, capsys, command, times):
+    words = ["--command", command, "--times", str(times), "--seed", "1", "--folder", str(tmp_path)]
     assert kill.main(words) == 0, capsys.readouterr().out
-    assert "2 equal, 0 not" in capsys.readouterr().out
+    assert f"{times} equal, 0 not" in capsys.readouterr().out
 
 
 LOSES = """

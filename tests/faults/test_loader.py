@@ -89,10 +89,10 @@ def test_a_bus_error():
         )
 
     with pytest.raises(CiodError, match="found no room in shared memory"):
-        list(batches(loader()))  # type: ignore[arg-type]
+        list(batches(loader()))
 
 
-def test_a_run_whose_loader_stalls(tmp_path, monkeypatch):
+def test_a_loader_that_stalls_stops_the_run(tmp_path, monkeypatch):
     """It ends in a sentence, also in an evaluation; the same command ends it without loader processes."""
     data = write_shapes(tmp_path / "data", train=8, val=4, size=64)
     words = ["split=10", "epochs=1", "train.workers=1"]

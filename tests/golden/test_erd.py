@@ -37,7 +37,7 @@ def test_agrees_with_the_published_code(file, detector):
     case = np.load(file)
     method = ERD(cls_weight=1, box_weight=1, nms_scale="stride", reduction="image_sum")
     (knowledge, _), (outputs, maps) = read(case, "teacher"), read(case, "student", grad=True)
-    method.attach(fixed.Returns(outputs), detector, fixed.Returns(knowledge))  # type: ignore[arg-type]
+    method.attach(fixed.Returns(outputs), detector, fixed.Returns(knowledge))
     method.begin_task(fixed.task(OLD, NEW))
     real = Targets.pad(*([torch.from_numpy(case[f"gt_{k}.{b}"]) for b in range(2)] for k in ("boxes", "labels")))
 

@@ -68,7 +68,7 @@ def test_agrees_with_the_published_code(file, detector):
         [torch.from_numpy(case[f"gt_boxes.{b}"]) for b in range(images)],
         [torch.from_numpy(case[f"gt_labels.{b}"]) for b in range(images)],
     )
-    method.attach(fixed.Returns(outputs), detector, fixed.Returns(knowledge))  # type: ignore[arg-type]
+    method.attach(fixed.Returns(outputs), detector, fixed.Returns(knowledge))
     method.begin_task(fixed.task(NAMES[:6], NAMES[6:]))
 
     kept = chosen(method, knowledge)

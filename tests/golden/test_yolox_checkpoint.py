@@ -139,7 +139,7 @@ def test_our_nano_with_the_statistics_of_the_onnx_equals_it(nano, weights, photo
         _assert_equal_to(_oracle(weights, photographs), copy(photographs))
 
 
-def test_official_nano_finds_what_is_there(nano, datasets):
+def test_official_nano_finds_the_objects_in_a_photograph(nano, datasets):
     """Colours in the right order, boxes in pixels of the picture: people where people are."""
     from ciod.data import formats
 

@@ -67,7 +67,7 @@ def test_a_video_that_cannot_be_written(tmp_path):
         VideoWriter(tmp_path / "file" / "v.mp4", 25).write(0.0, np.zeros((32, 32, 3), np.uint8))
 
 
-def test_a_video_whose_name_is_taken_by_a_folder(tmp_path):
+def test_a_video_does_not_replace_a_folder_of_its_name(tmp_path):
     writer = VideoWriter(tmp_path / "v.mp4", 25)
     writer.write(0.0, np.zeros((32, 32, 3), np.uint8))
     (tmp_path / "v.mp4" / "inside").mkdir(parents=True)
@@ -93,7 +93,7 @@ def test_a_video_without_any_stream(tmp_path):
         Video(tmp_path / "v.mp4")
 
 
-def test_a_full_disk_is_told(tmp_path):
+def test_a_full_disk_is_reported(tmp_path):
     try:
         disk = Tmpfs(tmp_path / "disk")
     except PermissionError as e:

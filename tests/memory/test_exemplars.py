@@ -205,7 +205,7 @@ def extra(made: Scenario, settings: dict, pool_index=None) -> Extra:
     kept = Memory(run.memory, made, 0) if run.memory.size else None
     if kept is not None:
         kept.update(0, NO_MODEL)
-    return Extra(run, kept, pool_index)  # type: ignore[arg-type]
+    return Extra(run, kept, pool_index)
 
 
 def test_a_mixture_knows_sources_and_classes_of_its_images():
@@ -308,8 +308,9 @@ def test_a_pool_with_nothing_in_it(tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     with pytest.raises(CiodError, match="none of the 1 pictures in"):
         pools.read(tmp_path)
-    with pytest.raises(CiodError, match=r"there is no folder .*pol; did you mean 'pool'"):
+    with pytest.raises(CiodError, match=r"there is no folder .*pol; did you mean '.*pool'"):
         (tmp_path / "pool").mkdir()
+        save_image(tmp_path / "pool" / "1.png", np.zeros((8, 8, 3), np.uint8))
         pools.read(tmp_path / "pol")
 
 

@@ -78,7 +78,7 @@ def test_settings_are_closed(name):
         methods.find(name)(no_such_setting=1)
 
 
-def test_what_there_is():
+def test_the_available_methods():
     assert {"finetune", "joint", "pseudo_label", "ilyolox"} <= set(methods.available())
     assert not {"method", "selection"} & set(methods.available())
 
@@ -129,13 +129,13 @@ def test_a_method_from_a_file(tmp_path):
         (":Method", "has no Method 'Method'"),
     ],
 )
-def test_a_class_that_is_not_there(tmp_path, tail, match):
+def test_a_class_that_does_not_exist(tmp_path, tail, match):
     (tmp_path / "mine.py").write_text(MINE)
     with pytest.raises(CiodError, match=match):
         methods.find(f"{tmp_path / 'mine.py'}{tail}")
 
 
-def test_a_file_that_is_not_there_or_does_not_import(tmp_path):
+def test_a_file_that_is_absent_or_does_not_import(tmp_path):
     with pytest.raises(CiodError, match=r"there is no file .*absent\.py"):
         methods.find(f"{tmp_path / 'absent.py'}:Mine")
     (tmp_path / "broken.py").write_text("import no_such_module_anywhere\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -94,14 +95,14 @@ def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
 # Every method ---------------------------------------------------------------------------------------------------------
 
 
-def test_each_is_here():
+def test_every_method_is_tested():
     assert set(KINDS) == set(NOTHING)
     assert all(cls.paper and cls.__doc__ for cls in KINDS)
 
 
 @pytest.mark.parametrize("bins", [0, 9])
 @variants
-def test_nothing_is_lost_where_the_student_answers_as_the_teacher(method, bins):
+def test_the_loss_is_zero_where_student_and_teacher_agree(method, bins):
     teacher = answers(1, len(OLD), bins=bins)
     student = replace(teacher, logits=torch.cat([teacher.logits, torch.randn(2, 84, 3)], 2))
     student = replace(student, boxes=student.boxes.clone().requires_grad_())
@@ -180,7 +181,8 @@ def pair():
     """A grown student and its teacher, and a batch they see."""
     torch.manual_seed(0)
     detector = detectors.build(OLD, name="yolox-pico", size=SIZE)
-    for layer in detector.head.obj:
+    head: Any = detector.head
+    for layer in head.obj:
         torch.nn.init.normal_(layer.weight, std=1.0)  # a teacher that is sure here and there
     teacher = detector.frozen()
     detector.grow(NEW)
@@ -238,7 +240,7 @@ def test_new_classes_are_absent_where_the_teacher_is_sure_of_an_old_object(pair)
     student, teacher = answers(2, 5, grad=True), answers(1, 2)
     assert teacher.objectness is not None
     method = LwF(objectness_score=0.1, **NOTHING[LwF])
-    method.attach(fixed.Returns(student), detector, fixed.Returns(teacher))  # type: ignore[arg-type]
+    method.attach(fixed.Returns(student), detector, fixed.Returns(teacher))
     method.begin_task(fixed.task(OLD, NEW))
     sure = (teacher.logits.sigmoid().amax(2) * teacher.objectness.sigmoid()) >= 0.1
     there = sure & ~detector.match(student, batch.targets).positive
@@ -262,7 +264,7 @@ def test_objectness_of_what_the_teacher_is_sure_of(pair):
     detector, _, batch = pair
     student, teacher = answers(2, 5), answers(1, 2)
     method = LwF(objectness_score=0.1)
-    method.attach(fixed.Returns(student), detector, fixed.Returns(teacher))  # type: ignore[arg-type]
+    method.attach(fixed.Returns(student), detector, fixed.Returns(teacher))
     method.begin_task(fixed.task(OLD, NEW))
     assert teacher.objectness is not None and student.objectness is not None
     sure = (teacher.logits.sigmoid().amax(2) * teacher.objectness.sigmoid()) >= 0.1
@@ -323,7 +325,7 @@ def test_a_step_is_one_forward_of_each_and_float32(cls, amp, trained, pair):
     detector, teacher = trained
     student, knows = Watched(detector), Watched(teacher)
     method = cls()
-    method.attach(student, detector, knows)  # type: ignore[arg-type]
+    method.attach(student, detector, knows)
     method.begin_task(fixed.task(OLD, NEW))
     detector.zero_grad()
     images = pair[2].images.clone()
@@ -370,7 +372,7 @@ def test_the_sum_over_images_counts_every_process(monkeypatch):
 # ERD ------------------------------------------------------------------------------------------------------------------
 
 
-def test_what_stands_out_of_gaussian_responses():
+def test_outliers_of_gaussian_responses_are_selected():
     values = torch.randn(8, 20000, generator=torch.Generator().manual_seed(0))
     share = selection.above_spread(values, 2.0).float().mean(1)
     assert share.mean().item() == pytest.approx(0.0228, abs=0.001) and share.max() < 0.027

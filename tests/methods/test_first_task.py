@@ -85,7 +85,7 @@ def test_what_leaves_the_first_task_alone(tmp_path, body):
 def test_of_ciods_own_only_merging_by_moves_needs_it():
     assert [n for n in methods.available() if methods.find(n)().needs_first_task] == []
     merge = methods.find("merge")
-    assert merge(rule="duet").needs_first_task and merge(direction=0.1).needs_first_task  # type: ignore[call-arg]
+    assert merge(rule="duet").needs_first_task and merge(direction=0.1).needs_first_task
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ def detector():
 def ready(method: Method, student: Outputs, teacher: Outputs | None, detector, old=OLD, new=NEW) -> Method:
     """``method`` between a student and a teacher that always answer the same."""
     knows = None if teacher is None else fixed.Returns(teacher)
-    method.attach(fixed.Returns(student), detector, knows)  # type: ignore[arg-type]
+    method.attach(fixed.Returns(student), detector, knows)
     method.begin_task(fixed.task(() if teacher is None else old, new))
     return method
 
@@ -335,7 +335,7 @@ def test_a_batch_without_any_box(detector):
     """T4, T5: pseudo and real boxes are both none."""
     student = detectors.build(OLD + NEW, name="yolox-nano", size=SIZE)
     method = ILYOLOX()
-    method.attach(student, student, fixed.Returns(silent()))  # type: ignore[arg-type]
+    method.attach(student, student, fixed.Returns(silent()))
     method.begin_task(fixed.task(OLD, NEW))
     losses = method.loss(fixed.batch(fixed.no_boxes(2)))
     assert losses["cls"] == losses["box"] == losses["distill_cls"] == losses["distill_box"] == 0

@@ -90,7 +90,7 @@ def test_resumed_equals_uninterrupted(data, tmp_path):
 
 def method_of(answers: Asked, **given) -> PseudoLabel:
     method = PseudoLabel(offline=True, **given)
-    method.attach(answers, answers, answers)  # type: ignore[arg-type]
+    method.attach(answers, answers, answers)
     method.begin_task(fixed.task(OLD, NEW))
     return method
 
@@ -117,18 +117,18 @@ def test_boxes_are_counted_in_the_picture_s_own_pixels(pictures):
 
 def test_the_guard_and_the_thresholds_hold(pictures):
     over = replace(pictures, boxes=np.array([[0, 0, 40, 38]], np.float32))
-    assert method_of(Asked(teacher())).draw(over).labels.tolist() == [2]  # type: ignore[union-attr]
-    assert method_of(Asked(teacher()), guard_iou=None).draw(over).labels.tolist() == [2, 0]  # type: ignore[union-attr]
-    assert method_of(Asked(teacher()), score=0.95).draw(pictures).labels.tolist() == [2]  # type: ignore[union-attr]
+    assert method_of(Asked(teacher())).draw(over).labels.tolist() == [2]
+    assert method_of(Asked(teacher()), guard_iou=None).draw(over).labels.tolist() == [2, 0]
+    assert method_of(Asked(teacher()), score=0.95).draw(pictures).labels.tolist() == [2]
 
 
 def test_nothing_is_drawn_in_the_first_task_or_unasked(pictures):
     method = PseudoLabel(offline=True)
     answers = Asked(teacher())
-    method.attach(answers, answers, None)  # type: ignore[arg-type]
+    method.attach(answers, answers, None)
     assert method.draw(pictures) is None
     online = PseudoLabel()
-    online.attach(answers, answers, answers)  # type: ignore[arg-type]
+    online.attach(answers, answers, answers)
     assert online.draw(pictures) is None and Method().draw(pictures) is None and answers.calls == 0
     assert with_drawn(pictures, None, online, workers=0, reporter=Reporter(quiet=True)) == (pictures, None, [])
 

@@ -29,7 +29,7 @@ def teacher() -> Outputs:
 
 
 def losses_of(method: PseudoLabel, detector, student: Outputs, real: Targets) -> dict[str, torch.Tensor]:
-    method.attach(fixed.Returns(student), detector, fixed.Returns(teacher()))  # type: ignore[arg-type]
+    method.attach(fixed.Returns(student), detector, fixed.Returns(teacher()))
     method.begin_task(fixed.task(OLD, NEW))
     return method.loss(fixed.batch(real))
 
@@ -58,7 +58,7 @@ def test_it_is_the_plain_loss_with_these_boxes_added(detector, settings, boxes, 
     assert {k: v.item() for k, v in found.items()} == pytest.approx({k: v.item() for k, v in expected.items()})
 
 
-def test_the_guard_drops_what_lies_on_a_real_box(detector):
+def test_the_guard_drops_boxes_on_a_real_box(detector):
     student = fixed.random_outputs(0, 3, images=1)
     student.logits[..., 0] += 4  # sure of ants: were the pseudo box there, it would take the real one's positions
     real = real_box(0, 0, 20, 19)
@@ -93,7 +93,7 @@ def chosen(**settings):
     """Labels and scores of the boxes kept of the teacher above."""
     method = PseudoLabel(**settings)
     asked = Asked(teacher())
-    method.attach(asked, asked, asked)  # type: ignore[arg-type]
+    method.attach(asked, asked, asked)
     method.begin_task(fixed.task(OLD, NEW))
     kept = method.choose(3, teacher())
     return method, kept, [round(v, 2) for v in kept.scores[kept.valid].tolist()]
@@ -116,13 +116,13 @@ def test_two_clusters_by_hand():
 def test_each_class_has_its_own_threshold():
     method, _, _ = chosen(threshold="adaptive", score=0.5)
     assert method._limits is not None and method._limits.tolist() == [0.5, 0.5]  # no image: the fixed one
-    method._limits = torch.tensor([0.85, 0.3])
+    limits = dict(zip(OLD, (0.85, 0.3)))
+    method = chosen(class_scores=limits, score=0.5, nms_iou=1.0)[0]
     kept = method.choose(3, teacher())
     assert [round(v, 2) for v in kept.scores[kept.valid].tolist()] == [0.9, 0.35]
-    doubting = PseudoLabel(threshold="adaptive", score=0.5, doubt=0.2, nms_iou=1.0)
+    doubting = PseudoLabel(class_scores=limits, score=0.5, doubt=0.2, nms_iou=1.0)
     doubting.attach(method.student, method.detector, method.teacher)
     doubting.begin_task(fixed.task(OLD, NEW))
-    doubting._limits = method._limits
     kept = doubting.choose(3, teacher())
     targets = doubting.pseudo(kept, fixed.batch(real_box(30, 5, 50, 25)), 3)
     assert targets.doubtful is not None
@@ -144,7 +144,7 @@ def test_thresholds_from_the_teacher_s_scores(tmp_path):
     task = replace(fixed.task(OLD, NEW), train=replace(index, files=files))
     answers = Asked(teacher())
     method = PseudoLabel(threshold="adaptive", score=0.6, buffer=0.1)
-    method.attach(answers, answers, answers)  # type: ignore[arg-type]
+    method.attach(answers, answers, answers)
     method.begin_task(task)
     assert answers.calls == 1 and method._limits is not None
     assert method._limits.tolist() == pytest.approx([0.6, 0.6])  # one batch answers as one image: too few to cluster
@@ -156,7 +156,7 @@ def test_thresholds_from_the_teacher_s_scores(tmp_path):
         boxes=four.boxes.expand(4, -1, -1),
         objectness=four.objectness.expand(4, -1),
     )
-    method.attach(answers, answers, answers)  # type: ignore[arg-type]
+    method.attach(answers, answers, answers)
     method.begin_task(task)
     # Ants: four of 0.9, four of 0.8: the cut lies between them. Bees: all alike, so the cut is anywhere among them.
     assert method._limits.tolist() == pytest.approx([0.8, 0.25], abs=1e-3)

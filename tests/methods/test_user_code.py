@@ -81,7 +81,7 @@ RETURNS = {
 
 
 @pytest.mark.parametrize("body", RETURNS)
-def test_what_loss_returns_is_told(tmp_path, body):
+def test_a_wrong_return_value_of_loss_is_reported(tmp_path, body):
     with pytest.raises(
         UserCodeError, match=r"^Mine\.loss \(mine\.py, line 9\) returned .*" + RETURNS[body].removeprefix("returned ")
     ):
@@ -145,7 +145,7 @@ def test_what_loss_returns_is_told(tmp_path, body):
         ),
     ],
 )
-def test_mistakes_are_told_in_the_first_steps(tmp_path, body, match):
+def test_mistakes_are_reported_in_the_first_steps(tmp_path, body, match):
     try:
         with pytest.raises(UserCodeError, match=match), told(str(tmp_path / "mine.py") + ":Mine"):
             step(tmp_path, body)
@@ -164,7 +164,7 @@ def test_a_loss_that_is_not_finite_at_once_is_not_the_learning_rates_fault(tmp_p
         step(tmp_path, body)
 
 
-def test_a_grow_that_adds_nothing_is_told(tmp_path):
+def test_a_grow_that_adds_nothing_is_reported(tmp_path):
     with pytest.raises(UserCodeError, match=r"Mine\.grow \(mine\.py, line 9\) left the detector without bee"):
         step(tmp_path, "def grow(self, detector, names, taught=()):\n    pass", task=1)
 
@@ -245,7 +245,7 @@ def run(folder: Path, data: Path, body: str) -> None:
         ("def check(self):\n    return 1 / 0", r"ZeroDivisionError: division by zero in check \(.*line 10\)"),
     ],
 )
-def test_what_the_users_code_raises_is_told_as_the_users(tmp_path, data, body, match):
+def test_an_error_of_the_users_code_is_reported_as_such(tmp_path, data, body, match):
     with pytest.raises(UserCodeError, match=match):
         run(tmp_path, data, body)
 

@@ -144,7 +144,7 @@ def test_fisher_of_a_toy(tmp_path):
     toy = Toy().train()
     task = toy_task(tmp_path)
     method = EWC(normalise=False, quantile=1)
-    method.attach(toy, toy, None)  # type: ignore[arg-type]
+    method.attach(toy, toy, None)
     method.begin_task(task)
     method.end_task(task)
     expected = (16**2 + 3.84**2) / 2
@@ -153,7 +153,7 @@ def test_fisher_of_a_toy(tmp_path):
     assert toy.training and toy.w.grad is None
     second = EWC(normalise=False, quantile=1, images=1, weight=3)
     second.load_state(method.state())
-    second.attach(toy, toy, None)  # type: ignore[arg-type]
+    second.attach(toy, toy, None)
     second.begin_task(replace(task, old_classes=OLD, new_classes=NEW))
     with torch.no_grad():
         toy.w += 0.5
@@ -166,7 +166,7 @@ def test_fisher_of_a_toy(tmp_path):
 def test_online_ewc_adds_up(tmp_path):
     toy, task = Toy(), toy_task(tmp_path)
     method = EWC(normalise=False, quantile=1, decay=0.5)
-    method.attach(toy, toy, None)  # type: ignore[arg-type]
+    method.attach(toy, toy, None)
     method.begin_task(task)
     for _ in range(2):
         method.end_task(task)
@@ -269,7 +269,7 @@ def two_tasks(method: Merge) -> Two:
     for old, new, w, row, mean in (((), ("a",), [3.0, 4.0], 1.0, 2.0), (("a",), ("b",), [0.0, 1.0], 3.0, 6.0)):
         if old:
             model.cls.grow(1)
-        method.attach(model, model, None)  # type: ignore[arg-type]
+        method.attach(model, model, None)
         method.begin_task(fixed.task(old, new))
         set_to(model, w, row, mean)
         if old:
@@ -303,7 +303,7 @@ def test_what_did_not_move_stays_bit_equal():
     before = copy.deepcopy(detector.state_dict())
     for rule in ("average", "duet"):
         method = second_task(Merge(rule=rule, m=0.3), detector)
-        method._base = {k: torch.zeros_like(v) for k, v in before.items()}
+        method.load_state({**method.state(), "base": {k: torch.zeros_like(v) for k, v in before.items()}})
         method.end_task(fixed.task(OLD, NEW))
         assert all(torch.equal(v, before[k]) for k, v in detector.state_dict().items())
 

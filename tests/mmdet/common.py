@@ -1,5 +1,6 @@
 """Small models with MMDetection's heads: its own configs, made narrow; and its own losses and detections of them."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import copy

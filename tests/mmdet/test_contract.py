@@ -122,7 +122,7 @@ def test_classes_are_selected_and_renamed_with_anchors():
         ({"nonsense": 1}, "MMDetection cannot build"),
     ],
 )
-def test_what_a_head_cannot_give_is_said(change, message):
+def test_what_a_head_lacks_is_reported(change, message):
     import json
 
     from ciod import detectors

@@ -1,5 +1,6 @@
 """The adapter against MMDetection's own ``loss`` and ``predict`` of the same model, pictures and boxes."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import numpy as np
@@ -20,7 +21,7 @@ THEIRS = {
 }
 
 
-def own_losses(built, images, targets) -> dict[str, torch.Tensor]:
+def own_losses(built, images, targets):
     """Summed over levels, under our names."""
     from mmengine.logging import MessageHub
 

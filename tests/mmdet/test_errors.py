@@ -1,5 +1,6 @@
 """Error messages for configs and checkpoints that the adapter cannot use (for heads: test_contract.py)."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import builtins
@@ -66,20 +67,20 @@ def test_a_detector_of_another_kind(monkeypatch):
         (lambda old, _: nn.Conv2d(old.in_channels, 8, 3), "x: no layer of the head depends on the number of classes"),
         (
             lambda old, n: nn.Conv2d(old.in_channels, n, 3, bias=False),
-            "x: the class layer is a Conv2d; a plain convolution can grow",
+            "x: the class layer is a Conv2d, which cannot grow",
         ),
     ],
 )
 def test_a_head_with_other_layers(layer, message, monkeypatch):
     from mmdet.models.dense_heads import RetinaHead
+    from mmdet.registry import MODELS
 
-    real = RetinaHead._init_layers
+    class Other(RetinaHead):
+        def _init_layers(self):
+            super()._init_layers()
+            self.retina_cls = layer(self.retina_cls, self.num_classes * self.num_base_priors)
 
-    def other(self):
-        real(self)
-        self.retina_cls = layer(self.retina_cls, self.num_classes * self.num_base_priors)
-
-    monkeypatch.setattr(RetinaHead, "_init_layers", other)
+    monkeypatch.setitem(MODELS.module_dict, "RetinaHead", Other)
     with pytest.raises(CiodError, match=message):
         build(common.config("retinanet"))
 
@@ -107,7 +108,7 @@ def test_parts_of_mmdetection_that_do_not_go_together(monkeypatch):
         mmdet_config.require()
 
 
-def test_configs_that_are_not_there_or_cannot_be_read(tmp_path):
+def test_configs_that_are_absent_or_unreadable(tmp_path):
     with pytest.raises(CiodError, match=r"There is no config file x, nor a config .* a path ending in \.py, or a name"):
         mmdet_config.locate("x")
     path = tmp_path / "mine.py"

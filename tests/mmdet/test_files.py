@@ -1,5 +1,6 @@
 """Checkpoints of MMDetection in and out, and commands on them."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import json
@@ -35,7 +36,7 @@ def test_a_checkpoint_brings_its_config(name, tmp_path):
     torch.testing.assert_close(b.boxes, a.boxes, atol=1e-3, rtol=1e-5)
 
 
-def test_what_does_not_fit_is_said(tmp_path):
+def test_tensors_that_do_not_fit_are_reported(tmp_path):
     path = tmp_path / "x.pth"
     checkpoint("retinanet", path, cfg=None)
     with pytest.raises(CiodError, match="has no config of MMDetection in it; give the file"):

@@ -1,5 +1,6 @@
 """ciod's own YOLOX and GFL in MMDetection: written, read there, the same boxes; and methods that learn the same."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import numpy as np

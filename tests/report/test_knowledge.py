@@ -124,7 +124,7 @@ def test_mistakes_of_the_command(files, pair, tmp_path, monkeypatch):
         knowledge.main([*files[:2], out])
     with pytest.raises(ConfigError, match=r"centre_score: there is no such setting; did you mean 'center_score'"):
         knowledge.main([*files, out, "centre_score=0.1"])
-    with pytest.raises(ConfigError, match=r"select: the figure shows crs\."):
+    with pytest.raises(ConfigError, match=r"select: the figure can only show crs; leave select= out\."):
         knowledge.main([*files, out, "select=threshold"])
     with pytest.raises(CiodError, match=r"are not the teacher's .* give two tasks of one run, the earlier first"):
         knowledge.main([files[1], files[0], files[2], out])

@@ -215,7 +215,7 @@ def test_results_of_something_else(tmp_path: Path) -> None:
         read_results(tmp_path)
 
 
-def test_an_extension_without_old_pictures_tells_what_is_known(tmp_path):
+def test_an_extension_without_old_pictures_reports_what_is_known(tmp_path):
     """Agreement in the first line and the first figure; no AP of old or of all classes, no table of dashes."""
     (tmp_path / "results.json").write_text(json.dumps(fake.extension()))
     page = write_report(tmp_path).read_text(encoding="utf-8")

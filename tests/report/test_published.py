@@ -14,7 +14,7 @@ def test_every_row_says_where_it_is_from():
     rows = published.rows()
     assert len(rows) == 289
     assert Counter(r.dataset for r in rows).most_common(3) == [("COCO2017", 129), ("VOC2007", 126), ("LoCo-COCO", 12)]
-    known = set(published._content()["confidence"])
+    known = set(published.content()["confidence"])
     for r in rows:
         assert r.source_text and r.confidence in known, r
         assert r.method and r.detector and r.metric, r
@@ -23,10 +23,10 @@ def test_every_row_says_where_it_is_from():
 
 
 def test_a_row_without_a_source(monkeypatch):
-    content = published._content()
-    row = [*content["rows"][0]]
-    row[content["columns"].index("source")] = "nobody+hearsay"
-    monkeypatch.setattr(published, "_content", lambda: {**content, "rows": [row]})
+    listed = published.content()
+    row = [*listed["rows"][0]]
+    row[listed["columns"].index("source")] = "nobody+hearsay"
+    monkeypatch.setattr(published, "content", lambda: {**listed, "rows": [row]})
     with pytest.raises(CiodError, match=r"published\.json: no source hearsay, nobody\."):
         published.rows()
 
@@ -34,8 +34,8 @@ def test_a_row_without_a_source(monkeypatch):
 def test_gaps_are_those_of_final_and_upper_bound():
     checked = 0
     for r in published.rows():
-        if None not in (r.value, r.upper_bound, r.abs_gap):
-            assert r.upper_bound - r.value == pytest.approx(r.abs_gap, abs=0.11), r  # type: ignore[operator]
+        if r.value is not None and r.upper_bound is not None and r.abs_gap is not None:
+            assert r.upper_bound - r.value == pytest.approx(r.abs_gap, abs=0.11), r
             checked += 1
     assert checked > 50
 
@@ -65,7 +65,7 @@ def test_rows_of_a_scenario(scenario, dataset, name, count):
     assert [r.method.lower() for r in found] == sorted(r.method.lower() for r in found), "no ranking"
 
 
-def test_scenarios_nobody_published_on():
+def test_scenarios_without_published_results():
     assert published.of({}) == []
     assert published.of({"classes": COCO, "split": [79, 1]}) == []
     assert published.of({"classes": COCO, "split": [80]}) == []

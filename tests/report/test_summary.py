@@ -158,5 +158,7 @@ def test_tables_fit_a_terminal_and_take_any_name() -> None:
 def test_inputs_do_not_change() -> None:
     found = by_hand()
     before = copy.deepcopy(found)
-    verdict(found), comparison_rows([("x", found)]), summary_table(found)
+    verdict(found)
+    comparison_rows([("x", found)])
+    summary_table(found)
     assert found == before

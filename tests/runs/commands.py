@@ -22,7 +22,7 @@ from ciod.training.progress import Reporter
 
 # Every teacher position is kept, so that the teacher matters although nothing is learnt in a few steps.
 WORDS = ["split=6+4", "detector=yolox-pico", "size=64", "epochs=2", "batch=4", "log_every=1", "warmup=1",
-         "method=ilyolox", "method.center_score=0", "method.other_score=0"]  # fmt: skip
+         "lr=0.002", "lr_later=0.002", "method=ilyolox", "method.center_score=0", "method.other_score=0"]  # fmt: skip
 
 
 def settings(data: Path, out: Path, *words: str) -> config.Run:

@@ -51,7 +51,7 @@ def test_learning_rates_fall_where_training_lets_them(scenes):
         )
 
 
-def test_where_learning_rates_fall_is_said(scenes, monkeypatch, tmp_path, capsys):
+def test_the_steps_at_which_learning_rates_fall_are_printed(scenes, monkeypatch, tmp_path, capsys):
     words = ("epochs=12", "schedule=step", "lr=0.02", "milestones=[0.6666666, 0.9166666]", "warmup=5")
     show(load(f"data={scenes}", "split=10", *words), [])
     assert "task 1: lr 0.002 from epoch 9 (step 24), lr 0.0002 from epoch 12 (step 33)" in capsys.readouterr().out
@@ -62,7 +62,7 @@ def test_where_learning_rates_fall_is_said(scenes, monkeypatch, tmp_path, capsys
     assert "task 2: lr 0.002 from epoch 9, lr 0.0002 from epoch 12\n" in capsys.readouterr().out
 
 
-def test_without_data_classes_and_epochs_are_still_said(monkeypatch, tmp_path, capsys):
+def test_without_data_classes_and_epochs_are_still_printed(monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("COCO", raising=False)
     monkeypatch.chdir(tmp_path)
     absent: list[str] = []
@@ -108,6 +108,6 @@ def test_the_command_makes_no_folder(scenes, monkeypatch, tmp_path, capsys):
     assert "task 1, 6 classes" in capsys.readouterr().out
 
 
-def test_all_warm_up_is_said(scenes, capsys):
+def test_a_task_that_is_all_warm_up_is_reported(scenes, capsys):
     show(load(f"data={scenes}", "split=6+4", "epochs=1", "schedule=step", "warmup=999", "warmup_share=1"), [])
     assert "all of it is warm-up" in capsys.readouterr().out

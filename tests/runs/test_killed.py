@@ -69,7 +69,7 @@ def test_a_second_kill_is_survived_too(whole, data, tmp_path):
     assert_equal(whole, tmp_path / "run")
 
 
-def test_a_torn_state_file_says_what_to_do(data, tmp_path):
+def test_an_incomplete_state_file_says_what_to_do(data, tmp_path):
     (tmp_path / "run" / "last").mkdir(parents=True)
     (tmp_path / "run" / "last" / "state.pt").write_bytes(b"torn")
     with pytest.raises(CiodError, match=r"state\.pt is incomplete.*choose another out=, or remove"):

@@ -24,7 +24,7 @@ def test_shares_of_the_test_images():
             assert [i for s in shares for i in s] == list(range(n))
 
 
-def test_a_device_that_is_not_there():
+def test_a_device_that_does_not_exist():
     from ciod.core.distributed import pick_device
 
     with pytest.raises(CiodError, match="device: 'gpu' is not a device; allowed: auto, cpu, cuda, cuda:N"):

@@ -89,7 +89,7 @@ SPOILT = [
 
 
 @pytest.mark.parametrize(("content", "match"), SPOILT)
-def test_an_upper_bound_whose_results_are_spoilt(run, tmp_path, content, match):
+def test_an_upper_bound_with_damaged_results(run, tmp_path, content, match):
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(CiodError, match=match):
         run.finish([tmp_path])

@@ -452,7 +452,7 @@ def test_a_first_task_that_is_not_finished(tmp_path):
 
     settings = SimpleNamespace(first=tmp_path, out=tmp_path / "out")
     with pytest.raises(CiodError, match=r"first: .* has not finished its first task\."):
-        resume.take_over(settings, None)  # type: ignore[arg-type]
+        resume.take_over(settings, None)
 
 
 def test_data_that_differ_in_what_no_list_shows(tmp_path):

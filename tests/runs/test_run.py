@@ -182,7 +182,7 @@ def test_an_upper_bound_of_something_else(joint, data, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1, "tasks": []}'])
-def test_the_first_task_of_a_run_whose_results_are_spoilt(whole, data, tmp_path, content):
+def test_a_first_task_from_a_run_with_damaged_results(whole, data, tmp_path, content):
     source = tmp_path / "source"
     shutil.copytree(whole, source)
     (source / "results.json").write_text(content)
@@ -259,7 +259,8 @@ def test_holdout_tunes_on_training_images(data, tmp_path):
 
 def test_python_and_command_line_are_the_same(whole, data, tmp_path):
     results = ciod.train(data=str(data), split="6+4", detector="yolox-pico", size=64, epochs=2, batch=4, log_every=1,
-                         warmup=1, method={"name": "ilyolox", "center_score": 0, "other_score": 0},
-                         out=str(tmp_path / "run"), device="cpu")  # fmt: skip
+                         warmup=1, lr=0.002, lr_later=0.002, device="cpu",
+                         method={"name": "ilyolox", "center_score": 0, "other_score": 0},
+                         out=str(tmp_path / "run"))  # fmt: skip
     assert results["scenario"]["classes"] == list(CLASSES)
     assert_equal(whole, tmp_path / "run")

@@ -88,7 +88,7 @@ def test_it_is_left_alone(glibc, case):
     assert not made
 
 
-def test_a_run_of_this_setting_goes_on_without_it_to_the_same_end(whole, data, tmp_path, glibc):
+def test_a_run_resumed_without_this_setting_ends_equal(whole, data, tmp_path, glibc):
     with pytest.raises(Killed):
         go(data, tmp_path / "run", "keep_freed=true", hooks=kill_after(1, 0))
     assert [library.asked for library in made] == [KEEP + BACK] * 2, "one for each task"

@@ -71,7 +71,7 @@ def test_compiled_code_computes_the_same():
     torch.compiler.reset()
 
 
-def test_without_a_compiler_it_is_said_before_anything_runs(monkeypatch):
+def test_a_missing_compiler_is_reported_before_anything_runs(monkeypatch):
     monkeypatch.setattr(checks, "lacks_compiler", lambda: True)
     with pytest.raises(ConfigError, match=r"train\.compile needs a C\+\+ compiler"):
         config.load(None, ["data=shapes", "split=6+4", "compile=true", "device=cpu"])

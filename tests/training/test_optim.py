@@ -110,6 +110,7 @@ def test_average_starts_fast_and_slows_down():
     expected = 0.0
     for step in range(1, 12):
         model.weight.data.fill_(step)
+        assert model.num_batches_tracked is not None
         model.num_batches_tracked += 1
         ema.update(model)
         decay = min(0.5, (1 + step) / (10 + step))
@@ -122,6 +123,7 @@ def test_average_starts_fast_and_slows_down():
 def test_average_includes_statistics_and_goes_back_into_the_model():
     model = nn.BatchNorm1d(2)
     ema = optim.EMA(model, 0.9)
+    assert model.running_mean is not None
     model.running_mean += 11
     ema.update(model)
     assert ema.state["running_mean"].tolist() == pytest.approx([9.0, 9.0])  # 2/11 of nought, 9/11 of eleven

@@ -113,7 +113,7 @@ def test_a_cheap_teacher_takes_over_what_is_not_folded(kind: str, limit: float, 
 
 
 def _head_norms(detector: Detector) -> int:
-    return sum(isinstance(m, nn.BatchNorm2d) for m in detector.head.modules())  # type: ignore[union-attr]
+    return sum(isinstance(m, nn.BatchNorm2d) for m in detector.head.modules())
 
 
 @pytest.mark.parametrize("method", [gentle, lambda: ERD()])
@@ -142,14 +142,14 @@ def test_nothing_is_shared_while_anything_in_it_moves():
     with speed.shared(student, teacher, train):
         assert teacher.prefix is None
     student, teacher, train = pair("yolox-pico", 3, teacher="exact")
-    next(student.backbone.stage2.parameters()).requires_grad_(True)  # type: ignore[union-attr]
+    next(student.backbone.stage2.parameters()).requires_grad_(True)
     with speed.shared(student, teacher, train):
         assert teacher.prefix is not None and teacher.prefix.depth == 1
-    next(teacher.detector.backbone.stem.buffers()).add_(1e-3)  # type: ignore[union-attr]
+    next(teacher.detector.backbone.stem.buffers()).add_(1e-3)
     with speed.shared(student, teacher, train):
         assert teacher.prefix is None
     student, teacher, train = pair("yolox-pico", 2, teacher="exact")
-    student.backbone.stage1.append(nn.Dropout(0.5))  # type: ignore[union-attr, operator]
+    student.backbone.stage1.append(nn.Dropout(0.5))
     assert speed.frozen_parts(student) == 0, "what is left to chance is not the same twice"
     student, teacher, train = pair("yolox-pico", 2, share_frozen=False)
     with speed.shared(student, teacher, train):

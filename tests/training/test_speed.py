@@ -77,7 +77,7 @@ class NormFirst(nn.Module):
 
 def test_a_folding_that_changes_outputs_is_not_used():
     detector = trained()
-    tower = detector.head.cls_tower  # type: ignore[attr-defined]
+    tower = detector.head.cls_tower
     tower[0] = NormFirst(tower[0], 32)
     assert speed.fold(detector.eval()) is detector
 
@@ -92,7 +92,7 @@ def test_losses_with_a_cheap_teacher(kind: str, limit: float):
     )
 
     def losses(kind: str) -> dict[str, torch.Tensor]:
-        teacher = speed.make_teacher(detector, Train(teacher=kind))  # type: ignore[arg-type]
+        teacher = speed.make_teacher(detector, Train(teacher=kind))
         student = trained()
         with torch.random.fork_rng():
             torch.manual_seed(3)

@@ -35,7 +35,7 @@ dist.destroy_process_group()
 def net(*, sync: bool) -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.3), nn.SiLU(), nn.Conv2d(4, 2, 1))
-    nn.init.uniform_(model[1].weight, 0.5, 1.5)  # type: ignore[arg-type]
+    nn.init.uniform_(model[1].weight, 0.5, 1.5)
     if sync:
         synchronise(model)
     return model.train()

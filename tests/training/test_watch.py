@@ -39,7 +39,7 @@ def test_losses_that_explode_are_named_once():
     assert said.startswith("The losses of task 2 exploded: their sum was 2 at its beginning and 21 at step 3.")
 
 
-def test_distillation_that_is_nought_for_a_whole_epoch():
+def test_distillation_that_is_zero_for_a_whole_epoch_gives_a_warning():
     watch = Watch(1, DISTILS)
     watch.read(*rows({"cls": 1.0, "distill_cls": 0.0, "distill_box": 0.0}, epoch=0))
     assert watch.sentences == [], "the epoch may not be over"
@@ -140,7 +140,7 @@ def test_rows_that_never_fire_and_strange_ap():
     )
 
 
-def test_an_upper_bound_below_what_it_bounds_is_told():
+def test_an_upper_bound_below_the_result_is_reported():
     tasks = [{"all": {"AP": ap}, "epochs": epochs} for ap, epochs in ((0.4, 3), (0.286, 5), (0.2, 5))]
     bounds = [None, {"AP": 0.282}, {"AP": 0.199}]
     (said,) = sanity_checks.about_bounds(tasks, bounds)  # 0.2 is no more than 1 % above 0.199

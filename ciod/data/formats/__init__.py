@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from ciod.core.errors import DataError, did_you_mean
-from ciod.core.files import exists, expanded, is_file, is_folder
+from ciod.core.errors import DataError
+from ciod.core.files import exists, expanded, is_file, is_folder, near_path
 from ciod.core.reading import check_regular
 from ciod.data import labelme
 from ciod.data.formats import coco, voc, yolo
@@ -30,7 +30,8 @@ def recognise(path: str | Path) -> Layout:
     """
     path = expanded(path).absolute()
     if not exists(path):
-        raise DataError(f"The data set {path} does not exist{_near(path)}.")
+        absent = "" if is_folder(path.parent) else f"; nor does {path.parent}"
+        raise DataError(f"The data set {path} does not exist{absent or near_path(path, is_data_set)}")
     if is_file(path):
         suffix = path.suffix.lower()
         layout = coco.find_single(path) if suffix == ".json" and not labelme.is_labelme(path) else None
@@ -47,7 +48,7 @@ def recognise(path: str | Path) -> Layout:
     if layout is not None:
         return layout
     inside = sorted(p.name + ("/" if p.is_dir() else "") for p in path.iterdir())
-    deeper = [name for name in inside[:20] if name.endswith("/") and _is_data_set(path / name)]
+    deeper = [name for name in inside[:20] if name.endswith("/") and is_data_set(path / name)]
     found = ", ".join(inside[:8]) + (", …" if len(inside) > 8 else "") if inside else "nothing"
     raise DataError(
         f"{path} is not a data set that ciod knows. Looked for {coco.LOOKED_FOR}; {voc.LOOKED_FOR}; {yolo.LOOKED_FOR}; "
@@ -131,19 +132,9 @@ def _look(folder: Path) -> Layout | None:
     return None
 
 
-def _is_data_set(path: Path) -> bool:
+def is_data_set(path: Path) -> bool:
+    """Whether ``recognise`` takes it."""
     try:
         return (_look(path) if is_folder(path) else recognise(path)) is not None
     except DataError:
         return False
-
-
-def _near(path: Path) -> str:
-    """The data set with the most similar name beside a missing path, if there is one."""
-    try:
-        names = [p.name for p in path.parent.iterdir()]
-    except OSError:
-        return f"; nor does {path.parent}"
-    hint = did_you_mean(path.name, names, listing=0)
-    meant = hint[len("did you mean '") : -2] if hint.startswith("did you mean '") else ""
-    return f"; {hint.rstrip('?')}" if meant and _is_data_set(path.parent / meant) else ""

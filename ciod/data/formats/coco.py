@@ -105,9 +105,8 @@ def _is_coco(path: Path) -> bool:
             if b"\0" in raw[:64]:  # UTF-16, which the parser reads
                 return True
             keys = (b'"images"', b'"annotations"', b'"categories"')
-            return all(raw.find(key) >= 0 for key in keys) and any(
-                raw.find(key) >= 0 for key in (b'"bbox"', b'"segmentation"')
-            )
+            outlines = (b'"bbox"', b'"segmentation"')
+            return all(raw.find(key) >= 0 for key in keys) and any(raw.find(key) >= 0 for key in outlines)
     except (OSError, ValueError):  # no file to read, or an empty one
         return False
 
@@ -212,6 +211,16 @@ def class_names(part: Part) -> tuple[str, ...]:
     return _classes(categories, used, source)[0]
 
 
+def _looks_like(content: list[Any]) -> str:
+    """What a JSON with a list may be."""
+    first = next((c for c in content[:1] if isinstance(c, dict)), {})
+    if not content or "image_id" in first:
+        return " It looks like detection results, not annotations."
+    if isinstance(first.get("annotations"), list):
+        return " It looks like an export of another tool, such as CreateML; export it as COCO."
+    return ""
+
+
 def _load(path: Path) -> dict[str, Any]:
     try:
         raw = read_bytes(path, ANNOTATIONS)
@@ -226,11 +235,10 @@ def _load(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} cannot be read as JSON: it is not UTF-8; {ADVICE}.") from error
-    except (OSError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # numbers of thousands of digits, lists in lists in lists
         raise DataError(f"{path} cannot be read as JSON: {error}.") from error
     if not isinstance(content, dict):
-        kind = "a list" if isinstance(content, list) else type(content).__name__
-        hint = " It looks like detection results, not annotations." if kind == "a list" else ""
+        kind, hint = ("a list", _looks_like(content)) if isinstance(content, list) else (type(content).__name__, "")
         raise DataError(f"{path} holds {kind} where COCO has an object with images, annotations, categories.{hint}")
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):

@@ -115,6 +115,8 @@ def unique_names(names: Sequence[Any], ids: Sequence[Any], source: str) -> tuple
     """
     first: dict[str, Any] = {}
     for raw, number in zip(names, ids):
+        if isinstance(raw, (dict, list)):
+            raise DataError(f"{source}: the name of class {number} is not text ({str(raw)[:40]}); give it another.")
         name = "" if raw is None else nfc(str(raw)).strip()
         if not name:
             raise DataError(f"{source}: class {number} has no name; give it one.")

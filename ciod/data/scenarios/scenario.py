@@ -15,6 +15,7 @@ from ciod.core import typed
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.files import is_file, nfc
 from ciod.core.reading import Unreadable, read_yaml
+from ciod.core.text_lists import near_name
 from ciod.core.validation_messages import problems_of
 from ciod.data.index import Index
 from ciod.data.scenarios import loco
@@ -28,7 +29,9 @@ class Protocol(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str = ""
+    """Name of the scenario, in reports."""
     description: str = ""
+    """What it is, in a few words."""
     data: str | None = None
     """Data folder of the scenario; ``data=`` of a run overrides it. ``shapes`` draws the built-in scenes."""
     split: Split = "all"
@@ -177,7 +180,7 @@ def groups_of(protocol: Protocol, names: Sequence[str]) -> list[tuple[str, ...]]
     def known(listed: Sequence[str], key: str) -> None:
         for name in listed:
             if nfc(name) not in names:
-                problems.append(f"{key}: the data has no class '{name}'; {did_you_mean(name, names)}")
+                problems.append(f"{key}: the data has no class '{name}'; {near_name(key, name, names)}")
 
     split = protocol.split
     grouped = [g for g in split if isinstance(g, list)] if protocol.grouped else []
@@ -241,7 +244,10 @@ class Scenario:
         empty = [i for i in range(len(self.groups)) if not len(self._images(i))]
         if empty:
             what = "; ".join(f"task {i + 1} ({', '.join(self.groups[i][:5])})" for i in empty)
-            raise CiodError(f"No training images for {what} under images={protocol.images} in {train.source}.")
+            raise CiodError(
+                f"No training images for {what} under images={protocol.images} in {train.source}; "
+                "choose another split= or images=."
+            )
 
     def __len__(self) -> int:
         return len(self.groups)

@@ -12,7 +12,7 @@ from ciod.core import boxes as bx
 from ciod.core.types import Matches, Outputs, Targets
 from ciod.detectors.assigners import point_lattice
 
-_FAR = 1e8  # the published penalty of a candidate that is not both in the box and near its centre
+FAR = 1e8  # the published penalty of a candidate that is not both in the box and near its centre
 _NEVER = float("inf")
 
 
@@ -85,7 +85,7 @@ class _Search:
     def costs(self, targets: Targets, overlap: Tensor, q: Tensor, prime: Tensor, ok: Tensor) -> Tensor:
         """[B, N, P]: cost of each position for each box, infinite where not ``ok``."""
         cost = class_cost(q, targets.labels)
-        cost.sub_((overlap + 1e-7).log_(), alpha=self.iou_weight).add_(~prime, alpha=_FAR)
+        cost.sub_((overlap + 1e-7).log_(), alpha=self.iou_weight).add_(~prime, alpha=FAR)
         return cost.masked_fill_(~ok | ~cost.isfinite(), _NEVER)
 
     def costs_at(self, targets: Targets, place: Tensor, some: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def fill(detector: MMDet, state: dict[str, Tensor], source: str) -> None:
         shown = "is not in it" if k not in given else f"is {[*given[k].shape]}, not {[*wanted[k].shape]}"
         raise CiodError(
             f"{source} does not fit {detector.settings['name']}: of {len(wanted)} tensors {len(off)} differ; {k} "
-            f"{shown}."
+            f"{shown}. Name the config that it was trained with."
         )
     # With a prefix, so that MMDetection's renaming of old FCOS names does not take other heads' for those.
     detector.load_state_dict({f"model.{k}": v for k, v in given.items() if k in wanted}, strict=False)

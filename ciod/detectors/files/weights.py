@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ciod import detectors
-from ciod.core.errors import CiodError, ConfigError, did_you_mean
-from ciod.core.files import is_file, is_folder
+from ciod.core.errors import CiodError, ConfigError
+from ciod.core.files import is_file, no_model_file
 from ciod.core.limits import LARGEST
 from ciod.data import names as known
 from ciod.detectors.base import Detector
@@ -105,10 +105,7 @@ def parse(path: str | Path) -> Parsed:
     """
     config, path = _config_of(path)
     if not is_file(path):
-        suffixes = (".safetensors", ".pth", ".pt")
-        beside = [p.name for p in path.parent.glob("*") if p.suffix in suffixes] if is_folder(path.parent) else []
-        hint = did_you_mean(path.name, beside)
-        raise CiodError(f"There is no model file {path}" + (f"; {hint}" if "mean" in hint else "."))
+        no_model_file(path, (".safetensors", ".pth", ".pt"))
     if config is None and path.suffix == ".safetensors":
         return Parsed(path, "ciod", *model_file.read(path))
     content = read_checkpoint(path)

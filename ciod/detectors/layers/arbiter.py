@@ -18,17 +18,16 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from ciod.core.boxes import pairwise_iou
-
 WIDEST = 1024  # features; a wider backbone's channels are summed into so many, with signs
 SHRINK = 0.1  # share of the diagonal in the covariance
-CANDIDATES = 100  # best positions per branch and image that are judged; all others by their mean
+CANDIDATES = (
+    100  # best positions of all branches in an image that are judged, as many of each; all others by their mean
+)
+LEAST = 20  # of a branch
 SAMPLES = 4  # per side of a box, in every map
 DIRECTIONS = 32  # at random, in which distances are measured
 FAR = 3.0  # standard deviations beyond the mean logarithm of the objects' squared distances, where scores are halved
 STEEP = 2.2  # one standard deviation nearer they keep 90 %
-SAME_PLACE = 0.6  # IoU from which detections of two branches are one object
-CLEAR = 0.5  # the lower one goes below this share of the other's score
 
 
 class Arbiter(nn.Module):
@@ -265,20 +264,13 @@ class Arbiter(nn.Module):
     # Prediction ---------------------------------------------------------------------------------------------------
 
     def judge(self, maps: Sequence[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """At boxes [B, n, 4] the probabilities of the rows, and how well known an object of each is: [B, n, rows].
-
-        Discriminants and projections are linear and so is the mean over a box: both are computed on the maps, and
-        then pooled.
-        """
-        b, n = boxes.shape[:2]
-        image = torch.arange(b, device=boxes.device).repeat_interleave(n)
+        """At boxes [B, n, 4] the probabilities of the rows, and how well known an object of each is: [B, n, rows]."""
+        means = [_means(m.float(), boxes, s) for m, s in zip(maps, self.strides, strict=True)]
         layer = torch.cat([self.weight, self.projection.T])
         weights = (layer[:, self.column] * self.sign).split(self.channels, 1)
-        total = torch.cat([self.bias, self.bias.new_zeros(DIRECTIONS)])
-        for m, w, s in zip(maps, weights, self.strides, strict=True):
-            drawn = nn.functional.conv2d(m.float(), w[:, :, None, None])
-            total = total + _inside(drawn, boxes.reshape(-1, 4), image, s)
-        discriminants, projected = total.view(b, n, -1).split([len(self.bias), DIRECTIONS], 2)
+        bias = torch.cat([self.bias, self.bias.new_zeros(DIRECTIONS)])
+        total = bias + torch.stack([(w @ x).transpose(1, 2) for w, x in zip(weights, means, strict=True)]).sum(0)
+        discriminants, projected = total.split([len(self.bias), DIRECTIONS], 2)
         return self.posterior(discriminants), self.known(self.distances(projected))
 
     def weigh(self, scores: Tensor, boxes: Tensor, maps: Sequence[Tensor], parts: Sequence[Sequence[int]]) -> Tensor:
@@ -289,23 +281,32 @@ class Arbiter(nn.Module):
             parts: class numbers of the detector itself and of each branch. A branch that lacks statistics is left
                 as it is.
         """
-        positions = scores.shape[1] // len(parts)
-        own, factors = self.own(parts), []
-        boxes = boxes.detach()
-        most = min(CANDIDATES, positions)
-        for i in range(1, len(parts)):
-            if (columns := own[i]) is None:
-                factors.append(scores.new_ones(scores.shape[0], positions))
-                continue
-            part = slice(i * positions, (i + 1) * positions)
-            place = scores[:, part].amax(2).topk(most, 1).indices
-            near = boxes[:, part].gather(1, place[..., None].expand(-1, -1, 4))
-            probability, known = self.judge(maps, near)
-            right = (probability @ columns) * (known * columns).amax(2)
-            rest = right.mean(1, keepdim=True).expand(-1, positions)
-            factors.append(rest.scatter(1, place, right))
-        factor = torch.cat(factors, 1)[..., None]
-        return torch.cat([scores[:, :positions], scores[:, positions:] * factor], 1)
+        n = len(parts)
+        positions = scores.shape[1] // n
+        best = scores[:, positions:].amax(2).unflatten(1, (n - 1, positions))
+        factor = self.factors(best, boxes[:, positions:].unflatten(1, (n - 1, positions)), maps, parts)
+        return torch.cat([scores[:, :positions], scores[:, positions:] * factor.flatten(1)[..., None]], 1)
+
+    def factors(self, best: Tensor, boxes: Tensor, maps: Sequence[Tensor], parts: Sequence[Sequence[int]]) -> Tensor:
+        """What scores of branches are multiplied with, [B, n, P].
+
+        Args:
+            best: [B, n, P] the best score at each position of each branch.
+            boxes: [B, n, P, 4].
+            parts: see ``weigh``.
+        """
+        n, positions = best.shape[1:]
+        own = self.own(parts)[1:]
+        columns = torch.stack([best.new_zeros(len(self.listed)) if c is None else c for c in own])
+        most = min(max(LEAST, CANDIDATES // n), positions)
+        place = best.topk(most, 2).indices
+        near = boxes.detach().gather(2, place[..., None].expand(-1, -1, -1, 4)).flatten(1, 2)
+        probability, known = (x.unflatten(1, (n, most)) for x in self.judge(maps, near))
+        columns = columns[:, None]
+        right = (probability * columns).sum(3) * (known * columns).amax(3)
+        rest = right.mean(2, keepdim=True).expand(-1, -1, positions)
+        judged = torch.tensor([c is not None for c in own], device=best.device)[:, None]
+        return torch.where(judged, rest.scatter(2, place, right), torch.ones_like(best))
 
     def own(self, parts: Sequence[Sequence[int]]) -> list[Tensor | None]:
         """For each part [rows] float, 1 at its classes; None where one of them has no statistics."""
@@ -336,22 +337,23 @@ def _inside(m: Tensor, boxes: Tensor, image: Tensor, stride: int) -> Tensor:
     return found[:, :, 0, 0]
 
 
-def one_per_place(boxes: Tensor, scores: Tensor, part: Tensor, kept: Tensor) -> Tensor:
-    """Which of the detections stay when two branches see the same object: not one that has less than half of the
-    other's score.
+def _means(m: Tensor, boxes: Tensor, stride: int) -> Tensor:
+    """The mean of a map [B, F, h, w] inside boxes [B, n, 4] → [B, F, n].
 
-    Args:
-        boxes: [B, n, 4].
-        scores: [B, n], the best first.
-        part: [B, n] int64: 0 for the detector itself, whose detections all stay and hide none; then the branches.
-        kept: [B, n] bool; False: an empty row, which hides none.
-
-    Returns:
-        [B, n] bool.
+    As ``_inside``, which interpolates at ``SAMPLES`` points per side. Their weights are those of rows times those of
+    columns, so the mean is a product of matrices, which runtimes compute much faster.
     """
-    iou = pairwise_iou(boxes, boxes)
-    branch = (part > 0) & kept
-    rivals = branch[:, :, None] & branch[:, None, :] & (part[:, :, None] != part[:, None, :])
-    hides = (iou > SAME_PLACE) & rivals & (scores[:, None, :] < CLEAR * scores[:, :, None])
-    sure = ~hides.any(1)  # nothing can hide these; in the second round only what is not hidden itself hides
-    return kept & ~(hides & sure[:, :, None]).any(1)
+    height, width = m.shape[2:]
+    rows = _shares(boxes[..., 1::2], height, stride)
+    columns = _shares(boxes[..., 0::2], width, stride)
+    return m.flatten(2) @ (rows[..., :, None] * columns[..., None, :]).flatten(2).transpose(1, 2)
+
+
+def _shares(ends: Tensor, cells: int, stride: int) -> Tensor:
+    """Weights of the cells in the mean along one side of boxes: [B, n, 2] in pixels → [B, n, cells]."""
+    ends = ends.nan_to_num().clamp(0, cells * stride) / stride - 0.5
+    extent = (ends[..., 1:] - ends[..., :1]).clamp(min=1)
+    point = ends[..., :1] + extent * ((torch.arange(SAMPLES, device=ends.device) + 0.5) / SAMPLES)
+    inside = (point <= cells).to(ends)  # beyond the border a map is zero
+    apart = point.clamp(0, cells - 1)[..., None] - torch.arange(cells, device=ends.device)
+    return ((1 - apart.abs()).clamp(min=0) * inside[..., None]).mean(2)

@@ -163,6 +163,7 @@ def append(parts: Sequence[Outputs]) -> Outputs:
         strides=cat("strides", 0),
         objectness=cat("objectness", 1),
         levels=tuple(n for p in parts for n in p.levels),
+        parts=tuple(p.logits.shape[1] for p in parts),
     )
 
 
@@ -179,6 +180,7 @@ def part(outputs: Outputs, i: int, of: int) -> Outputs:
         strides=outputs.strides[own],
         objectness=outputs.objectness[:, own],
         levels=outputs.levels[i * levels : (i + 1) * levels],
+        parts=(),
     )
 
 

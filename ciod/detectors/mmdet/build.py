@@ -91,7 +91,10 @@ def growing(layer: Any, classes: int, head: Any, source: str) -> ClassConv:
     """
     plain = type(layer) is nn.Conv2d and layer.stride == (1, 1) and layer.groups == 1 and layer.bias is not None
     if not plain:
-        raise CiodError(f"{source}: the class layer is a {type(layer).__name__}; a plain convolution can grow.")
+        raise CiodError(
+            f"{source}: the class layer is a {type(layer).__name__}, which cannot grow; ciod extends only plain "
+            "convolutions."
+        )
     kernel, anchors = layer.kernel_size[0], int(getattr(head, "num_base_priors", 1))
     if anchors > 1:
         return AnchorClassConv(layer.in_channels, classes, anchors, kernel)

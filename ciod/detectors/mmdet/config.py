@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ciod.core.errors import CiodError, did_you_mean
+from ciod.core.errors import CiodError, nearest
 from ciod.core.files import expanded, is_file
 from ciod.detectors.base import Input
 
@@ -66,8 +66,8 @@ def locate(given: str) -> Path:
     own = sorted(p for p in folder.rglob("*.py") if "_base_" not in p.parts)
     found = next((p for p in own if p.stem == stem), None)
     if found is None:
-        hint = did_you_mean(stem, [p.stem for p in own])
-        hint = hint if "mean" in hint else "give a path ending in .py, or a name like gfl_r50_fpn_1x_coco."
+        near = nearest(stem, [p.stem for p in own])
+        hint = f"did you mean '{near}'?" if near else "give a path ending in .py, or a name like gfl_r50_fpn_1x_coco."
         raise CiodError(f"There is no config file {given}, nor a config of MMDetection of that name; {hint}")
     return found
 

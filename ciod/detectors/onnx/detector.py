@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,11 +24,12 @@ from ciod.detectors.onnx import graph, recognise, written
 from ciod.detectors.onnx.layout import Arrays
 from ciod.detectors.onnx.pictures import NO_CLASS
 from ciod.detectors.onnx.recognise import Asked, Recognised
-from ciod.detectors.onnx.session import Runner
+from ciod.detectors.onnx.session import Runner, on_gpu
 from ciod.detectors.onnx.written import Opened
 from ciod.detectors.yolox import YOLOX, assemble
 
 STRIDES = (8, 16, 32)
+LARGEST_HALF = 65504.0
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,8 @@ class OnnxDetector(Detector):
             self.lineage = list(record.lineage)
         else:
             self.lineage = [{"from": opened.whole.path.name, "classes": list(self.class_names)}]
-        taps = list({t.name: t for level in found.levels for t in level.taps}.values())
-        self.source = Source(opened, found, Runner(opened.whole, outputs, taps))
+        self.source = Source(opened, found, Runner(opened.whole, outputs, found.levels))
+        taps = self.source.runner.taps
         self.channels = tuple(
             Channels(v.stride, _width(v.early), _width(v.late), tuple(t.channels for t in v.towers))
             for v in found.levels
@@ -110,9 +112,10 @@ class OnnxDetector(Detector):
 
     def forward(self, images: Tensor) -> Outputs:
         """In train mode the positions of the newest branch alone: nothing else of the graph is computed."""
-        ready = self.normalise(images).cpu().numpy()
         if self.training and len(self.branches):
-            return self.of_branch(len(self.branches) - 1, self.tensors(self.source.runner.maps(ready)))
+            maps = self.unpacked(images) if images.ndim == 2 else self.maps(images)
+            return self.of_branch(len(self.branches) - 1, maps)
+        ready = self.normalise(images).cpu().numpy()
         runner, maps = self.source.runner, []
         if len(self.branches):
             pictures, arrays = runner.both(ready)
@@ -123,8 +126,39 @@ class OnnxDetector(Detector):
         parts += [self.of_branch(i, maps) for i in range(len(self.branches))]
         return parts[0] if len(parts) == 1 else br.append(parts)
 
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The maps that are read, of images as ``forward`` takes them; nothing else of the graph is computed."""
+        ready = self.normalise(images)
+        if on_gpu(self.device):
+            return self.source.runner.bound(ready)
+        return self.tensors(self.source.runner.maps(ready.cpu().numpy()))
+
     def tensors(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
-        return [torch.from_numpy(a).to(self.device) for a in arrays]
+        """Channels last, as the convolutions of a branch want them."""
+        layout = torch.channels_last
+        return [torch.from_numpy(a).to(self.device, memory_format=layout) for a in arrays]
+
+    def packed(self, images: Tensor) -> Tensor:
+        """[B, ``packed_width``] float16 on the CPU: the maps of each image in one row, which ``forward`` takes in the
+        place of the image in train mode."""
+        rows = [m.permute(0, 2, 3, 1).flatten(1).clamp(-LARGEST_HALF, LARGEST_HALF).half() for m in self.maps(images)]
+        return torch.cat(rows, 1).cpu()
+
+    @property
+    def packed_width(self) -> int:
+        return sum(math.prod(shape) for shape in self._shapes())
+
+    def unpacked(self, rows: Tensor) -> list[Tensor]:
+        """The maps in rows that ``packed`` gave."""
+        shapes = self._shapes()
+        parts = rows.split([math.prod(shape) for shape in shapes], 1)
+        return [p.float().unflatten(1, shape).permute(0, 3, 1, 2) for p, shape in zip(parts, shapes, strict=True)]
+
+    def _shapes(self) -> list[tuple[int, int, int]]:
+        """Height, width and channels of each map that is read."""
+        runner = self.source.runner
+        sides = [-(-self.input.size // runner.strides[t.name]) for t in runner.taps]
+        return [(side, side, t.channels) for side, t in zip(sides, runner.taps, strict=True)]
 
     def of_branch(self, i: int, maps: Sequence[Tensor]) -> Outputs:
         """Outputs of a branch in training, of the maps that are read."""
@@ -206,7 +240,7 @@ class OnnxDetector(Detector):
         """
         sums: list[list[Tensor]] = []
         for image in images.split(8):
-            maps = self.tensors(self.source.runner.maps(self.normalise(image).cpu().numpy()))
+            maps = self.maps(image)
             rows = [m.double().transpose(0, 1).flatten(1) for m in maps]
             counts = [torch.full_like(r[:, 0], r.shape[1]) for r in rows]
             sums.append([torch.stack([r.sum(1), r.square().sum(1), c]) for r, c in zip(rows, counts, strict=True)])

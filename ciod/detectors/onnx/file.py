@@ -19,8 +19,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ciod.core.errors import CiodError, did_you_mean
-from ciod.core.files import is_file, is_folder
+from ciod.core.errors import CiodError
+from ciod.core.files import is_file, no_model_file
 
 Proto: TypeAlias = Any
 """A message of the package onnx, which is optional: a model, graph, node or tensor."""
@@ -146,9 +146,7 @@ def contents(path: Path) -> bytes:
     """
     require("onnx")
     if not is_file(path):
-        beside = [p.name for p in path.parent.glob("*.onnx")] if is_folder(path.parent) else []
-        hint = did_you_mean(path.name, beside)
-        raise CiodError(f"There is no model file {path}" + (f"; {hint}" if "mean" in hint else "."))
+        no_model_file(path, (".onnx",))
     if (size := path.stat().st_size) > LARGEST:
         raise CiodError(f"{path} has {size / 1e9:.1f} GB; an ONNX file has at most 2.1 GB.")
     return path.read_bytes()
@@ -293,14 +291,16 @@ def start(
     threads: int = 0,
     level: str | None = None,
     spin: bool = True,
+    gpu: int | None = None,
 ) -> Any:
-    """A session on the CPU.
+    """A session on the CPU, or on a GPU.
 
     Args:
         path: for the message.
         threads: 0: as many as onnxruntime likes.
         level: of optimisation, by onnxruntime's name for it; None: all or none, as ``optimised`` says.
         spin: threads wait busily for the next run; False: they leave the cores to others.
+        gpu: which GPU; None: the CPU. Products are float32, never TF32.
 
     Raises:
         CiodError: onnxruntime does not take it.
@@ -314,8 +314,11 @@ def start(
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
     name = level or ("ORT_ENABLE_ALL" if optimised else "ORT_DISABLE_ALL")
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, name)
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if gpu is not None:
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": gpu, "use_tf32": 0}))
     try:
-        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(content, options, providers=providers)
     except Exception as error:  # onnxruntime has a class of its own for each kind
         raise CiodError(f"onnxruntime cannot open {path}: {_reason(error)}") from error
 
@@ -337,6 +340,19 @@ def run(path: Path, session: Any, names: Sequence[str] | None, feed: Mapping[str
         raise CiodError(f"onnxruntime cannot run {path}: {_reason(error)}") from error
     finally:
         timer.cancel()
+
+
+def run_bound(path: Path, session: Any, binding: Any) -> None:
+    """One run whose inputs and outputs are bound.
+
+    Raises:
+        CiodError: the run fails, or needs more memory than it may.
+    """
+    try:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+    except Exception as error:
+        raise CiodError(f"onnxruntime cannot run {path}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:

@@ -93,7 +93,8 @@ class Pair(Layout):
     def of(cls, pictures: Sequence[Arrays], facts: Facts) -> Pair | None:
         if any(len(o) != 2 or any(a.ndim != 2 or a.dtype.kind != "f" for a in o) for o in pictures):
             return None
-        for which in (0, 1):
+        both = [np.concatenate([o[i].reshape(-1, o[i].shape[-1]) for o in pictures]) for i in (0, 1)]
+        for which in (0, 1) if _boxlike(both[0]) >= _boxlike(both[1]) else (1, 0):
             place, other = (np.concatenate([o[i] for o in pictures]) for i in (which, 1 - which))
             rows, shape = pictures[0][which].shape[0], pictures[0][1 - which].shape
             if place.shape[1] != 4 or rows not in shape or not len(place):
@@ -134,6 +135,13 @@ class Pair(Layout):
             scores = np.delete(scores, self.background, 1)
         boxes = boxes * (self.size if self.unit else 1)
         return xyxy(boxes) if self.centres else boxes, scores
+
+
+def _boxlike(values: np.ndarray) -> float:
+    """The larger of two outputs with four columns has the boxes: scores sum to 1 or are small, logits are negative."""
+    if not values.size or values.shape[1] != 4:
+        return -np.inf
+    return 0.0 if np.allclose(values.sum(1), 1, atol=1e-3) else float(values.mean())
 
 
 @dataclass

@@ -71,7 +71,7 @@ def merged(detector: OnnxDetector, *, nms: bool = False) -> bytes:
         if nms and i == len(detector.branches) - 1:
             every = suppressed.parts(nodes, detector, [(p.boxes, p.scores) for p in parts])
             limits = {"floor": detector.score_threshold, "iou": detector.nms_iou}
-            nodes.output(suppressed.detections(nodes, every, **limits), [batch, suppressed.DETECTIONS, 6])
+            nodes.output(suppressed.detections(nodes, every, **limits), [batch, suppressed.DETECTIONS * len(every), 6])
         nodes.into(model)
     content = _entry(detector, parts)
     onnx.helper.set_model_props(model, {f"ciod.{number + len(detector.branches) - 1}": content})

@@ -12,6 +12,7 @@ from ciod.detectors.onnx.detector import OnnxDetector
 PICTURES = 24
 LEAST = 0.5  # share of detections found again below which input= is doubted
 ENOUGH = 10  # detections without which nothing is said
+FEW = 8  # fewer than one detection in this number of images: the detector may not see the objects
 SCORE, IOU = 0.3, 0.5
 
 
@@ -44,7 +45,13 @@ def doubts(detector: OnnxDetector, images: np.ndarray) -> list[str]:
     """A sentence where too little is found again; [] where nothing is to be said."""
     if detector.source.found.layout is None:
         return []
-    again, count = found_again(detector, images[:PICTURES])
+    images = images[:PICTURES]
+    again, count = found_again(detector, images)
+    if count * FEW < len(images):
+        return [
+            f"The old detector finds {count} objects in {len(images)} images: is input= right? (It is as it should be "
+            "if the images have none of the old classes.)"
+        ]
     if count < ENOUGH or again >= LEAST * count:
         return []
     return [f"{again} of {count} old detections are found again in the mirrored picture: is input= right?"]

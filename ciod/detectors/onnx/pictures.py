@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -158,7 +159,7 @@ def of_metadata(source: OnnxFile) -> tuple[Input, str] | None:
 
 def ciod_metadata(source: OnnxFile) -> dict[str, Any]:
     """What ciod wrote into the file last; {} for a file of another maker."""
-    keys = [k for k in source.metadata if k == "ciod" or k.removeprefix("ciod.").isdigit()]
+    keys = [k for k in source.metadata if re.fullmatch(r"ciod(\.[0-9]{1,9})?", k)]
     if not keys:
         return {}
     text = source.metadata[max(keys, key=lambda k: int(k.removeprefix("ciod").removeprefix(".") or 0))]
@@ -167,7 +168,9 @@ def ciod_metadata(source: OnnxFile) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise CiodError(f"{source.path} is damaged: what ciod wrote into its metadata is not readable.")
+        raise CiodError(
+            f"{source.path} is damaged: what ciod wrote into its metadata is not readable. Export it again."
+        )
     return found
 
 

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ciod.detectors.onnx import file as f
 from ciod.detectors.onnx import layouts
 from ciod.detectors.onnx.file import OnnxFile, Proto
 from ciod.detectors.onnx.graph import inputs_of
 from ciod.detectors.onnx.layout import Arrays
-from ciod.detectors.onnx.taps import Tap
+from ciod.detectors.onnx.taps import Level, Tap
 
 
 class Runner:
@@ -21,11 +23,13 @@ class Runner:
     Args:
         source: the file.
         outputs: those that are wanted.
-        taps: the maps that are read.
+        levels: the maps that are read.
     """
 
-    def __init__(self, source: OnnxFile, outputs: Sequence[str], taps: Sequence[Tap]):
-        self.source, self.wanted, self.taps = source, list(outputs), list(taps)
+    def __init__(self, source: OnnxFile, outputs: Sequence[str], levels: Sequence[Level]):
+        self.source, self.wanted = source, list(outputs)
+        self.strides = {t.name: v.stride for v in levels for t in v.taps}
+        self.taps: list[Tap] = list({t.name: t for v in levels for t in v.taps}.values())
         self._sessions: dict[str, Any] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Runner:
@@ -54,6 +58,44 @@ class Runner:
         names = [t.name for t in self.taps]
         return self._joined(self._run("maps", None, names, ready), len(ready))
 
+    def bound(self, ready: Tensor) -> list[Tensor]:
+        """The maps that are read, each [n, C, h, w] float32, of pictures on a GPU: nothing is copied off it.
+
+        Args:
+            ready: [n, 3, H, W] float32 as the graph expects its values, on the device of the session.
+        """
+        session = self._sessions.get("bound")
+        if session is None:
+            gpu = (ready.device.index or 0) if ready.device.type == "cuda" else None
+            content = only(self.source, [t.name for t in self.taps])
+            session = self._sessions["bound"] = f.start(self.source.path, content, gpu=gpu)
+        batch = self.source.picture.batch or 1
+        runs = [self._bound(session, given) for given in _filled(ready, batch)]
+        found = [torch.cat(maps)[: len(ready)].float() for maps in zip(*runs, strict=True)]
+        return [x.permute(0, 3, 1, 2) if t.channels_last else x for x, t in zip(found, self.taps, strict=True)]
+
+    def _bound(self, session: Any, given: Tensor) -> list[Tensor]:
+        """One run whose input and outputs are tensors of PyTorch."""
+        picture, (height, width) = self.source.picture, given.shape[2:]
+        x = given.permute(0, 2, 3, 1) if picture.channels_last else given
+        x = x.round().clamp(0, 255) if picture.dtype == np.uint8 else x
+        x = (x[0] if picture.single else x).to(_TORCH[np.dtype(picture.dtype).name]).contiguous()
+        binding, place = session.io_binding(), (given.device.type, given.device.index or 0)
+        binding.bind_input(picture.name, *place, picture.dtype, tuple(x.shape), x.data_ptr())
+        for name in {i.name for i in session.get_inputs()} & set(self.source.sizes):
+            binding.bind_cpu_input(name, np.array([[height, width]] * len(given), np.int64))
+        kinds, maps = {o.name: o.type for o in session.get_outputs()}, []
+        for tap in self.taps:
+            side = -(-height // self.strides[tap.name])
+            shape = (side, side, tap.channels) if tap.channels_last else (tap.channels, side, side)
+            kind = "float16" if kinds[tap.name] == "tensor(float16)" else "float32"
+            maps.append(torch.empty(len(given), *shape, dtype=_TORCH[kind], device=given.device))
+            binding.bind_output(tap.name, *place, np.dtype(kind).type, tuple(maps[-1].shape), maps[-1].data_ptr())
+        if given.device.type == "cuda":
+            torch.cuda.current_stream(given.device).synchronize()  # onnxruntime has a stream of its own
+        f.run_bound(self.source.path, session, binding)
+        return maps
+
     def _joined(self, runs: list[list[np.ndarray]], count: int) -> list[np.ndarray]:
         found = []
         for i, tap in enumerate(self.taps):
@@ -76,6 +118,20 @@ class Runner:
                 given = np.concatenate([given, np.repeat(given[-1:], batch - len(given), 0)])
             found.append(f.run(self.source.path, session, names, self.source.feed(given)))
         return found
+
+
+_TORCH = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
+
+
+def on_gpu(device: torch.device) -> bool:
+    """Whether onnxruntime can run on this device."""
+    return device.type == "cuda" and "CUDAExecutionProvider" in f.require("onnxruntime").get_available_providers()
+
+
+def _filled(ready: Tensor, batch: int) -> list[Tensor]:
+    """Runs of ``batch`` pictures; the last one is filled up with its last picture."""
+    lacking = -len(ready) % batch
+    return list(torch.cat([ready, ready[-1:].expand(lacking, -1, -1, -1)]).split(batch))
 
 
 def only(source: OnnxFile, names: Sequence[str]) -> bytes:

@@ -56,7 +56,11 @@ def scatter_classes(nodes: Nodes, scores: str, row: Sequence[int]) -> str:
 
 
 def detections(nodes: Nodes, every: Sequence[Names], *, floor: float, iou: float) -> str:
-    """[n, DETECTIONS, 6], the best first: x1, y1, x2, y2, score, label; rows that are not used have the label -1."""
+    """[n, DETECTIONS × parts, 6], the best first: x1, y1, x2, y2, score, label; unused rows have the label -1.
+
+    Each part has room for DETECTIONS: new classes never push out old boxes.
+    """
+    room = DETECTIONS * len(every)
     boxes = nodes.add("Concat", *(b for b, _ in every), axis=1)
     scores = nodes.add("Concat", *(s for _, s in every), axis=1)
     label = nodes.add("ArgMax", scores, axis=2, keepdims=1)  # [n, P, 1]
@@ -65,19 +69,14 @@ def detections(nodes: Nodes, every: Sequence[Names], *, floor: float, iou: float
     numbers = nodes.add("NonZero", nodes.add("ConstantOfShape", count, value=_one()))  # 0, 1, … [1, C]
     numbers = nodes.add("Reshape", numbers, nodes.const([1, 1, -1], np.int64))
     single = nodes.add("Mul", scores, nodes.to_float(nodes.add("Equal", label, numbers)))  # one label per position
-    limits = nodes.const([DETECTIONS], np.int64), nodes.const([iou]), nodes.const([floor])
+    limits = nodes.const([room], np.int64), nodes.const([iou]), nodes.const([floor])
     kept = nodes.add("NonMaxSuppression", boxes, nodes.add("Transpose", single, perm=[0, 2, 1]), *limits)
     place = columns(nodes, kept, (0, 2), axis=1)
     found = nodes.add("Gather", nodes.add("Shape", kept), nodes.const([0], np.int64), axis=0)
     ones = nodes.add("ConstantOfShape", found, value=_one())
     flat = nodes.add("Reshape", best, nodes.const([0, -1], np.int64))
     mark = nodes.add("ScatterND", nodes.add("Mul", flat, nodes.const(0)), place, ones)
-    ranked = nodes.add("Sub", nodes.add("Add", nodes.add("Mul", flat, mark), mark), nodes.const(1))
-    # Empty rows at the end, so many that the list is full whatever was found.
-    padding = nodes.add("Mul", columns(nodes, ranked, [0] * DETECTIONS, axis=1), nodes.const(0))
-    padding = nodes.add("Sub", padding, nodes.const(1))
-    full = nodes.add("Concat", ranked, padding, axis=1)
-    score, chosen = nodes.two("TopK", full, nodes.const([DETECTIONS], np.int64), axis=1)
+    score, chosen = _best(nodes, nodes.add("Mul", nodes.add("Add", flat, nodes.const(1)), mark), every)
     chosen = nodes.add("Reshape", chosen, nodes.const([0, -1, 1], np.int64))
     score = nodes.add("Reshape", score, nodes.const([0, -1, 1], np.int64))
     rows = nodes.add("Concat", boxes, nodes.to_float(label), axis=2)  # [n, P, 5]
@@ -88,6 +87,32 @@ def detections(nodes: Nodes, every: Sequence[Names], *, floor: float, iou: float
     used = nodes.to_float(nodes.add("Greater", score, nodes.const(0)))
     unused = nodes.add("Mul", nodes.add("Sub", used, nodes.const(1)), nodes.const([0, 0, 0, 0, 0, 1]))
     return nodes.add("Add", nodes.add("Mul", rows, used), unused, output=f"{nodes.prefix}detections")
+
+
+def _best(nodes: Nodes, ranked: str, every: Sequence[Names]) -> tuple[str, str]:
+    """Score and position [n, DETECTIONS × parts] of the best of each part, the best first; score ≤ 0: an empty row.
+
+    Args:
+        ranked: [n, P]: score + 1 of what NMS keeps, else 0.
+    """
+    first = [columns(nodes, s, (0,)) for _, s in every]  # [n, positions of the part, 1]
+    scores, chosen = [], []
+    # Empty rows at the end, so many that the list is full whatever was found.
+    padding = nodes.add("Mul", columns(nodes, ranked, [0] * DETECTIONS, axis=1), nodes.const(0))
+    for k in range(len(every)):
+        own = [nodes.add("Mul", s, nodes.const(0)) for s in first]
+        own[k] = nodes.add("Add", own[k], nodes.const(1))
+        mask = nodes.add("Concat", *own, axis=1) if len(own) > 1 else own[0]
+        mask = nodes.add("Reshape", mask, nodes.const([0, -1], np.int64))
+        full = nodes.add("Concat", nodes.add("Mul", ranked, mask), padding, axis=1)
+        score, place = nodes.two("TopK", full, nodes.const([DETECTIONS], np.int64), axis=1)
+        scores.append(score)
+        chosen.append(place)
+    score, order = nodes.two(
+        "TopK", nodes.add("Concat", *scores, axis=1), nodes.const([DETECTIONS * len(every)], np.int64), axis=1
+    )
+    places = nodes.add("GatherElements", nodes.add("Concat", *chosen, axis=1), order, axis=1)
+    return nodes.add("Sub", score, nodes.const(1)), places
 
 
 def _one() -> object:

@@ -110,7 +110,19 @@ class _Search:
     def __init__(self, flow: Flow):
         self.flow = flow
         found = {t: as_map(flow.shapes[t], flow.batch, flow.size) for t in flow.order if t in flow.shapes}
-        self.maps = {t: m for t, m in found.items() if m is not None}
+        attention = self._attention()
+        self.maps = {t: m for t, m in found.items() if m is not None and t not in attention}
+
+    def _attention(self) -> set[str]:
+        """Products of two tensors that both depend on the images, and tensors of the same shape made of them: a table
+        of 100 × 100 queries is no map of stride 8 at 800 pixels."""
+        found: set[str] = set()
+        for tensor in self.flow.order[1:]:
+            parents, shape = self.flow.parents[tensor], self.flow.shapes.get(tensor)
+            product = self.flow.maker[tensor].op_type in ("MatMul", "Einsum") and len(parents) > 1
+            if product or any(p in found and self.flow.shapes.get(p) == shape for p in parents):
+                found.add(tensor)
+        return found
 
     def tap(self, tensor: str | None) -> Tap | None:
         if tensor is None:

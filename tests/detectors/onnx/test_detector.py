@@ -211,7 +211,7 @@ def test_a_dynamic_graph_is_run_at_other_sizes(tmp_path):
     assert boxes.shape == (1, 8 * 16 + 4 * 8 + 2 * 4, 4) and scores.shape == (1, 168, 1)
 
 
-def test_old_files_whose_weights_are_inputs_too(tmp_path):
+def test_weights_of_old_files_may_be_inputs_too(tmp_path):
     net = small(opset=9)
     model = net.model()
     model.ir_version = 3
@@ -249,7 +249,7 @@ def test_quantised_maps(tmp_path):
     written_by(trained(load(net.save(tmp_path / "m.onnx"), ASKED)), tmp_path / "n.onnx")
 
 
-def test_outputs_that_nobody_understands_stay_as_they_are(tmp_path):
+def test_unknown_outputs_stay_unchanged(tmp_path):
     net = Net()
     net.output(net.head(net.fpn(net.backbone(), 8), 3, towers=1)[1][2])
     detector = load(net.save(tmp_path / "m.onnx"), Asked(input="0..1,rgb"))
@@ -291,7 +291,7 @@ def extended(path, tmp_path_factory):
     return target
 
 
-def test_a_file_that_ciod_wrote_needs_nothing_said(extended):
+def test_a_file_that_ciod_wrote_needs_no_settings(extended):
     with pytest.raises(ConfigError, match=r"input: n.onnx was written by ciod and says it itself"):
         load(extended, ASKED)
     with pytest.raises(ConfigError, match=r"size: n.onnx was written by ciod"):

@@ -143,6 +143,21 @@ def test_what_was_made_comes_back(name):
         np.testing.assert_allclose(got, scores if back in (None, "best", "shares") else back(scores), atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["sigmoid", "logits", "softmax"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_four_columns_of_scores_are_not_boxes(first, kind):
+    """Both outputs have four columns: of four classes, or of three and a background."""
+    make = {"sigmoid": lambda s: s, "logits": logit, "softmax": lambda s: np.exp(softmax_logits(s[:, :3], 0))}[kind]
+    pictures = []
+    for seed in range(4):
+        boxes, scores = detections(seed)
+        outputs = [centred(boxes) / SIZE, make(scores[:, :4])]
+        pictures.append(_floats(outputs[::-1] if first else outputs))
+    found = recognise(pictures, Facts(SIZE, 3 if kind == "softmax" else 4))
+    assert found.name == "boxes-scores" and found.boxes == first and found.kind == kind
+    np.testing.assert_allclose(found.decode(pictures[0])[0], detections(0)[0], atol=1e-3)
+
+
 def _floats(outputs):
     return [a.astype(np.float32) if np.asarray(a).dtype == np.float64 else a for a in outputs]
 
@@ -174,7 +189,7 @@ def test_what_is_not_understood(outputs):
     assert recognise([outputs], Facts(SIZE, None)) is None
 
 
-def test_nothing_found_in_the_pictures_is_said():
+def test_no_detection_in_the_pictures_is_reported():
     layout = recognise([[np.zeros((300, 6), np.float32)]], Facts(SIZE, 3))
     assert layout is not None and "by shape alone" in layout.words
     boxes, scores = layout.decode([np.zeros((300, 6), np.float32)])

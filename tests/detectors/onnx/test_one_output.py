@@ -68,7 +68,7 @@ def test_the_suppressed_output_is_what_ciod_finds(tmp_path, given):
     found = [runner.run(["ciod2/detections"], {"x": ready[i : i + batch]})[0] for i in range(0, 2, batch)]
     for rows, expected in zip(np.concatenate(found), wanted, strict=True):
         used = rows[rows[:, 5] >= 0]
-        assert rows.shape == (100, 6) and len(used) == len(expected) > 0
+        assert rows.shape == (300, 6) and len(used) == len(expected) > 0
         np.testing.assert_allclose(used[:, 4], expected.scores, atol=1e-5)
         order = np.lexsort(used[:, :2].T), np.lexsort(expected.boxes[:, :2].T)
         np.testing.assert_allclose(used[order[0], :4], expected.boxes[order[1]], atol=0.01)

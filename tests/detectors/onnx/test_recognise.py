@@ -85,7 +85,7 @@ def test_input_that_contradicts_the_metadata(tmp_path):
     assert api.check(path, input="0..1,rgb")
 
 
-def test_another_task_is_told(tmp_path):
+def test_another_task_of_a_network_is_reported(tmp_path):
     path = small().save(tmp_path / "m.onnx", **ULTRALYTICS | {"task": "pose"})
     assert "the task of m.onnx is pose: new classes get boxes alone." in api.check(path)
 
@@ -119,6 +119,12 @@ def test_damaged_metadata_of_ciod(tmp_path, text, match):
     source = file.read(small().save(tmp_path / "m.onnx", ciod=text))
     with pytest.raises(CiodError, match=match):
         pictures.of_metadata(source)
+
+
+@pytest.mark.parametrize("key", ["ciod.\u00b2", "ciod." + "9" * 6000, "7", "ciodx", "ciod."])
+def test_metadata_of_others_with_odd_keys_are_not_of_ciod(tmp_path, key):
+    source = file.read(small().save(tmp_path / "m.onnx", **{key: "{}"}))
+    assert pictures.ciod_metadata(source) == {}
 
 
 @pytest.mark.parametrize("names", ["__import__('os').system('x')", "((((", "{0: 'a'" + "}" * 1000, "1" * 100])
@@ -231,7 +237,7 @@ def test_taps_by_hand(path):
     assert "reads: stride 8: 12 channels; 16: 16 (backbone; 2 tensors)" in lines
 
 
-def test_a_quantised_file_is_told(tmp_path):
+def test_a_quantised_file_is_reported(tmp_path):
     net = Net()
     scale, zero = net.const(np.array(0.1, np.float32)), net.const(np.array(0, np.uint8))
     for i, x in enumerate(maps := net.fpn(net.backbone(), 8, pan=True)):

@@ -1,0 +1,136 @@
+"""What an ONNX graph computes of a detector: boxes and scores, of an extended detector per branch.
+
+A branch scores only its own classes. ``Outputs`` has every class at every position, which a graph with five branches
+would spend most of its time on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ciod.detectors.dense import grid
+from ciod.detectors.layers.arbiter import Arbiter
+from ciod.detectors.yolox import STRIDES, YOLOX, assemble
+from ciod.exporters.merged import Merged, alike
+
+if TYPE_CHECKING:
+    from ciod.detectors.base import Detector
+
+
+@dataclass
+class Part:
+    """Of the detector itself, or of a branch."""
+
+    boxes: Tensor  # [B, P, 4] xyxy in pixels of the batch image
+    scores: Tensor  # [B, k, P]
+    columns: list[int]  # its k classes
+
+
+class Parts(nn.Module):
+    """images [B, 3, H, W] RGB 0..255 → parts."""
+
+    def __init__(self, detector: Detector):
+        super().__init__()
+        self.detector = detector
+        self.groups: list[list[int]] = []
+        if isinstance(detector, YOLOX):
+            branches = list(detector.branches)
+            self.groups = alike(branches)
+            self.merged = nn.ModuleList(Merged([branches[i] for i in group]) for group in self.groups)
+
+    @property
+    def number(self) -> int:
+        return 1 + sum(len(group) for group in self.groups)
+
+    def forward(self, images: Tensor) -> list[Part]:
+        detector = self.detector
+        if not isinstance(detector, YOLOX) or not self.groups:
+            outputs = detector(images)
+            return [Part(outputs.boxes, detector.scores(outputs).transpose(1, 2), list(range(detector.num_classes)))]
+        maps, features = detector.extract(images)
+        towers = detector.head.towers(features)
+        own = assemble(*detector.head.layers(*towers))
+        found: dict[int, Part] = {}
+        for group, merged in zip(self.groups, self.merged, strict=True):
+            columns = [detector.parts[i + 1] for i in group]
+            cls, reg = merged(maps, features, *towers)
+            found |= dict(zip(group, _split(cls, reg, columns), strict=True))
+        branches = [found[i] for i in range(len(found))]
+        if detector.arbiter is not None and detector.arbiter.on:
+            branches = _judged(detector.arbiter, branches, maps, detector.parts)
+        return [Part(own.boxes, own.scores().transpose(1, 2), detector.parts[0]), *branches]
+
+
+def _split(cls: Sequence[Tensor], reg: Sequence[Tensor], columns: Sequence[list[int]]) -> list[Part]:
+    """Maps of merged branches per level → the branches' parts. As ``yolox.assemble``."""
+    n = len(columns)
+    corner, stride, _ = grid(cls, STRIDES)
+    logits = torch.cat([x.flatten(2) for x in cls], 2).float()
+    raw = torch.cat([x.flatten(2) for x in reg], 2).float()
+    around = raw[:, : 4 * n].unflatten(1, (n, 4))  # [B, n, 4, P]
+    centre = around[:, :, :2] + (corner / stride[:, None]).T
+    half = around[:, :, 2:].clamp(max=10).exp() / 2
+    boxes = (torch.cat([centre - half, centre + half], 2) * stride).transpose(2, 3)
+    objectness = raw[:, 4 * n :].sigmoid()
+    parts, first = [], 0
+    for i, own in enumerate(columns):
+        p = logits[:, first : first + len(own)].sigmoid() * objectness[:, i : i + 1]
+        parts.append(Part(boxes[:, i], p, own))
+        first += len(own)
+    return parts
+
+
+def _judged(
+    arbiter: Arbiter, branches: Sequence[Part], maps: Sequence[Tensor], parts: Sequence[list[int]]
+) -> list[Part]:
+    best = torch.stack([b.scores.amax(1) for b in branches], 1)
+    boxes = torch.stack([b.boxes for b in branches], 1)
+    factor = arbiter.factors(best, boxes, maps, parts)
+    return [Part(b.boxes, b.scores * factor[:, i : i + 1], b.columns) for i, b in enumerate(branches)]
+
+
+def dense(parts: Sequence[Part], classes: int) -> tuple[Tensor, Tensor]:
+    """Boxes [B, ΣP, 4] and scores [B, ΣP, classes] of all parts; 0 for a class that a part does not have."""
+    scores = []
+    for part in parts:
+        columns, x = part.columns, part.scores.transpose(1, 2)
+        if columns == list(range(columns[0], columns[-1] + 1)):
+            scores.append(nn.functional.pad(x, (columns[0], classes - 1 - columns[-1])))
+        else:
+            row = [columns.index(c) if c in columns else len(columns) for c in range(classes)]
+            scores.append(nn.functional.pad(x, (0, 1)).index_select(2, torch.tensor(row)))
+    return torch.cat([p.boxes for p in parts], 1), torch.cat(scores, 1)
+
+
+def linked(parts: Sequence[Part]) -> list[list[int]]:
+    """The numbers of the parts in groups that share no class with another group."""
+    groups: list[list[int]] = []
+    for i, part in enumerate(parts):
+        near = [g for g in groups if any(set(parts[j].columns) & set(part.columns) for j in g)]
+        groups = [g for g in groups if g not in near] + [[*(j for g in near for j in g), i]]
+    return groups
+
+
+class NonMaxSuppression(torch.autograd.Function):
+    """The ONNX operator of that name, and the same in torch for tracing the example."""
+
+    @staticmethod
+    def forward(ctx: Any, boxes: Tensor, scores: Tensor, limit: int, iou: float, floor: float) -> Tensor:
+        """boxes [B, P, 4], scores [B, C, P] → [n, 3] int64: image, class and position of the kept boxes."""
+        from torchvision.ops import batched_nms
+
+        image, label, place = torch.nonzero(scores > floor, as_tuple=True)
+        group = image * scores.shape[1] + label
+        kept = batched_nms(boxes[image, place], scores[image, label, place], group, iou)
+        return torch.stack([image, label, place], 1)[kept]
+
+    @staticmethod
+    def symbolic(g: Any, boxes: Any, scores: Any, limit: int, iou: float, floor: float) -> Any:
+        most = g.op("Constant", value_t=torch.tensor([limit]))
+        limits = [g.op("Constant", value_t=torch.tensor([v], dtype=torch.float32)) for v in (iou, floor)]
+        return g.op("NonMaxSuppression", boxes, scores, most, *limits)

@@ -1,0 +1,216 @@
+"""One dial for training and extending: ``effort`` sizes the work from the data, the start and the machine.
+
+``choose`` is the only place where steps, batch, learning rates, averaging and augmentation are chosen. It reads nothing
+and trains nothing; where its numbers were measured is in docs/results/start.md.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from ciod.config.settings import Effort
+from ciod.core.distributed import World
+from ciod.data.augment import Augment
+
+Start = Literal["detector", "trunk", "backbone", "nothing"]
+"""What is trained already: everything that fits but the class layer; backbone and neck; the backbone; nothing."""
+
+# Images that each class should be seen in, over all epochs, and the least and most images in total.
+SEEN = {"quick": (400, 1_500, 12_000), "normal": (1_500, 6_000, 60_000), "thorough": (6_000, 24_000, 300_000)}
+EPOCHS = {"quick": (3, 40), "normal": (8, 120), "thorough": (20, 300)}
+# How much more a task needs where less is trained already.
+LONGER = {"detector": 1, "trunk": 2, "backbone": 2, "nothing": 3}
+BATCH = {"cpu": 8, "cuda": 16}
+# A branch starts from nothing; a network that knows other classes must not be thrown off what it knows.
+LR_BRANCH, LR_LATER = 1e-2, 1e-3
+LR = {"detector": 3e-3, "trunk": 4e-3, "backbone": 2e-3, "nothing": 2e-3}
+LR_SGD = 0.01  # for batches of 16, in proportion to the batch
+TRUNK = {"detector": 1.0, "trunk": 0.1, "backbone": 1.0, "nothing": 1.0}
+FROZEN_BELOW = 5_000  # steps in which a backbone of ImageNet's is better left as it is
+EMA = (0.998, 0.9998)
+
+KEYS = (
+    "train.epochs", "train.batch", "train.lr", "train.lr_later", "train.trunk_lr", "train.backbone_lr", "train.ema",
+    "augment.flip", "augment.photometric", "augment.scale", "augment.mosaic",
+)  # fmt: skip
+"""Settings that are chosen where they are not set by hand."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the choices follow from."""
+
+    effort: Effort
+    images: int
+    """Training images of the task."""
+    classes: int
+    """How many classes it teaches."""
+    start: Start
+    later: bool = False
+    """The network knows classes that it must keep: from the second task on, and when a model is extended."""
+    branch: bool = False
+    """Only a new branch is trained, the old network is frozen."""
+    size: int | None = None
+    """Side of the input in pixels, where it is a choice."""
+    sgd: bool = False
+    device: str = "cpu"
+    processes: int = 1
+    parts: int = 1
+    """In which a batch is computed: the least that it can have."""
+    machine: str = ""
+    """In words."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A value and why it is this one."""
+
+    value: Any
+    why: str
+
+
+Choices = dict[str, Choice]
+"""Setting by full key (``train.epochs``) → what is chosen for it."""
+
+
+def choose(facts: Facts, given: Mapping[str, Any], shared: Mapping[str, Any] | None = None) -> Choices:
+    """Chooses for one task every setting of ``KEYS`` but ``train.lr_later``, which is the learning rate of a later one.
+
+    Args:
+        given: values that are set by hand, by full key, also ``train.steps``; they are taken as they are.
+        shared: values that were chosen for the first task and are the same in all of them.
+    """
+    fixed = {k: Choice(v, ", as in the first task") for k, v in (shared or {}).items()}
+    batch = _given(given, "train.batch") or fixed.get("train.batch") or _batch(facts)
+    epochs = _given(given, "train.epochs") or _epochs(facts, batch.value, given.get("train.steps"))
+    steps = epochs.value * -(-facts.images // batch.value)
+    lr = _given(given, "train.lr") or _lr(facts, batch.value if "train.batch" in given else None)
+    found = {"train.epochs": epochs, "train.batch": batch, "train.lr": lr}
+    for key, choice in {**_trunk(facts, steps, given), "train.ema": _ema(steps), **_augment()}.items():
+        found[key] = _given(given, key) or fixed.get(key) or choice
+    return found
+
+
+def machine(world: World) -> str:
+    """The device in words."""
+    if world.device.type == "cuda":
+        return torch.cuda.get_device_name()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return f"{cores} CPU core{'s' if cores > 1 else ''}"
+
+
+def sentences(facts: Facts, choices: Choices) -> list[str]:
+    """What was chosen and why, one line per setting; of a later task only what differs from the first one's."""
+    epochs, batch, lr = choices["train.epochs"], choices["train.batch"], choices["train.lr"]
+    steps = epochs.value * -(-facts.images // batch.value)
+    passes = f"{epochs.value} epoch{'s' if epochs.value != 1 else ''}"
+    lines = [
+        f"effort={facts.effort}: {steps:,} steps ({passes} of {facts.images} images){epochs.why}",
+        f"batch {batch.value}{batch.why}",
+        f"learning rate {lr.value:g}{lr.why}",
+    ]
+    for key, what in (("train.trunk_lr", "trunk"), ("train.backbone_lr", "backbone")):
+        if key in choices and choices[key].value is not None:
+            lines.append(f"{what}: {choices[key].value:g} of the learning rate{choices[key].why}")
+    ema = choices["train.ema"]
+    lines.append(f"averaged weights: decay {ema.value:g}{ema.why}" if ema.value else f"no averaged weights{ema.why}")
+    augment = {k.removeprefix("augment."): c for k, c in choices.items() if k.startswith("augment.")}
+    lines.append(f"augmentation: {', '.join(f'{k} {_short(c.value)}{c.why}' for k, c in augment.items())}")
+    return lines
+
+
+BY_HAND = " (as asked)"
+
+
+def _short(value: Any) -> str:
+    return f"{value[0]:g} to {value[1]:g}" if isinstance(value, (tuple, list)) else f"{value:g}"
+
+
+def _given(given: Mapping[str, Any], key: str) -> Choice | None:
+    return Choice(given[key], BY_HAND) if key in given else None
+
+
+def _batch(facts: Facts) -> Choice:
+    standard = BATCH["cuda" if facts.device == "cuda" else "cpu"]
+    batch = max(facts.parts, min(standard, max(2, facts.images // 4)))
+    few = f", a quarter of {facts.images} images" if batch < standard else ""
+    batch = -(-batch // facts.processes) * facts.processes  # each process has the same share
+    return Choice(batch, f", for {facts.machine}{few}")
+
+
+def _epochs(facts: Facts, batch: int, steps: int | None) -> Choice:
+    if steps is not None:
+        return Choice(max(1, -(-steps // -(-facts.images // batch))), f", for steps={steps}{BY_HAND}")
+    each, least, most = SEEN[facts.effort]
+    longer = 3 if facts.branch else LONGER["detector" if facts.later else facts.start]  # a step of a branch costs half
+    wanted = longer * min(max(each * facts.classes, least), most)
+    low, high = EPOCHS[facts.effort]
+    high *= 1 if facts.branch else longer
+    epochs = min(max(round(wanted / max(1, facts.images)), low), high)
+    why = f", so that {facts.classes} class{'es are' if facts.classes > 1 else ' is'} learnt from "
+    why += f"{epochs * facts.images:,} views"
+    if longer > 1 and not facts.branch:
+        why += f"; {longer} times as many as from a whole detector, as {ABOUT[facts.start]}"
+    return Choice(epochs, why)
+
+
+ABOUT = {
+    "detector": "everything but the class layer is trained already",
+    "trunk": "the head is new",
+    "backbone": "neck and head are new",
+    "nothing": "the whole network is new",
+}
+
+
+def _lr(facts: Facts, batch: int | None) -> Choice:
+    """``batch``: one that was set by hand."""
+    standard = BATCH["cuda" if facts.device == "cuda" else "cpu"]
+    if facts.sgd:
+        return Choice(LR_SGD * (batch or standard) / 16, ", for SGD, in proportion to the batch")
+    if facts.branch:
+        base, why = LR_BRANCH, ", for a branch, which starts from nothing"
+    elif facts.later:
+        base, why = LR_LATER, ", for a network that must keep what it knows"
+    else:
+        base, why = LR[facts.start], f", as {ABOUT[facts.start]}"
+    if batch is None or batch == standard:
+        return Choice(base, why)
+    return Choice(float(f"{base * math.sqrt(batch / standard):.2g}"), f"{why}; for a batch of {batch}")
+
+
+def _trunk(facts: Facts, steps: int, given: Mapping[str, Any]) -> Choices:
+    if facts.later:
+        return {"train.trunk_lr": Choice(1.0, ", as the head: the network was trained as a whole")}
+    scale = TRUNK[facts.start]
+    why = {
+        "detector": ", as the head: both are trained",
+        "trunk": ", as it is trained and the head is new",
+        "backbone": ", as the head: the neck is new",
+        "nothing": ", as the head: all of it is new",
+    }[facts.start]
+    found = {"train.trunk_lr": Choice(scale, why)}
+    if facts.start == "backbone" and "train.trunk_lr" not in given:
+        short = steps < FROZEN_BELOW
+        found["train.backbone_lr"] = Choice(
+            0.0 if short else 0.1,
+            f", frozen: {steps:,} steps are too few to train it" if short else ", as it is trained and the rest is new",
+        )
+    return found
+
+
+def _ema(steps: int) -> Choice:
+    """Averages over about the last ninth of the steps, as ``optim.EMA`` does by itself in a short task."""
+    decay = max(EMA[0], min(EMA[1], 1 - 9 / max(steps, 9)))
+    return Choice(float(f"{decay:.5g}"), f", for {steps:,} steps")
+
+
+def _augment() -> Choices:
+    """Few pictures or many: the usual zoom and colours (docs/results/start.md has what else was tried)."""
+    defaults = Augment()
+    return {f"augment.{k}": Choice(getattr(defaults, k), "") for k in ("flip", "photometric", "scale", "mosaic")}
