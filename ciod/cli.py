@@ -218,11 +218,11 @@ def evaluate(
     from ciod.report import scores
 
     _, flat = commands.read(commands.EVAL, words, takes="eval takes one model")
-    target = flat.pop("json_file", None)
+    target = scores.target_of(flat.pop("json_file", None))
     scored = api.evaluate(model, **flat)
     scores.show(scored)
     if target:
-        scores.write(scored, Path(target))
+        scores.write(scored, target)
 
 
 @app.command(cls=Heavy)

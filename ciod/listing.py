@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ciod.core.errors import CiodError, did_you_mean
-from ciod.core.files import is_file, no_model_file
+from ciod.core.files import is_file, is_model, no_model_file
 
 TOPICS = ("detectors", "methods", "scenarios", "recipes", "settings", "environment", "data")
 
@@ -279,6 +279,11 @@ def _scenario(console: Console, name: str, settings: dict[str, Any]) -> None:
     from ciod.runs.start import open_data
 
     if not name.endswith((".yaml", ".yml")) and name not in scenario.available():
+        if is_model(Path(name)):
+            raise CiodError(
+                f"list: {name} does not describe itself, as a .safetensors of ciod and an .onnx do; "
+                "'ciod eval' and 'ciod predict' read it."
+            )
         hint = did_you_mean(name, (*TOPICS, *scenario.available()), listing=20)
         hint = hint.replace("'data'", "'data PATH'")
         raise CiodError(f"list: there is no '{name}'; {hint}")

@@ -293,6 +293,27 @@ def test_eval_matches_classes_by_name_and_says_what_it_leaves_out(run, model, pe
     assert set(written["per_class"]) == {"cat", "dog"} and "AP50" in written["overall"]
 
 
+def test_eval_replaces_no_file_but_its_own(run, model, pets, tmp_path):
+    target = tmp_path / "ap.json"
+    words = ("eval", str(model), f"data={pets}", "device=cpu", f"json={target}")
+    assert run(*words)[0] == run(*words)[0] == 0
+    before = {"overall", "per_class"}
+    assert set(json.loads(target.read_text())) == before
+    for content in ('{"images": []}', "[]", "text"):
+        target.write_text(content)
+        code, _, err = run(*words)
+        assert code == 2
+        assert "ap.json is there already, and is no result of 'ciod eval'; choose another name." in err
+        assert target.read_text() == content
+
+
+def test_list_says_which_files_describe_themselves(run, tmp_path):
+    (tmp_path / "yolox.pth").write_bytes(b"")
+    code, _, err = run("list", str(tmp_path / "yolox.pth"))
+    assert code == 2
+    assert "does not describe itself, as a .safetensors of ciod and an .onnx do; 'ciod eval' and 'ciod predict'" in err
+
+
 def test_eval_scores_what_it_cannot_read_as_empty(run, model, pets, tmp_path):
     shutil.copytree(pets, tmp_path / "data")
     torn = tmp_path / "data" / "images" / "000002.png"

@@ -81,9 +81,13 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
         device = torch.device(wanted)
     except RuntimeError:
         raise CiodError(f"device: '{wanted}' is not a device; allowed: auto, cpu, cuda, cuda:N.") from None
+    if device.type not in ("cpu", "cuda"):
+        raise CiodError(f"device: {wanted} is a device that ciod does not use; allowed: auto, cpu, cuda, cuda:N.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise CiodError(f"device: {wanted} was asked for, but PyTorch sees no GPU here; use device=auto or device=cpu.")
     number: Any = device.index  # None without one, whatever its stub says
+    if device.type == "cuda" and number is not None and number >= (there := torch.cuda.device_count()):
+        raise CiodError(f"device: there is no {wanted}; the last of the {there} GPUs here is cuda:{there - 1}.")
     return torch.device("cuda", local_rank) if device.type == "cuda" and number is None else device
 
 
@@ -97,7 +101,14 @@ def world(wanted: str = "auto") -> Generator[World, None, None]:
     started = False
     if size > 1 and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=_store_of_this_attempt(), rank=rank, world_size=size)
+        try:
+            dist.init_process_group(backend, store=_store_of_this_attempt(), rank=rank, world_size=size)
+        except (ValueError, RuntimeError, OSError) as error:
+            place = ", ".join(f"{k}={os.environ.get(k, '')}" for k in ("MASTER_ADDR", "MASTER_PORT"))
+            reason = " ".join(str(error).split())[:300].rstrip(".")
+            raise CiodError(
+                f"The {size} processes of the run cannot find each other ({place}): {reason}; {_ADVICE}"
+            ) from error
         started = True
     try:
         with Stop().listening() as stop:

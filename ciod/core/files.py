@@ -20,7 +20,9 @@ LOCK = ".lock"  # in the folder of a live run
 _PLACES = ("last", "task-*", "task-*/examples", "doubtful")  # that a run writes into, in its folder
 _STATES = ("state.pt", "previous.pt")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+")  # a Path has one slash of two
 _BESIDE = re.compile(r"\..+\.\d+\.(tmp|jpg|png)")
+_NO_FOLDER = {errno.EEXIST, errno.ENOTDIR}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -57,6 +59,11 @@ def exists(path: Path | str) -> bool:
     """Whether there is such a file or folder; a path that no system could have (too long, a null byte) is not there,
     where ``Path.exists`` raises."""
     return os.path.exists(path)  # noqa: PTH110
+
+
+def is_address(path: Path | str) -> bool:
+    """Whether it is an address of the web or of a stream, such as https://…, and no file."""
+    return bool(_ADDRESS.match(str(path))) and not exists(path)
 
 
 def is_file(path: Path | str) -> bool:
@@ -218,6 +225,8 @@ def why(path: Path, error: Exception, size: int = 0) -> str:
             f"{path} cannot be written: there is no room{free}{needed}. What was saved before is intact: make room "
             "and run the same command again."
         )
+    if code in _NO_FOLDER and (file := next((p for p in (path, *path.parents) if is_file(p)), None)):
+        return f"{path} cannot be written: {file} is a file, where a folder is needed. Choose another folder."
     if code in _REFUSED:
         return f"{path} cannot be written: {text}. Choose a folder that may be written to."
     return f"{path} cannot be written: {text or str(error) or type(error).__name__}."

@@ -23,6 +23,7 @@ RESULTS = 64 * MB  # JSON that ciod writes
 LOG = 2048 * MB  # one line per several steps of a long run
 LABELS = 64 * MB  # XML, text or names of one picture or data set
 EMBEDDED = 1024 * MB  # labelme puts the picture into its JSON
+_LFS = b"version https://git-lfs.github.com/spec/"
 ANNOTATIONS = 8192 * MB  # COCO: one JSON for millions of pictures
 
 
@@ -69,6 +70,16 @@ def read_bytes(path: Path | str, limit: int = RESULTS) -> bytes:
     except (OSError, MemoryError) as error:
         raise Unreadable(f"{path} cannot be read: {_reason(error)}.") from error
     raise Unreadable(f"{path} has {size / MB:,.0f} MB; more than {limit / MB:,.0f} MB are not read from such a file.")
+
+
+def lfs_hint(path: Path | str) -> str:
+    """Advice for a file that Git LFS has not fetched: it has three lines of text instead of its content."""
+    try:
+        with Path(path).open("rb") as file:
+            pointer = file.read(len(_LFS)) == _LFS
+    except (OSError, ValueError):
+        return ""
+    return " It is a pointer of Git LFS, not the file itself; fetch it with 'git lfs pull'." if pointer else ""
 
 
 def read_text(path: Path | str, limit: int = RESULTS) -> str:

@@ -16,6 +16,7 @@ SCALED = "picture of another size than annotated, its boxes are scaled to it"
 OTHER_SHAPE = "picture of another shape than annotated, left out: its boxes may belong to another picture"
 JOINED = "picture listed twice, its boxes are joined"
 OTHER_ENTRY = "picture listed again with another size, left out: those boxes belong to another picture"
+TURN_UNSTATED = "picture that EXIF turns, of no stated size, its boxes are taken as drawn on the turned picture"
 TURN_UNKNOWN = "picture that EXIF turns without changing its size, its boxes are taken as drawn on the turned picture"
 
 
@@ -73,6 +74,7 @@ def match_sizes(
     count(problems, OTHER_SHAPE, np.flatnonzero(usable & ~fits & (row != -1)), where)
     count(problems, SCALED, np.flatnonzero(own & scale & usable), where)
     usable = usable & fits & own
+    count(problems, TURN_UNSTATED, np.flatnonzero(~says & usable & (orientation > 1)), lambda i: _name(files[int(i)]))
     unturned = _unturned(says & usable, orientation, turned, plain, on_stored, problems, lambda i: _name(files[int(i)]))
     return Frames(sizes, np.where(annotated > 0, annotated, 1), usable, unturned, row, bool((scale & usable).any()))
 

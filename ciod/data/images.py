@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from ciod.core.errors import DataError
-from ciod.core.files import atomic_write, exists, is_folder
-from ciod.core.reading import Unreadable, check_regular
+from ciod.core.files import atomic_write, exists, is_address, is_folder
+from ciod.core.reading import Unreadable, check_regular, lfs_hint
 
 # The grey of letterbox padding: transparent pixels then look like padding. White or black would add an edge around
 # every cut-out object, and the colours stored under alpha 0 are arbitrary.
@@ -44,6 +44,7 @@ SUFFIXES = frozenset(_ALWAYS) | (HEIF if READS_HEIF else frozenset())
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "HEIF")
 
 MAX_PIXELS = 250_000_000  # of a picture: 750 MB decoded; more is taken for an attack
+DARK = 16  # of 255: a picture of floats that is never brighter, and not of whole numbers, has another range
 PIXELS_VARIABLE = "CIOD_MAX_PIXELS"  # of the environment: another limit, which loader processes see too
 _PILLOW_LIMIT = Image.MAX_IMAGE_PIXELS
 _OPENING = threading.Lock()
@@ -111,7 +112,8 @@ def as_array(image: str | Path | np.ndarray | Image.Image) -> np.ndarray:
     """A file, PIL image, array or tensor as [H, W, 3] uint8 RGB.
 
     Arrays are [H, W, 3] RGB or grey [H, W] or [H, W, 1]: integers 0..255, ``uint16`` (converted to 8 bits as for
-    files), or floats 0..255; if no float is above 1, they are taken as 0..1.
+    files), or floats 0..255; if no float is above 1, they are taken as 0..1. Fractions up to DARK are refused: they
+    are a picture in another range, which would be read as black.
 
     Raises:
         DataError: see ``read_image``; or an array of another shape, type or range.
@@ -120,6 +122,10 @@ def as_array(image: str | Path | np.ndarray | Image.Image) -> np.ndarray:
         return read_image(image)
     if isinstance(image, Image.Image):
         return np.ascontiguousarray(_turned(_rgb(image), _orientation(image)))
+    if isinstance(image, (list, tuple)):
+        raise DataError("A picture must not be a list of numbers; make it an array: numpy.asarray(…, dtype='uint8').")
+    if isinstance(image, (bytes, bytearray, memoryview)) or hasattr(image, "read"):
+        raise DataError("A picture must not be an open file or its bytes; give its path, or PIL.Image.open(…).")
     array = _values_of(image)
     if array.ndim == 2:
         array = array[..., None]
@@ -136,7 +142,11 @@ def as_array(image: str | Path | np.ndarray | Image.Image) -> np.ndarray:
 def _values_of(image: Any) -> np.ndarray:
     """The numbers of an array or of a tensor on whatever device."""
     if not hasattr(image, "detach"):
-        return np.asarray(image)
+        try:
+            return np.asarray(image)
+        except Exception as error:  # an object of any kind may raise anything
+            kind = type(image).__name__
+            raise DataError(f"A picture must be a path, a PIL image or an array, not {kind}.") from error
     tensor = image.detach().cpu()
     return (tensor.float() if tensor.dtype.is_floating_point else tensor).numpy()  # NumPy has no bfloat16
 
@@ -151,13 +161,14 @@ def _bytes_of(array: np.ndarray) -> np.ndarray:
     if not (low >= 0 and high <= 255):
         hint = "; a normalized picture must be brought back to 0..255 or 0..1 first" if low < 0 else ""
         raise DataError(f"The values of a picture must be 0..255; this array has {low:g}..{high:g}{hint}.")
-    if array.dtype.kind == "f" and 0 < high < 2:
-        if high > 1.001:  # at most 1 plus a rounding error
+    if array.dtype.kind == "f" and 0 < high <= DARK:
+        if high <= 1.001:  # at most 1 plus a rounding error
+            array = np.minimum(array, 1).astype(np.float32) * 255
+        elif (array != np.rint(array)).any():
             raise DataError(
                 f"The values of a picture of floats must be 0..1 or 0..255; this array has {low:g}..{high:g}, which "
-                "can be neither. Clip it to 0..1, or multiply it by 255."
+                "can be neither. Scale it to 0..255 and make it uint8."
             )
-        array = np.minimum(array, 1).astype(np.float32) * 255
     return np.rint(array).astype(np.uint8)
 
 
@@ -277,6 +288,8 @@ def _formats() -> tuple[str, ...]:
 
 
 def _why(path: Path, error: Exception) -> str:
+    if is_address(path):
+        return f"{path} is an address; ciod reads files only: download the picture first."
     if not exists(path):
         return f"The picture {path} does not exist."
     if is_folder(path):
@@ -292,7 +305,7 @@ def _why(path: Path, error: Exception) -> str:
         hint = ""
         if path.suffix.lower() in HEIF and not READS_HEIF:
             hint = " Convert it to JPEG, or install pillow-heif."
-        return f"{path} is not a picture of a format that ciod reads.{hint}"
+        return f"{path} is not a picture of a format that ciod reads.{hint or lfs_hint(path)}"
     return f"The picture {path} cannot be read: {error or type(error).__name__}."
 
 

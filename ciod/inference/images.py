@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ciod.core.errors import CiodError
-from ciod.core.files import exists, is_file, is_folder, near_path, stored
+from ciod.core.files import exists, is_address, is_file, is_folder, near_path, stored
 from ciod.core.types import Detections
 from ciod.data.folders import NO_TARGET, below, has_pictures, why_passed_over
 from ciod.data.images import SUFFIXES
@@ -53,6 +53,8 @@ def files(
             found.append(place)
         elif exists(place):
             raise CiodError(f"{place} is neither a file nor a folder.")
+        elif is_address(place):
+            raise CiodError(f"{place} is an address; ciod reads files only: download or record it first.")
         else:
             near = near_path(place, lambda p: has_pictures(p) or (is_file(p) and p.suffix.lower() in suffixes))
             raise CiodError(f"There is no file or folder {place}{near}")

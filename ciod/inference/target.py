@@ -49,6 +49,8 @@ class Target:
         if coco is not None and _same(coco, out / LISTED):
             raise CiodError(f"coco: {coco} is the file of the predictions themselves; choose another name.")
         self._keep_inputs(targets, [*pictures, *films])
+        if coco is not None and is_file(coco) and not _is_results(coco):
+            raise CiodError(f"coco: {coco} is there already, and is no file of COCO results; choose another name.")
         if not overwrite:
             self._keep_all(targets, coco)
         self._earlier = _drawn_before(out) if overwrite else set()
@@ -125,3 +127,12 @@ def _drawn_before(out: Path) -> set[str]:
     names = [line.get("drawn") for line in listed if isinstance(line, dict)] if isinstance(listed, list) else []
     # a list from a stranger must not lead to a file elsewhere, nor to one that is no drawn picture
     return {n for n in names if isinstance(n, str) and Path(n).name == n and n.endswith(".jpg") and is_file(out / n)}
+
+
+def _is_results(path: Path) -> bool:
+    """Whether a file begins as COCO results do: with a list."""
+    try:
+        with path.open("rb") as file:
+            return file.read(64).lstrip()[:1] == b"["
+    except OSError:
+        return False

@@ -92,7 +92,10 @@ def _from_file(name: str) -> type[Method]:
             f"method: {file} only imports '{cls}' from ciod; {did_you_mean(cls, own)} (write FILE.py:Class, or "
             "method=NAME for one of ciod's)"
         )
+    if not cls and own:
+        raise CiodError(f"method: name the class in {file}, too: method={file}:{next(iter(own))}")
     if cls not in found:
         why = no_method(cls, vars(module).get(cls))
         raise CiodError(f"method: {file} has no Method '{cls}'{why}; {did_you_mean(cls, own)} (write FILE.py:Class)")
+    importlib.import_module("ciod.methods.base.calls").check_calls(found[cls])
     return found[cls]

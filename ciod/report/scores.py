@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ciod.core.errors import CiodError
+from ciod.core.files import is_file
+from ciod.core.reading import Unreadable, read_json
 from ciod.core.run_log import write_json
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ciod.evaluation.detect import Scored
+
+
+def target_of(name: str | None) -> Path | None:
+    """Where the result of an evaluation is to be written: it may replace an earlier one, but no other file.
+
+    Raises:
+        CiodError: there is another file.
+    """
+    path = Path(name) if name else None
+    if path is None or not is_file(path):
+        return path
+    try:
+        found = read_json(path)
+    except Unreadable:
+        found = None
+    if not isinstance(found, dict) or set(found) != {"per_class", "overall"}:
+        raise CiodError(f"json: {path} is there already, and is no result of 'ciod eval'; choose another name.")
+    return path
 
 
 def write(scored: Scored, path: Path) -> None:

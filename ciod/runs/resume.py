@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ciod import methods
 from ciod.core.errors import CiodError
+from ciod.core.files import exists
+from ciod.core.reading import Unreadable, read_yaml
 from ciod.core.run_log import METRICS, atomic_write, read_metrics
 from ciod.detectors.files import model_file, weights
 from ciod.detectors.onnx import file as onnx_file
@@ -99,6 +101,8 @@ def saved_state(
             raise CiodError(f"{' '.join(damaged)} No intact checkpoint is left: choose another out=, or remove {out}.")
         if (out / "results.json").exists():
             raise CiodError(f"out: {out} holds a run without its last/ folder; choose another out=.")
+        if name := _foreign(out):
+            raise CiodError(f"out: {out} holds {name}, which is not of a run that can be resumed; choose another out=.")
         return None, []
     if settings.resume == "never":
         raise CiodError(f"out: {out} already holds a run; choose another out=, or resume=auto to resume it.")
@@ -284,3 +288,15 @@ def restore_method(saved: Mapping[str, Any], method: Method, scenario: Scenario,
     elif saved["task"] == 1:
         method.end_task(scenario.task(0))
         extra.update(0, method.detector, world)
+
+
+def _foreign(out: Path) -> str | None:
+    """A file in the place of one that a run writes, if no run of ciod began here: that writes its run.yaml first."""
+    try:
+        begun = read_yaml(out / "run.yaml")
+    except Unreadable:
+        begun = None
+    names = ("run.yaml", METRICS, "report.html", "task-1/model.safetensors")
+    if isinstance(begun, dict) and "versions" in begun:
+        return None
+    return next((name for name in names if exists(out / name)), None)

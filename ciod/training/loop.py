@@ -195,7 +195,7 @@ class Fit:
             losses = self.checks.loss(batch)
         loss = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        self.checks.backward(self.scaler.scale(loss))
         self.checks.after_backward()
         self.scaler.unscale_(self.optimizer)
         params = [p for p in self.detector.parameters() if p.grad is not None]

@@ -6,7 +6,6 @@ The structure of the losses is looked at in every step, which costs nothing; che
 
 from __future__ import annotations
 
-import inspect
 import io
 import sys
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ciod.methods.base.calls import CALLS, check_calls
 from ciod.methods.base.method import Method
 from ciod.methods.base.user_code import UserCodeError, is_users, overrides, where
 from ciod.training.watch import NotFinite
@@ -26,10 +26,8 @@ from ciod.training.watch import NotFinite
 if TYPE_CHECKING:
     from ciod.core.types import Batch
 
-# Functions of a method, and with how many arguments ciod calls them.
-_CALLS = {"loss": 1, "begin_task": 1, "end_task": 1, "before_step": 0, "state": 0, "load_state": 1, "attach": 3,
-          "grow": 3, "draw": 2, "fresh": 0, "check": 0}  # fmt: skip
 _WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__", "masked_select")
+_UNDIFFERENTIABLE = ("backward through the graph a second time", "modified by an inplace operation")
 _OURS = str(Path(__file__).resolve().parents[1])
 _TORCH = str(Path(torch.__file__).parent)
 
@@ -70,6 +68,23 @@ class MethodChecks:
             if self.users:
                 self._first(losses)
         return losses
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of the scaled sum of the losses.
+
+        Raises:
+            UserCodeError: the user's losses cannot be differentiated: they were already, or a tensor was overwritten.
+        """
+        try:
+            loss.backward()
+        except RuntimeError as error:
+            if not self.users or not any(fault in str(error) for fault in _UNDIFFERENTIABLE):
+                raise
+            raise UserCodeError(
+                f"{self._at('loss')} gives losses that cannot be differentiated; ciod calls backward() itself, so call "
+                "it nowhere in the method, and change no tensor in place that a loss was computed from. PyTorch: "
+                f"{str(error).partition('. ')[0][:200]}."
+            ) from error
 
     def after_backward(self) -> None:
         """After the first step's backward: gradients have arrived, and what was kept since can be saved.
@@ -146,7 +161,7 @@ class MethodChecks:
 
     def _before(self) -> None:
         method, cls = self.method, type(self.method)
-        _check_calls(cls)
+        check_calls(cls)
         if getattr(method, "_student", None) is None or getattr(method, "_detector", None) is None:
             raise UserCodeError(f"{self._at('attach')} does not call super().attach(student, detector, teacher).")
         task = method._task
@@ -161,7 +176,7 @@ class MethodChecks:
                 f"{self._at('grow')} left the detector without {', '.join(lacking[:4])}; call super().grow(detector, "
                 "names, taught) in it."
             )
-        if not any(overrides(cls, name) for name in (*_CALLS, "student", "teach", "channels", "taught", "spared")):
+        if not any(overrides(cls, name) for name in (*CALLS, "student", "teach", "channels", "taught", "spared")):
             self.warnings.append(
                 f"{where(cls)} overrides nothing of ciod.Method, so it is plain fine-tuning; its losses belong into a "
                 "function called loss."
@@ -199,22 +214,6 @@ class MethodChecks:
     def _at(self, name: str) -> str:
         """The method, function, file and line."""
         return where(type(self.method), name)
-
-
-def _check_calls(cls: type[Method]) -> None:
-    for name, count in _CALLS.items():
-        if name in cls.model_fields:
-            raise UserCodeError(
-                f"{where(cls)} has a setting called {name}, which is a function of ciod.Method; rename it."
-            )
-        function = overrides(cls, name)
-        if function is None:
-            continue
-        try:
-            inspect.signature(getattr(cls, name)).bind(*[None] * (count + 1))
-        except TypeError as e:
-            wanted = ["self", *list(inspect.signature(getattr(Method, name)).parameters)[1:]]
-            raise UserCodeError(f"{where(cls, name)} must take ({', '.join(wanted)}): {e}.") from None
 
 
 def _a(value: object) -> str:

@@ -65,6 +65,13 @@ def test_variables_that_make_no_sense(variables, match, monkeypatch):
         place(monkeypatch, variables)
 
 
+def test_a_port_that_is_no_number(monkeypatch):
+    place(monkeypatch, "RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=x")
+    message = r"The 2 processes of the run cannot find each other \(MASTER_ADDR=localhost, MASTER_PORT=x\): .*; start"
+    with pytest.raises(CiodError, match=message), distributed.world("cpu"):
+        pass
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 def test_a_full_device_on_standard_output():
     with open("/dev/full", "w") as full:  # noqa: PTH123

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ciod.core.files import LOCK, sweep
+import pytest
+
+from ciod.core.files import LOCK, WriteError, atomic_write, sweep
 
 
 def left_behind(folder: Path) -> Path:
@@ -31,3 +33,10 @@ def test_half_written_files_of_runs_inside_are_left_alone(tmp_path):
     (tmp_path / "task-2" / LOCK).write_text("{}")
     sweep(tmp_path)
     assert all(p.exists() for p in [*inner, locked])
+
+
+@pytest.mark.parametrize("below", ["", "/x", "/x/y"])
+def test_a_file_where_a_folder_is_needed_is_named(tmp_path, below):
+    (tmp_path / "a").write_text("")
+    with pytest.raises(WriteError, match=r"a is a file, where a folder is needed\. Choose another folder\."):
+        atomic_write(f"{tmp_path / 'a'}{below}/b.json", "")

@@ -207,7 +207,6 @@ def test_one_bad_box_does_not_end_reading(root, bbox, kind, expected):
         (add("images", id=2, width=60, height=40), "image without id or file_name, left out", 1, 1),
         (add("images", file_name="b.png"), "image without id or file_name, left out", 1, 1),
         (lambda c: c["images"].append(7), "image without id or file_name, left out", 1, 1),
-        (add("images", id=1, file_name="b.png"), "image id given twice, the second picture is left out", 1, 1),
         (add("images", id=2, file_name="a.png"), "picture listed twice, its boxes are joined", 1, 1),
         (
             add("annotations", id=1, image_id=1, category_id=1, bbox=[1, 1, 2, 2]),
@@ -518,6 +517,37 @@ def test_json_that_is_no_coco(root, text, match):
     picture(root / "images" / "a.png")
     with pytest.raises(DataError, match=match):
         read(root)
+
+
+def test_boxes_of_an_id_of_two_pictures_are_given_to_neither(root):
+    """Two files put together without new numbers: image 1 is a picture of each."""
+    content = coco_content()
+    content["images"] += [
+        {"id": 1, "file_name": "b.png", "width": 60, "height": 40},
+        {"id": 2, "file_name": "c.png", "width": 60, "height": 40},
+        {"id": 2, "file_name": "c.png", "width": 60, "height": 40},
+    ]
+    content["annotations"].append({"id": 9, "image_id": 2, "category_id": 1, "bbox": [1, 1, 2, 2]})
+    (root / "train.json").write_text(json.dumps(content))
+    for name in ("a.png", "b.png", "c.png"):
+        picture(root / "images" / name)
+    index = read(root)
+    assert [f.name for f in index.files] == ["c.png"]
+    assert index.boxes.tolist() == [[1, 1, 3, 3]]
+    kind = "image id given to two pictures, both left out: a box of it may be of either"
+    assert index.problems.examples[kind] == ["1 (a.png and b.png)"]
+
+
+def test_boxes_in_fractions_of_the_picture_are_refused(root):
+    content = coco_content()
+    content["annotations"] = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0.1, 0.1, 0.4, 0.4]}]
+    (root / "train.json").write_text(json.dumps(content))
+    picture(root / "images" / "a.png")
+    with pytest.raises(DataError, match=r"all 1 boxes lie within 0\.\.1, as fractions of the picture do.*in pixels"):
+        read(root)
+    content["annotations"][0]["bbox"] = [0, 0, 1, 1]  # a pixel is a box
+    (root / "train.json").write_text(json.dumps(content))
+    assert read(root).boxes.tolist() == [[0, 0, 1, 1]]
 
 
 @pytest.mark.parametrize("name", [["cat"], {"en": "cat"}])

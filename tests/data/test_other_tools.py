@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from ciod.data import folders, formats
 from ciod.data import images as reader
 from ciod.data.images import as_array, image_size, save_image
 from ciod.data.index import Problems
+from ciod.detectors.files.weights import load
+from ciod.inference.images import files
 from ciod.inference.job import Job
 from tests.detectors.common import make
 
@@ -269,10 +272,24 @@ def test_arrays_of_any_memory_are_the_same_picture():
             np.testing.assert_allclose(found.scores, want, atol=1e-3)
 
 
+class Odd:
+    """Nothing that could be a picture, and that says so loudly."""
+
+    def __array__(self, *_: object, **__: object) -> np.ndarray:
+        raise RuntimeError
+
+
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (VALUES / 255 * 1.5, r"must be 0\.\.1 or 0\.\.255; this array has .*Clip it to 0\.\.1, or multiply it by 255"),
+        *[
+            (VALUES / VALUES.max() * top, rf"must be 0\.\.1 or 0\.\.255; this array has .*\.\.{top}, .*Scale it to")
+            for top in (1.5, 2, 4, 15.5)
+        ],
+        (VALUES.tolist(), r"must not be a list of numbers; make it an array: numpy\.asarray\(…, dtype='uint8'\)"),
+        (b"\xff\xd8", r"must not be an open file or its bytes; give its path, or PIL\.Image\.open"),
+        (BytesIO(), r"must not be an open file or its bytes"),
+        (Odd(), r"must be a path, a PIL image or an array, not Odd\."),
         (VALUES / 255 - 0.5, r"must be 0\.\.255.*; a normalized picture must be brought back to 0\.\.255 or 0\.\.1"),
         (np.full((6, 8, 3), np.nan), r"must be 0\.\.255; this array has nan"),
         (VALUES[None], r"give the pictures of a batch as a list"),
@@ -284,6 +301,11 @@ def test_arrays_of_any_memory_are_the_same_picture():
 def test_an_array_that_is_not_an_image_is_refused_with_advice(array, message):
     with pytest.raises(DataError, match=message):
         as_array(array)
+
+
+def test_a_dark_picture_of_whole_numbers_is_what_it_is():
+    dark = VALUES % 9
+    np.testing.assert_array_equal(as_array(dark.astype(np.float32)), dark)
 
 
 def test_the_limit_of_pixels_is_a_setting(tmp_path, monkeypatch):
@@ -325,3 +347,63 @@ def test_the_box_around_coco_polygons_is_used(tmp_path):
     root = coco(tmp_path, [entry(1, "a.jpg")], [{"image_id": 1, "category_id": 1, "segmentation": polygon}])
     save_image(root / "images" / "a.jpg", GREY)
     assert formats.read(root, "train").boxes.tolist() == [[10, 20, 70, 80]]
+
+
+OTHERS = {
+    "export.ndjson": ("{}", r"export\.ndjson is JSON by lines, as of Labelbox or Hugging Face.*; export it as COCO"),
+    "labels.csv": ("filename,class\n", r"labels\.csv is a table, which ciod does not read; export it as COCO"),
+    "train.tfrecord": ("", r"train\.tfrecord is a TFRecord"),
+    "train.parquet": ("", r"is a table of Hugging Face"),
+    "digitStruct.mat": ("", r"is a file of MATLAB"),
+    "data.zip": ("PK", r"data\.zip is an archive; unpack it first"),
+    "annotations.xml": (
+        "<annotations></annotations>",
+        r"<annotations>, not <annotation>; CVAT can export as Pascal VOC",
+    ),
+    "via.json": (
+        '{"a.jpg": {"regions": [{"shape_attributes": {}}]}}',
+        r"looks like an export of VIA; export it as COCO",
+    ),
+    "annotations/default.json": ('{"categories": {"label": {}}, "items": []}', r"looks like an export of Datumaro"),
+    "samples.json": ('{"samples": []}', r"looks like an export of FiftyOne"),
+    "label_2/1.txt": ("Car 0", r"label_2/ looks like annotations of KITTI"),
+    "labelTxt/a.txt": ("", r"labelTxt/ looks like annotations of DOTA"),
+    "annotations/a.txt": ("", r"Text files in annotations/, as VisDrone has them"),
+    "d/ann/a.jpg.json": ("{}", r"looks like a project of Supervisely"),
+    "cat/a.jpg": ("", r"only pictures in folders, as for classification: a detector needs boxes"),
+    "result.json": ('[{"annotations": []}]', r"such as CreateML or Label Studio; export it as COCO"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_annotations_of_other_tools_are_refused_with_what_to_do(tmp_path, name):
+    content, match = OTHERS[name]
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(content)
+    if "ann/" in name:
+        (tmp_path / "meta.json").write_text('{"classes": []}')
+    with pytest.raises(DataError, match=match):
+        formats.read(tmp_path)
+
+
+def test_files_of_other_tools_are_refused_with_what_to_do(tmp_path):
+    (tmp_path / "data.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"data\.zip is an archive; unpack it first"):
+        formats.read(tmp_path / "data.zip")
+
+
+def test_addresses_are_no_files(tmp_path):
+    for address in ("https://example.com/a.jpg", "rtsp://camera/1"):
+        with pytest.raises(CiodError, match=r"camera|example.* is an address; ciod reads files only: download"):
+            files(address)
+        with pytest.raises(CiodError, match=r"is an address; ciod reads files only: download the picture first"):
+            as_array(address)
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path):
+    for name, read in (("a.jpg", as_array), ("m.safetensors", load)):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n")
+        with pytest.raises(
+            CiodError, match=r"It is a pointer of Git LFS, not the file itself; fetch it with 'git lfs pull'"
+        ):
+            read(tmp_path / name)

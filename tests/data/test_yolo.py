@@ -95,6 +95,8 @@ def test_yolo_boxes_follow_exif_rotation(root):
     index = read(root)
     assert index.sizes.tolist() == [[60, 40]]
     assert index.boxes.tolist() == [[0, 0, 40, 60]]
+    kind = "picture that EXIF turns, of no stated size, its boxes are taken as drawn on the turned picture"
+    assert index.problems.counts == {kind: 1}
 
 
 @pytest.mark.parametrize(
@@ -105,7 +107,10 @@ def test_yolo_boxes_follow_exif_rotation(root):
         ("1 .5 .5 .5 .5 .93", "line with a sixth number (a confidence), which is ignored", [15, 10, 45, 30]),
         ("1 .25 .25 .75 .25 .5 .75", "polygon, its box is used", [15, 10, 45, 30]),
         ("1 .25 .25 .75 .25 .75 .75 .25 .75", "polygon, its box is used", [15, 10, 45, 30]),
-        ("1 .5 .5 .5 .5 .1 .1 2", "line that is neither box (5 numbers) nor polygon (an odd count), left out", None),
+        ("1 .5 .5 .5 .5 .3 .3 2", "box with keypoints, which are ignored", [15, 10, 45, 30]),
+        ("1 .5 .5 .5 .5 .3 .3 2 .7 .7 1", "box with keypoints, which are ignored", [15, 10, 45, 30]),
+        ("1 .5 .5 .5 .5 .3 .3 .4 .7 .7 .9", "polygon, its box is used", [18, 12, 42, 36]),
+        ("1 .5 .5 .5 .5 .1 .1 .2", "line that is neither box (5 numbers) nor polygon (an odd count), left out", None),
         ("1 .5 .5", "line that is neither box (5 numbers) nor polygon (an odd count), left out", None),
         ("2 .5 .5 .5 .5", "box of an unknown class number, left out", None),
         ("-1 .5 .5 .5 .5", "box of an unknown class number, left out", None),
@@ -180,8 +185,8 @@ def test_yolo_listed_pictures_missing_repeated_and_unreadable(root):
     [
         ("names: [a\ntrain: b", r"data\.yaml is not valid YAML: .*line 2"),
         ("just text", r"data\.yaml holds no keys"),
-        ("names: [a]\ntrain: nowhere", r"names no folder that exists: data\.yaml says train: nowhere"),
-        ("names: [a]", r"names no folder that exists: it has no key train"),
+        ("names: [a]\ntrain: nowhere", r"has no usable split: data\.yaml says train: nowhere"),
+        ("names: [a]", r"has no usable split: it has no key train"),
         ("train: images/train", r"data\.yaml has no class names"),
         ("train: images/train\nnames: []", r"data\.yaml has no class names"),
         ("train: images/train\nnames: {a: b}", r"keys of 'names' must be the class numbers; got 'a'"),

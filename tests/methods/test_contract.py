@@ -125,7 +125,7 @@ def test_a_method_from_a_file(tmp_path):
     [
         (":Min", "has no Method 'Min'; did you mean 'Mine'"),
         (":NotOne", "has no Method 'NotOne'"),
-        ("", r"has no Method ''.*\(write FILE\.py:Class\)"),
+        ("", r"name the class in .*, too: method=.*\.py:\w+"),
         (":Method", "has no Method 'Method'"),
     ],
 )

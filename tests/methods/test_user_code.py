@@ -53,7 +53,7 @@ def step(folder: Path, body: str, steps: int = 2, task: int = 0) -> MethodChecks
     checks = MethodChecks(method, task)
     for i in range(steps):
         losses = checks.loss(fixed.batch(fixed.boxes_at_random(i, [2, 1], classes=1 + task), pictures(i)))
-        torch.stack(list(losses.values())).sum().backward()
+        checks.backward(torch.stack(list(losses.values())).sum())
         checks.after_backward()
     return checks
 
@@ -78,6 +78,22 @@ RETURNS = {
     "return {k: v.long() for k, v in losses.items()}": r"of type torch\.int64; it must be a float",
     "return {k: v.detach() for k, v in losses.items()}": r"no loss with a gradient: they are detached",
 }
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        LOSS + "sum(losses.values()).backward()\n    return losses",
+        LOSS + "w = next(self.detector.parameters())\n    losses['w'] = (w * w).sum()\n    w.data = w.data\n"
+        "    with torch.no_grad():\n        w.mul_(2)\n    return losses",
+    ],
+    ids=["twice", "in place"],
+)
+def test_losses_that_cannot_be_differentiated(tmp_path, body):
+    with pytest.raises(
+        UserCodeError, match=r"^Mine\.loss \(mine\.py, line 9\) .* cannot be differentiated.* call it nowhere"
+    ):
+        step(tmp_path, body)
 
 
 @pytest.mark.parametrize("body", RETURNS)
@@ -108,6 +124,17 @@ def test_a_wrong_return_value_of_loss_is_reported(tmp_path, body):
             "returned the losses b where the first step had .* must be the same in every step",
         ),
         ("def loss(self, batch, epoch):\n    return {}", r"must take \(self, batch\): missing a required argument"),
+        (
+            "async def loss(self, batch):\n    return {}",
+            r"Mine\.loss .* must be a plain function, without async or yield",
+        ),
+        ("def before_step(self):\n    yield 1", r"Mine\.before_step .* must be a plain function"),
+        ("def grow(self, detector):\n    pass", r"Mine\.grow .* must take \(self, detector, names, taught\)"),
+        ("def begin_task(self, task, student):\n    pass", r"Mine\.begin_task .*must take \(self, task\): missing a"),
+        (
+            "@torch.no_grad()\ndef loss(self, batch):\n    return super().loss(batch)",
+            r"Mine\.loss \(mine\.py, line 9\) returned no loss with a gradient",
+        ),
         ("def begin_task():\n    pass", r"Mine\.begin_task .*must take \(self, task\): too many positional"),
         (
             "loss: Any = 3",

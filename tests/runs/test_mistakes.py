@@ -48,6 +48,16 @@ def test_a_disk_with_little_room(data, tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "run.yaml").exists()
 
 
+@pytest.mark.parametrize("name", ["report.html", "metrics.jsonl", "run.yaml", "task-1/model.safetensors"])
+def test_files_of_the_user_in_the_place_of_a_runs(data, tmp_path, name):
+    file = tmp_path / "run" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("data: mine\n")
+    with pytest.raises(CiodError, match=rf"^out: .*run holds {name}, which is not of a run .*; choose another out="):
+        go(data, tmp_path / "run")
+    assert file.read_text() == "data: mine\n"
+
+
 def test_settings_made_without_data(tmp_path):
     """Those of the command line were checked before."""
     with pytest.raises(CiodError, match=r"^data: no data set is given; write data=FOLDER, or scenario=NAME\.$"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ciod.core.distributed import World
+from ciod.core.distributed import World, pick_device
 from ciod.core.errors import CiodError
 from tests.runs.commands import WORDS, assert_one_equals_two
 
@@ -25,11 +25,20 @@ def test_shares_of_the_test_images():
 
 
 def test_a_device_that_does_not_exist():
-    from ciod.core.distributed import pick_device
-
     with pytest.raises(CiodError, match="device: 'gpu' is not a device; allowed: auto, cpu, cuda, cuda:N"):
         pick_device("gpu")
+    for name in ("meta", "xpu", "hpu", "privateuseone"):
+        with pytest.raises(CiodError, match=rf"device: {name} is a device that ciod does not use; allowed: auto, cpu"):
+            pick_device(name)
     if not torch.cuda.is_available():
         with pytest.raises(CiodError, match="sees no GPU here; use device=auto or device=cpu"):
             pick_device("cuda")
         assert pick_device("auto").type == "cpu"
+
+
+def test_a_gpu_that_does_not_exist(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(CiodError, match="device: there is no cuda:99; the last of the 2 GPUs here is cuda:1"):
+        pick_device("cuda:99")

@@ -12,6 +12,7 @@ from ciod.data import labelme
 from ciod.data.formats import coco, voc, yolo
 from ciod.data.formats.index_builder import Check
 from ciod.data.formats.layout import Layout, Part
+from ciod.data.formats.other_tools import advice
 from ciod.data.index import Index, Problems
 
 _READERS = {"voc": voc, "yolo": yolo, "labelme": labelme}
@@ -40,7 +41,7 @@ def recognise(path: str | Path) -> Layout:
         if suffix in (".yaml", ".yml"):
             layout = yolo.find_yaml(path)
         if layout is None:
-            raise DataError(f"{path} is not a data set: a file must be a COCO .json or a YOLO data.yaml.")
+            raise DataError(f"{path} is not a data set: a file must be a COCO .json or a YOLO data.yaml.{advice(path)}")
         return layout
     if not is_folder(path):
         check_regular(path)
@@ -52,7 +53,7 @@ def recognise(path: str | Path) -> Layout:
     found = ", ".join(inside[:8]) + (", …" if len(inside) > 8 else "") if inside else "nothing"
     raise DataError(
         f"{path} is not a data set that ciod knows. Looked for {coco.LOOKED_FOR}; {voc.LOOKED_FOR}; {yolo.LOOKED_FOR}; "
-        f"{labelme.LOOKED_FOR}. Found: {found}." + (f" Did you mean {path / deeper[0]}?" if deeper else "")
+        f"{labelme.LOOKED_FOR}. Found: {found}." + (f" Did you mean {path / deeper[0]}?" if deeper else advice(path))
     )
 
 

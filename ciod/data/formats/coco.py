@@ -18,12 +18,14 @@ from ciod.core.gc_pause import uncollected
 from ciod.core.reading import ANNOTATIONS, Unreadable, read_bytes, read_text
 from ciod.data.formats.index_builder import Check, Columns, number, size_of, to_index, unique_names
 from ciod.data.formats.layout import Files, Layout, Part, child, split_in_name, split_of_name, subfolders
+from ciod.data.formats.other_tools import advice, advice_on_list
 from ciod.data.index import Index, Problems, count
 from ciod.data.masks import box_of
 from ciod.data.text_files import ADVICE
 
 LOOKED_FOR = "COCO: train.json, annotations/instances_train2017.json or train/_annotations.coco.json"
 _NOT_BOXES = {"captions", "panoptic", "stuff", "info", "labels", "results", "predictions", "detections"}
+SAME_ID = "image id given to two pictures, both left out: a box of it may be of either"
 _Key = int | float | str | None
 # Polygons are nine tenths of COCO and unused: removing them before parsing saves more than half of the time and memory.
 # Only numbers, brackets and commas follow, so the match ends with the value; in a string the quotes would be escaped.
@@ -211,16 +213,6 @@ def class_names(part: Part) -> tuple[str, ...]:
     return _classes(categories, used, source)[0]
 
 
-def _looks_like(content: list[Any]) -> str:
-    """What a JSON with a list may be."""
-    first = next((c for c in content[:1] if isinstance(c, dict)), {})
-    if not content or "image_id" in first:
-        return " It looks like detection results, not annotations."
-    if isinstance(first.get("annotations"), list):
-        return " It looks like an export of another tool, such as CreateML; export it as COCO."
-    return ""
-
-
 def _load(path: Path) -> dict[str, Any]:
     try:
         raw = read_bytes(path, ANNOTATIONS)
@@ -238,13 +230,13 @@ def _load(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:  # numbers of thousands of digits, lists in lists in lists
         raise DataError(f"{path} cannot be read as JSON: {error}.") from error
     if not isinstance(content, dict):
-        kind, hint = ("a list", _looks_like(content)) if isinstance(content, list) else (type(content).__name__, "")
+        kind, hint = ("a list", advice_on_list(content)) if isinstance(content, list) else (type(content).__name__, "")
         raise DataError(f"{path} holds {kind} where COCO has an object with images, annotations, categories.{hint}")
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
             state = "is not a list" if key in content else "is missing"
             has = ", ".join(content) or "nothing"
-            raise DataError(f"{path} is not COCO: its key '{key}' {state}; it has {has}.")
+            raise DataError(f"{path} is not COCO: its key '{key}' {state}; it has {has[:200]}.{advice(path)}")
     return content
 
 
@@ -269,6 +261,7 @@ def _images(images: list[Any], part: Part, columns: Columns, problems: Problems)
     """Fills the image columns; returns the row of each id."""
     rows: dict[_Key, int] = {}
     names: list[str] = []
+    unclear: set[int] = set()
     for image in images:
         image = image if isinstance(image, dict) else {}
         key, name = _key(image.get("id")), image.get("file_name")
@@ -276,15 +269,17 @@ def _images(images: list[Any], part: Part, columns: Columns, problems: Problems)
             problems.add("image without id or file_name, left out", f"{image.get('id', '?')}: {name or '?'}")
             continue
         if key in rows:
-            problems.add("image id given twice, the second picture is left out", f"{key} ({name})")
+            if name != names[rows[key]]:  # a box of this id may be of either
+                problems.add(SAME_ID, f"{key} ({names[rows[key]]} and {name})")
+                unclear.add(rows[key])
             continue
         rows[key] = len(names)
         names.append(name)
         columns.own_ids.append(image["id"])
         columns.sizes.append(size_of(image.get("height"), image.get("width")))
-    columns.files = Files().resolve(part.images, names)
-    for name, path in zip(names, columns.files):
-        if not path:
+    columns.files = ["" if i in unclear else f for i, f in enumerate(Files().resolve(part.images, names))]
+    for i, (name, path) in enumerate(zip(names, columns.files)):
+        if not path and i not in unclear:
             problems.add("missing image file, left out", name)
     numbers = [k for k in rows if isinstance(k, int) and abs(k) < 2**63]
     columns.ids = numbers if len(numbers) == len(rows) else list(range(1, len(rows) + 1))

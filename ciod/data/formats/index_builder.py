@@ -79,6 +79,8 @@ def to_index(columns: Columns, source: str, check: Check, problems: Problems) ->
             return columns.where(a)
         return f"{_name(columns.files[image[a]])} ({', '.join(f'{v:g}' for v in boxes[a].round(1))})"
 
+    if not columns.relative:
+        _check_pixels(boxes[known], source)
     clipped, keep = _clip(boxes, sizes[image], known, problems, where)
     rows = np.flatnonzero(keep)
     rows = rows[np.argsort(image[rows], kind="stable")]
@@ -119,7 +121,7 @@ def unique_names(names: Sequence[Any], ids: Sequence[Any], source: str) -> tuple
             raise DataError(f"{source}: the name of class {number} is not text ({str(raw)[:40]}); give it another.")
         name = "" if raw is None else nfc(str(raw)).strip()
         if not name:
-            raise DataError(f"{source}: class {number} has no name; give it one.")
+            raise DataError(f'{source}: class {number} has no name; give it one (a name such as "null" in quotes).')
         if any("\ud800" <= c <= "\udfff" for c in name):  # half a character, which no file can store
             raise DataError(f"{source}: the name of class {number} is not text ({name!a}); give it another.")
         if name in first:
@@ -211,6 +213,15 @@ def _threaded(function: Callable[[int], Any], n: int) -> Iterable[Any]:
     with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
         for results in pool.map(lambda chunk: [function(i) for i in chunk], chunks):
             yield from results
+
+
+def _check_pixels(boxes: np.ndarray, source: str) -> None:
+    """Refuses a data set whose boxes are all fractions of the picture: they would be boxes of less than a pixel."""
+    if len(boxes) and (np.abs(boxes) <= 1).all() and (boxes % 1).any():
+        raise DataError(
+            f"{source}: all {len(boxes)} boxes lie within 0..1, as fractions of the picture do; this format counts in "
+            "pixels. Multiply them by the width and height of the picture."
+        )
 
 
 def _clip(

@@ -211,7 +211,8 @@ def _parse(path: Path) -> tuple[_Annotation | None, str]:
     except (ElementTree.ParseError, Unreadable, ValueError, LookupError, RecursionError) as error:
         return None, str(error)
     if root.tag != "annotation":
-        return None, f"its root is <{root.tag}>, not <annotation>"
+        hint = "; CVAT can export as Pascal VOC or COCO" if root.tag == "annotations" else ""
+        return None, f"its root is <{root.tag}>, not <annotation>{hint}"
     size = size_of(root.findtext("size/height"), root.findtext("size/width"))
     out = _Annotation((root.findtext("filename") or "").strip(), size)
     for item in root.iter("object"):

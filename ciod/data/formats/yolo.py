@@ -52,7 +52,7 @@ def find_yaml(path: Path) -> Layout | None:
         else:
             splits[split] = tuple(_part(place) for place in found.values() if place)
     if not splits:
-        raise DataError(f"{path} names no folder that exists: {'; '.join(absent.values()) or 'it has no key train'}.")
+        raise DataError(f"{path} has no usable split: {'; '.join(absent.values()) or 'it has no key train'}.")
     return Layout("yolo", path.parent, splits, names_file=path, absent=absent)
 
 
@@ -309,6 +309,9 @@ class _Rows:
             return "box of an unknown class number, left out"
         if len(values) == 5 or (self.keypoints and len(values) > 5):
             cx, cy, w, h = values[1:5]
+        elif _marks(values):
+            cx, cy, w, h = values[1:5]
+            remark = "box with keypoints, which are ignored"
         elif len(values) == 6:
             cx, cy, w, h = values[1:5]
             remark = "line with a sixth number (a confidence), which is ignored"
@@ -323,3 +326,13 @@ class _Rows:
             return "box in pixels where fractions of the picture are needed, left out"
         self.columns.add_box((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), self.label_of[int(values[0])])
         return remark
+
+
+def _marks(values: Sequence[float]) -> bool:
+    """Whether the numbers behind a box are keypoints (x, y, visibility 0, 1 or 2) and not a polygon.
+
+    A polygon with such numbers would have a point at a corner of the picture for every three numbers.
+    """
+    cx, cy, w, h = values[1:5] if len(values) > 7 else (0, 0, 0, 0)
+    within = 0 < w <= 1 and 0 < h <= 1 and abs(cx - 0.5) + w / 2 <= 0.51 and abs(cy - 0.5) + h / 2 <= 0.51
+    return within and len(values) % 3 == 2 and all(v in (0, 1, 2) for v in values[7::3])

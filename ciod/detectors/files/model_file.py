@@ -20,9 +20,11 @@ from torch import Tensor
 from ciod.core.errors import CiodError
 from ciod.core.files import atomic_write
 from ciod.core.limits import LARGEST
+from ciod.core.reading import lfs_hint
 from ciod.detectors.base import Detector
 
 FORMAT = 2  # 1 had no checksum
+COPY = " It may be truncated; is there a copy?"
 LONGEST = 64 << 20  # bytes of metadata
 
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -128,7 +130,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as f:
             state = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as e:
-        raise CiodError(f"{path} is not a readable model file ({e}). It may be truncated; is there a copy?") from e
+        raise CiodError(f"{path} is not a readable model file ({e}).{lfs_hint(path) or COPY}") from e
     stored = meta.pop("sha256", None)
     if meta["format"] > 1 and stored != checksum(meta, state):
         raise CiodError(
@@ -142,7 +144,7 @@ def _header(path: Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as f:
             return f.metadata() or {}
     except (SafetensorError, OSError, ValueError) as e:
-        raise CiodError(f"{path} is not a readable model file ({e}). It may be truncated; is there a copy?") from e
+        raise CiodError(f"{path} is not a readable model file ({e}).{lfs_hint(path) or COPY}") from e
 
 
 def _metadata(path: Path, header: dict[str, str]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def where(cls: type, name: str | None = None) -> str:
     """``Mine of mine.py``, or where ``name`` of it is defined: ``Mine.loss (mine.py, line 12)``."""
     found = overrides(cls, name) if name else None
     function = getattr(found, "fget", None) or getattr(found, "__func__", None) or found
-    code = getattr(function, "__code__", None)
+    code = getattr(inspect.unwrap(function) if callable(function) else None, "__code__", None)
     if code is not None:
         return f"{cls.__name__}.{name} ({Path(code.co_filename).name}, line {code.co_firstlineno})"
     file = inspect.getsourcefile(cls) if cls.__module__ in sys.modules else None

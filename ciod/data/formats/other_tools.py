@@ -1,0 +1,92 @@
+"""Names the tool or format of annotations that ciod does not read, so that a refusal can say what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar", ".bz2", ".xz")
+_PICTURES = (".jpg", ".jpeg", ".png")
+_HEAD = 4096  # bytes of a file that show what it is
+EXPORT = "export it as COCO"
+
+
+def advice(path: Path) -> str:
+    """A sentence with a leading space about a file or folder that is no data set; empty if nothing is recognised."""
+    try:
+        files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
+        folders = [] if path.is_file() else sorted(p for p in path.iterdir() if p.is_dir())
+        return next((f" {text}" for find in _FINDERS if (text := find(files, folders))), "")
+    except (OSError, ValueError):
+        return ""
+
+
+def advice_on_list(content: list[Any]) -> str:
+    """As ``advice``, of a JSON with a list."""
+    first = next((c for c in content[:1] if isinstance(c, dict)), {})
+    if not content or "image_id" in first:
+        return " It looks like detection results, not annotations."
+    if isinstance(first.get("annotations"), list):
+        return f" It looks like an export of another tool, such as CreateML or Label Studio; {EXPORT}."
+    return ""
+
+
+def _archive(files: list[Path], folders: list[Path]) -> str:
+    found = [p for p in files if p.suffix.lower() in _ARCHIVES]
+    return f"{found[0].name} is an archive; unpack it first." if found and not folders else ""
+
+
+def _by_content(files: list[Path], folders: list[Path]) -> str:
+    for path in files:
+        head = _head(path) if path.suffix.lower() in (".xml", ".json") else b""
+        for marks, tool, what in _CONTENT:
+            if all(mark in head for mark in marks):
+                return f"{path.name} looks like an export of {tool}; {what}."
+    if any(p.name == "meta.json" for p in files):
+        return f"meta.json looks like a project of Supervisely; {EXPORT}."
+    return ""
+
+
+def _by_ending(files: list[Path], folders: list[Path]) -> str:
+    for path in files:
+        for endings, what in _ENDINGS.items():
+            if path.suffix.lower() in endings:
+                return f"{path.name} is {what}, which ciod does not read; {EXPORT}."
+    return ""
+
+
+def _by_folder(files: list[Path], folders: list[Path]) -> str:
+    for folder in folders:
+        if tool := _FOLDERS.get(folder.name.lower()):
+            return f"{folder.name}/ looks like annotations of {tool}, which ciod does not read; convert them to COCO."
+    names = {f.name.lower(): f for f in folders}
+    if "annotations" in names and any(p.suffix.lower() == ".txt" for p in names["annotations"].iterdir()):
+        return "Text files in annotations/, as VisDrone has them, are not read; convert them to COCO."
+    inside = [list(f.iterdir()) for f in folders]
+    if inside and all(c and all(p.suffix.lower() in _PICTURES for p in c) for c in inside):
+        return "There are only pictures in folders, as for classification: a detector needs boxes."
+    return ""
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEAD)
+
+
+_CONTENT = (
+    ((b"<annotations>",), "CVAT ('CVAT for images')", "export it as COCO or Pascal VOC"),
+    ((b'"regions"', b'"shape_attributes"'), "VIA", EXPORT),
+    ((b'"items"', b'"categories"', b'"label"'), "Datumaro", EXPORT),
+    ((b'"samples"',), "FiftyOne", EXPORT),
+    ((b'"documents"',), "Labelbox", EXPORT),
+)
+_ENDINGS = {
+    (".csv", ".tsv"): "a table",
+    (".ndjson", ".jsonl"): "JSON by lines, as of Labelbox or Hugging Face",
+    (".tfrecord", ".record", ".tfrecords"): "a TFRecord",
+    (".parquet", ".arrow"): "a table of Hugging Face",
+    (".mat",): "a file of MATLAB",
+}
+_FOLDERS = {"labeltxt": "DOTA", "label_2": "KITTI", "gtfine": "Cityscapes", "ann": "Supervisely"}
+_FINDERS: tuple[Callable[[list[Path], list[Path]], str], ...] = (_archive, _by_content, _by_ending, _by_folder)
