@@ -249,5 +249,9 @@ def no_model_file(path: Path, suffixes: Collection[str]) -> NoReturn:
     Raises:
         CiodError: always; it names the file of the nearest name.
     """
+    if is_folder(path):
+        inside = sorted((*path.glob("model.*"), *path.glob("task-*/model.*")))
+        hint = next((f"; its model is {p}." for p in reversed(inside) if p.suffix.lower() in suffixes), ".")
+        raise CiodError(f"{path} is a folder, not a model file{hint}")
     near = near_path(path, lambda p: is_file(p) and p.suffix.lower() in suffixes and p.name not in _STATES)
     raise CiodError(f"There is no model file {path}{near}")

@@ -44,7 +44,7 @@ def check_regular(path: Path | str) -> int:
     except (OSError, ValueError) as error:
         raise Unreadable(f"{path} cannot be read: {_reason(error)}.") from error
     if stat.S_ISDIR(found.st_mode):
-        raise Unreadable(f"{path} is a folder, not a file.")
+        raise Unreadable(f"{path} is a folder, not a file; name a file in it.")
     if not stat.S_ISREG(found.st_mode):
         raise Unreadable(f"{path} is not a regular file but a device, a pipe or a socket; ciod does not read those.")
     return found.st_size

@@ -100,7 +100,9 @@ def unpack(archive: Path, out: Path, folder: str, say: Say = print) -> None:
             with tarfile.open(archive, "r:") as file:  # plain only: neither archive of VOC is compressed
                 _unpack(_Tar(file), archive, out, folder, say)
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError, ValueError) as error:
-        raise DataError(f"{archive} is not a readable zip or tar: {error}.") from error
+        raise DataError(
+            f"{archive} is not a readable zip or tar: {error}. Is it complete? Remove it, and get it again."
+        ) from error
 
 
 def _unpack(reader: _Reader, archive: Path, out: Path, folder: str, say: Say) -> None:
@@ -136,7 +138,9 @@ def _checked(reader: _Reader, archive: Path, folder: str) -> tuple[int, int]:
     for n, m in enumerate(reader.members()):
         path = PurePosixPath(m.name)
         if m.kind not in ("file", "folder"):
-            raise DataError(f"{archive} is refused: it has a {m.kind}, {m.name!r}.")
+            raise DataError(
+                f"{archive} is refused: it has a {m.kind}, {m.name!r}, which could lead to a file elsewhere."
+            )
         if path.is_absolute() or ".." in path.parts or "\\" in m.name or ":" in m.name or "\0" in m.name:
             raise DataError(f"{archive} is refused: {m.name!r} leads out of the folder.")
         inside = path.parts[:1] == (folder,) and (m.kind == "folder" or len(path.parts) > 1)

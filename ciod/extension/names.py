@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -121,7 +122,7 @@ def _question(similar: Mapping[str, str], rename: Mapping[str, str], new: Sequen
 
 
 def alike(a: str, b: str) -> bool:
-    """Whether two names differ in case, spaces, punctuation or plural only.
+    """Whether two names differ in case, spaces, punctuation, width of the letters (ｃａｔ) or plural only.
 
     >>> alike("Traffic-Lights", "traffic light"), alike("buses", "bus"), alike("glass", "gas")
     (True, True, False)
@@ -131,7 +132,7 @@ def alike(a: str, b: str) -> bool:
 
 def _forms(name: str) -> set[str]:
     """The bare word, and what it may be the plural of."""
-    word = re.sub(r"[\W_]+", "", name.casefold())
+    word = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold())
     forms = {word}
     if len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
         forms.add(word[:-1])

@@ -20,7 +20,7 @@ from ciod.detectors.onnx import file as onnx_file
 from ciod.methods.base import first_task
 from ciod.methods.base.method import Method
 from ciod.report import results_file
-from ciod.runs import choices, environment, fingerprints
+from ciod.runs import choices, environment, fingerprints, state_shape
 from ciod.training import checkpoint
 
 if TYPE_CHECKING:
@@ -129,13 +129,16 @@ def intact_state(
     """The newest state whose checksum, and whose model's checksum, is right; and a sentence for each that is not. The
     models of another command are not looked at."""
     damaged = []
-    for _, state in checkpoint.states(out / "last"):
+    for path, state in checkpoint.states(out / "last"):
         if isinstance(state, checkpoint.Damaged):
             damaged.append(str(state))
             continue
         try:
-            if command_of(state) == command and (model := model_of(out, state)):
-                _check_model(model)
+            if command_of(state) == command and state.get("format") == FORMAT:
+                if wrong := state_shape.fault(state, command):
+                    raise CiodError(f"{path} is not the state of a run: {wrong}.")
+                if model := model_of(out, state):
+                    _check_model(model)
         except CiodError as e:
             damaged.append(str(e))
             continue
@@ -293,10 +296,10 @@ def restore_method(saved: Mapping[str, Any], method: Method, scenario: Scenario,
 def _foreign(out: Path) -> str | None:
     """A file in the place of one that a run writes, if no run of ciod began here: that writes its run.yaml first."""
     try:
-        begun = read_yaml(out / "run.yaml")
+        content = read_yaml(out / "run.yaml")
     except Unreadable:
-        begun = None
+        content = None
     names = ("run.yaml", METRICS, "report.html", "task-1/model.safetensors")
-    if isinstance(begun, dict) and "versions" in begun:
+    if isinstance(content, dict) and "versions" in content:
         return None
     return next((name for name in names if exists(out / name)), None)

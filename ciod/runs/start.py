@@ -64,7 +64,9 @@ def per_task(key: str, value: int | list[int], tasks: int) -> list[int]:
     """
     each = value if isinstance(value, list) else [value] * tasks
     if len(each) < tasks:
-        raise CiodError(f"{key} has {len(each)} entries, but the scenario {tasks} tasks.")
+        raise CiodError(
+            f"{key} has {len(each)} entries, but the scenario {tasks} tasks; give one value, or one per task."
+        )
     return each
 
 

@@ -111,9 +111,12 @@ def load_state(path: Path) -> dict[str, Any] | None:
         return None
     _verify(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # zip, pickle, and runtime errors: the file cannot be used, whatever the reason
         raise Damaged(f"{path} cannot be read ({type(e).__name__}: {str(e).splitlines()[0]}).") from e
+    if not isinstance(state, dict):
+        raise Damaged(f"{path} is not the state of a run: it holds a {type(state).__name__}.")
+    return state
 
 
 def states(folder: Path) -> Iterator[tuple[Path, dict[str, Any] | Damaged]]:

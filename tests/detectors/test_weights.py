@@ -73,6 +73,29 @@ def test_no_such_model_file(model):
         files.load(model.with_name("modell.safetensors"))
 
 
+def test_a_folder_instead_of_its_model(model, tmp_path):
+    with pytest.raises(
+        CiodError, match=r"run is a folder, not a model file; its model is .*task-2/model\.safetensors\.$"
+    ):
+        run = tmp_path / "run"
+        for task in ("task-1", "task-2"):
+            (run / task).mkdir(parents=True)
+            (run / task / "model.safetensors").write_bytes(b"")
+        files.load(run)
+    with pytest.raises(CiodError, match=r"empty is a folder, not a model file\.$"):
+        (tmp_path / "empty").mkdir()
+        files.load(tmp_path / "empty")
+
+
+def test_a_saved_state_instead_of_a_model(tmp_path):
+    torch.save({"format": 2, "identity": {}, "task": 1}, tmp_path / "state.pt")
+    with pytest.raises(CiodError, match=r"is the saved state of a run, not a model; give a model\.safetensors of its"):
+        files.load(tmp_path / "state.pt")
+    torch.save({"a": 1}, tmp_path / "a.pt")
+    with pytest.raises(CiodError, match=r"Its tensors are called, for example, nothing: there are none\."):
+        files.load(tmp_path / "a.pt")
+
+
 class Canary:
     """Unpickling this makes a folder: code that a checkpoint must never be able to run."""
 
@@ -87,7 +110,8 @@ class Canary:
 def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path, protocol):
     canary = tmp_path / "canary"
     torch.save({"model": {}, "extra": Canary(canary)}, tmp_path / "evil.pth", pickle_protocol=protocol)
-    with pytest.raises(CiodError, match="loading it could run code; it is refused"):
+    asks = r" It asks for \w+\.mkdir\." if protocol == 2 else ""  # PyTorch does not read so far in the other
+    with pytest.raises(CiodError, match=rf"loading it could run code; it is refused\. Save .*\)\.{asks}$"):
         files.load(tmp_path / "evil.pth")
     assert not canary.exists()
     torch.load(tmp_path / "evil.pth", weights_only=False)
@@ -97,7 +121,7 @@ def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path, protocol):
 @pytest.mark.parametrize("content", [b"hi\n", b"", b"\x89PNG\r\n\x1a\n", b"{}", b"import torch\n"])
 def test_a_file_of_another_kind(tmp_path, content):
     (tmp_path / "notes.txt").write_bytes(content)
-    with pytest.raises(CiodError, match=r"notes\.txt (is not a readable PyTorch file|holds more than tensors)"):
+    with pytest.raises(CiodError, match=r"notes\.txt is not a readable PyTorch file"):
         files.load(tmp_path / "notes.txt")
 
 

@@ -13,7 +13,7 @@ EXPORT = "export it as COCO"
 
 
 def advice(path: Path) -> str:
-    """A sentence with a leading space about a file or folder that is no data set; empty if nothing is recognised."""
+    """A sentence with a leading space about a file or folder that is not a data set; empty if nothing is recognised."""
     try:
         files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
         folders = [] if path.is_file() else sorted(p for p in path.iterdir() if p.is_dir())

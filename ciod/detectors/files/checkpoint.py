@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,32 @@ import torch
 from torch import Tensor
 
 from ciod.core.errors import CiodError
+from ciod.core.reading import lfs_hint
 from ciod.data import names as known
 
 
+def _asked_for(error: Exception) -> str:
+    """The class or function that a pickle asks for. PyTorch's own advice is to run it, and is left out."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f" It asks for {found[1]}." if found else ""
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A foreign ``.pth``, without running any code of it."""
+    """A foreign ``.pth``, without running any code of it.
+
+    Raises:
+        CiodError: it is not a file of PyTorch, could run code, or holds something else than a dict.
+    """
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start and not start.startswith((b"PK", b"\x80")):  # a zip or a pickle
+        raise CiodError(f"{path} is not a readable PyTorch file, nor a model of ciod or ONNX.{lfs_hint(path)}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         raise CiodError(
             f"{path} holds more than tensors and plain values, and loading it could run code; it is refused. "
-            f"Save its state dict alone with torch.save(model.state_dict(), ...). ({str(e).splitlines()[0]})"
+            f"Save its state dict alone with torch.save(model.state_dict(), ...).{_asked_for(e)}"
         ) from e
     except Exception as e:  # the unpickler raises almost anything on other files: a text file is a KeyError
         known = isinstance(e, (RuntimeError, OSError, ValueError))

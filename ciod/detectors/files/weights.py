@@ -115,10 +115,12 @@ def parse(path: str | Path) -> Parsed:
     state = foreign.rename(theirs)
     if name := recognise(state):
         return Parsed(path, "known", content, state, name)
+    if {"format", "identity", "task"} <= content.keys():
+        raise CiodError(f"{path} is the saved state of a run, not a model; give a model.safetensors of its folder.")
     if not any(k.startswith("bbox_head.") for k in theirs):
         raise CiodError(
             f"{path} is not a checkpoint of a detector ciod knows ({', '.join(detectors.available())}). Its tensors "
-            f"are called, for example, {', '.join(list(state)[:3])}."
+            f"are called, for example, {', '.join(list(state)[:3]) or 'nothing: there are none'}."
         )
     return Parsed(path, "mmdet", content, state)
 
@@ -139,7 +141,9 @@ def _build_own(parsed: Parsed) -> Detector:
     try:
         detector = detectors.build((), **settings)
     except TypeError as e:
-        raise CiodError(f"{path} is no valid ciod model: its detector settings are not known ({e}).") from e
+        raise CiodError(
+            f"{path} is no valid ciod model: its detector settings are not known ({e}). Does it come from a newer ciod?"
+        ) from e
     regrow(detector, meta["class_names"], meta.get("growth") or [{"rows": n} for n in meta["blocks"]])
     counts = parsed.state.get("arbiter.count")
     try:

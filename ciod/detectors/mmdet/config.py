@@ -227,9 +227,13 @@ def loads(text: str, source: str) -> dict[str, Any]:
     try:
         model = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CiodError(f"{source} holds no readable config of MMDetection: {error}") from error
+        raise CiodError(
+            f"{source} holds no readable config of MMDetection: {error}. Give its file: mmdet:CONFIG.py,CHECKPOINT"
+        ) from error
     if not isinstance(model, dict) or not isinstance(model.get("bbox_head"), dict):
-        raise CiodError(f"{source} holds no config of a one-stage detector of MMDetection.")
+        raise CiodError(
+            f"{source} holds no config of a one-stage detector of MMDetection (docs/mmdetection.md lists them)."
+        )
     check_types(model, source)
     check_apart(model, source)
     return model
