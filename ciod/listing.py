@@ -289,7 +289,7 @@ def _scenario(console: Console, name: str, settings: dict[str, Any]) -> None:
         raise CiodError(f"list: there is no '{name}'; {hint}")
     run = config.load(None, {"scenario": name, **settings})
     made = Scenario(run.protocol, *open_data(run))
-    for sentence in run.protocol.sentences():
+    for sentence in made.sentences():
         console.print(f"- {sentence}", markup=False)
     table = _table("task", "new classes", "images", "boxes", "old boxes hidden", "future boxes hidden", "test images")
     for task in made:

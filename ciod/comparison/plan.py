@@ -188,7 +188,7 @@ def _base(scenario: str | Path | None, settings: Mapping[str, Any]) -> tuple[dic
 
 def _is_protocol(path: Path) -> bool:
     """Whether a file is a scenario: it holds only switches of the protocol."""
-    from ciod.data.scenarios.scenario import Protocol
+    from ciod.data.scenarios.protocol import Protocol
 
     if path.suffix not in (".yaml", ".yml") or not is_file(path):
         return False

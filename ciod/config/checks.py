@@ -13,7 +13,8 @@ from ciod.config.settings import DetectorSettings, MemorySettings, PoolSettings,
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.files import exists, expanded, is_file, is_folder, is_loop, is_model, near_path
 from ciod.core.validation_messages import problems_of
-from ciod.data.scenarios.scenario import Protocol
+from ciod.data.scenarios import folds
+from ciod.data.scenarios.protocol import Protocol
 from ciod.methods.base.user_code import told
 from ciod.trackers import absent as absent_trackers
 
@@ -258,6 +259,8 @@ def data(tree: dict[str, Any]) -> list[str]:
         return ["data: no data set is given; write data=FOLDER (COCO, VOC or YOLO format), or scenario=NAME."]
     if problems_of(Protocol, protocol):
         return []
+    if problems := folds.problems(Protocol.model_validate(protocol)):
+        return problems
     try:
         if data == "shapes" or not exists(data):
             names = known_classes(data if data == "shapes" else protocol.get("data"))

@@ -16,7 +16,7 @@ from ciod.config.settings import DetectorSettings, Evaluation, Run, Train
 from ciod.core.errors import CiodError, ConfigError, nearest
 from ciod.core.files import is_file
 from ciod.core.validation_messages import problems_of
-from ciod.data.scenarios.scenario import Protocol
+from ciod.data.scenarios.protocol import Protocol
 
 __all__ = ["DetectorSettings", "Evaluation", "Run", "Train", "data_folder", "load", "problems_of"]
 

@@ -10,7 +10,7 @@ from ciod import methods
 from ciod.config.marks import LATER_TASKS, NO_RESULT
 from ciod.core.limits import LARGEST, MANY
 from ciod.data.augment import Augment
-from ciod.data.scenarios.scenario import Protocol
+from ciod.data.scenarios.protocol import Protocol
 
 Positive = Annotated[int, Field(ge=1, le=MANY)]
 Rate = Annotated[float, Field(gt=0)]

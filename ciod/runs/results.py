@@ -108,7 +108,7 @@ class Results:
                     "metric": p.metric,
                     "max_detections": settings.eval.max_detections,
                     "data": str(settings.data or p.data),
-                    "protocol": p.sentences(),
+                    "protocol": scenario.sentences(),
                 },
                 "detector": {"name": settings.detector.name, "head": settings.detector.head},
                 "method": {

@@ -108,6 +108,8 @@ class Runner:
         self.saved = cast("RunState | None", beginning.state)
         train_index, test_index = self._data()
         self.scenario = Scenario(self.settings.protocol, train_index, test_index)
+        for line in self.scenario.sizes():
+            self.reporter.say(line)
         detector, about_start, self.donor = start(beginning.settings, self.scenario, self.reporter)
         notes = [*beginning.notes, *self._choose(beginning)]
         s = self.settings

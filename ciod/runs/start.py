@@ -14,6 +14,7 @@ from ciod.config.load import data_folder
 from ciod.core.errors import CiodError
 from ciod.data import formats
 from ciod.data.index import Index
+from ciod.data.scenarios import folds
 from ciod.detectors.files import weights
 
 if TYPE_CHECKING:
@@ -37,12 +38,15 @@ def open_data(settings: Run) -> tuple[Index, Index]:
     p, have = settings.protocol, formats.recognise(folder).splits
     # Not every copy of VOC has trainval and test; train and val are what is meant then.
     train = formats.read(folder, p.train_split if p.train_split in have else "train")
+    test = settings.eval.split or (p.test_split if p.test_split in have else "val")
+    held = None
+    if p.folds:
+        train, held = folds.cut(folds.pool(train, formats.read(folder, test)) if test in have else train, p)
     if settings.eval.holdout:
         chosen = np.random.default_rng([settings.seed, 1]).permutation(len(train))
         cut = round(len(train) * settings.eval.holdout)
         return train.select(np.sort(chosen[cut:])), train.select(np.sort(chosen[:cut]))
-    test = p.test_split if p.test_split in have else "val"
-    return train, formats.read(folder, settings.eval.split or test)
+    return train, formats.read(folder, test) if held is None else held
 
 
 def epochs_of(settings: Run, task: int, tasks: int) -> int:

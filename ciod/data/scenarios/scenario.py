@@ -6,10 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, field_validator
 
 from ciod.core import typed
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
@@ -18,100 +16,8 @@ from ciod.core.reading import Unreadable, read_yaml
 from ciod.core.text_lists import near_name
 from ciod.core.validation_messages import problems_of
 from ciod.data.index import Index
-from ciod.data.scenarios import loco
-
-Split = str | list[int] | list[list[str]]
-
-
-class Protocol(BaseModel):
-    """The switches that define what a task may see. They are printed with every result."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str = ""
-    """Name of the scenario, in reports."""
-    description: str = ""
-    """What it is, in a few words."""
-    data: str | None = None
-    """Data folder of the scenario; ``data=`` of a run overrides it. ``shapes`` draws the built-in scenes."""
-    split: Split = "all"
-    """How classes are assigned to tasks: ``40+40``, ``15+1x5`` (15, then five times 1), ``20x4``, or lists of names."""
-    order: str | list[str] = "alphabetical"
-    """Class order before the split: ``alphabetical``, ``dataset`` (COCO: by category id), ``seed:N``, or names."""
-    reverse: bool = False
-    """The groups of the split arrive in reverse: ``40+40`` reversed is last40+first40 (ilYOLOX)."""
-    images: Literal["any-new", "only-new", "disjoint", "loco"] = "any-new"
-    """Training images of a task. ``any-new``: images with any box of a new class; ``only-new``: with boxes of new
-    classes only; ``disjoint`` (CL-DETR): each image in one task, assigned at random in proportion to the classes;
-    ``loco``: each image in one of the tasks whose classes it shows, with classes grouped so that few images have
-    classes of several tasks."""
-    boxes: Literal["new", "seen", "all"] = "new"
-    """Which boxes of these images are shown. ``new`` hides old objects, as in practice."""
-    eval_images: Literal["all", "seen"] = "all"
-    """Test images: all, or only those with a box of a seen class (ilYOLOX)."""
-    difficult: Literal["keep", "drop"] = "keep"
-    """VOC's difficult boxes in training. Evaluation always ignores them."""
-    joint: bool = False
-    """All classes in one task: the upper bound."""
-    image_seed: int = 123
-    """Seed of ``images: disjoint`` and ``loco``."""
-    train_split: str = "train"
-    """The split of the data that is trained on; VOC: trainval."""
-    test_split: str = "val"
-    """The split that is tested on (``eval.split`` overrides it); VOC: test."""
-    metric: Literal["coco", "voc07", "voc"] = "coco"
-    """``coco``: AP at IoU 0.50:0.95. ``voc07``: 11-point AP at IoU 0.5. ``voc``: area AP at IoU 0.5 (VOC 2010 on)."""
-
-    @field_validator("split", mode="before")
-    @classmethod
-    def _number(cls, value: object) -> object:
-        """``split=6`` is parsed as a number and means a first task of six classes."""
-        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-    @property
-    def grouped(self) -> bool:
-        """The split names the classes of each task."""
-        return isinstance(self.split, list) and bool(self.split) and all(isinstance(g, list) for g in self.split)
-
-    def sentences(self) -> list[str]:
-        """The protocol as sentences, for reports."""
-        order = self.order if isinstance(self.order, str) else "given by a list"
-        order = "given by the groups" if self.grouped else order
-        sentences = [
-            f"Class order: {order}{', groups in reverse' if self.reverse else ''}.",
-            {
-                "any-new": "A task trains on every image with at least one box of its new classes; an image can be "
-                "used again in a later task.",
-                "only-new": "A task trains on the images whose boxes are all of its new classes.",
-                "disjoint": f"Every training image belongs to one task only (assigned at random, seed "
-                f"{self.image_seed}).",
-                "loco": "Classes are grouped so that few images show several groups, and each such image is given to "
-                f"one of its tasks (at random, seed {self.image_seed}); no image is used twice.",
-            }[self.images],
-            {
-                "new": "Only boxes of the new classes are shown; old and future objects are unlabelled.",
-                "seen": "Boxes of old and new classes are shown (not old-data-free).",
-                "all": "All boxes are shown, future classes included.",
-            }[self.boxes],
-            {
-                "all": "All test images are evaluated.",
-                "seen": "Only test images with a box of a seen class are evaluated.",
-            }[self.eval_images],
-        ]
-        if self.joint:
-            joint = "Joint training: all classes in one task, with all their boxes (upper bound)."
-            sentences = [joint, sentences[0], sentences[-1]]
-        if self.difficult == "drop":
-            sentences.append("Difficult boxes are not used for training.")
-        return [*sentences, METRIC_SENTENCES[self.metric]]
-
-
-METRIC_SENTENCES = {
-    "coco": "Metric: COCO AP, the mean over IoU 0.50:0.95 at 101 recall points, and AP50.",
-    "voc07": "Metric: VOC07, 11-point AP at IoU 0.5; difficult boxes are ignored. AP and AP50 are COCO's.",
-    "voc": "Metric: VOC, AP as area under the precision envelope at IoU 0.5 (VOC 2010 on); difficult boxes are "
-    "ignored. AP and AP50 are COCO's.",
-}
+from ciod.data.scenarios import folds, loco
+from ciod.data.scenarios.protocol import Protocol
 
 
 @dataclass(frozen=True)
@@ -248,6 +154,14 @@ class Scenario:
                 f"No training images for {what} under images={protocol.images} in {train.source}; "
                 "choose another split= or images=."
             )
+
+    def sizes(self) -> list[str]:
+        """The sizes of a fold as a sentence; empty without folds."""
+        return [folds.sentence(self.protocol, self.train, self.test)] if self.protocol.folds else []
+
+    def sentences(self) -> list[str]:
+        """The protocol as sentences, for reports, with the sizes of a fold."""
+        return [*self.protocol.sentences(), *self.sizes()]
 
     def __len__(self) -> int:
         return len(self.groups)
