@@ -116,15 +116,16 @@ def train(
 def compare(
     words: Words = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained, and stop.")] = False,
+    only: Annotated[str | None, typer.Option("--only", help="Train one part of the runs, such as 1/2.")] = None,
 ) -> None:
     """Compare methods on one scenario, over seeds: `ciod compare SCENARIO methods=finetune,ilyolox seeds=3`.
 
-    SCENARIO is one of `ciod list scenarios`, or a YAML file with `methods:`, `seeds:` and other settings. Without it,
-    give `data=` and `split=`.
-    The first task is trained once per seed and shared; joint training gives the upper bounds.
+    SCENARIO is one of `ciod list scenarios`, or a YAML file with `methods:`, `seeds:` and other settings; or give
+    `data=` and `split=`. The first task is trained once per seed and shared; joint training gives the upper bounds.
 
     - `methods=a,b,c`, with settings `methods='[finetune, {name: ilyolox, nms_iou: 0.95}]'`
-    - `seeds=3` (0, 1, 2) or `seeds='[4, 7]'`; `jobs=2` runs at a time
+    - `seeds=3` (0, 1, 2) or `seeds='[4, 7]'`; or `folds=5 blocks=10`: another fold, class order and seed each
+    - `jobs=2` runs at a time; `equal_steps=true`; `gate=0.9` and `margin=0.02` of the statistics
     - `upper=prefixes` joint models for every class prefix, `final`, `none`
     - `against=ilyolox` the method that the others' runs are compared with, per seed (default: the first)
     - `out=DIR`; `cache=DIR` keeps first tasks and joint models for other comparisons
@@ -139,7 +140,7 @@ def compare(
     plain, flat, problems = split(words, TABLE)
     if len(plain) > 1:
         problems.append(f"compare takes one scenario, not {len(plain)} ({', '.join(plain)}); write key=value settings.")
-    own = {k: flat.pop(k) for k in WORDS if k in flat}
+    own = {k: flat.pop(k) for k in WORDS if k in flat} | ({"only": only} if only else {})
     with _interruptible():
         content = run(plain[0] if plain else None, settings=flat, problems=problems, dry=dry_run, **own)
     if any(c["status"] == FAILED for c in content.get("runs", ())):

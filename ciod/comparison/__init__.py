@@ -19,6 +19,11 @@ def compare(
     *,
     methods: str | Sequence[str | Mapping[str, Any]] | None = None,
     seeds: int | Sequence[int] | None = None,
+    blocks: int | Sequence[Mapping[str, Any]] | None = None,
+    equal_steps: bool | None = None,
+    gate: float | None = None,
+    margin: float | None = None,
+    only: str | None = None,
     jobs: int | None = None,
     upper: str | None = None,
     against: str | None = None,
@@ -36,6 +41,13 @@ def compare(
         methods: names, ``"finetune,ilyolox"`` or a list; a mapping of name, settings and (if wanted) label for a
             method with settings: ``["finetune", {"name": "ilyolox", "nms_iou": 0.65}]``. ``joint`` is the upper bound.
         seeds: 3 for 0, 1, 2; or a list. None: 1.
+        blocks: repetitions that differ in fold, class order and seed; 10: seeds and class orders 0 to 9, and with
+            ``folds=5`` each fold twice; or a list of mappings: ``[{"fold": 1, "order": "seed:7", "seed": 7}]``.
+        equal_steps: joint training takes as many optimiser steps as all tasks together; rows with others are refused.
+        gate: ratios are withheld where a first task is below this share of joint training's AP50 on its classes; None:
+            0.9.
+        margin: two methods count as equal if their difference lies within it; None: 0.02, two points.
+        only: ``"1/2"`` trains the first of two parts of the runs and writes no page; the call without it merges.
         jobs: number of parallel runs, each in its own process; they share the cores. None: 1.
         upper: joint models to train for Ω and the gaps: of all class ``prefixes``, the ``final`` one, ``none``;
             None: ``final`` for two tasks (Ω needs no other there), ``prefixes`` for more.
@@ -49,7 +61,8 @@ def compare(
         CiodError: data that cannot be used, or an ``out`` with runs of other settings. A failed run raises no error; it
             is reported in ``runs``.
     """
-    words = {"methods": methods, "seeds": seeds, "jobs": jobs, "upper": upper, "against": against, "out": out,
+    words = {"methods": methods, "seeds": seeds, "blocks": blocks, "equal_steps": equal_steps, "gate": gate,
+             "margin": margin, "only": only, "jobs": jobs, "upper": upper, "against": against, "out": out,
              "cache": cache}  # fmt: skip
     words = {k: v for k, v in words.items() if v is not None}
     every = {**words, **settings}
@@ -81,6 +94,7 @@ def run(
 
     from ciod.comparison import outcome, plan, schedule
     from ciod.comparison import settings as words
+    from ciod.core.errors import ConfigError
 
     scenario, own, settings = words.opened(scenario, given, settings or {})
     own, more = words.own_settings(own)
@@ -88,6 +102,11 @@ def run(
     jobs = own.pop("jobs", 1)
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         problems = [*problems, f"jobs: {jobs!r} must be a number from 1."]
+    part = None
+    try:
+        part = words.part_of(own.pop("only", None))
+    except ConfigError as e:
+        problems = [*problems, *e.problems]
     command = command or shlex.join(["ciod", *sys.argv[1:]])
     made = plan.build(scenario, settings=settings, command=command, problems=problems, **own)
     console = Console(highlight=False, quiet=quiet)
@@ -98,9 +117,14 @@ def run(
     for line in outcome.announcement(made):
         say(line)
     if dry:
-        for line in outcome.listing(made):
+        for line in outcome.listing(made, part):
             say(line)
         return {}
+    if part:
+        failed = schedule.run(schedule.part(made.cells, *part), jobs=jobs, logs=made.out / "logs", say=say)
+        for line in outcome.of_part(made, part, failed):
+            say(line)
+        return {"runs": [{"label": n, "status": FAILED, "error": why} for n, why in failed.items()]}
     failed = schedule.run(made.cells, jobs=jobs, logs=made.out / "logs", say=say)
     content = outcome.write(made, failed)
     outcome.show(made, content, console)

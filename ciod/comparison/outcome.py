@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
+from ciod.comparison import schedule
 from ciod.comparison.plan import Cell, Plan, pairs
 from ciod.comparison.worker import finished
 from ciod.core.run_log import atomic_write, write_json
@@ -32,21 +33,34 @@ def announcement(plan: Plan) -> list[str]:
     parts = [f"{n} {what}" for k, what in (("first", "shared first tasks"), ("joint", "joint models"),
              ("run", "runs")) if (n := kinds[k])]  # fmt: skip
     labels = ", ".join(e.label for e in plan.entries)
+    blocks = [f"block: {b.words()}" for b in plan.blocks if b.settings]
     return [
         f"comparing {labels} on {len(plan.scenario)} tasks, seeds {', '.join(map(str, plan.seeds))}",
+        *blocks,
         f"{', '.join(parts)}; {len(plan.cells) - len(open_)} of {len(plan.cells)} are there already ({plan.out})",
         *plan.why,
         *plan.warnings,
     ]
 
 
-def listing(plan: Plan) -> list[str]:
-    """Every run with its state and folder, for ``--dry-run``."""
+def listing(plan: Plan, part: tuple[int, int] | None = None) -> list[str]:
+    """Every run, or those of a part, with its state and folder, for ``--dry-run``."""
     lines = []
-    for c in plan.cells:
+    for c in schedule.part(plan.cells, *part) if part else plan.cells:
         state = "finished" if finished(c.folder, c.key) else "started" if c.started else "to train"
         lines.append(f"  {state:9} {c.name} ({c.folder})")
     return lines
+
+
+def of_part(plan: Plan, part: tuple[int, int], failed: Mapping[str, str]) -> list[str]:
+    """What a part of the runs ended with."""
+    cells = schedule.part(plan.cells, *part)
+    whole = sum(finished(c.folder, c.key) for c in plan.cells)
+    return [
+        *(f"failed: {name}: {why}" for name, why in failed.items()),
+        f"part {part[0]} of {part[1]}: {len(cells) - len(failed)} of {len(cells)} runs are finished, {whole} of "
+        f"{len(plan.cells)} in all. When all parts are through, repeat the command without only= to write the page.",
+    ]
 
 
 def write(plan: Plan, failed: Mapping[str, str], *, page: str = PAGE) -> dict[str, Any]:
@@ -68,6 +82,9 @@ def write(plan: Plan, failed: Mapping[str, str], *, page: str = PAGE) -> dict[st
         "command": plan.command,
         "scenario": _scenario(plan),
         "seeds": plan.seeds,
+        "blocks": [
+            {"seed": b.seed, **{k.removeprefix("protocol."): v for k, v in b.settings.items()}} for b in plan.blocks
+        ],
         "upper": plan.upper,
         "methods": [
             {"label": e.label, "name": e.name, "settings": e.settings, **_numbers(rows.get(e.label))}

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ciod import methods
-from ciod.comparison import identity
-from ciod.comparison.settings import OWN, TABLE, Entry, Upper, entries, seeds_of, written
+from ciod.comparison import given, identity, steps
+from ciod.comparison.blocks import Block, blocks_of
+from ciod.comparison.blocks import warnings as blocks_warnings
+from ciod.comparison.settings import Entry, Rules, Upper, entries, rules_of, seeds_of
 from ciod.comparison.worker import mark
 from ciod.config import load as config
 from ciod.config.checks import model_folder, target
@@ -18,15 +20,12 @@ from ciod.config.load import Run
 from ciod.core.distributed import World, pick_device
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.files import is_file
-from ciod.core.reading import Unreadable, read_yaml
+from ciod.data.index import Index
 from ciod.data.scenarios.scenario import Scenario
 from ciod.methods.base import first_task
 from ciod.methods.base.user_code import told
 from ciod.runs import choices
 from ciod.training.effort import Start
-
-# Sections of settings that a single row can have, too: additional images, from the second task on.
-_BESIDE = ("memory", "pool")
 
 
 @dataclass
@@ -77,17 +76,28 @@ class Plan:
 
     out: Path
     entries: list[Entry]
-    seeds: list[int]
-    scenario: Scenario
+    blocks: list[Block]
+    scenarios: dict[int, Scenario]
+    """Seed of a block → its tasks."""
     settings: Run
     upper: Upper
     against: str
-    """Label of the method with which the others are compared per seed."""
+    """Label of the method with which the others are compared in each block."""
+    rules: Rules
     cells: list[Cell]
     command: str
     warnings: list[str]
     why: list[str]
     """What ``effort`` chose for the runs."""
+
+    @property
+    def seeds(self) -> list[int]:
+        return [b.seed for b in self.blocks]
+
+    @property
+    def scenario(self) -> Scenario:
+        """That of the first block."""
+        return self.scenarios[self.blocks[0].seed]
 
     def of(self, entry: Entry, seed: int) -> Cell | None:
         """The run of a table row."""
@@ -102,9 +112,13 @@ def build(
     scenario: str | Path | None = None,
     *,
     methods: str | Sequence[str | Mapping[str, Any]] = (),
-    seeds: int | Sequence[int] | str = 1,
+    seeds: int | Sequence[int] | str | None = None,
+    blocks: Any = None,
     upper: str | None = None,
     against: str | None = None,
+    equal_steps: bool = False,
+    gate: float = Rules.gate,
+    margin: float = Rules.margin,
     out: str | Path | None = None,
     cache: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -115,6 +129,7 @@ def build(
 
     Args:
         scenario: name of a scenario of the package, or a YAML file: of settings, or a scenario.
+        blocks: as ``blocks.blocks_of``; None: one per seed.
         out: folder of the comparison; None: ``runs/compare-SCENARIO``.
         cache: folder of first tasks and joint models; None: ``out``.
         settings: of every run, as in ``ciod train``.
@@ -124,15 +139,16 @@ def build(
         ConfigError: every problem of the settings, before any data is read.
         CiodError: data that cannot be used, or an ``out`` with runs of other settings.
     """
-    base, more = _base(scenario, settings or {})
+    base, more = given.base_of(scenario, settings or {})
     problems = [*problems, *more]
-    rows, numbers = [], [0]
+    rows: list[Entry] = []
+    repeated = [Block(0)]
     try:
         rows = entries(methods)
     except ConfigError as e:
         problems += e.problems
     try:
-        numbers = seeds_of(seeds)
+        repeated = _blocks(seeds, blocks, base)
     except ConfigError as e:
         problems += e.problems
     if upper not in (None, "prefixes", "final", "none"):
@@ -140,15 +156,20 @@ def build(
     for key, value in (("out", out), ("cache", cache), ("against", against)):
         if value is not None and not isinstance(value, (str, int, Path)):
             problems.append(f"{key}: {value!r} is not a name.")
-    problems += [*target("out", out), *model_folder("cache", cache)]  # ``out`` is a setting of every run
+    rules, wrong = rules_of(equal_steps, gate, margin)
+    if rules.equal_steps and base.get("train.joint_epochs") is not None:
+        wrong.append("joint_epochs: equal_steps=true chooses them; leave one of the two out.")
+    problems += [*wrong, *target("out", out), *model_folder("cache", cache)]  # ``out`` is a setting of every run
     against = None if against is None else str(against)
     folder = Path(str(out)) if out else Path("runs") / f"compare-{_slug(str(base.get('scenario') or 'data'))}"
     labels = [e.label for e in rows if e.name != "joint"]  # an upper bound does not start from a first task
     if against is not None and labels and against not in labels:
         problems.append(f"against: none of the methods is '{against}'; {did_you_mean(against, labels)}")
-    loaded = [_load({**base, **_method(e)}, folder, numbers[0], problems) for e in rows] or [
-        _load(base, folder, 0, problems)
-    ]
+    first = repeated[0]
+    loaded = [given.load({**base, **first.settings, **given.of_method(e)}, folder, first.seed, problems) for e in rows]
+    loaded = loaded or [given.load({**base, **first.settings}, folder, 0, problems)]
+    for block in repeated[1:]:
+        given.load({**base, **block.settings}, folder, block.seed, problems)
     if problems:
         raise ConfigError(dict.fromkeys(problems))
     run = next((r for r, e in zip(loaded, rows) if r and e.name != "joint"), None)
@@ -156,66 +177,27 @@ def build(
         raise ConfigError(["methods: there is nothing to compare but joint training; add a method."])
     against = against or labels[0]
     store = Path(str(cache)) if cache else folder
-    return _Builder(base, rows, numbers, run, upper, against, folder, store, command).plan()
+    return _Builder(base, rows, repeated, run, upper, against, rules, folder, store, command).plan()
 
 
-def _base(scenario: str | Path | None, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Settings of every run by full key, without those that the comparison sets itself."""
-    from ciod.data.scenarios import scenario as scenarios
-
-    path, given = None, dict(settings)
-    if scenario is not None:
-        name = str(scenario)
-        if name in scenarios.available() or _is_protocol(Path(name)):
-            given = {"scenario": name, **given}
-        elif name.endswith((".yaml", ".yml")):
-            path = Path(name)
-        else:
-            return {}, [f"compare: there is no scenario '{name}'; {did_you_mean(name, scenarios.available())}"]
-    own, problems = config.gather(None, given, TABLE)
-    for k, why in OWN.items():
-        if k in own:
-            problems.append(f"{k.removesuffix('.name')}: not a setting of a comparison; {why}.")
-    for k in own:
-        if k.startswith("method.") and k not in OWN:
-            leaf = k.removeprefix("method.")
-            example = f"[{{name: ilyolox, {leaf}: {written(own[k])}}}, …]"
-            problems.append(f"{k}: this setting belongs to a method. Write methods='{example}'.")
-    merged, more = config.gather(path, given, TABLE)
-    kept = {k: v for k, v in merged.items() if k not in (*OWN, "out") and not k.startswith("method.")}
-    return kept, [*problems, *(p for p in more if p not in problems)]
+def _blocks(seeds: Any, blocks: Any, base: Mapping[str, Any]) -> list[Block]:
+    """Raises ConfigError: neither is right, or both are given."""
+    if blocks is None:
+        return [Block(s) for s in seeds_of(1 if seeds is None else seeds)]
+    if seeds is not None:
+        raise ConfigError(["seeds: every block has its own seed; leave seeds= or blocks= out."])
+    return blocks_of(blocks, base)
 
 
-def _is_protocol(path: Path) -> bool:
-    """Whether a file is a scenario: it holds only switches of the protocol."""
-    from ciod.data.scenarios.protocol import Protocol
+@dataclass
+class _Material:
+    """What the runs of a block are made of."""
 
-    if path.suffix not in (".yaml", ".yml") or not is_file(path):
-        return False
-    try:
-        content = read_yaml(path)
-    except Unreadable:
-        return False
-    return (
-        isinstance(content, dict)
-        and bool({"description", "name"} & set(content))
-        and set(content) <= set(Protocol.model_fields)
-    )
-
-
-def _method(entry: Entry) -> dict[str, Any]:
-    """An entry's settings by full key."""
-    beside = {k: v for k, v in entry.settings.items() if k.split(".")[0] in _BESIDE}
-    own = {f"method.{k}": v for k, v in entry.settings.items() if k not in beside}
-    return {"method.name": entry.name, **own, **config.by_full_key(beside)}
-
-
-def _load(flat: dict[str, Any], out: Path, seed: int, problems: list[str]) -> Run | None:
-    try:
-        return config.load(None, {**flat, "seed": seed, "out": str(out)})
-    except ConfigError as e:
-        problems += e.problems
-        return None
+    pair: tuple[Index, Index]
+    scenario: Scenario
+    groups: list[list[str]]
+    data: dict[str, str]
+    """Split → fingerprint."""
 
 
 @dataclass
@@ -224,80 +206,94 @@ class _Builder:
 
     base: dict[str, Any]
     entries: list[Entry]
-    seeds: list[int]
+    blocks: list[Block]
     run: Run
     upper: str | None
     against: str
+    rules: Rules
     out: Path
     cache: Path
     command: str
     start: Start | None = None
     """What is trained already when the runs begin; None: not asked yet."""
     why: list[str] = field(default_factory=list)
+    materials: dict[str, _Material] = field(default_factory=dict)
     scenarios: dict[str, Scenario] = field(default_factory=dict)
     """By protocol: a joint run has another one."""
 
     def plan(self) -> Plan:
-        from ciod.runs.start import open_data
-
-        pair = {}
-        for place in dict.fromkeys((self.out, self.cache)):  # the built-in scenes are drawn next to the runs
-            pair = dict(zip(("train", "test"), open_data(self.run.model_copy(update={"out": str(place / "run")}))))
-        self.pair = pair["train"], pair["test"]
-        self.scenario = Scenario(self.run.protocol, pair["train"], pair["test"])
         if self.run.protocol.joint:
             raise ConfigError(["joint: write methods=joint,… for the upper bound; the scenario itself has its tasks."])
-        self.groups = [list(g) for g in self.scenario.groups]
-        self.data = {k: identity.fingerprint(v) for k, v in pair.items()}
         self.device = pick_device(self.run.device).type
-        self.warnings: list[str] = []
+        self.warnings = blocks_warnings(self.blocks, self.run.protocol.folds)
+        self.tasks = len(self._material(self.blocks[0]).groups)
         self.alone = self._alone()
         upper = self._upper()
-        cells = [c for seed in self.seeds for c in self._of_seed(seed, upper)]
+        cells = [c for block in self.blocks for c in self._of_block(block, upper)]
         for cell in cells:
             self._check(cell)
         return Plan(
-            self.out, self.entries, self.seeds, self.scenario, self.run, upper, self.against, cells, self.command,
-            self.warnings, self.why,
+            self.out, self.entries, self.blocks, {b.seed: self._material(b).scenario for b in self.blocks}, self.run,
+            upper, self.against, self.rules, cells, self.command, self.warnings, self.why,
         )  # fmt: skip
+
+    def _material(self, block: Block) -> _Material:
+        from ciod.runs.start import open_data
+
+        run = config.load(None, {**self.base, **block.settings, "seed": block.seed, "out": str(self.out)})
+        key = run.protocol.model_dump_json() + (f" {block.seed}" if run.eval.holdout else "")
+        if key not in self.materials:
+            pair = {}
+            for place in dict.fromkeys((self.out, self.cache)):  # the built-in scenes are drawn next to the runs
+                pair = dict(zip(("train", "test"), open_data(run.model_copy(update={"out": str(place / "run")}))))
+            scenario = Scenario(run.protocol, pair["train"], pair["test"])
+            data = {k: identity.fingerprint(v) for k, v in pair.items()}
+            groups = [list(g) for g in scenario.groups]
+            self.materials[key] = _Material((pair["train"], pair["test"]), scenario, groups, data)
+        return self.materials[key]
 
     def _upper(self) -> Upper:
         """With two tasks, the first is its own joint training, so Ω needs only the final model."""
-        if len(self.groups) < 2:
+        if self.tasks < 2:
             return "none"
         if self.upper in ("prefixes", "final"):
             return self.upper
         if self.upper == "none":
             return "final" if any(e.name == "joint" for e in self.entries) else "none"
-        return "final" if len(self.groups) == 2 else "prefixes"
+        return "final" if self.tasks == 2 else "prefixes"
 
-    def _of_seed(self, seed: int, upper: Upper) -> list[Cell]:
+    def _of_block(self, block: Block, upper: Upper) -> list[Cell]:
         rows = [e for e in self.entries if e.name != "joint"]
-        shared = len(self.groups) > 1 and any(e.label not in self.alone for e in rows)
-        first = self._first(seed) if shared else None
-        cells = [first] if first else []
+        shared = self.tasks > 1 and any(e.label not in self.alone for e in rows)
+        first = self._first(block) if shared else None
+        runs = [self._run(block, e, None if e.label in self.alone else first) for e in rows]
+        each = {c.label: (c.settings, steps.of_tasks(c.settings, self._material(block).scenario)) for c in runs}
+        if self.rules.equal_steps:
+            steps.check(each)
+        taken = next(iter(each.values()))[1]
+        joint: list[Cell] = []
         if upper != "none":
-            last = len(self.groups)
-            cells += [self._joint(seed, k) for k in (range(2, last + 1) if upper == "prefixes" else [last])]
-        for e in rows:
-            cells.append(self._run(seed, e, None if e.label in self.alone else first))
-        return cells
+            prefixes = range(2, self.tasks + 1) if upper == "prefixes" else [self.tasks]
+            joint = [self._joint(block, k, taken[:k]) for k in prefixes]
+        return [*([first] if first else []), *joint, *runs]
 
     def _alone(self) -> dict[str, str]:
         """Label of each method that needs a first task of its own → why."""
         found: dict[str, str] = {}
-        for e in (e for e in self.entries if e.name != "joint" and len(self.groups) > 1):
+        for e in (e for e in self.entries if e.name != "joint" and self.tasks > 1):
             with told(e.name):
-                reason = first_task.why(methods.make(self._settings(0, self.out, **_method(e)).method))
+                run = config.load(None, {**self.base, **self.blocks[0].settings, **given.of_method(e)})
+                reason = first_task.why(methods.make(run.method))
             if reason:
                 found[e.label] = reason
                 self.warnings.append(f"{e.label}: its first task is not shared with the other methods: {reason}.")
         return found
 
-    def _settings(self, seed: int, folder: Path, **more: Any) -> Run:
-        return self._complete(config.load(None, {**self.base, "seed": seed, "out": str(folder), **more}), folder)
+    def _settings(self, block: Block, folder: Path, **more: Any) -> Run:
+        flat = {**self.base, **block.settings, "seed": block.seed, "out": str(folder), **more}
+        return self._complete(config.load(None, flat), folder, block)
 
-    def _complete(self, run: Run, folder: Path) -> Run:
+    def _complete(self, run: Run, folder: Path, block: Block) -> Run:
         """With what ``effort`` chooses; a folder of a version that chose nothing keeps the defaults of that version."""
         theirs = mark(folder).get("facts")
         if theirs:
@@ -305,45 +301,60 @@ class _Builder:
         if not choices.open_keys(run):
             return run
         self.start = self.start or choices.start_of(run)
-        key = run.protocol.model_dump_json()
-        self.scenarios[key] = scenario = self.scenarios.get(key) or Scenario(run.protocol, *self.pair)
+        scenario = self._scenario(run, block)
         run, lines = choices.complete(run, scenario, World(device=pick_device(run.device)), self.start)
         self.why = self.why or lines
         return run
 
-    def _first(self, seed: int) -> Cell:
+    def _scenario(self, run: Run, block: Block) -> Scenario:
+        key = run.protocol.model_dump_json() + (f" {block.seed}" if run.eval.holdout else "")
+        self.scenarios[key] = self.scenarios.get(key) or Scenario(run.protocol, *self._material(block).pair)
+        return self.scenarios[key]
+
+    def _facts(self, run: Run, block: Block, tasks: int | None = None, first: bool = False) -> dict[str, Any]:
+        material = self._material(block)
+        return identity.facts(run, material.groups[:tasks], material.data, device=self.device, first=first)
+
+    def _first(self, block: Block) -> Cell:
         """Without old classes every method trains in the same way, so the simplest one is used for all."""
-        base = {k: v for k, v in self.base.items() if k.split(".")[0] not in _BESIDE}
-        run = config.load(None, {**base, "method.name": "finetune", "seed": seed, "out": str(self.cache)})
-        run = self._complete(run, self.cache)
-        facts = identity.facts(run, self.groups, self.data, device=self.device, first=True)
+        base = {k: v for k, v in self.base.items() if k.split(".")[0] not in given.BESIDE}
+        flat = {**base, **block.settings, "method.name": "finetune", "seed": block.seed, "out": str(self.cache)}
+        run = self._complete(config.load(None, flat), self.cache, block)
+        facts = self._facts(run, block, first=True)
         folder = self.cache / f"first-{identity.key(facts)}"
         run = run.model_copy(update={"out": str(folder)})
-        return Cell("first", f"first-seed{seed}", "first task", seed, folder, run, facts, self.command, until=1)
+        name = f"first-seed{block.seed}"
+        return Cell("first", name, "first task", block.seed, folder, run, facts, self.command, until=1)
 
-    def _joint(self, seed: int, tasks: int) -> Cell:
+    def _joint(self, block: Block, tasks: int, taken: Sequence[int]) -> Cell:
+        """``taken``: the steps of the other runs in each of its tasks."""
         entry = next((e for e in self.entries if e.name == "joint"), Entry("joint", "joint"))
-        more = _method(entry)
-        if tasks < len(self.groups):
-            more["protocol.split"] = self.groups[:tasks]
-        run = self._settings(seed, self.cache, **more)
-        facts = identity.facts(run, self.groups[:tasks], self.data, device=self.device, first=False)
+        more = given.of_method(entry)
+        if tasks < self.tasks:
+            more["protocol.split"] = self._material(block).groups[:tasks]
+        run = self._settings(block, self.cache, **more)
+        if self.rules.equal_steps:
+            more["train.joint_epochs"] = steps.joint_epochs(taken, run, self._scenario(run, block))
+            run = self._settings(block, self.cache, **more)
+        facts = self._facts(run, block, tasks)
         folder = self.cache / f"joint-{identity.key(facts)}"
         run = run.model_copy(update={"out": str(folder)})
-        final = tasks == len(self.groups)
+        final = tasks == self.tasks
         name, label = (entry.label, entry.label) if final else (f"joint-{tasks}-tasks", f"joint, {tasks} tasks")
-        return Cell("joint", f"{_slug(name)}-seed{seed}", label, seed, folder, run, facts, self.command, tasks=tasks)
+        name = f"{_slug(name)}-seed{block.seed}"
+        return Cell("joint", name, label, block.seed, folder, run, facts, self.command, tasks=tasks)
 
-    def _run(self, seed: int, entry: Entry, first: Cell | None) -> Cell:
+    def _run(self, block: Block, entry: Entry, first: Cell | None) -> Cell:
         same = [e for e in self.entries if _slug(e.label) == _slug(entry.label)]
-        name = _slug(entry.label) + (f"-{same.index(entry) + 1}" if same.index(entry) else "") + f"-seed{seed}"
+        number = f"-{same.index(entry) + 1}" if same.index(entry) else ""
+        name = f"{_slug(entry.label)}{number}-seed{block.seed}"
         folder = self.out / name
-        run = self._settings(seed, folder, **_method(entry))
+        run = self._settings(block, folder, **given.of_method(entry))
         if first:
             run = run.model_copy(update={"first": str(first.folder)})
-        facts = identity.facts(run, self.groups, self.data, device=self.device, first=False)
         starts = first.name if first else None
-        return Cell("run", name, entry.label, seed, folder, run, facts, self.command, starts_from=starts)
+        facts = self._facts(run, block)
+        return Cell("run", name, entry.label, block.seed, folder, run, facts, self.command, starts_from=starts)
 
     def _check(self, cell: Cell) -> None:
         """Refuses a folder with a run of other settings; warns about a run of another version of the code."""

@@ -66,6 +66,18 @@ def run(cells: Sequence[Cell], *, jobs: int, logs: Path, say: Say) -> dict[str, 
     return failed
 
 
+def part(cells: Sequence[Cell], k: int, n: int) -> list[Cell]:
+    """The ``k``-th of ``n`` parts of the runs, with the first tasks that they start from.
+
+    Parts are consecutive, so that few first tasks are needed by two of them. Processes that need the same one wait for
+    each other.
+    """
+    rows = [c for c in cells if c.kind != "first"]
+    mine = rows[len(rows) * (k - 1) // n : len(rows) * k // n]
+    needed = {c.starts_from for c in mine}
+    return [c for c in cells if c in mine or c.name in needed]
+
+
 def _wanted(cell: Cell, cells: Sequence[Cell], ready: set[str]) -> bool:
     """Whether a cell is still needed: a first task is only needed by runs that have not started yet."""
     return not cell.until or any(cell.name in c.needs and c.name not in ready and not c.started for c in cells)

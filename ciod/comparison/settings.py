@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +28,18 @@ class Compare(Run):
 
     methods: Annotated[Any, RAW] = None
     """``a,b``, or a list of names and of mappings: name, settings and, if wanted, label."""
-    seeds: int | list[int] = 1
-    """3 means 0, 1, 2; a list gives the seeds."""
+    seeds: int | list[int] | None = None
+    """None: 1; 3 means 0, 1, 2; a list gives the seeds."""
+    blocks: Annotated[Any, RAW] = None
+    """Repetitions that differ in fold, class order and seed: a number, or a list of ``{fold: 1, seed: 7}``."""
+    equal_steps: bool = False
+    """Joint training takes as many optimiser steps as all tasks together, and rows with other steps are refused."""
+    gate: Annotated[float, NO_RESULT] = 0.9
+    """A first task counts as learnt from this share of joint training's AP50 on its classes; 0: no such gate."""
+    margin: Annotated[float, NO_RESULT] = 0.02
+    """Two methods count as equal if their difference in AP lies within this margin (0.02: two points)."""
+    only: Annotated[str | None, NO_RESULT] = None
+    """``1/2``: train the first of two parts of the runs; without it, what is left is trained and the page written."""
     jobs: Annotated[int, NO_RESULT] = 1
     """Runs at a time, each in its own process."""
     upper: Upper | None = None
@@ -48,8 +59,57 @@ OWN = {
 }
 """What a comparison sets for each of its runs, and what to write instead."""
 TABLE = Table(Compare, config.TABLE.short, refused=OWN, default_method=methods.DEFAULT)
-WORDS = ("methods", "seeds", "jobs", "upper", "against", "out", "cache")
+WORDS = (
+    "methods",
+    "seeds",
+    "blocks",
+    "equal_steps",
+    "gate",
+    "margin",
+    "only",
+    "jobs",
+    "upper",
+    "against",
+    "out",
+    "cache",
+)
 """Settings of the comparison itself; everything else is a setting of every run."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """When rows are comparable, and what is shown of them."""
+
+    equal_steps: bool = False
+    gate: float = 0.9
+    """Least share of joint training's AP50 that a first task must reach on its classes for ratios to be shown."""
+    margin: float = 0.02
+    """Largest difference in AP that counts as none."""
+
+
+def rules_of(equal_steps: Any, gate: Any, margin: Any) -> tuple[Rules, list[str]]:
+    """The rules, and what is wrong with them."""
+    problems = []
+    if not isinstance(equal_steps, bool):
+        problems.append(f"equal_steps: {equal_steps!r} should be true or false.")
+    for key, value, top in (("gate", gate, 1), ("margin", margin, 0.5)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= top:
+            problems.append(f"{key}: {value!r} must be a number from 0 to {top}.")
+    return (Rules() if problems else Rules(equal_steps, float(gate), float(margin))), problems
+
+
+def part_of(only: Any) -> tuple[int, int] | None:
+    """``2/3`` → (2, 3); None for all runs.
+
+    Raises:
+        ConfigError: it is not K/N with 1 ≤ K ≤ N.
+    """
+    if only is None:
+        return None
+    found = re.fullmatch(r"([1-9]\d{0,3})/([1-9]\d{0,3})", str(only))
+    if not found or int(found[1]) > int(found[2]):
+        raise ConfigError([f"only: '{only}' is not a part of the runs; write 1/3, 2/3 or 3/3 for a third of them."])
+    return int(found[1]), int(found[2])
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,11 @@ from .conftest import SETTINGS
 
 
 def build(scenes: Path, out: Path, methods="finetune,ilyolox", **given):
-    own = {k: given.pop(k) for k in ("seeds", "upper", "against", "cache", "scenario") if k in given}
+    own = {
+        k: given.pop(k)
+        for k in ("seeds", "blocks", "equal_steps", "gate", "margin", "upper", "against", "cache", "scenario")
+        if k in given
+    }
     return plan.build(
         own.pop("scenario", None), methods=methods, out=out, settings={"data": str(scenes), **SETTINGS, **given}, **own
     )

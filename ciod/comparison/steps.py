@@ -1,0 +1,53 @@
+"""Equal effort: the optimiser steps of every row of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ciod.config.load import Run
+from ciod.core.errors import CiodError
+from ciod.data.scenarios.scenario import Scenario
+from ciod.runs.start import epochs_of
+
+
+def of_tasks(run: Run, scenario: Scenario) -> list[int]:
+    """Optimiser steps of each task, without images of a memory that is merged into them."""
+    tasks = len(scenario.parts)
+    return [epochs_of(run, i, tasks) * per_epoch(run, scenario, i) for i in range(len(scenario))]
+
+
+def per_epoch(run: Run, scenario: Scenario, task: int) -> int:
+    """Optimiser steps of one epoch of a task."""
+    return max(1, -(-len(scenario.rows(task)) // run.train.batch))
+
+
+def joint_epochs(steps: Sequence[int], run: Run, scenario: Scenario) -> int:
+    """Epochs of joint training in which it takes as many steps as the tasks together, the last epoch whole.
+
+    Args:
+        steps: of the tasks whose classes it is trained on.
+        run, scenario: of joint training, with its batch.
+    """
+    return max(1, -(-sum(steps) // per_epoch(run, scenario, 0)))
+
+
+def check(rows: Mapping[str, tuple[Run, Sequence[int]]]) -> None:
+    """Raises CiodError if rows of a block do not take the same steps in every task.
+
+    Args:
+        rows: label → settings and steps of each task.
+    """
+    merged = [n for n, (run, _) in rows.items() if run.memory.size and run.memory.batches == "merged"]
+    if merged:
+        raise CiodError(
+            f"equal_steps: {', '.join(merged)} adds its memory to every epoch (memory.batches=merged) and so takes "
+            "more steps than the others; write memory.batches=share or balanced."
+        )
+    reference, (_, wanted) = next(iter(rows.items()))
+    for name, (_, steps) in rows.items():
+        if list(steps) != list(wanted):
+            mine, theirs = ("+".join(map(str, s)) for s in (steps, wanted))
+            raise CiodError(
+                f"equal_steps: {name} takes {mine} steps and {reference} {theirs}; give all methods the same epochs "
+                "and batch (epochs= and batch=)."
+            )
