@@ -140,7 +140,7 @@ def compare(
     plain, flat, problems = split(words, TABLE)
     if len(plain) > 1:
         problems.append(f"compare takes one scenario, not {len(plain)} ({', '.join(plain)}); write key=value settings.")
-    own = {k: flat.pop(k) for k in WORDS if k in flat} | ({"only": only} if only else {})
+    own: dict[str, Any] = {k: flat.pop(k) for k in WORDS if k in flat} | ({"only": only} if only else {})
     with _interruptible():
         content = run(plain[0] if plain else None, settings=flat, problems=problems, dry=dry_run, **own)
     if any(c["status"] == FAILED for c in content.get("runs", ())):

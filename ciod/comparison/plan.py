@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ciod import methods
 from ciod.comparison import given, identity, steps
@@ -26,6 +26,8 @@ from ciod.methods.base import first_task
 from ciod.methods.base.user_code import told
 from ciod.runs import choices
 from ciod.training.effort import Start
+
+Value = TypeVar("Value")
 
 
 @dataclass
@@ -141,25 +143,12 @@ def build(
     """
     base, more = given.base_of(scenario, settings or {})
     problems = [*problems, *more]
-    rows: list[Entry] = []
-    repeated = [Block(0)]
-    try:
-        rows = entries(methods)
-    except ConfigError as e:
-        problems += e.problems
-    try:
-        repeated = _blocks(seeds, blocks, base)
-    except ConfigError as e:
-        problems += e.problems
-    if upper not in (None, "prefixes", "final", "none"):
-        problems.append(f"upper: '{upper}' is not allowed; allowed: prefixes, final, none")
-    for key, value in (("out", out), ("cache", cache), ("against", against)):
-        if value is not None and not isinstance(value, (str, int, Path)):
-            problems.append(f"{key}: {value!r} is not a name.")
+    rows: list[Entry] = _told(problems, lambda: entries(methods)) or []
+    repeated = _told(problems, lambda: _blocks(seeds, blocks, base)) or [Block(0)]
     rules, wrong = rules_of(equal_steps, gate, margin)
     if rules.equal_steps and base.get("train.joint_epochs") is not None:
         wrong.append("joint_epochs: equal_steps=true chooses them; leave one of the two out.")
-    problems += [*wrong, *target("out", out), *model_folder("cache", cache)]  # ``out`` is a setting of every run
+    problems += [*wrong, *_wrong_words(upper, out, cache, against)]
     against = None if against is None else str(against)
     folder = Path(str(out)) if out else Path("runs") / f"compare-{_slug(str(base.get('scenario') or 'data'))}"
     labels = [e.label for e in rows if e.name != "joint"]  # an upper bound does not start from a first task
@@ -178,6 +167,25 @@ def build(
     against = against or labels[0]
     store = Path(str(cache)) if cache else folder
     return _Builder(base, rows, repeated, run, upper, against, rules, folder, store, command).plan()
+
+
+def _told(problems: list[str], read: Callable[[], Value]) -> Value | None:
+    """What ``read`` returns; or None, and its problems are added to the others."""
+    try:
+        return read()
+    except ConfigError as e:
+        problems += e.problems
+        return None
+
+
+def _wrong_words(upper: Any, out: Any, cache: Any, against: Any) -> list[str]:
+    problems = []
+    if upper not in (None, "prefixes", "final", "none"):
+        problems.append(f"upper: '{upper}' is not allowed; allowed: prefixes, final, none")
+    for key, value in (("out", out), ("cache", cache), ("against", against)):
+        if value is not None and not isinstance(value, (str, int, Path)):
+            problems.append(f"{key}: {value!r} is not a name.")
+    return [*problems, *target("out", out), *model_folder("cache", cache)]  # ``out`` is a setting of every run
 
 
 def _blocks(seeds: Any, blocks: Any, base: Mapping[str, Any]) -> list[Block]:

@@ -23,6 +23,7 @@ from ciod.data.index import Index
 from ciod.data.scenarios.scenario import Scenario, Task
 from ciod.detectors.base import Detector
 from ciod.detectors.files import weights
+from ciod.evaluation import pictures
 from ciod.evaluation.detect import evaluate
 from ciod.memory.rehearsal import Extra
 from ciod.methods.base.method import Method
@@ -264,6 +265,7 @@ class Runner:
         if self.world.main:
             folder = self.out / f"task-{task.index + 1}"
             weights.save_model(folder / "model.safetensors", detector)
+            pictures.write(folder, pictures.of(found, task.test, task.seen_classes, s.eval.max_detections))
             if task.index:
                 from ciod.report.examples import write_examples
 
