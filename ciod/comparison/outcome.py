@@ -13,14 +13,16 @@ from ciod.comparison import schedule
 from ciod.comparison.plan import Cell, Plan, pairs
 from ciod.comparison.worker import finished
 from ciod.core.run_log import atomic_write, write_json
-from ciod.report import compared, paired
-from ciod.report.comparison import About, write_comparison
+from ciod.report import by_picture, compared, judged, paired
+from ciod.report.comparison import About, differences_of, write_comparison
 from ciod.report.page import read_results, write_report
+from ciod.report.ratios import Gate
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ciod.core.results_schema import ResultsFile
+    from ciod.report.summary import Runs
 
 FORMAT = 1
 PAGE = "compare.html"
@@ -69,31 +71,50 @@ def write(plan: Plan, failed: Mapping[str, str], *, page: str = PAGE) -> dict[st
     Returns:
         The content of compare.json.
     """
+    _give_bounds(plan, failed)
+    good = [(e.label, c.folder) for e, _, c in pairs(plan) if c.name not in failed]
+    runs = [(label, read_results(folder)) for label, folder in good]
+    gate, against, margin = _gate(plan, failed), plan.against, plan.rules.margin
+    outcomes = by_picture.outcomes([(n, r, folder) for (n, r), (_, folder) in zip(runs, good, strict=True)])
+    differences = differences_of(runs, outcomes, against, margin)
+    confusion = {n: {g: v.tolist() for g, v in c.items()} for n, c in by_picture.confusion(outcomes).items()}
+    content = {**_content(plan, failed, runs, gate), "differences": differences, "confusion": confusion}
+    write_json(plan.out / "compare.json", content)
+    atomic_write(plan.out / "compare.csv", compared.comparison_csv(runs, gate))
+    atomic_write(plan.out / "differences.csv", paired.table_csv(differences, against))
+    failures = "".join(f"\n{name} failed: {why}\n" for name, why in failed.items())
+    tables = [compared.comparison_markdown(runs, compared.PAGE, gate), paired.markdown(differences, against, margin)]
+    remarks = "".join(f"\n{line}\n" for line in content["remarks"])
+    atomic_write(plan.out / "compare.md", "\n".join(t for t in tables if t) + remarks + failures)
+    latex = compared.comparison_latex(runs, gate=gate)
+    atomic_write(plan.out / "compare.tex", latex + failures.replace("\n", "\n% ").rstrip("% "))
+    _page(plan, failed, plan.out / page, gate)
+    return content
+
+
+def _content(plan: Plan, failed: Mapping[str, str], runs: Runs, gate: Gate) -> dict[str, Any]:
     from ciod.runs import environment
 
-    _give_bounds(plan, failed)
-    good = [(e, seed, c) for e, seed, c in pairs(plan) if c.name not in failed]
-    runs = [(e.label, read_results(c.folder)) for e, _, c in good]
-    rows = {row["name"]: row for row in compared.comparison_rows(runs)}
-    by_seed = compared.seed_rows(runs)
-    differences = paired.differences(runs, plan.against)
-    content = {
+    rows = {row["name"]: row for row in compared.comparison_rows(runs, gate)}
+    return {
         "format": FORMAT,
         "command": plan.command,
         "scenario": _scenario(plan),
         "seeds": plan.seeds,
-        "blocks": [
-            {"seed": b.seed, **{k.removeprefix("protocol."): v for k, v in b.settings.items()}} for b in plan.blocks
-        ],
+        "blocks": [b.content() for b in plan.blocks],
         "upper": plan.upper,
         "methods": [
             {"label": e.label, "name": e.name, "settings": e.settings, **_numbers(rows.get(e.label))}
             for e in plan.entries
         ],
         "runs": [_run(plan, e.label, seed, c, failed) for e, seed, c in pairs(plan)],
-        "by_seed": by_seed,
+        "by_seed": compared.seed_rows(runs, gate),
         "against": plan.against,
-        "differences": differences,
+        "gate": plan.rules.gate,
+        "margin": plan.rules.margin,
+        "equal_steps": plan.rules.equal_steps,
+        "remarks": judged.remarks(runs, gate),
+        "bases": judged.bases(runs, gate),
         "shared": [
             {"name": c.name, "kind": c.kind, "seed": c.seed, "tasks": c.tasks or c.until, "folder": _near(c, plan)}
             for c in plan.cells
@@ -104,19 +125,16 @@ def write(plan: Plan, failed: Mapping[str, str], *, page: str = PAGE) -> dict[st
         "versions": environment.versions(),
         "machine": environment.describe(),
     }
-    write_json(plan.out / "compare.json", content)
-    atomic_write(plan.out / "compare.csv", compared.comparison_csv(runs))
-    failures = "".join(f"\n{name} failed: {why}\n" for name, why in failed.items())
-    tables = [compared.comparison_markdown(runs, compared.PAGE), paired.markdown(differences, plan.against)]
-    atomic_write(plan.out / "compare.md", "\n".join(t for t in tables if t) + failures)
-    atomic_write(
-        plan.out / "compare.tex", compared.comparison_latex(runs) + failures.replace("\n", "\n% ").rstrip("% ")
-    )
-    _page(plan, failed, plan.out / page)
-    return content
 
 
-def _page(plan: Plan, failed: Mapping[str, str], out: Path) -> Path:
+def _gate(plan: Plan, failed: Mapping[str, str]) -> Gate:
+    """With joint training of each seed, whether it is a row or not."""
+    final = {c.seed: c for s in plan.seeds for c in plan.bounds(s) if c.tasks == len(plan.scenario)}
+    joint = {s: read_results(c.folder) for s, c in final.items() if c.name not in failed}
+    return Gate(plan.rules.gate, {s: r for s, r in joint.items() if r})
+
+
+def _page(plan: Plan, failed: Mapping[str, str], out: Path, gate: Gate) -> Path:
     """The HTML page of the finished runs."""
     from ciod.runs import environment
 
@@ -141,6 +159,10 @@ def _page(plan: Plan, failed: Mapping[str, str], out: Path) -> Path:
         facts=facts,
         against=plan.against,
         methods={e.label: {"method": e.name, **e.settings} for e in plan.entries},
+        gate=gate,
+        margin=plan.rules.margin,
+        blocks=[b.words() for b in plan.blocks if b.settings],
+        figures=True,
         settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
     )
     return write_comparison(folders, out, about)
@@ -154,7 +176,9 @@ def show(plan: Plan, content: Mapping[str, Any], console: Console) -> None:
     if runs:
         width = console.width if console.is_terminal else 120  # a file has no edge
         for columns in (compared.SCORES, compared.REST):
-            console.print(compared.comparison_table(runs, columns), width=width)
+            console.print(compared.comparison_table(runs, columns, _gate(plan, {})), width=width)
+    for sentence in content.get("remarks", ()):
+        console.print(f"warning: {sentence}", markup=False, soft_wrap=True)
     for label, results in runs:  # the runs have told their other warnings; their bounds are known only now
         for sentence in sanity_checks.about_bounds(results["tasks"], results["upper_bounds"]):
             console.print(f"warning: {label}, seed {results['seed']}: {sentence}", markup=False, soft_wrap=True)

@@ -34,6 +34,9 @@ class ScenarioEntry(_Scenario, total=False):
     reverse: bool
     difficult: str
     image_seed: int | None
+    folds: int | None
+    fold: int | None
+    group: str | None
     max_detections: int
 
 

@@ -133,8 +133,9 @@ def bootstrap(draws: Sequence[float], level: float = 0.95) -> tuple[float, float
 
 def resampled(units: int, draws: int, seed: int = 0) -> np.ndarray:
     """[draws, units] int64: how often each unit (a picture, or a group of them) is drawn with replacement."""
-    random = np.random.default_rng(seed)
-    return random.multinomial(units, np.full(units, 1 / max(1, units)), size=draws)
+    if not units:
+        return np.zeros((draws, 0), np.int64)
+    return np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=draws)
 
 
 def _standard_error(d: np.ndarray) -> float:

@@ -12,6 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ciod.report import ratios
+from ciod.report.ratios import NO_GATE, Gate
 from ciod.report.summary import (
     NONE,
     Results,
@@ -50,10 +52,16 @@ COLUMNS = {
     "seconds": "time",
     "step_ratio": "time per step",
     "memory": "peak memory",
+    "steps": "steps",
+    "base": "base AP50",
+    "base_joint": "joint AP50 on the base",
+    "base_share": "base ÷ joint",
 }
 """Every number of a row. AP of old, new and all classes is that after the last task; retention is that of AP50, the
 other metrics are those of AP; RSD, RPD and RAI are defined in ``evaluation.continual``. ``step_ratio``: seconds per
-training step of the second task, divided by those of fine-tuning with the same seed (``_fine_tuned``)."""
+training step of the second task, divided by those of fine-tuning with the same seed (``_fine_tuned``). ``steps``: of
+the optimiser, in all tasks. ``base``: AP50 of the first task's classes after it; ``base_joint``: that of joint
+training."""
 
 DEMO = {
     "old_before": "old AP50 before",
@@ -62,7 +70,7 @@ DEMO = {
 }
 SCORES = {k: COLUMNS[k] for k in ("old_ap", "old_after", "new_ap", "new", "all_ap", "all_ap50")}
 REST = {k: COLUMNS[k] for k in ("retention", "rel_gap", "omega", "seconds", "step_ratio", "memory")}
-PAGE = {k: COLUMNS[k] for k in (*SCORES, *REST)}
+PAGE = {k: COLUMNS[k] for k in (*SCORES, *REST, "steps")}
 
 _CONTINUAL = {
     "forgetting": "forgetting",
@@ -73,48 +81,51 @@ _CONTINUAL = {
     "rai": "retention_adaptability",
 }
 _LOWER = {"forgetting", "rel_gap", "stability", "plasticity"}  # lower is better
-_NO_CONTEST = {"old_before", "seconds", "step_ratio", "memory"}
+_NO_CONTEST = {"old_before", "seconds", "step_ratio", "memory", "steps", "base", "base_joint", "base_share"}
 
 
-def comparison_rows(runs: Runs) -> list[dict[str, Any]]:
+def comparison_rows(runs: Runs, gate: Gate = NO_GATE) -> list[dict[str, Any]]:
     """One row per name: means under the keys of ``COLUMNS`` (fractions, seconds, MB; None = unknown), their standard
     deviations under ``std`` (None for one run), ``name``, ``joint``, ``unfinished``, ``seeds`` (number of runs).
 
-    A joint run has no old classes; its old and new classes are those of the other runs. RelGap is taken from the run,
-    or else computed from a joint run with the same classes among ``runs``.
+    A joint run has no old classes; its old and new classes are those of the other runs with its seed. RelGap is taken
+    from the run, or else computed from a joint run with the same classes among ``runs``. A ratio that is withheld for
+    one seed has no mean.
     """
-    every = seed_rows(runs)
+    every = seed_rows(runs, gate)
     rows = []
     for name in dict.fromkeys(n for n, _ in runs):
         seeds = [row for row in every if row["name"] == name]
+        columns = {k: [] if any(k in s["withheld"] for s in seeds) else [s[k] for s in seeds] for k in COLUMNS}
         rows.append(
             {
                 "name": name,
                 "joint": all(s["joint"] for s in seeds),
                 "unfinished": any(s["unfinished"] for s in seeds),
                 "seeds": len(seeds),
-                **{k: mean([s[k] for s in seeds]) for k in COLUMNS},
-                "std": {k: deviation([s[k] for s in seeds]) for k in COLUMNS},
+                **{k: mean(v) for k, v in columns.items()},
+                "std": {k: deviation(v) for k, v in columns.items()},
             }
         )
     return rows
 
 
-def seed_rows(runs: Runs) -> list[dict[str, Any]]:
-    """The numbers of each run under the keys of ``COLUMNS``, with ``name``, ``seed``, ``joint``, ``unfinished``."""
-    split = next((done(r)[-1] for _, r in runs if len(done(r)) > 1), {})
-    joint = {r.get("seed"): r for _, r in reversed(runs) if is_joint(r) and done(r)}
+def seed_rows(runs: Runs, gate: Gate = NO_GATE) -> list[dict[str, Any]]:
+    """The numbers of each run under the keys of ``COLUMNS``, with ``name``, ``seed``, ``joint``, ``unfinished``, and
+    ``withheld``: ratio → why it is not shown."""
+    splits = {r.get("seed"): done(r)[-1] for _, r in reversed(runs) if len(done(r)) > 1}
+    split = next(iter(reversed(splits.values())), {})
+    joint = {**gate.joint, **{r.get("seed"): r for _, r in reversed(runs) if is_joint(r) and done(r)}}
     other = next(iter(joint.values()), None)  # of another seed is better than none
     baseline = _fine_tuned(runs)
-    return [
-        {
-            "name": n,
-            "seed": r.get("seed"),
-            **_row(r, split, joint.get(r.get("seed"), other)),
-            "step_ratio": _ratio(step_seconds(r), baseline.get(r.get("seed"))),
-        }
-        for n, r in runs
-    ]
+    found = []
+    for name, r in runs:
+        seed = r.get("seed")
+        row = {"name": name, "seed": seed, **_row(r, splits.get(seed, split), joint.get(seed, other))}
+        row["step_ratio"] = _ratio(step_seconds(r), baseline.get(seed))
+        reasons = {} if row["joint"] else ratios.withheld(r, joint.get(seed), gate.share)
+        found.append({**row, **dict.fromkeys(reasons), "withheld": reasons})
+    return found
 
 
 def step_seconds(results: Results) -> float | None:
@@ -166,6 +177,10 @@ def _row(results: Results, split: Mapping[str, Any], joint: Results | None) -> d
         row["rel_gap"] = (bound - row["all_ap"]) / bound
     seconds = [t.get("seconds") for t in done(results)]
     row["seconds"] = sum(s for s in seconds if s is not None) if any(s is not None for s in seconds) else None
+    steps = [t.get("steps") for t in done(results)]
+    row["steps"] = sum(n for n in steps if n is not None) if any(n is not None for n in steps) else None
+    base, bound = (None, None) if row["joint"] else ratios.base_of(results, joint)
+    row |= {"base": base, "base_joint": bound, "base_share": _ratio(base, bound)}
     memory = [m for t in done(results) if (m := t.get("peak_memory_mb")) is not None]
     row["memory"] = max(memory, default=None)
     return row
@@ -189,19 +204,21 @@ def cell(key: str, value: float | None, std: float | None = None) -> str:
         return duration(value)
     if key == "step_ratio":
         return f"{value:.2f} ×"
+    if key == "steps":
+        return f"{value:,.0f}"
     if key == "memory":
         return f"{value:,.0f} MB"
     show = (lambda v: f"{v:.3f}") if key == "omega" else percent
     return show(value) + ("" if std is None else f" ± {show(std)}")
 
 
-def comparison_table(runs: Runs, columns: Mapping[str, str] = DEMO) -> Table:
+def comparison_table(runs: Runs, columns: Mapping[str, str] = DEMO, gate: Gate = NO_GATE) -> Table:
     """One row per name, for the terminal; the best value of each column, without joint runs, is bold."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    rows = comparison_rows(runs)
+    rows = comparison_rows(runs, gate)
     best = best_cells(rows)
     shares = [t for k, t in columns.items() if k in ("retention", "rel_gap")]
     table = Table(
@@ -228,18 +245,18 @@ def comparison_table(runs: Runs, columns: Mapping[str, str] = DEMO) -> Table:
     return table
 
 
-def comparison_markdown(runs: Runs, columns: Mapping[str, str] = DEMO) -> str:
+def comparison_markdown(runs: Runs, columns: Mapping[str, str] = DEMO, gate: Gate = NO_GATE) -> str:
     """The same as a Markdown table, percentages without sign."""
     lines = ["| method | " + " | ".join(columns.values()) + " |", "| --- |" + " ---: |" * len(columns)]
-    for row in comparison_rows(runs):
+    for row in comparison_rows(runs, gate):
         cells = (" ".join(c.split()).replace("\\", "\\\\").replace("|", "\\|") for c in comparison_cells(row, columns))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def comparison_latex(runs: Runs, columns: Mapping[str, str] = PAGE) -> str:
+def comparison_latex(runs: Runs, columns: Mapping[str, str] = PAGE, gate: Gate = NO_GATE) -> str:
     """A ``tabular`` with booktabs' rules; upper bounds below a line, the best in bold."""
-    rows = comparison_rows(runs)
+    rows = comparison_rows(runs, gate)
     best = best_cells(rows)
     heads = " & ".join(_latex(t) for t in ("method", *columns.values()))
     lines = ["% \\usepackage{booktabs}", f"\\begin{{tabular}}{{l{'r' * len(columns)}}}", "\\toprule", f"{heads} \\\\"]
@@ -264,14 +281,31 @@ def _latex(text: str) -> str:
     return "".join(_TEX.get(c, c) for c in text)
 
 
-def comparison_csv(runs: Runs) -> str:
-    """Every number of every run, one line per seed, in full precision: fractions, seconds, MB; empty if unknown."""
+def comparison_csv(runs: Runs, gate: Gate = NO_GATE) -> str:
+    """Every number of every run, one line per seed, in full precision: fractions, seconds, MB; empty if unknown.
+
+    After the columns of ``COLUMNS``: for each class the task that teaches it, and AP and AP50 after every task.
+    """
     out = io.StringIO()
     sheet = csv.writer(out, lineterminator="\n")
-    sheet.writerow(["method", "seed", "joint", "unfinished", *COLUMNS])
-    for row in seed_rows(runs):
-        values = ["" if row[k] is None else row[k] for k in COLUMNS]
-        sheet.writerow([row["name"], row["seed"], row["joint"], row["unfinished"], *values])
+    names = list(dict.fromkeys(n for _, r in runs for n in class_order(r)))
+    tasks = range(max((len(done(r)) for _, r in runs), default=0))
+    places = [(t, m, n) for t in tasks for m in ("AP", "AP50") for n in names]
+    heads = [f"task of {n}" for n in names] + [f"{m} of {n} after task {t + 1}" for t, m, n in places]
+    about = ["method", "seed", "fold", "order", "joint", "unfinished", "withheld"]
+    sheet.writerow([*about, *COLUMNS, *heads])
+    for row, (_, results) in zip(seed_rows(runs, gate), runs, strict=True):
+        scenario = results.get("scenario") or {}
+        order = scenario.get("order")
+        kind = [scenario.get("fold"), order if isinstance(order, str) else " ".join(order or []), row["joint"]]
+        taught = {n: i for i, t in enumerate(done(results), 1) for n in t.get("new_classes") or []}
+        aps = {m: ap_rows(results, m) for m in ("AP", "AP50")}
+        cells = [aps[m][t].get(n) if t < len(aps[m]) else None for t, m, n in places]
+        values = [
+            row["name"], row["seed"], *kind, row["unfinished"], " ".join(row["withheld"]),
+            *(row[k] for k in COLUMNS), *(taught.get(n) for n in names), *cells,
+        ]  # fmt: skip
+        sheet.writerow(["" if v is None else v for v in values])
     return out.getvalue()
 
 

@@ -11,7 +11,7 @@ from ciod.report.plots import GRID, GROUPS, MUTED, WIDE, number, short, svg
 from ciod.report.summary import Results, Runs, ap_rows, done, is_joint, mean, score
 
 # Okabe and Ito's colours, which colour-blind people can distinguish, then the same colours with other line styles.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#3F3F46")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#3F3F46")
 _LINES = ("-", "--", "-.", ":")
 # The classes of the first task, because "the old classes" change with every task.
 _PANELS = (("all", "AP50", "AP50 of all classes seen (%)"), ("all", "AP", "AP of all classes seen (%)"),
@@ -31,7 +31,7 @@ def curves(runs: Runs) -> Figure | None:
     panels = figure.subplots(1, len(_PANELS))
     for axes, (group, metric, title) in zip(panels, _PANELS, strict=True):
         for i, (name, seeds) in enumerate(by_name.items()):
-            colour, dashes = _COLOURS[i % len(_COLOURS)], _LINES[i // len(_COLOURS) % len(_LINES)]
+            colour, dashes = COLOURS[i % len(COLOURS)], _LINES[i // len(COLOURS) % len(_LINES)]
             average, std = _mean_and_deviation(seeds, group, metric, tasks)
             at = np.flatnonzero(np.isfinite(average))
             axes.plot(at, average[at], dashes, color=colour, marker="o", markersize=4, label=short(name, 40))

@@ -11,9 +11,10 @@ from urllib.parse import quote
 
 from ciod.core.errors import CiodError
 from ciod.core.run_log import atomic_write
-from ciod.report import compared_plots, paired, published
+from ciod.report import by_picture, compared_figures, compared_plots, judged, paired, published
 from ciod.report.compared import PAGE, best_cells, cell, comparison_cells, comparison_rows, deviation
 from ciod.report.page import data_url, environment, examples, read_results, svg, unbroken
+from ciod.report.ratios import NO_GATE, Gate
 from ciod.report.summary import Runs, ap_rows, beside, class_order, done, is_joint, mean, percent, verdict
 
 Folders = Mapping[str, "Path | Sequence[Path]"]
@@ -35,6 +36,13 @@ class About:
     """The method with which the others are compared per seed; empty: no such table."""
     settings: str = ""
     """Settings of every run, as YAML."""
+    gate: Gate = NO_GATE
+    margin: float = paired.MARGIN
+    """Difference in AP up to which two methods count as equal."""
+    blocks: Sequence[str] = ()
+    """Fold, class order and seed of each repetition, in words."""
+    figures: bool = False
+    """Every figure is also written as SVG and PDF, to ``figures`` next to the page."""
 
 
 def write_comparison(folders: Folders, out: Path, about: About | None = None) -> Path:
@@ -63,13 +71,16 @@ def write_comparison(folders: Folders, out: Path, about: About | None = None) ->
 
 def _content(listed: list[tuple[str, Path]], runs: Runs, out: Path, about: About) -> dict[str, Any]:
     """The content of comparison.html.j2."""
-    rows = comparison_rows(runs)
+    rows = comparison_rows(runs, about.gate)
     best = best_cells(rows)
     scenario = next(((r.get("scenario") or {}) for _, r in runs if not is_joint(r)), {})
     first: dict[str, Path] = {}
     for name, folder in listed:
         first.setdefault(name, folder)
     example = dict(reversed(runs))  # the first seed of each
+    outcomes = by_picture.outcomes([(n, r, f) for (n, f), (_, r) in zip(listed, runs, strict=True)])
+    differences = differences_of(runs, outcomes, about.against, about.margin) if about.against else []
+    figures = _figures(runs, differences, outcomes, about, out.parent / "figures" if about.figures else None)
     several = any(row["seeds"] > 1 for row in rows)
     return {
         "title": " · ".join(["Comparison", *([str(scenario["name"])] if scenario.get("name") else [])]),
@@ -92,16 +103,17 @@ def _content(listed: list[tuple[str, Path]], runs: Runs, out: Path, about: About
         "details": _details(rows),
         "against": about.against,
         "paired_columns": list(paired.SHOWN.values()),
-        "differences": [
-            (row["name"], row["seeds"], [(paired.cell(row, k), paired.clear(row, k)) for k in paired.SHOWN])
-            for row in (paired.differences(runs, about.against) if about.against else [])
-        ],
+        **_differences(differences, about),
+        "bases": judged.bases(runs, about.gate),
+        "gate": percent(about.gate.share, " %") if about.gate.share else "",
         "failures": about.failures,
-        "warnings": [*about.warnings, *_warnings(runs)],
+        "warnings": [*about.warnings, *(judged.remarks(runs, about.gate) if about.against else []), *_warnings(runs)],
         "verdicts": [(n, unbroken(verdict(r))) for n, r in example.items()][::-1],
-        "curves": svg(compared_plots.curves(runs)),
+        "figures": figures,
+        "one_order": compared_figures.one_order(runs),
+        "pairs": list(by_picture.pairs(outcomes).items()) if about.against else [],
+        "saved": about.figures,
         "bounded": any(bound for _, r in runs if not is_joint(r) for bound in r.get("upper_bounds") or []),
-        "bars": svg(compared_plots.bars(runs)) if len(rows) <= 12 else "",
         "classes": _classes(runs),
         "names": [row["name"] for row in rows],
         "protocol": scenario.get("protocol") or [],
@@ -109,6 +121,56 @@ def _content(listed: list[tuple[str, Path]], runs: Runs, out: Path, about: About
         "pictures": _shared_examples(first),
         "about": about,
     }
+
+
+def differences_of(
+    runs: Runs, outcomes: Sequence[by_picture.Outcome], against: str, margin: float
+) -> list[dict[str, Any]]:
+    """``paired.differences``, with ``pictures``: column → bootstrap interval over the test pictures."""
+    rows = paired.differences(runs, against, margin)
+    intervals = by_picture.intervals(outcomes, against)
+    return [{**row, "pictures": intervals.get(row["name"], {})} for row in rows]
+
+
+def _differences(rows: Sequence[dict[str, Any]], about: About) -> dict[str, Any]:
+    return {
+        "differences": [
+            (row["name"], row["seeds"], [(paired.cell(row, k), paired.clear(row, k)) for k in paired.SHOWN])
+            for row in rows
+        ],
+        "test_heads": paired.HEADS,
+        "tests": paired.tests(rows, about.against, about.margin),
+        "limits": paired.limits(rows),
+        "margin": f"{100 * about.margin:g}",
+    }
+
+
+def _figures(
+    runs: Runs,
+    differences: Sequence[dict[str, Any]],
+    outcomes: Sequence[by_picture.Outcome],
+    about: About,
+    into: Path | None,
+) -> dict[str, Any]:
+    """Name → figure; the new ones only where methods are compared with one of them."""
+
+    def at(name: str) -> Path | None:
+        return None if into is None else into / name
+
+    few = len(dict(runs)) <= compared_figures.MOST_METHODS
+    drawn = {
+        "curves": compared_plots.curves(runs, into=at("curves")),
+        "bars": compared_plots.bars(runs, into=at("bars")) if few else "",
+        "forest": compared_figures.forest(differences, about.against, about.margin, into=at("forest")),
+    }
+    if about.against:
+        counts = by_picture.confusion(outcomes)
+        drawn |= {
+            "plane": compared_figures.stability_plasticity(runs, into=at("stability-plasticity")),
+            "matrix": compared_figures.class_tasks(runs, into=at("class-task")),
+            "confusion": compared_figures.confusion(counts, into=at("confusion")),
+        }
+    return {"plane": "", "matrix": "", "confusion": "", **{k: svg(v) for k, v in drawn.items()}}
 
 
 def _links(name: str, listed: list[tuple[str, Path]], runs: Runs, out: Path) -> list[tuple[str, str]]:
@@ -153,7 +215,8 @@ def _classes(runs: Runs) -> list[dict[str, Any]]:
     finals: dict[str, list[Mapping[str, float | None]]] = {}
     for name, results in runs:
         finals.setdefault(name, []).append((ap_rows(results, "AP50") or [{}])[-1])
-    task_of = {n: i for i, t in enumerate(done(reference), 1) for n in t.get("new_classes") or []}
+    taught = enumerate(done(reference), 1) if compared_figures.one_order(runs) else ()  # else it differs
+    task_of = {n: i for i, t in taught for n in t.get("new_classes") or []}
     found, before = [], 0
     for c in class_order(reference):
         means = {n: mean([row.get(c) for row in seeds]) for n, seeds in finals.items()}

@@ -12,6 +12,7 @@ import io
 import math
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -22,13 +23,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 
+from ciod.core.files import explained
 from ciod.report.summary import Change, Results, ap_rows, changes, class_order, done, headline, score
 
 OLD, NEW, ALL = "#0072B2", "#D55E00", "#3F3F46"
 GROUPS = {"old": OLD, "new": NEW, "all": ALL}
 GRID, MUTED = "#E4E4E7", "#71717A"
 WIDE = 10.6  # inches of 96 CSS pixels: the width of the report's column
-_BLUES = LinearSegmentedColormap.from_list("ap", ["#F7FBFF", "#C6DBEF", "#6BAED6", "#2171B5", "#08306B"])
+BLUES = LinearSegmentedColormap.from_list("ap", ["#F7FBFF", "#C6DBEF", "#6BAED6", "#2171B5", "#08306B"])
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a "$" in a class name stays a "$"
@@ -49,10 +51,13 @@ _RC: dict[Any, Any] = {
 
 
 def svg(draw: Callable[..., Figure | None]) -> Callable[..., str]:
-    """Turns a function that draws a Figure into one that returns it as an SVG element."""
+    """Turns a function that draws a Figure into one that returns it as an SVG element.
+
+    With ``into=PATH`` the figure is also written to PATH.svg and PATH.pdf.
+    """
 
     @functools.wraps(draw)
-    def drawn(*args: Any, **kwargs: Any) -> str:
+    def drawn(*args: Any, into: Path | None = None, **kwargs: Any) -> str:
         salt = f"{draw.__name__}{kwargs}"  # ids must differ between the figures of one page, and be reproducible
         with matplotlib.rc_context({**_RC, "svg.hashsalt": salt}), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has the fonts
@@ -62,6 +67,12 @@ def svg(draw: Callable[..., Figure | None]) -> Callable[..., str]:
             out = io.StringIO()
             nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
             figure.savefig(out, format="svg", metadata=nothing, transparent=True)
+            if into is not None:
+                with explained(into):
+                    into.parent.mkdir(parents=True, exist_ok=True)
+                    into.with_suffix(".svg").write_text(out.getvalue(), encoding="utf-8")
+                    unstamped = dict.fromkeys(("Creator", "Producer", "CreationDate"))
+                    figure.savefig(into.with_suffix(".pdf"), format="pdf", metadata=unstamped)
         text = out.getvalue()
         return text[text.index("<svg") :]
 
@@ -79,7 +90,7 @@ def ap_matrix(results: Results, *, metric: str = "AP") -> Figure | None:
     figure, axes = _matrix_axes(len(rows), names)
     top = max(0.05, math.ceil(20 * np.nanmax(table, initial=0)) / 20)  # np.nanmax(initial) also covers all-null tables
     norm = Normalize(0, top)
-    image = axes.imshow(np.ma.masked_invalid(table), cmap=_BLUES, norm=norm, aspect="auto", interpolation="none")
+    image = axes.imshow(np.ma.masked_invalid(table), cmap=BLUES, norm=norm, aspect="auto", interpolation="none")
     unknown = np.argwhere(seen & np.isnan(table))
     if len(unknown):
         squares = Outline.make_compound_path(*(_square(x, y) for y, x in unknown))

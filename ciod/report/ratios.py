@@ -7,10 +7,23 @@ goes on teaching its classes, and retention then measures speed of learning, not
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from ciod.report.summary import FAINT, Results, ap_rows, before_after, done, mean, percent, score
 
+
+@dataclass(frozen=True)
+class Gate:
+    """When the ratios of a run are shown."""
+
+    share: float = 0.0
+    """Least share of joint training's AP50 that a first task must reach on its classes; 0: no gate."""
+    joint: Mapping[Any, Results] = field(default_factory=dict)
+    """Seed → results of joint training of all classes, where it is not among the runs."""
+
+
+NO_GATE = Gate()
 FLOOR = FAINT
 """Least denominator (AP or AP50 as a fraction) of a ratio that is shown."""
 RATIOS = ("retention", "rel_gap", "omega", "stability", "plasticity", "rai")

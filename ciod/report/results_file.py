@@ -39,6 +39,9 @@ class Scenario(_Loose):
     metric: str | None = None
     max_detections: Count = None
     image_seed: Count = None
+    folds: Count = None
+    fold: Count = None
+    group: str | None = None
     data: str | None = None
     protocol: list[str] | None = None
 

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 import ciod
 from ciod.comparison import outcome, schedule
+from ciod.comparison.settings import Rules
 from ciod.core.errors import ConfigError
 
 from .conftest import ILYOLOX, SETTINGS, in_this_process
@@ -57,9 +58,10 @@ def test_a_wrong_upper_bound_is_reported_with_the_table(compared, tmp_path):
     results["tasks"][1]["all"]["AP"], results["upper_bounds"][1]["AP"] = 0.3, 0.2
     file.write_text(json.dumps(results))
     said = io.StringIO()
-    outcome.show(SimpleNamespace(out=tmp_path / "a", seeds=[0]), read(compared), Console(file=said))
+    shown = SimpleNamespace(out=tmp_path / "a", seeds=[0], bounds=lambda _: [], scenario=[0, 1], rules=Rules())
+    outcome.show(shown, read(compared), Console(file=said))
     assert "warning: ilyolox, seed 0: After task 2 AP is 30.0, more than the 20.0 of joint training" in said.getvalue()
-    assert "warning: finetune" not in said.getvalue()
+    assert "warning: finetune, seed 0" not in said.getvalue()
 
 
 def test_files(compared):

@@ -27,7 +27,7 @@ def test_the_deviation_between_seeds_is_not_in_the_difference():
     assert (b["name"], b["seeds"], b["wins"]["new"]) == ("b", 3, 3)
     assert b["mean"]["new"] == pytest.approx(0.03)
     # differences 3, 4 and 2 points: standard deviation 1, and Student's t for two degrees of freedom is 4.303
-    assert b["half_width"]["new"] == pytest.approx(0.01 * 4.303 / 3**0.5)
+    assert b["half_width"]["new"] == pytest.approx(0.01 * 4.302653 / 3**0.5, rel=1e-6)
     assert paired.clear(b, "new") and paired.cell(b, "new") == "+3.0 ± 2.5"
     assert b["mean"]["old_after"] == 0 and not paired.clear(b, "old_after")
     assert (c["seeds"], c["half_width"]["new"]) == (1, None), "seed 7 has no partner"
@@ -53,3 +53,33 @@ def test_table_and_page(tmp_path):
         and '<td class="number best">+3.0 ± 2.5</td>' in page
     )
     assert "Differences to" not in write_comparison(folders, tmp_path / "page.html").read_text()
+
+
+def blocks(name: str, differences: list[float]):
+    return [run(name, s, 0.5 + d) for s, d in enumerate(differences)]
+
+
+def test_tests_are_corrected_for_the_number_of_methods_and_told_in_words():
+    """Six blocks: p of signs is 2/64, with Holm over two methods 4/64 and then 2/64 at least."""
+    base = blocks("a", [0.0] * 6)
+    runs = [*base, *blocks("b", [0.03, 0.04, 0.05, 0.03, 0.04, 0.05]), *blocks("c", [0.001, -0.001] * 3)]
+    b, c = paired.differences(runs, "a")
+    assert b["p_sign"]["new"] == 2 / 64 and b["p_holm"]["new"] == 4 / 64 and b["verdict"]["new"] == "open"
+    assert c["verdict"]["new"] == "equal" and paired.words(c, "new", "a") == "equal to a within 2 points"
+    (told,) = paired.limits([b, c])
+    assert told.startswith("With 6 repetitions and 2 methods against one, p (Holm) cannot be below 0.062")
+    assert "7 repetitions are needed" in told
+    (b,) = paired.differences(runs[:12], "a")
+    assert b["verdict"]["new"] == "better" and paired.words(b, "new", "a") == "better than a" and not paired.limits([b])
+    (b,) = paired.differences([*base, *blocks("b", [-0.003, -0.004] * 3)], "a", margin=0.01)
+    assert paired.words(b, "new", "a", 0.01) == "worse than a, by less than 1 point"
+    cells = paired.tests([b], "a", 0.01)[1][1]
+    assert cells[:4] == ["new", "-0.4 ± 0.1", "0 of 6", "–"] and cells[5] == "0.031"
+
+
+def test_every_number_of_the_differences_is_in_the_csv():
+    (b,) = paired.differences([*blocks("a", [0, 0]), *blocks("b", [0.1, 0.2])], "a")
+    b["pictures"] = {"new": (0.05, 0.25)}
+    line = next(x for x in paired.table_csv([b], "a").splitlines() if x.startswith("b,a,new,"))
+    assert line.endswith(",open,0.05,0.25") and f",{b['mean']['new']}," in line
+    assert "5.0 to 25.0" in paired.markdown([b], "a") and paired.p_value(0.0004) == "< 0.001"
