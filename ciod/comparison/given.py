@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ciod import methods
 from ciod.comparison.settings import OWN, TABLE, Entry, written
 from ciod.config import load as config
 from ciod.config.load import Run
@@ -26,10 +28,11 @@ def base_of(scenario: str | Path | None, settings: Mapping[str, Any]) -> tuple[d
         name = str(scenario)
         if name in scenarios.available() or _is_protocol(Path(name)):
             given = {"scenario": name, **given}
-        elif name.endswith((".yaml", ".yml")):
+        elif name in config.recipes() or name.endswith((".yaml", ".yml")):
             path = Path(name)
         else:
-            return {}, [f"compare: there is no scenario '{name}'; {did_you_mean(name, scenarios.available())}"]
+            known = [*scenarios.available(), *config.recipes()]
+            return {}, [f"compare: there is no scenario '{name}'; {did_you_mean(name, known)}"]
     own, problems = config.gather(None, given, TABLE)
     for k, why in OWN.items():
         if k in own:
@@ -42,6 +45,47 @@ def base_of(scenario: str | Path | None, settings: Mapping[str, Any]) -> tuple[d
     merged, more = config.gather(path, given, TABLE)
     kept = {k: v for k, v in merged.items() if k not in (*OWN, "out") and not k.startswith("method.")}
     return kept, [*problems, *(p for p in more if p not in problems)]
+
+
+def kept_settings(scenario: str | Path | None, entries: Sequence[Entry]) -> list[Entry]:
+    """``entries`` with what a file or recipe sets of their methods, below what is set for them here."""
+    name = str(scenario)
+    if name not in config.recipes() and not (name.endswith((".yaml", ".yml")) and not _is_protocol(Path(name))):
+        return list(entries)
+    flat, _ = config.gather(name)
+    method = {k.removeprefix("method."): v for k, v in flat.items() if k.startswith("method.")}
+    named = method.pop("name", methods.DEFAULT)
+    return [replace(e, settings={**method, **e.settings}) if e.name == named else e for e in entries]
+
+
+def with_recipes(
+    base: dict[str, Any], settings: Mapping[str, Any], entries: Sequence[Entry]
+) -> tuple[dict[str, Any], list[str]]:
+    """``base`` on top of what the recipes among ``entries`` set of the run, which must be the same for all of them.
+
+    Args:
+        settings: those that were given for every run; they decide where recipes differ.
+    """
+    recipes = [e.recipe for e in entries if e.recipe]
+    if not recipes:
+        return base, []
+    flats = {}
+    for recipe in dict.fromkeys(recipes):
+        flat, _ = config.gather(recipe)
+        flats[recipe] = {k: v for k, v in flat.items() if not k.startswith("method.") and k not in (*OWN, "out")}
+    first, problems = recipes[0], []
+    mine = {**flats[first], **base}
+    by_hand = config.by_full_key(settings)
+    for recipe, flat in flats.items():
+        keys = [k for k in {**mine, **flat} if k in flat and flat[k] != mine.get(k) and k not in by_hand]
+        if keys:
+            told = "; ".join(f"{k} is {written(mine.get(k))}, there {written(flat[k])}" for k in keys[:4])
+            problems.append(
+                f"methods: the recipe {recipe} has other settings than this comparison "
+                f"({told}{'; …' * bool(keys[4:])}). All rows share the settings of the run; write those that differ "
+                "here, for all of them."
+            )
+    return mine, problems
 
 
 def _is_protocol(path: Path) -> bool:

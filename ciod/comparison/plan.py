@@ -143,7 +143,9 @@ def build(
     """
     base, more = given.base_of(scenario, settings or {})
     problems = [*problems, *more]
-    rows: list[Entry] = _told(problems, lambda: entries(methods)) or []
+    rows = given.kept_settings(scenario, _told(problems, lambda: entries(methods)) or [])
+    base, more = given.with_recipes(base, settings or {}, rows)
+    problems += more
     repeated = _told(problems, lambda: _blocks(seeds, blocks, base)) or [Block(0)]
     rules, wrong = rules_of(equal_steps, gate, margin)
     if rules.equal_steps and base.get("train.joint_epochs") is not None:

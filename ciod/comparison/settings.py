@@ -119,6 +119,8 @@ class Entry:
     label: str
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
+    recipe: str | None = None
+    """Recipe of the package that the method's settings come from."""
 
 
 def opened(
@@ -165,16 +167,29 @@ def entries(methods: str | Sequence[str | Mapping[str, Any]] | None) -> list[Ent
                 f"methods: {without_sources(m)!r} is neither a method's name nor a mapping with name: and its settings."
             )
             continue
-        found.append((label, name, _of_types(name, settings)))
+        recipe = name if name in config.recipes() else None
+        if recipe:
+            name, theirs = of_recipe(recipe)
+            settings = {**theirs, **settings}
+        found.append((label or recipe, name, _of_types(name, settings), recipe))
     if not given:
         problems.append("methods= is needed: methods=finetune,pseudo_label,ilyolox")
-    made = [Entry(str(label or _label(name, s, [o for _, n, o in found if n == name])), name, s)
-            for label, name, s in found]  # fmt: skip
+    made = [
+        Entry(str(label or _label(name, s, [o for _, n, o, _ in found if n == name])), name, s, recipe)
+        for label, name, s, recipe in found
+    ]
     twice = sorted({e.label for e in made if [o.label for o in made].count(e.label) > 1})
     problems += [f"methods: there are two entries '{t}'; give them other settings, or a label: each." for t in twice]
     if problems:
         raise ConfigError(problems)
     return made
+
+
+def of_recipe(recipe: str) -> tuple[str, dict[str, Any]]:
+    """Name and settings of a recipe's method."""
+    flat, _ = config.gather(recipe)
+    settings = {k.removeprefix("method."): v for k, v in flat.items() if k.startswith("method.")}
+    return str(settings.pop("name", methods.DEFAULT)), settings
 
 
 def _listed(methods: Any) -> list[Any]:

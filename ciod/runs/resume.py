@@ -185,24 +185,20 @@ def _refuse(settings: Resumable, what: Any, holds: str, differ: str) -> list[str
     return [f"Resumed with different {what} ({differ})."]
 
 
-def first_task_notes(settings: Run) -> list[str]:
-    """Notes about a first task that another run trained, under ``first=``.
-
-    Raises:
-        CiodError: the method needs one of its own.
-    """
+def check_first_task(settings: Run) -> None:
+    """Raises CiodError if ``first=`` is given to a method that needs a first task of its own."""
     if not settings.first:
-        return []
+        return
     method, name = methods.make(settings.method), settings.method.get("name", methods.DEFAULT)
     reason = first_task.why(method)
     if reason is None:
-        return []
+        return
     if type(method).needs_first_task is not Method.needs_first_task:
         raise CiodError(f"first: {name} needs a first task of its own with these settings; leave first= out.")
-    return [
-        f"The first task is that of {settings.first}, and {name} had no part in it, though {reason}. Leave first= out, "
-        "or write needs_first_task: ClassVar[bool] = False in its class if any first task will do."
-    ]
+    raise CiodError(
+        f"first: {settings.first} was trained without {name}, though {reason}. Leave first= out, or write "
+        "needs_first_task: ClassVar[bool] = False in its class if any first task will do."
+    )
 
 
 def take_over(settings: Run, world: World, chosen: Mapping[str, Any] | None = None) -> dict[str, Any] | None:

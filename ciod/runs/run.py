@@ -156,9 +156,10 @@ class Runner:
             self.reporter.say(line)
         if self.saved is not None:
             return []
+        resume.check_first_task(complete)
         chosen = choices.values(complete, self.open)
         self.saved = cast("RunState | None", resume.take_over(complete, self.world, chosen))
-        return resume.first_task_notes(complete)
+        return []
 
     def _restore(self, detector: Detector) -> int:
         """Brings everything to the saved state. Returns the task to resume at."""

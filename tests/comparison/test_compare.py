@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -169,6 +170,38 @@ def test_killed_twice_and_resumed_it_gives_the_same_table(compared, scenes, tmp_
     for name in ("finetune-seed0", "ilyolox-seed0"):
         ours, theirs = (load_file(f / name / "task-2" / "model.safetensors") for f in (out, compared))
         assert all(torch.equal(ours[k], theirs[k]) for k in theirs), f"{name} learnt something else"
+
+
+def contents(out: Path) -> dict[str, str]:
+    """The page and the sheet without what differs from call to call: times, memory, folders."""
+    page = (out / "compare.html").read_text(encoding="utf-8").replace(str(out), "OUT")
+    page = re.sub(r"\d+(\.\d+)? s\b|\d+ min \d+ s|[\d.,]+ MB|\d+\.\d+ ×", "", page)
+    sheet = list(csv.DictReader((out / "compare.csv").open()))
+    rows = [{k: v for k, v in row.items() if k not in ("seconds", "step_ratio", "memory")} for row in sheet]
+    return {"page": page, "csv": json.dumps(rows), "tests": (out / "differences.csv").read_text()}
+
+
+@pytest.mark.slow
+def test_blocks_killed_twice_and_cut_in_two_halves_give_the_same_page(scenes, tmp_path):
+    """Two blocks: two folds, class orders and seeds, two methods and joint training."""
+    base = words(scenes, Path("OUT"), ["finetune", ILYOLOX])
+    base = [w for w in base if not w.startswith("out=")] + ["folds=2", "blocks=2"]
+    whole, halves = tmp_path / "a" / "out", tmp_path / "b" / "out"
+    one = subprocess.run([*base, f"out={whole}"], env=environment(), capture_output=True, text=True)
+    assert one.returncode == 0, one.stderr
+    first, second = ([*base, f"out={halves}", "--only", f"{k}/2"] for k in (1, 2))
+    kill_when(first, "first-*/last/state.pt", halves)
+    kill_when(second, "ilyolox-seed1/last/state.pt", halves)
+    both = [subprocess.Popen(c, env=environment(), stdout=subprocess.PIPE, text=True) for c in (first, second)]
+    told = [p.communicate()[0] for p in both]
+    assert [p.returncode for p in both] == [0, 0] and not (halves / "compare.html").exists()
+    assert "part 1 of 2: 4 of 4 runs are finished" in told[0] and "repeat the command without only=" in told[1]
+    for _ in range(2):  # merging is the same command without a part, and may be repeated
+        merged = subprocess.run([*base, f"out={halves}"], env=environment(), capture_output=True, text=True)
+        assert merged.returncode == 0 and "8 of 8 are there already" in merged.stdout, merged.stdout
+        assert contents(halves) == contents(whole)
+    lines = list(csv.DictReader((whole / "compare.csv").open()))
+    assert {(x["seed"], x["fold"], x["order"]) for x in lines} == {("0", "1", "seed:0"), ("1", "2", "seed:1")}
 
 
 CRASH = """

@@ -276,6 +276,31 @@ def test_a_scenario_may_be_a_file_of_settings_or_of_a_protocol(scenes, tmp_path)
     assert made.settings.protocol.name == "mine" and [len(g) for g in made.scenario.groups] == [5, 5]
 
 
+def test_recipes_can_be_compared_and_keep_their_method_settings(scenes, tmp_path):
+    small = {"data": str(scenes), "scenario": "shapes-6+4", **{k: v for k, v in SETTINGS.items() if k != "split"}}
+    made = plan.build(
+        "coco-40+40-erd", methods="finetune,erd", out=tmp_path / "a", settings={**small, "detector": "gfl-pico"}
+    )
+    assert made.entries[1].settings == {"nms_scale": "stride"} and made.settings.train.optimizer == "sgd"
+    runs = {c.label: c.settings for c in made.cells if c.kind == "run"}
+    assert (
+        runs["erd"].method == {"name": "erd", "nms_scale": "stride"} and runs["finetune"].method["name"] == "finetune"
+    )
+    rows = ["coco-40+40-lwf", {"name": "coco-40+40-erd", "nms_scale": "pixel", "label": "mine"}]
+    made = plan.build(None, methods=rows, out=tmp_path / "b", settings={**small, "detector": "gfl-pico"})
+    assert [e.label for e in made.entries] == ["coco-40+40-lwf", "mine"]
+    assert made.entries[1].settings["nms_scale"] == "pixel" and made.settings.train.milestones == [0.6666666, 0.9166666]
+    with pytest.raises(ConfigError, match=r"the recipe coco-40\+40-ilyolox has other settings than this comparison \("):
+        plan.build(None, methods="coco-40+40-erd,coco-40+40-ilyolox", out=tmp_path / "c", settings=small)
+
+
+def test_a_settings_file_keeps_the_settings_of_its_method(scenes, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"data": str(scenes), **SETTINGS, "method": {"name": "ilyolox", "nms_iou": 0.5}}))
+    made = plan.build(path, methods=["ilyolox", {"name": "ilyolox", "nms_iou": 0.9}, "lwf"], out=tmp_path / "out")
+    assert [e.settings for e in made.entries] == [{"nms_iou": 0.5}, {"nms_iou": 0.9}, {}]
+
+
 def test_a_file_may_hold_the_whole_comparison(scenes, tmp_path):
     path = tmp_path / "mine.yaml"
     methods = ["finetune", {"name": "ilyolox", "nms_iou": 0.5, "label": "mine"}]

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import ciod
 from ciod import methods
@@ -121,6 +122,44 @@ def test_compare_counts_what_train_counts(tmp_path, data, monkeypatch, capsys):
     )
 
 
+GATHERS = """
+def loss(self, batch):
+    self._seen += len(batch.images)
+    return super().loss(batch)
+
+def state(self):
+    return {"seen": self._seen}
+
+def load_state(self, state):
+    self._seen = state.get("seen", 0)
+
+_seen: int = PrivateAttr(default=0)
+"""
+
+
+@pytest.mark.parametrize("kind", ["gathers in loss", "ewc"])
+def test_a_method_has_the_same_state_under_train_and_compare(tmp_path, data, monkeypatch, kind):
+    """What it gathers in the first task: pictures that it counts, or Fisher information."""
+    name = "ewc" if kind == "ewc" else write(tmp_path, GATHERS)
+    run(data, tmp_path / "alone", method=name)
+
+    def here(cells, **_):
+        for cell in cells:
+            worker.work(cell.job())
+        return {}
+
+    monkeypatch.setattr(schedule, "run", here)
+    content = ciod.compare(methods=["finetune", name], out=tmp_path / "c", upper="none", data=str(data), **SMALL)
+    (folder,) = [r["folder"] for r in content["runs"] if r["label"] != "finetune"]
+    places = (tmp_path / "alone", tmp_path / "c" / folder)
+    one, other = (torch.load(p / "last" / "state.pt", weights_only=True) for p in places)
+    assert list(one["method"]) == list(other["method"]) != []
+    if kind == "ewc":
+        assert all(torch.equal(v, other["method"]["fisher"][k]) for k, v in one["method"]["fisher"].items())
+    else:
+        assert one["method"] == other["method"] and one["method"]["seen"] > 0
+
+
 def test_a_comparison_shares_the_first_task_of_the_others(tmp_path, data):
     own = write(tmp_path, COUNTS)
     made = plan.build(None, methods=f"finetune,{own}", out=tmp_path / "out", settings={"data": str(data), **SMALL})
@@ -130,7 +169,7 @@ def test_a_comparison_shares_the_first_task_of_the_others(tmp_path, data):
     assert not any(c.kind == "first" for c in alone.cells)
 
 
-def test_first_is_warned_of_or_refused(tmp_path, data):
+def test_first_is_refused_where_it_would_be_another_method(tmp_path, data):
     run(data, tmp_path / "first", method="finetune")
     given = {"first": str(tmp_path / "first")}
     with pytest.raises(
@@ -138,8 +177,8 @@ def test_first_is_warned_of_or_refused(tmp_path, data):
     ):
         run(data, tmp_path / "merged", method={"name": "merge", "rule": "duet"}, **given)
     name = write(tmp_path, COUNTS)
-    out = run(data, tmp_path / "counted", method=name, **given)
-    told = json.loads((out / "results.json").read_text())["warnings"]
-    assert any("had no part in it, though its loss, end_task may act in it. Leave first= out" in w for w in told)
-    out = run(data, tmp_path / "averaged", method="merge", **given)
-    assert not any("had no part" in w for w in json.loads((out / "results.json").read_text())["warnings"])
+    message = r"first: .*first was trained without .*Mine, though its loss, end_task may act in it\. Leave first= out"
+    with pytest.raises(CiodError, match=message):
+        run(data, tmp_path / "counted", method=name, **given)
+    assert not (tmp_path / "counted" / "last" / "state.pt").exists()
+    run(data, tmp_path / "averaged", method="merge", **given)

@@ -170,7 +170,7 @@ class Method(BaseModel):
     @property
     def needs_first_task(self) -> bool:
         """True: the first task is this method's own, because it trains it otherwise than fine-tuning does or gathers
-        something there. ``ciod compare`` then does not share it with other methods, and ``first=`` warns or is refused.
+        something there. ``ciod compare`` then does not share it with other methods, and ``first=`` is refused.
 
         By default the code of a user's class decides: True where it overrides ``loss``, ``begin_task`` or another
         moment of training, unless that begins with ``if self.teacher is None: return super()…`` (or ``self.old``). A
