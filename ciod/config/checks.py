@@ -15,7 +15,7 @@ from ciod.core.files import exists, expanded, is_file, is_folder, is_loop, is_mo
 from ciod.core.validation_messages import problems_of
 from ciod.data.scenarios import folds
 from ciod.data.scenarios.protocol import Protocol
-from ciod.methods.base.user_code import told
+from ciod.methods.base.user_code import UserCodeError, told, where
 from ciod.trackers import absent as absent_trackers
 
 if TYPE_CHECKING:
@@ -60,14 +60,22 @@ def method(tree: dict[str, Any]) -> list[str]:
 
 
 def method_of(cls: type[Method], settings: dict[str, Any]) -> tuple[Method | None, list[str]]:
-    """A method with those of ``settings`` that are right (None where it cannot be made), and all that is wrong."""
+    """A method with those of ``settings`` that are right (None where it cannot be made), and all that is wrong.
+
+    Raises:
+        UserCodeError: its ``check`` returned no list of messages.
+    """
     found = problems_of(cls, settings, where="method")
     wrong = {line.partition(":")[0].removeprefix("method.") for line in found}
     sound = {k: v for k, v in settings.items() if k not in wrong}
     if problems_of(cls, sound):  # a method from a file may need a setting
         return None, found
     method = cls.model_validate(sound)
-    return method, [*found, *method.check()]
+    more = method.check()
+    if not isinstance(more, (list, tuple)) or not all(isinstance(line, str) for line in more):
+        kind = "None" if more is None else f"a {type(more).__name__}"
+        raise UserCodeError(f"{where(cls, 'check')} returned {kind}; return a list of messages, empty for none.")
+    return method, [*found, *more]
 
 
 def _offered(detector: str) -> tuple[frozenset[str] | None, list[str]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ciod.methods.base.calls import CALLS, check_calls
@@ -139,6 +139,13 @@ class MethodChecks:
                 f"{self._at('loss')} returned no loss with a gradient: they are detached (.detach(), torch.no_grad(), "
                 ".data), or not computed from self.student(batch.images)."
             )
+        declared = self.method.distillation_terms
+        if self.method.old and declared and not declared & losses.keys():
+            self.warnings.append(
+                f"{self._at('loss')} returned the losses {', '.join(losses)}, and distillation_terms names "
+                f"{', '.join(sorted(declared))}: the run cannot see whether anything is taught. Write the names of the "
+                "losses that hold the student near its teacher."
+            )
         finite = torch.stack([v.detach().float() for v in losses.values()]).isfinite().tolist()
         bad = [name for name, good in zip(losses, finite, strict=True) if not good]
         if bad:
@@ -176,6 +183,9 @@ class MethodChecks:
                 f"{self._at('grow')} left the detector without {', '.join(lacking[:4])}; call super().grow(detector, "
                 "names, taught) in it."
             )
+        fresh = method.fresh()
+        if not isinstance(fresh, (list, tuple)) or not all(isinstance(m, nn.Module) for m in fresh):
+            raise UserCodeError(f"{self._at('fresh')} returned {_a(fresh)}; return a list of modules.")
         if not any(overrides(cls, name) for name in (*CALLS, "student", "teach", "channels", "taught", "spared")):
             self.warnings.append(
                 f"{where(cls)} overrides nothing of ciod.Method, so it is plain fine-tuning; its losses belong into a "

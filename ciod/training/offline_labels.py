@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ciod.data.index import Index
+from ciod.methods.base.user_code import UserCodeError, where
+
 if TYPE_CHECKING:
-    from ciod.data.index import Index
     from ciod.data.mixture import Mixture
     from ciod.methods.base.method import Method
     from ciod.training.progress import Reporter
@@ -17,11 +19,20 @@ if TYPE_CHECKING:
 def with_drawn(
     train: Index, mixture: Mixture | None, method: Method, *, workers: int, reporter: Reporter
 ) -> tuple[Index, Mixture | None, list[str]]:
-    """``index`` and ``mixture`` of ``train_loader``, after ``Method.draw``; and warnings."""
+    """``index`` and ``mixture`` of ``train_loader``, after ``Method.draw``; and warnings.
+
+    Raises:
+        UserCodeError: the method returned anything but the same images.
+    """
     before = train if mixture is None else mixture.index
     after = method.draw(before, workers)
     if after is None:
         return train, mixture, []
+    if not isinstance(after, Index) or after.files != before.files:
+        raise UserCodeError(
+            f"{where(type(method), 'draw')} must return the images that it was given, with more boxes "
+            "(images.with_boxes), or None."
+        )
     n = len(after.labels) - len(before.labels)
     reporter.say(f"the teacher produced {n} pseudo-labels in {len(before)} images, once for all steps")
     warnings = []

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ciod import detectors, methods
+from ciod.config import checks
 from ciod.config import load as config
 from ciod.core.errors import CiodError
 from ciod.data.shapes.scenes import write_shapes
@@ -16,13 +17,14 @@ from ciod.extension.settings import load as extension_settings
 from ciod.methods.base.user_code import UserCodeError, told
 from ciod.runs.run import train
 from ciod.training.method_checks import MethodChecks
+from ciod.training.offline_labels import with_drawn
 from ciod.training.progress import Reporter
 from ciod.training.watch import NotFinite
 from tests import fixed
 
 HEAD = """\
 import sys
-from typing import Any
+from typing import Any, ClassVar
 import numpy as np
 import torch
 from pydantic import PrivateAttr
@@ -293,3 +295,40 @@ def test_faults_of_ciod_keep_their_traceback(tmp_path):
         raise KeyError("ours")
     with pytest.raises(KeyboardInterrupt), told(write(tmp_path, "pass")):
         raise KeyboardInterrupt
+
+
+def test_distillation_terms_that_no_loss_has_are_warned_of(tmp_path):
+    body = "distillation_terms: ClassVar[frozenset[str]] = frozenset({'distil'})\n" + LOSS + "return losses"
+    (warning,) = step(tmp_path, body, task=1).warnings
+    assert "and distillation_terms names distil: the run cannot see whether anything is taught" in warning
+    assert step(tmp_path, body, task=0).warnings == [], "there is no teacher in the first task"
+    body = body.replace("return losses", "return {**losses, 'distil': 0 * sum(losses.values())}")
+    assert step(tmp_path, body, task=1).warnings == []
+
+
+@pytest.mark.parametrize(
+    ("body", "match"),
+    [
+        ("def fresh(self):\n    return None", r"Mine\.fresh \(mine\.py, line 9\) returned None; return a list"),
+        ("def fresh(self):\n    return ['head']", r"Mine\.fresh .* returned a list; return a list of modules"),
+    ],
+)
+def test_fresh_parts_are_modules(tmp_path, body, match):
+    with pytest.raises(UserCodeError, match=match):
+        step(tmp_path, body)
+
+
+@pytest.mark.parametrize(("returned", "kind"), [("None", "None"), ("'wrong'", "a str"), ("[1]", "a list")])
+def test_check_returns_messages(tmp_path, returned, kind):
+    name = write(tmp_path, f"def check(self):\n    return {returned}")
+    message = rf"Mine\.check \(mine\.py, line 9\) returned {kind}; return a list of messages"
+    with pytest.raises(UserCodeError, match=message):
+        checks.method_of(methods.find(name), {})
+
+
+def test_draw_returns_the_images_that_it_was_given(tmp_path):
+    body = "def draw(self, images, workers=0):\n    return images.select(np.arange(1))"
+    method = methods.find(write(tmp_path, body))()
+    images = fixed.index_of([(0, "ant")], ("ant",), 2)
+    with pytest.raises(UserCodeError, match=r"Mine\.draw .* must return the images that it was given, with more boxes"):
+        with_drawn(images, None, method, workers=0, reporter=Reporter(quiet=True))
