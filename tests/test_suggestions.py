@@ -12,8 +12,10 @@ import torch
 
 import ciod
 from ciod import api, detectors, listing, methods
+from ciod.comparison import given
+from ciod.comparison.blocks import blocks_of
 from ciod.config import checks
-from ciod.config.load import load
+from ciod.config.load import load, recipes
 from ciod.core.errors import CiodError
 from ciod.core.text_lists import read_names
 from ciod.data import download, formats
@@ -60,6 +62,8 @@ SITES: dict[str, tuple[Check, Callable[[Path], Iterable[str]]]] = {
     "detector": (lambda _, w: detectors.traits(w), lambda _: detectors.available()),
     "detector of train": (lambda _, w: load_one(f"detector={w}"), lambda _: some(detectors.available())),
     "scenario": (lambda _, w: scenario.read_protocol(w), lambda _: some(scenario.available())),
+    "scenario of compare": (lambda _, w: ok(given.base_of(w, {"data": "shapes"})[1]), lambda _: some(recipes())),
+    "block": (lambda _, w: blocks_of([{w: 1, "seed": 1}], {}), lambda _: ("fold", "order")),
     "metric": (lambda _, w: api._evaluation(w, 0.1, 0.5, 10, None), lambda _: ("coco", "voc", "voc07")),
     "download": (lambda _, w: download.run(w, None, mirror=None, keep=False, say=print), lambda _: ("coco", "voc")),
     "list": (lambda p, w: listing.show(*topic(p, w), {}), lambda _: (*listing.TOPICS,)),
@@ -136,7 +140,8 @@ def test_every_site_is_looked_at():
             if isinstance(node, ast.Call) and ast.unparse(node.func) in PROPOSERS:
                 found.add(path.relative_to(ROOT).as_posix())
     assert found == {
-        "api.py", "comparison/plan.py", "config/checks.py", "config/load.py", "config/reader.py", "core/errors.py",
+        "api.py", "comparison/blocks.py", "comparison/given.py", "comparison/plan.py",
+        "config/checks.py", "config/load.py", "config/reader.py", "core/errors.py",
         "core/files.py", "core/text_lists.py", "core/types.py", "core/validation_messages.py",
         "data/download.py", "data/formats/__init__.py", "data/scenarios/scenario.py",
         "detectors/__init__.py", "detectors/files/weights.py", "detectors/inference.py", "detectors/mmdet/config.py",

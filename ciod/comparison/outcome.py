@@ -61,7 +61,7 @@ def of_part(plan: Plan, part: tuple[int, int], failed: Mapping[str, str]) -> lis
     return [
         *(f"failed: {name}: {why}" for name, why in failed.items()),
         f"part {part[0]} of {part[1]}: {len(cells) - len(failed)} of {len(cells)} runs are finished, {whole} of "
-        f"{len(plan.cells)} in all. When all parts are through, repeat the command without only= to write the page.",
+        f"{len(plan.cells)} in total. When all parts are through, repeat the command without only= to write the page.",
     ]
 
 

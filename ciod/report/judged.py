@@ -77,7 +77,7 @@ def _unconverged(rows: Sequence[dict[str, Any]]) -> list[str]:
         interval = statistics.t_interval(kept)
         if interval is not None and interval.low > 1:
             found.append(
-                f"{name}: retention is {percent(interval.mean, ' %')}, above 100 % beyond noise: the later tasks go on "
+                f"{name}: retention is {percent(interval.mean, ' %')}, above 100 % beyond noise: the later tasks keep "
                 "teaching the old classes, so the base has not converged."
             )
     return found

@@ -1,7 +1,7 @@
 """When a ratio means something: the base gate, and floors under denominators.
 
 Retention divides by the AP that the old classes had when they were learnt. If the first task stopped early, the second
-goes on teaching its classes, and retention then measures speed of learning, not forgetting.
+keeps teaching its classes, and retention then measures speed of learning, not forgetting.
 """
 
 from __future__ import annotations

@@ -142,6 +142,22 @@ def test_another_comparison_uses_its_cache(compared, scenes, tmp_path, monkeypat
     assert [m["label"] for m in read(tmp_path / "b")["methods"]] == ["pseudo_label", "joint"]
 
 
+def test_a_part_writes_no_page(compared, scenes, monkeypatch, capsys):
+    given = {"methods": ["finetune", ILYOLOX], "seeds": 1, "out": compared, "data": str(scenes), **SETTINGS}
+    before = (compared / "compare.html").stat().st_mtime_ns
+    monkeypatch.setattr(schedule, "run", lambda cells, **_: {cells[-1].name: "a test"})
+    content = ciod.compare(only="1/2", **given)
+    told = " ".join(capsys.readouterr().out.split())
+    assert content["runs"] == [{"label": "joint-seed0", "status": "failed", "error": "a test"}]
+    assert "failed: joint-seed0: a test" in told
+    assert "part 1 of 2: 0 of 1 runs are finished, 4 of 4 in total. When all parts are through, repeat the" in told
+    assert (compared / "compare.html").stat().st_mtime_ns == before
+    settings = {"data": str(scenes), **SETTINGS}
+    ciod.comparison.run(settings=settings, methods=given["methods"], out=compared, only="2/2", dry=True)
+    told = capsys.readouterr().out
+    assert "finished  ilyolox-seed0" in told and "joint-seed0" not in told
+
+
 def test_jobs_are_a_number(scenes, tmp_path):
     with pytest.raises(ConfigError, match="jobs: 0 must be a number from 1"):
         ciod.compare(methods="finetune", jobs=0, out=tmp_path, data=str(scenes), **SETTINGS)

@@ -42,7 +42,7 @@ def test_a_base_is_measured_against_joint_training_on_its_own_classes():
     assert ratios.base_of(fake.results((2, 1), tasks=1), bound) == (None, None)
 
 
-def test_below_the_gate_the_ratios_are_withheld_and_the_reason_is_told():
+def test_below_the_gate_the_ratios_are_withheld_and_the_reason_is_named():
     runs = [("lwf", run(0.5, 0.4)), ("lwf", run(0.85, 0.6, 1)), ("joint", joint(0.9)), ("joint", joint(0.9, 1))]
     low, good, *_ = compared.seed_rows(runs, Gate(0.9))
     assert all(low[k] is None for k in ratios.RATIOS) and good["retention"] == pytest.approx(0.6 / 0.85)
@@ -59,7 +59,7 @@ def test_below_the_gate_the_ratios_are_withheld_and_the_reason_is_told():
     )
 
 
-def test_joint_models_that_are_no_row_count_too_and_a_missing_one_is_told():
+def test_joint_models_that_are_no_row_count_too_and_a_missing_one_is_named():
     runs = [("lwf", run(0.5, 0.4)), ("erd", run(0.88, 0.4))]
     (told,) = judged.remarks(runs, Gate(0.9, {0: joint(0.9)}))
     assert "the base of lwf reaches" in told, "erd has a first task of its own"
@@ -82,7 +82,7 @@ def test_a_ratio_is_withheld_where_its_denominator_is_under_the_floor():
 def test_retention_above_one_beyond_noise_is_a_base_that_has_not_converged():
     runs = [("erd", run(0.6, 0.66 + 0.001 * s, s)) for s in range(3)]
     (told,) = judged.remarks(runs, Gate())
-    assert told.startswith("erd: retention is 110.2 %, above 100 % beyond noise: the later tasks go on teaching")
+    assert told.startswith("erd: retention is 110.2 %, above 100 % beyond noise: the later tasks keep teaching")
     assert judged.remarks([("erd", run(0.6, 0.5 + 0.1 * s, s)) for s in range(3)], Gate()) == []
 
 

@@ -59,7 +59,7 @@ def blocks(name: str, differences: list[float]):
     return [run(name, s, 0.5 + d) for s, d in enumerate(differences)]
 
 
-def test_tests_are_corrected_for_the_number_of_methods_and_told_in_words():
+def test_tests_are_corrected_for_the_number_of_methods_and_put_into_words():
     """Six blocks: p of signs is 2/64, with Holm over two methods 4/64 and then 2/64 at least."""
     base = blocks("a", [0.0] * 6)
     runs = [*base, *blocks("b", [0.03, 0.04, 0.05, 0.03, 0.04, 0.05]), *blocks("c", [0.001, -0.001] * 3)]
