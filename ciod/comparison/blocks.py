@@ -50,9 +50,10 @@ def blocks_of(given: Any, base: Mapping[str, Any]) -> list[Block]:
     """
     if isinstance(given, str):
         try:
-            given = without_sources(yaml_text.parse_sourced(given))
+            given = yaml_text.parse_sourced(given)
         except yaml_text.NotYAML:
             raise ConfigError([f"blocks: '{given}' {typed.QUOTE}"]) from None
+    given = without_sources(given)
     if isinstance(given, list) and given:
         return _listed(given, base)
     if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= MOST:

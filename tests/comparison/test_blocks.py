@@ -36,6 +36,18 @@ def test_blocks_can_be_listed():
     assert found[0].content() == {"seed": 7, "fold": 2, "order": "seed:9"}
 
 
+def test_a_file_may_hold_the_blocks(scenes, tmp_path):
+    for content in ("2", "[{seed: 4, fold: 1}, {seed: 5, fold: 2, order: 'seed:3'}]"):
+        path = tmp_path / "mine.yaml"
+        path.write_text(f"data: {scenes}\nsplit: 6+4\nfolds: 2\nblocks: {content}\nmethods: [finetune]\n")
+        scenario, own, settings = words.opened(path, {}, {})
+        own, problems = words.own_settings(own)
+        assert not problems
+        made = plan.build(scenario, settings=settings, out=tmp_path / "out", **own)
+        assert [b.settings["protocol.fold"] for b in made.blocks] == [1, 2]
+    assert made.blocks[1] == Block(5, {"protocol.fold": 2, "protocol.order": "seed:3"})
+
+
 @pytest.mark.parametrize(
     ("given", "base", "message"),
     [
