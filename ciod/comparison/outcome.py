@@ -88,7 +88,7 @@ def write(plan: Plan, failed: Mapping[str, str], *, page: str = PAGE) -> dict[st
     atomic_write(plan.out / "compare.md", "\n".join(t for t in tables if t) + remarks + failures)
     latex = compared.comparison_latex(runs, gate=gate)
     atomic_write(plan.out / "compare.tex", latex + failures.replace("\n", "\n% ").rstrip("% "))
-    _page(plan, failed, plan.out / page, gate)
+    _page(plan, failed, plan.out / page, gate, differences)
     return content
 
 
@@ -134,7 +134,7 @@ def _gate(plan: Plan, failed: Mapping[str, str]) -> Gate:
     return Gate(plan.rules.gate, {s: r for s, r in joint.items() if r})
 
 
-def _page(plan: Plan, failed: Mapping[str, str], out: Path, gate: Gate) -> Path:
+def _page(plan: Plan, failed: Mapping[str, str], out: Path, gate: Gate, differences: list[dict[str, Any]]) -> Path:
     """The HTML page of the finished runs."""
     from ciod.runs import environment
 
@@ -160,6 +160,7 @@ def _page(plan: Plan, failed: Mapping[str, str], out: Path, gate: Gate) -> Path:
         against=plan.against,
         methods={e.label: {"method": e.name, **e.settings} for e in plan.entries},
         gate=gate,
+        differences=differences,
         margin=plan.rules.margin,
         blocks=[b.words() for b in plan.blocks if b.settings],
         figures=True,

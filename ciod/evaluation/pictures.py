@@ -157,19 +157,43 @@ def ap50(pictures: Pictures, weights: np.ndarray) -> np.ndarray:
     found = np.full((len(weights), len(pictures.classes)), np.nan)
     for c in range(len(pictures.classes)):
         objects = pictures.object_image[pictures.object_label == c]
-        total = weights[:, objects].sum(1)
-        mine = np.flatnonzero(pictures.label == c)
-        mine = mine[np.argsort(-pictures.score[mine], kind="stable")]
-        counts = weights[:, pictures.image[mine]].astype(float)
-        right = np.cumsum(counts * pictures.right[mine], 1)
-        every = np.cumsum(counts, 1)
-        for b in np.flatnonzero(total > 0):
-            found[b, c] = _area(right[b], every[b], total[b])
+        running, pictures_of_right = _running(pictures, c), pictures.image[_sorted(pictures, c)[1]]
+        size = max(1, _CELLS // max(1, running.shape[0]))
+        for start in range(0, len(weights), size):
+            part = weights[start : start + size]
+            total = part[:, objects].sum(1)
+            every = np.cumsum(running @ part.T.astype(float), 0)  # [R, b]
+            right = np.cumsum(part.T[pictures_of_right], 0)
+            for b in np.flatnonzero(total > 0):
+                found[start + b, c] = _area(right[:, b], every[:, b], total[b])
     return found
 
 
+_CELLS = 4_000_000  # right detections × resamples at a time
+
+
+def _sorted(pictures: Pictures, c: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a class's detections, the surest first, and those of the right ones among them."""
+    mine = np.flatnonzero(pictures.label == c)
+    mine = mine[np.argsort(-pictures.score[mine], kind="stable")]
+    return mine, mine[pictures.right[mine]]
+
+
+def _running(pictures: Pictures, c: int) -> Any:
+    """[R, I] sparse: detections of each picture between one right detection and the next. The precision at the
+    others is never the largest of those that follow, so only the right ones are kept."""
+    from scipy import sparse
+
+    mine, _ = _sorted(pictures, c)
+    at = np.flatnonzero(pictures.right[mine])
+    before = mine[: at[-1] + 1] if len(at) else mine[:0]  # nothing counts after the last right one
+    step = np.searchsorted(at, np.arange(len(before)))
+    cells = (np.ones(len(before)), (step, pictures.image[before]))
+    return sparse.csr_matrix(cells, shape=(len(at), len(pictures.files)))
+
+
 def _area(right: np.ndarray, every: np.ndarray, total: float) -> float:
-    """Mean precision at 101 recalls, from running sums of right and of all detections."""
+    """Mean precision at 101 recalls, from running sums of right and of all detections at each right one."""
     if not len(right):
         return 0.0
     precision = np.maximum.accumulate((right / np.maximum(every, 1e-9))[::-1])[::-1]

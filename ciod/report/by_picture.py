@@ -13,8 +13,8 @@ from ciod.evaluation import pictures, statistics
 from ciod.evaluation.pictures import Pictures
 from ciod.report.summary import Results, done
 
-WORK = 2e9  # detections × draws up to which all draws are made
-DRAWS = (200, 2000)
+WORK = 4e8  # detections × draws up to which all draws are made
+DRAWS = (200, 1000)
 KINDS = ("own class", "other old class", "other new class", "no box")
 """What stands on an object: a box of its class, of another one, or none."""
 

@@ -41,6 +41,8 @@ class About:
     """Difference in AP up to which two methods count as equal."""
     blocks: Sequence[str] = ()
     """Fold, class order and seed of each repetition, in words."""
+    differences: Sequence[dict[str, Any]] | None = None
+    """What ``differences_of`` gives, where it is known already."""
     figures: bool = False
     """Every figure is also written as SVG and PDF, to ``figures`` next to the page."""
 
@@ -79,7 +81,9 @@ def _content(listed: list[tuple[str, Path]], runs: Runs, out: Path, about: About
         first.setdefault(name, folder)
     example = dict(reversed(runs))  # the first seed of each
     outcomes = by_picture.outcomes([(n, r, f) for (n, f), (_, r) in zip(listed, runs, strict=True)])
-    differences = differences_of(runs, outcomes, about.against, about.margin) if about.against else []
+    differences = about.differences
+    if differences is None:
+        differences = differences_of(runs, outcomes, about.against, about.margin) if about.against else []
     figures = _figures(runs, differences, outcomes, about, out.parent / "figures" if about.figures else None)
     several = any(row["seeds"] > 1 for row in rows)
     return {
