@@ -8,7 +8,7 @@ from typing import Any
 from ciod.evaluation import statistics
 from ciod.report.compared import COLUMNS, comparison_rows, seed_rows
 from ciod.report.ratios import Gate
-from ciod.report.summary import NONE, Runs, mean, percent
+from ciod.report.summary import NONE, Runs, done, mean, percent
 
 UNEQUAL = 1.1  # rows differ in steps from this ratio on
 
@@ -86,7 +86,9 @@ def _unconverged(rows: Sequence[dict[str, Any]]) -> list[str]:
 def _steps(runs: Runs, gate: Gate) -> list[str]:
     rows = comparison_rows(runs, gate)
     steps = {r["name"]: r["steps"] for r in rows if r["steps"] and not r["unfinished"]}
-    if len(steps) < 2 or max(steps.values()) <= UNEQUAL * min(steps.values()):
+    epochs = [t["steps"] / t["epochs"] for _, r in runs for t in done(r) if t.get("steps") and t.get("epochs")]
+    least, most = min(steps.values(), default=0), max(steps.values(), default=0)
+    if most <= UNEQUAL * least or most - least <= max(epochs, default=0):  # an epoch is not divided
         return []
     told = ", ".join(f"{name} {n:,.0f}" for name, n in steps.items())
     return [f"The rows differ in optimiser steps: {told}. Write equal_steps=true to compare equal effort."]
