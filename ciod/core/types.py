@@ -1,7 +1,7 @@
 """Every tensor that is passed between modules: its shape and unit, stated once.
 
-Letters: B images of a batch, P positions (grid cells) of a dense detector, C classes, N boxes of an image
-(padded to the batch's longest list), K matches of an image (padded).
+Letters: B images of a batch, P positions of a detector (grid cells, or queries of a transformer), C classes, N boxes of
+an image (padded to the batch's longest list), K matches of an image (padded).
 Boxes are ``xyxy`` in pixels of the batch image unless stated otherwise. Labels are positions in the order in which
 classes arrived; the ids of a data set appear only in ``data.formats`` and ``evaluation.ap``.
 """
@@ -98,22 +98,26 @@ class Batch:
         return replace(self, images=images, targets=self.targets.to(device), source=source)
 
 
-OF_POSITIONS = frozenset({"points", "strides", "levels", "parts", "anchors", "root"})
+OF_POSITIONS = frozenset({"points", "strides", "levels", "parts", "anchors", "root", "answers", "frame"})
 """Fields of ``Outputs`` that are the same for every image; all others have one row per image."""
+PER_POSITION = ("logits", "boxes", "objectness", "distribution")
+"""Fields of ``Outputs`` of a query detector with [B, P, ...]."""
 
 
 @dataclass
 class Outputs:
-    """Raw predictions of a dense detector, the same in train and eval mode.
+    """Raw predictions of a detector, the same in train and eval mode.
 
-    Positions are ordered by level, then row-major; teacher and student have the same order.
-    Everything is float32, also under AMP.
+    Positions of a dense detector are ordered by level, then row-major; teacher and student have the same order.
+    Positions of a query detector are sets of queries, one after the other: those of the last layer, which are the
+    answers, then those of the earlier layers, which are trained like them and detect nothing. The order of queries
+    differs between teacher and student. Everything is float32, also under AMP.
     """
 
     logits: Tensor  # [B, P, C]
     boxes: Tensor  # [B, P, 4], decoded and differentiable
     points: Tensor  # [P, 2] x, y of each position in pixels, as the detector counts: the cell's centre, or its corner
-    strides: Tensor  # [P] pixels per cell
+    strides: Tensor  # [P] pixels per cell; points and strides of queries, which have no place, are empty
     objectness: Tensor | None = None  # [B, P] logits of the second factor of the score; FCOS: centre-ness
     distribution: Tensor | None = None  # [B, P, 4, R] logits of the distances left, top, right, bottom
     features: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] a level, of the neck
@@ -125,6 +129,8 @@ class Outputs:
     deltas: Tensor | None = None  # [B, P, 4] corrections of the anchors, as the head returns them (RetinaNet)
     coarse: Tensor | None = None  # [B, P, 4] the boxes before the correction by a second stage (VFNet)
     root: bool = False  # scores are square roots of class × objectness (torchvision's FCOS)
+    answers: int | None = None  # the first so many positions are detections; None: all
+    frame: tuple[int, int] | None = None  # width and height of the batch image, if boxes are learnt as shares of it
 
     @classmethod
     def joined(cls, parts: Sequence[Outputs]) -> Outputs:
@@ -141,9 +147,21 @@ class Outputs:
                 given[name] = torch.cat(values)
         return replace(one, **given)
 
+    def answer(self) -> Outputs:
+        """The positions that are detections: for evaluation, teachers, exporters. Of a dense detector all."""
+        n = self.answers
+        if n is None or n == self.logits.shape[1]:
+            return self
+        narrow = {k: None if v is None else v[:, :n] for k in PER_POSITION for v in [getattr(self, k)]}
+        return replace(self, **narrow)
+
+    def probability(self) -> Tensor:
+        """[B, P, C]: the probability of each class, without objectness."""
+        return self.logits.sigmoid()
+
     def scores(self) -> Tensor:
         """[B, P, C]: the probability by which detections are ranked (class, times objectness if there is one)."""
-        return self.combine(self.logits.sigmoid())
+        return self.combine(self.probability())
 
     def combine(self, probability: Tensor) -> Tensor:
         """Class probabilities [B, P] or [B, P, C] → scores of that shape."""

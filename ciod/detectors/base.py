@@ -58,11 +58,17 @@ class Detector(nn.Module, ABC):
     """
 
     traits: ClassVar[frozenset[str]] = frozenset()
-    """Properties on which methods rely: ``dense``, ``objectness`` (trained at every position, including background),
-    ``centerness`` (instead of objectness, trained only at matches), ``box_distribution``, ``features``, ``branches``.
+    """Properties on which methods rely: ``dense`` (positions are cells, which are the same in teacher and student),
+    ``objectness`` (trained at every position, including background), ``centerness`` (instead of objectness, trained
+    only at matches), ``box_distribution``, ``features``, ``branches``, ``query`` (positions are queries, which show
+    other objects in the teacher than in the student), ``first_stage`` (queries are places that an encoder finds).
     """
     variants: ClassVar[Mapping[str, Any]] = {}
     """Names of this family, each with its architecture."""
+    extra: ClassVar[str | None] = None
+    """The extra of ciod with the packages that the network needs: ``pip install 'ciod[EXTRA]'``."""
+    run_defaults: ClassVar[Mapping[str, Any]] = {}
+    """Defaults of this detector for settings of the run, by dotted key; the user and the method override them."""
     folded: bool = False
     """Whether batch normalisation is folded into the convolutions of a teacher, whose weights then differ."""
     multi_label: ClassVar[bool] = False
@@ -263,6 +269,7 @@ class Detector(nn.Module, ABC):
         """
         floor = self.score_threshold if score_threshold is None else score_threshold
         limit = self.nms_iou if nms_iou is None else nms_iou
+        outputs = outputs.answer()
         scores = self.scores(outputs)
         if classes is not None:
             scores = scores.masked_fill(~classes, 0)

@@ -28,7 +28,7 @@ class Raw(nn.Module):
 
     def wanted(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes and scores of the detector itself."""
-        outputs = self.detector(images)
+        outputs = self.detector(images).answer()
         return outputs.boxes, self.detector.scores(outputs)
 
 

@@ -50,7 +50,7 @@ class Parts(nn.Module):
     def forward(self, images: Tensor) -> list[Part]:
         detector = self.detector
         if not isinstance(detector, YOLOX) or not self.groups:
-            outputs = detector(images)
+            outputs = detector(images).answer()
             return [Part(outputs.boxes, detector.scores(outputs).transpose(1, 2), list(range(detector.num_classes)))]
         maps, features = detector.extract(images)
         towers = detector.head.towers(features)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -28,8 +28,6 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 class PseudoLabel(Method):
     """The teacher labels the old objects in new images; its boxes are added to the real ones."""
-
-    needs: ClassVar[frozenset[str]] = frozenset({"dense"})
 
     threshold: Literal["fixed", "adaptive"] = "fixed"
     """``adaptive``: one threshold per class, between the two clusters of the teacher's scores in the task's images

@@ -31,6 +31,8 @@ def outputs(images: int) -> Outputs:
         deltas=each(6, 4),
         coarse=each(6, 4),
         root=True,
+        answers=2,
+        frame=(64, 32),
     )
 
 

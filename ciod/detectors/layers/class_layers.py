@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ciod.detectors.layers.modules import Layers, bias_of
 
 PRIOR = 0.01  # initial probability of a new class at every position
+UNTRAINED = -1e4  # logit of a class that does not choose queries
 
 
 @dataclass
@@ -23,7 +24,7 @@ class ClassRows:
     first: int
 
 
-def start_rare(layer: nn.Conv2d | AnchorConv) -> None:
+def start_rare(layer: nn.Conv2d | AnchorConv | ClassRow) -> None:
     """Sets the bias so that every output starts at p = 0.01."""
     nn.init.constant_(bias_of(layer), -math.log((1 - PRIOR) / PRIOR))
 
@@ -36,7 +37,7 @@ class ClassConv(nn.Module):
     another kernel, whose sums round differently.)
     """
 
-    blocks: Layers[nn.Conv2d | AnchorConv]
+    blocks: Layers[nn.Conv2d | AnchorConv | ClassRow]
 
     def __init__(self, channels: int, classes: int, kernel: int = 1):
         super().__init__()
@@ -54,14 +55,14 @@ class ClassConv(nn.Module):
             block.to(next(self.blocks[0].parameters()))
         self.blocks.append(block)
 
-    def block(self, classes: int) -> nn.Conv2d | AnchorConv:
+    def block(self, classes: int) -> nn.Conv2d | AnchorConv | ClassRow:
         """The convolution of ``classes`` new classes."""
         return nn.Conv2d(self.channels, classes, self.kernel, padding=self.kernel // 2)
 
     def select(self, rows: Sequence[int]) -> None:
         """Keeps these rows (ascending) and their arithmetic per block; empty blocks are removed."""
         first = 0
-        blocks: list[nn.Conv2d | AnchorConv] = []
+        blocks: list[nn.Conv2d | AnchorConv | ClassRow] = []
         for block in self.blocks:
             size = block.out_channels
             own = [r - first for r in rows if first <= r < first + size]
@@ -125,3 +126,66 @@ class AnchorClassConv(ClassConv):
         if not len(self.blocks):
             return x.new_zeros(x.shape[0], 0, self.anchors, *x.shape[2:])
         return super().forward(x)
+
+
+class ClassRow(nn.Linear):
+    """A linear layer to the logits of some classes, named as a convolution is."""
+
+    @property
+    def out_channels(self) -> int:
+        return self.out_features
+
+
+class ClassLinear(ClassConv):
+    """ClassConv on vectors instead of maps: [..., channels] → [..., classes]."""
+
+    def block(self, classes: int) -> ClassRow:
+        return ClassRow(self.channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not len(self.blocks):
+            return x.new_zeros(*x.shape[:-1], 0)
+        parts = [block(x) for block in self.blocks]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+class RankedLinear(ClassLinear):
+    """The class layer of an encoder whose best scores choose the queries.
+
+    A row that was never trained must choose nothing, or the old detections would change as soon as classes are added:
+    in evaluation only the first ``ranking`` rows choose (0: all, as none is older). Train mode makes them all rows.
+    """
+
+    ranking: Tensor
+
+    def __init__(self, channels: int, classes: int):
+        super().__init__(channels, classes)
+        self.register_buffer("ranking", torch.tensor(classes))
+
+    @property
+    def classes(self) -> int:
+        return sum(self.sizes)
+
+    def grow(self, classes: int) -> None:
+        if hasattr(self, "ranking"):  # not while the layer is made
+            known = torch.full_like(self.ranking, self.classes)
+            self.ranking.copy_(torch.where(self.ranking > 0, self.ranking.minimum(known), known))
+        super().grow(classes)
+
+    def select(self, rows: Sequence[int]) -> None:
+        self.ranking.fill_(sum(r < int(self.ranking) for r in rows))
+        super().select(rows)
+
+    def train(self, mode: bool = True) -> RankedLinear:
+        if mode:
+            self.ranking.fill_(self.classes)
+        return super().train(mode)
+
+    def best(self, logits: Tensor) -> Tensor:
+        """[..., C] of ``forward`` → [...]: the highest of the rows that choose; 0 where there are no classes."""
+        if not logits.shape[-1]:
+            return logits.new_zeros(logits.shape[:-1])
+        if self.training:
+            return logits.amax(-1)
+        chooses = (torch.arange(logits.shape[-1], device=logits.device) < self.ranking) | (self.ranking == 0)
+        return logits.masked_fill(~chooses, UNTRAINED).amax(-1)

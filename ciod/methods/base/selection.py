@@ -48,8 +48,9 @@ class Responses:
 
 
 def respond(outputs: Outputs, classes: int | None) -> Responses:
-    """s, f and k; ``classes``: only labels below it may be kept (None: any)."""
-    s, k = outputs.logits.sigmoid().max(2)
+    """s, f and k of the answers; ``classes``: only labels below it may be kept (None: any)."""
+    outputs = outputs.answer()
+    s, k = outputs.probability().max(2)
     f = outputs.combine(s)
     old = torch.ones_like(k, dtype=torch.bool) if classes is None else k < classes
     return Responses(s, f, k, old)
