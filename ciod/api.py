@@ -104,7 +104,7 @@ def evaluate(
     split: str = "val",
     size: int | None = None,
     score_threshold: float = 0.001,
-    nms_iou: float = 0.65,
+    nms_iou: float | None = None,
     max_detections: int = 100,
     multi_label: bool | None = None,
     device: str = "auto",
@@ -119,6 +119,7 @@ def evaluate(
     Args:
         model: a detector, or a file for ``ciod.load``.
         size: side of the input in pixels (default: that of the model).
+        nms_iou: above it the weaker of two boxes of a class is suppressed (default: 0.65; 1 for query detectors).
         multi_label: every class of a position above ``score_threshold`` makes a detection, not only the best (default:
             depends on the detector).
         classes: only these are evaluated (default: all that both have).
@@ -140,6 +141,8 @@ def evaluate(
 
     settings = _evaluation(metric, score_threshold, nms_iou, max_detections, multi_label)
     detector = open_detector(model, size, names, input, arbiter)
+    if nms_iou is None:
+        settings.nms_iou = detector.run_defaults.get("eval.nms_iou", settings.nms_iou)
     index = formats.read(data_folder(str(data)) or "", split)
     both = _in_common(detector, index, data, classes)
     world = World(device=pick_device(device))
@@ -183,7 +186,7 @@ def draw(
 
 
 def _evaluation(
-    metric: str, score_threshold: float, nms_iou: float, max_detections: int, multi_label: bool | None
+    metric: str, score_threshold: float, nms_iou: float | None, max_detections: int, multi_label: bool | None
 ) -> Evaluation:
     """Settings of an evaluation. Raises ConfigError with all that is wrong."""
     from ciod.config.load import Evaluation, problems_of
@@ -195,6 +198,8 @@ def _evaluation(
         "max_detections": max_detections,
         "multi_label": multi_label,
     }
+    if nms_iou is None:
+        del given["nms_iou"]
     problems = problems_of(Evaluation, given)
     if metric != "coco" and metric not in NAMES:
         problems.append(f"metric: there is no '{metric}'; {did_you_mean(metric, ['coco', *NAMES])}")

@@ -72,9 +72,13 @@ def _detectors() -> Table:
     import torch
 
     for name in detectors.available():
+        offers = ", ".join(sorted(detectors.traits(name)))
+        if extra := detectors.lacking(name):
+            table.add_row(name, offers, Text(f"pip install 'ciod[{extra}]'"))
+            continue
         with torch.device("meta"):
             n = sum(p.numel() for p in detectors.build([str(i) for i in range(80)], name=name).parameters())
-        table.add_row(name, ", ".join(sorted(detectors.traits(name))), f"{n / 1e6:.1f} M")
+        table.add_row(name, offers, f"{n / 1e6:.1f} M")
     table.add_row("mmdet:CONFIG", "a dense detector of MMDetection: docs/mmdetection.md", "")
     return table
 
@@ -92,7 +96,7 @@ def detectors_markdown() -> str:
         with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
             detector = detectors.build([str(i) for i in range(80)], name=name).eval()
             size = detector.input.size
-            positions = len(detector(torch.zeros(1, 3, size, size)).points)
+            positions = detector(torch.zeros(1, 3, size, size)).answer().logits.shape[1]
         millions = sum(p.numel() for p in detector.parameters()) / 1e6
         flops = counter.get_total_flops() / 2e9  # it counts a multiply-add as two
         offers = ", ".join(sorted(detector.traits))

@@ -55,6 +55,7 @@ def method(tree: dict[str, Any]) -> list[str]:
         problems.append(
             f"method: {name} needs a detector with {', '.join(sorted(lacking))}, which {detector} does not have"
             + (f"; {', '.join(able)} would do." if able else ", nor any other.")
+            + (f" {detectors.NOT_ALIGNED}" if "dense" in lacking and offered and "query" in offered else "")
         )
     return problems
 
@@ -84,6 +85,9 @@ def _offered(detector: str) -> tuple[frozenset[str] | None, list[str]]:
 
     if not detector.startswith("mmdet:") and detector not in detectors.available():
         return None, [f"detector.name: no detector '{detector}'; {did_you_mean(detector, detectors.available())}"]
+    if extra := detectors.lacking(detector):
+        needed = " and ".join(detectors.PACKAGES[extra])
+        return None, [f"detector.name: {detector} needs {needed}: pip install 'ciod[{extra}]'"]
     try:
         return detectors.traits(detector), []
     except CiodError as e:

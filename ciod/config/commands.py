@@ -28,8 +28,8 @@ class Eval(Section):
     """Side of the input in pixels; None: the model's own."""
     score_threshold: Share = 0.001
     """Detections below this are not scored."""
-    nms_iou: Share = 0.65
-    """IoU above which the weaker of two boxes of one class is suppressed."""
+    nms_iou: Share | None = None
+    """IoU above which the weaker of two boxes of one class is suppressed; None: 0.65, or 1 for query detectors."""
     max_detections: Positive = 100
     """How many detections per class and image, the best first."""
     multi_label: bool | None = None

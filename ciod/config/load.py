@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ciod import methods
+from ciod import detectors, methods
 from ciod.config import checks
 from ciod.config.checks import data_folder
 from ciod.config.reader import Table, nest, read_file, split
@@ -69,7 +69,7 @@ def gather(
         plain, given, more = split(list(overrides))
         problems += more + [f"'{w}' is not a setting; write key=value, for example epochs=30." for w in plain]
     merged, more = table.settings(content, given)
-    for key, value in _method_defaults(merged).items():
+    for key, value in {**_detector_defaults(merged), **_method_defaults(merged)}.items():
         merged.setdefault(key, value)
     return merged, problems + more
 
@@ -123,6 +123,12 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
         hint = f"did you mean '{near}'?" if near else "'ciod list recipes' names those of the package."
         return {}, [f"There is no settings file {path}, nor a recipe of that name; {hint}"]
     return read_file(path)
+
+
+def _detector_defaults(flat: dict[str, Any]) -> Mapping[str, Any]:
+    """Settings of the run that a detector brings along."""
+    name = str(flat.get("detector.name", DetectorSettings().name))
+    return detectors.find(name).run_defaults if name in detectors.available() else {}  # else checks.method says it
 
 
 def _method_defaults(flat: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ciod.core.errors import CiodError, did_you_mean
@@ -15,10 +16,11 @@ def families() -> Sequence[type[Any]]:
     """Every Detector class, each with its ``variants``. Add a new detector here."""
     from ciod.detectors.gfl import GFL
     from ciod.detectors.mobilenet import YOLOXMobileNet
+    from ciod.detectors.query.rt_detr import RTDETR, RTDETRCSP, RTDETRv2
     from ciod.detectors.torchvision_models import FCOS, RetinaNet
     from ciod.detectors.yolox import YOLOX
 
-    return YOLOX, YOLOXMobileNet, GFL, RetinaNet, FCOS
+    return YOLOX, YOLOXMobileNet, GFL, RetinaNet, FCOS, RTDETR, RTDETRv2, RTDETRCSP
 
 
 def available() -> list[str]:
@@ -40,6 +42,24 @@ def find(name: str) -> type[Any]:
         if name in family.variants:
             return family
     raise CiodError(f"There is no detector '{name}'; {did_you_mean(name, available())}")
+
+
+NOT_ALIGNED = (
+    "Its queries show other objects in the student than in the teacher, so their outputs cannot be compared one by "
+    "one; pseudo_label works on the detections alone."
+)
+"""Why a method that compares positions of teacher and student cannot use a query detector."""
+PACKAGES = {"detr": ("transformers", "scipy")}  # of an extra
+
+
+def lacking(name: str) -> str | None:
+    """The extra that a detector needs and that is not installed; None: it can be built.
+
+    Raises:
+        CiodError: no detector has that name.
+    """
+    extra = None if name.startswith("mmdet:") else find(name).extra
+    return extra if extra and not all(find_spec(p) for p in PACKAGES[extra]) else None
 
 
 def traits(name: str) -> frozenset[str]:

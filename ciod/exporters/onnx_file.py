@@ -97,7 +97,7 @@ def export(
     detector = open_detector(model, size, names, arbiter=arbiter).frozen().cpu()
     floor = detector.score_threshold if score_threshold is None else score_threshold
     limit = detector.nms_iou if nms_iou is None else nms_iou
-    _check(opset, floor, limit, max_detections, tolerance, detector, nms)
+    _check(opset, floor, limit, max_detections, tolerance, detector, nms, dynamic_size)
     check = _require("onnx")
     decoding = {"score_threshold": floor, "nms_iou": limit}
     graph = (Suppressed(detector, **decoding, max_detections=max_detections) if nms else Raw(detector)).eval()
@@ -161,7 +161,16 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         raise CiodError(f"{path} is damaged: its metadata are not JSON. Export it again.") from error
 
 
-def _check(opset: int, floor: float, iou: float, most: int, tolerance: float, detector: Detector, nms: bool) -> None:
+def _check(
+    opset: int,
+    floor: float,
+    iou: float,
+    most: int,
+    tolerance: float,
+    detector: Detector,
+    nms: bool,
+    dynamic_size: bool,
+) -> None:
     problems = []
     if opset not in OPSETS:
         problems.append(f"opset: {opset} is not possible; allowed: {OPSETS[0]} to {OPSETS[-1]}.")
@@ -174,6 +183,11 @@ def _check(opset: int, floor: float, iou: float, most: int, tolerance: float, de
         problems.append(f"max_detections: {most} is not at least 1.")
     if not detector.num_classes:
         problems.append("The model has no classes yet; train it first.")
+    if dynamic_size and "query" in detector.traits:
+        problems.append(
+            f"dynamic_size: the graph of {detector.settings['name']} holds the places of its queries for one size; "
+            "leave dynamic_size out, and choose with size=."
+        )
     if nms and not detector.one_label:
         problems.append(
             f"nms: {detector.settings['name']} can give a position several labels, which the graph does not support; "

@@ -54,8 +54,7 @@ def choose_method(settings: Extend, detector: Detector, reporter: Reporter) -> t
     given = dict(settings.method)
     name = str(given.pop("name", "auto"))
     if name == "auto":
-        traits = detector.traits
-        name = "freeze_branch" if "branches" in traits else "pseudo_label" if "dense" in traits else "finetune"
+        name = "freeze_branch" if "branches" in detector.traits else "pseudo_label"
         reporter.say(f"method: {name} (chosen by auto)")
     onnx_model.check(detector, name, settings)
     cls = methods.find(name)

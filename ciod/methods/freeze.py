@@ -22,7 +22,8 @@ class Freeze(Method):
 
     train: Literal["head", "class_rows", "new_rows"] = "new_rows"
     """``head``: everything except backbone and neck. ``class_rows``: the rows of all classes. ``new_rows``: only the
-    rows of the new classes; logits, boxes and objectness of old classes stay bit-equal."""
+    rows of the new classes; logits, boxes and objectness of old classes stay bit-equal. Not so on query detectors: new
+    classes choose queries too, and one may take the place of an old one (docs/query-detectors.md)."""
 
     _still: list[nn.Module] = PrivateAttr(default_factory=list)
     _stopped: list[nn.Parameter] = PrivateAttr(default_factory=list)

@@ -203,6 +203,7 @@ def _facts(settings: Run, scenario: Scenario, i: int, world: World, start: Start
         start=start,
         later=i > 0,
         branch=i > 0 and "branches" in methods.find(name).needs,
+        query="query" in detectors.traits(settings.detector.name),
         sgd=settings.train.optimizer == "sgd",
         device=world.device.type,
         processes=world.size,

@@ -30,6 +30,8 @@ BATCH = {"cpu": 8, "cuda": 16}
 # A branch starts from nothing; a network that knows other classes must not be thrown off what it knows.
 LR_BRANCH, LR_LATER = 1e-2, 1e-3
 LR = {"detector": 3e-3, "trunk": 4e-3, "backbone": 2e-3, "nothing": 2e-3}
+# The decoder of a query detector is trained from nothing by one object per query (docs/query-detectors.md).
+LR_QUERY = {"detector": 5e-4, "trunk": 1e-3, "backbone": 1e-3, "nothing": 1e-3}
 LR_SGD = 0.01  # for batches of 16, in proportion to the batch
 TRUNK = {"detector": 1.0, "trunk": 0.1, "backbone": 1.0, "nothing": 1.0}
 FROZEN_BELOW = 5_000  # steps in which a backbone of ImageNet's is better left as it is
@@ -58,6 +60,8 @@ class Facts:
     """Only a new branch is trained, the old network is frozen."""
     size: int | None = None
     """Side of the input in pixels, where it is a choice."""
+    query: bool = False
+    """Positions of the detector are queries of a transformer."""
     sgd: bool = False
     device: str = "cpu"
     processes: int = 1
@@ -176,7 +180,9 @@ def _lr(facts: Facts, batch: int | None) -> Choice:
     if facts.branch:
         base, why = LR_BRANCH, ", for a branch, which starts from nothing"
     elif facts.later:
-        base, why = LR_LATER, ", for a network that must keep what it knows"
+        base, why = LR_QUERY["detector"] if facts.query else LR_LATER, ", for a network that must keep what it knows"
+    elif facts.query:
+        base, why = LR_QUERY[facts.start], f", for a detector with queries, as {ABOUT[facts.start]}"
     else:
         base, why = LR[facts.start], f", as {ABOUT[facts.start]}"
     if batch is None or batch == standard:

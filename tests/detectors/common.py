@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import pytest
 import torch
 from torch import nn
 
@@ -11,7 +14,17 @@ from ciod.detectors.base import Detector
 from tests import fixed
 
 SIZE = 64
+REASON = "transformers or scipy is absent: pip install 'ciod[detr]'"
 NAMES = ("ant", "bee", "cow")
+
+
+def marked(names: Iterable[str]) -> list:
+    """Names of detectors as parameters of a test; those whose packages are absent are skipped, with the reason."""
+    return [pytest.param(n, marks=pytest.mark.skipif(absent(n), reason=REASON)) for n in names]
+
+
+def absent(name: str) -> bool:
+    return detectors.lacking(name) is not None
 
 
 def make(name: str = "yolox-nano", names=NAMES, seed: int = 0) -> Detector:

@@ -42,11 +42,11 @@ WEIGHT = {"l2sp": "method.weight", "ewc": "method.weight"}
 @functools.cache
 def lightest() -> dict[str, str]:
     """Family → its variant with the fewest parameters."""
-    found = {}
-    families = detectors.families()
-    for family in families:
-        if any(family is not f and issubclass(family, f) for f in families):
-            continue  # another backbone under the same head
+    found, losses = {}, set()
+    for family in detectors.families():
+        if family.loss in losses or (family.extra and detectors.lacking(next(iter(family.variants)))):
+            continue  # another backbone under the same head; or its packages are absent
+        losses.add(family.loss)
         sizes = {}
         for name in family.variants:
             with torch.device("meta"):

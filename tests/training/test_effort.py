@@ -43,6 +43,10 @@ def told(facts: Facts = FACTS, **given) -> str:
         ({"device": "cuda", "processes": 3}, (30, 18, 3e-3, 1.0, None)),
         ({"parts": 10}, (30, 10, 3e-3, 1.0, None)),
         ({"sgd": True}, (30, 8, 5e-3, 1.0, None)),
+        ({"query": True}, (30, 8, 5e-4, 1.0, None)),
+        ({"query": True, "start": "trunk"}, (61, 8, 1e-3, 0.1, None)),
+        ({"query": True, "start": "nothing"}, (91, 8, 1e-3, 1.0, None)),
+        ({"query": True, "start": "trunk", "later": True}, (30, 8, 5e-4, 1.0, None)),
     ],
 )
 def test_the_choices(what, wanted):

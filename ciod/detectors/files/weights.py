@@ -232,6 +232,8 @@ def recognise(state: dict[str, Tensor]) -> str | None:
     shapes = {k: v.shape for k, v in state.items()}
     fitting: dict[str, int] = {}
     for name in detectors.available():
+        if detectors.find(name).extra:
+            continue  # its checkpoints are folders of another package
         with torch.device("meta"):
             model = detectors.build(("x",), name=name, backbone_weights=None)
         rows = {r.name for r in model.class_layers()}

@@ -1,0 +1,70 @@
+"""One query per object: the assignment of least cost, separately in every set of queries (DETR, arXiv 2005.12872)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ciod.core import boxes as bx
+from ciod.core.types import Matches, Outputs, Targets
+
+CLASS_COST, L1_COST, GIOU_COST = 2.0, 5.0, 2.0  # Deformable DETR (arXiv 2010.04159), RT-DETR (arXiv 2304.08069)
+ALPHA, GAMMA = 0.25, 2.0
+PADDING, BROKEN = 1e6, 1e8  # cost of padding, and of a prediction that is not finite
+
+
+def shares(boxes: Tensor, frame: tuple[int, int]) -> Tensor:
+    """[..., 4] xyxy in pixels → centre x, y, width, height as shares of the batch image (``frame``: width, height)."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    across, down = frame
+    return torch.stack([(x1 + x2) / (2 * across), (y1 + y2) / (2 * down), (x2 - x1) / across, (y2 - y1) / down], -1)
+
+
+def pixels(unit: Tensor, frame: tuple[int, int]) -> Tensor:
+    """The inverse of ``shares``."""
+    x, y, w, h = unit.unbind(-1)
+    across, down = frame
+    return torch.stack([(x - w / 2) * across, (y - h / 2) * down, (x + w / 2) * across, (y + h / 2) * down], -1)
+
+
+def costs(outputs: Outputs, targets: Targets) -> Tensor:
+    """[B, P, N]: 2 × focal class cost + 5 × L1 of shares of the image + 2 × (- GIoU)."""
+    assert outputs.frame is not None
+    n = targets.labels.shape[1]
+    logits = outputs.logits
+    if logits.shape[2]:
+        logits = logits.gather(2, targets.labels[:, None].expand(-1, logits.shape[1], n))
+    else:
+        logits = logits.new_zeros(*logits.shape[:2], n)
+    p = logits.sigmoid()
+    yes = ALPHA * (1 - p).pow(GAMMA) * -(p + 1e-8).log()
+    no = (1 - ALPHA) * p.pow(GAMMA) * -(1 - p + 1e-8).log()
+    own, real = shares(outputs.boxes, outputs.frame), shares(targets.boxes, outputs.frame)
+    apart = (own[:, :, None] - real[:, None]).abs().sum(-1)
+    overlap = bx.giou(outputs.boxes[:, :, None], targets.boxes[:, None])
+    cost = CLASS_COST * (yes - no) + L1_COST * apart - GIOU_COST * overlap
+    cost = cost.nan_to_num(BROKEN, BROKEN, BROKEN)
+    return cost.masked_fill(~targets.valid[:, None], PADDING)
+
+
+@torch.no_grad()
+def hungarian(outputs: Outputs, targets: Targets) -> Matches:
+    """Every target has one query in every set, those of earlier layers too, and every query at most one target.
+
+    This is the one place of a step that waits for the device: the assignment is computed on the CPU, of all images and
+    sets after one transfer. Padding has slots too, which are not ``valid``.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    size = outputs.logits.shape[1]
+    queries = outputs.answers or size
+    sets = size // queries
+    table = costs(outputs, targets).view(-1, sets, queries, targets.valid.shape[1]).cpu().numpy()
+    pairs = np.array([[linear_sum_assignment(one) for one in image] for image in table], dtype=np.int64)
+    pairs[:, :, 0] += queries * np.arange(sets)[:, None]
+    pairs = np.ascontiguousarray(pairs.transpose(2, 0, 1, 3)).reshape(2, len(table), -1)
+    position, target = torch.from_numpy(pairs).to(outputs.boxes.device, non_blocking=True)
+    valid = targets.valid.gather(1, target)
+    iou = bx.iou(bx.gather_rows(outputs.boxes, position), bx.gather_rows(targets.boxes, target))
+    return Matches(position, target, iou, valid, bx.marked(position, valid, size))

@@ -1,0 +1,107 @@
+"""RT-DETR (Zhao et al., CVPR 2024, arXiv 2304.08069) and RT-DETRv2 (Lv et al. 2024, arXiv 2407.17140)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ciod.core.errors import CiodError
+from ciod.core.types import Outputs
+from ciod.detectors.base import Input
+from ciod.detectors.layers import backbones
+from ciod.detectors.layers.necks import PAFPN
+from ciod.detectors.query import detector as query
+from ciod.detectors.staged import StagedDetector
+
+DECODER: dict[str, Any] = {
+    "d_model": 64,
+    "decoder_in_channels": [64, 64, 64],
+    "decoder_layers": 2,
+    "decoder_ffn_dim": 128,
+    "decoder_attention_heads": 4,
+    "num_queries": 50,
+    "encoder_hidden_dim": 64,
+    "encoder_ffn_dim": 128,
+    "encoder_attention_heads": 4,
+    "hidden_expansion": 0.5,
+}
+PICO: dict[str, Any] = {
+    "backbone": {
+        "embedding_size": 16,
+        "hidden_sizes": [16, 32, 64, 128],
+        "depths": [1, 1, 1, 1],
+        "layer_type": "basic",
+    },
+    "encoder_in_channels": [32, 64, 128],
+    **DECODER,
+}
+
+
+class RTDETR(query.QueryDetector):
+    """RT-DETR on its own backbone and hybrid encoder. ``settings`` are the keyword arguments of ``build``."""
+
+    variants: ClassVar[Mapping[str, Any]] = {
+        "rtdetr-pico": PICO
+    }  # ours: for demonstrations and small machines; no official weights
+    family = "RTDetr"
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        *,
+        name: str = "rtdetr-pico",
+        size: int | None = None,
+        backbone_weights: str | None = None,
+    ):
+        if backbone_weights not in (None, "random"):
+            raise CiodError(f"detector.backbone_weights: {name} takes none; write weights=FILE for a whole model.")
+        input_spec = Input(size=size or 192, std=(255.0, 255.0, 255.0), fill=0.0)
+        super().__init__(class_names, {"name": name, "size": input_spec.size}, input_spec)
+        self._set_network(query.network(self.family, **self.variants[name]))
+
+    def forward(self, images: Tensor) -> Outputs:
+        maps = self.network.backbone.model(self.normalise(images)).feature_maps
+        projected = [project(m) for project, m in zip(self.network.encoder_input_proj, maps, strict=True)]
+        return self.ask(images, self.network.encoder(projected).last_hidden_state)
+
+    def trunk(self) -> list[nn.Module]:
+        return [self.network.backbone, self.network.encoder_input_proj, self.network.encoder]
+
+
+class RTDETRv2(RTDETR):
+    """RT-DETRv2: the decoder's attention samples other numbers of points per level."""
+
+    variants: ClassVar[Mapping[str, Any]] = {"rtdetrv2-pico": PICO}
+    family = "RTDetrV2"
+
+
+class RTDETRCSP(query.QueryDetector, StagedDetector):
+    """RT-DETR's decoder on the trunk of YOLOX-nano, whose weights fit: ``weights=yolox_nano.pth``."""
+
+    variants: ClassVar[Mapping[str, Any]] = {
+        "rtdetr-csp-pico": (0.33, 0.25, True)
+    }  # deepen, widen, depthwise: see yolox.VARIANTS
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        *,
+        name: str = "rtdetr-csp-pico",
+        size: int | None = None,
+        backbone_weights: str | None = None,
+    ):
+        if backbone_weights not in (None, "random"):
+            raise CiodError(f"detector.backbone_weights: {name} takes none; write weights=FILE for a whole model.")
+        input_spec = Input(size=size or 192, bgr=True)
+        super().__init__(class_names, {"name": name, "size": input_spec.size}, input_spec)
+        deepen, widen, depthwise = self.variants[name]
+        self.backbone = backbones.build((deepen, widen, depthwise))
+        self.neck = PAFPN(self.backbone.channels, int(256 * widen), round(3 * deepen), depthwise=depthwise)
+        network = query.network("RTDetr", **PICO)
+        del network.backbone, network.encoder_input_proj, network.encoder
+        self._set_network(network)
+
+    def respond(self, images: Tensor, maps: list[Tensor], features: list[Tensor]) -> Outputs:
+        return self.ask(images, features)
