@@ -286,7 +286,8 @@ def test_the_first_task_is_fine_tuning(cls, pair):
 
 # Real detectors -------------------------------------------------------------------------------------------------------
 
-FIRST = list({name.split("-")[0]: name for name in reversed(detectors.available())}.values())  # one of each family
+DENSE = detectors.offering(frozenset({"dense"}))
+FIRST = list({name.split("-")[0]: name for name in reversed(DENSE)}.values())  # one of each family
 
 
 class Watched:
