@@ -71,11 +71,11 @@ def write(plan: Plan, failed: Mapping[str, str], *, page: str = PAGE) -> dict[st
     Returns:
         The content of compare.json.
     """
-    _give_bounds(plan, failed)
     good = [(e.label, c.folder) for e, _, c in pairs(plan) if c.name not in failed]
+    outcomes = by_picture.outcomes([(label, read_results(folder), folder) for label, folder in good])  # may be refused
+    _give_bounds(plan, failed)
     runs = [(label, read_results(folder)) for label, folder in good]
     gate, against, margin = _gate(plan, failed), plan.against, plan.rules.margin
-    outcomes = by_picture.outcomes([(n, r, folder) for (n, r), (_, folder) in zip(runs, good, strict=True)])
     differences = differences_of(runs, outcomes, against, margin)
     confusion = {n: {g: v.tolist() for g, v in c.items()} for n, c in by_picture.confusion(outcomes).items()}
     content = {**_content(plan, failed, runs, gate), "differences": differences, "confusion": confusion}

@@ -16,7 +16,7 @@ import numpy as np
 
 from ciod.core.boxes import iou_table
 from ciod.core.errors import CiodError
-from ciod.core.files import explained
+from ciod.core.files import atomic_write, explained
 from ciod.core.types import Detections
 from ciod.data.index import Index
 
@@ -121,11 +121,9 @@ def write(folder: Path, pictures: Pictures) -> None:
     columns: dict[str, Any] = {k: v for k, v in vars(pictures).items() if isinstance(v, np.ndarray)}
     columns |= {k: np.array(getattr(pictures, k), dtype=np.str_) for k in ("classes", "files")}
     np.savez_compressed(out, **columns)
-    path = folder / NAME
-    with explained(path):
+    with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".part").write_bytes(out.getvalue())
-        path.with_suffix(".part").replace(path)
+    atomic_write(folder / NAME, out.getvalue())
 
 
 def read(folder: Path) -> Pictures | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ciod.core.errors import CiodError
 from ciod.evaluation import pictures, statistics
 from ciod.evaluation.pictures import Pictures
 from ciod.report.summary import Results, done
@@ -42,6 +43,11 @@ def outcomes(runs: Sequence[tuple[str, Results, Path]]) -> list[Outcome]:
         outcome = pictures.read(folder / f"task-{len(tasks)}") if len(tasks) > 1 else None
         if outcome is not None:
             old, new = (tuple(tasks[-1].get(k) or ()) for k in ("old_classes", "new_classes"))
+            if foreign := [n for n in (*old, *new) if n not in outcome.classes]:
+                raise CiodError(
+                    f"{folder / 'results.json'} has the class {foreign[0]}, and {pictures.NAME} of its last task "
+                    f"has not: they are of different runs. Remove {folder} and repeat the command, which trains it again."
+                )
             found.append(Outcome(name, results.get("seed"), old, new, outcome))
     return found
 

@@ -11,12 +11,20 @@ from typing import Any
 
 from ciod.trackers.base import Run, flat
 
+REMOTE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
+"""With one of these it sends to a Space or server."""
+
 
 class Trackio:
-    keeps_all = True
+    keeps_all = False  # it writes from a queue, which a killed process loses
+    step = 0
+
+    def __init__(self) -> None:
+        self.stored: set[tuple[int, str]] = set()  # step and name of the numbers of an earlier process
 
     def open(self, run: Run) -> str:
         self.trackio = importlib.import_module("trackio")
+        self.keeps_all = any(os.environ.get(v) for v in REMOTE)  # what a server has cannot be read from here
         # only the name distinguishes the runs of a project
         name = run.id or f"{run.name}-{uuid.uuid4().hex[:6]}"
         self.run: Any = self.trackio.init(
@@ -28,11 +36,17 @@ class Trackio:
             embed=False,
             auto_log_gpu=False,
         )
+        if run.id and not self.keeps_all:
+            storage = importlib.import_module("trackio.sqlite_storage").SQLiteStorage
+            rows = storage.get_logs(self.run.project, self.run.name, scalar_only=True)
+            self.stored = {(row["step"], key) for row in rows for key in row}
         return name
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        self.run.log(dict(values), step=step)
         self.step = step
+        fresh = {k: v for k, v in values.items() if (step, k) not in self.stored}
+        if fresh:
+            self.run.log(fresh, step=step)
 
     def finish(self, summary: Mapping[str, Any], files: Sequence[Path], pictures: Sequence[Path]) -> None:
         del files  # it keeps numbers, text and pictures
@@ -41,8 +55,6 @@ class Trackio:
 
     def close(self) -> None:
         self.run.finish()
-
-    step = 0
 
 
 def make() -> Trackio:

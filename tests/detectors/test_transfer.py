@@ -32,6 +32,8 @@ def test_everything_but_the_class_layer_is_taken(name, tmp_path):
         assert torch.equal(value, fresh[key] if key in fresh else theirs[key]), key
     assert sum(taken.left.values()) == len(fresh)
     assert taken.total + len(fresh) == sum("num_batches" not in k for k in other.state_dict())
+    if "first_stage" in other.traits:  # classes choose the queries, so no output is free of them
+        return
     # Outputs that no class touches are the donor's.
     with torch.no_grad():
         assert torch.equal(donor.eval()(pictures()).boxes, other.eval()(pictures()).boxes)

@@ -33,7 +33,9 @@ def test_the_folder_has_what_it_promises(whole):
         "last/previous.pt",
         "last/data.json",
         "task-1/model.safetensors",
+        "task-1/pictures.npz",
         "task-2/model.safetensors",
+        "task-2/pictures.npz",
     }
     assert examples and all(f.endswith(".jpg") for f in examples)
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 import ciod
 from ciod import detectors
+from ciod.cli import app
 from ciod.config import load as config
 from ciod.core.errors import CiodError, ConfigError
 from ciod.detectors.files import weights as files
@@ -174,6 +176,13 @@ def test_a_missing_package_is_named_before_anything_is_read(monkeypatch):
     match = r"detector.name: rtdetr-pico needs transformers and scipy: pip install 'ciod\[detr\]'"
     with pytest.raises(ConfigError, match=match):
         config.load(None, ["data=shapes", "split=6+4", "method=pseudo_label", "detector=rtdetr-pico"])
+
+
+def test_the_list_of_detectors_names_the_extra(monkeypatch):
+    monkeypatch.setattr(detectors, "find_spec", lambda name: None)
+    told = CliRunner().invoke(app, ["list", "detectors"], env={"COLUMNS": "200"}).output
+    row = next(line for line in told.splitlines() if line.split()[:1] == ["rtdetr-pico"])
+    assert row.rstrip().endswith("pip install 'ciod[detr]'")
 
 
 def test_a_package_that_cannot_be_imported_is_named(monkeypatch):
