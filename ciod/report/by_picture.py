@@ -46,7 +46,7 @@ def outcomes(runs: Sequence[tuple[str, Results, Path]]) -> list[Outcome]:
             if foreign := [n for n in (*old, *new) if n not in outcome.classes]:
                 raise CiodError(
                     f"{folder / 'results.json'} has the class {foreign[0]}, and {pictures.NAME} of its last task "
-                    f"has not: they are of different runs. Remove {folder} and repeat the command, which trains it again."
+                    f"has not: they are of different runs. Remove {folder} and repeat the command to train it again."
                 )
             found.append(Outcome(name, results.get("seed"), old, new, outcome))
     return found
