@@ -27,7 +27,7 @@ TRAIN = f"train {TINY} data=shapes out=run"
 COMPARE = "compare data=shapes split=1+1 detector=yolox-pico size=64 epochs=1 batch=4 device=cpu methods=finetune"
 COMPARE += " upper=none out=compared"
 EXTEND = "extend model.safetensors data=coco out=extended epochs=1 batch=4 device=cpu"
-ON = "split=1+1 epochs=1"  # of a command that goes on with another run's first task
+ON = "split=1+1 epochs=1"  # of a command that continues from another run's first task
 
 
 @dataclass(frozen=True)

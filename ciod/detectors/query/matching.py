@@ -52,7 +52,7 @@ def costs(outputs: Outputs, targets: Targets) -> Tensor:
 def hungarian(outputs: Outputs, targets: Targets) -> Matches:
     """Every target has one query in every set, those of earlier layers too, and every query at most one target.
 
-    This is the one place of a step that waits for the device: the assignment is computed on the CPU, of all images and
+    This is the only place in a step that waits for the device: the assignment is computed on the CPU, of all images and
     sets after one transfer. Padding has slots too, which are not ``valid``.
     """
     from scipy.optimize import linear_sum_assignment

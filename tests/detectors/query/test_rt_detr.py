@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import builtins
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from typer.testing import CliRunner
 
-import ciod
 from ciod import detectors
 from ciod.cli import app
 from ciod.config import load as config
 from ciod.core.errors import CiodError, ConfigError
 from ciod.detectors.files import weights as files
-from tests import fixed
+from tests import fixed, paths
 from tests.detectors.common import NAMES, SIZE, make, pictures, train_step
 from tests.detectors.query.networks import ALL, trained
 
 pytest.importorskip("transformers", reason="transformers is absent: pip install 'ciod[detr]'")
 pytest.importorskip("scipy", reason="scipy is absent: pip install 'ciod[detr]'")
 
-WEIGHTS = Path(ciod.__file__).resolve().parents[2] / "shared" / "weights" / "yolox_nano_coco.pth"
+WEIGHTS = paths.WEIGHTS / "yolox_nano_coco.pth"
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -132,7 +130,7 @@ def test_the_trunk_of_yolox_fits_under_a_decoder(tmp_path):
             assert torch.equal(a, b)
 
 
-@pytest.mark.skipif(not WEIGHTS.is_file(), reason="no file shared/weights/yolox_nano_coco.pth beside the repository")
+@pytest.mark.skipif(not WEIGHTS.is_file(), reason=f"{WEIGHTS} is absent; set CIOD_WEIGHTS to run this test")
 def test_the_official_checkpoint_gives_its_trunk():
     taken = files.load_fitting(make("rtdetr-csp-pico"), WEIGHTS)
     assert taken.taken == {"backbone": 235, "neck": 165}
