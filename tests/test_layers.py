@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import ciod
+from ciod.runs import fingerprints
 from tests.layers import LAYERS, circle, floors, imports, modules, picture, upward
 
 ROOT = Path(ciod.__file__).parent
@@ -44,6 +45,13 @@ def test_one_step_crosses_at_most_nine_files_and_each_exists():
     files = set(re.findall(r"`ciod/([\w/]+\.py)`", section))
     assert 5 <= len(files) <= 9
     assert [f for f in files if not (ROOT / f).is_file()] == []
+
+
+def test_the_code_fingerprint_of_a_run_covers_all_that_it_stands_on(found):
+    """A new package below ``runs`` is in it, or is listed here because it only shows or sends results."""
+    below = {room for room in {name.partition(".")[0] for name in found} if floors()[room] < floors()["runs"]}
+    covered = {name.partition("/")[0] for name in fingerprints.of_code("finetune")["files"]}
+    assert covered == (below | {"runs"}) - {"report", "trackers"}
 
 
 # The checks find what they are for ---------------------------------------------------------------------------------

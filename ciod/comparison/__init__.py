@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from ciod.core.results_schema import ComparisonFile
 
 __all__ = ["FAILED", "compare", "run"]
 
@@ -30,7 +33,7 @@ def compare(
     out: str | Path | None = None,
     cache: str | Path | None = None,
     **settings: Any,
-) -> dict[str, Any]:
+) -> ComparisonFile:
     """Trains every method with every seed, or resumes this, and returns the content of ``compare.json``.
 
     The first task is the same for all methods of a seed and is trained once.
@@ -47,7 +50,8 @@ def compare(
         gate: ratios are withheld where a first task is below this share of joint training's AP50 on its classes; None:
             0.9.
         margin: two methods count as equal if their difference lies within it; None: 0.02, two points.
-        only: ``"1/2"`` trains the first of two parts of the runs and writes no page; the call without it merges.
+        only: ``"1/2"`` trains the first of two parts of the runs, writes no page and returns the failed runs alone; the
+            call without it merges.
         jobs: number of parallel runs, each in its own process; they share the cores. None: 1.
         upper: joint models to train for Ω and the gaps: of all class ``prefixes``, the ``final`` one, ``none``;
             None: ``final`` for two tasks (Ω needs no other there), ``prefixes`` for more.
@@ -79,7 +83,7 @@ def run(
     quiet: bool = False,
     dry: bool = False,
     **given: Any,
-) -> dict[str, Any]:
+) -> ComparisonFile:
     """Like ``compare``, with the settings of the runs as a mapping; called by ``ciod compare``.
 
     Args:
@@ -119,12 +123,13 @@ def run(
     if dry:
         for line in outcome.listing(made, part):
             say(line)
-        return {}
+        return cast("ComparisonFile", {})
     if part:
         failed = schedule.run(schedule.part(made.cells, *part), jobs=jobs, logs=made.out / "logs", say=say)
         for line in outcome.of_part(made, part, failed):
             say(line)
-        return {"runs": [{"label": n, "status": FAILED, "error": why} for n, why in failed.items()]}
+        broken = [{"label": n, "status": FAILED, "error": why} for n, why in failed.items()]
+        return cast("ComparisonFile", {"runs": broken})
     failed = schedule.run(made.cells, jobs=jobs, logs=made.out / "logs", say=say)
     content = outcome.write(made, failed)
     outcome.show(made, content, console)

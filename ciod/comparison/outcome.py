@@ -19,9 +19,11 @@ from ciod.report.page import read_results, write_report
 from ciod.report.ratios import Gate
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.console import Console
 
-    from ciod.core.results_schema import ResultsFile
+    from ciod.comparison.given import Entry
+    from ciod.core.results_schema import ComparedMethod, ComparedRun, ComparisonFile, ResultsFile
     from ciod.report.summary import Runs
 
 FORMAT = 1
@@ -65,7 +67,7 @@ def of_part(plan: Plan, part: tuple[int, int], failed: Mapping[str, str]) -> lis
     ]
 
 
-def write(plan: Plan, failed: Mapping[str, str], *, page: str = PAGE) -> dict[str, Any]:
+def write(plan: Plan, failed: Mapping[str, str], *, page: str = PAGE) -> ComparisonFile:
     """Adds the bounds to every finished run, and writes all files of the comparison.
 
     Returns:
@@ -77,8 +79,7 @@ def write(plan: Plan, failed: Mapping[str, str], *, page: str = PAGE) -> dict[st
     runs = [(label, read_results(folder)) for label, folder in good]
     gate, against, margin = _gate(plan, failed), plan.against, plan.rules.margin
     differences = differences_of(runs, outcomes, against, margin)
-    confusion = {n: {g: v.tolist() for g, v in c.items()} for n, c in by_picture.confusion(outcomes).items()}
-    content = {**_content(plan, failed, runs, gate), "differences": differences, "confusion": confusion}
+    content = _content(plan, failed, runs, gate, differences, by_picture.confusion(outcomes))
     write_json(plan.out / "compare.json", content)
     atomic_write(plan.out / "compare.csv", compared.comparison_csv(runs, gate))
     atomic_write(plan.out / "differences.csv", paired.table_csv(differences, against))
@@ -92,7 +93,14 @@ def write(plan: Plan, failed: Mapping[str, str], *, page: str = PAGE) -> dict[st
     return content
 
 
-def _content(plan: Plan, failed: Mapping[str, str], runs: Runs, gate: Gate) -> dict[str, Any]:
+def _content(
+    plan: Plan,
+    failed: Mapping[str, str],
+    runs: Runs,
+    gate: Gate,
+    differences: list[dict[str, Any]],
+    confusion: Mapping[str, Mapping[str, np.ndarray]],
+) -> ComparisonFile:
     from ciod.runs import environment
 
     rows = {row["name"]: row for row in compared.comparison_rows(runs, gate)}
@@ -103,10 +111,7 @@ def _content(plan: Plan, failed: Mapping[str, str], runs: Runs, gate: Gate) -> d
         "seeds": plan.seeds,
         "blocks": [b.content() for b in plan.blocks],
         "upper": plan.upper,
-        "methods": [
-            {"label": e.label, "name": e.name, "settings": e.settings, **_numbers(rows.get(e.label))}
-            for e in plan.entries
-        ],
+        "methods": [_method(e, rows.get(e.label)) for e in plan.entries],
         "runs": [_run(plan, e.label, seed, c, failed) for e, seed, c in pairs(plan)],
         "by_seed": compared.seed_rows(runs, gate),
         "against": plan.against,
@@ -124,6 +129,8 @@ def _content(plan: Plan, failed: Mapping[str, str], runs: Runs, gate: Gate) -> d
         "commit": environment.commit(),
         "versions": environment.versions(),
         "machine": environment.describe(),
+        "differences": differences,
+        "confusion": {n: {g: v.tolist() for g, v in c.items()} for n, c in confusion.items()},
     }
 
 
@@ -169,7 +176,7 @@ def _page(plan: Plan, failed: Mapping[str, str], out: Path, gate: Gate, differen
     return write_comparison(folders, out, about)
 
 
-def show(plan: Plan, content: Mapping[str, Any], console: Console) -> None:
+def show(plan: Plan, content: ComparisonFile, console: Console) -> None:
     """The tables and where the files are, for the terminal."""
     from ciod.runs import sanity_checks
 
@@ -178,7 +185,7 @@ def show(plan: Plan, content: Mapping[str, Any], console: Console) -> None:
         width = console.width if console.is_terminal else 120  # a file has no edge
         for columns in (compared.SCORES, compared.REST):
             console.print(compared.comparison_table(runs, columns, _gate(plan, {})), width=width)
-    for sentence in content.get("remarks", ()):
+    for sentence in content["remarks"]:
         console.print(f"warning: {sentence}", markup=False, soft_wrap=True)
     for label, results in runs:  # the runs have told their other warnings; their bounds are known only now
         for sentence in sanity_checks.about_bounds(results["tasks"], results["upper_bounds"]):
@@ -216,19 +223,20 @@ def _scenario(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _numbers(row: Mapping[str, Any] | None) -> dict[str, Any]:
+def _method(entry: Entry, row: Mapping[str, Any] | None) -> ComparedMethod:
     """Mean and standard deviation of each column, and the number of seeds."""
-    if row is None:
-        return {"finished_seeds": 0, "mean": {}, "std": {}}
-    return {
-        "finished_seeds": row["seeds"],
-        "joint": row["joint"],
-        "mean": {k: row[k] for k in compared.COLUMNS},
-        "std": row["std"],
+    found: ComparedMethod = {
+        "label": entry.label,
+        "name": entry.name,
+        "settings": entry.settings,
+        "finished_seeds": row["seeds"] if row else 0,
+        "mean": {k: row[k] for k in compared.COLUMNS} if row else {},
+        "std": row["std"] if row else {},
     }
+    return {**found, "joint": row["joint"]} if row else found
 
 
-def _run(plan: Plan, label: str, seed: int, cell: Cell, failed: Mapping[str, str]) -> dict[str, Any]:
+def _run(plan: Plan, label: str, seed: int, cell: Cell, failed: Mapping[str, str]) -> ComparedRun:
     state = "failed" if cell.name in failed else "finished"
     return {
         "label": label,

@@ -1,4 +1,5 @@
-"""What a run writes: results.json, and the state it is resumed from. The field names are those of the files.
+"""What a run writes: results.json, and the state it is resumed from; and compare.json of a comparison. The field names
+are those of the files.
 
 ``report/results_file.py`` reads results.json of any version and age, and has the same fields; a test compares the two.
 """
@@ -100,6 +101,56 @@ class ExtensionResults(_Results):
     """``results.json`` of ``ciod extend``."""
 
     extension: dict[str, Any]
+
+
+class ComparedMethod(TypedDict, total=False):
+    """One of ``methods`` of compare.json."""
+
+    label: str
+    name: str
+    settings: dict[str, Any]
+    finished_seeds: int
+    joint: bool
+    mean: dict[str, float | None]  # column → mean over the seeds
+    std: dict[str, float | None]
+
+
+class ComparedRun(TypedDict):
+    """One of ``runs`` of compare.json."""
+
+    label: str
+    seed: int
+    folder: str  # relative to that of the comparison
+    status: str  # finished, failed
+    error: str | None
+    key: str
+
+
+class ComparisonFile(TypedDict):
+    """``compare.json``."""
+
+    format: int
+    command: str
+    scenario: dict[str, Any]
+    seeds: list[int]
+    blocks: list[dict[str, Any]]
+    upper: str
+    methods: list[ComparedMethod]
+    runs: list[ComparedRun]
+    by_seed: list[dict[str, Any]]
+    against: str | None
+    gate: float | None
+    margin: float | None
+    equal_steps: bool
+    remarks: list[str]
+    bases: list[tuple[str, list[str]]]
+    shared: list[dict[str, Any]]  # first tasks and joint models that runs share
+    warnings: list[str]
+    commit: str | None
+    versions: dict[str, str]
+    machine: str
+    differences: list[dict[str, Any]]
+    confusion: dict[str, dict[str, Any]]
 
 
 class Identity(TypedDict, total=False):

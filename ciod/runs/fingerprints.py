@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ciod.data.index import Index
 
 LISTING = "data.json"  # in last/: one number per image, so that a difference can be named
-# Of the package: changes no weight and no AP of a run.
-_APART = {"api.py", "cli.py", "comparison", "demo.py", "exporters", "extension", "inference", "listing.py", "report"}
+# The packages that decide weights and results: what ``runs`` stands on, but for those that only show or send results.
+_DECIDING = frozenset({"core", "data", "detectors", "methods", "config", "training", "evaluation", "memory", "runs"})
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "faster-coco-eval")
 
 
@@ -130,8 +130,8 @@ def of_code(method: str, *, also: Sequence[str] = ()) -> dict[str, Any]:
 def _package(also: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     root = Path(__file__).resolve().parents[1]
     found = [(p.relative_to(root).as_posix(), p) for p in sorted(root.rglob("*.py"))]
-    apart = _APART.difference(also)
-    return tuple((name, _digest(path)) for name, path in found if name.split("/")[0] not in apart)
+    deciding = _DECIDING.union(also)
+    return tuple((name, _digest(path)) for name, path in found if name.split("/")[0] in deciding)
 
 
 def code_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
