@@ -18,8 +18,9 @@ ALIKE = 0.3  # share of a new class's objects that a known class takes, from whi
 
 
 def table(found: Sequence[Detections], truth: Index, names: Sequence[str]) -> list[dict[str, Any]]:
-    """One row per class of ``names`` that has objects: class, objects, found (objects with a box of their own class),
-    taken (other class → objects with a box of it, the most frequent first).
+    """One row per class of ``names`` that has objects: class, objects, found (objects whose surest box is of their own
+    class), taken (other class → objects whose surest box is of it) and beside (other class → objects that also have a
+    less sure box of it), the most frequent first.
 
     Args:
         found: one per picture of ``truth``.
@@ -27,28 +28,36 @@ def table(found: Sequence[Detections], truth: Index, names: Sequence[str]) -> li
     objects: Counter[str] = Counter()
     own: Counter[str] = Counter()
     taken: dict[str, Counter[str]] = {n: Counter() for n in names}
+    beside: dict[str, Counter[str]] = {n: Counter() for n in names}
     for i, d in enumerate(found):
         rows = truth.of_image(i)
         boxes, labels = truth.boxes[rows], truth.labels[rows]
         d = d.keep(d.scores >= SHOWN)
         on = iou_table(boxes, d.boxes) >= SAME
-        called = np.zeros((len(boxes), len(d.class_names)), bool)
+        sure = np.zeros((len(boxes), len(d.class_names)))
         for label in np.unique(d.labels):
-            called[:, label] = on[:, d.labels == label].any(1)
+            own_boxes = d.labels == label
+            sure[:, label] = np.where(on[:, own_boxes], d.scores[own_boxes], 0).max(1)
+        surest = np.where(sure.any(1), sure.argmax(1), -1)
         for name in {truth.class_names[y] for y in labels} & taken.keys():
-            mine = called[labels == truth.class_names.index(name)]
-            objects[name] += len(mine)
-            for label in np.flatnonzero(mine.any(0)):
-                other, count = d.class_names[label], int(mine[:, label].sum())
+            mine = labels == truth.class_names.index(name)
+            objects[name] += int(mine.sum())
+            for label in np.flatnonzero(sure[mine].any(0)):
+                other, first = d.class_names[label], int((surest[mine] == label).sum())
                 if other == name:
-                    own[name] += count
-                else:
-                    taken[name][other] += count
+                    own[name] += first
+                    continue
+                taken[name][other] += first
+                beside[name][other] += int((sure[mine, label] > 0).sum()) - first
     return [
-        {"class": n, "objects": objects[n], "found": own[n], "taken": dict(taken[n].most_common())}
+        {"class": n, "objects": objects[n], "found": own[n], "taken": _sorted(taken[n]), "beside": _sorted(beside[n])}
         for n in names
         if objects[n]
     ]
+
+
+def _sorted(counts: Counter[str]) -> dict[str, int]:
+    return {n: k for n, k in counts.most_common() if k}
 
 
 def alike(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -59,7 +68,8 @@ def alike(rows: Sequence[dict[str, Any]]) -> list[str]:
     """
     warnings = []
     for row in rows:
-        for other, count in row["taken"].items():
+        called = Counter(row["taken"]) + Counter(row.get("beside"))
+        for other, count in called.most_common():
             share = count / row["objects"]
             if share >= ALIKE:
                 warnings.append(
@@ -73,7 +83,7 @@ def alike(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def sentences(rows: Sequence[dict[str, Any]], most: int = 5) -> list[str]:
     """The worst confusions in words, for the terminal."""
-    pairs = [(count, row, other) for row in rows for other, count in row["taken"].items() if count]
+    pairs = [(count, row, other) for row in rows for other, count in row["taken"].items()]
     pairs.sort(key=lambda p: (-p[0] / p[1]["objects"], -p[0]))
     listed = ", ".join(f"{n} of {row['objects']} {row['class']} taken for {other}" for n, row, other in pairs[:most])
     return [f"confused on the new pictures: {listed}"] if listed else []

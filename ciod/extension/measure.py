@@ -90,9 +90,10 @@ class Measure:
         if self.old is not None:
             new = set(self.names.new)
             old = confusion.table(judged.after_old, self.old, self.others)
-            rows += [
-                {**row, "taken": taken} for row in old if (taken := {n: k for n, k in row["taken"].items() if n in new})
-            ]
+            for row in old:
+                by_new = {k: {n: v for n, v in row[k].items() if n in new} for k in ("taken", "beside")}
+                if any(by_new.values()):
+                    rows.append({**row, **by_new})
         return rows
 
     def brief(self, before: Detector, after: Detector) -> tuple[float | None, float | None]:

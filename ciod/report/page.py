@@ -268,7 +268,8 @@ def _extension(folder: Path, results: Results) -> dict[str, Any] | None:
         "unchanged": found.get("unchanged"),
         "alarms": _alarms(found.get("false_alarms")),
         "confusion": [
-            {**row, "taken": [f"{n} {k}" for n, k in row["taken"].items()]} for row in found.get("confusion") or []
+            {**row, **{key: [f"{n} {k}" for n, k in (row.get(key) or {}).items()] for key in ("taken", "beside")}}
+            for row in found.get("confusion") or []
         ],
     }
 

@@ -135,6 +135,7 @@ class Confused(_Loose):
     objects: int
     found: int
     taken: dict[str, int]
+    beside: dict[str, int] | None = None
 
 
 class Unchanged(_Loose):

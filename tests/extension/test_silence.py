@@ -80,18 +80,19 @@ def test_a_threshold_rises_until_alarms_are_rare():
 
 
 def test_detections_on_an_object_are_counted_by_class():
-    truth = pictures(2, {0: [(0, "eel"), (30, "eel")], 1: [(0, "dog")]})
-    on = [found([(0, "cat", 0.9), (0, "eel", 0.8), (30, "cat", 0.5)]), found([(0, "eel", 0.6), (0, "cat", 0.2)])]
+    truth = pictures(2, {0: [(0, "eel"), (30, "eel"), (60, "eel")], 1: [(0, "dog")]})
+    first = found([(0, "cat", 0.9), (0, "eel", 0.8), (30, "cat", 0.5), (60, "eel", 0.8), (60, "cat", 0.7)])
+    on = [first, found([(0, "eel", 0.6), (0, "cat", 0.2)])]
     rows = confusion.table(on, truth, ALL)
     assert rows == [
-        {"class": "dog", "objects": 1, "found": 0, "taken": {"eel": 1}},
-        {"class": "eel", "objects": 2, "found": 1, "taken": {"cat": 2}},
+        {"class": "dog", "objects": 1, "found": 0, "taken": {"eel": 1}, "beside": {}},
+        {"class": "eel", "objects": 3, "found": 1, "taken": {"cat": 2}, "beside": {"cat": 1}},
     ]
     assert confusion.sentences(rows) == [
-        "confused on the new pictures: 2 of 2 eel taken for cat, 1 of 1 dog taken for eel"
+        "confused on the new pictures: 1 of 1 dog taken for eel, 2 of 3 eel taken for cat"
     ]
     (said,) = confusion.alike(rows[1:])
-    assert said.startswith("eel looks like the known class cat: the model as it was takes 2 of 2 objects for it (100%)")
+    assert said.startswith("eel looks like the known class cat: the model as it was takes 3 of 3 objects for it (100%)")
     assert confusion.alike([{"class": "eel", "objects": 9, "found": 0, "taken": {"cat": 2}}]) == []
 
 

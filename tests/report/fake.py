@@ -165,6 +165,6 @@ def extension() -> dict[str, Any]:
             "thresholds": {names[2]: 0.41},
             "together": {"AP": 0.3, "AP50": 0.45},
         },
-        "confusion": [{"class": names[2], "objects": 9, "found": 8, "taken": {names[0]: 3}}],
+        "confusion": [{"class": names[2], "objects": 9, "found": 5, "taken": {names[0]: 3}, "beside": {}}],
     }
     return content
