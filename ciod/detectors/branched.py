@@ -19,10 +19,12 @@ class Branched(Detector):
     Attributes:
         branches: in order of arrival.
         width: channels that the widths of a branch are derived from.
+        parts: classes of each part of the outputs: of the detector itself, of each branch.
     """
 
     branches: Layers[nn.Module]
     width: int
+    parts: list[list[int]]
 
     @abstractmethod
     def add_branch(

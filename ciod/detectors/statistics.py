@@ -13,7 +13,8 @@ from ciod.core.boxes import gather_rows, pairwise_iou
 from ciod.core.types import Batch, Outputs, Targets
 from ciod.data.index import Index
 from ciod.data.loader import batches, eval_loader
-from ciod.detectors.yolox import YOLOX
+from ciod.detectors.base import Detector
+from ciod.detectors.branched import Branched
 
 MOST = 4000  # pictures that are looked at, of each index
 RANDOM = 4  # boxes at random per picture
@@ -25,16 +26,24 @@ PROTOTYPES = 4  # of boxes without an object, per extension
 
 @torch.no_grad()
 def gather(
-    detector: YOLOX, learnt: Index, *, without: Sequence[Index] = (), seed: int = 0, batch: int = 16, workers: int = 0
+    detector: Branched,
+    learnt: Index,
+    *,
+    without: Sequence[Index] = (),
+    seed: int = 0,
+    batch: int = 16,
+    workers: int = 0,
 ) -> None:
     """Adds the statistics of the newest branch's classes to the detector's arbiter, which is made if there is none.
 
     Args:
-        detector: its branch is trained.
+        detector: its branch is trained. Nothing is done for one that has no arbiter.
         learnt: the pictures the branch was trained on, labelled in the order of the detector's classes.
         without: pictures that show none of its classes.
     """
     arbiter = detector.arbiter or detector.add_arbiter()
+    if arbiter is None:
+        return
     training, on = detector.training, arbiter.on
     detector.eval()
     arbiter.on = False
@@ -51,7 +60,7 @@ def gather(
             if index is learnt:
                 objects.append(arbiter.pool(outputs.maps, targets.boxes[image, place], image))
                 rows.append(targets.labels[image, place])
-            boxes, real = _apart(_candidates(detector, outputs, found, random), targets, index is learnt)
+            boxes, real = _apart(_candidates(outputs, found, random), targets, index is learnt)
             image, place = torch.nonzero(real, as_tuple=True)
             nothing.append(arbiter.pool(outputs.maps, boxes[image, place], image))
     x, row, empty = torch.cat(objects), torch.cat(rows), torch.cat(nothing)
@@ -63,22 +72,22 @@ def gather(
     detector.train(training)
 
 
-def _batches(index: Index, detector: YOLOX, batch: int, workers: int, seed: int) -> Iterator[Batch]:
+def _batches(index: Index, detector: Detector, batch: int, workers: int, seed: int) -> Iterator[Batch]:
     if len(index) > MOST:
         index = index.select(np.sort(np.random.default_rng([seed, 13]).permutation(len(index))[:MOST]))
-    size, fill = detector.input.size, detector.input.fill
-    return batches(eval_loader(index, size, fill, batch=batch, workers=workers, pin=detector.device.type == "cuda"))
+    size, fill, place = detector.input.size, detector.input.fill, detector.input.place
+    pin = detector.device.type == "cuda"
+    return batches(eval_loader(index, size, fill, batch=batch, workers=workers, pin=pin, place=place))
 
 
-def _candidates(detector: YOLOX, outputs: Outputs, batch: Batch, random: torch.Generator) -> tuple[Tensor, Tensor]:
+def _candidates(outputs: Outputs, batch: Batch, random: torch.Generator) -> tuple[Tensor, Tensor]:
     """Boxes [B, n, 4] that may show nothing, and which of them are real [B, n]: what every part of the detector takes
     for objects, and boxes at random."""
-    parts = len(detector.parts)
-    score, boxes = outputs.scores().amax(2).unflatten(1, (parts, -1)), outputs.boxes.unflatten(1, (parts, -1))
+    scores, boxes = outputs.scores().amax(2).split(outputs.parts, 1), outputs.boxes.split(outputs.parts, 1)
     chosen, real = [], []
-    for i in range(parts):
-        best, place = score[:, i].topk(min(CLAIMED * 4, score.shape[2]), 1)
-        near = gather_rows(boxes[:, i], place)
+    for i, score in enumerate(scores):
+        best, place = score.topk(min(CLAIMED * 4, score.shape[1]), 1)
+        near = gather_rows(boxes[i], place)
         image = torch.arange(len(near), device=near.device).repeat_interleave(near.shape[1])
         kept = torchvision.ops.batched_nms(near.flatten(0, 1), best.flatten(), image, 0.65)
         single = torch.zeros_like(image, dtype=torch.bool)
@@ -86,10 +95,11 @@ def _candidates(detector: YOLOX, outputs: Outputs, batch: Batch, random: torch.G
         single = single.view_as(best) & (best > (BRANCH if i else OWN))
         chosen.append(near)
         real.append(single & (single.cumsum(1) <= CLAIMED))
-    extent = (batch.sizes.flip(1) * batch.scales[:, None])[:, None]  # width and height in the batch image
+    assert batch.frames is not None
+    extent = (batch.sizes.flip(1) * batch.frames[:, :2])[:, None]  # width and height in the batch image
     share = torch.exp(torch.rand(len(near), RANDOM, 2, generator=random) * -2.5)  # 8 to 100 % of a side
     corner = torch.rand(len(near), RANDOM, 2, generator=random) * (1 - share)
-    drawn = torch.cat([corner, corner + share], 2) * extent.tile(1, 1, 2)
+    drawn = torch.cat([corner, corner + share], 2) * extent.tile(1, 1, 2) + batch.frames[:, None, 2:].tile(1, 1, 2)
     chosen.append(drawn.to(near))
     real.append(torch.ones_like(chosen[-1][..., 0], dtype=torch.bool))
     return torch.cat(chosen, 1), torch.cat(real, 1)

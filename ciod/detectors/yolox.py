@@ -172,7 +172,8 @@ class YOLOX(StagedDetector):
         scores = outputs.scores()
         if self.arbiter is None or not self.arbiter.on or not outputs.maps:
             return scores
-        return self.arbiter.weigh(scores, outputs.boxes, outputs.maps, self.parts)
+        first = scores.shape[1] // len(self.parts)
+        return self.arbiter.weigh(scores, outputs.boxes, outputs.maps, self.parts[1:], first=first)
 
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
         """SimOTA; with branches, separately per part, with the targets of its own classes."""

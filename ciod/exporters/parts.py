@@ -62,7 +62,7 @@ class Parts(nn.Module):
             found |= dict(zip(group, _split(cls, reg, columns), strict=True))
         branches = [found[i] for i in range(len(found))]
         if detector.arbiter is not None and detector.arbiter.on:
-            branches = _judged(detector.arbiter, branches, maps, detector.parts)
+            branches = _judged(detector.arbiter, branches, maps, detector.parts[1:])
         return [Part(own.boxes, own.scores().transpose(1, 2), detector.parts[0]), *branches]
 
 
@@ -86,11 +86,11 @@ def _split(cls: Sequence[Tensor], reg: Sequence[Tensor], columns: Sequence[list[
 
 
 def _judged(
-    arbiter: Arbiter, branches: Sequence[Part], maps: Sequence[Tensor], parts: Sequence[list[int]]
+    arbiter: Arbiter, branches: Sequence[Part], maps: Sequence[Tensor], columns: Sequence[list[int]]
 ) -> list[Part]:
     best = torch.stack([b.scores.amax(1) for b in branches], 1)
     boxes = torch.stack([b.boxes for b in branches], 1)
-    factor = arbiter.factors(best, boxes, maps, parts)
+    factor = arbiter.factors(best, boxes, maps, columns)
     return [Part(b.boxes, b.scores * factor[:, i : i + 1], b.columns) for i, b in enumerate(branches)]
 
 

@@ -14,7 +14,6 @@ from ciod.data.scenarios.scenario import Task
 from ciod.detectors import statistics
 from ciod.detectors.base import Detector
 from ciod.detectors.branched import Branched, has_branches
-from ciod.detectors.yolox import YOLOX
 from ciod.methods.base.method import Method
 
 Width = Annotated[int, Field(ge=0)]
@@ -72,5 +71,5 @@ class FreezeBranch(Method):
 
     def end_task(self, task: Task) -> None:
         """Statistics of the task's objects, for the arbiter between the branches."""
-        if isinstance(self.detector, YOLOX) and len(self.detector.branches):
-            statistics.gather(self.detector, task.train, without=self._background)
+        if len(self._branched.branches):
+            statistics.gather(self._branched, task.train, without=self._background)

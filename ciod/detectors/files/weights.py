@@ -70,7 +70,7 @@ def load(
         from ciod.detectors.onnx import detector as onnx
         from ciod.detectors.onnx.recognise import Asked
 
-        return onnx.load(Path(path), Asked(input, classes, size, old_outputs, taps))
+        return onnx.load(Path(path), Asked(input, classes, size, old_outputs, taps), arbiter=arbiter)
     given = {"input": input, "taps": taps, "old_outputs": None if old_outputs == "auto" else old_outputs}
     if problems := [f"{k}: this is a setting of ONNX files, and {path} is none." for k, v in given.items() if v]:
         raise ConfigError(problems)
@@ -182,7 +182,7 @@ def open_detector(
         CiodError: as ``ciod.load``; or a size that is not a multiple of 32.
     """
     if not isinstance(model, Detector) and Path(model).suffix.lower() == ".onnx":
-        return load(model, classes=names, size=size, input=input)
+        return load(model, classes=names, size=size, input=input, arbiter=arbiter)
     detector = model if isinstance(model, Detector) else load(model, classes=names, input=input)
     if not arbiter and detector.arbiter is not None:
         detector.arbiter.on = False

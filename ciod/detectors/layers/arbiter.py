@@ -201,14 +201,19 @@ class Arbiter(nn.Module):
         square = (projected[..., None, :] - self.centre).square().sum(-1)
         return square.clamp(min=1e-6).log()
 
-    def known(self, logarithms: Tensor) -> Tensor:
-        """How far logarithms of squared distances are those of learnt objects, 0..1."""
+    def limit(self) -> tuple[float, float]:
+        """The logarithm of the squared distance at which scores are halved, and how steep they fall there."""
         total, squares, n = self.distance.tolist()
         if not n:
-            return torch.ones_like(logarithms)
+            return 1e4, 1.0
         mean = total / n
         deviation = max(0.25, (max(0.0, squares / n - mean**2)) ** 0.5)
-        return torch.sigmoid((mean + FAR * deviation - logarithms) * (STEEP / deviation))
+        return mean + FAR * deviation, STEEP / deviation
+
+    def known(self, logarithms: Tensor) -> Tensor:
+        """How far logarithms of squared distances are those of learnt objects, 0..1; 1 before any was measured."""
+        limit, slope = self.limit()
+        return torch.sigmoid((limit - logarithms) * slope)
 
     @torch.no_grad()
     def fit(self, x: Tensor, row: Tensor) -> None:
@@ -273,30 +278,31 @@ class Arbiter(nn.Module):
         discriminants, projected = total.split([len(self.bias), DIRECTIONS], 2)
         return self.posterior(discriminants), self.known(self.distances(projected))
 
-    def weigh(self, scores: Tensor, boxes: Tensor, maps: Sequence[Tensor], parts: Sequence[Sequence[int]]) -> Tensor:
+    def weigh(
+        self, scores: Tensor, boxes: Tensor, maps: Sequence[Tensor], branches: Sequence[Sequence[int]], *, first: int
+    ) -> Tensor:
         """Scores [B, P, C] with those of branches multiplied by the probability of the branch's classes.
 
         Args:
-            boxes: [B, P, 4]; P is ``len(parts)`` times the positions of one part, the detector's own first.
-            parts: class numbers of the detector itself and of each branch. A branch that lacks statistics is left
-                as it is.
+            boxes: [B, P, 4]; those of the detector itself, then as many of each branch.
+            branches: class numbers of each branch. A branch that lacks statistics is left as it is.
+            first: positions of the detector itself.
         """
-        n = len(parts)
-        positions = scores.shape[1] // n
-        best = scores[:, positions:].amax(2).unflatten(1, (n - 1, positions))
-        factor = self.factors(best, boxes[:, positions:].unflatten(1, (n - 1, positions)), maps, parts)
-        return torch.cat([scores[:, :positions], scores[:, positions:] * factor.flatten(1)[..., None]], 1)
+        n = len(branches)
+        best = scores[:, first:].amax(2).unflatten(1, (n, -1))
+        factor = self.factors(best, boxes[:, first:].unflatten(1, (n, -1)), maps, branches)
+        return torch.cat([scores[:, :first], scores[:, first:] * factor.flatten(1)[..., None]], 1)
 
-    def factors(self, best: Tensor, boxes: Tensor, maps: Sequence[Tensor], parts: Sequence[Sequence[int]]) -> Tensor:
+    def factors(self, best: Tensor, boxes: Tensor, maps: Sequence[Tensor], branches: Sequence[Sequence[int]]) -> Tensor:
         """What scores of branches are multiplied with, [B, n, P].
 
         Args:
             best: [B, n, P] the best score at each position of each branch.
             boxes: [B, n, P, 4].
-            parts: see ``weigh``.
+            branches: see ``weigh``.
         """
         n, positions = best.shape[1:]
-        own = self.own(parts)[1:]
+        own = self.own(branches)
         columns = torch.stack([best.new_zeros(len(self.listed)) if c is None else c for c in own])
         most = min(max(LEAST, CANDIDATES // n), positions)
         place = best.topk(most, 2).indices

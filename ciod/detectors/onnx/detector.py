@@ -17,10 +17,11 @@ from ciod.core.types import Matches, Outputs, Targets
 from ciod.detectors.assigners.sim_ota import sim_ota
 from ciod.detectors.base import Detector
 from ciod.detectors.layers import branch as br
+from ciod.detectors.layers.arbiter import Arbiter
 from ciod.detectors.layers.class_layers import ClassConv, ClassRows
 from ciod.detectors.layers.maps_branch import Channels, MapsBranch, width_of
 from ciod.detectors.layers.modules import Layers
-from ciod.detectors.onnx import graph, recognise, written
+from ciod.detectors.onnx import graph, judging, recognise, written
 from ciod.detectors.onnx.layout import Arrays
 from ciod.detectors.onnx.pictures import NO_CLASS
 from ciod.detectors.onnx.recognise import Asked, Recognised
@@ -44,18 +45,22 @@ class Source:
         return self
 
 
-def load(path: Path, asked: Asked | None = None) -> OnnxDetector:
+def load(path: Path, asked: Asked | None = None, *, arbiter: bool = True) -> OnnxDetector:
     """A detector from an ONNX file, in eval mode.
 
     Args:
         asked: what the file does not say itself.
+        arbiter: False: scores of branches stay as the branches give them.
 
     Raises:
         CiodError: it cannot be read or does not fit, or something must be said that the file does not.
     """
     opened = written.open_file(path)
     asked = recognise.resolved(opened, asked or Asked())
-    return OnnxDetector(opened, recognise.of_source(opened.base, asked))
+    detector = OnnxDetector(opened, recognise.of_source(opened.base, asked))
+    if detector.arbiter is not None:
+        detector.arbiter.on = arbiter
+    return detector
 
 
 class OnnxDetector(Detector):
@@ -98,6 +103,8 @@ class OnnxDetector(Detector):
         self.branches = Layers()
         self.statistics: list[tuple[Tensor, Tensor]] | None = None  # mean and deviation of each map, once measured
         self._index_parts()
+        if record is not None and record.arbiter is not None:
+            judging.decode(self, record.arbiter, opened.whole.path)
         self.eval()
 
     @property
@@ -117,14 +124,35 @@ class OnnxDetector(Detector):
             return self.of_branch(len(self.branches) - 1, maps)
         ready = self.normalise(images).cpu().numpy()
         runner, maps = self.source.runner, []
-        if len(self.branches):
+        judged = self.arbiter is not None and not self.training
+        if len(self.branches) or judged:
             pictures, arrays = runner.both(ready)
             maps = self.tensors(arrays)
         else:
             pictures = runner.outputs(ready)
         parts = [self._base(pictures), *self._written(pictures)]
         parts += [self.of_branch(i, maps) for i in range(len(self.branches))]
+        if judged:
+            parts[0] = replace(parts[0], maps=[maps[level[0]] for level in self.order])
         return parts[0] if len(parts) == 1 else br.append(parts)
+
+    def scores(self, outputs: Outputs) -> Tensor:
+        """[B, P, C]; with an arbiter, those of branches times the probability that the branch is right."""
+        scores = outputs.scores()
+        if self.arbiter is None or not self.arbiter.on or not outputs.maps or len(outputs.parts) < 2:
+            return scores
+        branches = [self.kept(k) for k in range(1, len(self.parts))]
+        return self.arbiter.weigh(scores, outputs.boxes, outputs.maps, branches, first=outputs.parts[0])
+
+    def kept(self, part: int) -> list[int]:
+        """The classes of a part that were not dropped."""
+        return [c for c in self.parts[part] if c >= 0]
+
+    @property
+    def positions(self) -> int:
+        """Of one branch."""
+        sides = [-(-self.input.size // v.stride) for v in self.source.found.levels]
+        return sum(side * side for side in sides)
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """The maps that are read, of images as ``forward`` takes them; nothing else of the graph is computed."""
@@ -253,6 +281,14 @@ class OnnxDetector(Detector):
 
     # Classes ------------------------------------------------------------------------------------------------------
 
+    def add_arbiter(self, rows: int | None = None) -> Arbiter:
+        """An arbiter between the branches, without statistics yet. See ``Detector.add_arbiter``."""
+        nothing = 0 if rows is None else rows - self.num_classes
+        channels = [v.taken[0] for v in self.channels]
+        strides = [v.stride for v in self.channels]
+        self.arbiter = Arbiter(channels, strides, self.num_classes, nothing).to(self.device)
+        return self.arbiter
+
     def grow(self, names: Sequence[str]) -> None:
         """Adds classes on a branch of their own: nothing else can grow."""
         if names:
@@ -285,6 +321,8 @@ class OnnxDetector(Detector):
         self.branches.append(added.to(self.device).train(self.training))
         self.class_names = (*self.class_names, *names)
         self.parts.append(columns)
+        if self.arbiter is not None:
+            self.arbiter.grow(len(names))
         self.growth.append(
             {"branch": len(names), "taught": [*taught], "inner": list(inner or br.default_widths(self.width))}
         )
@@ -306,6 +344,8 @@ class OnnxDetector(Detector):
         place = {old: new for new, old in enumerate(kept)}
         self.parts = [[place.get(c, -1) for c in columns] for columns in self.parts]
         self.growth = [{"rows": len(kept)}]
+        if self.arbiter is not None:
+            self.arbiter.select(kept)
         self._index_parts(len(kept))
 
     def _index_parts(self, classes: int | None = None) -> None:

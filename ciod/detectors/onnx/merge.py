@@ -17,8 +17,8 @@ from ciod.core.files import atomic_write
 from ciod.detectors.base import Input
 from ciod.detectors.layers.maps_branch import MapsBranch
 from ciod.detectors.onnx import file as f
+from ciod.detectors.onnx import judging, suppressed, taps, written
 from ciod.detectors.onnx import nodes as n
-from ciod.detectors.onnx import suppressed, taps, written
 from ciod.detectors.onnx.detector import OnnxDetector
 from ciod.detectors.onnx.file import OnnxFile
 from ciod.detectors.onnx.recognise import equal, prepared
@@ -70,6 +70,7 @@ def merged(detector: OnnxDetector, *, nms: bool = False) -> bytes:
         parts = [*parts, written.Part(columns=detector.parts[first + i], boxes=boxes, scores=scores)]
         if nms and i == len(detector.branches) - 1:
             every = suppressed.parts(nodes, detector, [(p.boxes, p.scores) for p in parts])
+            every = judging.weigh(nodes, detector, every, _judged_maps(nodes, detector, kinds))
             limits = {"floor": detector.score_threshold, "iou": detector.nms_iou}
             nodes.output(suppressed.detections(nodes, every, **limits), [batch, suppressed.DETECTIONS * len(every), 6])
         nodes.into(model)
@@ -101,6 +102,13 @@ def _map(nodes: n.Nodes, tap: taps.Tap, kinds: dict[str, str]) -> str:
     return nodes.add("Transpose", x, perm=[0, 3, 1, 2]) if tap.channels_last else x
 
 
+def _judged_maps(nodes: n.Nodes, detector: OnnxDetector, kinds: dict[str, str]) -> list[str]:
+    """The maps that the arbiter reads; [] without one."""
+    if detector.arbiter is None:
+        return []
+    return [_map(nodes, level.taps[0], kinds) for level in detector.source.found.levels]
+
+
 def _entry(detector: OnnxDetector, parts: Sequence[written.Part]) -> str:
     """The metadata of this extension."""
     opened, found = detector.source.opened, detector.source.found
@@ -126,6 +134,7 @@ def _entry(detector: OnnxDetector, parts: Sequence[written.Part]) -> str:
             *(p.model_copy(update={"columns": c}) for p, c in zip(parts, columns, strict=True)),
         ],
         lineage=json.loads(json.dumps(detector.lineage)),
+        arbiter=None if detector.arbiter is None else judging.encode(detector.arbiter),
     )
     return json.dumps(content.model_dump(), ensure_ascii=False)
 
@@ -146,7 +155,9 @@ def joined(detector: OnnxDetector, data: bytes) -> bytes:
     last = max((k for k in metadata if k.startswith("ciod.")), key=lambda k: int(k.partition(".")[2]))
     branches = [(p["boxes"], p["scores"]) for p in json.loads(metadata[last])["parts"][1:]]
     nodes = n.Nodes("joined/", initializers=model.ir_version >= 4)
-    output = suppressed.joined(nodes, detector, suppressed.parts(nodes, detector, branches))
+    every = suppressed.parts(nodes, detector, branches)
+    every = judging.weigh(nodes, detector, every, _judged_maps(nodes, detector, _kinds(detector)))
+    output = suppressed.joined(nodes, detector, every)
     del model.graph.output[:]
     nodes.output(output, [detector.source.opened.whole.picture.batch or "n", 4 + detector.num_classes, None])
     nodes.into(model)

@@ -63,6 +63,8 @@ class Written(BaseModel):
     parts: Annotated[list[Part], Field(min_length=2, max_length=1000)]
     """The detector as it was, then one per branch."""
     lineage: Annotated[list[dict[str, Any]], Field(max_length=10_000)] = []
+    arbiter: Annotated[str, Field(max_length=16_000_000)] | None = None
+    """Statistics of the arbiter between the branches, as ``judging.encode`` makes them."""
 
     @model_validator(mode="after")
     def _fits(self) -> Written:
