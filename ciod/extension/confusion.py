@@ -34,7 +34,7 @@ def table(found: Sequence[Detections], truth: Index, names: Sequence[str]) -> li
         boxes, labels = truth.boxes[rows], truth.labels[rows]
         d = d.keep(d.scores >= SHOWN)
         on = iou_table(boxes, d.boxes) >= SAME
-        sure = np.zeros((len(boxes), len(d.class_names)))
+        sure = np.zeros((len(boxes), max(1, len(d.class_names))))  # some detectors have no class
         for label in np.unique(d.labels):
             own_boxes = d.labels == label
             sure[:, label] = np.where(on[:, own_boxes], d.scores[own_boxes], 0).max(1)

@@ -76,6 +76,7 @@ def test_the_result_is_extended_again_and_used(one, place, tmp_path):
     detector = ciod.load(made)
     assert detector.class_names == (*OLD, "eel", "fox")
     assert [step.get("classes") for step in detector.lineage] == [OLD, ["eel"], ["fox"]]
+    assert (detector.arbiter.count[[4 - 1, 4]] > 0).all() and not detector.arbiter.count[:1].any()
     run = CliRunner().invoke
     shown = run(app, ["list", str(made)]).output
     assert "5 classes" in shown and "eel" in shown and "data sha256" in shown

@@ -21,7 +21,7 @@ from ciod.detectors.layers.arbiter import Arbiter
 from ciod.detectors.layers.class_layers import ClassConv, ClassRows
 from ciod.detectors.layers.maps_branch import Channels, MapsBranch, width_of
 from ciod.detectors.layers.modules import Layers
-from ciod.detectors.onnx import graph, judging, recognise, written
+from ciod.detectors.onnx import arbiter_text, graph, recognise, written
 from ciod.detectors.onnx.layout import Arrays
 from ciod.detectors.onnx.pictures import NO_CLASS
 from ciod.detectors.onnx.recognise import Asked, Recognised
@@ -104,7 +104,7 @@ class OnnxDetector(Detector):
         self.statistics: list[tuple[Tensor, Tensor]] | None = None  # mean and deviation of each map, once measured
         self._index_parts()
         if record is not None and record.arbiter is not None:
-            judging.decode(self, record.arbiter, opened.whole.path)
+            arbiter_text.decode(self, record.arbiter, opened.whole.path)
         self.eval()
 
     @property

@@ -1,19 +1,13 @@
-"""The arbiter between the branches of an ONNX file: its statistics in the file's metadata, its judgement as nodes."""
+"""The arbiter between the branches of an ONNX file, as nodes of its graph."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 
-from ciod.core.errors import CiodError
 from ciod.detectors.layers import arbiter as a
 from ciod.detectors.onnx import file as f
 from ciod.detectors.onnx.nodes import Nodes
@@ -21,34 +15,6 @@ from ciod.detectors.onnx.old_nodes import Names, columns
 
 if TYPE_CHECKING:
     from ciod.detectors.onnx.detector import OnnxDetector
-
-
-def encode(arbiter: a.Arbiter) -> str:
-    """The statistics of an arbiter as text."""
-    state = {k: v.detach().cpu().contiguous() for k, v in arbiter.state_dict().items()}
-    return base64.b64encode(save(state)).decode("ascii")
-
-
-def decode(detector: OnnxDetector, content: str, path: Path) -> None:
-    """Gives the detector the arbiter of its file.
-
-    Args:
-        content: as ``encode`` made it.
-        path: the file, for messages.
-
-    Raises:
-        CiodError: the statistics do not fit the classes and maps of the file.
-    """
-    try:
-        state = load(base64.b64decode(content, validate=True))
-        detector.add_arbiter(len(state["count"]))
-        assert detector.arbiter is not None
-        detector.arbiter.load_state_dict(state)
-    except (binascii.Error, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CiodError(
-            f"{path} is damaged: the arbiter's statistics in its metadata do not fit its classes and maps. Is there a "
-            "copy, as ciod wrote it?"
-        ) from error
 
 
 def weigh(nodes: Nodes, detector: OnnxDetector, every: Sequence[Names], maps: Sequence[str]) -> list[Names]:

@@ -16,8 +16,8 @@ from ciod.core.errors import CiodError
 from ciod.core.files import atomic_write
 from ciod.detectors.base import Input
 from ciod.detectors.layers.maps_branch import MapsBranch
+from ciod.detectors.onnx import arbiter_text, judging, suppressed, taps, written
 from ciod.detectors.onnx import file as f
-from ciod.detectors.onnx import judging, suppressed, taps, written
 from ciod.detectors.onnx import nodes as n
 from ciod.detectors.onnx.detector import OnnxDetector
 from ciod.detectors.onnx.file import OnnxFile
@@ -134,7 +134,7 @@ def _entry(detector: OnnxDetector, parts: Sequence[written.Part]) -> str:
             *(p.model_copy(update={"columns": c}) for p, c in zip(parts, columns, strict=True)),
         ],
         lineage=json.loads(json.dumps(detector.lineage)),
-        arbiter=None if detector.arbiter is None else judging.encode(detector.arbiter),
+        arbiter=None if detector.arbiter is None else arbiter_text.encode(detector.arbiter),
     )
     return json.dumps(content.model_dump(), ensure_ascii=False)
 

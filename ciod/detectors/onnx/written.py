@@ -64,7 +64,7 @@ class Written(BaseModel):
     """The detector as it was, then one per branch."""
     lineage: Annotated[list[dict[str, Any]], Field(max_length=10_000)] = []
     arbiter: Annotated[str, Field(max_length=16_000_000)] | None = None
-    """Statistics of the arbiter between the branches, as ``judging.encode`` makes them."""
+    """Statistics of the arbiter between the branches, as ``arbiter_text.encode`` makes them."""
 
     @model_validator(mode="after")
     def _fits(self) -> Written:

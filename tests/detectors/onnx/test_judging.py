@@ -11,7 +11,7 @@ import torch
 import ciod
 from ciod.core.errors import CiodError
 from ciod.detectors import statistics
-from ciod.detectors.onnx import file, judging, merge
+from ciod.detectors.onnx import arbiter_text, file, merge
 from ciod.detectors.onnx.detector import load
 from tests.data.writers import sample_index
 from tests.detectors.onnx.graphs import SIZE, onnx, small
@@ -102,12 +102,12 @@ def test_statistics_that_do_not_fit_are_refused(two, tmp_path, content):
     detector = load(path)
     if content == "short":
         detector.arbiter.mean = detector.arbiter.mean[:, :-1]
-        content = judging.encode(detector.arbiter)
+        content = arbiter_text.encode(detector.arbiter)
     elif content == "of another count":
         detector.arbiter.count = detector.arbiter.count[:2]
-        content = judging.encode(detector.arbiter)
+        content = arbiter_text.encode(detector.arbiter)
     with pytest.raises(CiodError, match="the arbiter's statistics in its metadata do not fit its classes and maps"):
-        judging.decode(load(path), content, path)
+        arbiter_text.decode(load(path), content, path)
 
 
 def test_a_file_with_damaged_statistics_is_refused(two, tmp_path):
