@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from ciod.core.boxes import iou_table
 from ciod.core.types import Detections
 from ciod.data.index import Index
+from ciod.extension.drawn import save_drawn
 
 SHOWN = 0.3  # score from which a box counts
 SAME = 0.5  # IoU from which it stands on an object
@@ -31,13 +33,8 @@ def table(found: Sequence[Detections], truth: Index, names: Sequence[str]) -> li
     beside: dict[str, Counter[str]] = {n: Counter() for n in names}
     for i, d in enumerate(found):
         rows = truth.of_image(i)
-        boxes, labels = truth.boxes[rows], truth.labels[rows]
-        d = d.keep(d.scores >= SHOWN)
-        on = iou_table(boxes, d.boxes) >= SAME
-        sure = np.zeros((len(boxes), max(1, len(d.class_names))))  # some detectors have no class
-        for label in np.unique(d.labels):
-            own_boxes = d.labels == label
-            sure[:, label] = np.where(on[:, own_boxes], d.scores[own_boxes], 0).max(1)
+        labels = truth.labels[rows]
+        sure, _ = _scores(d, truth.boxes[rows])
         surest = np.where(sure.any(1), sure.argmax(1), -1)
         for name in {truth.class_names[y] for y in labels} & taken.keys():
             mine = labels == truth.class_names.index(name)
@@ -54,6 +51,50 @@ def table(found: Sequence[Detections], truth: Index, names: Sequence[str]) -> li
         for n in names
         if objects[n]
     ]
+
+
+def _scores(found: Detections, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each object the highest score per class of the shown boxes on it, and which box has it, -1: none.
+
+    Returns:
+        Two arrays [objects, classes].
+    """
+    classes = max(1, len(found.class_names))  # some detectors have no class
+    score, place = np.zeros((len(boxes), classes)), np.full((len(boxes), classes), -1)
+    on = iou_table(boxes, found.boxes) >= SAME
+    for label in np.unique(found.labels[found.scores >= SHOWN]):
+        own = np.flatnonzero((found.labels == label) & (found.scores >= SHOWN))
+        there = np.where(on[:, own], found.scores[own], 0)
+        score[:, label] = there.max(1)
+        place[:, label] = np.where(there.any(1), own[there.argmax(1)], -1)
+    return score, place
+
+
+def draw(folder: Path, found: Sequence[Detections], truth: Index, names: Sequence[str], count: int = 4) -> int:
+    """Writes ``folder/NN.jpg``, the pictures where most objects of ``names`` are taken for another class.
+
+    The boxes that take them are drawn, and the objects dashed.
+
+    Returns:
+        The number of pictures written; those that cannot be read are left out.
+    """
+    wrong: list[tuple[int, np.ndarray, np.ndarray]] = []  # picture, its objects, the boxes on them
+    for i, d in enumerate(found):
+        rows = truth.of_image(i)
+        score, place = _scores(d, truth.boxes[rows])
+        surest = score.argmax(1)
+        called = np.array([d.class_names[k] if d.class_names else "" for k in surest])
+        own = np.array([truth.class_names[y] for y in truth.labels[rows]])
+        at = np.flatnonzero(score.any(1) & (called != own) & np.isin(own, list(names)))
+        if len(at):
+            wrong.append((i, rows.start + at, place[at, surest[at]]))
+    wrong.sort(key=lambda w: -len(w[1]))
+    written = 0
+    for i, objects, boxes in wrong[:count]:
+        shown = np.zeros(len(found[i].scores), bool)
+        shown[boxes] = True
+        written += save_drawn(folder / f"{written:02d}.jpg", truth, i, found[i].keep(shown), objects)
+    return written
 
 
 def _sorted(counts: Counter[str]) -> dict[str, int]:

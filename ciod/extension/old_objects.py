@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from ciod.core.boxes import iou_table
-from ciod.core.errors import DataError
 from ciod.core.two_means import two_means
 from ciod.core.types import Detections
-from ciod.data.images import read_image, save_image
 from ciod.data.index import Index
+from ciod.extension.drawn import save_drawn
 
 LOWEST, HIGHEST, USUAL = 0.3, 0.6, 0.4  # range of the thresholds, and the one where too little is known
 ENOUGH = 12  # detections (or objects) of a class from which its own threshold is estimated
@@ -139,20 +138,11 @@ def look(detections: Sequence[Detections], index: Index, old: Sequence[str], lim
 
 def draw_doubtful(folder: Path, found: Found, detections: Sequence[Detections], index: Index, count: int = 6) -> int:
     """Writes ``folder/NN.jpg``: the doubtful boxes of the images that have most; labelled boxes dashed."""
-    from ciod.report.draw import draw_boxes
-
     written = 0
     for i, _ in found.doubtful[:count]:
-        height, width = (int(v) for v in index.sizes[i])
-        try:
-            picture = read_image(index.files[i], (height, width), stored=index.is_stored(i))
-        except DataError:
-            continue
         d = detections[i]
         limit = np.array([found.thresholds.get(n, 9.0) for n in d.class_names])
         unsure = d.keep(np.abs(d.scores - limit[d.labels]) <= MARGIN)
         own = index.of_image(i)
-        truth = Detections(index.boxes[own], np.ones(own.stop - own.start), index.labels[own], index.class_names)
-        save_image(folder / f"{written:02d}.jpg", draw_boxes(picture, unsure, truth=truth))
-        written += 1
+        written += save_drawn(folder / f"{written:02d}.jpg", index, i, unsure, np.arange(own.start, own.stop))
     return written

@@ -383,6 +383,7 @@ class Extension:
             detector.load_state_dict(found.mixed)
             weights.save_model(self.out / "tradeoff.safetensors", detector)
         write.examples(self.out, self.task, self.before, found.judged.after_new, self.world.device)
+        confusion.draw(self.out / "confused", found.judged.after_new, self.task.test, self.names.learnt)
         write.finish(self.out, content, self.reporter)
         self.tracking.finish(content, detector.lineage)
         for hook in self.hooks:

@@ -265,6 +265,7 @@ def _extension(folder: Path, results: Results) -> dict[str, Any] | None:
             {k: percent(row[k], " %") for k in ("share", "kept", "learnt")} for row in found.get("tradeoff") or []
         ],
         "doubtful": _data_urls(pictures),
+        "confused": _data_urls(sorted((folder / "confused").glob("*.jpg"))[:_MOST_EXAMPLES]),
         "unchanged": found.get("unchanged"),
         "alarms": _alarms(found.get("false_alarms")),
         "confusion": [

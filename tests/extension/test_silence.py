@@ -96,6 +96,17 @@ def test_detections_on_an_object_are_counted_by_class():
     assert confusion.alike([{"class": "eel", "objects": 9, "found": 0, "taken": {"cat": 2}}]) == []
 
 
+def test_confused_objects_are_drawn(tmp_path):
+    truth = sample_index(tmp_path / "raw", images=3, names=("cat", "eel"))
+    at = [truth.boxes[truth.of_image(i)] for i in range(3)]
+    names = truth.class_names
+    wrong = [Detections(b, np.full(len(b), 0.9), 1 - truth.labels[truth.of_image(i)], names) for i, b in enumerate(at)]
+    right = Detections(at[0], np.full(len(at[0]), 0.9), truth.labels[truth.of_image(0)], names)
+    assert confusion.draw(tmp_path / "confused", wrong, truth, names) == 2  # the third picture is empty
+    assert len(list((tmp_path / "confused").glob("*.jpg"))) == 2
+    assert confusion.draw(tmp_path / "none", [right], truth.select(np.arange(1)), names) == 0
+
+
 def settings(**given) -> Extend:
     return Extend(model="m", data="d", out="o", **given)
 
