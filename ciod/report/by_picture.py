@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ciod.core.errors import CiodError
+from ciod.data.scenarios.folds import group_names
 from ciod.evaluation import pictures, statistics
 from ciod.evaluation.pictures import Pictures
 from ciod.report.summary import Results, done
@@ -29,6 +31,8 @@ class Outcome:
     old: tuple[str, ...]
     new: tuple[str, ...]
     pictures: Pictures
+    groups: tuple[str, ...]
+    """Of each picture what is drawn together with it: its group in grouped folds, else its own name."""
 
 
 def outcomes(runs: Sequence[tuple[str, Results, Path]]) -> list[Outcome]:
@@ -48,22 +52,33 @@ def outcomes(runs: Sequence[tuple[str, Results, Path]]) -> list[Outcome]:
                     f"{folder / 'results.json'} has the class {foreign[0]}, and {pictures.NAME} of its last task "
                     f"has not: they are of different runs. Remove {folder} and repeat the command to train it again."
                 )
-            found.append(Outcome(name, results.get("seed"), old, new, outcome))
+            found.append(Outcome(name, results.get("seed"), old, new, outcome, _groups(outcome.files, results)))
     return found
+
+
+def _groups(files: Sequence[str], results: Results) -> tuple[str, ...]:
+    pattern = (results.get("scenario") or {}).get("group")
+    if not isinstance(pattern, str):
+        return tuple(files)
+    try:
+        return tuple(group_names([Path(f) for f in files], pattern))
+    except (CiodError, re.error):  # of a run whose files or settings were changed by hand
+        return tuple(files)
 
 
 def intervals(found: Sequence[Outcome], against: str) -> dict[str, dict[str, tuple[float, float]]]:
     """Method → column → 95 % bootstrap interval of its mean difference to ``against``, over test pictures.
 
-    A picture is drawn as often in all runs that test it. The interval shows what other test pictures would change, with
-    the trained models as they are; the t interval over seeds shows what other training would change.
+    A picture is drawn as often in all runs that test it, and pictures of one group (frames of one video) together. The
+    interval shows what other test pictures would change, with the trained models as they are; the t interval over seeds
+    shows what other training would change.
     """
-    files = {f: i for i, f in enumerate(dict.fromkeys(f for o in found for f in o.pictures.files))}
+    units = {g: i for i, g in enumerate(dict.fromkeys(g for o in found for g in o.groups))}
     work = sum(len(o.pictures.score) for o in found)
-    counts = statistics.resampled(len(files), int(np.clip(WORK / max(1, work), *DRAWS)))
+    counts = statistics.resampled(len(units), int(np.clip(WORK / max(1, work), *DRAWS)))
     scores: dict[tuple[str, Any], dict[str, np.ndarray]] = {}
     for o in found:
-        own = counts[:, [files[f] for f in o.pictures.files]]
+        own = counts[:, [units[g] for g in o.groups]]
         aps = pictures.ap50(o.pictures, own)
         where = {n: i for i, n in enumerate(o.pictures.classes)}
         groups = {"old_after": o.old, "new": o.new, "all_ap50": (*o.old, *o.new)}

@@ -13,7 +13,7 @@ from ciod.report.by_picture import Outcome
 from . import fake
 
 
-def outcome(name: str, hits: list[bool], seed: int = 0, files: list[str] | None = None, taken=None) -> Outcome:
+def outcome(name: str, hits: list[bool], seed: int = 0, files: list[str] | None = None, taken=None, groups=None):
     """One picture per hit, with one object: of class a (old) in even pictures, of b (new) in odd ones."""
     n = len(hits)
     label = np.arange(n) % 2
@@ -21,7 +21,7 @@ def outcome(name: str, hits: list[bool], seed: int = 0, files: list[str] | None 
         ("a", "b"), tuple(files or [f"{i}.jpg" for i in range(n)]), np.arange(n), label, np.full(n, 0.9, np.float32),
         np.array(hits), np.arange(n), label, np.array(taken if taken is not None else np.where(hits, label, -1)),
     )  # fmt: skip
-    return Outcome(name, seed, ("a",), ("b",), found)
+    return Outcome(name, seed, ("a",), ("b",), found, tuple(groups or found.files))
 
 
 def test_two_equal_runs_differ_by_nothing_in_every_draw():
@@ -46,6 +46,29 @@ def test_a_picture_of_two_blocks_is_drawn_as_often_in_both():
     apart = [*one, outcome("x", [True] * 4, 1, other), outcome("base", [True, True, False, False], 1, other)]
     once, twice, separate = (np.ptp(by_picture.intervals(v, "base")["x"]["all_ap50"]) for v in (one, two, apart))
     assert twice == pytest.approx(once, abs=0.05) and separate < once
+
+
+def test_pictures_of_one_group_are_drawn_together():
+    """Eight frames of two videos, one of which is all hits: only whole videos vary, so the interval is as wide as it
+    can be."""
+    hits, groups = [False] * 4 + [True] * 4, ["1"] * 4 + ["2"] * 4
+    alone, together = (
+        by_picture.intervals([outcome("x", hits, groups=g), outcome("base", [False] * 8, groups=g)], "base")
+        for g in (None, groups)
+    )
+    low, high = together["x"]["all_ap50"]
+    assert (low, high) == (0, 1) and np.ptp(alone["x"]["all_ap50"]) < 1
+
+
+def test_groups_are_those_of_the_folds(tmp_path):
+    pictures.write(
+        tmp_path / "task-2", outcome("x", [True] * 3, files=["a/v1_1.jpg", "a/v1_2.jpg", "a/v2_1.jpg"]).pictures
+    )
+    content = fake.results((1, 1), names=["a", "b"])
+    for pattern, wanted in (("v[0-9]", ("v1", "v1", "v2")), (None, None), ("(", None), ("nothing", None)):
+        content["scenario"]["group"] = pattern
+        (found,) = by_picture.outcomes([("x", content, tmp_path)])
+        assert found.groups == (wanted or found.pictures.files)
 
 
 def test_without_a_partner_there_is_no_interval():

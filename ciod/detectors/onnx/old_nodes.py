@@ -16,6 +16,11 @@ Names = tuple[str, str]
 
 
 def columns(nodes: Nodes, x: str, which: Sequence[int], axis: int = 2) -> str:
+    """Some columns along an axis, in this order."""
+    first, last = which[0], which[-1]
+    if len(which) > 1 and list(which) == list(range(first, last + 1)):  # far faster than Gather; from opset 10 on
+        ends = (nodes.const([k], np.int64) for k in (first, last + 1, axis))
+        return nodes.add("Slice", x, *ends)
     return nodes.add("Gather", x, nodes.const(which, np.int64), axis=axis)
 
 

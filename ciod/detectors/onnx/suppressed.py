@@ -45,14 +45,32 @@ def parts(nodes: Nodes, detector: OnnxDetector, branches: Sequence[Names]) -> li
     outputs = source.opened.base.outputs
     shapes = [source.found.flow.shapes.get(o, ()) for o in outputs]
     found = [decoded(nodes, source.found.layout, outputs, shapes), *branches]
-    table = detector.channel_of.tolist()
-    return [(boxes, scatter_classes(nodes, scores, row)) for (boxes, scores), row in zip(found, table, strict=True)]
+    table, counts = detector.channel_of.tolist(), [len(p) for p in detector.parts]
+    return [
+        (boxes, scatter_classes(nodes, scores, row, count))
+        for (boxes, scores), row, count in zip(found, table, counts, strict=True)
+    ]
 
 
-def scatter_classes(nodes: Nodes, scores: str, row: Sequence[int]) -> str:
-    """Scores of some classes → scores of all, the others 0."""
-    none = nodes.add("Mul", columns(nodes, scores, (0,)), nodes.const(0))
-    return columns(nodes, nodes.add("Concat", scores, none, axis=2), row)
+def scatter_classes(nodes: Nodes, scores: str, row: Sequence[int], count: int) -> str:
+    """Scores of some classes → scores of all, the others 0.
+
+    Args:
+        row: the column of each class; ``count``: it has none.
+        count: of columns.
+    """
+    blocks: list[list[int]] = []
+    for k in row:
+        if blocks and k == blocks[-1][-1] + (k < count):  # columns in a row are cut out at once
+            blocks[-1].append(k)
+        else:
+            blocks.append([k])
+    first = columns(nodes, scores, (0,))
+    parts = [
+        columns(nodes, scores, b) if b[0] < count else nodes.add("Mul", first, nodes.const(np.zeros((1, 1, len(b)))))
+        for b in blocks
+    ]
+    return nodes.add("Concat", *parts, axis=2) if len(parts) > 1 else parts[0]
 
 
 def detections(nodes: Nodes, every: Sequence[Names], *, floor: float, iou: float) -> str:
