@@ -238,10 +238,10 @@ def test_archives_put_there_by_hand_are_used(server, monkeypatch, tmp_path):
     assert not server.ranges and len(formats.read(tmp_path, "test")) == 1
 
 
-def test_no_room(server, monkeypatch, tmp_path):
+def test_a_full_disk_at_the_start(server, monkeypatch, tmp_path):
     publish_voc(monkeypatch, server)
     monkeypatch.setattr(archives.shutil, "disk_usage", lambda _: type("Disk", (), {"free": 100}))
-    with pytest.raises(DataError, match=r"needs \d+ kB more in .*, which has 100 B of room"):
+    with pytest.raises(DataError, match=r"needs \d+ kB more in .*, but only 100 B are free"):
         get(server, "voc", tmp_path)
 
 

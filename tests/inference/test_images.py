@@ -354,11 +354,11 @@ def test_what_is_neither_file_nor_folder(tmp_path):
 
 
 def test_no_class_at_all():
-    with pytest.raises(CiodError, match="classes: no class is named"):
+    with pytest.raises(CiodError, match="classes: there is no name in it"):
         mask_of(NAMES, [])
 
 
-def test_coco_results_of_videos_alone(model, tmp_path):
+def test_coco_results_of_only_videos(model, tmp_path):
     pytest.importorskip("av", reason="PyAV is absent: pip install 'ciod[video]'")
     (tmp_path / "a.mp4").touch()
     with pytest.raises(CiodError, match="coco: COCO results are of pictures; there are only videos here"):

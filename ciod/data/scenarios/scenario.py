@@ -105,7 +105,7 @@ def groups_of(protocol: Protocol, names: Sequence[str]) -> list[tuple[str, ...]]
             listed = class_order(protocol.order, names)
             twice = sorted({n for n in listed if listed.count(n) > 1})
             if twice:
-                problems.append(f"order: {', '.join(twice)} is named twice; name each class once.")
+                problems.append(f"order: {', '.join(twice)} is listed twice; list each class once.")
         try:
             ordered = class_order(protocol.order, names)
             counts = [] if isinstance(split, str) else [int(n) for n in split if not isinstance(n, list)]
@@ -114,7 +114,7 @@ def groups_of(protocol: Protocol, names: Sequence[str]) -> list[tuple[str, ...]]
             raise ConfigError([*problems, str(e)]) from None
         if sum(sizes) > len(ordered):
             problems.append(
-                f"split: {'+'.join(map(str, sizes))} needs {sum(sizes)} classes and the data has {len(ordered)} "
+                f"split: {'+'.join(map(str, sizes))} needs {sum(sizes)} classes, but the data has {len(ordered)} "
                 f"({', '.join(ordered[:8])}{', …' if len(ordered) > 8 else ''})."
             )
         if problems:
