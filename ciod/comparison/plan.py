@@ -304,8 +304,7 @@ class _Builder:
         return self._complete(config.load(None, flat), folder, block)
 
     def _complete(self, run: Run, folder: Path, block: Block) -> Run:
-        """Adds what ``effort`` chooses; a run folder of a version without choices keeps the defaults of that
-        version."""
+        """Adds what ``effort`` chooses; a run folder of a version without choices keeps its defaults."""
         theirs = mark(folder).get("facts")
         if theirs:
             run = choices.with_values(run, choices.defaults_in(theirs["settings"], choices.open_keys(run)))

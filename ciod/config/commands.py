@@ -177,7 +177,7 @@ def read(table: Table, words: Sequence[str] | None, *, takes: str | None = None)
     """Plain words, and the settings that were given, by name.
 
     Args:
-        takes: begins the sentence about plain words where the command has no use for them: "eval takes one model".
+        takes: begins the message about plain words if the command does not use them: "eval takes one model".
 
     Raises:
         ConfigError: everything that is wrong, before anything is read.

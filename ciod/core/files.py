@@ -131,7 +131,7 @@ def named(path: Path | str) -> Path:
 
 @contextmanager
 def whole(path: Path | str, *, size: int = 0) -> Generator[IO[bytes], None, None]:
-    """A binary file that takes the place of ``path`` when the block ends without an error.
+    """A binary file that replaces ``path`` when the block ends without an error.
 
     Content and folder are synced, so that even after a power cut there is either the old file or the new one. An
     existing path that is not a regular file (/dev/stdout, a pipe) is written to directly.

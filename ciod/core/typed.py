@@ -114,7 +114,7 @@ def fit(value: Any, annotation: Any) -> Any:
     """A value of a YAML file (with ``Sourced`` leaves) or of Python. What does not fit is left to validation.
 
     Raises:
-        Unreadable: a text that stands for a list or a mapping and cannot be read.
+        Unreadable: text for a list or a mapping that cannot be read.
     """
     kind = _kind(annotation)
     if isinstance(value, Sourced):

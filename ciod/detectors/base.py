@@ -205,7 +205,7 @@ class Detector(nn.Module, ABC):
         unknown = [n for n in names if n not in self.class_names]
         renamed = tuple(names.get(n, n) for n in self.class_names)
         if unknown or len(set(renamed)) < len(renamed):
-            what = f"does not know {unknown[0]!r}" if unknown else "would have two classes with one name"
+            what = f"does not know {unknown[0]!r}" if unknown else "would have two classes with the same name"
             raise CiodError(f"The detector {what}.")
         self.class_names = renamed
         for step in self.growth:

@@ -95,7 +95,7 @@ def intervals(found: Sequence[Outcome], against: str) -> dict[str, dict[str, tup
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """[B] mean of the known values of each row; NaN where there is none."""
+    """[B] mean of the known values of each row; NaN if there are none."""
     known = np.isfinite(values)
     return np.where(known.any(1), np.where(known, values, 0).sum(1) / np.maximum(known.sum(1), 1), np.nan)
 

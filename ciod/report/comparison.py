@@ -40,7 +40,7 @@ class About:
     margin: float = paired.MARGIN
     """Difference in AP up to which two methods count as equal."""
     blocks: Sequence[str] = ()
-    """Fold, class order and seed of each repetition, in words."""
+    """Fold, class order and seed of each repetition, as text."""
     differences: Sequence[dict[str, Any]] | None = None
     """The result of ``differences_of``, if it is known already."""
     figures: bool = False

@@ -16,7 +16,7 @@ TRIM, MAPPED = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of <malloc.h>
 def keeping_freed(device: torch.device, *, wanted: bool = True) -> Iterator[None]:
     """Memory that a step frees stays with the process for the next one (``train.keep_freed``).
 
-    The GNU C library hands large blocks back to the system as soon as they are free, and the next step gets them again,
+    The GNU C library returns large blocks to the system as soon as they are free, and the next step gets them again,
     page by page and zeroed. Keeping them costs memory, because there are gaps between them. On other systems nothing is
     done: PyTorch keeps a GPU's memory, and other C libraries work differently.
     """

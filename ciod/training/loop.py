@@ -137,7 +137,7 @@ class Fit:
             call(hook)
 
     def _epoch(self, at: Position) -> None:
-        """What is left of the epoch."""
+        """Trains the rest of the epoch."""
         epoch, skip = divmod(at.done, at.steps)
         train_mode(self.detector, self.method, self.settings.norm, task=self.task)
         sampler: Any = self.loader.batch_sampler

@@ -104,7 +104,7 @@ def train_task(
     saved: TaskState | None = None,
     hooks: Sequence[Hooks] = (),
 ) -> TaskResult:
-    """Trains a task, or what is left of it.
+    """Trains a task, or the rest of it.
 
     Args:
         save: called on every rank with the state to resume from.

@@ -184,7 +184,7 @@ def test_yolo_listed_pictures_missing_repeated_and_unreadable(root):
     ("content", "message"),
     [
         ("names: [a\ntrain: b", r"data\.yaml is not valid YAML: .*line 2"),
-        ("just text", r"data\.yaml holds no keys"),
+        ("just text", r"data\.yaml has no keys"),
         ("names: [a]\ntrain: nowhere", r"has no usable split: data\.yaml says train: nowhere"),
         ("names: [a]", r"has no usable split: it has no key train"),
         ("train: images/train", r"data\.yaml has no class names"),

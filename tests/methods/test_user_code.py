@@ -93,7 +93,7 @@ RETURNS = {
 )
 def test_losses_that_cannot_be_differentiated(tmp_path, body):
     with pytest.raises(
-        UserCodeError, match=r"^Mine\.loss \(mine\.py, line 9\) .* cannot be differentiated.* call it nowhere"
+        UserCodeError, match=r"^Mine\.loss \(mine\.py, line 9\) .* cannot be differentiated.* do not call it"
     ):
         step(tmp_path, body)
 

@@ -153,7 +153,7 @@ def read(part: Part, check: Check, problems: Problems) -> Index:
     """One JSON as an Index; categories in the order of their ids.
 
     Raises:
-        DataError: broken JSON, a missing key, two classes with one name, segmentations without boxes, nothing usable.
+        DataError: broken JSON, a missing key, two equal class names, segmentations without boxes, nothing usable.
     """
     source = str(part.boxes)
     content = _load(Path(source))

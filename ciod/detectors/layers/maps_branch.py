@@ -65,7 +65,7 @@ class MapsLevel(nn.Module):
 
     Args:
         maps: the maps that exist.
-        above: channels that the level above hands down; 0: there is none.
+        above: channels of the map from the level above; 0: there is none.
         inner: channels of the bottleneck; 0: there is none, and the backbone's map is passed down.
         blocks: sizes of the blocks of class rows.
         refine: a second, residual block, for the level that costs least.

@@ -115,7 +115,7 @@ class _Search:
 
     def _attention(self) -> set[str]:
         """Products of two tensors that both depend on the images, and tensors of the same shape made of them: a table
-        of 100 × 100 queries is no map of stride 8 at 800 pixels."""
+        of 100 × 100 queries is not a map of stride 8 at 800 pixels."""
         found: set[str] = set()
         for tensor in self.flow.order[1:]:
             parents, shape = self.flow.parents[tensor], self.flow.shapes.get(tensor)
