@@ -113,6 +113,7 @@ def evaluate(
     input: str | Sequence[str] | None = None,
     metric: str = "coco",
     arbiter: bool = True,
+    progress: bool = False,
 ) -> Scored:
     """COCO AP of a model on a data set. Classes are matched by name; the result lists those that do not match.
 
@@ -127,17 +128,15 @@ def evaluate(
         input: how pictures are given, for an ONNX file that does not say it: ``"0..255,bgr"``.
         metric: ``voc07`` (11-point) or ``voc`` (area) adds VOC's AP to COCO's, under its own name.
         arbiter: False: scores of branches stay as the branches give them.
+        progress: it is shown on the terminal.
 
     Raises:
         ConfigError: impossible settings of the evaluation.
         CiodError: no file, no data, a class that the data does not have, or no class in common.
     """
     from ciod.config.load import data_folder
-    from ciod.core.distributed import World, pick_device
     from ciod.data import formats
     from ciod.detectors.files.weights import open_detector
-    from ciod.evaluation.detect import Scored
-    from ciod.evaluation.detect import evaluate as run
 
     settings = _evaluation(metric, score_threshold, nms_iou, max_detections, multi_label)
     detector = open_detector(model, size, names, input, arbiter)
@@ -145,9 +144,30 @@ def evaluate(
         settings.nms_iou = detector.run_defaults.get("eval.nms_iou", settings.nms_iou)
     index = formats.read(data_folder(str(data)) or "", split)
     both = _in_common(detector, index, data, classes)
+    return _score(detector, index, settings, both, device=device, metric=metric, progress=progress)
+
+
+def _score(
+    detector: Detector,
+    index: Index,
+    settings: Evaluation,
+    both: tuple[str, ...],
+    *,
+    device: str,
+    metric: str,
+    progress: bool,
+) -> Scored:
+    """``both``: the classes that model and data have."""
+    from ciod.core import terminal
+    from ciod.core.distributed import World, pick_device
+    from ciod.evaluation.confusions import confusion
+    from ciod.evaluation.detect import Scored
+    from ciod.evaluation.detect import evaluate as run
+
     world = World(device=pick_device(device))
     detector.to(world.device)
-    table, _, broken = run(detector, index, settings, classes=both, world=world, metric=metric)
+    with terminal.counting(terminal.console(quiet=not progress), "images", len(index)) as tick:
+        table, found, broken = run(detector, index, settings, classes=both, world=world, metric=metric, tick=tick)
     return Scored(
         table,
         both,
@@ -156,6 +176,7 @@ def evaluate(
         len(index),
         broken,
         [f"{index.source}: {line}" for line in index.problems.lines()],
+        confusion(found, index, both),
     )
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from ciod.core import terminal
 from ciod.core.errors import CiodError
 
 METHODS = ("finetune", "ilyolox", "joint")
@@ -54,7 +53,7 @@ def run(out: Path, *, seed: int = 0, device: str = "auto") -> dict[str, Path]:
     from ciod.report.compared import comparison_table
     from ciod.report.page import read_results
 
-    console = Console(highlight=False)
+    console = terminal.console()
     for method in METHODS:
         console.print(f"[bold]{method}[/bold]: {WHAT[method]}", soft_wrap=True)
     entries = [{"name": m, **METHOD_SETTINGS.get(m, {})} for m in METHODS]

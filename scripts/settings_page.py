@@ -1,27 +1,31 @@
-"""Writes docs/settings.md, the settings of every command, from the models that read them.
+"""Writes docs/settings.md, the settings of every command, from the models that read them, and for completion in a shell
+ciod/cli/words.json.
 
     python scripts/settings_page.py
 
-``tests/test_site.py`` fails when the page is not what this writes.
+``tests/test_site.py`` fails when they are not what this writes.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
 
-from ciod import methods
+from ciod import detectors, listing, methods, trackers
 from ciod.comparison import settings as comparison
 from ciod.config import catalogue, commands, load
 from ciod.config.catalogue import BY_EFFORT, NONE, Setting
 from ciod.config.reader import Table
+from ciod.data.scenarios import scenario
 from ciod.extension import settings as extension
 from ciod.methods.base.method import Method
 from ciod.training.effort import KEYS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
+WORDS = Path(__file__).resolve().parents[1] / "ciod" / "cli" / "words.json"
 HEAD = """# Settings
 
 <!-- written by scripts/settings_page.py -->
@@ -117,5 +121,30 @@ def page() -> str:
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
+def words() -> str:
+    """The text of ciod/cli/words.json, from which a shell completes settings."""
+    tables = {"train": load.TABLE, "compare": comparison.TABLE, "extend": extension.TABLE}
+    keys = {name: table.keys() for name, table in tables.items()}
+    for title, table in COMMANDS:
+        name = title.split()[1]
+        keys[name] = [*dict.fromkeys([*keys.get(name, []), *(s.key for s in of_json(catalogue.settings(table.model)))])]
+    keys["compare"] = [*dict.fromkeys([*(s.key for s in own(comparison.Compare, load.Run)), *keys["compare"]])]
+    scenarios = list(scenario.available())
+    values = {
+        "method": list(methods.available()),
+        "methods": list(methods.available()),
+        "detector": list(detectors.available()),
+        "scenario": scenarios,
+        "effort": ["quick", "normal", "thorough"],
+        "log": list(trackers.EXTRAS),
+        "metric": ["coco", "voc07", "voc"],
+        "device": ["auto", "cpu", "cuda"],
+    }
+    topics = [*listing.TOPICS, *scenarios]
+    content = {"topics": topics, "values": values, "settings": {k: sorted(v) for k, v in sorted(keys.items())}}
+    return json.dumps(content, indent=1) + "\n"
+
+
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    WORDS.write_text(words(), encoding="utf-8")

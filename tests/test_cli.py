@@ -9,17 +9,21 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import ciod
-from ciod import cli
+from ciod import cli, detectors
 from ciod.core.errors import CiodError, ConfigError
 from ciod.data.images import read_image, save_image
 from ciod.data.shapes.scenes import write_shapes
+from ciod.listing import topics
 from tests.data.writers import sample_index, write_coco
+from tests.detectors.test_weights import official
 
 
 @pytest.fixture
@@ -51,9 +55,6 @@ def pets(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    import torch
-
-    from ciod import detectors
     from ciod.detectors.files.weights import save_model
 
     torch.manual_seed(0)
@@ -307,11 +308,38 @@ def test_eval_replaces_no_file_but_its_own(run, model, pets, tmp_path):
         assert target.read_text() == content
 
 
-def test_list_says_which_files_describe_themselves(run, tmp_path):
-    (tmp_path / "yolox.pth").write_bytes(b"")
-    code, _, err = run("list", str(tmp_path / "yolox.pth"))
-    assert code == 2
-    assert "does not describe itself, as a .safetensors of ciod and an .onnx do; 'ciod eval' and 'ciod predict'" in err
+def test_list_describes_a_checkpoint(run, tmp_path):
+    """Of another project: what ciod takes it for, and what can be done with it. 80 classes have COCO's names."""
+    for classes, words in ((80, "they are taken to be COCO's 80"), (3, "3 classes without names")):
+        made = detectors.build([str(i) for i in range(classes)], name="yolox-nano")
+        path = tmp_path / f"{classes}.pth"
+        torch.save({"model": official(made)}, path)
+        code, out, err = run("list", str(path))
+        assert code == 0, err
+        assert "a checkpoint of yolox-nano" in out and words in out and f"ciod extend {path} data=FOLDER" in out
+
+
+def test_list_of_files_that_cannot_be_read(run, tmp_path):
+    (tmp_path / "empty.pth").write_bytes(b"")
+    code, _, err = run("list", str(tmp_path / "empty.pth"))
+    assert code == 2 and "is not a readable PyTorch file: it is empty" in err
+    code, _, err = run("list", str(tmp_path / "empti.pth"))
+    assert code == 2 and f"There is no model file {tmp_path / 'empti.pth'}; did you mean" in err
+
+
+def test_a_pickled_model_is_never_run(run, pets, tmp_path, monkeypatch):
+    """As the files of Ultralytics are: a whole model, with the code of its maker."""
+    module = types.ModuleType("ultralytics.nn.tasks")
+    model = type("DetectionModel", (), {"__module__": "ultralytics.nn.tasks", "__qualname__": "DetectionModel"})
+    module.__dict__["DetectionModel"] = model
+    for name in ("ultralytics", "ultralytics.nn"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "ultralytics.nn.tasks", module)
+    torch.save({"epoch": -1, "model": model()}, tmp_path / "best.pt")
+    for command, more in (("list", []), ("extend", [f"data={pets}", f"out={tmp_path}/o"]), ("predict", ["a.jpg"])):
+        code, _, err = run(command, str(tmp_path / "best.pt"), *more)
+        assert code == 2 and "best.pt is a model of Ultralytics, pickled with the code of its maker" in err
+        assert "Export it to ONNX with that tool" in err and "It asks for ultralytics.nn.tasks.DetectionModel" in err
 
 
 def test_eval_scores_what_it_cannot_read_as_empty(run, model, pets, tmp_path):
@@ -411,10 +439,7 @@ def test_list(run, words, said):
 
 def test_list_settings_documents_every_one():
     """The text below a setting is its documentation; names that need none are few."""
-    from ciod.listing import _settings
-
-    table = _settings()
-    names, _, notes = (list(c.cells) for c in table.columns)
+    names, _, notes = zip(*topics.settings().rows, strict=True)
     silent = {n for n, note in zip(names, notes) if not note}
     assert len(silent) <= len(names) / 2 and "epochs" not in silent
 

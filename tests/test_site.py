@@ -62,6 +62,7 @@ def test_every_page_of_the_root_exists(site):
 
 def test_the_page_of_settings_is_that_of_the_code(settings):
     assert settings.PAGE.read_text(encoding="utf-8") == settings.page(), "run python scripts/settings_page.py"
+    assert settings.WORDS.read_text(encoding="utf-8") == settings.words(), "run python scripts/settings_page.py"
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.model.__name__)

@@ -71,7 +71,9 @@ def compare(
     words = {k: v for k, v in words.items() if v is not None}
     every = {**words, **settings}
     shown = ", ".join([*([repr(str(scenario))] if scenario else []), *(f"{k}={v!r}" for k, v in every.items())])
-    return run(scenario, settings=settings, command=f"ciod.compare({shown})", **words)
+    content = run(scenario, settings=settings, command=f"ciod.compare({shown})", **words)
+    del content["out"]  # of the command line
+    return cast("ComparisonFile", content)
 
 
 def run(
@@ -83,21 +85,23 @@ def run(
     quiet: bool = False,
     dry: bool = False,
     **given: Any,
-) -> ComparisonFile:
+) -> dict[str, Any]:
     """Like ``compare``, with the settings of the runs as a mapping; called by ``ciod compare``.
 
     Args:
         given: the arguments of the comparison itself.
         problems: known problems, which are reported together with the others.
-        dry: only print what would be trained; return nothing.
+        dry: only print what would be trained; the runs that are returned have a name, a folder and a state.
+
+    Returns:
+        As ``compare``, with ``out``.
     """
     import shlex
     import sys
 
-    from rich.console import Console
-
     from ciod.comparison import outcome, plan, schedule
     from ciod.comparison import settings as words
+    from ciod.core import terminal
     from ciod.core.errors import ConfigError
 
     scenario, own, settings = words.opened(scenario, given, settings or {})
@@ -113,24 +117,21 @@ def run(
         problems = [*problems, *e.problems]
     command = command or shlex.join(["ciod", *sys.argv[1:]])
     made = plan.build(scenario, settings=settings, command=command, problems=problems, **own)
-    console = Console(highlight=False, quiet=quiet)
+    console = terminal.console(quiet=quiet)
 
     def say(line: str) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
-    for line in outcome.announcement(made):
+    for line in [*outcome.announcement(made), *(outcome.listing(made, part) if dry else ())]:
         say(line)
     if dry:
-        for line in outcome.listing(made, part):
-            say(line)
-        return cast("ComparisonFile", {})
+        return {"out": str(made.out), "runs": outcome.planned(made, part)}
     if part:
         failed = schedule.run(schedule.part(made.cells, *part), jobs=jobs, logs=made.out / "logs", say=say)
         for line in outcome.of_part(made, part, failed):
             say(line)
-        broken = [{"label": n, "status": FAILED, "error": why} for n, why in failed.items()]
-        return cast("ComparisonFile", {"runs": broken})
+        return {"out": str(made.out), "runs": outcome.failures(failed)}
     failed = schedule.run(made.cells, jobs=jobs, logs=made.out / "logs", say=say)
     content = outcome.write(made, failed)
     outcome.show(made, content, console)
-    return content
+    return {**content, "out": str(made.out)}

@@ -13,6 +13,7 @@ from ciod.comparison import schedule
 from ciod.comparison.plan import Cell, Plan, pairs
 from ciod.comparison.worker import finished
 from ciod.core.run_log import atomic_write, write_json
+from ciod.methods.base.papers import bibtex
 from ciod.report import by_picture, compared, judged, paired
 from ciod.report.comparison import About, differences_of, write_comparison
 from ciod.report.page import read_results, write_report
@@ -47,13 +48,23 @@ def announcement(plan: Plan) -> list[str]:
     ]
 
 
-def listing(plan: Plan, part: tuple[int, int] | None = None) -> list[str]:
-    """Every run, or those of a part, with its state and folder, for ``--dry-run``."""
-    lines = []
+def planned(plan: Plan, part: tuple[int, int] | None = None) -> list[dict[str, str]]:
+    """Every run, or those of a part: its name, folder and state."""
+    rows = []
     for c in schedule.part(plan.cells, *part) if part else plan.cells:
         state = "finished" if finished(c.folder, c.key) else "started" if c.started else "to train"
-        lines.append(f"  {state:9} {c.name} ({c.folder})")
-    return lines
+        rows.append({"name": c.name, "folder": str(c.folder), "state": state})
+    return rows
+
+
+def failures(failed: Mapping[str, str]) -> list[dict[str, str]]:
+    """Failed runs of a part."""
+    return [{"label": name, "status": "failed", "error": why} for name, why in failed.items()]
+
+
+def listing(plan: Plan, part: tuple[int, int] | None = None) -> list[str]:
+    """``planned`` as lines, for ``--dry-run``."""
+    return [f"  {row['state']:9} {row['name']} ({row['folder']})" for row in planned(plan, part)]
 
 
 def of_part(plan: Plan, part: tuple[int, int], failed: Mapping[str, str]) -> list[str]:
@@ -87,7 +98,10 @@ def write(plan: Plan, failed: Mapping[str, str], *, page: str = PAGE) -> Compari
     tables = [compared.comparison_markdown(runs, compared.PAGE, gate), paired.markdown(differences, against, margin)]
     remarks = "".join(f"\n{line}\n" for line in content["remarks"])
     atomic_write(plan.out / "compare.md", "\n".join(t for t in tables if t) + remarks + failures)
-    latex = compared.comparison_latex(runs, gate=gate)
+    protocol = next((r["scenario"].get("protocol") or [] for _, r in runs), [])
+    latex = compared.comparison_latex(runs, gate=gate, protocol=protocol)
+    if cite := bibtex(*(e.name for e in plan.entries)):
+        atomic_write(plan.out / "compare.bib", cite + "\n")
     atomic_write(plan.out / "compare.tex", latex + failures.replace("\n", "\n% ").rstrip("% "))
     _page(plan, failed, plan.out / page, gate, differences)
     return content

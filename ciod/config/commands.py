@@ -48,6 +48,8 @@ class Eval(Section):
     """``voc07`` (11-point) and ``voc`` (area) are reported in addition to COCO's AP."""
     json_file: Annotated[str | None, NO_RESULT] = None
     """File for the scores (written ``json=FILE``)."""
+    out: Annotated[str | None, NO_RESULT] = None
+    """Folder for a page with precision-recall curves and the confusion matrix, ``eval.html``, and its figures."""
 
 
 class Predict(Section):

@@ -75,7 +75,7 @@ def _either(a: Tensor | None, b: Tensor | None, both: Callable[[Tensor, Tensor],
     return b if a is None else a if b is None else both(a, b)
 
 
-TASK, MEMORY, POOL = 0, 1, 2  # where an image of a batch comes from
+TASK, MEMORY, POOL, KNOWN = 0, 1, 2, 3  # where an image of a batch comes from; KNOWN: the task's, completely labelled
 
 
 @dataclass
@@ -89,7 +89,7 @@ class Batch:
     scales: Tensor  # [B] batch pixels per original pixel
     index: Tensor  # [B] row of each image in its Index
     broken: list[str] = field(default_factory=list[str])  # files that could not be read; the next image replaces each
-    source: Tensor | None = None  # [B] int64 TASK, MEMORY or POOL; None: every image is the task's
+    source: Tensor | None = None  # [B] int64 TASK, MEMORY, POOL or KNOWN; None: every image is the task's
     frames: Tensor | None = None  # [B, 4] the ``Frame`` of each test image; None: training images
 
     def to(self, device: torch.device | str) -> Batch:
@@ -309,6 +309,15 @@ class Detections:
             box = [x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height]
             found.append(fiftyone.Detection(label=name, bounding_box=box, confidence=score))
         return fiftyone.Detections(detections=found)
+
+    def to_label_studio(self, width: int, height: int, **names: str) -> dict[str, Any]:
+        """As a prediction of Label Studio. Args: width, height: of the original image; names: see
+        ``core.label_studio.results``."""
+        from ciod.core.label_studio import results
+
+        called, scores = [self._name(y) for y in self.labels.tolist()], [round(s, 4) for s in self.scores.tolist()]
+        result = results(self.boxes.tolist(), called, scores, width, height, **names)
+        return {"model_version": "ciod", "score": min(scores, default=0.0), "result": result}
 
     def to_supervision(self) -> Any:
         """As ``supervision.Detections``, with ``data["class_name"]``, for its annotators, trackers and zones.

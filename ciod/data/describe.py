@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console, Group, RenderableType
@@ -20,8 +22,55 @@ from ciod.data.index import Index
 _NAMES = {"coco": "COCO", "voc": "PASCAL VOC", "yolo": "YOLO", "labelme": "labelme"}
 
 
-def describe(path: str | Path, check: Check = "pixels") -> RenderableType:
-    """Splits, problems and classes of a data set, for a rich console.
+@dataclass(frozen=True)
+class Summary:
+    """A data set that was read: its splits under one order of classes, and why others cannot be read."""
+
+    layout: Layout
+    indexes: dict[str, Index]
+    names: tuple[str, ...]
+    failures: dict[str, str]
+    check: Check
+
+    def renderable(self) -> RenderableType:
+        """For a rich console."""
+        looked = {"files": "exist", "headers": "have a readable header", "pixels": "decode"}[self.check]
+        title = f": {_NAMES[self.layout.kind]}, {len(self.names)} classes"
+        parts: list[RenderableType] = [
+            Text.assemble((str(self.layout.root), "bold"), title),
+            _splits_table(self.indexes),
+        ]
+        for split, text in self.failures.items():
+            parts.append(Text(f"{split} cannot be used: {text}", style="red"))
+        for split, index in self.indexes.items():
+            if index.problems:
+                parts.append(Text(f"Problems in {split}:", style="yellow"))
+                parts.extend(Padding(Text(line), (0, 0, 0, 2)) for line in index.problems.lines())
+        if not self.failures and not any(index.problems for index in self.indexes.values()):
+            parts.append(Text(f"No problems found; all pictures {looked}.", style="green"))
+        parts.extend(Text(f"Note: {remark}") for remark in _remarks(self.indexes, self.names))
+        parts.append(_class_table(self.indexes, self.names))
+        return Group(*parts)
+
+    def rows(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Columns and one row per class: boxes and images of every split."""
+        columns = ("class", *(f"{split} {what}" for split in self.indexes for what in ("boxes", "images")))
+        counts = [c for i in self.indexes.values() for c in (i.boxes_per_class(), i.images_per_class())]
+        return columns, [(name, *(str(c[k]) for c in counts)) for k, name in enumerate(self.names)]
+
+    def content(self) -> dict[str, Any]:
+        """The splits and their problems, for ``--json``."""
+        splits = {
+            split: {"images": len(i), "boxes": len(i.labels), "problems": i.problems.lines()}
+            for split, i in self.indexes.items()
+        }
+        remarks = _remarks(self.indexes, self.names)
+        about = {"data": str(self.layout.root), "format": self.layout.kind, "classes": list(self.names)}
+        return {**about, "splits": splits, "unusable": self.failures, "notes": remarks}
+
+
+def look(path: str | Path, check: Check = "pixels") -> Summary:
+    """Reads every split of a data set.
 
     Args:
         path: see ``formats.recognise``.
@@ -33,23 +82,12 @@ def describe(path: str | Path, check: Check = "pixels") -> RenderableType:
     layout = recognise(path)
     indexes, failures = _read(layout, check)
     names = merge_names(indexes.values())
-    indexes = {split: index.relabel(names) for split, index in indexes.items()}
-    looked = {"files": "exist", "headers": "have a readable header", "pixels": "decode"}[check]
-    parts: list[RenderableType] = [
-        Text.assemble((str(layout.root), "bold"), f": {_NAMES[layout.kind]}, {len(names)} classes"),
-        _splits_table(indexes),
-    ]
-    for split, text in failures.items():
-        parts.append(Text(f"{split} cannot be used: {text}", style="red"))
-    for split, index in indexes.items():
-        if index.problems:
-            parts.append(Text(f"Problems in {split}:", style="yellow"))
-            parts.extend(Padding(Text(line), (0, 0, 0, 2)) for line in index.problems.lines())
-    if not failures and not any(index.problems for index in indexes.values()):
-        parts.append(Text(f"No problems found; all pictures {looked}.", style="green"))
-    parts.extend(Text(f"Note: {remark}") for remark in _remarks(indexes, names))
-    parts.append(_class_table(indexes, names))
-    return Group(*parts)
+    return Summary(layout, {split: index.relabel(names) for split, index in indexes.items()}, names, failures, check)
+
+
+def describe(path: str | Path, check: Check = "pixels") -> RenderableType:
+    """Splits, problems and classes of a data set, for a rich console. Raises DataError as ``look``."""
+    return look(path, check).renderable()
 
 
 def describe_text(path: str | Path, check: Check = "pixels", width: int = 120) -> str:

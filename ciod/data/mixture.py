@@ -14,7 +14,7 @@ class Mixture:
     """Images of several sources as one Index, and the number of each per batch."""
 
     index: Index
-    source: np.ndarray  # [I] TASK, MEMORY or POOL
+    source: np.ndarray  # [I] TASK, MEMORY, POOL or KNOWN
     known: np.ndarray  # [I, C] bool: classes that are labelled in the image
     background: np.ndarray  # [I] bool: False = an unlabelled place may show anything
     parts: list[np.ndarray]  # groups of rows; an epoch is a pass over the first

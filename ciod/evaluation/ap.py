@@ -6,7 +6,7 @@ Data set ids appear only here and in ``data.formats``: detections and ground tru
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ class APTable:
 
     per_class: dict[str, dict[str, float | None]]  # name → AP, AP50, AP75, and metrics added by ``include``
     overall: dict[str, float | None]  # AP, AP50, AP75, APs, APm, APl: means over the classes with ground truth
+    curves: dict[str, np.ndarray] = field(default_factory=dict)
+    """Of each class with ground truth [101] precision at IoU 0.5 and recall 0, 0.01, …, 1."""
 
     def mean(self, names: Iterable[str], key: str = "AP") -> float | None:
         """Mean of ``key`` over those of ``names`` that have ground truth; None if none has.
@@ -168,4 +170,5 @@ def _table(names: Sequence[str], precision: np.ndarray) -> APTable:
 
     sizes = {k: mean(precision[..., a]) for a, k in enumerate(OVERALL[3:], 1)}
     per_class = {n: three(precision[:, :, k, 0]) for k, n in enumerate(names)}
-    return APTable(per_class, three(precision[..., 0]) | sizes)
+    curves = {n: precision[0, :, k, 0] for k, n in enumerate(names) if (precision[0, :, k, 0] > -1).any()}
+    return APTable(per_class, three(precision[..., 0]) | sizes, curves)

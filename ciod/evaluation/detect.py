@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from ciod.core.distributed import World
 from ciod.core.types import in_original
 from ciod.data.loader import batches, eval_loader
 from ciod.evaluation.ap import APTable, coco_ap
+from ciod.evaluation.confusions import Confusion
 from ciod.evaluation.voc import NAMES, voc_ap
 
 if TYPE_CHECKING:
@@ -35,13 +36,23 @@ class Scored:
     images: int
     broken: list[str]
     problems: list[str] = field(default_factory=list)  # of the data set: what was left out or changed
+    confusion: Confusion | None = None  # None: not counted
 
 
 @torch.no_grad()
 def detect(
-    detector: Detector, index: Index, settings: Evaluation, world: World | None = None, workers: int = 0
+    detector: Detector,
+    index: Index,
+    settings: Evaluation,
+    world: World | None = None,
+    workers: int = 0,
+    tick: Callable[[int], None] | None = None,
 ) -> tuple[list[Detections], list[str]]:
-    """Detections in pixels of the original images, one entry per image, on every rank; and unreadable files."""
+    """Detections in pixels of the original images, one entry per image, on every rank; and unreadable files.
+
+    Args:
+        tick: called after each batch with the number of its images.
+    """
     world = world or World(device=detector.device)
     training = detector.training
     detector.eval()
@@ -70,6 +81,8 @@ def detect(
         rows = zip(decoded, batch.frames.tolist(), batch.sizes.tolist(), strict=True)
         found += [in_original(d, frame, *size) for d, frame, size in rows]
         broken += batch.broken
+        if tick is not None:
+            tick(len(decoded))
     detector.train(training)
     return world.gather(found), sorted(set(world.gather(broken)))
 
@@ -83,13 +96,15 @@ def evaluate(
     world: World | None = None,
     workers: int = 0,
     metric: str = "coco",
+    tick: Callable[[int], None] | None = None,
 ) -> tuple[APTable, list[Detections], list[str]]:
     """COCO AP over ``classes`` (default: the index's), the detections, and unreadable files.
 
     Args:
         metric: ``voc07`` or ``voc`` adds VOC07 or VOC.
+        tick: see ``detect``.
     """
-    found, broken = detect(detector, index, settings, world, workers)
+    found, broken = detect(detector, index, settings, world, workers, tick)
     table = coco_ap(found, index, classes=classes, max_detections=settings.max_detections)
     if metric in NAMES:
         table.include(NAMES[metric], voc_ap(found, index, metric=metric, classes=classes))

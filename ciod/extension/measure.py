@@ -23,6 +23,7 @@ from ciod.extension.names import Names
 from ciod.extension.retention import Retention
 from ciod.extension.settings import Extend
 from ciod.memory import pools
+from ciod.training.progress import Reporter
 
 MOST = 300  # images on which agreement is measured, of the folder and of the pool each
 
@@ -41,9 +42,14 @@ class Judged:
 
 
 class Measure:
-    """Detections of the old model are kept: it does not change."""
+    """Detections of the old model are kept: it does not change.
 
-    def __init__(self, settings: Extend, world: World, task: Task, names: Names):
+    Args:
+        reporter: shows the progress; None: nothing is shown.
+    """
+
+    def __init__(self, settings: Extend, world: World, task: Task, names: Names, reporter: Reporter | None = None):
+        self.reporter = reporter or Reporter(quiet=True)
         self.settings, self.world, self.task, self.names = settings, world, task, names
         everything = None if settings.old_data is None else data.old_validation(settings.old_data, names)
         self.old = None if everything is None else everything.relabel(names.old)
@@ -59,19 +65,20 @@ class Measure:
         indexes = (("old_data", self.old), ("pool", self.pool))
         return [f"{key}: {line}" for key, i in indexes if i is not None for line in i.problems.lines()]
 
-    def detect(self, detector: Detector, index: Index) -> list[Detections]:
-        """Detections on every image of ``index``."""
-        return detect(detector, index, self.settings.eval, self.world)[0]
+    def detect(self, detector: Detector, index: Index, title: str = "measuring the new model") -> list[Detections]:
+        """Detections on every image of ``index``; ``title`` is shown meanwhile."""
+        with self.reporter.counting(title, len(index)) as tick:
+            return detect(detector, index, self.settings.eval, self.world, tick=tick)[0]
 
     def judge(self, before: Detector, after: Detector) -> Judged:
         """Everything that is measured."""
         test, names = self.task.test, self.names
         found = self.detect(after, test)
         learnt = self._ap(found, test, names.learnt)
-        taught = self._ap(self._of(before, test), test, names.taught) if names.taught else None
+        taught = self._ap(self.of_old(before, test), test, names.taught) if names.taught else None
         if self.old is None:
             return Judged(taught, learnt, found, [], None, None, self.agreement(before, after))
-        old_before = self._ap(self._of(before, self.old), self.old, names.old)
+        old_before = self._ap(self.of_old(before, self.old), self.old, names.old)
         on_old = self.detect(after, self.old)
         old_after = self._ap(on_old, self.old, names.old)
         kept = retention.by_ap(old_before, old_after, names.old, len(self.old))
@@ -118,7 +125,7 @@ class Measure:
         first: list[Detections] = []
         second: list[Detections] = []
         for index in self.fields():
-            first += self._of(before, index, way)
+            first += self.of_old(before, index, way)
             second += self.detect(after, index)
         return retention.by_agreement(first, second, self.others)
 
@@ -134,10 +141,19 @@ class Measure:
         """Every kind of picture there is: ``fields``, and old validation data."""
         return [i for i in (*self.fields(), self.old) if i is not None and len(i)]
 
-    def _of(self, before: Detector, index: Index, way: str = "") -> list[Detections]:
+    def of_old(self, before: Detector, index: Index, way: str = "") -> list[Detections]:
+        """What the model as it was finds on ``index``, which is computed once.
+
+        Args:
+            way: "raw": with its arbiter off.
+        """
         if (id(index), way) not in self._before:
-            self._before[id(index), way] = self.detect(before, index)
+            self._before[id(index), way] = self.detect(before, index, "looking with the model as it was")
         return self._before[id(index), way]
+
+    def remember(self, index: Index, found: list[Detections]) -> None:
+        """What an earlier process found with the model as it was."""
+        self._before[id(index), ""] = found
 
     def _ap(self, found: list[Detections], index: Index, names: tuple[str, ...]) -> APTable:
         return coco_ap(found, index, classes=names, max_detections=self.settings.eval.max_detections)

@@ -34,6 +34,13 @@ class Found:
     def total(self) -> int:
         return sum(len(d) for d in self.boxes)
 
+    def sentence(self) -> str:
+        """For the terminal: how many, and the most frequent classes."""
+        top = ", ".join(f"{r['boxes']} {r['class']}" for r in self.table[:8] if r["boxes"])
+        return f"old objects in the new images, unlabelled: {self.total} found by the old model" + (
+            f" ({top})" * bool(top)
+        )
+
 
 def thresholds(
     detections: Sequence[Detections],

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ciod.config.load import data_folder
-from ciod.config.settings import Run
 from ciod.core.distributed import World
 from ciod.core.errors import CiodError
 from ciod.core.files import WriteError, exists, sweep
@@ -25,11 +24,14 @@ from ciod.extension import (
     confusion,
     data,
     effort,
+    known,
+    looked,
     measure,
+    mixing,
     names,
-    negatives,
     old_objects,
     onnx_model,
+    prelabels,
     prepare,
     tradeoff,
     unchanged,
@@ -39,7 +41,6 @@ from ciod.extension import (
 from ciod.extension.cost import cost
 from ciod.extension.settings import Extend
 from ciod.extension.verdict import NotKept, Verdict
-from ciod.memory.rehearsal import Extra, Mixture
 from ciod.methods.base.method import Method
 from ciod.methods.base.user_code import told
 from ciod.runs import choices, environment, fingerprints, resume
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
     from ciod.core.results_schema import ExtensionState, Identity, TaskState
+    from ciod.data.mixture import Mixture
 
 __all__ = ["NotKept", "extend"]
 
@@ -109,6 +111,7 @@ class Extension:
     auto: bool = field(init=False)  # ciod chose the method
     plan: effort.Plan = field(init=False)
     measured: measure.Measure = field(init=False)
+    known: known.Known | None = field(init=False)  # corrected labels of some images
     found: old_objects.Found = field(init=False)
 
     def __post_init__(self) -> None:
@@ -173,8 +176,9 @@ class Extension:
         self.names = names.match(
             detector.class_names, self.folder.classes, keep=s.keep, drop=s.drop, rename=s.rename, new=s.new
         )
-        self.task = data.task_of(self.folder, self.names)
-        self.measured = measure.Measure(s, self.world, self.task, self.names)
+        self.known = known.open_checked(s, detector, data.task_of(self.folder, self.names), self.names)
+        self.task = self.known.task if self.known else data.task_of(self.folder, self.names)
+        self.measured = measure.Measure(s, self.world, self.task, self.names, self.reporter)
 
     def _identify(self) -> fingerprints.Listing:
         """Fingerprints data, model and code, and compares them with those of the extension that is resumed."""
@@ -183,6 +187,7 @@ class Extension:
         others = {"pool": measured.pool, "old": measured.old, "old training": measured.negatives.old}
         splits = {"train": self.folder.train, "test": self.folder.val}
         splits |= {name: index for name, index in others.items() if index is not None}
+        splits |= {"known": self.known.images} if self.known else {}
         images = fingerprints.listing(splits)
         model = weights.file_of(data_folder(s.model) or s.model)
         self.identity = {
@@ -201,6 +206,7 @@ class Extension:
         self._tell(self.folder.notes)
         for line in [*onnx_model.lines(detector), *self.names.sentences()]:
             self.reporter.say(line)
+        self._tell(self.known.sentences() if self.known else [])
 
     def _tell(self, lines: list[str]) -> None:
         for line in lines:
@@ -221,23 +227,22 @@ class Extension:
     def _look(self) -> None:
         """Old objects in the new images, and on the old validation data what the old model finds."""
         self._tell(self.measured.problems())
-        detections = self.measured.detect(self.before, self.task.train)
+        place = self.out / "last" / looked.NAME
+        detections = looked.detections(self.measured, self.before, self.identity, place)
         others = [n for n in self.names.old if n not in self.names.taught]
         truth = self.measured.old
-        judged = self.measured.detect(self.before, truth) if truth is not None else ()
+        judged = self.measured.of_old(self.before, truth) if truth is not None else ()
         self._tell(confusion.alike(confusion.table(detections, self.task.train, self.names.new)))
         for line in self.measured.negatives.sentences(self.method.learns_background):
             self.reporter.say(line)
         limits = old_objects.thresholds(detections, others, truth, judged)
+        detections = self.known.without(detections) if self.known else detections
         self.found = old_objects.look(detections, self.task.train, others, limits)
+        if others:
+            self.reporter.say(self.found.sentence())
         if self.world.main:
             old_objects.draw_doubtful(self.out / "doubtful", self.found, detections, self.task.train)
-        if others:
-            top = ", ".join(f"{r['boxes']} {r['class']}" for r in self.found.table[:8] if r["boxes"])
-            self.reporter.say(
-                f"old objects in the new images, unlabelled: {self.found.total} found by the old model"
-                + (f" ({top})" if top else "")
-            )
+            self._tell(prelabels.write(self.out / prelabels.FOLDER, self.found, detections, self.task.train))
 
     # Training -----------------------------------------------------------------------------------------------------
 
@@ -270,6 +275,7 @@ class Extension:
             log=self.log,
             bad_batch=self.out / "last",
             hint=True,
+            title="training",
             before_fit=lambda loader: self._estimate(detector, loader),
         )
         save = partial(self._save, self.task.index)
@@ -277,6 +283,7 @@ class Extension:
         return train_task(inputs=inputs, saved=saved, save=lambda state: save(**state), hooks=self.hooks)
 
     def _estimate(self, detector: Detector, loader: DataLoader) -> None:
+        self.reporter.say("measuring how long a step takes")
         seconds = effort.measure(detector, self.method, loader, self.world)
         if self.plan.views:  # the same batches again have their maps
             ready = effort.measure(detector, self.method, loader, self.world)
@@ -285,20 +292,7 @@ class Extension:
         self.reporter.say(f"estimate: {effort.estimate(seconds, len(loader) * self.plan.epochs)}")
 
     def _mixture(self, detector: Detector) -> Mixture | None:
-        """The pool's share of every batch, for methods that learn from what the old model sees there, or that none of
-        their objects are there."""
-        pool = self.measured.pool
-        if self.method.learns_background:
-            for images in self.measured.negatives.train:
-                self.method.learn_background(images)
-            return negatives.mixture(self.task, self.measured.negatives, detector.num_classes, self.plan.batch)
-        if pool is None:
-            return None
-        if not self.method.uses_teacher:
-            self.reporter.say(f"pool: {self.method_name} does not learn from it; agreement is measured on it")
-            return None
-        settings = Run(train=self.settings.train.model_copy(update={"batch": self.plan.batch}))
-        return Extra(settings, None, pool).mixture(self.task, detector.num_classes)
+        return mixing.mixture(self.measured, self.method, self.method_name, self.plan.batch, detector, self.known)
 
     def _save(self, task: int, *, seconds: float, **more: Any) -> None:
         """Args: task: how many are finished; the first one is the model as it was."""
@@ -323,6 +317,7 @@ class Extension:
 
     def _judge(self, detector: Detector, result: TaskResult) -> str | None:
         """Measures, decides what is written, writes it. Returns why there is no model, or None."""
+        self.reporter.say("training is done; what the new model finds is measured now")
         detector.eval()
         if detector.arbiter is not None and tradeoff.moved(self.before.state_dict(), detector.state_dict()):
             detector.arbiter = None
@@ -362,6 +357,7 @@ class Extension:
             "retention": asdict(found.judged.retention),
             "unchanged": asdict(same) if (same := self._unchanged(detector)) else None,
             "min_retention": s.min_retention,
+            "known": self.known.row() if self.known else None,
             "tradeoff": [m.row() for m in found.mixtures],
             "false_alarms": alarms,
             "confusion": confusions,

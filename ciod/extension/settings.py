@@ -60,6 +60,9 @@ class Extend(Section):
     old_data: str | None = None
     """Data of the old classes: retention is measured as AP on its validation pictures. Its training pictures, where it
     has some, teach a branch what is none of its objects."""
+    known: str | None = None
+    """Corrected labels of some of the new images (docs/labelling.md): a data set, a YOLO folder of labels, or an export
+    of Label Studio. They replace the folder's, and are taken as complete: old objects, too, are learnt from them."""
     min_retention: Share | None = None
     """Below this share the model is not written; the best trade-off is written beside, and the exit code is 3."""
     holdout: Annotated[float, Field(gt=0, lt=0.6)] = 0.15

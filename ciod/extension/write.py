@@ -237,7 +237,8 @@ def examples(
     """Pictures of the folder's validation images: the model as it was beside the new one."""
     from ciod.report.examples import write_examples
 
-    write_examples(out / "task-2" / "examples", task, before, after, device, count)
+    titles = "before: the model as it was", "after: the extended model"
+    write_examples(out / "task-2" / "examples", task, before, after, device, count, titles)
 
 
 def finish(out: Path, content: ResultsFile, reporter: Reporter) -> None:
@@ -246,6 +247,7 @@ def finish(out: Path, content: ResultsFile, reporter: Reporter) -> None:
     from ciod.extension.false_alarms import FalseAlarms
     from ciod.extension.retention import Retention
     from ciod.extension.unchanged import Unchanged
+    from ciod.report import extended
     from ciod.report.page import write_report
 
     write_json(out / "results.json", content)
@@ -253,10 +255,14 @@ def finish(out: Path, content: ResultsFile, reporter: Reporter) -> None:
     extension = content.get("extension", {})
     kept = Retention(**extension["retention"])
     new = content["tasks"][1]["new"]
-    if kept.rows:
-        reporter.show(old_table(kept))
+    reporter.show(extended.table(content))
     if new and new["AP50"] is not None:
         reporter.say(f"new classes: AP50 {100 * new['AP50']:.1f} %, AP {100 * (new['AP'] or 0):.1f} %")
+    for line in Unchanged(**extension["unchanged"]).sentences() if extension["unchanged"] else []:
+        reporter.say(line)
+    reporter.say(kept.sentence())
+    if kept.rows and not extended.nothing_changed(kept.rows):
+        reporter.show(old_table(kept))
     alarms = FalseAlarms(**{k: extension["false_alarms"][k] for k in ("sources", "thresholds", "together")})
     for line in [*alarms.sentences(), *confusion.sentences(extension["confusion"])]:
         reporter.say(line)
@@ -264,9 +270,6 @@ def finish(out: Path, content: ResultsFile, reporter: Reporter) -> None:
         a, b = (content["ap"]["AP50"][i].get(name) for i in (0, 1))
         if a is not None and b is not None:
             reporter.say(f"taught further: {name} AP50 {100 * a:.1f} → {100 * b:.1f} %")
-    reporter.say(kept.sentence())
-    for line in Unchanged(**extension["unchanged"]).sentences() if extension["unchanged"] else []:
-        reporter.say(line)
     reporter.say(f"cost: {extension['cost']}")
     reporter.say(f"report: {out / 'report.html'}")
 

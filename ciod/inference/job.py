@@ -230,6 +230,40 @@ class Job:
         return [line for i in self.data.ids_of(row) for line in coco_results(found, i, categories)]
 
 
+def open_job(
+    model: str,
+    places: Sequence[str],
+    *,
+    out: str = "predictions",
+    coco: str | None = None,
+    data: str | None = None,
+    split: str = "val",
+    size: int | None = None,
+    names: Sequence[str] | None = None,
+    input: Sequence[str] | None = None,
+    arbiter: bool = True,
+    device: str = "auto",
+    **more: Any,
+) -> Job:
+    """A ``Job`` from the settings of ``ciod predict``.
+
+    Args:
+        more: arguments of ``Job``.
+
+    Raises:
+        CiodError: as ``Job``, and a model or data that cannot be read.
+    """
+    from ciod.config.load import data_folder
+    from ciod.core.distributed import pick_device
+    from ciod.data import formats
+    from ciod.detectors.files.weights import open_detector
+
+    detector = open_detector(model, size, names, input, arbiter)
+    detector.to(pick_device(device))
+    index = None if data is None else formats.read(data_folder(data) or data, split)
+    return Job(detector, places, Path(out), coco=Path(coco) if coco else None, data=index, **more)
+
+
 def coco_results(found: Detections, image_id: Any, categories: Sequence[Any]) -> list[dict[str, Any]]:
     """COCO's results format: image_id, category_id, bbox [x, y, width, height], score.
 

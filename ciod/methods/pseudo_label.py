@@ -15,7 +15,7 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor
 
 from ciod.core.two_means import two_means
-from ciod.core.types import Batch, Detections, Outputs, Targets, in_original
+from ciod.core.types import KNOWN, Batch, Detections, Outputs, Targets, in_original
 from ciod.methods.base import selection
 from ciod.methods.base.method import Method
 
@@ -75,6 +75,8 @@ class PseudoLabel(Method):
         kept = self.choose(knowledge.logits.shape[2], knowledge)
         if self.guard_iou is not None:
             kept = selection.without_real(kept, batch.targets, self.guard_iou)
+        if batch.source is not None:  # what is labelled completely has no other object
+            kept = replace(kept, valid=kept.valid & (batch.source != KNOWN)[:, None])
         targets = self.pseudo(kept, batch, outputs.logits.shape[2]) + batch.targets
         matches = self.detector.match(outputs, targets)
         return self.detector.loss(outputs, targets, matches)

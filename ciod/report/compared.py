@@ -71,6 +71,7 @@ DEMO = {
 SCORES = {k: COLUMNS[k] for k in ("old_ap", "old_after", "new_ap", "new", "all_ap", "all_ap50")}
 REST = {k: COLUMNS[k] for k in ("retention", "rel_gap", "omega", "seconds", "step_ratio", "memory")}
 PAGE = {k: COLUMNS[k] for k in (*SCORES, *REST, "steps")}
+MACHINE = {"seconds", "step_ratio", "memory"}  # what another machine would change
 
 _CONTINUAL = {
     "forgetting": "forgetting",
@@ -254,12 +255,24 @@ def comparison_markdown(runs: Runs, columns: Mapping[str, str] = DEMO, gate: Gat
     return "\n".join(lines) + "\n"
 
 
-def comparison_latex(runs: Runs, columns: Mapping[str, str] = PAGE, gate: Gate = NO_GATE) -> str:
-    """A ``tabular`` with booktabs' rules; upper bounds below a line, the best in bold."""
+def comparison_latex(
+    runs: Runs, columns: Mapping[str, str] | None = None, gate: Gate = NO_GATE, *, protocol: Sequence[str] = ()
+) -> str:
+    """A ``table`` with booktabs' rules; upper bounds below a line, the best in bold.
+
+    Args:
+        columns: default: those of the page but what depends on the machine.
+        protocol: sentences for the caption.
+    """
+    columns = {k: v for k, v in PAGE.items() if k not in MACHINE} if columns is None else columns
     rows = comparison_rows(runs, gate)
     best = best_cells(rows)
     heads = " & ".join(_latex(t) for t in ("method", *columns.values()))
-    lines = ["% \\usepackage{booktabs}", f"\\begin{{tabular}}{{l{'r' * len(columns)}}}", "\\toprule", f"{heads} \\\\"]
+    several = any(row["seeds"] > 1 for row in rows)
+    deviation = "; mean ± standard deviation over the seeds" if several else ""
+    caption = " ".join([f"AP and AP50 in %, after the last task{deviation}. The best in bold.", *protocol])
+    lines = ["% \\usepackage{booktabs}", "\\begin{table}", "\\centering", f"\\caption{{{_latex(caption)}}}"]
+    lines += ["\\label{tab:compare}", f"\\begin{{tabular}}{{l{'r' * len(columns)}}}", "\\toprule", f"{heads} \\\\"]
     for joint in (False, True):
         part = [(i, r) for i, r in enumerate(rows) if r["joint"] == joint]
         lines += ["\\midrule"] if part else []
@@ -267,7 +280,7 @@ def comparison_latex(runs: Runs, columns: Mapping[str, str] = PAGE, gate: Gate =
             name, *cells = map(_latex, comparison_cells(row, columns))
             cells = [f"\\textbf{{{c}}}" if (i, k) in best else c for k, c in zip(columns, cells, strict=True)]
             lines.append(" & ".join([name, *cells]) + " \\\\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}"]) + "\n"
 
 
 _TEX = {

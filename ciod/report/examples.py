@@ -31,9 +31,15 @@ def choose(task: Task, count: int) -> list[int]:
 
 
 def write_examples(
-    folder: Path, task: Task, teacher: Detector, found: list[Detections], device: torch.device, count: int = 6
+    folder: Path,
+    task: Task,
+    teacher: Detector,
+    found: list[Detections],
+    device: torch.device,
+    count: int = 6,
+    titles: tuple[str, str] | None = None,
 ) -> None:
-    """Writes ``folder/NN.jpg``: the detector before this task, the detector after it."""
+    """Writes ``folder/NN.jpg``: the detector before this task, the detector after it; ``titles`` are over the two."""
     teacher = teacher.to(device)
     from ciod.core.types import Detections as D
 
@@ -48,5 +54,5 @@ def write_examples(
         truth = D(task.test.boxes[own], np.ones(own.stop - own.start), task.test.labels[own], task.seen_classes)
         after = found[row]
         panels = [draw_boxes(picture, d, new=task.new_classes, truth=truth, min_score=SCORE) for d in (before, after)]
-        titles = ["before: the teacher", f"after task {task.index + 1}: the student"]
-        save_image(folder / f"{place:02d}.jpg", side_by_side(panels, titles))
+        above = titles or ("before: the teacher", f"after task {task.index + 1}: the student")
+        save_image(folder / f"{place:02d}.jpg", side_by_side(panels, [*above]))

@@ -17,7 +17,7 @@ from ciod.core.errors import CiodError
 from ciod.core.files import exists
 from ciod.core.reading import read_yaml
 from ciod.core.run_log import METRICS, atomic_write, read_metrics
-from ciod.report import plots, results_file
+from ciod.report import extended, plots, results_file
 from ciod.report.summary import (
     Results,
     agreement,
@@ -35,12 +35,7 @@ from ciod.report.summary import (
     verdict,
 )
 
-__all__ = [
-    "read_results",
-    "summary_table",
-    "verdict",
-    "write_report",
-]
+__all__ = ["read_results", "summary_table", "verdict", "write_report"]
 
 _ABOUT_RUN = ("versions", "command", "commit", "machine", "seed")
 _MOST_EXAMPLES = 12  # images per task: a report must be small enough to mail
@@ -74,7 +69,8 @@ def write_report(folder: Path | str) -> Path:
     run, results, metrics = read_run(folder), read_results(folder), read_metrics(folder)
     if not (run or results or metrics):
         raise CiodError(f"{folder} is not a run folder: it has no run.yaml, {METRICS} or results.json.")
-    text = environment().get_template("page.html.j2").render(_report(folder, run, results, metrics))
+    name = "extension.html.j2" if results.get("extension") else "page.html.j2"
+    text = environment().get_template(name).render(_report(folder, run, results, metrics))
     return atomic_write(folder / "report.html", text)
 
 
@@ -115,7 +111,7 @@ def _report(folder: Path, run: Mapping[str, Any], results: Results, metrics: lis
     return {
         "title": " · ".join(str(v) for v in (scenario.get("name"), method.get("name"), detector.get("name")) if v)
         or folder.resolve().name,
-        "verdict": unbroken(verdict(results)),
+        "verdict": unbroken(extended.verdict(results) if results.get("extension") else verdict(results)),
         "unfinished": len(done(results)) < max(planned(results), 1),
         "warnings": results.get("warnings") or [],
         "tiles": _tiles(results),
@@ -148,7 +144,9 @@ def _report(folder: Path, run: Mapping[str, Any], results: Results, metrics: lis
         "facts": _facts(run, results, versions),
         "command": run.get("command") or "",
         "has_run": bool(run),
-        "extension": _extension(folder, results),
+        "extension": extended.content(results),
+        "doubtful": _data_urls(sorted((folder / "doubtful").glob("*.jpg"))[:_MOST_EXAMPLES]),
+        "confused": _data_urls(sorted((folder / "confused").glob("*.jpg"))[:_MOST_EXAMPLES]),
     }
 
 
@@ -173,7 +171,7 @@ def _tiles(results: Results) -> list[tuple[str, str, str]]:
         agreed = agreement(results)
         if agreed is not None:
             same = percent(agreed, " %"), "agreement on old objects", f"{count(n_old, 'old class')}; not accuracy"
-            return [same, ap50("new", new)]
+            return [ap50("new", new), same]
         tiles = [kept, ap50("old", "old classes"), ap50("new", new), *tiles]
     return tiles
 
@@ -239,67 +237,6 @@ def _protocol(results: Results) -> list[str]:
         if also := beside(results, i - 1):
             lines.append(f"It also saw {also}.")
     return lines
-
-
-def _extension(folder: Path, results: Results) -> dict[str, Any] | None:
-    """Content only for an extension: agreement, detected old objects, the trade-off; None for other runs."""
-    found = results.get("extension")
-    if not found:
-        return None
-    kept = found["retention"]
-    pictures = sorted((folder / "doubtful").glob("*.jpg"))[:_MOST_EXAMPLES]
-    return {
-        "why": found["plan"]["why"],
-        "cost": found["cost"],
-        "kept": [
-            {**row, "share": percent(row["kept"], " %"), "bad": row["kept"] is not None and row["kept"] < 0.9}
-            for row in kept["rows"]
-        ]
-        if kept["kind"] == "agreement"
-        else [],
-        "agreement": percent(kept["value"], " %"),
-        "images": kept["images"],
-        "found": found["found"]["classes"],
-        "total": found["found"]["total"],
-        "tradeoff": [
-            {k: percent(row[k], " %") for k in ("share", "kept", "learnt")} for row in found.get("tradeoff") or []
-        ],
-        "doubtful": _data_urls(pictures),
-        "confused": _data_urls(sorted((folder / "confused").glob("*.jpg"))[:_MOST_EXAMPLES]),
-        "unchanged": found.get("unchanged"),
-        "alarms": _alarms(found.get("false_alarms")),
-        "confusion": [
-            {**row, **{key: [f"{n} {k}" for n, k in (row.get(key) or {}).items()] for key in ("taken", "beside")}}
-            for row in found.get("confusion") or []
-        ],
-    }
-
-
-def _alarms(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """False alarms of the new classes, one row per class; None: written before they were measured."""
-    if found is None:
-        return None
-    names = list(dict.fromkeys(n for s in found["sources"] for n in s["classes"]))
-    together = found["together"] or {}
-
-    def shown(value: float | None) -> str:
-        return "–" if value is None else f"{value:.3f}"
-
-    return {
-        "score": found["score"],
-        "allowed": found["allowed"],
-        "measured": found["measured"],
-        "sources": [f"{s['source']} ({s['images']})" for s in found["sources"]],
-        "rows": [
-            {
-                "name": n,
-                "values": [shown(s["classes"].get(n)) for s in found["sources"]],
-                "threshold": f"{t:.2f}" if (t := found["thresholds"].get(n)) is not None else "–",
-            }
-            for n in names
-        ],
-        "together": [percent(together.get(m), " %") for m in ("AP50", "AP")] if together else [],
-    }
 
 
 def _facts(run: Mapping[str, Any], results: Results, versions: Mapping[str, Any]) -> list[tuple[str, str]]:

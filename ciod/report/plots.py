@@ -256,7 +256,7 @@ def losses(metrics: Sequence[Mapping[str, Any]], terms: Collection[str] | None =
         axes.grid(axis="y", color=GRID)
         axes.locator_params(axis="both", nbins=4)
         axes.set_axisbelow(True)
-    figure.supxlabel("step, all tasks in a row", fontsize=8, color=MUTED)
+    figure.supxlabel("step, all tasks in a row" if len(starts) > 1 else "step", fontsize=8, color=MUTED)
     return figure
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from ciod.core import terminal
 from ciod.core.errors import CiodError
 from ciod.core.files import is_file
 from ciod.core.reading import Unreadable, read_json
@@ -48,7 +48,7 @@ def show(scored: Scored) -> None:
     for name in sorted(scored.scored, key=lambda n: scored.table.per_class[n]["AP"] or 0):
         row = scored.table.per_class[name]
         table.add_row(name, *("—" if row[k] is None else f"{row[k]:.3f}" for k in columns))
-    console = Console(highlight=False)
+    console = terminal.console()
     console.print(table)
     for what, names in (
         ("not in the model, left out", scored.unknown_to_model),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ciod.training import optim
 
@@ -101,14 +101,20 @@ def _counted(settings: Run, scenario: Scenario, i: int) -> Step:
     )
 
 
-def show(settings: Run, absent: list[str]) -> None:
-    """Prints the plan and what is missing for it."""
+def show(settings: Run, absent: list[str]) -> dict[str, Any]:
+    """Prints the plan and what is missing for it, and returns it as JSON-ready values."""
+    settings, steps, why = chosen(settings)
+    _print(settings, steps, why, absent)
+    return {"tasks": [asdict(step) for step in steps], "why": why, "missing": absent}
+
+
+def _print(settings: Run, steps: list[Step], why: list[str], absent: list[str]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    settings, steps, why = chosen(settings)
-    console, t, d = Console(highlight=False), settings.train, settings.detector
+    from ciod.core.terminal import console as natural
+
+    console, t, d = natural(), settings.train, settings.detector
 
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)

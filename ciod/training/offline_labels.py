@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ciod.core.types import KNOWN
 from ciod.data.index import Index
 from ciod.methods.base.user_code import UserCodeError, where
 
@@ -32,6 +33,8 @@ def with_drawn(
         raise UserCodeError(
             f"{where(type(method), 'draw')} must return the given images with more boxes (images.with_boxes), or None."
         )
+    if mixture is not None:
+        after = _without_known(before, after, mixture.source == KNOWN)
     n = len(after.labels) - len(before.labels)
     reporter.say(f"the teacher produced {n} pseudo-labels in {len(before)} images, once for all steps")
     warnings = []
@@ -44,3 +47,10 @@ def with_drawn(
         return after, None, warnings
     old = np.arange(mixture.known.shape[1]) < method.old
     return train, replace(mixture, index=after, known=mixture.known | old), warnings
+
+
+def _without_known(before: Index, after: Index, known: np.ndarray) -> Index:
+    """``after`` without the boxes that were added, behind those of ``before``, to completely labelled images."""
+    place = np.arange(len(after.image)) - after.starts[after.image]
+    added = place >= np.diff(before.starts)[after.image]
+    return after.select(boxes=~(added & known[after.image]))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from ciod.core import terminal
 from ciod.training.hooks import Hooks, Position, Reading
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ class Reporter:
     """
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None, every: float = 15.0, prefix: str = ""):
-        self.console = console or Console(quiet=quiet, highlight=False)
+        self.console = console or terminal.console(quiet=quiet)
         self.quiet, self.every, self.prefix = quiet, every, prefix
         self.live = self.console.is_terminal and not quiet
         self._bar: Progress | None = None
@@ -74,6 +77,10 @@ class Reporter:
             self._said = now
             self.say(f"{self._title}  step {done}/{self._total}  {info}")
 
+    def counting(self, title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """Progress beside training; see ``terminal.counting``."""
+        return terminal.counting(self.console, title, total, every=self.every, prefix=self.prefix)
+
     def end(self) -> None:
         if self._bar is not None:
             self._bar.stop()
@@ -82,12 +89,13 @@ class Reporter:
 
 @dataclass
 class ShowProgress(Hooks):
-    """The training of a task on the terminal."""
+    """The training of a task on the terminal, under a title (default: which task it is)."""
 
     reporter: Reporter
+    title: str = ""
 
     def on_task(self, at: Position) -> None:
-        self.reporter.begin(f"task {at.task + 1}/{at.tasks}", at.total, at.done)
+        self.reporter.begin(self.title or f"task {at.task + 1}/{at.tasks}", at.total, at.done)
 
     def on_read(self, at: Position, reading: Reading) -> None:
         epoch = f"epoch {reading.rows[-1].epoch + 1}/{at.epochs}"

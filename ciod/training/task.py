@@ -86,6 +86,8 @@ class TaskInputs:
     """Whether ``train.presize`` is recommended where it would help."""
     before_fit: Callable[[DataLoader], None] | None = None
     """Called when everything is ready, unless the task is resumed."""
+    title: str = ""
+    """Of its progress; "": which task it is."""
 
 
 @dataclass(frozen=True)
@@ -216,5 +218,5 @@ def _fit(
         save=save_task,
         warn=i.warnings.add,
         rescue=partial(watch.keep_batch, folder=i.bad_batch) if i.bad_batch is not None and i.world.main else None,
-        hooks=[*own, ShowProgress(i.reporter), *hooks],
+        hooks=[*own, ShowProgress(i.reporter, i.title), *hooks],
     )

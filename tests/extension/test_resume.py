@@ -18,7 +18,7 @@ from ciod.core.errors import CiodError
 from ciod.core.run_log import read_metrics
 from ciod.core.signals import RunAgain
 from ciod.detectors.files import weights
-from ciod.extension import effort, measure, old_objects, write
+from ciod.extension import effort, looked, measure, old_objects, write
 from ciod.extension.run import extend
 from ciod.extension.settings import load
 from ciod.runs import fingerprints, lock
@@ -83,11 +83,14 @@ def stop(place: Path, out: Path, hooks: Sequence[Hooks] = (), **words) -> None:
 
 
 @pytest.mark.parametrize("step", [0, 1, STEPS - 1, STEPS + 1, 2 * STEPS - 1])
-def test_killed_in_training(whole, place, tmp_path, step):
+def test_killed_in_training(whole, place, tmp_path, monkeypatch, step):
     stop(place, tmp_path / "run", kill_after(1, step))
     assert not (tmp_path / "run" / "model.safetensors").exists()
     torch.manual_seed(7)
+    looked_at = []
+    monkeypatch.setattr(looked, "write", lambda *_: looked_at.append(1))
     assert_equal(whole, go(place, tmp_path / "run"))
+    assert not looked_at, "what the old model finds is read, and not looked for again"
 
 
 @pytest.mark.parametrize(

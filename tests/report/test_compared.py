@@ -80,7 +80,7 @@ def test_a_step_is_measured_relative_to_fine_tuning_with_the_same_seed() -> None
     assert comparison_rows(runs[2:4])[0]["step_ratio"] is None  # no fine-tuning to compare with
     assert comparison_rows([runs[0], runs[2]])[1]["step_ratio"] == pytest.approx(5 / 9)
     assert compared.cell("step_ratio", 4.75, 3.0) == "4.75 ×"
-    assert "4.75 $\\times$" in compared.comparison_latex(runs)
+    assert "4.75 $\\times$" in compared.comparison_latex(runs, PAGE)
     first_task_only = fake.results((4, 2), tasks=1)
     assert comparison_rows([runs[1], ("new", first_task_only)])[1]["step_ratio"] is None
 
@@ -97,7 +97,17 @@ def test_latex_escapes_and_separates_the_upper_bound() -> None:
     text = compared.comparison_latex(runs)
     assert "a\\_b \\& 50\\% &" in text and "$\\Omega$" in text
     assert text.count("\\midrule") == 2 and text.index("joint") > text.rindex("\\midrule")
-    assert all(line.count(" & ") == len(PAGE) for line in text.splitlines() if line.endswith("\\\\"))
+    columns = len(PAGE) - len(compared.MACHINE)
+    assert all(line.count(" & ") == columns for line in text.splitlines() if line.endswith("\\\\"))
+    assert "peak memory" not in text and "time" not in text, "another machine would change them"
+
+
+def test_latex_has_a_caption_with_the_protocol() -> None:
+    runs = [("a", run(0, 0.3)), ("a", run(1, 0.5))]
+    text = compared.comparison_latex(runs, protocol=["50% of the boxes."])
+    assert "\\caption{AP and AP50 in \\%, after the last task; mean $\\pm$ standard deviation over the seeds." in text
+    assert "50\\% of the boxes.}" in text and text.rstrip().endswith("\\end{table}")
+    assert "mean" not in compared.comparison_latex(runs[:1])
 
 
 def test_the_tables_of_seeds_fit_a_terminal() -> None:

@@ -216,12 +216,41 @@ def test_results_of_something_else(tmp_path: Path) -> None:
 
 
 def test_an_extension_without_old_pictures_reports_what_is_known(tmp_path):
-    """Agreement in the first line and the first figure; no AP of old or of all classes, no table of dashes."""
+    """The new classes first, then what is known of the old ones; no AP of old or of all classes, no table of dashes,
+    and no word of tasks, teachers and students."""
     (tmp_path / "results.json").write_text(json.dumps(fake.extension()))
     page = write_report(tmp_path).read_text(encoding="utf-8")
     text = page.replace("\u00a0", " ")
-    assert "After learning 1 new class, old and new model agree on 93.8 % of the objects of the 2 old classes" in text
-    tiles = re.findall(r'<div class="tile"><b>(.*?)</b><span>(.*?)</span>', text)
-    assert [what for _, what in tiles] == ["agreement on old objects", "AP50, new class"]
-    assert tiles[0][0] == "93.8 %"
+    assert "Old and new model agree on 93.8 % of the objects of the 2 old classes" in text
+    titles = re.findall("<h2>(.*?)</h2>", text)
+    assert titles[:2] == ["What was learnt", "Old and new model: agreement"]
+    name = fake.extension()["scenario"]["classes"][2]
+    row = re.search(rf'<td class="left name">{name}</td>(.*?)</tr>', text)
+    assert row and re.findall(r">([^<>]+)</td>", row[1]) == ["50.0", "50.0", "8 of 9", "0.125", "0.41"]
     assert "What happened to each old class" not in text and "agreement, not accuracy" in text
+    visible = re.sub(r"<style>.*?</style>|<[^>]+>", " ", text, flags=re.S).lower()
+    assert not re.search(r"\b(tasks?|teacher|student)\b", visible)
+
+
+def test_what_did_not_change_is_folded_away(tmp_path):
+    found = fake.extension()
+    for row in found["extension"]["retention"]["rows"]:
+        row |= {"before": 4, "after": 4, "kept": 1.0}
+    found["extension"]["unchanged"] = {"images": 8, "identical": 8, "boxes": 3, "listed": 3}
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "<details><summary>All 2 old classes: nothing changed</summary>" in page
+    assert "Old outputs bit-identical, checked on 8 pictures." in page
+
+
+def test_pages_have_colours_for_the_dark(tmp_path):
+    """Every colour of the page is a variable, which the dark scheme sets too; figures turn their lightness over."""
+    fake.write_run(tmp_path, fake.results((2, 1)))
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    light, dark = (dict(re.findall(r"(--[\w-]+): (#\w+);", rule)) for rule in re.findall(r":root {(.*?)}", page)[:2])
+    assert light.keys() == dark.keys() and not {k for k in light if light[k] == dark[k]}
+    assert "figure svg { filter: invert(1) hue-rotate(180deg); }" in page
+    style = re.sub(r":root {.*?}|@media print.*", "", page[page.index("<style>") : page.index("</style>")], flags=re.S)
+    assert re.findall(r"(?:color|background|border[\w-]*): [^;]*#[0-9a-f]{3,6}", style) == [
+        "border-left: 4px solid #d97706"  # the mark of warnings, which is seen on both
+    ]

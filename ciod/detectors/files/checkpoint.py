@@ -22,6 +22,22 @@ def _asked_for(error: Exception) -> str:
     return f" It asks for {found[1]}." if found else ""
 
 
+_MAKERS = {  # first part of the name of what a pickle asks for → whose files these are
+    "ultralytics": "Ultralytics",
+    "models": "YOLOv5 or YOLOv7",
+    "yolov5": "YOLOv5",
+    "yolov6": "YOLOv6",
+    "super_gradients": "SuperGradients",
+    "nets": "another YOLO project",
+}
+
+
+def _maker(error: Exception) -> str | None:
+    """Whose whole model a pickle holds, by what it asks for; None: not known, or not of a detector."""
+    found = re.search(r"GLOBAL (\w+)\.", str(error))
+    return _MAKERS.get(found[1]) if found else None
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A foreign ``.pth``, without running any code of it.
 
@@ -35,9 +51,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
+        if maker := _maker(e):
+            raise CiodError(
+                f"{path} is a model of {maker}, pickled with the code of its maker, which ciod never runs. Export it "
+                "to ONNX with that tool, and give the ONNX file: ciod extends, scores and runs those "
+                f"(docs/extend-onnx.md).{_asked_for(e)}"
+            ) from e
         raise CiodError(
             f"{path} contains more than tensors and plain values, and loading it could run code; it is refused. "
-            f"Save only its state dict with torch.save(model.state_dict(), ...).{_asked_for(e)}"
+            "Save only its state dict with torch.save(model.state_dict(), ...), or, of a detector that ciod does not "
+            f"have, export it to ONNX (docs/extend-onnx.md).{_asked_for(e)}"
         ) from e
     except Exception as e:  # the unpickler raises almost anything on other files: a text file is a KeyError
         known = isinstance(e, (RuntimeError, OSError, ValueError))

@@ -121,7 +121,8 @@ def parse(path: str | Path) -> Parsed:
     if not any(k.startswith("bbox_head.") for k in theirs):
         raise CiodError(
             f"{path} is not a checkpoint of a detector that ciod has ({', '.join(detectors.available())}). Its tensors "
-            f"are called, for example, {', '.join(list(state)[:3]) or 'nothing: there are none'}."
+            f"are called, for example, {', '.join(list(state)[:3]) or 'nothing: there are none'}. ciod takes any "
+            "detector as an ONNX file (docs/extend-onnx.md)."
         )
     return Parsed(path, "mmdet", content, state)
 

@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import atexit
 import gc
-import importlib
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
-from typer.core import TyperCommand
 
-from ciod.core.errors import CiodError, ConfigError
-from ciod.core.gc_pause import uncollected
+from ciod.cli import answers, completion, others
+from ciod.cli.command import command, interruptible
+from ciod.core.errors import CiodError
 from ciod.core.streams import streams
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -52,34 +48,19 @@ def _main(
     del version
 
 
-class Heavy(TyperCommand):
-    """A command that needs PyTorch, which is imported when it runs."""
-
-    def invoke(self, ctx: Any) -> Any:
-        with uncollected():
-            importlib.import_module("torchvision")
-        return super().invoke(ctx)
-
-
 MODEL = "A ciod model, a checkpoint of YOLOX, GFL or MMDetection, or an ONNX file."
-Words = Annotated[Optional[list[str]], typer.Argument(metavar="[key=value]...", show_default=False)]  # noqa: UP045
+Words = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Argument(metavar="[key=value]...", show_default=False, autocompletion=completion.setting),
+]
 
 
-@contextmanager
-def _interruptible(then: str = "run the same command again to resume from the last epoch") -> Iterator[None]:
-    """Ctrl-C prints how to resume; typer would only say "Aborted"."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print(f"ciod: interrupted; {then}.", file=sys.stderr)
-        raise typer.Exit(130) from None
-
-
-@app.command(cls=Heavy)
+@app.command()
+@command("train")
 def train(
     words: Words = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained, and stop.")] = False,
-) -> None:
+) -> Any:
     """Train a scenario task by task, or resume an interrupted run.
 
     The first word may be a YAML file of settings or a recipe (`ciod list recipes`). Everything else is key=value:
@@ -103,21 +84,21 @@ def train(
         from ciod.runs.dry_run import show
 
         absent: list[str] = []
-        show(config.load(file, given, absent=absent, problems=problems), absent)
-        return
+        return show(config.load(file, given, absent=absent, problems=problems), absent)
     from ciod.runs.run import train as run
 
     settings = config.load(file, given, problems=problems)
-    with _interruptible():
-        run(settings)
+    with interruptible():
+        return answers.of_run(run(settings))
 
 
-@app.command(cls=Heavy)
+@app.command()
+@command("compare")
 def compare(
     words: Words = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained, and stop.")] = False,
     only: Annotated[str | None, typer.Option("--only", help="Train one part of the runs, such as 1/2.")] = None,
-) -> None:
+) -> Any:
     """Compare methods on one scenario, over seeds: `ciod compare SCENARIO methods=finetune,ilyolox seeds=3`.
 
     SCENARIO is one of `ciod list scenarios`, or a YAML file with `methods:`, `seeds:` and other settings; or give
@@ -141,17 +122,20 @@ def compare(
     if len(plain) > 1:
         problems.append(f"compare takes one scenario, not {len(plain)} ({', '.join(plain)}); write key=value settings.")
     own: dict[str, Any] = {k: flat.pop(k) for k in WORDS if k in flat} | ({"only": only} if only else {})
-    with _interruptible():
+    with interruptible():
         content = run(plain[0] if plain else None, settings=flat, problems=problems, dry=dry_run, **own)
-    if any(c["status"] == FAILED for c in content.get("runs", ())):
-        raise typer.Exit(1)
+    runs, out = content.get("runs", []), content.pop("out")
+    failed = any(c.get("status") == FAILED for c in runs)
+    more = {} if dry_run else {"results": {} if only else content}
+    return {"out": out, "runs": runs, **more, "exit_code": int(failed)}
 
 
-@app.command(cls=Heavy)
+@app.command()
+@command("extend")
 def extend(
     model: Annotated[str, typer.Argument(help=MODEL)],
     words: Words = None,
-) -> None:
+) -> Any:
     """Teach a model the classes of a folder: `ciod extend MODEL data=FOLDER out=DIR`.
 
     No old image is needed. Classes are matched by name: a new one is added, a known one is taught further.
@@ -173,15 +157,16 @@ def extend(
     if given.pop("model", None) is not None:
         problems.append("extend takes one model: the first word, without model=.")
     chosen = settings.load({"model": model, **given}, problems)
-    with _interruptible():
-        run(chosen)
+    with interruptible():
+        return answers.of_extension(run(chosen))
 
 
-@app.command(cls=Heavy)
+@app.command()
+@command("check")
 def check(
     model: Annotated[str, typer.Argument(help="An ONNX file of any detector.")],
     words: Words = None,
-) -> None:
+) -> Any:
     """Print how ciod understands an ONNX detector: `ciod check MODEL.onnx`. See docs/extend-onnx.md.
 
     Prints which maps a branch would read, what the outputs mean and how pictures are given; writes nothing. Settings:
@@ -197,40 +182,50 @@ def check(
     _, flat = commands.read(commands.CHECK, words, takes="check takes one model")
     if "input" in flat:
         flat["input"] = ",".join(flat["input"])
-    for line in run(model, **flat):
+    lines = run(model, **flat)
+    for line in lines:
         typer.echo(line)
+    return {"model": model, "lines": lines}
 
 
-@app.command("eval", cls=Heavy)
+@app.command("eval")
+@command("eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help=MODEL)],
     words: Words = None,
-) -> None:
+) -> Any:
     """Score a model on a data set: `ciod eval MODEL data=FOLDER`.
 
     Classes are matched by name; those that only the model or only the data has are listed and left out.
     Settings: `data=` `split=val` `size=416` `score_threshold=0.001` `nms_iou=0.65` `max_detections=100` `device=auto`
-    `classes='[a, b]'` (score only these) `names='[a, b]'` `input=` (if the file has none) `json=FILE`
+    `classes='[a, b]'` (score only these) `names='[a, b]'` `input=` (if the file has none) `json=FILE` `out=FOLDER` (a
+    page with precision-recall curves and the confusion matrix)
     `multi_label=` (true: each class of a position counts, as usual for GFL, RetinaNet and FCOS; false: only the best)
     `metric=coco` (or `voc07`: 11-point, `voc`: area, besides COCO's) `arbiter=off` (the raw scores of branches).
     """
     from ciod import api
     from ciod.config import commands
+    from ciod.report import scored as pages
     from ciod.report import scores
 
     _, flat = commands.read(commands.EVAL, words, takes="eval takes one model")
-    target = scores.target_of(flat.pop("json_file", None))
-    scored = api.evaluate(model, **flat)
+    target, out = scores.target_of(flat.pop("json_file", None)), flat.pop("out", None)
+    scored = api.evaluate(model, **flat, progress=True)
     scores.show(scored)
     if target:
         scores.write(scored, target)
+    page = pages.write(scored, Path(out), model=Path(model).name, settings=flat) if out else None
+    if page:
+        typer.echo(f"report: {page}")
+    return answers.of_scores(scored, page)
 
 
-@app.command(cls=Heavy)
+@app.command()
+@command("predict")
 def predict(
     model: Annotated[str, typer.Argument(help=MODEL)],
     words: Words = None,
-) -> None:
+) -> Any:
     """Find objects in pictures, videos and folders of them: `ciod predict MODEL FILE... out=DIR`.
 
     Writes each picture with its boxes and `predictions.json`; each video with its boxes and a `.jsonl` with one line
@@ -249,39 +244,21 @@ def predict(
     plain, flat = commands.read(commands.PREDICT, words)
     if not plain and "data" not in flat:
         raise CiodError("predict: name at least one picture, video or folder: ciod predict MODEL FILE... out=DIR")
-    from ciod.core.distributed import pick_device
-    from ciod.detectors.files.weights import open_detector
-    from ciod.inference.job import Job
+    from ciod.inference.job import open_job
 
-    size, names = flat.pop("size", None), flat.pop("names", None)
-    detector = open_detector(model, size, names, flat.pop("input", None), flat.pop("arbiter", True))
-    detector.to(pick_device(flat.pop("device", "auto")))
-    data, split, coco = flat.pop("data", None), flat.pop("split", "val"), flat.pop("coco", None)
-    if data is not None:
-        from ciod.config.load import data_folder
-        from ciod.data import formats
-
-        data = formats.read(data_folder(data) or data, split)
-    job = Job(
-        detector,
-        plain,
-        Path(flat.pop("out", "predictions")),
-        coco=Path(coco) if coco else None,
-        data=data,
-        say=typer.echo,
-        complain=lambda text: typer.echo(text, err=True),
-        **flat,
-    )
-    with _interruptible("what is finished stays"):
+    job = open_job(model, plain, **flat, say=typer.echo, complain=lambda text: typer.echo(text, err=True))
+    with interruptible("what is finished stays"):
         done = job.run()
     typer.echo(f"{done} {'file' if done == 1 else 'files'} → {job.out}")
+    return answers.of_predictions(job, done)
 
 
-@app.command(cls=Heavy)
+@app.command()
+@command("export")
 def export(
     model: Annotated[str, typer.Argument(help="A ciod model, or a checkpoint of YOLOX, GFL or MMDetection.")],
     words: Words = None,
-) -> None:
+) -> Any:
     """Write a model as ONNX: `ciod export MODEL onnx=FILE`. It then runs without torch; see docs/deploy.md.
 
     The file is compared with the model before it gets its name. Needs `pip install 'ciod[onnx]'`.
@@ -300,7 +277,7 @@ def export(
         _, settings = commands.read(commands.EXPORT_MMDET, words, takes="export takes one model")
         written = mmdet_file.export(model, settings.pop("mmdet"), **settings)
         typer.echo(f"{written.config} and {written.checkpoint}")
-        return
+        return {"config": str(written.config), "checkpoint": str(written.checkpoint)}
     _, settings = commands.read(commands.EXPORT, words, takes="export takes one model")
     from ciod.exporters.onnx_file import export as run
 
@@ -308,31 +285,36 @@ def export(
     typer.echo(f"{done.path}: opset {done.opset}, {done.path.stat().st_size / 1e6:.1f} MB")
     if not done.verified:
         typer.echo("Not compared with the model: onnxruntime is not installed (pip install 'ciod[onnx]').", err=True)
-        return
+        return answers.of_export(done)
     found = "" if done.detections is None else f"; {done.detections} detections are those of the model"
     typer.echo(
         f"compared with the model: largest difference of a score {done.score_difference:.1e}, of a box "
         f"{done.box_difference:.1e} pixels{found}"
     )
+    return answers.of_export(done)
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+@command("report", heavy=False)
+def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> Any:
     """Write a run's report.html again from its files and print its table."""
-    from rich.console import Console
-
+    from ciod.core.terminal import console
+    from ciod.report import extended
     from ciod.report.page import read_results, write_report
     from ciod.report.summary import summary_table, verdict
 
     page = write_report(folder)
     results = read_results(folder)
-    Console().print(summary_table(results))
-    typer.echo(verdict(results))
+    extension = bool(results.get("extension"))
+    console().print(extended.table(results) if extension else summary_table(results))
+    typer.echo((extended.verdict if extension else verdict)(results))
     typer.echo(f"report: {page}")
+    return answers.of_run(folder)
 
 
-@app.command(cls=Heavy)
-def demo(words: Words = None) -> None:
+@app.command()
+@command("demo")
+def demo(words: Words = None) -> Any:
     """Learn six shapes, then four more: fine-tuning, ilYOLOX and joint training side by side, in minutes.
 
     Needs no data: the scenes are drawn. Settings: `out=demo` `seed=0` `device=auto`.
@@ -341,46 +323,14 @@ def demo(words: Words = None) -> None:
     from ciod.demo import run
 
     _, flat = commands.read(commands.DEMO, words, takes="demo needs no data")
-    with _interruptible():
-        run(Path(flat.pop("out", "demo")), **flat)
+    with interruptible():
+        out = Path(flat.pop("out", "demo"))
+        folders = run(out, **flat)
+    return {"report": str(out / "report.html"), "runs": {name: str(f) for name, f in folders.items()}}
 
 
-@app.command(cls=Heavy)
-def data(name: Annotated[str, typer.Argument(help="coco (2017) or voc (2007).")], words: Words = None) -> None:
-    """Download a public data set: `ciod data voc out=DIR`. Without `out=`: print where its files go.
-
-    An interrupted download resumes. Checksums and archives are checked before anything is unpacked. Archives that you
-    put into DIR yourself are used. Settings: `out=DIR` `keep=true` (keep the archives) `mirror=URL` (a web folder with
-    the same archives).
-    """
-    from ciod.config import commands
-    from ciod.data import download
-
-    plain, flat = commands.read(commands.DOWNLOAD, words)
-    if plain:
-        raise CiodError(f"data takes one name, coco or voc; '{plain[0]}' is not needed. Write out=DIR for the folder.")
-    with _interruptible("run the same command again to resume the download"):
-        download.run(name, flat.get("out"), mirror=flat.get("mirror"), keep=flat.get("keep", False), say=typer.echo)
-
-
-@app.command("list", cls=Heavy)
-def list_(what: Annotated[str, typer.Argument(help="What to show; see above.")] = "", words: Words = None) -> None:
-    """List detectors, methods, scenarios, recipes or settings; or describe a data set, a scenario or a model.
-
-    `detectors`, `methods`, `scenarios`, `recipes`, `settings`, `environment`, `data PATH`, a scenario or its file,
-    `model.safetensors`.
-
-    `ciod list data PATH` reads a data set and prints its classes and every problem in it.
-    `ciod list SCENARIO.yaml data=PATH` prints what each task would see, and how many old boxes are hidden.
-    """
-    from ciod import listing
-    from ciod.config.load import TABLE
-    from ciod.config.reader import split
-
-    plain, flat, problems = split(words, TABLE)
-    if problems:
-        raise ConfigError(problems)
-    listing.show(what, plain, flat)
+app.command()(others.data)
+app.command("list")(others.list_)
 
 
 def main() -> None:

@@ -1,0 +1,50 @@
+"""What an extension's batches are made of: the new images, with those of a pool and of the old data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ciod.config.settings import Run
+from ciod.extension import known as checked
+from ciod.extension import negatives
+from ciod.memory.rehearsal import Extra
+
+if TYPE_CHECKING:
+    from ciod.data.mixture import Mixture
+    from ciod.detectors.base import Detector
+    from ciod.extension.known import Known
+    from ciod.extension.measure import Measure
+    from ciod.methods.base.method import Method
+
+
+def mixture(
+    measured: Measure, method: Method, name: str, batch: int, detector: Detector, known: Known | None
+) -> Mixture | None:
+    """The images of the task and others in every batch; None: its own alone.
+
+    Args:
+        name: of the method.
+        batch: images per step.
+        known: corrected labels of some images, which a method that trains old classes takes as complete.
+    """
+    mixed = _others(measured, method, name, batch, detector)
+    if known is None or method.learns_background:
+        return mixed
+    return checked.mixture(known, mixed, detector.num_classes, batch)
+
+
+def _others(measured: Measure, method: Method, name: str, batch: int, detector: Detector) -> Mixture | None:
+    """The pool's share of every batch, for methods that learn from what the old model sees there, or that none of
+    their objects are there."""
+    task, pool, settings = measured.task, measured.pool, measured.settings
+    if method.learns_background:
+        for images in measured.negatives.train:
+            method.learn_background(images)
+        return negatives.mixture(task, measured.negatives, detector.num_classes, batch)
+    if pool is None:
+        return None
+    if not method.uses_teacher:
+        measured.reporter.say(f"pool: {name} does not learn from it; agreement is measured on it")
+        return None
+    run = Run(train=settings.train.model_copy(update={"batch": batch}))
+    return Extra(run, None, pool).mixture(task, detector.num_classes)

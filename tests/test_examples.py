@@ -1,0 +1,80 @@
+"""The examples run, the CVAT function and the Label Studio backend against their packages where those are installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+import ciod
+from ciod import detectors
+from ciod.core.types import Detections
+from ciod.data.images import save_image
+from ciod.detectors.files.weights import save_model
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A model of two classes, and a picture."""
+    folder = tmp_path_factory.mktemp("examples")
+    torch.manual_seed(0)
+    save_model(folder / "model.safetensors", detectors.build(("cat", "dog"), name="yolox-pico", size=64))
+    save_image(folder / "a.png", np.random.default_rng(0).integers(0, 255, (48, 60, 3), dtype=np.uint8))
+    return folder
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_cvat_annotates_with_a_model(place):
+    cvat = pytest.importorskip("cvat_sdk.auto_annotation", reason="cvat-sdk is not installed")
+    from PIL import Image
+
+    function = example("cvat_function").create(str(place / "model.safetensors"), score=0.0)
+    assert isinstance(function.spec, cvat.DetectionFunctionSpec)
+    assert [(label.name, label.id) for label in function.spec.labels] == [("cat", 0), ("dog", 1)]
+
+    class Context(cvat.DetectionFunctionContext):
+        frame_name, conf_threshold, conv_mask_to_poly = "a.png", None, False
+
+    picture = Image.open(place / "a.png")
+    shapes = function.detect(Context(), picture)
+    wanted = ciod.load(place / "model.safetensors").predict(place / "a.png", score_threshold=0.0)
+    assert len(wanted) and len(shapes) == len(wanted)
+    for shape, one in zip(shapes, wanted, strict=True):
+        assert shape.type.value == "rectangle" and shape.label_id == one.label
+        assert np.allclose(shape.points, one.box)
+    Context.conf_threshold = 1.0
+    assert function.detect(Context(), picture) == []
+
+
+def test_label_studio_gets_predictions_of_a_model(place, monkeypatch):
+    pytest.importorskip("label_studio_ml.model", reason="label-studio-ml is not installed")
+    monkeypatch.setenv("CIOD_MODEL", str(place / "model.safetensors"))
+    monkeypatch.setenv("CIOD_SCORE", "0")
+    backend = example("label_studio_backend").Ciod()
+    monkeypatch.setattr(backend, "get_local_path", lambda address, task_id=None: str(place / address), raising=False)
+    (answer,) = backend.predict([{"id": 1, "data": {"image": "a.png"}}])
+    wanted = ciod.load(place / "model.safetensors").predict(place / "a.png", score_threshold=0.0)
+    assert answer == wanted.to_label_studio(60, 48) and len(answer["result"]) == len(wanted)
+
+
+def test_a_prediction_of_label_studio_is_in_percent():
+    found = Detections([[6, 12, 30, 24]], [0.75], [1], ("cat", "dog"))
+    answer = found.to_label_studio(60, 48, from_name="box")
+    (result,) = answer["result"]
+    assert result["value"] == {
+        "x": 10.0, "y": 25.0, "width": 40.0, "height": 25.0, "rotation": 0, "rectanglelabels": ["dog"],
+    }  # fmt: skip
+    assert result["from_name"] == "box" and result["to_name"] == "image" and answer["score"] == result["score"] == 0.75
