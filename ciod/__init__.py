@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time see __getattr__
     from ciod.data.scenarios.scenario import Scenario
     from ciod.detectors.base import Detector
     from ciod.detectors.files.weights import load
+    from ciod.exporters.hub import push
     from ciod.exporters.onnx_file import export
     from ciod.inference.images import predict
     from ciod.inference.video import frames
@@ -40,6 +41,7 @@ _WHERE = {
     "predict": "ciod.inference.images",
     "frames": "ciod.inference.video",
     "export": "ciod.exporters.onnx_file",
+    "push": "ciod.exporters.hub",
     "load": "ciod.detectors.files.weights",
     "Scenario": "ciod.data.scenarios.scenario",
     "Detector": "ciod.detectors.base",
@@ -64,11 +66,14 @@ __all__ = [
     "frames",
     "load",
     "predict",
+    "push",
     "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "plot":
+        return importlib.import_module("ciod.plot")
     if name in _WHERE:
         with uncollected():
             return getattr(importlib.import_module(_WHERE[name]), name)
@@ -76,4 +81,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_WHERE]
+    return [*globals(), *_WHERE, "plot"]

@@ -44,6 +44,7 @@ COMMANDS = (
     ("ciod export MODEL onnx=FILE", commands.EXPORT),
     ("ciod export MODEL mmdet=FOLDER", commands.EXPORT_MMDET),
     ("ciod check MODEL", commands.CHECK),
+    ("ciod push MODEL user/model", commands.PUSH),
     ("ciod demo", commands.DEMO),
     ("ciod data NAME", commands.DOWNLOAD),
 )

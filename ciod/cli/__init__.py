@@ -329,6 +329,7 @@ def demo(words: Words = None) -> Any:
     return {"report": str(out / "report.html"), "runs": {name: str(f) for name, f in folders.items()}}
 
 
+app.command()(others.push)
 app.command()(others.data)
 app.command("list")(others.list_)
 

@@ -115,6 +115,13 @@ class ExportMMDet(TypedDict):
     checkpoint: str
 
 
+class Push(TypedDict):
+    """``ciod push``."""
+
+    repo: str
+    url: str
+
+
 class Demo(TypedDict):
     """``ciod demo``."""
 

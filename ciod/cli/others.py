@@ -1,4 +1,4 @@
-"""Commands that train nothing: data · list."""
+"""Commands that train nothing: push · data · list."""
 
 from __future__ import annotations
 
@@ -14,6 +14,27 @@ Words = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Argument(metavar="[key=value]...", show_default=False, autocompletion=completion.setting),
 ]
+
+
+@command("push")
+def push(
+    model: Annotated[str, typer.Argument(help="A ciod model, or an ONNX file that ciod extended.")],
+    repo: Annotated[str, typer.Argument(help="user/model on the Hugging Face Hub.")],
+    words: Words = None,
+) -> Any:
+    """Upload a model to the Hugging Face Hub: `ciod push MODEL user/model license=apache-2.0`.
+
+    The card has its classes, how it learnt them, the numbers of its run, and the licence. `hf:user/model` then names
+    the model in every command and in `ciod.load`. Needs `pip install 'ciod[hub]'` and `HF_TOKEN`. Settings:
+    `license=` of the weights and of those they started from; `private=true`; `results=RUN_FOLDER` with its numbers.
+    """
+    from ciod.config import commands
+    from ciod.exporters.hub import push as run
+
+    _, flat = commands.read(commands.PUSH, words, takes="push takes one model and one repository")
+    address = run(model, repo, **flat)
+    typer.echo(address)
+    return {"repo": repo, "url": address}
 
 
 @command("data")

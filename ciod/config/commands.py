@@ -166,6 +166,17 @@ class Download(Section):
     """Keep the archives."""
 
 
+class Push(Section):
+    """Settings of ``ciod push``."""
+
+    license: Annotated[str | None, NO_RESULT] = None
+    """Licence of the weights and of those they started from, as the Hub names it: ``apache-2.0``."""
+    private: Annotated[bool, NO_RESULT] = False
+    """Only its owner sees a repository that is made."""
+    results: Annotated[str | None, NO_RESULT] = None
+    """Run folder with the numbers of the card; None: the one that the model lies in."""
+
+
 EVAL = Table(Eval, {"json": "json_file"})
 PREDICT = Table(Predict)
 EXPORT = Table(Export)
@@ -173,6 +184,7 @@ EXPORT_MMDET = Table(ExportMMDet)
 CHECK = Table(Check)
 DEMO = Table(Demo)
 DOWNLOAD = Table(Download)
+PUSH = Table(Push)
 
 
 def read(table: Table, words: Sequence[str] | None, *, takes: str | None = None) -> tuple[list[str], dict[str, Any]]:

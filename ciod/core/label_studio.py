@@ -24,7 +24,7 @@ def results(
         width, height: of the picture.
         from_name, to_name: the names of ``RectangleLabels`` and ``Image`` in the labelling interface of the project.
     """
-    found = []
+    found: list[dict[str, Any]] = []
     for k, ((x1, y1, x2, y2), name, score) in enumerate(zip(boxes, names, scores, strict=True)):
         place = {"x": x1 / width, "y": y1 / height, "width": (x2 - x1) / width, "height": (y2 - y1) / height}
         value = {**{n: round(100 * v, 4) for n, v in place.items()}, "rotation": 0, "rectanglelabels": [name]}

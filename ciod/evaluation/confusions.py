@@ -69,9 +69,9 @@ def confusion(
         same = on & (objects[:, None] == labels[None])
         left = _take(counts, same, objects, labels, counted, free)
         left = _take(counts, on, objects, labels, left, free)
-        np.add.at(counts, (objects[left], len(names)), 1)
+        counts[:, -1] += np.bincount(objects[left], minlength=len(counts))
         free &= ~on[~counted].any(0)
-        np.add.at(counts, (len(names), labels[free]), 1)
+        counts[-1] += np.bincount(labels[free], minlength=len(counts))
     return Confusion(names, counts)
 
 
@@ -81,7 +81,7 @@ def _take(
     """Pairs objects with free detections, the best detection first; returns the objects that still want one."""
     wanting = wanting.copy()
     for d in range(len(labels)):  # detections come with the highest score first
-        takers = np.flatnonzero(on[:, d] & wanting) if free[d] else ()
+        takers = np.flatnonzero(on[:, d] & wanting & free[d])
         if len(takers):
             counts[objects[takers[0]], labels[d]] += 1
             wanting[takers[0]] = free[d] = False

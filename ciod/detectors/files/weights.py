@@ -21,7 +21,7 @@ from ciod.core.limits import LARGEST
 from ciod.data import names as known
 from ciod.detectors.base import Detector
 from ciod.detectors.branched import has_branches
-from ciod.detectors.files import foreign, model_file
+from ciod.detectors.files import foreign, hub, model_file
 from ciod.detectors.files.checkpoint import named, names_in_metadata, read_checkpoint, tensors_of
 from ciod.detectors.files.model_file import read_metadata, save_model
 from ciod.detectors.files.transfer import Taken, start_from
@@ -55,7 +55,8 @@ def load(
     Args:
         path: a ciod model (``.safetensors``), an official YOLOX checkpoint, an MMDetection checkpoint (YOLOX or GFL,
             or, with the extra mmdet, any supported head), with its config inside or as ``mmdet:CONFIG,CHECKPOINT``; or
-            a detector of any framework as ``.onnx`` (docs/extend-onnx.md).
+            a detector of any framework as ``.onnx`` (docs/extend-onnx.md); ``hf:user/model`` is one of ciod on the
+            Hugging Face Hub.
         classes: class names, for a file without names. With 80 classes and no names, COCO's.
         input: for an ONNX file that does not say it, how pictures are given: ``"0..255,bgr"``.
         size: for an ONNX file that accepts any size, the side of its input in pixels.
@@ -66,6 +67,7 @@ def load(
     Raises:
         CiodError: the file is missing, damaged, has another architecture, needs code to load, or lacks class names.
     """
+    path = hub.local(path) if hub.is_name(path) else path
     if Path(path).suffix.lower() == ".onnx":
         from ciod.detectors.onnx import detector as onnx
         from ciod.detectors.onnx.recognise import Asked
@@ -183,6 +185,7 @@ def open_detector(
     Raises:
         CiodError: as ``ciod.load``; or a size that is not a multiple of 32.
     """
+    model = hub.local(model) if not isinstance(model, Detector) and hub.is_name(model) else model
     if not isinstance(model, Detector) and Path(model).suffix.lower() == ".onnx":
         return load(model, classes=names, size=size, input=input, arbiter=arbiter)
     detector = model if isinstance(model, Detector) else load(model, classes=names, input=input)
@@ -208,7 +211,7 @@ def _config_of(path: str | Path) -> tuple[str | None, Path]:
         CiodError: no checkpoint is named.
     """
     if not str(path).startswith("mmdet:"):
-        return None, Path(path)
+        return None, hub.local(path)
     config, comma, file = str(path).removeprefix("mmdet:").rpartition(",")
     if not comma:
         raise CiodError(f"{path} names a config but no checkpoint; write mmdet:CONFIG,CHECKPOINT.")

@@ -13,7 +13,7 @@ _OF = re.compile(r"^ *methods *= *\{([^}]*)\},\n", re.M)
 def _entries() -> tuple[tuple[frozenset[str], str], ...]:
     """The methods of each entry, and its text without their names."""
     text = (Path(__file__).parent / "papers.bib").read_text(encoding="utf-8")
-    found = []
+    found: list[tuple[frozenset[str], str]] = []
     for entry in re.findall(r"^@.*?^\}$", text, re.M | re.S):
         of = _OF.search(entry)
         assert of is not None
