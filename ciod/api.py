@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
-from ciod.core.reading import read_object
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +22,8 @@ if TYPE_CHECKING:
 
 
 def train(config: str | Path | None = None, *, callbacks: Sequence[Hooks] = (), **settings: Any) -> ResultsFile:
-    """Runs a scenario, or resumes it, and returns the content of its ``results.json``.
+    """Runs a scenario, or resumes it, and returns the content of its ``results.json``, which a notebook shows as a
+    table, curves and pictures.
 
     Args:
         config: a YAML file of settings.
@@ -35,11 +35,12 @@ def train(config: str | Path | None = None, *, callbacks: Sequence[Hooks] = (), 
         CiodError: any other problem that the user can fix.
     """
     from ciod.config import load as cfg
+    from ciod.report.notebook import Run
     from ciod.runs.run import train as run
 
     words = ", ".join(f"{k}={v!r}" for k, v in settings.items())
     folder = run(cfg.load(config, settings), command=f"ciod.train({words})", hooks=callbacks)
-    return cast("ResultsFile", read_object(folder / "results.json"))
+    return cast("ResultsFile", Run(folder))
 
 
 def extend(
@@ -61,11 +62,12 @@ def extend(
     """
     from ciod.extension.run import extend as run
     from ciod.extension.settings import load
+    from ciod.report.notebook import Run
 
     given = {"model": str(model), "data": str(data), "out": str(out), **settings}
     words = ", ".join(f"{k}={v!r}" for k, v in given.items())
     folder = run(load(given), command=f"ciod.extend({words})", hooks=callbacks)
-    return cast("ExtensionResults", read_object(folder / "results.json"))
+    return cast("ExtensionResults", Run(folder))
 
 
 def check(

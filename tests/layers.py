@@ -15,7 +15,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("__init__",),
     ("__main__",),
     ("cli",),
-    ("api", "demo", "listing"),
+    ("api", "demo", "listing", "plot"),
     ("extension", "comparison", "exporters"),
     ("runs", "inference"),
     ("report",),

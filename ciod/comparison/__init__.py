@@ -65,6 +65,8 @@ def compare(
         CiodError: data that cannot be used, or an ``out`` with runs of other settings. A failed run raises no error; it
             is reported in ``runs``.
     """
+    from ciod.report.notebook import Compared
+
     words = {"methods": methods, "seeds": seeds, "blocks": blocks, "equal_steps": equal_steps, "gate": gate,
              "margin": margin, "only": only, "jobs": jobs, "upper": upper, "against": against, "out": out,
              "cache": cache}  # fmt: skip
@@ -72,8 +74,7 @@ def compare(
     every = {**words, **settings}
     shown = ", ".join([*([repr(str(scenario))] if scenario else []), *(f"{k}={v!r}" for k, v in every.items())])
     content = run(scenario, settings=settings, command=f"ciod.compare({shown})", **words)
-    del content["out"]  # of the command line
-    return cast("ComparisonFile", content)
+    return cast("ComparisonFile", Compared(content, content.pop("out")))
 
 
 def run(

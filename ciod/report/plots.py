@@ -31,7 +31,7 @@ GROUPS = {"old": OLD, "new": NEW, "all": ALL}
 GRID, MUTED = "#E4E4E7", "#71717A"
 WIDE = 10.6  # inches of 96 CSS pixels: the width of the report's column
 BLUES = LinearSegmentedColormap.from_list("ap", ["#F7FBFF", "#C6DBEF", "#6BAED6", "#2171B5", "#08306B"])
-_RC: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a "$" in a class name stays a "$"
     "font.size": 9,
@@ -59,7 +59,7 @@ def svg(draw: Callable[..., Figure | None]) -> Callable[..., str]:
     @functools.wraps(draw)
     def drawn(*args: Any, into: Path | None = None, **kwargs: Any) -> str:
         salt = f"{draw.__name__}{kwargs}"  # ids must differ between the figures of one page, and be reproducible
-        with matplotlib.rc_context({**_RC, "svg.hashsalt": salt}), warnings.catch_warnings():
+        with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has the fonts
             figure = draw(*args, **kwargs)
             if figure is None:
