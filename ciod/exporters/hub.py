@@ -78,7 +78,7 @@ def card(detector: Detector, repo: str, results: Results, license: str | None) -
     """The text of README.md: metadata for the Hub, classes, lineage, numbers before and after, licence."""
     name = repo.rpartition("/")[2]
     start = next((str(step["from"]) for step in detector.lineage if step.get("from")), None)
-    said = f"of the weights: {license}" if license else "of the weights was not stated by who uploaded them"
+    terms = f"of the weights: {license}" if license else "of the weights was not stated by who uploaded them"
     lines = [
         _metadata(name, results, license),
         f"# {name}",
@@ -91,7 +91,7 @@ def card(detector: Detector, repo: str, results: Results, license: str | None) -
         "\n".join(f"{i}. {_step(step)}" for i, step in enumerate(detector.lineage, 1)) or "Not recorded.",
         *(["## Results", verdict(results), _tasks(results), _before_after(results)] if done(results) else []),
         "## Licence",
-        f"The licence {said}" + (f"; they started from {start}." if start else "."),
+        f"The licence {terms}" + (f"; they started from {start}." if start else "."),
     ]
     return "\n\n".join(line for line in lines if line) + "\n"
 

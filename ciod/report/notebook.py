@@ -56,9 +56,9 @@ class Compared(dict[str, Any]):
         columns = {k: compared.COLUMNS[k] for k in ("old_after", "new", "all_ap", "all_ap50", "retention")}
         rows = [compared.comparison_cells(row, columns) for row in compared.comparison_rows(runs)]
         failed = sum(r.get("status") == "failed" for r in self["runs"])
-        said = f"{len(runs)} runs" + (f", {failed} failed" if failed else "")
+        sentence = f"{len(runs)} runs" + (f", {failed} failed" if failed else "")
         table = {"head": ["method", *columns.values()], "rows": rows}
-        return _page({"verdict": said, "tables": [table], "figures": [svg(compared_plots.curves(runs))],
+        return _page({"verdict": sentence, "tables": [table], "figures": [svg(compared_plots.curves(runs))],
                       "report": self.folder / "compare.html"})  # fmt: skip
 
 
