@@ -49,7 +49,7 @@ class Known:
         return self.task.train.select(self.rows)
 
     def without(self, detections: Sequence[Detections]) -> list[Detections]:
-        """Detections on the training images, without those on checked ones: what is there is known."""
+        """Detections on the training images, without those on checked ones: their objects are known."""
         rows = set(self.rows.tolist())
         return [d[:0] if i in rows else d for i, d in enumerate(detections)]
 

@@ -81,7 +81,7 @@ def confusion_matrix(found: Confusion) -> Figure | None:
     axes.set_ylim(len(rows) + 0.5, -0.5)
     axes.axhline(len(rows) - 0.5, color=MUTED, linewidth=0.8)
     axes.axvline(len(rows) - 0.5, color=MUTED, linewidth=0.8)
-    axes.set(xlabel="what was detected (%)", ylabel="what is there")
+    axes.set(xlabel="what was detected (%)", ylabel="object")
     axes.spines[:].set_visible(False)
     return figure
 
