@@ -75,8 +75,16 @@ def gather(
 
 
 def by_full_key(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested or shortened settings → full dotted key and value: ``lr`` → ``train.lr``."""
-    return TABLE.flat(settings)
+    """Nested or shortened settings → full dotted key and value: ``lr`` → ``train.lr``.
+
+    Raises:
+        ConfigError: one is given twice with other values.
+    """
+    problems: list[str] = []
+    flat = TABLE.flat(settings, problems)
+    if problems:
+        raise ConfigError(problems)
+    return flat
 
 
 def load(
