@@ -157,7 +157,7 @@ def read(part: Part, check: Check, problems: Problems) -> Index:
     """
     source = str(part.boxes)
     content = _load(Path(source))
-    columns = Columns()
+    columns = Columns(form="corner and sides")
     rows = _images(content["images"], part, columns, problems)
     annotations = [a for a in content["annotations"] if isinstance(a, dict)]
     strange = len(content["annotations"]) - len(annotations)

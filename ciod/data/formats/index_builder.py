@@ -13,6 +13,7 @@ import numpy as np
 
 from ciod.core.errors import DataError
 from ciod.core.files import nfc
+from ciod.data.formats.corners import Form, check_form
 from ciod.data.frames import match_sizes, twice_in_joined
 from ciod.data.images import read_header, read_image
 from ciod.data.index import Index, Problems, count
@@ -38,6 +39,7 @@ class Columns:
     difficult: Any = field(default_factory=list)
     area: Any = field(default_factory=list)  # [A] NaN = width × height
     relative: bool = False  # boxes are fractions of the image, not pixels
+    form: Form | None = None  # how the format writes a box; None: not to be questioned
     where: Callable[[int], str] | None = None  # names box a in messages; when none: its file and corners
 
     def add_box(self, box: Sequence[float], label: int, difficult: bool = False) -> None:
@@ -81,6 +83,8 @@ def to_index(columns: Columns, source: str, check: Check, problems: Problems) ->
 
     if not columns.relative:
         _check_pixels(boxes[known], source)
+    if columns.form:
+        check_form(boxes[known], sizes[image[known]][:, ::-1], columns.form, source, problems)
     clipped, keep = _clip(boxes, sizes[image], known, problems, where)
     rows = np.flatnonzero(keep)
     rows = rows[np.argsort(image[rows], kind="stable")]

@@ -110,7 +110,7 @@ def read(parts: tuple[Part, ...], layout: Layout, source: str, check: Check, pro
     Raises:
         DataError: no class, or nothing usable.
     """
-    columns = Columns(class_names=class_names(layout))
+    columns = Columns(class_names=class_names(layout), form="two corners")
     label_of = {name: i for i, name in enumerate(columns.class_names)}
     stems: list[str] = []
     for part in parts:

@@ -148,7 +148,7 @@ def read(parts: tuple[Part, ...], layout: Layout, source: str, check: Check, pro
         DataError: no names, no image has a box file, or nothing usable.
     """
     numbers, names = _classes(layout)
-    columns, files = Columns(class_names=names, relative=True, category_ids=numbers), Files()
+    columns, files = Columns(class_names=names, relative=True, category_ids=numbers, form="centre and sides"), Files()
     rows = _Rows(columns, {n: i for i, n in enumerate(numbers)}, problems, _has_keypoints(layout))
     seen: set[str] = set()
     tried = ""
