@@ -59,10 +59,10 @@ def test_boxes_that_merely_stick_out_are_clipped_as_before(form):
 
 
 def test_few_boxes_are_told_and_read_as_the_format_says():
-    boxes, limit = np.array([[10.0, 10, 60, 60], [50, 50, 140, 140]]), np.array([[100.0, 100], [100, 100]])
+    boxes, limit = np.array([[10.0, 10, 60, 60], [50, 50, 140, 140], [1, 2, 9, 9]]), np.full((3, 2), 100.0)
     check_form(boxes, limit, "corner and sides", "", problems := Problems())
     assert problems.lines() == [
-        "1 × data set whose boxes may be written in another form, read as x, y, width, height: 50% of the 2 boxes reach "
+        "1 × data set whose boxes may be written in another form, read as x, y, width, height: 33% of the 3 boxes reach "
         "outside their pictures as x, y, width, height, which this format has, and all lie inside as x1, y1, x2, y2"
     ]
     check_form(np.full((3, 4), np.nan), np.ones((3, 2)), "corner and sides", "", problems := Problems())

@@ -18,6 +18,7 @@ Form = Literal["corner and sides", "two corners", "centre and sides"]
 # under the right one. Boxes of small objects fit a wrong reading by chance; every wrong one needs more of them.
 _LEAVE, _FIT = 0.2, 0.98
 _ENOUGH = {"two corners": 4, "corner and sides": 10, "centre and sides": 10}
+_FEWEST = 3
 _EDGE = 2.0  # pixels: tools round, or count from 1
 _NUMBERS = {
     "corner and sides": "x, y, width, height",
@@ -46,7 +47,7 @@ def check_form(boxes: np.ndarray, limit: np.ndarray, form: Form, source: str, pr
     """
     finite = np.isfinite(boxes).all(1)
     boxes, limit = boxes[finite], limit[finite]
-    if not len(boxes):
+    if len(boxes) < _FEWEST:
         return
     leave = 1 - _inside(boxes, limit).mean()
     if leave < _LEAVE:
