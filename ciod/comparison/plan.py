@@ -15,6 +15,7 @@ from ciod.comparison.blocks import warnings as blocks_warnings
 from ciod.comparison.settings import Entry, Rules, Upper, entries, rules_of, seeds_of
 from ciod.comparison.worker import mark
 from ciod.config import load as config
+from ciod.config import outputs
 from ciod.config.checks import model_folder, target
 from ciod.config.load import Run
 from ciod.core.distributed import World, pick_device
@@ -153,6 +154,8 @@ def build(
     problems += [*wrong, *_wrong_words(upper, out, cache, against)]
     against = None if against is None else str(against)
     folder = Path(str(out)) if out else Path("runs") / f"compare-{_slug(str(base.get('scenario') or 'data'))}"
+    places = {"out": folder} | ({"cache": Path(str(cache))} if cache else {})
+    problems += [p for key, place in places.items() for p in outputs.comparison_folder(key, place)]
     labels = [e.label for e in rows if e.name != "joint"]  # an upper bound does not start from a first task
     if against is not None and labels and against not in labels:
         problems.append(f"against: none of the methods is '{against}'; {did_you_mean(against, labels)}")

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ciod.config.settings import DetectorSettings, MemorySettings, PoolSettings, Train
+from ciod.config import outputs
+from ciod.config.settings import DetectorSettings, MemorySettings, PoolSettings, Run, Train
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.files import exists, expanded, is_file, is_folder, is_loop, is_model, near_path
 from ciod.core.validation_messages import problems_of
@@ -202,6 +203,10 @@ def device(wanted: object) -> list[str]:
 def files(tree: dict[str, Any]) -> list[str]:
     problems = model_folder("out", tree.get("out"))
     detector = section(tree, "detector")
+    if not problems:
+        data = _folder(tree)
+        folders = {"data": None if data == "shapes" else data, "pool": section(tree, "pool").get("folder")}
+        problems += outputs.run_folder(tree.get("out", Run.model_fields["out"].default), folders, {"weights": detector.get("weights")})
     for key in ("weights", "backbone_weights"):
         value = detector.get(key)
         if value and value not in ("imagenet", "random") and not is_file(str(value)):
