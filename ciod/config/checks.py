@@ -47,6 +47,8 @@ def method(tree: dict[str, Any]) -> list[str]:
         method, complaints = method_of(cls, settings)
         problems += complaints
         needs, exact = (cls.needs, False) if method is None else (method.requires(), method.exact_teacher)
+    if not isinstance(needs, (frozenset, set)):
+        raise UserCodeError(f"{where(cls, 'requires')} returned {needs!r}; return a frozenset of traits.")
     kind = section(tree, "train").get("teacher", Train().teacher)
     if exact and kind != "exact":
         problems.append(f"train.teacher: these settings of {name} need train.teacher=exact, not {kind}.")
@@ -84,6 +86,11 @@ def _offered(detector: str) -> tuple[frozenset[str] | None, list[str]]:
     """Traits of a detector; or None and what is wrong with its name."""
     from ciod import detectors
 
+    if detector.partition(":")[0].endswith(".py"):
+        return None, [
+            f"detector.name: {detector}: a detector is not read from a file, as a method is; add its class to ciod "
+            "(docs/adding-a-detector.md)."
+        ]
     if not detector.startswith("mmdet:") and detector not in detectors.available():
         return None, [f"detector.name: no detector '{detector}'; {did_you_mean(detector, detectors.available())}"]
     if extra := detectors.lacking(detector):
