@@ -309,7 +309,7 @@ def export(
     if not done.verified:
         typer.echo("Not compared with the model: onnxruntime is not installed (pip install 'ciod[onnx]').", err=True)
         return
-    found = "" if done.detections is None else f"; {done.detections} detections are those of the model"
+    found = "" if done.detections is None else f"; detections as of the model: {done.detections}"
     typer.echo(
         f"compared with the model: largest difference of a score {done.score_difference:.1e}, of a box "
         f"{done.box_difference:.1e} pixels{found}"

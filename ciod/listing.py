@@ -13,6 +13,7 @@ from rich.text import Text
 
 from ciod.core.errors import CiodError, did_you_mean
 from ciod.core.files import is_file, is_model, no_model_file
+from ciod.core.plural import counted
 
 TOPICS = ("detectors", "methods", "scenarios", "recipes", "settings", "environment", "data")
 
@@ -219,7 +220,7 @@ def _model(console: Console, path: Path) -> None:
         no_model_file(path, (".safetensors",))
     meta = read_metadata(path)
     settings = ", ".join(f"{k}={v}" for k, v in meta["detector"].items())
-    console.print(f"{path}: {settings}; {len(meta['class_names'])} classes", markup=False, soft_wrap=True)
+    console.print(f"{path}: {settings}; {counted(len(meta['class_names']), 'class')}", markup=False, soft_wrap=True)
     _lineage(console, meta["lineage"])
 
 
@@ -231,7 +232,7 @@ def _onnx(console: Console, path: Path) -> None:
     whole, extended = opened.whole, opened.written
     maker = f" from {whole.made_by}" if whole.made_by else ""
     names = pictures.names_of(whole, None) if extended is None else extended.class_names
-    classes = "classes not named" if names is None else f"{len(names)} classes"
+    classes = "classes not named" if names is None else f"{counted(len(names), 'class')}"
     nodes = f"{len(whole.content.graph.node)} nodes, opset {whole.opset}{maker}"
     console.print(f"{path}: {nodes}; {classes}", markup=False, soft_wrap=True)
     _lineage(console, [] if extended is None else extended.lineage)

@@ -213,7 +213,8 @@ def files(tree: dict[str, Any]) -> list[str]:
     if not problems:
         data = _folder(tree)
         folders = {"data": None if data == "shapes" else data, "pool": section(tree, "pool").get("folder")}
-        problems += outputs.run_folder(tree.get("out", Run.model_fields["out"].default), folders, {"weights": detector.get("weights")})
+        out = tree.get("out", Run.model_fields["out"].default)
+        problems += outputs.run_folder(out, folders, {"weights": detector.get("weights")})
     for key in ("weights", "backbone_weights"):
         value = detector.get(key)
         if value and value not in ("imagenet", "random") and not is_file(str(value)):

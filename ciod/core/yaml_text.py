@@ -105,9 +105,9 @@ def parse(text: str | bytes, most: int = WRITTEN, loader_type: type[_Loader] = _
         most: maximum number of values written in it, including keys.
 
     Raises:
-        NotYAML: it is not YAML, has tags other than data, a key twice, is nested too deeply, contains itself, has more than
-            ``most`` written values or more than VALUES with aliases, invalid text, or a value that does not fit its
-            type: a 13th month, ``!!bool perhaps``.
+        NotYAML: it is not YAML, has tags other than data, a key twice, is nested too deeply, contains itself, has more
+            than ``most`` written values or more than VALUES with aliases, invalid text, or a value that does not fit
+            its type: a 13th month, ``!!bool perhaps``.
     """
     try:
         loader: Any = loader_type(text)

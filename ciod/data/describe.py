@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ciod.core.errors import DataError
+from ciod.core.plural import counted
+from ciod.data.alike import alike, listed
 from ciod.data.formats import merge_names, open_split, recognise
 from ciod.data.formats.index_builder import Check
 from ciod.data.formats.layout import Layout
@@ -36,7 +38,7 @@ def describe(path: str | Path, check: Check = "pixels") -> RenderableType:
     indexes = {split: index.relabel(names) for split, index in indexes.items()}
     looked = {"files": "exist", "headers": "have a readable header", "pixels": "decode"}[check]
     parts: list[RenderableType] = [
-        Text.assemble((str(layout.root), "bold"), f": {_NAMES[layout.kind]}, {len(names)} classes"),
+        Text.assemble((str(layout.root), "bold"), f": {_NAMES[layout.kind]}, {counted(len(names), 'class')}"),
         _splits_table(indexes),
     ]
     for split, text in failures.items():
@@ -138,16 +140,18 @@ def _remarks(indexes: dict[str, Index], names: tuple[str, ...]) -> list[str]:
         empty = [n for n, boxes in zip(names, index.boxes_per_class()) if not boxes]
         if empty:
             shown = ", ".join(empty[:8]) + (", …" if len(empty) > 8 else "")
-            remarks.append(f"{len(empty)} of {len(names)} classes have no box in {split}: {shown}.")
-    alike: dict[str, list[str]] = {}
-    for name in names:
-        alike.setdefault(name.lower(), []).append(name)
-    remarks += [f"classes that differ only in case: {', '.join(same)}." for same in alike.values() if len(same) > 1]
+            of = f"{len(empty)} of {counted(len(names), 'class')}"
+            remarks.append(f"no box in {split}: {shown} ({of}).")
+    within = {group for index in indexes.values() for group in alike(index.class_names)}
+    remarks += [
+        f"different classes have names that look the same: {listed(g)}." for g in alike(names) if g not in within
+    ]
     if {"train", "val"} <= indexes.keys():
         shared = set(indexes["train"].files) & set(indexes["val"].files)
         if shared:
             example = min(shared).name
             remarks.append(
-                f"{len(shared)} pictures are in both train and val, such as {example}; AP on val is too high."
+                f"train and val have {counted(len(shared), 'picture')} in common, such as {example}; AP on val is too "
+                "high."
             )
     return remarks

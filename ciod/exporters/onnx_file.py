@@ -108,7 +108,6 @@ def export(
     content.metadata_props.add(key=KEY, value=json.dumps(_metadata(detector, graph, opset), ensure_ascii=False))
     found = _compare(graph, content.SerializeToString(), sample, dynamic_size, tolerance)
     if nms:
-        del content.graph.output[:2]
         _prune(content.graph)
     check.checker.check_model(content, full_check=True)
     atomic_write(path, content.SerializeToString())
@@ -150,7 +149,8 @@ def _traced(graph: Raw, sample: Tensor, path: Path, opset: int, dynamic_size: bo
 
 
 def _prune(graph: Any) -> None:
-    """Removes the nodes that no output needs; runtimes would compute them."""
+    """Removes the two raw outputs, and the nodes that no output needs; runtimes would compute them."""
+    del graph.output[:2]
     needed, kept = {o.name for o in graph.output}, []
     for node in reversed(graph.node):
         if needed & set(node.output):

@@ -57,9 +57,14 @@ def test_a_run_is_not_mixed_with_what_it_reads(places, command, out, match):
 
 def test_folders_beside_are_no_matter(places):
     for out in ("data-2", "runs/mine", "star", "run/task-2", "start/more"):
-        assert outputs.run_folder(
-            places / out, {"data": places / "data", "pool": None}, {"weights": places / "start" / "model.safetensors"}
-        ) == []
+        assert (
+            outputs.run_folder(
+                places / out,
+                {"data": places / "data", "pool": None},
+                {"weights": places / "start" / "model.safetensors"},
+            )
+            == []
+        )
     annotations = places / "data" / "train.json"
     assert outputs.run_folder(places / "data" / "runs", {"data": annotations}, {}) == []
     assert len(outputs.run_folder(places / "data", {"data": annotations}, {})) == 1

@@ -18,7 +18,7 @@ TWICE = r"it is given twice, as '1' and as '2'; write it once"
 @pytest.mark.parametrize("name", TABLES)
 def test_every_setting_of_every_command_is_given_once(name):
     table = TABLES[name]
-    for key in table.keys():
+    for key in [*table.keys()]:
         assert split([f"{key}=1", f"{key}=1"], table)[2] == []
         for words in ([f"{key}=1", f"{key}=2"], [f"{table.full(key)}=1", f"{key}=2"]):
             assert split(words, table)[2] == [f"{key}: it is given twice, as '1' and as '2'; write it once."]

@@ -62,8 +62,9 @@ def test_few_boxes_are_told_and_read_as_the_format_says():
     boxes, limit = np.array([[10.0, 10, 60, 60], [50, 50, 140, 140], [1, 2, 9, 9]]), np.full((3, 2), 100.0)
     check_form(boxes, limit, "corner and sides", "", problems := Problems())
     assert problems.lines() == [
-        "1 × data set whose boxes may be written in another form, read as x, y, width, height: 33% of the 3 boxes reach "
-        "outside their pictures as x, y, width, height, which this format has, and all lie inside as x1, y1, x2, y2"
+        "1 × data set whose boxes may be written in another form, read as x, y, width, height: 33% of the 3 boxes "
+        "reach outside their pictures as x, y, width, height, which this format has, "
+        "and all lie inside as x1, y1, x2, y2"
     ]
     check_form(np.full((3, 4), np.nan), np.ones((3, 2)), "corner and sides", "", problems := Problems())
     assert not problems
@@ -71,7 +72,9 @@ def test_few_boxes_are_told_and_read_as_the_format_says():
 
 def test_the_data_sets_of_photographs_are_read(datasets):
     for name in ("tiny", "cards6", "coco671", "fod31", "voc07"):
-        assert not any("another form" in line for line in formats.read(datasets / name, "val", check="files").problems.lines())
+        assert not any(
+            "another form" in line for line in formats.read(datasets / name, "val", check="files").problems.lines()
+        )
 
 
 def rewrite(root: Path, form: str, written: str) -> None:
@@ -91,7 +94,9 @@ def rewrite(root: Path, form: str, written: str) -> None:
     if form == "centre and sides":
         for file in (root / "labels" / "train").iterdir():
             lines = [line.split() for line in file.read_text().splitlines()]
-            file.write_text("\n".join(" ".join([n, *map(str, other([*map(float, b)], form, written))]) for n, *b in lines))
+            file.write_text(
+                "\n".join(" ".join([n, *map(str, other([*map(float, b)], form, written))]) for n, *b in lines)
+            )
 
 
 def other(numbers: list[float], form: str, written: str) -> list[float]:

@@ -64,7 +64,9 @@ def test_what_only_the_settings_show(tmp_path, body, match):
 
 
 def test_right_declarations_are_taken(tmp_path):
-    body = "run_defaults: ClassVar[dict] = {'lr': 0.5}\nweight: float = Field(1, gt=0)\nneeded: int\nneeds = frozenset()"
+    body = (
+        "run_defaults: ClassVar[dict] = {'lr': 0.5}\nweight: float = Field(1, gt=0)\nneeded: int\nneeds = frozenset()"
+    )
     run = config.load(
         None, {"data": "shapes", "split": "6+4", "method": {"name": write(tmp_path, body, FIELD), "needed": 2}}
     )

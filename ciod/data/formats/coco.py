@@ -15,6 +15,7 @@ import numpy as np
 
 from ciod.core.errors import DataError
 from ciod.core.gc_pause import uncollected
+from ciod.core.plural import counted
 from ciod.core.reading import ANNOTATIONS, Unreadable, read_bytes, read_text
 from ciod.data.formats.index_builder import Check, Columns, number, size_of, to_index, unique_names
 from ciod.data.formats.layout import Files, Layout, Part, child, split_in_name, split_of_name, subfolders
@@ -115,7 +116,7 @@ def _is_coco(path: Path) -> bool:
 
 def _choose(root: Path, paths: list[Path], what: str = "") -> str:
     names = ", ".join(str(p.relative_to(root)) for p in paths[:8]) + (", …" if len(paths) > 8 else "")
-    return f"{root} has {len(paths)} files{what}: {names}. Point at one of them."
+    return f"{root} has {counted(len(paths), 'file')}{what}: {names}. Point at one of them."
 
 
 def _json_folders(root: Path) -> list[Path]:

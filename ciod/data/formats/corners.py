@@ -57,7 +57,8 @@ def check_form(boxes: np.ndarray, limit: np.ndarray, form: Form, source: str, pr
         if other == form or _inside(_corners(written, other), limit).mean() < _FIT:
             continue
         text = (
-            f"{leave:.0%} of the {len(boxes)} boxes reach outside their pictures as {_NUMBERS[form]}, which this format "
+            f"{leave:.0%} of the {len(boxes)} boxes reach outside their pictures as {_NUMBERS[form]}, which "
+            f"this format "
             f"has, and all lie inside as {_NUMBERS[other]}"
         )
         if len(boxes) >= _ENOUGH[other]:

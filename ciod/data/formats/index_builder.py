@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import numpy as np
 
 from ciod.core.errors import DataError
 from ciod.core.files import nfc
+from ciod.data.alike import alike, count_joined, listed
 from ciod.data.formats.corners import Form, check_form
 from ciod.data.frames import match_sizes, twice_in_joined
 from ciod.data.images import read_header, read_image
@@ -40,6 +42,7 @@ class Columns:
     area: Any = field(default_factory=list)  # [A] NaN = width × height
     relative: bool = False  # boxes are fractions of the image, not pixels
     form: Form | None = None  # how the format writes a box; None: not to be questioned
+    written: dict[str, Counter[str]] = field(default_factory=dict)  # class name → how often it is written in which way
     where: Callable[[int], str] | None = None  # names box a in messages; when none: its file and corners
 
     def add_box(self, box: Sequence[float], label: int, difficult: bool = False) -> None:
@@ -60,6 +63,7 @@ def to_index(columns: Columns, source: str, check: Check, problems: Problems) ->
     """
     if not columns.class_names:
         raise DataError(f"{source} names no class{_found(problems)}.")
+    _count_names(columns, problems)
     headers, usable = _look(columns, check, problems)
     frames = match_sizes(columns.files, np.array(columns.sizes, np.int64).reshape(-1, 2), headers, usable, problems)
     sizes, usable = frames.sizes, frames.usable
@@ -111,6 +115,12 @@ def to_index(columns: Columns, source: str, check: Check, problems: Problems) ->
         problems=problems,
     )
     return index if usable.all() else index.select(images=np.flatnonzero(usable))
+
+
+def _count_names(columns: Columns, problems: Problems) -> None:
+    count_joined(columns.written, problems)
+    for group in alike(columns.class_names):
+        problems.add("names that look the same and are different classes", listed(group))
 
 
 def unique_names(names: Sequence[Any], ids: Sequence[Any], source: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ciod.core.errors import CiodError
+from ciod.core.plural import counted
 from ciod.core.reading import lfs_hint
 from ciod.data import names as known
 
@@ -64,9 +65,9 @@ def named(path: Path, content: dict[str, Any], classes: Sequence[str] | None, co
     if not found and count == len(known.COCO):
         found = known.COCO
     if not found:
-        raise CiodError(f"{path} has {count} classes but no class names; give them: names=a,b,c.")
+        raise CiodError(f"{path} has {counted(count, 'class')} but no class names; give them: names=a,b,c.")
     if len(found) != count:
-        raise CiodError(f"{path} has {count} classes, but {len(found)} names were given.")
+        raise CiodError(f"{path} has {counted(count, 'class')}, but {counted(len(found), 'name')} were given.")
     return tuple(found)
 
 

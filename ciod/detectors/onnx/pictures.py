@@ -16,6 +16,7 @@ from typing import Any, get_args
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.files import is_file
 from ciod.core.limits import LARGEST
+from ciod.core.plural import counted
 from ciod.data import names as known
 from ciod.data.augment import Placement
 from ciod.data.text_files import read_text
@@ -59,7 +60,8 @@ def parse(given: Any) -> Input:
     problems += [f"input: it names {' and '.join(words)}; one can be." for words in found.values() if len(words) > 1]
     if len(numbers) not in ((0, 1) if found["range"] else (0, 1, 6, 7)):
         problems.append(
-            f"input: {len(numbers)} numbers; write mean and deviation of R, G, B (six, in 0..255), a fill, or both."
+            f"input: {counted(len(numbers), 'number')}; write mean and deviation of R, G, B (six, in 0..255), a "
+            f"fill, or both."
         )
     elif any(s <= 0 for s in numbers[3:6]):
         problems.append("input: a deviation must be above 0.")
@@ -211,5 +213,7 @@ def names_of(source: OnnxFile, given: Sequence[str] | None) -> tuple[str, ...] |
     if twice := next((n for n in real if real.count(n) > 1), None):
         raise ConfigError([f"names: {twice!r} comes twice."])
     if in_file is not None and len(in_file) != len(found):
-        raise ConfigError([f"names: {source.path.name} has {len(in_file)} classes, and names= gives {len(found)}."])
+        raise ConfigError(
+            [f"names: {source.path.name} has {counted(len(in_file), 'class')}, and names= gives {len(found)}."]
+        )
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ from ciod.core.validation_messages import problems_in
 from ciod.methods.base.method import Method
 from ciod.methods.base.user_code import UserCodeError, is_users, where
 
-_ATTRIBUTES: dict[str, tuple[type | tuple[type, ...], str]] = {
-    "needs": ((frozenset, set), 'frozenset({"dense"})'),
-    "distillation_terms": ((frozenset, set), 'frozenset({"distill_cls"})'),
-    "run_defaults": (Mapping, '{"train.lr": 0.001}'),
+_ATTRIBUTES: dict[str, tuple[Any, str]] = {
+    "needs": (frozenset | set, 'frozenset({"dense"})'),
+    "distillation_terms": (frozenset | set, 'frozenset({"distill_cls"})'),
+    "run_defaults": (dict, '{"train.lr": 0.001}'),
     "uses_teacher": (bool, "True"),
     "learns_background": (bool, "True"),
     "needs_unlabelled": (bool, "True"),
@@ -45,9 +44,11 @@ def check_declared(cls: type[Method]) -> None:
             raise UserCodeError(f"{_at(cls, name)} replaces {name}, which ciod fills; give it another name.")
     for name, (kind, example) in _ATTRIBUTES.items():
         value = getattr(cls, name)
-        if isinstance(value, property) or isinstance(value, kind):
+        if isinstance(value, property | kind):
             continue
-        raise UserCodeError(f"{_at(cls, name)}: {name} = {value!r} has the wrong type; write for example {name} = {example}.")
+        raise UserCodeError(
+            f"{_at(cls, name)}: {name} = {value!r} has the wrong type; write for example {name} = {example}."
+        )
     _check_defaults(cls)
 
 
@@ -75,7 +76,8 @@ def _required(cls: type[BaseModel], name: object) -> bool:
 
 def _at(cls: type, name: str) -> str:
     """The class and the line where it declares ``name``."""
-    owner = next((c for c in cls.__mro__ if is_users(c) and name in (*vars(c), *getattr(c, "__annotations__", ()))), cls)
+    own = [c for c in cls.__mro__ if is_users(c)]
+    owner = next((c for c in own if name in (*vars(c), *getattr(c, "__annotations__", ()))), cls)
     line = _line(owner, name)
     file = inspect.getsourcefile(owner) if line else None
     return f"{cls.__name__} ({Path(file).name}, line {line})" if file else where(cls)
