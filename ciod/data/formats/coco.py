@@ -20,6 +20,7 @@ from ciod.core.reading import ANNOTATIONS, Unreadable, read_bytes, read_text
 from ciod.data.formats.index_builder import Check, Columns, number, size_of, to_index, unique_names
 from ciod.data.formats.layout import Files, Layout, Part, child, split_in_name, split_of_name, subfolders
 from ciod.data.formats.other_tools import advice, advice_on_list
+from ciod.data.formats.plausible import check_categories, check_keys
 from ciod.data.index import Index, Problems, count
 from ciod.data.masks import box_of
 from ciod.data.text_files import ADVICE
@@ -166,6 +167,7 @@ def read(part: Part, check: Check, problems: Problems) -> Index:
     used = [_key(a.get("category_id")) for a in annotations]
     columns.class_names, columns.category_ids = _classes(content["categories"], set(used), source)
     label_of = {_key(k): i for i, k in enumerate(columns.category_ids)}
+    check_categories(used, label_of, source)
     absent, odd, drawn = _boxes(annotations, columns, source)
 
     def where(a: int) -> str:
@@ -217,6 +219,7 @@ def class_names(part: Part) -> tuple[str, ...]:
 def _load(path: Path) -> dict[str, Any]:
     try:
         raw = read_bytes(path, ANNOTATIONS)
+        check_keys(raw, str(path))
         with uncollected():
             try:
                 content = json.loads(_POLYGONS.sub(b'"segmentation":[]', raw))

@@ -16,6 +16,7 @@ from ciod.core.errors import DataError
 from ciod.core.files import nfc
 from ciod.data.alike import alike, count_joined, listed
 from ciod.data.formats.corners import Form, check_form
+from ciod.data.formats.plausible import check_percent, check_usable
 from ciod.data.frames import match_sizes, twice_in_joined
 from ciod.data.images import read_header, read_image
 from ciod.data.index import Index, Problems, count
@@ -40,6 +41,7 @@ class Columns:
     crowd: Any = field(default_factory=list)
     difficult: Any = field(default_factory=list)
     area: Any = field(default_factory=list)  # [A] NaN = width × height
+    refused: int = 0  # boxes that the reader left out, and counted
     relative: bool = False  # boxes are fractions of the image, not pixels
     form: Form | None = None  # how the format writes a box; None: not to be questioned
     written: dict[str, Counter[str]] = field(default_factory=dict)  # class name → how often it is written in which way
@@ -85,11 +87,10 @@ def to_index(columns: Columns, source: str, check: Check, problems: Problems) ->
             return columns.where(a)
         return f"{_name(columns.files[image[a]])} ({', '.join(f'{v:g}' for v in boxes[a].round(1))})"
 
-    if not columns.relative:
-        _check_pixels(boxes[known], source)
-    if columns.form:
-        check_form(boxes[known], sizes[image[known]][:, ::-1], columns.form, source, problems)
+    _check_units(columns, boxes[known], sizes[image[known]], source, problems)
     clipped, keep = _clip(boxes, sizes[image], known, problems, where)
+    crowd = np.asarray(columns.crowd, dtype=bool)
+    check_usable(len(boxes) + columns.refused, keep, crowd, source, problems)
     rows = np.flatnonzero(keep)
     rows = rows[np.argsort(image[rows], kind="stable")]
     kept = clipped[rows].astype(np.float32)
@@ -108,7 +109,7 @@ def to_index(columns: Columns, source: str, check: Check, problems: Problems) ->
         image=image[rows],
         boxes=kept,
         labels=labels[rows],
-        crowd=np.asarray(columns.crowd, dtype=bool)[rows],
+        crowd=crowd[rows],
         difficult=np.asarray(columns.difficult, dtype=bool)[rows],
         area=area,
         source=source,
@@ -227,6 +228,15 @@ def _threaded(function: Callable[[int], Any], n: int) -> Iterable[Any]:
     with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
         for results in pool.map(lambda chunk: [function(i) for i in chunk], chunks):
             yield from results
+
+
+def _check_units(columns: Columns, boxes: np.ndarray, sizes: np.ndarray, source: str, problems: Problems) -> None:
+    """That numbers of boxes mean what the format says. ``sizes`` [A, 2] are those of the images."""
+    if not columns.relative:
+        _check_pixels(boxes, source)
+        check_percent(boxes, sizes, source)
+    if columns.form:
+        check_form(boxes, sizes[:, ::-1], columns.form, source, problems)
 
 
 def _check_pixels(boxes: np.ndarray, source: str) -> None:

@@ -190,6 +190,7 @@ def _forms(line: str) -> Iterator[str]:
 
 
 def _add(thing: _Object, columns: Columns, label_of: dict[str, int], problems: Problems, where: str) -> None:
+    columns.refused += not thing.name or thing.box is None
     if not thing.name:
         problems.add("object without a class name, left out", where)
     elif thing.box is None:
