@@ -97,3 +97,21 @@ def test_percent_of_the_picture():
         check_percent(boxes, sizes, "here.json")
     for fine in ((boxes * 4.8, sizes), (boxes, sizes // 4), (boxes[:5], sizes[:5]), (boxes / 2, sizes)):
         check_percent(*fine, "here.json")
+
+
+@pytest.mark.parametrize("write", [write_coco, write_voc, write_yolo])
+def test_equal_boxes_are_counted_and_kept(tmp_path, write):
+    index = sample_index(tmp_path / "raw")
+    index = index.with_boxes(index.image[:2], index.boxes[:2], index.labels[:2])
+    found = formats.read(write(index, tmp_path / "data"))
+    assert len(found.labels) == 11
+    assert found.problems.counts == {"box of the same class and corners as another one, kept": 2}
+
+
+@pytest.mark.parametrize("line", ["0,0.5,0.5,0.2,0.3", "0 0,5 0,5 0,2 0,3", "cat 0.5 0.5 0.2 0.3"])
+def test_lines_of_yolo_of_which_none_is_a_box(tmp_path, line):
+    root = write_yolo(sample_index(tmp_path / "raw", images=5), tmp_path / "data")
+    for file in (root / "labels" / "train").iterdir():
+        file.write_text(f"{line}\n")
+    with pytest.raises(DataError, match=r"none of its 5 boxes can be used: 5 × line with something that is not a num"):
+        formats.read(root)

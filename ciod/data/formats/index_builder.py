@@ -16,7 +16,7 @@ from ciod.core.errors import DataError
 from ciod.core.files import nfc
 from ciod.data.alike import alike, count_joined, listed
 from ciod.data.formats.corners import Form, check_form
-from ciod.data.formats.plausible import check_percent, check_usable
+from ciod.data.formats.plausible import EQUAL, check_percent, check_usable, equal_to_another
 from ciod.data.frames import match_sizes, twice_in_joined
 from ciod.data.images import read_header, read_image
 from ciod.data.index import Index, Problems, count
@@ -94,6 +94,7 @@ def to_index(columns: Columns, source: str, check: Check, problems: Problems) ->
     rows = np.flatnonzero(keep)
     rows = rows[np.argsort(image[rows], kind="stable")]
     kept = clipped[rows].astype(np.float32)
+    count(problems, EQUAL, rows[equal_to_another(image[rows], labels[rows], kept)], where)
     area = np.asarray(columns.area, dtype=np.float64)[rows] * (1 if columns.relative else scale[rows].prod(1))
     given = (area > 0) & (area < 1e12)  # more is a mistake and overflows float32
     area = np.where(given, area, (kept[:, 2] - kept[:, 0]) * (kept[:, 3] - kept[:, 1])).astype(np.float32)

@@ -11,6 +11,7 @@ import numpy as np
 from ciod.core.errors import DataError
 from ciod.data.index import Problems
 
+EQUAL = "box of the same class and corners as another one, kept"
 FEW = 4  # boxes; fewer show nothing
 _MANY = 10
 _LARGE = 200  # pixels: in pictures of this side, boxes within 0..100 leave three quarters empty
@@ -92,3 +93,17 @@ def check_percent(boxes: np.ndarray, sizes: np.ndarray, source: str) -> None:
             f"{source}: all {len(boxes)} boxes lie within 0..100, as percent of the picture do; this format counts in "
             "pixels. Multiply them by width or height of the picture, and divide by 100."
         )
+
+
+def equal_to_another(image: np.ndarray, labels: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """[A] bool: rows that repeat an earlier one."""
+    numbers = boxes.astype(np.float64) @ np.array([1.0, 1.4142135, 1.7320508, 2.2360679])  # equal where boxes are equal
+    _, first, times = np.unique(numbers, return_index=True, return_counts=True)
+    again = np.zeros(len(boxes), dtype=bool)
+    if len(first) == len(boxes):  # nearly always; the exact comparison would take seconds for COCO
+        return again
+    some = np.flatnonzero(np.isin(numbers, numbers[first[times > 1]]))
+    columns = np.column_stack([image[some], labels[some], boxes[some].astype(np.float64)])
+    again[some] = True
+    again[some[np.unique(columns, axis=0, return_index=True)[1]]] = False
+    return again

@@ -181,7 +181,7 @@ def read(parts: tuple[Part, ...], layout: Layout, source: str, check: Check, pro
             f"{source}: none of the {len(columns.files)} pictures has a box file; looked for {tried} first."
         )
     check_categories(rows.used, set(numbers), source)
-    columns.refused = len(rows.used) - len(columns.labels)
+    columns.refused = rows.lines - len(columns.labels)
     columns.ids = numbered([Path(f).stem for f in columns.files])
     return to_index(columns, source, check, problems)
 
@@ -288,6 +288,7 @@ class _Rows:
     def __init__(self, columns: Columns, label_of: dict[int, int], problems: Problems, keypoints: bool):
         self.columns, self.label_of, self.problems, self.keypoints = columns, label_of, problems, keypoints
         self.used: list[float] = []  # class numbers as written
+        self.lines = 0
 
     def add_file(self, path: str) -> None:
         """Reads the boxes of the image that was added last."""
@@ -299,6 +300,7 @@ class _Rows:
             return
         for n, line in enumerate(text.splitlines(), 1):
             if words := line.split():
+                self.lines += 1
                 wrong = self._add(words)
                 if wrong:
                     self.problems.add(wrong, f"{os.path.split(path)[1]} line {n}")
