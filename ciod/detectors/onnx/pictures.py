@@ -10,17 +10,14 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, get_args
 
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
-from ciod.core.files import is_file
 from ciod.core.limits import LARGEST
 from ciod.core.plural import counted
-from ciod.data import names as known
 from ciod.data.augment import Placement
-from ciod.data.text_files import read_text
 from ciod.detectors.base import IMAGENET, Input
+from ciod.detectors.files.checkpoint import spelled_out
 from ciod.detectors.onnx.file import OnnxFile
 
 LONGEST = 16 << 20  # characters of one entry of the metadata
@@ -203,12 +200,7 @@ def names_of(source: OnnxFile, given: Sequence[str] | None) -> tuple[str, ...] |
     in_file = tuple(str(n) for n in own) if isinstance(own, list) else None
     if given is None:
         return in_file
-    found = tuple(given)
-    if found == ("coco",):
-        found = tuple(known.COCO)
-    elif len(found) == 1 and is_file(found[0]):
-        lines = read_text(Path(found[0])).splitlines()
-        found = tuple(line.strip() for line in lines if line.strip())
+    found = spelled_out(given)
     real = [n for n in found if n not in NO_CLASS]
     if twice := next((n for n in real if real.count(n) > 1), None):
         raise ConfigError([f"names: {twice!r} comes twice."])
