@@ -227,6 +227,8 @@ def why(path: Path, error: Exception, size: int = 0) -> str:
         )
     if code in _NO_FOLDER and (file := next((p for p in (path, *path.parents) if is_file(p)), None)):
         return f"{path} cannot be written: {file} is a file, where a folder is needed. Choose another folder."
+    if code in _NO_FOLDER and exists(path):
+        return f"{path} cannot be written: it is no folder, and one is needed. Choose another folder."
     if code in _REFUSED:
         return f"{path} cannot be written: {text}. Choose a folder that may be written to."
     return f"{path} cannot be written: {text or str(error) or type(error).__name__}."

@@ -325,7 +325,8 @@ def test_names_of_coco_from_a_file_and_of_a_model_of_ciod(tmp_path):
     (tmp_path / "names.txt").write_text("".join(f"c{i}\n" for i in range(80)))
     assert files.open_detector(plain, names=["coco"]).class_names == COCO
     assert files.open_detector(plain, names=[str(tmp_path / "names.txt")]).class_names[3] == "c3"
-    own = files.save_model(tmp_path / "own.safetensors", make(names=("cat", "dog")))
+    own = tmp_path / "own.safetensors"
+    files.save_model(own, make(names=("cat", "dog")))
     assert files.open_detector(own, names=["cat", "dog"]).class_names == ("cat", "dog")
     with pytest.raises(
         CiodError, match=r"^names: .*own\.safetensors has its own class names \(cat, dog\); leave names="
