@@ -145,7 +145,7 @@ def whole(path: Path | str, *, size: int = 0) -> Generator[IO[bytes], None, None
     """
     path = named(path)
     if is_folder(path):
-        raise WriteError(f"{path} cannot be written: it is a folder.")
+        raise WriteError(f"{path} cannot be written: it is a folder. Give the name of a file.")
     if exists(path) and not is_file(path):
         with explained(path), path.open("wb") as file:
             yield file

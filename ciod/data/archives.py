@@ -151,5 +151,5 @@ def _checked(reader: _Reader, archive: Path, folder: str) -> tuple[int, int]:
         if size > limit or n >= _MEMBERS:
             raise DataError(f"{archive} is refused: it would unpack to more than {human_bytes(min(size, limit))}.")
     if not files:
-        raise DataError(f"{archive} has no files.")
+        raise DataError(f"{archive} has no files, so it is not the archive of a data set; remove it and try again.")
     return files, size

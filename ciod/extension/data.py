@@ -73,7 +73,9 @@ def hold_out(index: Index, share: float, seed: int) -> np.ndarray:
         DataError: there is only one image.
     """
     if len(index) < 2:
-        raise DataError(f"{index.source} has one image; two are needed, one to learn from and one to measure by.")
+        raise DataError(
+            f"{index.source} has one image; two are needed, one to learn from and one to measure by. Add some."
+        )
     rng = np.random.default_rng([seed, 11])
     place = rng.permutation(len(index))  # the order in which images are taken
     images = [np.unique(index.image[index.labels == c]) for c in range(len(index.class_names))]

@@ -71,7 +71,7 @@ class Video:
         except (need_av().FFmpegError, OSError, ValueError) as error:
             raise DataError(f"{self.path} breaks off after {counted(count, 'frame')}: {_reason(error)}.") from error
         if not count:
-            raise DataError(f"{self.path} has no frame that can be read.")
+            raise DataError(f"{self.path} has no frame that can be read; it may be damaged. Try to convert it to MP4.")
 
 
 def frames(path: str | Path) -> Iterator[np.ndarray]:

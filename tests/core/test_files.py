@@ -44,6 +44,8 @@ def test_a_file_where_a_folder_is_needed_is_named(tmp_path, below):
 
 @pytest.mark.skipif(not Path("/dev/null").exists(), reason="there are no devices as files here")
 def test_a_device_is_no_folder():
-    with pytest.raises(WriteError, match=r"^/dev/null cannot be written: it is no folder, and one is needed\. Choose"):
-        with explained(Path("/dev/null")):
-            Path("/dev/null").mkdir(parents=True, exist_ok=True)
+    with (
+        pytest.raises(WriteError, match=r"^/dev/null cannot be written: it is no folder, and one is needed\. C"),
+        explained(Path("/dev/null")),
+    ):
+        Path("/dev/null").mkdir(parents=True, exist_ok=True)

@@ -57,7 +57,7 @@ def parse(given: Any) -> Input:
     problems += [f"input: it names {' and '.join(words)}; one can be." for words in found.values() if len(words) > 1]
     if len(numbers) not in ((0, 1) if found["range"] else (0, 1, 6, 7)):
         problems.append(
-            f"input: {counted(len(numbers), 'number')}; write mean and deviation of R, G, B (six, in 0..255), a "
+            f"input: it has {counted(len(numbers), 'number')}; write mean and deviation of R, G, B (six, in 0..255), a "
             f"fill, or both."
         )
     elif any(s <= 0 for s in numbers[3:6]):
@@ -150,7 +150,9 @@ def of_metadata(source: OnnxFile) -> tuple[Input, str] | None:
         try:
             return Input(**fields), "metadata of ciod"
         except TypeError as error:
-            raise CiodError(f"{source.path} is damaged: its metadata do not describe an input ({error}).") from error
+            raise CiodError(
+                f"{source.path} is damaged: its metadata do not describe an input ({error}). Export it again."
+            ) from error
     if isinstance(_literal(source.metadata.get("names")), (dict, list)) and "stride" in source.metadata:
         return Input(place="letterbox", **RANGES["0..1"]), "metadata of Ultralytics"
     return None
