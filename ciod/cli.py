@@ -287,7 +287,7 @@ def export(
     The file is compared with the model before it gets its name. Needs `pip install 'ciod[onnx]'`.
     Settings: `onnx=` `nms=true` (non-maximum suppression in the graph) `size=` `dynamic_size=true` `opset=17`
     `score_threshold=` `nms_iou=` `max_detections=100` `images=FOLDER` (to compare on) `tolerance=0.001`
-    (largest difference) `names='[a, b]'` `arbiter=off`.
+    (largest difference) `names='[a, b]'` `arbiter=off` `overwrite=true`.
 
     `ciod export MODEL mmdet=FOLDER` writes a config and a checkpoint for MMDetection instead (YOLOX, GFL, and what came
     from there), with `size=` and `names=`; see docs/mmdetection.md.

@@ -412,7 +412,7 @@ def test_a_pointer_of_git_lfs_is_named(tmp_path):
 def test_a_run_folder_is_no_data_set(tmp_path):
     (tmp_path / "results.json").write_text('{"format": 1, "scenario": {}, "detector": {}}')
     with pytest.raises(DataError, match=r"is of a run folder of ciod, not of a data set: the run's run\.yaml names"):
-        formats.recognise(tmp_path) and formats.read(tmp_path)
+        formats.read(tmp_path)
     (tmp_path / "results.json").unlink()
     (tmp_path / "run.yaml").write_text("versions: {}\n")
     with pytest.raises(DataError, match=r"is of a run folder of ciod"):

@@ -70,7 +70,7 @@ def check_form(boxes: np.ndarray, limit: np.ndarray, form: Form, source: str, pr
 def _inside(boxes: np.ndarray, limit: np.ndarray) -> np.ndarray:
     """[A] bool: boxes with an area that lie in their pictures."""
     low, high = boxes[:, :2], boxes[:, 2:]
-    return (low < high).all(1) & (low >= -_EDGE).all(1) & (high <= limit + _EDGE).all(1)
+    return np.all((low < high) & (low >= -_EDGE) & (high <= limit + _EDGE), axis=1)
 
 
 def _numbers(boxes: np.ndarray, form: str) -> np.ndarray:

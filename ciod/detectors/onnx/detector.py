@@ -89,8 +89,8 @@ class OnnxDetector(Detector):
             outputs += [n for p in record.parts[1:] for n in (p.boxes, p.scores)]
             if len(record.parts[0].columns) != len(self.parts[0]):
                 raise CiodError(
-                    f"{opened.whole.path} is damaged: its classes are not those of its outputs. Use another copy of it, "
-                    "or extend its detector again."
+                    f"{opened.whole.path} is damaged: its classes are not those of its outputs. Use another copy of "
+                    "it, or extend its detector again."
                 )
             self.parts = [list(p.columns) for p in record.parts]
             self.lineage = list(record.lineage)

@@ -15,8 +15,8 @@ from ciod.methods.base.method import Method
 from ciod.methods.base.user_code import UserCodeError, is_users, where
 
 _ATTRIBUTES: dict[str, tuple[Any, str]] = {
-    "needs": (frozenset | set, 'frozenset({"dense"})'),
-    "distillation_terms": (frozenset | set, 'frozenset({"distill_cls"})'),
+    "needs": ((frozenset, set), 'frozenset({"dense"})'),
+    "distillation_terms": ((frozenset, set), 'frozenset({"distill_cls"})'),
     "run_defaults": (dict, '{"train.lr": 0.001}'),
     "uses_teacher": (bool, "True"),
     "learns_background": (bool, "True"),
@@ -44,7 +44,7 @@ def check_declared(cls: type[Method]) -> None:
             raise UserCodeError(f"{_at(cls, name)} replaces {name}, which ciod fills; give it another name.")
     for name, (kind, example) in _ATTRIBUTES.items():
         value = getattr(cls, name)
-        if isinstance(value, property | kind):
+        if isinstance(value, property) or (isinstance(value, kind) and value is not None):
             continue
         raise UserCodeError(
             f"{_at(cls, name)}: {name} = {value!r} has the wrong type; write for example {name} = {example}."
@@ -54,7 +54,8 @@ def check_declared(cls: type[Method]) -> None:
 
 def _check_defaults(cls: type[Method]) -> None:
     try:
-        strict: Any = type(cls)(
+        build: Any = type(cls)
+        strict = build(
             cls.__name__, (cls,), {"model_config": ConfigDict(validate_default=True), "__module__": cls.__module__}
         )
         strict.model_validate({})
