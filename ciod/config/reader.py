@@ -184,9 +184,9 @@ def split(words: Sequence[str] | None, table: Table | None = None) -> tuple[list
             problems.append(f"'{word}' is not a setting; write key=value, for example epochs=30.")
         else:
             full = table.full(key) if table is not None else key
-            earlier = found.pop(as_given.get(full, ""), text)
-            if earlier != text and table is not None:
-                problems.append(twice(key, earlier, text))
+            other = found.pop(as_given.get(full, ""), text)
+            if other != text and table is not None:
+                problems.append(twice(key, other, text))
             found[key], as_given[full] = Word(text), key
     return plain, found, problems
 

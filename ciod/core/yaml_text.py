@@ -125,7 +125,7 @@ def parse(text: str | bytes, most: int = WRITTEN, loader_type: type[_Loader] = _
 
 
 def _refuse_twice(node: yaml.MappingNode) -> None:
-    """Python's reader would keep the last of two values of one key without a word."""
+    """Python's reader would keep the last of two values of one key silently."""
     seen: dict[tuple[str, Any], yaml.Node] = {}
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode):

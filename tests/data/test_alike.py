@@ -22,7 +22,7 @@ KIND = "names that look the same and are different classes"
 
 @pytest.mark.parametrize(("one", "other"), PAIRS)
 @pytest.mark.parametrize("write", [write_coco, write_voc, write_yolo])
-def test_names_that_look_the_same_are_told(tmp_path, write, one, other):
+def test_names_that_look_the_same_are_reported(tmp_path, write, one, other):
     root = write(sample_index(tmp_path / "raw", names=(one, "dog", other)), tmp_path / "data")
     index = formats.read(root)
     assert len(index.class_names) == 3 and index.problems.counts[KIND] == 1
@@ -30,7 +30,7 @@ def test_names_that_look_the_same_are_told(tmp_path, write, one, other):
     assert KIND in describe_text(root)
 
 
-def test_names_that_differ_are_not_told():
+def test_names_that_differ_are_not_reported():
     assert alike(["cat", "cats", "car", "dog", "a1", "a2", "猫", "犬", "ант", "c++", "c"]) == []
 
 

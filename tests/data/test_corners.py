@@ -58,7 +58,7 @@ def test_boxes_that_merely_stick_out_are_clipped_as_before(form):
         assert not problems
 
 
-def test_few_boxes_are_told_and_read_as_the_format_says():
+def test_few_boxes_are_reported_and_read_as_the_format_says():
     boxes, limit = np.array([[10.0, 10, 60, 60], [50, 50, 140, 140], [1, 2, 9, 9]]), np.full((3, 2), 100.0)
     check_form(boxes, limit, "corner and sides", "", problems := Problems())
     assert problems.lines() == [

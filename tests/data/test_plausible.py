@@ -81,7 +81,7 @@ def test_no_box_is_left(tmp_path):
         formats.read(voc)
 
 
-def test_crowd_alone_is_told(tmp_path):
+def test_crowd_alone_is_reported(tmp_path):
     root, content = coco(tmp_path)
     for a in content["annotations"]:
         a["iscrowd"] = 1

@@ -94,7 +94,7 @@ def _listings(part: Part) -> list[tuple[str, Path]]:
 @dataclass
 class _Object:
     name: str
-    written: str  # the name as it stands in the XML
+    written: str  # the name in the XML, before it is cleaned
     box: tuple[float, float, float, float] | None  # as written, 1-based; None = no bndbox
     difficult: bool
 
