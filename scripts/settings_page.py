@@ -31,7 +31,7 @@ Every setting of every command. A setting is written `key=value`, on the command
 - **setting**: the full name, and in brackets the shorter one, if there is one.
 - **default**: `—` (None in the last column) means that there is none, or that it is chosen when the command runs.
   `by effort`: what `effort` chooses from data, start and machine.
-- **changes**: which results the setting changes. `later tasks`: all but those of the first task, so that runs that
+- **changes**: which results the setting changes. `later tasks`: all except those of the first task, so that runs that
   differ in it can share one. `none`: no result; such a setting may change when a run is resumed.
 """
 COMMANDS = (

@@ -50,7 +50,7 @@ def tiny() -> Detector:
 
 @linux
 @pytest.mark.parametrize("suffix", ["", ".json", ".yaml"])
-def test_a_device_is_no_data_set(tmp_path, suffix):
+def test_a_device_is_not_a_data_set(tmp_path, suffix):
     (tmp_path / f"data{suffix}").symlink_to(DEVICE)
     with pytest.raises(DataError, match="is not a regular file but a device"):
         formats.recognise(tmp_path / f"data{suffix}")
@@ -102,7 +102,7 @@ def test_pipes_as_pictures_videos_and_files_of_a_run(tmp_path):
     passed = Problems()
     with pytest.raises(CiodError, match="There is no picture"):
         inference.files(tmp_path, problems=passed)
-    assert passed.lines() == [f"1 × device, pipe or socket, passed over: {tmp_path / 'a.jpg'}"]
+    assert passed.lines() == [f"1 × device, pipe or socket, skipped: {tmp_path / 'a.jpg'}"]
     with pytest.raises(CiodError, match=r"results\.json is not a regular file"):
         page.read_results(tmp_path)
     with pytest.raises(CiodError, match="There is no model file"):
@@ -129,7 +129,7 @@ def test_settings_of_very_many_keys(tmp_path, read, monkeypatch):
     with pytest.raises(CiodError, match=r"s\.yaml is not YAML: it has more than 1,000 values"):
         read(path)
     path.write_text("#" * (2 << 20))
-    with pytest.raises(CiodError, match=r"s\.yaml has 2 MB; more than 1 MB are not read"):
+    with pytest.raises(CiodError, match=r"s\.yaml has 2 MB; at most 1 MB are read"):
         read(path)
 
 
@@ -201,7 +201,7 @@ def test_a_model_file_starts_no_other_file(tmp_path, engine, command, name, monk
     with pytest.raises(SystemExit) as ended:
         cli.main()
     said = "".join(capfd.readouterr())
-    wanted = "lies outside the model" if name.startswith("mmdet:") else f"There is no detector '{name}'"
+    wanted = "outside the model" if name.startswith("mmdet:") else f"There is no detector '{name}'"
     if command in ("list", "compare"):  # nothing is built, or by processes of its own
         assert "Traceback" not in said
     else:
@@ -269,7 +269,7 @@ def test_postscript_is_not_opened_whatever_it_is_called(tmp_path, name, monkeypa
     path.write_bytes(POSTSCRIPT)
     assert Image.open(path).format == "EPS", "else the test shows nothing"
     for read in (images.read_image, images.image_size, tiny().predict):
-        with pytest.raises(DataError, match="is not a picture of a format that ciod reads"):
+        with pytest.raises(DataError, match="is not a picture in a format that ciod reads"):
             read(path)
 
 

@@ -134,7 +134,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("words", "sentence"), MISTAKES, ids=[w for w, _ in MISTAKES])
-def test_a_mistake_is_one_sentence_and_exit_code_2(run, pets, model, words, sentence):
+def test_a_mistake_gives_one_message_and_exit_code_2(run, pets, model, words, sentence):
     places = {"PETS": str(pets), "MODEL": str(model)}
     code, out, err = run(*(re.sub("PETS|MODEL", lambda m: places[m[0]], w) for w in words.split()))
     assert code == 2, (out, err)
@@ -208,7 +208,7 @@ def test_the_path_of_a_data_set_may_be_any_bytes(run, pets, tmp_path):
         "train data=PETS split=1+2 detector=yolox-pico size=64 epochs=1 out=LONG",
     ],
 )
-def test_a_path_longer_than_any_disk_takes_is_a_sentence(run, pets, model, words, long, tmp_path, monkeypatch):
+def test_a_path_longer_than_any_disk_allows_gives_a_message(run, pets, model, words, long, tmp_path, monkeypatch):
     """``Path.exists`` raises for such a path; see ``ciod.core.files.exists``."""
     monkeypatch.chdir(tmp_path)
     places = {"PETS": str(pets), "MODEL": str(model), "LONG": long}
@@ -303,7 +303,7 @@ def test_eval_replaces_no_file_but_its_own(run, model, pets, tmp_path):
         target.write_text(content)
         code, _, err = run(*words)
         assert code == 2
-        assert "ap.json is there already, and is no result of 'ciod eval'; choose another name." in err
+        assert "ap.json exists and is not a result of 'ciod eval'; choose another name." in err
         assert target.read_text() == content
 
 

@@ -45,7 +45,7 @@ def test_nothing_left_open_masks_nothing():
     assert said.channels is None and said.positions is None and said.objectness is None
 
 
-def test_a_class_that_is_not_drawn_spares_what_the_student_takes_for_it():
+def test_a_class_that_is_not_drawn_spares_detections_of_the_student():
     # Position 1 looks like a bee, position 2 like a cow, position 0 (matched) like a bee too.
     looks = three([[0.1, 0.9, 0.1], [0.1, 0.31, 0.1], [0.1, 0.1, 0.9]])
     targets = one_box(known=torch.tensor([[True, False, True]]))
@@ -118,7 +118,7 @@ def test_masked_channels_have_exactly_no_gradient(family):
     assert torch.equal(found[left], plain[left])
 
 
-def test_channels_masked_in_the_background_alone(family):
+def test_channels_masked_only_in_the_background(family):
     """At matches they have the very gradient of an unmasked loss, elsewhere exactly none."""
     new = torch.tensor([False, False, True])
     plain, positive = class_gradient(family, two_pictures())

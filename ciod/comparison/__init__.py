@@ -47,10 +47,10 @@ def compare(
         blocks: repetitions that differ in fold, class order and seed; 10: seeds and class orders 0 to 9, and with
             ``folds=5`` each fold twice; or a list of mappings: ``[{"fold": 1, "order": "seed:7", "seed": 7}]``.
         equal_steps: joint training takes as many optimiser steps as all tasks together; rows with others are refused.
-        gate: ratios are withheld where a first task is below this share of joint training's AP50 on its classes; None:
+        gate: ratios are withheld if a first task is below this share of joint training's AP50 on its classes; None:
             0.9.
-        margin: two methods count as equal if their difference lies within it; None: 0.02, two points.
-        only: ``"1/2"`` trains the first of two parts of the runs, writes no page and returns the failed runs alone; the
+        margin: two methods count as equal if their difference is within it; None: 0.02, two points.
+        only: ``"1/2"`` trains the first of two parts of the runs, writes no page and returns only the failed runs; the
             call without it merges.
         jobs: number of parallel runs, each in its own process; they share the cores. None: 1.
         upper: joint models to train for Ω and the gaps: of all class ``prefixes``, the ``final`` one, ``none``;
@@ -58,7 +58,7 @@ def compare(
         against: label of the reference method, which is subtracted from the others per seed; None: the first.
         out: folder for runs, tables and page; None: ``runs/compare-SCENARIO``.
         cache: folder for first tasks and joint models, to share them between comparisons; None: ``out``.
-        settings: of every run, as in ``ciod.train``.
+        settings: those of every run, as in ``ciod.train``.
 
     Raises:
         ConfigError: every problem of the settings, before any data is read.
@@ -89,7 +89,7 @@ def run(
     Args:
         given: the arguments of the comparison itself.
         problems: known problems, which are reported together with the others.
-        dry: only print what would be trained; returns nothing.
+        dry: only print what would be trained; return nothing.
     """
     import shlex
     import sys

@@ -10,7 +10,7 @@ from ciod.core import typed, yaml_text
 from ciod.core.errors import ConfigError, did_you_mean
 from ciod.core.yaml_text import without_sources
 
-MOST = 1000  # more are a typing error
+MOST = 1000  # a larger number is a typing error
 _KEYS = ("fold", "order", "seed")
 
 
@@ -20,7 +20,7 @@ class Block:
 
     seed: int
     settings: dict[str, Any] = field(default_factory=dict)
-    """Fold and class order, by full key; empty where all repetitions have the same."""
+    """Fold and class order, by full key; empty if they are the same in all repetitions."""
 
     def content(self) -> dict[str, Any]:
         """As in compare.json."""
@@ -95,7 +95,7 @@ def _listed(given: list[Any], base: Mapping[str, Any]) -> list[Block]:
         ]
         seed = one.get("seed")
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            problems.append(f"blocks: the entry {n} needs a seed: a number from 0, which is also its name.")
+            problems.append(f"blocks: the entry {n} needs a seed, a number from 0; it is also the name of the block.")
             continue
         if "order" in one and isinstance(base.get("protocol.split"), list):
             problems.append(f"blocks: the entry {n} has an order, but split= already names the classes of each task.")
@@ -107,7 +107,7 @@ def _listed(given: list[Any], base: Mapping[str, Any]) -> list[Block]:
         found.append(Block(seed, {f"protocol.{k}": one[k] for k in ("fold", "order") if k in one}))
     seeds = [b.seed for b in found]
     problems += [
-        f"blocks: two blocks have seed {s}; a block is named by its seed, so give each another one."
+        f"blocks: two blocks have seed {s}; a block is named by its seed, so each needs its own."
         for s in sorted({s for s in seeds if seeds.count(s) > 1})
     ]
     if problems:
@@ -116,14 +116,14 @@ def _listed(given: list[Any], base: Mapping[str, Any]) -> list[Block]:
 
 
 def warnings(blocks: list[Block], folds: int | None) -> list[str]:
-    """What the choice of blocks leaves uneven."""
+    """Warnings about an uneven choice of blocks."""
     if folds is None:
         return []
     times = [sum(b.settings.get("protocol.fold") == k for b in blocks) for k in range(1, folds + 1)]
     if len(blocks) == sum(times) and len({*times}) > 1:
-        told = ", ".join(f"fold {k}: {n}" for k, n in enumerate(times, 1))
+        counts = ", ".join(f"fold {k}: {n}" for k, n in enumerate(times, 1))
         return [
-            f"The blocks do not test all folds equally often ({told}); a multiple of {folds} blocks tests every "
+            f"The blocks do not test all folds equally often ({counts}); a multiple of {folds} blocks tests every "
             "image equally often."
         ]
     return []

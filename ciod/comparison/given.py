@@ -1,4 +1,4 @@
-"""The settings of a comparison's runs, from what was given: a scenario, a file, words, the settings of a method."""
+"""The settings of a comparison's runs, from a scenario, a file, words and the settings of a method."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def base_of(scenario: str | Path | None, settings: Mapping[str, Any]) -> tuple[d
 
 
 def kept_settings(scenario: str | Path | None, entries: Sequence[Entry]) -> list[Entry]:
-    """``entries`` with what a file or recipe sets of their methods, below what is set for them here."""
+    """``entries`` with the settings of their methods from a file or recipe, unless they are set here."""
     name = str(scenario)
     if name not in config.recipes() and not (name.endswith((".yaml", ".yml")) and not _is_protocol(Path(name))):
         return list(entries)
@@ -63,10 +63,10 @@ def kept_settings(scenario: str | Path | None, entries: Sequence[Entry]) -> list
 def with_recipes(
     base: dict[str, Any], settings: Mapping[str, Any], entries: Sequence[Entry]
 ) -> tuple[dict[str, Any], list[str]]:
-    """``base`` on top of what the recipes among ``entries`` set of the run, which must be the same for all of them.
+    """``base`` on top of the run settings of the recipes among ``entries``, which must be the same for all.
 
     Args:
-        settings: those that were given for every run; they decide where recipes differ.
+        settings: those that were given for every run; they take precedence over recipes.
     """
     recipes = [e.recipe for e in entries if e.recipe]
     if not recipes:
@@ -81,11 +81,11 @@ def with_recipes(
     for recipe, flat in flats.items():
         keys = [k for k in {**mine, **flat} if k in flat and flat[k] != mine.get(k) and k not in by_hand]
         if keys:
-            told = "; ".join(f"{k} is {written(mine.get(k))}, there {written(flat[k])}" for k in keys[:4])
+            differ = "; ".join(f"{k} is {written(mine.get(k))}, there {written(flat[k])}" for k in keys[:4])
             problems.append(
                 f"methods: the recipe {recipe} has other settings than this comparison "
-                f"({told}{'; …' * bool(keys[4:])}). All rows share the settings of the run; write those that differ "
-                "here, for all of them."
+                f"({differ}{'; …' * bool(keys[4:])}). All rows share the settings of the run; set those that differ "
+                "here, for all rows."
             )
     return mine, problems
 
@@ -105,7 +105,7 @@ def wrong_words(upper: Any, out: Any, cache: Any, against: Any) -> list[str]:
 
 
 def _is_protocol(path: Path) -> bool:
-    """Whether a file is a scenario: it holds only switches of the protocol."""
+    """Whether a file is a scenario: it has only switches of the protocol."""
     from ciod.data.scenarios.protocol import Protocol
 
     if path.suffix not in (".yaml", ".yml") or not is_file(path):

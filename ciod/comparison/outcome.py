@@ -42,7 +42,7 @@ def announcement(plan: Plan) -> list[str]:
     return [
         f"comparing {labels} on {counted(len(plan.scenario), 'task')}, seeds {', '.join(map(str, plan.seeds))}",
         *blocks,
-        f"{', '.join(parts)}; {len(plan.cells) - len(open_)} of {len(plan.cells)} are there already ({plan.out})",
+        f"{', '.join(parts)}; {len(plan.cells) - len(open_)} of {len(plan.cells)} exist already ({plan.out})",
         *plan.why,
         *plan.warnings,
     ]
@@ -58,13 +58,13 @@ def listing(plan: Plan, part: tuple[int, int] | None = None) -> list[str]:
 
 
 def of_part(plan: Plan, part: tuple[int, int], failed: Mapping[str, str]) -> list[str]:
-    """What a part of the runs ended with."""
+    """The outcome of a part of the runs."""
     cells = schedule.part(plan.cells, *part)
     whole = sum(finished(c.folder, c.key) for c in plan.cells)
     return [
         *(f"failed: {name}: {why}" for name, why in failed.items()),
         f"part {part[0]} of {part[1]}: {len(cells) - len(failed)} of {len(cells)} runs are finished, {whole} of "
-        f"{len(plan.cells)} in total. When all parts are through, repeat the command without only= to write the page.",
+        f"{len(plan.cells)} in total. When all parts are finished, repeat the command without only= to write the page.",
     ]
 
 
@@ -75,7 +75,7 @@ def write(plan: Plan, failed: Mapping[str, str], *, page: str = PAGE) -> Compari
         The content of compare.json.
     """
     good = [(e.label, c.folder) for e, _, c in pairs(plan) if c.name not in failed]
-    outcomes = by_picture.outcomes([(label, read_results(folder), folder) for label, folder in good])  # may be refused
+    outcomes = by_picture.outcomes([(label, read_results(folder), folder) for label, folder in good])  # may raise
     _give_bounds(plan, failed)
     runs = [(label, read_results(folder)) for label, folder in good]
     gate, against, margin = _gate(plan, failed), plan.against, plan.rules.margin
@@ -122,7 +122,7 @@ def _content(
         "remarks": judged.remarks(runs, gate),
         "bases": judged.bases(runs, gate),
         "shared": [
-            {"name": c.name, "kind": c.kind, "seed": c.seed, "tasks": c.tasks or c.until, "folder": _near(c, plan)}
+            {"name": c.name, "kind": c.kind, "seed": c.seed, "tasks": c.tasks or c.until, "folder": _relative(c, plan)}
             for c in plan.cells
             if c.kind != "run"
         ],
@@ -136,7 +136,7 @@ def _content(
 
 
 def _gate(plan: Plan, failed: Mapping[str, str]) -> Gate:
-    """With joint training of each seed, whether it is a row or not."""
+    """The gate, with joint training of each seed, also if it is not a row."""
     final = {c.seed: c for s in plan.seeds for c in plan.bounds(s) if c.tasks == len(plan.scenario)}
     joint = {s: read_results(c.folder) for s, c in final.items() if c.name not in failed}
     return Gate(plan.rules.gate, {s: r for s, r in joint.items() if r})
@@ -183,12 +183,12 @@ def show(plan: Plan, content: ComparisonFile, console: Console) -> None:
 
     runs = [(r["label"], read_results(plan.out / r["folder"])) for r in content["runs"] if r["status"] == "finished"]
     if runs:
-        width = console.width if console.is_terminal else 120  # a file has no edge
+        width = console.width if console.is_terminal else 120  # a file has no width
         for columns in (compared.SCORES, compared.REST):
             console.print(compared.comparison_table(runs, columns, _gate(plan, {})), width=width)
     for sentence in content["remarks"]:
         console.print(f"warning: {sentence}", markup=False, soft_wrap=True)
-    for label, results in runs:  # the runs have told their other warnings; their bounds are known only now
+    for label, results in runs:  # the runs have printed their other warnings; their bounds are known only now
         for sentence in sanity_checks.about_bounds(results["tasks"], results["upper_bounds"]):
             console.print(f"warning: {label}, seed {results['seed']}: {sentence}", markup=False, soft_wrap=True)
     many = f"mean ± standard deviation over {len(plan.seeds)} seeds; " if len(plan.seeds) > 1 else ""
@@ -199,7 +199,7 @@ def show(plan: Plan, content: ComparisonFile, console: Console) -> None:
 
 
 def _give_bounds(plan: Plan, failed: Mapping[str, str]) -> None:
-    """Ω and gaps into each run's results.json and report, from the joint models of the same seed."""
+    """Writes Ω and gaps into each run's results.json and report, from the joint models of the same seed."""
     from ciod.runs.results import Results
 
     for cell in plan.cells:
@@ -242,13 +242,13 @@ def _run(plan: Plan, label: str, seed: int, cell: Cell, failed: Mapping[str, str
     return {
         "label": label,
         "seed": seed,
-        "folder": _near(cell, plan),
+        "folder": _relative(cell, plan),
         "status": state,
         "error": failed.get(cell.name),
         "key": cell.key,
     }
 
 
-def _near(cell: Cell, plan: Plan) -> str:
+def _relative(cell: Cell, plan: Plan) -> str:
     """The folder relative to that of the comparison."""
     return Path(os.path.relpath(cell.folder.resolve(), plan.out.resolve())).as_posix()

@@ -45,7 +45,7 @@ class Cell:
     starts_from: str | None = None
     until: int | None = None
     tasks: int = 0
-    """joint: number of tasks whose classes it is trained on."""
+    """joint: it is trained on the classes of this number of tasks."""
 
     def __post_init__(self) -> None:
         self.key = identity.key(self.facts)
@@ -60,7 +60,7 @@ class Cell:
         return (self.starts_from,) if self.starts_from and not self.started else ()
 
     def job(self) -> dict[str, Any]:
-        """The job of the worker, JSON-ready."""
+        """The worker's job, JSON-ready."""
         return {
             "name": self.name,
             "folder": str(self.folder),
@@ -131,10 +131,10 @@ def build(
 
     Args:
         scenario: name of a scenario of the package, or a YAML file: of settings, or a scenario.
-        blocks: as ``blocks.blocks_of``; None: one per seed.
+        blocks: see ``blocks.blocks_of``; None: one per seed.
         out: folder of the comparison; None: ``runs/compare-SCENARIO``.
         cache: folder of first tasks and joint models; None: ``out``.
-        settings: of every run, as in ``ciod train``.
+        settings: those of every run, as in ``ciod train``.
         problems: known problems, which are reported together with the others.
 
     Raises:
@@ -143,13 +143,13 @@ def build(
     """
     base, more = given.base_of(scenario, settings or {})
     problems = [*problems, *more]
-    rows = given.kept_settings(scenario, _told(problems, lambda: entries(methods)) or [])
+    rows = given.kept_settings(scenario, _collect(problems, lambda: entries(methods)) or [])
     base, more = given.with_recipes(base, settings or {}, rows)
     problems += more
-    repeated = _told(problems, lambda: _blocks(seeds, blocks, base)) or [Block(0)]
+    repeated = _collect(problems, lambda: _blocks(seeds, blocks, base)) or [Block(0)]
     rules, wrong = rules_of(equal_steps, gate, margin)
     if rules.equal_steps and base.get("train.joint_epochs") is not None:
-        wrong.append("joint_epochs: equal_steps=true chooses them; leave one of the two out.")
+        wrong.append("joint_epochs: equal_steps=true chooses them; leave one of them out.")
     problems += [*wrong, *given.wrong_words(upper, out, cache, against)]
     against = None if against is None else str(against)
     folder = Path(str(out)) if out else Path("runs") / f"compare-{_slug(str(base.get('scenario') or 'data'))}"
@@ -171,8 +171,8 @@ def build(
     return _Builder(base, rows, repeated, run, upper, against, rules, folder, store, command).plan()
 
 
-def _told(problems: list[str], read: Callable[[], Value]) -> Value | None:
-    """What ``read`` returns; or None, and its problems are added to the others."""
+def _collect(problems: list[str], read: Callable[[], Value]) -> Value | None:
+    """Returns what ``read`` returns, or None and adds its problems to the others."""
     try:
         return read()
     except ConfigError as e:
@@ -181,7 +181,7 @@ def _told(problems: list[str], read: Callable[[], Value]) -> Value | None:
 
 
 def _blocks(seeds: Any, blocks: Any, base: Mapping[str, Any]) -> list[Block]:
-    """Raises ConfigError: neither is right, or both are given."""
+    """Raises ConfigError: one is invalid, or both are given."""
     if blocks is None:
         return [Block(s) for s in seeds_of(1 if seeds is None else seeds)]
     if seeds is not None:
@@ -191,7 +191,7 @@ def _blocks(seeds: Any, blocks: Any, base: Mapping[str, Any]) -> list[Block]:
 
 @dataclass
 class _Material:
-    """What the runs of a block are made of."""
+    """The material of the runs of a block."""
 
     pair: tuple[Index, Index]
     scenario: Scenario
@@ -215,11 +215,11 @@ class _Builder:
     cache: Path
     command: str
     start: Start | None = None
-    """What is trained already when the runs begin; None: not asked yet."""
+    """What is trained already when the runs start; None: not known yet."""
     why: list[str] = field(default_factory=list)
     materials: dict[str, _Material] = field(default_factory=dict)
     scenarios: dict[str, Scenario] = field(default_factory=dict)
-    """By protocol: a joint run has another one."""
+    """Scenario per protocol: that of a joint run differs."""
 
     def plan(self) -> Plan:
         if self.run.protocol.joint:
@@ -294,7 +294,7 @@ class _Builder:
         return self._complete(config.load(None, flat), folder, block)
 
     def _complete(self, run: Run, folder: Path, block: Block) -> Run:
-        """With what ``effort`` chooses; a folder of a version that chose nothing keeps the defaults of that version."""
+        """Adds what ``effort`` chooses; a run folder of a version without choices keeps its defaults."""
         theirs = mark(folder).get("facts")
         if theirs:
             run = choices.with_values(run, choices.defaults_in(theirs["settings"], choices.open_keys(run)))
@@ -316,7 +316,7 @@ class _Builder:
         return identity.facts(run, material.groups[:tasks], material.data, device=self.device, first=first)
 
     def _first(self, block: Block) -> Cell:
-        """Without old classes every method trains in the same way, so the simplest one is used for all."""
+        """Without old classes all methods train in the same way, so the simplest one is used."""
         base = {k: v for k, v in self.base.items() if k.split(".")[0] not in given.BESIDE}
         flat = {**base, **block.settings, "method.name": "finetune", "seed": block.seed, "out": str(self.cache)}
         run = self._complete(config.load(None, flat), self.cache, block)

@@ -1,4 +1,4 @@
-"""Trains the runs of a comparison in worker processes: which can start, their output, and how they ended."""
+"""Trains the runs of a comparison in worker processes: starts them, logs their output, and collects failures."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def run(cells: Sequence[Cell], *, jobs: int, logs: Path, say: Say) -> dict[str, 
 def part(cells: Sequence[Cell], k: int, n: int) -> list[Cell]:
     """The ``k``-th of ``n`` parts of the runs, with the first tasks that they start from.
 
-    Parts are consecutive, so that few first tasks are needed by two of them. Processes that need the same one wait for
+    Parts are consecutive, so that few first tasks are needed in two parts. Processes that need the same one wait for
     each other.
     """
     rows = [c for c in cells if c.kind != "first"]
@@ -84,7 +84,7 @@ def _wanted(cell: Cell, cells: Sequence[Cell], ready: set[str]) -> bool:
 
 
 def follow(pipe: Iterable[str], log: TextIO, sink: Say) -> None:
-    """Hands on every line that a run prints, and writes it to its log."""
+    """Passes on every line that a run prints, and writes it to its log."""
     for line in pipe:
         with suppress(OSError):  # a full disk: the run reports it, but would wait forever if its output were not read
             log.write(line)
@@ -153,5 +153,5 @@ class Worker:
             reader.join()
         for file in (self._process.stdin, self._process.stdout, self._process.stderr, self._log):
             if file is not None:
-                with suppress(OSError):  # what could not be written to a full disk
+                with suppress(OSError):  # lines that could not be written to a full disk
                     file.close()

@@ -19,7 +19,7 @@ from ciod.core.errors import ConfigError
 from ciod.core.files import is_file
 from ciod.core.yaml_text import without_sources
 
-SEEDS = 1000  # more are a typing error
+SEEDS = 1000  # a larger number is a typing error
 Upper = Literal["prefixes", "final", "none"]
 
 
@@ -37,11 +37,12 @@ class Compare(Run):
     gate: Annotated[float, NO_RESULT] = 0.9
     """A first task counts as learnt from this share of joint training's AP50 on its classes; 0: no such gate."""
     margin: Annotated[float, NO_RESULT] = 0.02
-    """Two methods count as equal if their difference in AP lies within this margin (0.02: two points)."""
+    """Two methods count as equal if their difference in AP is within this margin (0.02: two points)."""
     only: Annotated[str | None, NO_RESULT] = None
-    """``1/2``: train the first of two parts of the runs; without it, what is left is trained and the page written."""
+    """``1/2``: train the first of two parts of the runs; without it, the remaining runs are trained and the page is
+    written."""
     jobs: Annotated[int, NO_RESULT] = 1
-    """Runs at a time, each in its own process."""
+    """Number of parallel runs, each in its own process."""
     upper: Upper | None = None
     """Joint models for upper bounds: of all class prefixes, the final one, or none; None: as the tasks need."""
     against: Annotated[str | None, NO_RESULT] = None
@@ -53,11 +54,11 @@ class Compare(Run):
 OWN = {
     "seed": "seeds=3 means 0, 1, 2; seeds='[4, 7]' lists them",
     "method.name": "write methods=a,b,c",
-    "first": "the first task is shared without asking",
+    "first": "the first task is shared automatically",
     "upper_bound": "write upper=prefixes, final or none",
     "resume": "an interrupted comparison resumes when the command is repeated",
 }
-"""What a comparison sets for each of its runs, and what to write instead."""
+"""Settings that a comparison sets for each of its runs, and what to write instead."""
 TABLE = Table(Compare, config.TABLE.short, refused=OWN, default_method=methods.DEFAULT)
 WORDS = (
     "methods",
@@ -78,17 +79,17 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Rules:
-    """When rows are comparable, and what is shown of them."""
+    """When rows are comparable, and which values are shown."""
 
     equal_steps: bool = False
     gate: float = 0.9
-    """Least share of joint training's AP50 that a first task must reach on its classes for ratios to be shown."""
+    """Minimum share of joint training's AP50 that a first task must reach on its classes for ratios to be shown."""
     margin: float = 0.02
-    """Largest difference in AP that counts as none."""
+    """Largest difference in AP that counts as equal."""
 
 
 def rules_of(equal_steps: Any, gate: Any, margin: Any) -> tuple[Rules, list[str]]:
-    """The rules, and what is wrong with them."""
+    """The rules, and their problems."""
     problems = []
     if not isinstance(equal_steps, bool):
         problems.append(f"equal_steps: {equal_steps!r} should be true or false.")
@@ -120,16 +121,16 @@ class Entry:
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
     recipe: str | None = None
-    """Recipe of the package that the method's settings come from."""
+    """The recipe that the method's settings come from."""
 
 
 def opened(
     scenario: str | Path | None, given: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> tuple[str | Path | None, dict[str, Any], dict[str, Any]]:
-    """Scenario, words of the comparison and settings, from a file that has methods: too, where ``scenario`` is one.
+    """Scenario, words of the comparison and settings; also from a file that has methods:, if ``scenario`` is one.
 
     Returns:
-        What was given where ``scenario`` is no such file. Words and settings that were given win over the file's.
+        The arguments unchanged if ``scenario`` is not such a file. The arguments take precedence over the file.
 
     Raises:
         ConfigError: the file cannot be read.
@@ -147,7 +148,7 @@ def opened(
 
 
 def own_settings(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Those of the comparison itself (``WORDS``) as values of their types, and what cannot be read."""
+    """The settings of the comparison itself (``WORDS``) as values of their types, and the problems."""
     return TABLE.settings(given)
 
 
@@ -193,7 +194,7 @@ def of_recipe(recipe: str) -> tuple[str, dict[str, Any]]:
 
 
 def _listed(methods: Any) -> list[Any]:
-    """The methods as they were written, one by one.
+    """The methods as they were written, as a list.
 
     Raises:
         ConfigError: brackets that do not match.
@@ -209,7 +210,7 @@ def _listed(methods: Any) -> list[Any]:
 
 
 def _of_types(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a method as values of their types; what it does not have is told when they are loaded."""
+    """Settings of a method as values of their types; unknown ones are reported when they are loaded."""
     method = config.TABLE.method(name)
     fields = method.model_fields if method else {}
     found = {}
@@ -223,7 +224,7 @@ def _of_types(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _label(name: str, settings: Mapping[str, Any], variants: Sequence[Mapping[str, Any]]) -> str:
-    """The name, and of several variants of a method the settings that tell this one from the others."""
+    """The name, and for several variants of a method the settings in which this one differs."""
     stem = name.partition(":")[2] or name
     telling = [k for k in settings if any(o.get(k) != settings[k] for o in variants)]
     shown = ", ".join(f"{k}={written(settings[k])}" for k in telling)
@@ -231,7 +232,7 @@ def _label(name: str, settings: Mapping[str, Any], variants: Sequence[Mapping[st
 
 
 def written(value: Any) -> str:
-    """As in YAML."""
+    """A value as it is written in YAML."""
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 

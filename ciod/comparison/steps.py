@@ -11,7 +11,7 @@ from ciod.runs.start import epochs_of
 
 
 def of_tasks(run: Run, scenario: Scenario) -> list[int]:
-    """Optimiser steps of each task, without images of a memory that is merged into them."""
+    """Optimiser steps of each task, without images of a merged memory."""
     tasks = len(scenario.parts)
     return [epochs_of(run, i, tasks) * per_epoch(run, scenario, i) for i in range(len(scenario))]
 
@@ -22,17 +22,17 @@ def per_epoch(run: Run, scenario: Scenario, task: int) -> int:
 
 
 def joint_epochs(steps: Sequence[int], run: Run, scenario: Scenario) -> int:
-    """Epochs of joint training in which it takes as many steps as the tasks together, the last epoch whole.
+    """Epochs after which joint training has taken at least as many steps as the tasks together.
 
     Args:
-        steps: of the tasks whose classes it is trained on.
-        run, scenario: of joint training, with its batch.
+        steps: steps of the tasks whose classes it is trained on.
+        run, scenario: those of joint training, with its batch.
     """
     return max(1, -(-sum(steps) // per_epoch(run, scenario, 0)))
 
 
 def check(rows: Mapping[str, tuple[Run, Sequence[int]]]) -> None:
-    """Raises CiodError if rows of a block do not take the same steps in every task.
+    """Raises CiodError if rows of a block differ in steps in any task.
 
     Args:
         rows: label → settings and steps of each task.
@@ -48,6 +48,6 @@ def check(rows: Mapping[str, tuple[Run, Sequence[int]]]) -> None:
         if list(steps) != list(wanted):
             mine, theirs = ("+".join(map(str, s)) for s in (steps, wanted))
             raise CiodError(
-                f"equal_steps: {name} takes {mine} steps and {reference} {theirs}; give all methods the same epochs "
-                "and batch (epochs= and batch=)."
+                f"equal_steps: {name} takes {mine} steps but {reference} takes {theirs}; give all methods the same "
+                "epochs and batch (epochs= and batch=)."
             )

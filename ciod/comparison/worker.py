@@ -54,12 +54,12 @@ def work(job: dict[str, Any]) -> None:
     with _alone(folder):
         if finished(folder, job["key"]):  # by another process that trained here at the same time
             return
-        told = {"key": job["key"], "finished": False, "facts": job["facts"]}
-        write_json(folder / MARK, told)
+        content = {"key": job["key"], "finished": False, "facts": job["facts"]}
+        write_json(folder / MARK, content)
         console = Console(highlight=False, width=1000, force_terminal=False)
         reporter = Reporter(console=console, prefix=f"{job['name']}: ")
         engine.train(Run.model_validate(job["settings"]), command=job["command"], reporter=reporter, until=job["until"])
-        write_json(folder / MARK, {**told, "finished": True})
+        write_json(folder / MARK, {**content, "finished": True})
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def _die_with_parent() -> None:
     """Ends this run when standard input closes, that is, when the comparison ends in any way."""
 
     def wait() -> None:
-        while os.read(0, 1):  # not sys.stdin: its lock would be held when the interpreter shuts down
+        while os.read(0, 1):  # not sys.stdin, whose lock would be held when the interpreter shuts down
             pass
         os._exit(1)
 

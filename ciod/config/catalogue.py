@@ -1,4 +1,4 @@
-"""Every setting of a command in words: type, default, which results it changes, and what it does."""
+"""A description of every setting of a command: type, default, which results it changes, and what it does."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Setting:
     changes: str
     """Which results it changes: ``all``, ``later tasks`` or ``none``."""
     note: str
-    """Its documentation; "": there is none."""
+    """Its documentation; "" without one."""
 
 
 def settings(model: type[BaseModel], by_effort: Collection[str] = ()) -> Iterator[Setting]:
     """Every setting of a model of settings, those of its sections too, in the order of the code.
 
     Args:
-        by_effort: keys of those that ``effort`` chooses where they are not set.
+        by_effort: keys of those that ``effort`` chooses if they are not set.
     """
     for found in _settings(model, "", ()):
         yield replace(found, default=BY_EFFORT) if found.key in by_effort else found
@@ -83,7 +83,7 @@ def _own_notes(model: type) -> dict[str, str]:
 
 
 def default_of(field: FieldInfo) -> str:
-    """The default as it would be written; ``NONE`` for None and for a setting that is needed."""
+    """The default as it would be written; ``NONE`` for None and for a required setting."""
     if field.is_required():
         return NONE
     return written(field.get_default(call_default_factory=True))
@@ -103,7 +103,7 @@ def written(value: Any) -> str:
 
 
 def kind_of(field: FieldInfo) -> str:
-    """Type and limits of a field in words."""
+    """Type and limits of a field as text."""
     return _kind(field.annotation, field.metadata)
 
 

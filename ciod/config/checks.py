@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def section(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Settings of a section; {} where it is absent or of another type, which validation reports."""
+    """Settings of a section; {} if it is missing or has another type, which validation reports."""
     found = tree.get(name)
     return dict(found) if isinstance(found, Mapping) else {}
 
@@ -64,7 +64,7 @@ def method(tree: dict[str, Any]) -> list[str]:
 
 
 def method_of(cls: type[Method], settings: dict[str, Any]) -> tuple[Method | None, list[str]]:
-    """A method with those of ``settings`` that are right (None where it cannot be made), and all that is wrong.
+    """A method with the valid ones of ``settings`` (None if it cannot be made), and all problems.
 
     Raises:
         UserCodeError: its ``check`` returned no list of messages.
@@ -83,7 +83,7 @@ def method_of(cls: type[Method], settings: dict[str, Any]) -> tuple[Method | Non
 
 
 def _offered(detector: str) -> tuple[frozenset[str] | None, list[str]]:
-    """Traits of a detector; or None and what is wrong with its name."""
+    """Traits of a detector; or None and the problem of its name."""
     from ciod import detectors
 
     if detector.partition(":")[0].endswith(".py"):
@@ -108,7 +108,7 @@ def _one_a_family(names: Sequence[str]) -> list[str]:
 
 
 def training(tree: dict[str, Any]) -> list[str]:
-    """What the machine lacks, and settings of ``train`` that exclude each other."""
+    """Missing parts of the machine, and settings of ``train`` that exclude each other."""
     given = section(tree, "train")
     if problems_of(Train, given):
         return []
@@ -127,7 +127,7 @@ def training(tree: dict[str, Any]) -> list[str]:
 
         on_cpu = tree.get("device") == "cpu" or not torch.cuda.is_available()
         if on_cpu and lacks_compiler():
-            problems.append("train.compile needs a C++ compiler (g++ or clang++) on a CPU, and none is found here.")
+            problems.append("train.compile needs a C++ compiler (g++ or clang++) on a CPU, but none is found.")
     return problems
 
 
@@ -138,7 +138,7 @@ def lacks_compiler() -> bool:
 
 
 def extra(tree: dict[str, Any]) -> list[str]:
-    """Memory and pool against the method, the detector and each other."""
+    """Checks memory and pool against the method, the detector and each other."""
     from ciod import methods
 
     given, pool = section(tree, "memory"), section(tree, "pool")
@@ -180,7 +180,7 @@ def extra(tree: dict[str, Any]) -> list[str]:
 
 
 def model_folder(key: str, value: object) -> list[str]:
-    """What is wrong with a folder for models: their file format (safetensors) takes no path that is not UTF-8."""
+    """Problems of a folder for models: their file format (safetensors) accepts only UTF-8 paths."""
     if value == "":
         return target(key, value)
     try:
@@ -192,12 +192,12 @@ def model_folder(key: str, value: object) -> list[str]:
 
 
 def target(key: str, value: object) -> list[str]:
-    """What is wrong with a file or folder to write."""
+    """Problems of a file or folder to write."""
     return [f"{key}: should be a path; write {key}=PATH, or leave it out."] if value == "" else []
 
 
 def device(wanted: object) -> list[str]:
-    """Whether the machine has it; a run asks again, as its processes may have other ones."""
+    """Checks that the machine has it; a run checks again, because its processes may have others."""
     from ciod.core.distributed import pick_device
 
     try:
@@ -247,7 +247,7 @@ def absent_data(tree: dict[str, Any]) -> list[str]:
 
 
 def folder_of_data(value: object, key: str = "data") -> list[str]:
-    """That a data set is there: a folder, or a file that names one."""
+    """Checks that a data set exists: a folder, or a file that names one."""
     path = None if value is None else data_folder(str(value))
     if path is None or exists(path):
         return []
@@ -257,7 +257,7 @@ def folder_of_data(value: object, key: str = "data") -> list[str]:
 
 
 def folder(key: str, value: object) -> list[str]:
-    """That a folder of pictures is there."""
+    """Checks that a folder of pictures exists."""
     path = None if value is None else expanded(str(value))
     if path is None or is_folder(path):
         return []
@@ -267,7 +267,7 @@ def folder(key: str, value: object) -> list[str]:
 
 
 def known_classes(given: str | None) -> tuple[str, ...] | None:
-    """Class names of a data set that may be absent: of the shapes, and of scenarios of COCO and VOC."""
+    """Class names of a data set that may be missing: those of the shapes, and of scenarios of COCO and VOC."""
     from ciod.data import names
     from ciod.data.shapes.scenes import CLASSES
 
@@ -275,7 +275,7 @@ def known_classes(given: str | None) -> tuple[str, ...] | None:
 
 
 def data(tree: dict[str, Any]) -> list[str]:
-    """The split's and order's class names are in the data."""
+    """Checks that the class names of split and order are in the data."""
     from ciod.data import formats
     from ciod.data.scenarios.scenario import groups_of
 

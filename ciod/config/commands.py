@@ -1,4 +1,4 @@
-"""Settings of the commands that take no sections: what each may be, and its default."""
+"""Settings of the commands without sections: their types and defaults."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ciod.config.settings import Positive, Section, Share, Size
 from ciod.core.errors import ConfigError
 
 Names = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
-"""``a,b`` or ``[a, b]``: names of classes, one of them or more."""
+"""``a,b`` or ``[a, b]``: one or more names of classes."""
 
 
 class Eval(Section):
@@ -23,7 +23,7 @@ class Eval(Section):
     data: str
     """Data set in any format that ciod reads."""
     split: str = "val"
-    """Which of its splits is scored."""
+    """The split of it that is scored."""
     size: Size | None = None
     """Side of the input in pixels; None: the model's own."""
     score_threshold: Share = 0.001
@@ -31,21 +31,21 @@ class Eval(Section):
     nms_iou: Share | None = None
     """IoU above which the weaker of two boxes of one class is suppressed; None: 0.65, or 1 for query detectors."""
     max_detections: Positive = 100
-    """How many detections per class and image, the best first."""
+    """Maximum number of detections per class and image, the best first."""
     multi_label: bool | None = None
-    """Each class of a position counts (true), or the best alone (false); None: as is usual for the detector."""
+    """Each class of a position counts (true), or only the best (false); None: as is usual for the detector."""
     device: Annotated[str, NO_RESULT] = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
     classes: Names | None = None
     """Only these are scored."""
     names: Names | None = None
-    """Class names of a checkpoint without, a file of them, or ``coco``."""
+    """Class names for a checkpoint without names, a file with them, or ``coco``."""
     arbiter: bool = True
     """``off``: the raw scores of branches (docs/extend.md)."""
     input: list[str] | None = None
-    """How pictures are given, of an ONNX file that does not say it: ``0..255,bgr``."""
+    """How pictures are given, for an ONNX file that does not say it: ``0..255,bgr``."""
     metric: Literal["coco", "voc07", "voc"] = "coco"
-    """``voc07`` (11-point) and ``voc`` (area) are reported besides COCO's AP."""
+    """``voc07`` (11-point) and ``voc`` (area) are reported in addition to COCO's AP."""
     json_file: Annotated[str | None, NO_RESULT] = None
     """File for the scores (written ``json=FILE``)."""
 
@@ -58,33 +58,33 @@ class Predict(Section):
     score: Share | None = None
     """Lowest score that is shown; None: 0.3."""
     classes: Names | None = None
-    """Only these."""
+    """Detect only these classes."""
     draw: Annotated[bool, NO_RESULT] = True
-    """False: JSON alone."""
+    """False: write only JSON."""
     overwrite: Annotated[bool, NO_RESULT] = False
     """True: replaces an earlier prediction in ``out``, and other files of the same names."""
     coco: Annotated[str | None, NO_RESULT] = None
     """File for COCO results."""
     data: str | None = None
-    """Data set with the image and category ids of the COCO results, and the pictures where no file is named."""
+    """Data set with the image and category ids of the COCO results, and the pictures if no file is named."""
     split: str = "val"
-    """Which of its splits."""
+    """The split of it that is used."""
     batch: Annotated[Positive, NO_RESULT] = 8
-    """Pictures at a time."""
+    """Pictures per forward pass."""
     size: Size | None = None
     """Side of the input in pixels; None: the model's own."""
     nms_iou: Share | None = None
     """IoU above which the weaker of two boxes of one class is suppressed; None: 0.65."""
     max_detections: Positive | None = None
-    """How many detections per picture, the best first; None: 100."""
+    """Maximum number of detections per picture, the best first; None: 100."""
     device: Annotated[str, NO_RESULT] = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
     names: Names | None = None
-    """Class names of a checkpoint without, a file of them, or ``coco``."""
+    """Class names for a checkpoint without names, a file with them, or ``coco``."""
     arbiter: bool = True
     """``off``: the raw scores of branches (docs/extend.md)."""
     input: list[str] | None = None
-    """How pictures are given, of an ONNX file that does not say it: ``0..255,bgr``."""
+    """How pictures are given, for an ONNX file that does not say it: ``0..255,bgr``."""
 
 
 class Export(Section):
@@ -97,7 +97,7 @@ class Export(Section):
     size: Size | None = None
     """Side of the input in pixels; None: the model's own."""
     dynamic_size: bool = False
-    """The graph takes other sizes too."""
+    """The graph also accepts other sizes."""
     opset: int = 17
     """Version of the ONNX operators."""
     score_threshold: Share | None = None
@@ -113,7 +113,7 @@ class Export(Section):
     tolerance: Annotated[Annotated[float, Field(gt=0, le=1)] | None, NO_RESULT] = None
     """Largest difference between them: of a score, and of a box as a share of its side; None: 0.001."""
     names: Names | None = None
-    """Class names of a checkpoint without, a file of them, or ``coco``."""
+    """Class names for a checkpoint without names, a file with them, or ``coco``."""
     arbiter: bool = True
     """``off``: the raw scores of branches (docs/extend.md)."""
 
@@ -128,7 +128,7 @@ class ExportMMDet(Section):
     size: Size | None = None
     """Side of the input in pixels; None: the model's own."""
     names: Names | None = None
-    """Class names of a checkpoint without, a file of them, or ``coco``."""
+    """Class names for a checkpoint without names, a file with them, or ``coco``."""
 
 
 class Check(Section):
@@ -137,9 +137,9 @@ class Check(Section):
     input: list[str] | None = None
     """How pictures are given: ``0..255,bgr``."""
     names: Names | None = None
-    """Class names, a file of them, or ``coco``."""
+    """Class names, a file with them, or ``coco``."""
     size: Positive | None = None
-    """Side of the input in pixels, of a file that takes any."""
+    """Side of the input in pixels, for a file that accepts any."""
     old_outputs: str = "auto"
     """Layout of the outputs, by name."""
     taps: str | None = None
@@ -152,7 +152,7 @@ class Demo(Section):
     out: Annotated[str, NO_RESULT] = "demo"
     """Folder for the comparison and its page."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of scenes, weights and training."""
+    """Seed of scenes, weights and training."""
     device: Annotated[str, NO_RESULT] = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
 
@@ -161,11 +161,11 @@ class Download(Section):
     """Settings of ``ciod data``."""
 
     out: Annotated[str | None, NO_RESULT] = None
-    """Folder for the data set; without it nothing is fetched."""
+    """Folder for the data set; without it nothing is downloaded."""
     mirror: Annotated[str | None, NO_RESULT] = None
     """Web folder with the same archives."""
     keep: Annotated[bool, NO_RESULT] = False
-    """The archives stay."""
+    """Keep the archives."""
 
 
 EVAL = Table(Eval, {"json": "json_file"})
@@ -181,7 +181,7 @@ def read(table: Table, words: Sequence[str] | None, *, takes: str | None = None)
     """Plain words, and the settings that were given, by name.
 
     Args:
-        takes: begins the sentence about plain words where the command has no use for them: "eval takes one model".
+        takes: begins the message about plain words if the command does not use them: "eval takes one model".
 
     Raises:
         ConfigError: everything that is wrong, before anything is read.

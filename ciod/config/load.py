@@ -21,7 +21,7 @@ from ciod.methods.base.user_code import is_users, where
 
 __all__ = ["DetectorSettings", "Evaluation", "Run", "Train", "data_folder", "load", "problems_of"]
 
-# These settings of the protocol may stand at the top, where people look for them.
+# These settings of the protocol may be at the top level, where people expect them.
 _PROTOCOL = [k for k in Protocol.model_fields if k not in ("name", "description", "data")]
 # A plain value of these sections is their most important setting.
 _NAMED = {"detector": "detector.name", "method": "method.name", "memory": "memory.size", "pool": "pool.folder"}
@@ -97,12 +97,12 @@ def load(
     absent: list[str] | None = None,
     problems: Sequence[str] = (),
 ) -> Run:
-    """A validated Run from a YAML file, a recipe of the package, or nothing, and overrides; overrides win.
+    """A validated Run from a YAML file, a recipe of the package, or nothing, and overrides, which take precedence.
 
     Args:
         overrides: ``key=value`` words, or a mapping of dotted keys.
-        absent: takes the sentences about data and weights that are not there, which then are no errors; for plans.
-        problems: what is known already to be wrong, to be told with the rest.
+        absent: list for messages about missing data and weights, which are then not errors; for plans.
+        problems: known problems, reported together with the others.
 
     Raises:
         ConfigError: every problem at once. Nothing of the data has been read except, at most, its class names.
@@ -126,7 +126,7 @@ def load(
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Content of a settings file or of a recipe, and what is wrong with it."""
+    """Content of a settings file or of a recipe, and its problems."""
     if not is_file(path) and str(path) in recipes():
         path = RECIPES / f"{path}.yaml"
     if not is_file(path):
@@ -137,17 +137,17 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _detector_defaults(flat: dict[str, Any]) -> Mapping[str, Any]:
-    """Settings of the run that a detector brings along."""
+    """Defaults for the run from a detector."""
     name = str(flat.get("detector.name", DetectorSettings().name))
-    return detectors.find(name).run_defaults if name in detectors.available() else {}  # else checks.method says it
+    return detectors.find(name).run_defaults if name in detectors.available() else {}  # else checks.method reports it
 
 
 def _method_defaults(flat: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Settings of the run that a method brings along, and what is wrong with them."""
+    """Defaults for the run from a method, and their problems."""
     try:
         method = methods.find(str(flat.get("method.name", methods.DEFAULT)))
     except CiodError:
-        return {}, []  # said by check.method
+        return {}, []  # checks.method reports it
     if not is_users(method):
         return method.run_defaults, []
     found = TABLE.flat({str(k): v for k, v in method.run_defaults.items()})

@@ -1,4 +1,4 @@
-"""What a setting says of itself beside its type: which results it changes.
+"""Marks of a setting in addition to its type: which results it changes.
 
 >>> class Train(BaseModel):
 ...     workers: Annotated[int, NO_RESULT] = 0

@@ -1,7 +1,7 @@
 """The one reader of settings: ``key=value`` words, YAML files and Python values → settings by full key.
 
 Every command has a ``Table``: a pydantic model of its settings and the shorter ways to write them. What is text stays
-as it was typed (``ciod.core.typed``); an unknown setting is told with the nearest one that the command takes.
+as it was typed (``ciod.core.typed``); an unknown setting is reported with the nearest one of the command.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from ciod.core.yaml_text import Sourced, without_sources
 
 
 class Word(str):
-    """The text behind ``key=`` on the command line."""
+    """The text after ``key=`` on the command line."""
 
 
 class _Raw:
-    """Mark of a setting whose value is handed on as it was written."""
+    """Mark of a setting whose value is passed on as written."""
 
 
 RAW = _Raw()
@@ -34,13 +34,13 @@ RAW = _Raw()
 
 @dataclass(frozen=True)
 class Table:
-    """What a command takes.
+    """The settings of a command.
 
     Args:
         model: its settings, in sections or not.
         short: shorter names → full dotted keys: ``epochs`` → ``train.epochs``.
-        refused: full keys that are no settings of this command, and what to write instead.
-        default_method: whose settings ``method.NAME`` are where no method is named; "": the command has no methods.
+        refused: full keys that are not settings of this command, and what to write instead.
+        default_method: the method of ``method.NAME`` if no method is named; "": the command has no methods.
     """
 
     model: type[BaseModel]
@@ -52,7 +52,7 @@ class Table:
         return self.short.get(key, key)
 
     def annotation(self, full: str, method: type[BaseModel] | None = None) -> Any:
-        """Type of a setting, ``Any`` of one that only the method knows; None: there is no such setting."""
+        """Type of a setting, ``Any`` for one that only the method has; None: there is no such setting."""
         model: type[BaseModel] = self.model
         head, _, leaf = full.partition(".")
         if head == "method" and leaf and self.default_method:
@@ -80,7 +80,7 @@ class Table:
         ]
 
     def unknown(self, key: str, method: type[BaseModel] | None = None) -> str:
-        """The sentence about a key that is no setting. What it proposes is one."""
+        """The message about an unknown key. Its suggestion is a setting."""
         options = self.keys(method)
         section = f"{key.rpartition('.')[0]}."
         inside = [k for k in options if k.startswith(section)] if "." in key else []
@@ -95,10 +95,10 @@ class Table:
         return f"{key}: there is no such setting; {hint}"
 
     def flat(self, settings: Mapping[str, Any], problems: list[str] | None = None) -> dict[str, Any]:
-        """Nested or shortened settings → full dotted key and value, which is left as it is.
+        """Nested or shortened settings → full dotted key and value, which is not changed.
 
         Args:
-            problems: takes a sentence per setting that is given twice with other values, as ``lr`` and ``train.lr``.
+            problems: gets a sentence per setting that is given twice with other values, as ``lr`` and ``train.lr``.
         """
         found: dict[str, Any] = {}
         for key, value in settings.items():
@@ -125,7 +125,8 @@ class Table:
         return _is_model(self.annotation(key)) or (key == "method" and bool(self.default_method))
 
     def settings(self, *sources: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """Values of the settings' types by full key, and all that is wrong with keys and texts; later sources win."""
+        """Values of the settings' types by full key, and all problems of keys and texts; later sources take
+        precedence."""
         raw: dict[str, Any] = {}
         problems: list[str] = []
         for source in sources:
@@ -148,7 +149,7 @@ class Table:
         return found, problems
 
     def method(self, name: Any) -> type[BaseModel] | None:
-        """The class of the method whose settings are read; None where there is none (which is said by a check)."""
+        """The class of the method whose settings are read; None if there is none (a check reports this)."""
         from ciod import methods
 
         name = name.source if isinstance(name, Sourced) else str(name)
@@ -158,7 +159,7 @@ class Table:
             return None
 
     def problems(self, tree: dict[str, Any]) -> list[str]:
-        """What the types refuse, and what is missing, in sentences; ``tree`` is nested."""
+        """Messages about wrong types and missing settings; ``tree`` is nested."""
         fields = self.model.model_fields
         missing = [k for k, f in fields.items() if f.is_required() and tree.get(k) in (None, "")]
         filled = {k: v for k, v in tree.items() if k not in missing}
@@ -167,10 +168,10 @@ class Table:
 
 
 def split(words: Sequence[str] | None, table: Table | None = None) -> tuple[list[str], dict[str, Any], list[str]]:
-    """Plain words (also a file whose name has a "="), ``key=value`` ones as ``Word`` by key, and what is wrong.
+    """Plain words (also a file whose name has a "="), ``key=value`` ones as ``Word`` by key, and problems.
 
     Args:
-        table: of the command whose words they are, where a setting stands once; without one the last of a key wins.
+        table: of the command of these words, where a setting is given once; without it the last value is used.
     """
     plain, found, problems = [], {}, []
     as_given: dict[str, str] = {}  # full key → as it was written: lr=1 train.lr=2 are two values of one setting
@@ -199,11 +200,11 @@ def twice(key: str, one: object, other: object) -> str:
 def read(
     table: Table, words: Sequence[str] | None, *, plain: str | None = None
 ) -> tuple[list[str], dict[str, Any], list[str]]:
-    """Plain words, the settings that were given, and every problem, of a command without sections. Where there is a
+    """Plain words, the settings that were given, and every problem, of a command without sections. If there is a
     problem the values are not validated.
 
     Args:
-        plain: begins the sentence about plain words where the command takes none: "eval takes one model".
+        plain: begins the message about plain words if the command takes none: "eval takes one model".
     """
     others, given, problems = split(words, table)
     found, more = table.settings(given)
@@ -218,7 +219,7 @@ def read(
 
 
 def untold(problems: Sequence[str], told: Sequence[str]) -> list[str]:
-    """Those of settings of which nothing is told yet."""
+    """The problems of settings that have no problem in ``told`` yet."""
     keys = {p.partition(":")[0] for p in told}
     return [p for p in problems if p.partition(":")[0] not in keys and p.partition("=")[0] not in keys]
 
@@ -238,7 +239,7 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_file(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Content of a YAML file of settings, with ``Sourced`` leaves, and what is wrong with it."""
+    """Content of a YAML file of settings, with ``Sourced`` leaves, and its problems."""
     try:
         content = reading.read_yaml(path, sourced=True)
     except reading.Unreadable as e:

@@ -41,12 +41,12 @@ class DetectorSettings(Section):
     """``grow``: classes get their rows when they arrive. ``full``: all rows from the start (the paper's way)."""
     weights: str | None = None
     """A model file to start from: a ciod model, or an official, MMDetection or torchvision checkpoint. Every tensor
-    that fits is taken, and of the first task's classes the rows of those that the file knows by name."""
+    that fits is loaded, and the rows of the first task's classes whose names the file has."""
     weights_from: Literal["all", "trunk"] = "all"
     """``trunk``: only backbone and neck are taken from ``weights``, the head is new. For studies in which the head
     must not know any class; the trunk still knows what the file was trained on."""
     backbone_weights: str | None = None
-    """For ResNets: ``imagenet`` (the default; random with a warning where it cannot be downloaded), a path to a
+    """For ResNets: ``imagenet`` (the default; random with a warning if it cannot be downloaded), a path to a
     torchvision state dict, or ``random``. For MobileNetV1: a path, or ``random``."""
 
 
@@ -61,14 +61,14 @@ class Train(Section):
     steps: Positive | list[Positive] | None = None
     """Steps of each task instead of epochs, rounded up to whole epochs; a list gives every task its own."""
     joint_epochs: Annotated[Positive | None, LATER_TASKS] = None
-    """Epochs of joint training; None: the same recipe as the longest task, as in ilYOLOX and ERD, or, where ``effort``
-    chooses the epochs, what it chooses for all classes together. The sum of all tasks' epochs makes the upper bound
+    """Epochs of joint training; None: the same recipe as the longest task, as in ilYOLOX and ERD, or, if ``effort``
+    chooses the epochs, its choice for all classes together. The sum of all tasks' epochs makes the upper bound
     higher."""
     batch: Positive = 16
     """Images per step, over all processes."""
     accumulate: Positive = 1
     """Parts of a process's batch that are computed one after the other, for batches larger than memory: gradients are
-    those of the whole batch, at the price of a second forward pass of all parts but the last."""
+    those of the whole batch, at the price of a second forward pass of all parts except the last."""
     optimizer: Literal["sgd", "adamw"] = "adamw"
     """AdamW or SGD."""
     lr: Rate = 2e-3
@@ -77,16 +77,16 @@ class Train(Section):
     """Learning rate from the second task on; None: the same."""
     trunk_lr: Annotated[float, Field(ge=0)] = 1.0
     """Learning rate of backbone and neck as a factor of ``lr``: a pretrained trunk needs a smaller one.
-    0: they are frozen, their statistics too, which makes a step much cheaper."""
+    0: they are frozen, including their statistics, which makes a step much cheaper."""
     backbone_lr: Annotated[float, Field(ge=0)] | None = None
-    """The same factor for the backbone alone, for one with ImageNet's weights below a neck that is new; None: that of
-    ``trunk_lr``. 0: it is frozen."""
+    """The same factor for the backbone only, for ImageNet weights below a new neck; None: that of ``trunk_lr``. 0: it
+    is frozen."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of SGD."""
+    """Momentum of SGD."""
     nesterov: bool = True
     """SGD with Nesterov momentum, as YOLOX; the paper has plain momentum."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    """On weights; on biases and normalisation only with ``decay_norms``."""
+    """Weight decay of weights; of biases and normalisation only with ``decay_norms``."""
     decay_norms: bool = False
     """Weight decay on biases and normalisation too (the paper does)."""
     schedule: Literal["cosine", "step"] = "cosine"
@@ -100,7 +100,7 @@ class Train(Section):
     clip: Rate | None = 10.0
     """Largest gradient norm; None: no clipping."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.998
-    """Decay of the averaged weights that are evaluated and handed on; 0: off."""
+    """Decay of the averaged weights that are evaluated and passed to the next task; 0: off."""
     norm: Literal["auto", "train", "eval"] = "auto"
     """Batch normalisation: ``train`` updates statistics, ``eval`` keeps them; ``auto``: train in the first task."""
     sync_norm: bool = False
@@ -109,21 +109,21 @@ class Train(Section):
     """Mixed precision of the forward passes; losses are always float32."""
     teacher: Annotated[Literal["exact", "folded", "bf16", "fp16"], LATER_TASKS] = "folded"
     """How the teacher is computed: as it was trained; with its batch normalisation folded into the convolutions, which
-    changes outputs by rounding (about 1e-6) only; or folded and in lower precision, which is much cheaper where the
-    machine has it and changes losses by up to about a percent."""
+    changes outputs by rounding (about 1e-6) only; or folded and in lower precision, which is much cheaper if the
+    machine supports it and changes losses by up to about a percent."""
     share_frozen: Annotated[bool, LATER_TASKS] = True
     """Frozen layers that are bit-equal in student and teacher (stem and first stage of a ResNet with weights, all of a
     frozen trunk) are computed once per step: the teacher reuses their outputs for the student."""
     teacher_stream: Annotated[bool, LATER_TASKS] = False
-    """On a GPU: the teacher computes on a CUDA stream of its own, beside the student. Needs a little more memory."""
+    """On a GPU: the teacher runs on a separate CUDA stream, in parallel to the student. Needs a little more memory."""
     compile: bool = False
     """``torch.compile`` of student and teacher: every task begins with a minute or more of compiling. Needs a C++
     compiler on a CPU, Triton on a GPU."""
     channels_last: bool = True
-    """Memory layout of the weights: faster convolutions, the same results but for rounding."""
+    """Memory layout of the weights: faster convolutions, the same results except for rounding."""
     keep_freed: Annotated[bool, NO_RESULT] = False
-    """On a CPU with GNU's C library: what a step frees is kept for the next one. Faster, for up to a quarter more
-    memory; changes no bit."""
+    """On a CPU with GNU's C library: memory that a step frees is kept for the next one. Faster, with up to a quarter
+    more memory; results are bit-equal."""
     workers: Annotated[Annotated[int, Field(ge=0)] | None, NO_RESULT] = None
     """Loader processes; None: by the machine (0 without a GPU)."""
     picture_cache: Annotated[Literal["auto", "off", "disk"], NO_RESULT] = "auto"
@@ -133,7 +133,7 @@ class Train(Section):
     """Training pictures more than twice as large as the largest zoom shows are made smaller when they are read: JPEGs
     of a camera are then decoded several times as fast and small enough to be kept. Test pictures are not."""
     log_every: Annotated[Positive, NO_RESULT] = 10
-    """Steps between readings of the losses: the only times the device is waited for."""
+    """Steps between readings of the losses: the only times when a run waits for the device."""
     save_every: Annotated[Annotated[int, Field(ge=0)], NO_RESULT] = 0
     """Steps between saved states inside an epoch; 0: only at its end."""
     save_minutes: Annotated[Annotated[float, Field(gt=0)] | None, NO_RESULT] = 10.0
@@ -156,8 +156,8 @@ class Evaluation(Section):
     max_detections: Positive = 100
     """COCO's maxDets: this number of detections per class and image count, the best first (VOC has no such limit)."""
     multi_label: bool | None = None
-    """Each class above the threshold is a detection of a position (as GFL, RetinaNet and FCOS are evaluated), not the
-    best alone (as YOLOX is evaluated, and ``predict`` works); None: as is usual for the detector."""
+    """Each class above the threshold is a detection of a position (as GFL, RetinaNet and FCOS are evaluated), not only
+    the best (as YOLOX is evaluated, and ``predict`` works); None: as is usual for the detector."""
     batch: Positive = 16
     """Images per step of the evaluation."""
 
@@ -170,8 +170,8 @@ class MemorySettings(Section):
     per: Literal["run", "class"] = "run"
     """``class``: ``size`` counts for every class seen so far."""
     select: Literal["random", "herding", "calibrated", "ocdm"] = "random"
-    """Which images: at random; near the class means of the neck's features; with the whole data's share of boxes
-    per class (CL-DETR); with as equal numbers of images per class as possible (OCDM)."""
+    """Which images: at random; near the class means of the neck's features; with the share of boxes per class in all
+    data (CL-DETR); with as equal numbers of images per class as possible (OCDM)."""
     batches: Literal["share", "balanced", "merged"] = "share"
     """``share``: a fixed share of every batch comes from the memory. ``balanced``: the share that old classes have of
     all classes. ``merged``: the exemplars join the task's images, each once per epoch."""
@@ -179,7 +179,7 @@ class MemorySettings(Section):
     """``batches=share``: the share of every batch."""
     labels: Literal["masked", "completed", "as_is", "none"] = "masked"
     """An exemplar has boxes of the classes of its own task only. ``masked``: other classes are not trained on it.
-    ``completed``: after each task the model adds boxes of the missing classes. ``as_is``: whatever has no box is
+    ``completed``: after each task the model adds boxes of the missing classes. ``as_is``: everything without a box is
     background. ``none``: used without labels, for methods with a teacher."""
     score: Annotated[float, Field(ge=0, le=1)] = 0.4
     """``labels=completed``: lowest score of a box that the model adds."""
@@ -189,7 +189,7 @@ class PoolSettings(Section):
     """Unlabelled images for methods with a teacher."""
 
     folder: str | None = None
-    """Pictures in it and below it; ``pool=FOLDER`` for short."""
+    """Folder of unlabelled pictures, including its subfolders; ``pool=FOLDER`` for short."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of every batch that comes from the pool, from the second task on."""
 
@@ -211,20 +211,20 @@ class Run(Section):
     memory: Annotated[MemorySettings, LATER_TASKS] = MemorySettings()
     pool: Annotated[PoolSettings, LATER_TASKS] = PoolSettings()
     upper_bound: Annotated[str | list[str] | None, NO_RESULT] = None
-    """Folder of a finished joint run of the same scenario; gives gaps and Ω. Of more than two tasks, Ω needs a list:
+    """Folder of a finished joint run of the same scenario; gives gaps and Ω. With more than two tasks, Ω needs a list:
     one joint run for each class prefix (``ciod compare`` trains them)."""
     first: Annotated[str | None, NO_RESULT] = None
-    """Run folder whose first task is taken over instead of trained: it is the same for every method, so a comparison
-    of methods needs it once. All settings but the method and those of later tasks must be equal."""
+    """Run folder whose first task is reused instead of trained: it is the same for every method, so a comparison needs
+    it only once. All settings except the method and those of later tasks must be equal."""
     effort: Annotated[Effort, NO_RESULT] = "normal"
-    """How much work is worth it: sizes steps, batch, learning rates, averaging and augmentation from data, start and
-    machine, as far as they are not set by hand. What it chose is printed and belongs to the run's settings."""
+    """Amount of training: chooses steps, batch, learning rates, averaging and augmentation from data, start and
+    machine, unless they are set by hand. The choices are printed and belong to the run's settings."""
     out: Annotated[str, NO_RESULT] = "runs/latest"
     """Run folder."""
     log: Annotated[Trackers, NO_RESULT] = []
-    """Trackers that follow the run: ``log=tensorboard,wandb`` (docs/trackers.md)."""
+    """Trackers that record the run: ``log=tensorboard,wandb`` (docs/trackers.md)."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of initial weights, order of images and augmentation."""
+    """Seed of initial weights, order of images and augmentation."""
     device: Annotated[str, NO_RESULT] = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
     resume: Annotated[Literal["auto", "never"], NO_RESULT] = "auto"

@@ -97,8 +97,8 @@ def gather_rows(values: Tensor, index: Tensor) -> Tensor:
 
 
 def marked(index: Tensor, mask: Tensor, length: int) -> Tensor:
-    """[B, length] bool: the positions [B, K] of ``index`` where ``mask`` is true. It counts, because a maximum of
-    booleans is not available on every device."""
+    """[B, length] bool: the positions [B, K] of ``index`` where ``mask`` is true. Counts, because a maximum of booleans
+    is not available on every device."""
     seen = torch.zeros(index.shape[0], length, dtype=torch.int32, device=index.device)
     return seen.scatter_add_(1, index, mask.int()) > 0 if length else seen > 0
 

@@ -19,7 +19,7 @@ _ADVICE = "start processes with torchrun or srun, or unset these variables to tr
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run, and this one among them."""
+    """The processes of a run, and which of them this one is."""
 
     rank: int = 0
     size: int = 1
@@ -84,8 +84,8 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise CiodError(f"device: {wanted} is a device that ciod does not use; allowed: auto, cpu, cuda, cuda:N.")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise CiodError(f"device: {wanted} was asked for, but PyTorch sees no GPU here; use device=auto or device=cpu.")
-    number: Any = device.index  # None without one, whatever its stub says
+        raise CiodError(f"device: {wanted} was requested, but PyTorch finds no GPU; use device=auto or device=cpu.")
+    number: Any = device.index  # None if it has no number, whatever the stub says
     if device.type == "cuda" and number is not None and number >= (there := torch.cuda.device_count()):
         raise CiodError(f"device: there is no {wanted}; the last of the {there} GPUs here is cuda:{there - 1}.")
     return torch.device("cuda", local_rank) if device.type == "cuda" and number is None else device
@@ -119,12 +119,12 @@ def world(wanted: str = "auto") -> Generator[World, None, None]:
 
 
 def _store_of_this_attempt() -> Any:
-    """Where the processes find each other, None for PyTorch's own place. Those that torchrun starts again must not find
-    the addresses of those that died: they would wait for them until the time is up."""
+    """The store through which the processes find each other; None: PyTorch's default. Processes that torchrun restarts
+    must not find the addresses of those that died: they would wait for them until the timeout."""
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
     if attempt is None:
         return None
-    torch_dist: Any = dist  # whose stubs leave out what its documentation has
+    torch_dist: Any = dist  # its stubs lack what its documentation has
     store, _, _ = next(iter(torch_dist.rendezvous("env://")))
     return torch_dist.PrefixStore(f"attempt {attempt}", store)
 
@@ -141,7 +141,7 @@ def _environment() -> tuple[int, int, int]:
 
 
 def _place(rank: str, size: str, local: str) -> tuple[int, int, int]:
-    """Of three variables of the environment.
+    """The same, from three environment variables.
 
     Raises:
         CiodError: they are not numbers, or contradict each other; says which.

@@ -36,7 +36,7 @@ class DataError(CiodError):
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str | None:
-    """The nearest right spelling, if one is near."""
+    """The nearest correct spelling, if one is similar."""
     options = [str(a) for a in allowed]
     near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
     # a case difference alone is below difflib's cut-off for short words

@@ -17,7 +17,7 @@ from ciod.core.errors import CiodError, nearest
 
 BLOCK = 4096  # bytes of a disk that the smallest file takes
 LOCK = ".lock"  # in the folder of a live run
-_PLACES = ("last", "task-*", "task-*/examples", "doubtful")  # that a run writes into, in its folder
+_PLACES = ("last", "task-*", "task-*/examples", "doubtful")  # folders that a run writes into
 _STATES = ("state.pt", "previous.pt")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+")  # a Path has one slash of two
@@ -31,12 +31,12 @@ class WriteError(CiodError, OSError):
 
 
 def is_model(path: Path) -> bool:
-    """Whether a file can hold weights, by its name: a saved state of a run does not."""
+    """Whether a file can hold weights, judged by its name; a saved state of a run cannot."""
     return is_file(path) and path.suffix in (".safetensors", ".pth", ".pt") and path.name not in _STATES
 
 
 def near_path(path: Path, fits: Callable[[Path], bool]) -> str:
-    """The end of a message about an absent path: the neighbour of the most similar name, as it can be typed.
+    """The end of a message about a missing path: its neighbour with the most similar name, as it can be typed.
 
     Args:
         fits: whether a neighbour would be accepted where ``path`` was not.
@@ -56,23 +56,23 @@ def near_path(path: Path, fits: Callable[[Path], bool]) -> str:
 
 
 def exists(path: Path | str) -> bool:
-    """Whether there is such a file or folder; a path that no system could have (too long, a null byte) is not there,
-    where ``Path.exists`` raises."""
+    """Whether the file or folder exists; False for an impossible path (too long, a null byte), for which
+    ``Path.exists`` raises."""
     return os.path.exists(path)  # noqa: PTH110
 
 
 def is_address(path: Path | str) -> bool:
-    """Whether it is an address of the web or of a stream, such as https://…, and no file."""
+    """Whether ``path`` is the address of a web page or stream, such as https://…, and not a file."""
     return bool(_ADDRESS.match(str(path))) and not exists(path)
 
 
 def is_file(path: Path | str) -> bool:
-    """As ``exists``, of files."""
+    """Like ``exists``, for files."""
     return os.path.isfile(path)  # noqa: PTH113
 
 
 def is_folder(path: Path | str) -> bool:
-    """As ``exists``, of folders."""
+    """Like ``exists``, for folders."""
     return os.path.isdir(path)  # noqa: PTH112
 
 
@@ -83,8 +83,8 @@ def expanded(path: Path | str) -> Path:
 
 
 def stored(path: Path | str) -> Path:
-    """``path``, or what is there under the same name with its accents composed another way, as copying between systems
-    leaves it."""
+    """``path``, or the existing path of the same name with accents composed in the other way, which copying between
+    systems produces."""
     path = Path(path)
     if exists(path) or str(path).isascii():
         return path
@@ -105,7 +105,7 @@ def nfc(text: str) -> str:
 def is_loop(path: Path | str) -> bool:
     """Whether the path leads through a link to itself."""
     try:
-        os.stat(path)  # noqa: PTH116 (Path.resolve tells of loops in some versions of Python only)
+        os.stat(path)  # noqa: PTH116 (Path.resolve reports loops only in some versions of Python)
     except OSError as error:
         return error.errno == errno.ELOOP
     except ValueError:
@@ -114,7 +114,7 @@ def is_loop(path: Path | str) -> bool:
 
 
 def named(path: Path | str) -> Path:
-    """The path, if a file or folder of that name can be.
+    """``path``, if a file or folder can have that name.
 
     Raises:
         WriteError: it holds a null byte or half a character, or is a link that leads to itself.
@@ -131,17 +131,17 @@ def named(path: Path | str) -> Path:
 
 @contextmanager
 def whole(path: Path | str, *, size: int = 0) -> Generator[IO[bytes], None, None]:
-    """A binary file that takes the place of ``path`` when the block ends without an error.
+    """A binary file that replaces ``path`` when the block ends without an error.
 
-    Content and folder are synced, so that after a power cut too there is the old file or the new one. What is there and
-    is no file (/dev/stdout, a pipe) is written into.
+    Content and folder are synced, so that even after a power cut there is either the old file or the new one. An
+    existing path that is not a regular file (/dev/stdout, a pipe) is written to directly.
 
     Args:
-        size: about how many bytes will be written, for the message when there is no room.
+        size: approximate number of bytes, for the message about a full disk.
 
     Raises:
-        WriteError: no room, no permission, a folder of that name, or another fault of the disk; ``path`` is then as it
-            was.
+        WriteError: the disk is full, permission is missing, ``path`` is a folder, or the disk fails; ``path`` is then
+            unchanged.
     """
     path = named(path)
     if is_folder(path):
@@ -166,8 +166,8 @@ def whole(path: Path | str, *, size: int = 0) -> Generator[IO[bytes], None, None
 
 
 def atomic_write(path: Path | str, content: bytes | str) -> Path:
-    """``content`` as a whole file; see ``whole``. What UTF-8 lacks (file names that are not UTF-8) is written as an
-    escape, which JSON reads as the original."""
+    """Writes ``content`` as a complete file; see ``whole``. Characters that UTF-8 lacks (in file names that are not
+    UTF-8) are escaped; JSON reads the escapes as the original."""
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     with whole(path, size=len(data)) as file:
         file.write(data)
@@ -187,7 +187,7 @@ def explained(path: Path, size: int = 0) -> Generator[None, None, None]:
 
 def sync_folder(folder: Path) -> None:
     """Makes a rename in ``folder`` durable, where the system can."""
-    with contextlib.suppress(OSError, AttributeError):  # not every file system syncs folders, Windows opens none
+    with contextlib.suppress(OSError, AttributeError):  # not every system can
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(fd)
@@ -196,9 +196,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what processes that died in the middle of a write left beside their files, in the places of a run.
+    """Removes the temporary files of processes that died during a write, in the folders that a run writes into.
 
-    Other folders in it are left alone, and those with a lock of their own: a run may be at work there.
+    Other folders are left alone, and so are folders with their own lock: another run may be using them.
     """
     for place in (folder, *(p for pattern in _PLACES for p in folder.glob(pattern))):
         if place != folder and exists(place / LOCK):
@@ -222,15 +222,15 @@ def why(path: Path, error: Exception, size: int = 0) -> str:
             free = f" ({shutil.disk_usage(_existing(path)).free / 1e6:.0f} MB are free)"
         needed = f"; it needs {_room(size)}" if size else ""
         return (
-            f"{path} cannot be written: there is no room{free}{needed}. What was saved before is intact: make room "
-            "and run the same command again."
+            f"{path} cannot be written: no space is left{free}{needed}. What was saved before is intact: free some "
+            "space and run the same command again."
         )
     if code in _NO_FOLDER and (file := next((p for p in (path, *path.parents) if is_file(p)), None)):
-        return f"{path} cannot be written: {file} is a file, where a folder is needed. Choose another folder."
+        return f"{path} cannot be written: {file} is a file, but a folder is needed. Choose another folder."
     if code in _NO_FOLDER and exists(path):
-        return f"{path} cannot be written: it is no folder, and one is needed. Choose another folder."
+        return f"{path} cannot be written: it is not a folder, but a folder is needed. Choose another folder."
     if code in _REFUSED:
-        return f"{path} cannot be written: {text}. Choose a folder that may be written to."
+        return f"{path} cannot be written: {text}. Choose a writable folder."
     return f"{path} cannot be written: {text or str(error) or type(error).__name__}."
 
 
@@ -246,7 +246,7 @@ def no_model_file(path: Path, suffixes: Collection[str]) -> NoReturn:
     """Refuses a model file that does not exist.
 
     Args:
-        suffixes: of the files of its folder that may have been meant.
+        suffixes: suffixes of the files in the folder that are suggested instead.
 
     Raises:
         CiodError: always; it names the file of the nearest name.

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def uncollected() -> Generator[None, None, None]:
-    """No search for cycles of garbage meanwhile.
+    """Turns garbage collection off inside the block.
 
     While many objects are created, Python repeatedly scans all of them. This takes a third of the time of importing
     PyTorch and torchvision, and half of the time of parsing a large JSON.

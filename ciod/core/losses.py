@@ -149,8 +149,8 @@ def supervise(
     objectness = positions
     if targets.known is not None:
         known = targets.known[:, None, :]
-        told = known | bx.marked(matches.position, counted, size)[..., None]
-        mask = told if mask is None else mask & told
+        labelled = known | bx.marked(matches.position, counted, size)[..., None]
+        mask = labelled if mask is None else mask & labelled
         if outputs.objectness is not None:
             seen = outputs.scores().detach().masked_fill(known, 0).amax(2) >= SPARE
             spoken = matches.positive | ~seen

@@ -57,7 +57,7 @@ def _unguarded() -> tuple[str, int] | None:
 def _guards(node: ast.AST, line: int) -> bool:
     """Whether ``node`` is a condition on ``__name__``, or on being a child process, at or before ``line``.
 
-    One before it may leave the script. Where it does not, the processes say so themselves.
+    A condition before the line may exit the script. If it does not, the loader processes raise the error themselves.
     """
     if not isinstance(node, ast.If) or node.lineno > line:
         return False

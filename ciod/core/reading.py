@@ -54,22 +54,22 @@ def read_bytes(path: Path | str, limit: int = RESULTS) -> bytes:
     """Content of a regular file of at most ``limit`` bytes.
 
     Raises:
-        Unreadable: it is larger, no regular file, or cannot be read.
+        Unreadable: it is larger, not a regular file, or cannot be read.
     """
     size = check_regular(path)
     try:
         if size <= limit:
             with Path(path).open("rb") as file:
-                # Not limit + 1 bytes at once, for which Python would ask the system, however small the file is.
+                # Not limit + 1 bytes at once: Python would allocate them all, however small the file is.
                 content = file.read(size + 1)
-                while len(content) <= limit and (more := file.read(MB)):  # of /proc, or a file that grows
+                while len(content) <= limit and (more := file.read(MB)):  # a file of /proc, or one that grows
                     content += more
             if len(content) <= limit:
                 return content
             size = len(content)
     except (OSError, MemoryError) as error:
         raise Unreadable(f"{path} cannot be read: {_reason(error)}.") from error
-    raise Unreadable(f"{path} has {size / MB:,.0f} MB; more than {limit / MB:,.0f} MB are not read from such a file.")
+    raise Unreadable(f"{path} has {size / MB:,.0f} MB; at most {limit / MB:,.0f} MB are read from such a file.")
 
 
 def lfs_hint(path: Path | str) -> str:
@@ -83,7 +83,7 @@ def lfs_hint(path: Path | str) -> str:
 
 
 def read_text(path: Path | str, limit: int = RESULTS) -> str:
-    """As ``read_bytes``, of a text in UTF-8 with or without a mark.
+    """Like ``read_bytes``, for text in UTF-8 with or without a byte order mark.
 
     Raises:
         Unreadable: as ``read_bytes``, or it is not UTF-8.
@@ -92,7 +92,7 @@ def read_text(path: Path | str, limit: int = RESULTS) -> str:
 
 
 def read_json(path: Path | str, limit: int = RESULTS) -> Any:
-    """What a JSON file holds.
+    """The content of a JSON file.
 
     Raises:
         Unreadable: as ``read_text``, or it is not JSON; says where.
@@ -104,27 +104,27 @@ def read_json(path: Path | str, limit: int = RESULTS) -> Any:
         return json.loads(_text(content, path))
     except json.JSONDecodeError as error:
         raise Unreadable(f"{path} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, deeply nested lists
         raise Unreadable(f"{path} is not JSON: {error}.") from error
 
 
 def read_object(path: Path | str, limit: int = RESULTS) -> dict[str, Any]:
-    """As ``read_json``, of an object.
+    """Like ``read_json``, for a file that holds an object.
 
     Raises:
         Unreadable: as ``read_json``, or it holds something else.
     """
     found = read_json(path, limit)
     if not yaml_text.is_mapping(found):
-        raise Unreadable(f"{path} holds {_kind(found)} where an object with keys should be.")
+        raise Unreadable(f"{path} should hold an object with keys, but holds {_kind(found)}.")
     return found
 
 
 def read_yaml(path: Path | str, limit: int = SETTINGS, *, sourced: bool = False) -> Any:
-    """What a YAML file holds; None if it is empty.
+    """The content of a YAML file; None if it is empty.
 
     Args:
-        sourced: keep what was written beside each value that is not text, as ``yaml_text.parse_sourced``.
+        sourced: also keep what was written for each value that is not text; see ``yaml_text.parse_sourced``.
 
     Raises:
         Unreadable: as ``read_text``, or it is not YAML; says where.
@@ -145,7 +145,7 @@ def _text(content: bytes, path: Path | str) -> str:
 
 
 def _kind(value: Any) -> str:
-    kinds: dict[Any, str] = {list: "a list", type(None): "nothing", str: "a text", bool: "true or false"}
+    kinds: dict[Any, str] = {list: "a list", type(None): "nothing", str: "text", bool: "true or false"}
     return kinds.get(type(value), "a number")
 
 

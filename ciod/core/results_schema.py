@@ -26,7 +26,7 @@ class _Scenario(TypedDict):
 
 
 class ScenarioEntry(_Scenario, total=False):
-    """``scenario``: what was asked of the run. An extension has only what every run has."""
+    """``scenario``: the protocol of the run. An extension has only the entries that every run has."""
 
     order: str | list[str]
     images: str
@@ -64,7 +64,7 @@ class _Task(TypedDict):
 
 
 class TaskEntry(_Task, total=False):
-    """One of ``tasks``. Of a task that was not trained here, which the first of an extension is, less is known."""
+    """One of ``tasks``; it has fewer entries if this run did not train it, as the first task of an extension."""
 
     train_images: int
     train_boxes: int
@@ -94,7 +94,7 @@ class ResultsFile(_Results, total=False):
     """``results.json``."""
 
     upper_bounds: list[Group | None] | None  # per task, COCO's six APs of joint training
-    extension: dict[str, Any]  # of ``ciod extend`` alone
+    extension: dict[str, Any]  # only of ``ciod extend``
 
 
 class ExtensionResults(_Results):
@@ -154,7 +154,7 @@ class ComparisonFile(TypedDict):
 
 
 class Identity(TypedDict, total=False):
-    """Fingerprints of what a run is made of."""
+    """Fingerprints of everything that a run depends on."""
 
     data: dict[str, Any]  # per split
     model: dict[str, str]  # of the model file that is extended
@@ -179,7 +179,7 @@ class AverageState(TypedDict):
 
 
 class FitState(TypedDict):
-    """Inside a task: ``done`` of its steps are through."""
+    """Inside a task, after ``done`` of its steps."""
 
     done: int
     epoch: int
@@ -232,7 +232,7 @@ class _ExtensionState(_State):
 class ExtensionState(_ExtensionState, total=False):
     """What ``ciod extend`` is resumed from: in training with ``fit`` and ``random``, finished with ``not_kept``.
 
-    Its first task is the model as it was.
+    Its first task is the original model.
     """
 
     fit: FitState

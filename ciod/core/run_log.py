@@ -31,7 +31,7 @@ class RunLog:
         self._waiting = 0  # whether some lines may not be on the disk yet
         with explained(self.path, LINE):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _cut_torn_line(self.path)
+            _cut_incomplete_line(self.path)
             self._file = self.path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
     def write(self, kind: str, **fields: Any) -> None:
@@ -115,7 +115,7 @@ def _object(line: bytes) -> dict[str, Any] | None:
     return entry if all(type(n) is int and 0 <= n < 2**53 for n in counts) else None
 
 
-def _cut_torn_line(path: Path) -> None:
+def _cut_incomplete_line(path: Path) -> None:
     if not exists(path):
         return
     content = read_bytes(path, LOG)

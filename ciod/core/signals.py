@@ -59,7 +59,7 @@ class Stop:
 
     @contextmanager
     def at_once(self) -> Generator[None, None, None]:
-        """Inside the block, in one of ``at_steps``, a signal ends the run: everything is written."""
+        """Within a block of ``at_steps``: in this block a signal ends the run at once; everything is written."""
         before, self._waiting = self._waiting, False
         try:
             yield
@@ -83,5 +83,5 @@ class Stop:
         again, self.asked = self.asked == "SIGINT", signal.Signals(number).name
         if not self._waiting or (again and self.asked == "SIGINT"):
             self.leave()
-        what = "Ctrl-C again leaves at once" if self.asked == "SIGINT" else f"{self.asked} received"
+        what = "press Ctrl-C again to exit at once" if self.asked == "SIGINT" else f"{self.asked} received"
         print(f"ciod: the state is written after this step ({what}).", file=sys.stderr)

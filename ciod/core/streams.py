@@ -1,4 +1,4 @@
-"""Standard output and standard error of a command: any text can be written, and a device that is full is a sentence."""
+"""Standard output and standard error of a command: any text can be written, and a full device is an error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 class OutputError(CiodError):
-    """What a command prints cannot be written."""
+    """The output of a command cannot be written."""
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def streams() -> Generator[None, None, None]:
 
 
 def _flush() -> None:
-    """Now, since Python would only print "Exception ignored" when it ends."""
+    """Flushes now; at exit Python would only print "Exception ignored"."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -54,13 +54,11 @@ def _flush() -> None:
 
 
 def _full(error: OSError) -> str:
-    return (
-        f"What this command prints cannot be written ({error.strerror}); let standard output go to a place with room."
-    )
+    return f"The output of this command cannot be written ({error.strerror}); redirect it to a disk with free space."
 
 
 def discard() -> None:
-    """Lets what still waits to be printed go nowhere."""
+    """Discards output that is not printed yet."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

@@ -1,8 +1,8 @@
 """Lists and mappings of names as people write them, ``[cat, hot dog]`` and ``{cat: Cat}``: read, and written.
 
-Names are text: what stands between the commas is the name, whatever YAML would make of it. A name with a comma, a
-bracket or a colon stands in quotes. What ``written_list`` and ``written_mapping`` write is read back as it was, here
-and in a YAML file.
+Names are text: everything between two commas is the name, whatever YAML would make of it. A name with a comma, a
+bracket or a colon needs quotes. What ``written_list`` and ``written_mapping`` write is read back unchanged, here and in
+a YAML file.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _PLAIN = re.compile(r"\w(?:[\w .+/()-]*[\w+/()-])?")
 
 
 class Plain(str):
-    """A name that was written without quotes: where a number is wanted, it may be one."""
+    """A name that was written without quotes; where a number is expected, it may be one."""
 
 
 Names = list[Any]  # of Plain, str, and lists of them
 
 
 def read_list(text: str) -> Names | None:
-    """``[a, [b, "c, d"]]`` → its names; None where the text is not one whole list in brackets."""
+    """``[a, [b, "c, d"]]`` → its names; None if the text is not one complete list in brackets."""
     text = text.strip()
     if not text.startswith("["):
         return None
@@ -43,18 +43,18 @@ def read_list(text: str) -> Names | None:
 
 
 def read_names(text: str) -> Names | None:
-    """As ``read_list``, of a text that may lack the outer brackets: ``cat,dog``. None: brackets that do not match."""
+    """Like ``read_list``, for text that may lack the outer brackets: ``cat,dog``. None: brackets that do not match."""
     found = read_list(text)
     if found is not None or text.lstrip().startswith(("[", "{")):
         return found
     found, end = _list(f"[{text}]", 0, DEEPEST)
-    if found is None or end != len(text) + 2:  # with a bracket inside
+    if found is None or end != len(text) + 2:  # there is a bracket inside
         return [Plain(part.strip()) for part in text.split(",")]
     return found
 
 
 def _list(text: str, start: int, depth: int) -> tuple[Names | None, int]:
-    """The list that begins with the bracket at ``start`` and the position behind it; None where it does not end."""
+    """The list that begins with the bracket at ``start``, and the position after it; None if it does not end."""
     found: Names = []
     at = start + 1
     while True:
@@ -92,9 +92,10 @@ def _end_of_plain(text: str, at: int) -> int:
 
 
 def read_mapping(text: str) -> dict[str, str] | None:
-    """``{a: b, "c, d": e}`` → its pairs; None where the text is none, or a name without quotes has a comma or colon.
+    """``{a: b, "c, d": e}`` → its pairs; None if it is not a mapping, or a name without quotes has a comma or colon.
 
-    ``{Hot Dog, Bun: hot dog, bun}`` can only mean one pair, and is read so; ``{a: b, c}`` may lack what ``c`` becomes.
+    ``{Hot Dog, Bun: hot dog, bun}`` can only mean one pair, and is read as that; in ``{a: b, c}`` a value may be
+    missing.
     """
     text = text.strip()
     if not (text.startswith("{") and text.endswith("}")):

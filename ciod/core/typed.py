@@ -1,4 +1,4 @@
-"""What was written, as a value of the type that a setting has: text stays as it was written, the rest is YAML.
+"""Converts what the user wrote to the type of a setting: text stays as written, everything else is YAML.
 
 ``data=010`` is the folder 010, ``epochs=10`` the number. The types are those of pydantic's fields.
 """
@@ -22,14 +22,14 @@ QUOTE = "cannot be read; quote it or check its brackets."
 
 
 class Unreadable(CiodError):
-    """A text that is no value of the type. The message is the tail of a sentence."""
+    """Text that is not a value of the type. The message is the end of a sentence."""
 
 
 @dataclass
 class _Kind:
     """What a type allows."""
 
-    text: bool = False  # free, or one of some words
+    text: bool = False  # any text, or one of several words
     other: bool = False  # numbers, switches, or anything: read as YAML
     none: bool = False
     items: list[Any] = field(default_factory=list[Any])  # element types of lists that hold text
@@ -90,7 +90,7 @@ def is_free_text(annotation: Any) -> bool:
 
 
 def read_word(text: str, annotation: Any) -> Any:
-    """What stands behind ``key=`` on the command line. Nothing is None.
+    """The value after ``key=`` on the command line; None if it is empty.
 
     Raises:
         Unreadable: brackets that do not match, and the like.
@@ -114,7 +114,7 @@ def fit(value: Any, annotation: Any) -> Any:
     """A value of a YAML file (with ``Sourced`` leaves) or of Python. What does not fit is left to validation.
 
     Raises:
-        Unreadable: a text that stands for a list or a mapping and cannot be read.
+        Unreadable: text for a list or a mapping that cannot be read.
     """
     kind = _kind(annotation)
     if isinstance(value, Sourced):
@@ -165,7 +165,7 @@ def _pairs(text: str) -> dict[str, str]:
     found = text_lists.read_mapping(text)
     if found is None:
         example = text_lists.written_mapping({"old name": "new, name"})
-        raise Unreadable(f"is no mapping of names such as {example}; a comma or colon of a name needs the quotes.")
+        raise Unreadable(f"is not a mapping of names such as {example}; a name with a comma or colon needs quotes.")
     return found
 
 
@@ -187,7 +187,7 @@ def _scalar(text: str) -> Any:
 
 
 def _yaml(text: str) -> Any:
-    if any("\udc80" <= c <= "\udcff" for c in text):  # of a path that is not UTF-8, which YAML cannot hold
+    if any("\udc80" <= c <= "\udcff" for c in text):  # from a path that is not UTF-8, which YAML cannot hold
         return text
     try:
         value = yaml_text.parse(text)

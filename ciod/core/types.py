@@ -88,7 +88,7 @@ class Batch:
     sizes: Tensor  # [B, 2] height, width of each original image
     scales: Tensor  # [B] batch pixels per original pixel
     index: Tensor  # [B] row of each image in its Index
-    broken: list[str] = field(default_factory=list[str])  # files that could not be read; a neighbour stands in
+    broken: list[str] = field(default_factory=list[str])  # files that could not be read; the next image replaces each
     source: Tensor | None = None  # [B] int64 TASK, MEMORY or POOL; None: every image is the task's
     frames: Tensor | None = None  # [B, 4] the ``Frame`` of each test image; None: training images
 
@@ -117,19 +117,19 @@ class Outputs:
     logits: Tensor  # [B, P, C]
     boxes: Tensor  # [B, P, 4], decoded and differentiable
     points: Tensor  # [P, 2] x, y of each position in pixels, as the detector counts: the cell's centre, or its corner
-    strides: Tensor  # [P] pixels per cell; points and strides of queries, which have no place, are empty
+    strides: Tensor  # [P] pixels per cell; points and strides are empty for queries, which have no place
     objectness: Tensor | None = None  # [B, P] logits of the second factor of the score; FCOS: centre-ness
     distribution: Tensor | None = None  # [B, P, 4, R] logits of the distances left, top, right, bottom
-    features: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] a level, of the neck
-    towers: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] a level: what the class layer takes
-    maps: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] a level, of the backbone, for an arbiter
+    features: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] per level, of the neck
+    towers: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] per level: the input of the class layer
+    maps: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] per level, of the backbone, for an arbiter
     levels: tuple[int, ...] = ()  # positions of each level; their sum is P
     parts: tuple[int, ...] = ()  # positions of the detector itself, then of each branch; (): there is no branch
     anchors: Tensor | None = None  # [P, 4] the boxes that predictions correct, if a detector has them
     deltas: Tensor | None = None  # [B, P, 4] corrections of the anchors, as the head returns them (RetinaNet)
     coarse: Tensor | None = None  # [B, P, 4] the boxes before the correction by a second stage (VFNet)
     root: bool = False  # scores are square roots of class × objectness (torchvision's FCOS)
-    answers: int | None = None  # the first so many positions are detections; None: all
+    answers: int | None = None  # only this many positions, the first ones, are detections; None: all
     frame: tuple[int, int] | None = None  # width and height of the batch image, if boxes are learnt as shares of it
 
     @classmethod
@@ -148,7 +148,7 @@ class Outputs:
         return replace(one, **given)
 
     def answer(self) -> Outputs:
-        """The positions that are detections: for evaluation, teachers, exporters. Of a dense detector all."""
+        """The positions that are detections: for evaluation, teachers, exporters. For a dense detector: all."""
         n = self.answers
         if n is None or n == self.logits.shape[1]:
             return self
@@ -199,7 +199,7 @@ class Detections:
     """The detections of one image, as numpy arrays; boxes are in pixels of the original image.
 
     Raises:
-        ValueError: lengths or shapes do not fit, a score is not in 0..1, a label has no name, or a box is not
+        ValueError: lengths or shapes do not match, a score is not in 0..1, a label has no name, or a box is not
             finite or has its corners in the wrong order.
     """
 
@@ -234,7 +234,7 @@ class Detections:
         return len(self.scores)
 
     def __iter__(self) -> Iterator[Detection]:
-        """Detection by detection, the highest score first: ``for name, score, box, label in found``."""
+        """Yields the detections, the highest score first: ``for name, score, box, label in found``."""
         for box, score, label in zip(self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True):
             yield Detection(self._name(label), score, tuple(box), label)
 
@@ -260,8 +260,8 @@ class Detections:
         if not len(self):
             return "Detections(nothing)"
         count = {int(y): int((self.labels == y).sum()) for y in np.unique(self.labels)}
-        told = ", ".join(f"{n} {self._name(y)}" for y, n in count.items())
-        return f"Detections({told}; scores {self.scores.min():.2f} to {self.scores.max():.2f})"
+        counts = ", ".join(f"{n} {self._name(y)}" for y, n in count.items())
+        return f"Detections({counts}; scores {self.scores.min():.2f} to {self.scores.max():.2f})"
 
     def _name(self, label: int) -> str:
         return self.class_names[label] if self.class_names else f"class {label}"
@@ -274,7 +274,7 @@ class Detections:
         """The detections of these classes.
 
         Raises:
-            CiodError: a name that is no class.
+            CiodError: a name is not a class.
         """
         from ciod.core.errors import CiodError, did_you_mean
 
@@ -295,7 +295,7 @@ class Detections:
         return pandas.DataFrame({"class": names, "score": self.scores, **columns})
 
     def to_fiftyone(self, width: int, height: int) -> Any:
-        """As ``fiftyone.Detections``, for a field of a sample; FiftyOne counts in shares of the picture.
+        """As ``fiftyone.Detections``, for a field of a sample; FiftyOne gives boxes as shares of the picture.
 
         Args:
             width, height: of the original image, in pixels.
@@ -341,7 +341,7 @@ class Detections:
 
 
 def _package(name: str) -> Any:
-    """A package that ciod does without. Raises CiodError when it is not installed."""
+    """An optional package. Raises CiodError if it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -351,7 +351,7 @@ def _package(name: str) -> Any:
 
 
 class Frame(NamedTuple):
-    """Where a picture lies in its batch image: x of the batch image is x of the picture × ``across`` + ``left``."""
+    """Where a picture is in its batch image: x of the batch image is x of the picture × ``across`` + ``left``."""
 
     across: float
     down: float

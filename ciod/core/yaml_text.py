@@ -26,7 +26,7 @@ class _Loader(yaml.SafeLoader):
     written, most = 0, WRITTEN
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """As its parent, and counts: a file of a few megabytes would be read for minutes."""
+        """Like that of the parent, but counts: reading a file of a few megabytes could take minutes."""
         self.written += 1
         if self.written > self.most:
             raise NotYAML(f"it has more than {self.most:,} values.")
@@ -38,7 +38,7 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in rules if tag != _BOOL]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_untyped: Any = _Loader  # the stubs of yaml leave its resolvers and constructors open
+_untyped: Any = _Loader  # the stubs of yaml do not type its resolvers and constructors
 _untyped.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
@@ -54,7 +54,7 @@ class _SourcedLoader(_Loader):
     """Keeps what was written beside every number, date, null and the like."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        parent: Any = super()  # the stubs of yaml leave what it constructs open
+        parent: Any = super()  # the stubs of yaml do not type what it constructs
         value = parent.construct_object(node, deep=deep)
         if not isinstance(node, yaml.ScalarNode) or isinstance(value, (str, Sourced)):
             return value
@@ -62,7 +62,7 @@ class _SourcedLoader(_Loader):
 
 
 def parse_sourced(text: str | bytes, most: int = WRITTEN) -> Any:
-    """As ``parse``, with ``Sourced`` leaves; keys of mappings are what was written."""
+    """Like ``parse``, with ``Sourced`` leaves; keys of mappings stay as written."""
     return _with_text_keys(parse(text, most, _SourcedLoader))
 
 
@@ -88,7 +88,7 @@ def _with_text_keys(value: Any) -> Any:
 
 
 def without_sources(value: Any) -> Any:
-    """The values alone, as ``parse`` has them."""
+    """Only the values, as ``parse`` returns them."""
     if isinstance(value, Sourced):
         return value.value
     if is_mapping(value):
@@ -99,7 +99,7 @@ def without_sources(value: Any) -> Any:
 
 
 def parse(text: str | bytes, most: int = WRITTEN, loader_type: type[_Loader] = _Loader) -> Any:
-    """Content of one document; None where there is none.
+    """Content of one document; None if it is empty.
 
     Args:
         most: maximum number of values written in it, including keys.
@@ -116,7 +116,7 @@ def parse(text: str | bytes, most: int = WRITTEN, loader_type: type[_Loader] = _
         if node is None:
             return None
         if _values(node, {}) > VALUES:
-            raise NotYAML(f"it means more than {VALUES:,} values, by aliases of aliases.")
+            raise NotYAML(f"it expands to more than {VALUES:,} values through aliases.")
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise NotYAML(str(error)) from error

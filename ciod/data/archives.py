@@ -34,7 +34,7 @@ def check_room(folder: Path, needed: int, name: str) -> None:
     """Raises DataError: the disk of ``folder`` has fewer than ``needed`` bytes left."""
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise DataError(f"{name} needs {human_bytes(needed)} more in {folder}, which has {human_bytes(free)} of room.")
+        raise DataError(f"{name} needs {human_bytes(needed)} more in {folder}, but only {human_bytes(free)} are free.")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Member:
 
     name: str
     size: int
-    kind: str  # "file", "folder", or the word for what is refused
+    kind: str  # "file", "folder", or what it is instead, which is refused
 
 
 class _Reader(Protocol):
@@ -91,7 +91,7 @@ def unpack(archive: Path, out: Path, folder: str, say: Say = print) -> None:
     """Unpacks an archive whose members are all below ``folder`` into a temporary folder, then moves them to ``out``.
 
     Raises:
-        DataError: it is not a zip or tar, is damaged, or has links, devices, paths outside, or an absurd size.
+        DataError: it is not a zip or tar file, is damaged, has links, devices or paths outside, or is absurdly large.
     """
     try:
         if zipfile.is_zipfile(archive):
@@ -102,7 +102,7 @@ def unpack(archive: Path, out: Path, folder: str, say: Say = print) -> None:
                 _unpack(_Tar(file), archive, out, folder, say)
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError, ValueError) as error:
         raise DataError(
-            f"{archive} is not a readable zip or tar: {error}. Is it complete? Remove it, and get it again."
+            f"{archive} is not a readable zip or tar: {error}. Is it complete? Remove it and download it again."
         ) from error
 
 

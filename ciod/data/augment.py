@@ -67,7 +67,7 @@ def letterbox(picture: np.ndarray, size: int, fill: float) -> tuple[Tensor, floa
 
 
 def frame_of(height: int, width: int, size: int, place: Placement = "corner") -> Frame:
-    """Where a picture of this size lies in a square of ``size`` pixels."""
+    """Where a picture of this size is placed in a square of ``size`` pixels."""
     if place == "stretch":
         return Frame(size / width, size / height)
     scale = min(size / height, size / width)
@@ -77,7 +77,7 @@ def frame_of(height: int, width: int, size: int, place: Placement = "corner") ->
 
 
 def put(picture: np.ndarray, size: int, fill: float, place: Placement = "corner") -> tuple[Tensor, Frame]:
-    """The whole picture in a square, uint8 [3, size, size], and where it lies there."""
+    """The complete picture in a square, uint8 [3, size, size], and where it is placed there."""
     height, width = picture.shape[:2]
     frame = frame_of(height, width, size, place)
     new = max(1, int(height * frame.down)), max(1, int(width * frame.across))

@@ -58,7 +58,7 @@ def describe_text(path: str | Path, check: Check = "pixels", width: int = 120) -
     """``describe`` as plain text of at most ``width`` columns.
 
     Raises:
-        DataError: as ``describe``.
+        DataError: see ``describe``.
     """
     console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
     with console.capture() as captured:

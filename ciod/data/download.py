@@ -119,7 +119,7 @@ def fetch(name: str, out: str | Path, *, mirror: str | None = None, keep: bool =
 
     Raises:
         ConfigError: no such data set, or a mirror that is not a web address.
-        DataError: no network, no room, a wrong checksum, or an archive with unexpected members.
+        DataError: no network, a full disk, a wrong checksum, or an archive with unexpected members.
         WriteError: ``out`` cannot be written.
     """
     source, out = find(name), expanded(out)
@@ -163,7 +163,7 @@ def _get(archive: Archive, url: str, out: Path, say: Say) -> Path:
     idle = 0
     while True:
         before = part.stat().st_size if part.exists() else 0
-        problem = _go_on(archive, url, part, say)
+        problem = _continue(archive, url, part, say)
         if problem is None:
             break
         now = part.stat().st_size if part.exists() else 0
@@ -182,11 +182,11 @@ def _get(archive: Archive, url: str, out: Path, say: Say) -> Path:
     return complete
 
 
-def _go_on(archive: Archive, url: str, part: Path, say: Say) -> str | None:
+def _continue(archive: Archive, url: str, part: Path, say: Say) -> str | None:
     """Downloads the missing bytes of ``part``; returns why it is incomplete, or None.
 
     Raises:
-        DataError: there is no room, or the server has another file.
+        DataError: no space is left, or the server has another file.
     """
     import urllib.error
     import urllib.request
@@ -205,15 +205,15 @@ def _go_on(archive: Archive, url: str, part: Path, say: Say) -> str | None:
             total = archive.size if length is None else have + int(length)
             if archive.size is not None and total != archive.size:
                 raise DataError(
-                    f"{url} has {total} bytes, and {archive.name} has {archive.size}: it is another file, or a page "
-                    "with a message."
+                    f"{url} has {total} bytes, but {archive.name} has {archive.size}: it is another file or an error "
+                    "page."
                 )
             check_room(part.parent, (total or 0) - have, archive.name)
             return _copy(answer, part, have, total, archive.name, say)
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:  # more than the size of the file: these bytes belong to another one
             part.unlink()
-            return _go_on(archive, url, part, say)
+            return _continue(archive, url, part, say)
         return f"the server answers {error.code} {error.reason}"
     except urllib.error.URLError as error:
         return f"no connection: {error.reason}"
@@ -227,7 +227,7 @@ def _starts_at(content_range: str | None, first: int) -> bool:
 
 def _copy(answer: IO[bytes], part: Path, have: int, total: int | None, name: str, say: Say) -> str | None:
     """Appends ``answer`` to the first ``have`` bytes of ``part``, with a progress line per 2 % of the file."""
-    began, first, told = time.monotonic(), have, -1
+    began, first, printed = time.monotonic(), have, -1
     with part.open("r+b" if part.exists() else "wb") as file:
         file.truncate(have)
         file.seek(have)
@@ -236,8 +236,8 @@ def _copy(answer: IO[bytes], part: Path, have: int, total: int | None, name: str
             have += len(chunk)
             if total is not None and have > total:
                 raise DataError(f"{name}: the server sends more than the {total} bytes it announced.")
-            if total and have * 50 // total > told:
-                told = have * 50 // total
+            if total and have * 50 // total > printed:
+                printed = have * 50 // total
                 speed = (have - first) / max(time.monotonic() - began, 1e-3)
                 left = (total - have) / max(speed, 1)
                 done = f"{human_bytes(have)} of {human_bytes(total)}, {human_bytes(speed)}/s"
@@ -254,7 +254,7 @@ def _verify(archive: Archive, file: Path) -> None:
     if digest.hexdigest() != archive.md5:
         aside = file.replace(file.with_name(f"{file.name}.wrong"))
         raise DataError(
-            f"{file} has the MD5 sum {digest.hexdigest()} and should have {archive.md5}: it was damaged on the way, or "
+            f"{file} has the MD5 sum {digest.hexdigest()}, not {archive.md5}: it was damaged in transfer, or "
             f"is another file. It is now {aside.name}; repeat the command to download it again."
         )
 
@@ -263,7 +263,7 @@ def ending(name: str, out: Path) -> str:
     """What to do next."""
     folder = shlex.quote(str(out))
     return (
-        f"Done. Scenarios find it with\n  export {find(name).variable}={folder}\nSee what is there:\n"
+        f"Done. Scenarios find it with\n  export {find(name).variable}={folder}\nLook at the data:\n"
         f"  ciod list data {folder}"
     )
 

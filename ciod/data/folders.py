@@ -22,10 +22,10 @@ _BESIDE = frozenset((
 ))
 # fmt: on
 _WITHOUT_SUFFIX = frozenset(("readme", "license", "copying", "notice", "makefile", "changelog"))
-NOT_READ = "file that is not a picture ciod reads, passed over (convert it to JPEG or PNG if it is one)"
-NOT_HEIF = "HEIC picture, passed over (convert it to JPEG, or install pillow-heif)"
-NO_TARGET = "link to a file that is not there, passed over"
-READ_ALREADY = "linked folder that leads to one that is read already, not followed"
+NOT_READ = "file that is not a picture ciod reads, skipped (convert it to JPEG or PNG if it is one)"
+NOT_HEIF = "HEIC picture, skipped (convert it to JPEG, or install pillow-heif)"
+NO_TARGET = "link to a missing file, skipped"
+READ_ALREADY = "linked folder that is read already, not followed"
 
 
 def passed_over(name: str) -> bool:
@@ -72,7 +72,7 @@ def below(root: str | Path, passed: Passed | None = None) -> Iterator[tuple[str,
             with os.scandir(folder) as found:
                 entries = sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
         except OSError as error:
-            passed("folder that cannot be read, passed over", f"{folder} ({error.strerror or error})")
+            passed("folder that cannot be read, skipped", f"{folder} ({error.strerror or error})")
             continue
         names, inside = [], []
         for entry in entries:

@@ -12,12 +12,12 @@ import numpy as np
 
 from ciod.data.index import Problems, count
 
-SCALED = "picture of another size than annotated, its boxes are scaled to it"
-OTHER_SHAPE = "picture of another shape than annotated, left out: its boxes may belong to another picture"
+SCALED = "picture whose size differs from its annotation, its boxes are scaled"
+OTHER_SHAPE = "picture whose shape differs from its annotation, left out: its boxes may belong to another picture"
 JOINED = "picture listed twice, its boxes are joined"
 OTHER_ENTRY = "picture listed again with another size, left out: those boxes belong to another picture"
-TURN_UNSTATED = "picture that EXIF turns, of no stated size, its boxes are taken as drawn on the turned picture"
-TURN_UNKNOWN = "picture that EXIF turns without changing its size, its boxes are taken as drawn on the turned picture"
+TURN_UNSTATED = "picture that EXIF rotates, without a stated size, its boxes are taken as drawn on the rotated picture"
+TURN_UNKNOWN = "picture that EXIF rotates with an equal size, its boxes are taken as drawn on the rotated picture"
 
 
 @dataclass
@@ -27,8 +27,8 @@ class Frames:
     Several rows can name the same file; ``row`` gives the row that keeps it.
     """
 
-    sizes: np.ndarray  # [I, 2] height, width of the picture, turned or as stored, whichever the boxes are drawn on
-    annotated: np.ndarray  # [I, 2] height, width in which the annotations count; equal to sizes where they agree
+    sizes: np.ndarray  # [I, 2] height, width of the picture, rotated or as stored, whichever the boxes are drawn on
+    annotated: np.ndarray  # [I, 2] height, width that the annotations refer to; equal to sizes where they agree
     usable: np.ndarray  # [I] bool
     stored: np.ndarray  # [I] bool: EXIF rotation must be left out though the size does not show it
     row: np.ndarray  # [I] the row that has the boxes; -1: left out

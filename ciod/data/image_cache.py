@@ -33,7 +33,7 @@ class Pictures:
         longest: largest side in pixels; larger images are shrunk when they are read. None: no limit.
 
     Raises:
-        CiodError: ``cache`` is ``disk``, and the temporary folder has no room for them.
+        CiodError: ``cache`` is ``disk``, and the temporary folder is too small for them.
     """
 
     def __init__(self, index: Index, *, cache: Cache = "off", alone: bool = True, longest: int | None = None):
@@ -76,7 +76,7 @@ class Pictures:
 
 
 def presize_hint(index: Index, transform: TrainTransform, *, presize: bool, cache: Cache) -> str | None:
-    """A line for who would gain from ``presize``: pictures that cannot be kept, most of whose pixels are unseen."""
+    """A hint to use ``presize``, if pictures cannot be cached and most of their pixels are not used; or None."""
     if presize or cache == "disk" or _bytes(index.sizes).sum() <= CACHE_BYTES:
         return None
     side, longest = int(np.median(index.sizes.max(1))), transform.longest_side()
@@ -102,11 +102,12 @@ class Memory:
 
 
 class Disk:
-    """Pictures in a file without a name in the temporary folder: it is gone with its last process, killed or not.
+    """Pictures in a file without a name in the temporary folder; it disappears with its last process, even a killed
+    one.
 
-    A byte says of each picture whether it is there, and is written after the pixels. What the system has memory for
-    it keeps there by itself. Where processes do not inherit open files the file keeps its name until the process that
-    made it ends.
+    One byte per picture says whether it is stored, and is written after the pixels. The system keeps the file in memory
+    as far as it can. Where processes do not inherit open files, the file keeps its name until the process that made it
+    ends.
 
     Args:
         shapes: [I, 2] heights and widths in pixels.
@@ -128,7 +129,7 @@ class Disk:
             else:
                 weakref.finalize(self, self.path.unlink, missing_ok=True)
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(fd, 0, need)  # now, since later there may be no room
+                os.posix_fallocate(fd, 0, need)  # now, since the disk may be full later
         except OSError as e:
             raise CiodError(
                 f"train.picture_cache=disk needs {need / 1e9:.1f} GB in the temporary folder ({e.strerror or e}); "
@@ -149,19 +150,19 @@ class Disk:
             while done < len(content):
                 done += os.pwrite(fd, content[done:], int(self.starts[i]) + done)
             os.pwrite(fd, b"\1", i)
-        except OSError:  # no room after all, where none could be set aside: it is decoded again
+        except OSError:  # the disk is full, where space could not be reserved: it is decoded again
             return
 
     def _fd(self) -> int:
         pid, fd = self.opened
-        if pid != os.getpid() and not self.inherited:  # a process that was started afresh opens the file itself
+        if pid != os.getpid() and not self.inherited:  # a process that was not forked opens the file itself
             fd = os.open(self.path, os.O_RDWR)
         self.opened = os.getpid(), fd
         return fd
 
 
 def _bytes(shapes: np.ndarray) -> np.ndarray:
-    """[I] of decoded pictures."""
+    """[I] sizes of the decoded pictures."""
     return shapes.astype(np.int64).prod(1) * 3
 
 

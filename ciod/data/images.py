@@ -40,12 +40,12 @@ _ALWAYS = (
 )  # fmt: skip
 SUFFIXES = frozenset(_ALWAYS) | (HEIF if READS_HEIF else frozenset())
 
-# What is opened, whatever a file is called: for PostScript Pillow would start Ghostscript, which runs the file.
+# The formats that are opened, whatever a file is called: for PostScript, Pillow would start Ghostscript, which runs it.
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "HEIF")
 
-MAX_PIXELS = 250_000_000  # of a picture: 750 MB decoded; more is taken for an attack
-DARK = 16  # of 255: a picture of floats that is never brighter, and not of whole numbers, has another range
-PIXELS_VARIABLE = "CIOD_MAX_PIXELS"  # of the environment: another limit, which loader processes see too
+MAX_PIXELS = 250_000_000  # of a picture: 750 MB decoded; more is treated as an attack
+DARK = 16  # of 255: a picture of floats that is never brighter and has fractions is in another range
+PIXELS_VARIABLE = "CIOD_MAX_PIXELS"  # environment variable for another limit, which loader processes see too
 _PILLOW_LIMIT = Image.MAX_IMAGE_PIXELS
 _OPENING = threading.Lock()
 # Pillow warns at a third of our limit, in the middle of progress lines; we check every image ourselves.
@@ -112,8 +112,8 @@ def as_array(image: str | Path | np.ndarray | Image.Image) -> np.ndarray:
     """A file, PIL image, array or tensor as [H, W, 3] uint8 RGB.
 
     Arrays are [H, W, 3] RGB or grey [H, W] or [H, W, 1]: integers 0..255, ``uint16`` (converted to 8 bits as for
-    files), or floats 0..255; if no float is above 1, they are taken as 0..1. Fractions up to DARK are refused: they
-    are a picture in another range, which would be read as black.
+    files), or floats 0..255; if no float is above 1, they are taken as 0..1. Fractions up to DARK are refused: such a
+    picture is in another range and would be read as black.
 
     Raises:
         DataError: see ``read_image``; or an array of another shape, type or range.
@@ -136,11 +136,11 @@ def as_array(image: str | Path | np.ndarray | Image.Image) -> np.ndarray:
     array = np.ascontiguousarray(_bytes_of(array))
     if array.shape[2] == 1:
         return np.repeat(array, 3, axis=2)
-    return array if array.flags.writeable else array.copy()  # tensors share memory, and cannot share what is read-only
+    return array if array.flags.writeable else array.copy()  # tensors share memory, but not read-only memory
 
 
 def _values_of(image: Any) -> np.ndarray:
-    """The numbers of an array or of a tensor on whatever device."""
+    """The numbers of an array, or of a tensor on any device."""
     if not hasattr(image, "detach"):
         try:
             return np.asarray(image)
@@ -167,7 +167,7 @@ def _bytes_of(array: np.ndarray) -> np.ndarray:
         elif (array != np.rint(array)).any():
             raise DataError(
                 f"The values of a picture of floats must be 0..1 or 0..255; this array has {low:g}..{high:g}, which "
-                "can be neither. Scale it to 0..255 and make it uint8."
+                "is neither. Scale it to 0..255 and make it uint8."
             )
     return np.rint(array).astype(np.uint8)
 
@@ -239,13 +239,13 @@ def save_image(path: str | Path, array: np.ndarray) -> None:
 
     Raises:
         DataError: the suffix is not that of an image format.
-        WriteError: no room, no permission, or another fault of the disk.
+        WriteError: a full disk, no permission, or another fault of the disk.
     """
     path, content = Path(path), io.BytesIO()
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind not in Image.SAVE:
         raise DataError(
-            f"The picture {path} cannot be written: '{path.suffix}' is no format that Pillow writes; end it in .png."
+            f"The picture {path} cannot be written: '{path.suffix}' is not a format that Pillow writes; use .png."
         )
     Image.fromarray(np.asarray(array, dtype=np.uint8)).save(content, kind, quality=95)  # some formats ignore it
     atomic_write(path, content.getvalue())
@@ -284,7 +284,7 @@ def _open(path: Path) -> Image.Image:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those of ``FORMATS`` that this Pillow has."""
+    """Those of ``FORMATS`` that this Pillow supports."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -307,7 +307,7 @@ def _why(path: Path, error: Exception) -> str:
         hint = ""
         if path.suffix.lower() in HEIF and not READS_HEIF:
             hint = " Convert it to JPEG, or install pillow-heif."
-        return f"{path} is not a picture of a format that ciod reads.{hint or lfs_hint(path)}"
+        return f"{path} is not a picture in a format that ciod reads.{hint or lfs_hint(path)}"
     return f"The picture {path} cannot be read: {error or type(error).__name__}."
 
 

@@ -20,7 +20,7 @@ class Problems:
     limit: int = 5
 
     def add(self, kind: str, where: str) -> None:
-        """``kind`` is a short description ("box of no area, left out"); ``where`` names the file, image or id."""
+        """``kind`` is a short description ("box without area, left out"); ``where`` names the file, image or id."""
         self.counts[kind] += 1
         shown = self.examples.setdefault(kind, [])
         if len(shown) < self.limit:
@@ -62,7 +62,7 @@ class Index:
 
     class_names: tuple[str, ...]  # in data set order (COCO: by category id; YOLO: by number; VOC: alphabetical)
     files: list[Path]  # [I] absolute
-    sizes: np.ndarray  # [I, 2] int32 height, width as the boxes count them (after EXIF rotation if that applies)
+    sizes: np.ndarray  # [I, 2] int32 height, width that the boxes refer to (after EXIF rotation if that applies)
     image_ids: np.ndarray  # [I] int64, unique; the data set's own where it has numbers
     image: np.ndarray  # [A] int64 row of the box's image
     boxes: np.ndarray  # [A, 4] float32 xyxy in pixels of the original image
@@ -74,8 +74,8 @@ class Index:
     # Ids and pixels of the original data set, for result files; empty or None: as in the columns above.
     own_ids: list[tuple[Any, ...]] = field(default_factory=list)  # [I] ids as written; several if listed several times
     category_ids: tuple[Any, ...] = ()  # [C] ids as written
-    annotated: np.ndarray | None = None  # [I, 2] int32 height, width in which the annotations count
-    stored: np.ndarray | None = None  # [I] bool: boxes count the pixels before EXIF rotation
+    annotated: np.ndarray | None = None  # [I, 2] int32 height, width that the annotations refer to
+    stored: np.ndarray | None = None  # [I] bool: boxes refer to the pixels before EXIF rotation
     problems: Problems = field(default_factory=Problems)
     starts: np.ndarray = field(init=False, repr=False)
 

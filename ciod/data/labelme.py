@@ -34,7 +34,7 @@ def find(root: Path) -> Layout | None:
 
 
 def is_labelme(path: Path) -> bool:
-    """Whether a JSON is one of labelme's, by its beginning."""
+    """Whether a JSON is one of labelme's, judged by its beginning."""
     try:
         check_regular(path)
         with path.open("rb") as file:
@@ -68,7 +68,7 @@ def read(parts: tuple[Part, ...], layout: Layout, source: str, check: Check, pro
         for key, path in annotation_files(part.boxes, ".json", problems).items():
             content, wrong = _parse(path)
             if content is None:
-                problems.add("JSON that is not labelme's, passed over", f"{path.name} ({wrong})")
+                problems.add("JSON that is not labelme's, skipped", f"{path.name} ({wrong})")
             else:
                 good[key] = content
         pairs = Pairs(part.images, problems)
@@ -82,7 +82,7 @@ def read(parts: tuple[Part, ...], layout: Layout, source: str, check: Check, pro
             stems.append(key.rpartition("/")[2])
             for shape in content["shapes"]:
                 _add(shape, columns, label_of, problems, f"{key}.json")
-        pairs.count_left("picture without JSON, left out: its objects would be taught as background")
+        pairs.count_left("picture without JSON, left out: its objects would be trained as background")
     columns.ids = numbered(stems)
     return to_index(columns, source, check, problems)
 

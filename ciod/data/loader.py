@@ -132,7 +132,7 @@ class Collate:
             source = torch.from_numpy(self.mixture.source[rows])
         images = torch.stack([s["image"] for s in samples])
         if get_worker_info() is not None:
-            images.share_memory_()  # here, where missing memory is an error; later the batch would just never arrive
+            images.share_memory_()  # here, where a lack of memory raises an error; later the batch would never arrive
         return Batch(
             source=source,
             images=images,
@@ -235,7 +235,7 @@ def train_loader(
         cache, presize: see the settings of ``train``.
 
     Raises:
-        CiodError: ``cache`` is ``disk``, and there is no room for it.
+        CiodError: ``cache`` is ``disk``, and no space is left for it.
     """
     if workers:
         main_guard.check()
@@ -314,15 +314,15 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
         raise CiodError(str(e).rstrip().splitlines()[-1].partition("CiodError: ")[2] or str(e)) from e
     except (RuntimeError, OSError) as e:
         message = str(e)
-        if "Too many open files" in message or "ancdata" in message:  # torch's word for a handle that was not sent
+        if "Too many open files" in message or "ancdata" in message:  # torch's message about a handle that was not sent
             why = "ran out of file handles: raise their number with ulimit -n, or lower train.workers"
         elif "shared memory" in message or "Bus error" in message:
             why = (
-                "found no room in shared memory (/dev/shm), through which batches travel: make it larger (containers: "
+                "found no space in shared memory (/dev/shm), which passes batches on: make it larger (containers: "
                 "--shm-size=8g), or lower train.workers or train.batch"
             )
         elif "timed out" in message:
-            why = "gave no batch in time: a disk or network folder may hang, or an image may be huge"
+            why = "returned no batch in time: a disk or network folder may hang, or an image may be huge"
         elif ("DataLoader worker" in message and "exited unexpectedly" in message) or "killed by signal" in message:
             why = f"ended ({message.splitlines()[0]}): memory may be exhausted"
             if not main_guard.forks():
@@ -336,9 +336,10 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
 
 
 def short_temporary_folder(worker: int) -> None:
-    """In a loader process: sees to it that it can make a socket in the temporary folder, through which batches travel.
+    """In a loader process: makes sure that it can create a socket in the temporary folder, through which batches are
+    passed.
 
-    The path of a socket has at most about 100 bytes; where it is longer, the process sends nothing.
+    The path of a socket has at most about 100 bytes; with a longer one the process sends nothing.
     """
     del worker
     name = os.path.join(tempfile.gettempdir(), "pymp-12345678", "listener-12345678")  # noqa: PTH118
@@ -347,7 +348,7 @@ def short_temporary_folder(worker: int) -> None:
 
 
 def _check_handles(workers: int) -> None:
-    """Before processes are started: torch leaves tracebacks of its own when it runs out of handles in the middle.
+    """Before processes are started: torch prints its own tracebacks when it runs out of handles during training.
 
     Raises:
         CiodError: the processes need more open files than the system allows.
@@ -357,7 +358,7 @@ def _check_handles(workers: int) -> None:
     allowed, need = resource.getrlimit(resource.RLIMIT_NOFILE)[0], HANDLES + HANDLES_OF_A_WORKER * workers
     if allowed not in (resource.RLIM_INFINITY, -1) and allowed < need:
         raise CiodError(
-            f"train.workers={workers} needs about {need} open files, and the system allows {allowed}: allow more with "
+            f"train.workers={workers} needs about {need} open files, but the system allows {allowed}: allow more with "
             f"'ulimit -n {need}', or lower train.workers."
         )
 

@@ -22,8 +22,8 @@ class Mixture:
 
     def alike(self) -> np.ndarray:
         """[I]: images with equal numbers may share a mosaic, because the same classes are labelled in them."""
-        told = np.column_stack([self.known, self.background, self.source])
-        return np.unique(told, axis=0, return_inverse=True)[1].reshape(-1)
+        labels = np.column_stack([self.known, self.background, self.source])
+        return np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def concatenate(indices: list[Index]) -> Index:

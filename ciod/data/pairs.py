@@ -31,7 +31,7 @@ class Pairs:
 
     Args:
         folders: the most likely first.
-        problems: counts annotation files that name another image than their own name does, and skipped files.
+        problems: counts annotation files whose content and file name refer to different images, and skipped files.
     """
 
     def __init__(self, folders: Sequence[Path], problems: Problems):
@@ -40,7 +40,7 @@ class Pairs:
         self.used: set[str] = set()
         seen: set[str] = set()
         for folder in self.folders:
-            inside = folder in seen  # below one that was walked
+            inside = folder in seen  # it is below one that was walked
             for place, names in pictures(folder, None if inside else problems.add):
                 seen.add(place)
                 for name in names:
@@ -76,7 +76,7 @@ class Pairs:
             if other and own and other not in own:
                 picture = self._of_two(own[0], other, sizes[key], self._taken(key, other, named, inside))
                 if picture == other:
-                    what = "annotation file that names another picture than its own name does, the named one is used"
+                    what = "annotation file that names another picture than its file name, the named one is used"
                     self.problems.add(what, f"{key}: {os.path.basename(other)}")  # noqa: PTH119
             elif other and not own and self._taken(key, other, named, inside) and not self._same(key, other, inside):
                 picture = ""

@@ -21,7 +21,7 @@ ADVICE = "save it as UTF-8"
 
 
 def same_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Class names with composed accents; as they are where two would become one (a model from before names were)."""
+    """Class names with composed accents; unchanged if two would become equal (in models of older versions)."""
     names = tuple(names)
     composed = tuple(map(nfc, names))
     return composed if len(set(composed)) == len(set(names)) else names
@@ -43,7 +43,7 @@ def read_text(path: Path) -> str:
     """Text of a file.
 
     Raises:
-        DataError: it cannot be read, is no regular file, or neither UTF-8 nor UTF-16; says what to do.
+        DataError: it cannot be read, is not a regular file, or is neither UTF-8 nor UTF-16; says what to do.
     """
     return decoded(read_bytes(path, EMBEDDED), path)
 

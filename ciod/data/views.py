@@ -1,4 +1,4 @@
-"""Augmented views that are used several times, so that a frozen network computes its maps of them once.
+"""Augmented views that are used several times, so that a frozen network computes their maps once.
 
 A view is one augmentation of one image. A file keeps what ``make`` returned for it, in half precision. Without this,
 an epoch would run the frozen network again on every image.
@@ -25,7 +25,7 @@ from ciod.core.types import Batch
 from ciod.data.loader import STALLED, Collate, Item, Order, Sample, TrainData, batches, short_temporary_folder
 
 KEPT = 6  # views per image that a file has at a time
-ROUNDS = 4  # times that a view is used before another takes its place
+ROUNDS = 4  # times that a view is used before another replaces it
 MOST = 8 << 30  # bytes of a file
 
 
@@ -45,7 +45,7 @@ class Schedule:
 
 
 def room() -> int:
-    """Bytes that a file of views may have: at most half of the free room of the temporary folder. 0: no such files."""
+    """Maximum bytes of a file of views: at most half of the free space of the temporary folder. 0: no such files."""
     if not hasattr(os, "pread"):
         return 0
     try:
@@ -55,7 +55,7 @@ def room() -> int:
 
 
 class ViewOrder(Sampler):
-    """Batches of an ``Order``, with views in the place of epochs."""
+    """Batches of an ``Order``, with views instead of epochs."""
 
     def __init__(self, order: Order, schedule: Schedule):
         self.order, self.schedule = order, schedule
@@ -72,11 +72,11 @@ class ViewOrder(Sampler):
 
 
 class Store:
-    """Rows of half precision in a file without a name in the temporary folder: it is gone with its process, killed or
-    not.
+    """Rows of half precision in a file without a name in the temporary folder; it disappears with its process, even a
+    killed one.
 
     Raises:
-        CiodError: the temporary folder has no room for it.
+        CiodError: the temporary folder is too small for it.
     """
 
     def __init__(self, rows: int, width: int):
@@ -87,7 +87,7 @@ class Store:
             weakref.finalize(self, os.close, self.fd)
             Path(name).unlink()
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self.fd, 0, need)  # now, since later there may be no room
+                os.posix_fallocate(self.fd, 0, need)  # now, since the disk may be full later
         except OSError as e:
             raise CiodError(
                 f"The maps of the views need {need / 1e9:.1f} GB in the temporary folder ({e.strerror or e}); choose "
@@ -100,7 +100,7 @@ class Store:
         try:
             while done < len(content):
                 done += os.pwrite(self.fd, content[done:], row * self.bytes + done)
-        except OSError:  # no room, where none could be set aside: they are computed again
+        except OSError:  # the disk is full, where space could not be reserved: they are computed again
             return False
         return True
 
@@ -110,18 +110,18 @@ class Store:
 
 
 class ViewLoader(DataLoader):
-    """A training loader whose batches have, in the place of images, what ``make`` returned for them.
+    """A training loader whose batches have, instead of images, what ``make`` returned for them.
 
     ``batch_sampler``, ``dataset`` and ``collate_fn`` give the images themselves.
 
     Args:
-        loader: of ``loader.train_loader``.
+        loader: from ``loader.train_loader``.
         schedule: which views.
         make: images [B, 3, size, size] uint8 → [B, width] float16.
         width: see ``make``.
 
     Raises:
-        CiodError: the temporary folder has no room.
+        CiodError: the temporary folder is too small.
     """
 
     def __init__(self, loader: DataLoader, schedule: Schedule, make: Callable[[Tensor], Tensor], width: int):
@@ -178,7 +178,7 @@ class ViewLoader(DataLoader):
         samples = []
         for item in items:
             if item not in made:
-                if not self._has(item):  # an earlier batch had it, and there was no room to keep it
+                if not self._has(item):  # an earlier batch had it, but the disk was too full to keep it
                     images, own = _parted([self.dataset[item]])  # type: ignore[index]
                     made |= dict(self._kept([item], images, own))
                 else:

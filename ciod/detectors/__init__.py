@@ -49,11 +49,11 @@ NOT_ALIGNED = (
     "one; pseudo_label works on the detections alone."
 )
 """Why a method that compares positions of teacher and student cannot use a query detector."""
-PACKAGES = {"detr": ("transformers", "scipy")}  # of an extra
+PACKAGES = {"detr": ("transformers", "scipy")}  # packages of an extra
 
 
 def lacking(name: str) -> str | None:
-    """The extra that a detector needs and that is not installed; None: it can be built.
+    """The missing extra that a detector needs; None: it can be built.
 
     Raises:
         CiodError: no detector has that name.

@@ -61,7 +61,7 @@ class Detector(nn.Module, ABC):
     """Properties on which methods rely: ``dense`` (positions are cells, which are the same in teacher and student),
     ``objectness`` (trained at every position, including background), ``centerness`` (instead of objectness, trained
     only at matches), ``box_distribution``, ``features``, ``branches``, ``query`` (positions are queries, which show
-    other objects in the teacher than in the student), ``first_stage`` (queries are places that an encoder finds).
+    different objects in teacher and student), ``first_stage`` (an encoder chooses the queries).
     """
     variants: ClassVar[Mapping[str, Any]] = {}
     """Names of this family, each with its architecture."""
@@ -82,11 +82,11 @@ class Detector(nn.Module, ABC):
         self.class_names: tuple[str, ...] = same_names(class_names)
         self.settings = settings  # JSON-ready; detectors.build(**settings) makes the same architecture
         self.input = input_spec
-        self.lineage: list[dict[str, Any]] = []  # one entry per task: the classes it added and their data
+        self.lineage: list[dict[str, Any]] = []  # one entry per task: its classes and their data
         self.growth: list[dict[str, Any]] = [{"rows": len(class_names)}] if class_names else []  # how they came
         self.score_threshold, self.nms_iou = 0.001, 0.65
-        self.arbiter: Arbiter | None = None  # judges between branches, where a detector has them
-        self.one_label = True  # ``decode`` can give a position its best class alone
+        self.arbiter: Arbiter | None = None  # weighs branches against each other, if there are any
+        self.one_label = True  # ``decode`` can give a position only its best class
         self.register_buffer("mean", torch.tensor(input_spec.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(input_spec.std).view(3, 1, 1), persistent=False)
 
@@ -130,13 +130,13 @@ class Detector(nn.Module, ABC):
         """
 
     def class_layers(self) -> Iterator[ClassRows]:
-        """Every tensor with a row per class, in order of arrival. Override this if there are other layers than
+        """Every tensor with one row per class, in order of arrival. Override this if there are other layers than
         ClassConv."""
         for name, layer in self.class_modules().items():
             yield from layer.rows(name)
 
     def class_modules(self) -> dict[str, ClassConv]:
-        """The growing layers by module name."""
+        """The layers that grow, by module name."""
         return {n: m for n, m in _modules(self) if isinstance(m, ClassConv)}
 
     @abstractmethod
@@ -154,7 +154,7 @@ class Detector(nn.Module, ABC):
         return self.mean.device
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 or float [B, 3, H, W] RGB 0..255 → what the backbone takes."""
+        """uint8 or float [B, 3, H, W] RGB 0..255 → the input of the backbone."""
         x = (images.to(self.mean.dtype) - self.mean) / self.std
         return x.flip(1) if self.input.bgr else x
 
@@ -162,7 +162,7 @@ class Detector(nn.Module, ABC):
         """Adds classes. Old logits of any image stay bit-equal; new ones start at p = 0.01.
 
         Raises:
-            CiodError: when a name is already known or comes twice.
+            CiodError: a name is already known or is given twice.
         """
         names = [nfc(n) for n in names]
         self._check_new(names)
@@ -170,7 +170,7 @@ class Detector(nn.Module, ABC):
             return
         for layer in self.class_modules().values():
             layer.grow(len(names))
-            layer.to(self.device)  # the first rows of a layer have none before them
+            layer.to(self.device)  # the first rows of a layer have no earlier rows
         self.class_names = (*self.class_names, *names)
         self.growth.append({"rows": len(names)})
 
@@ -178,7 +178,7 @@ class Detector(nn.Module, ABC):
         """Keeps only these classes, in their order of arrival; their outputs do not change.
 
         Raises:
-            CiodError: a name is not known, or none is left.
+            CiodError: a name is not known, or no class is left.
         """
         names = [nfc(n) for n in names]
         unknown = [n for n in names if n not in self.class_names]
@@ -199,13 +199,13 @@ class Detector(nn.Module, ABC):
         """Renames classes.
 
         Raises:
-            CiodError: a name is not known, or two classes would have one name.
+            CiodError: a name is not known, or two classes would have the same name.
         """
         names = {nfc(a): nfc(b) for a, b in names.items()}
         unknown = [n for n in names if n not in self.class_names]
         renamed = tuple(names.get(n, n) for n in self.class_names)
         if unknown or len(set(renamed)) < len(renamed):
-            what = f"does not know {unknown[0]!r}" if unknown else "would have two classes of one name"
+            what = f"does not know {unknown[0]!r}" if unknown else "would have two classes with the same name"
             raise CiodError(f"The detector {what}.")
         self.class_names = renamed
         for step in self.growth:
@@ -220,10 +220,10 @@ class Detector(nn.Module, ABC):
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:
-        """As of any module.
+        """As for any module.
 
         Raises:
-            CiodError: of a folded teacher, whose weights are not those of a student.
+            CiodError: it is a folded teacher, whose weights are not those of a student.
         """
         if self.folded:
             raise CiodError(FOLDED)
@@ -237,15 +237,15 @@ class Detector(nn.Module, ABC):
         return twin
 
     def add_arbiter(self, rows: int | None = None) -> Arbiter | None:
-        """An arbiter without statistics, for detectors with branches. None: this is none.
+        """An arbiter without statistics, for detectors with branches; None for others.
 
         Args:
-            rows: of its statistics; None: one per class.
+            rows: rows of its statistics; None: one per class.
         """
         return None
 
     def scores(self, outputs: Outputs) -> Tensor:
-        """[B, P, C]: what detections are ranked by."""
+        """[B, P, C]: the scores by which detections are ranked."""
         return outputs.scores()
 
     @torch.no_grad()
@@ -262,7 +262,7 @@ class Detector(nn.Module, ABC):
         """Outputs → detections in pixels of the batch image: one label per position, class-aware NMS.
 
         Args:
-            max_detections: most detections per image of the detector itself, and as many of each branch: new classes
+            max_detections: maximum per image of the detector itself, and as many for each branch: new classes
                 never push out old boxes.
             classes: [C] bool, labels that may be found (default: all).
             multi_label: every class of a position above ``score_threshold`` makes a detection, not only the best.
@@ -277,7 +277,7 @@ class Detector(nn.Module, ABC):
         if scores.shape[2] and not multi_label:
             scores, label_of = scores.max(2, keepdim=True)
         found: list[Detections] = []
-        for i in range(len(scores)):  # evaluation, not training: images have ragged numbers of detections
+        for i in range(len(scores)):  # evaluation, not training: images have different numbers of detections
             # If a network has diverged, some boxes are not finite; NaN is never above the threshold.
             finite = outputs.boxes[i].isfinite().all(1, keepdim=True)
             at, label = torch.nonzero((scores[i] > floor) & finite, as_tuple=True)
@@ -358,5 +358,5 @@ class Detector(nn.Module, ABC):
 
 
 def _modules(module: Any) -> Iterator[tuple[str, nn.Module]]:
-    """``named_modules`` with the types that its documentation has."""
+    """``named_modules`` with the documented types."""
     yield from module.named_modules()

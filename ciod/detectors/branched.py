@@ -1,4 +1,4 @@
-"""What detectors with the trait ``branches`` have."""
+"""The interface of detectors with the trait ``branches``."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Branched(Detector):
 
     Attributes:
         branches: in order of arrival.
-        width: channels that the widths of a branch are derived from.
-        parts: classes of each part of the outputs: of the detector itself, of each branch.
+        width: channels from which the widths of a branch are derived.
+        parts: classes of each part of the outputs: the detector itself, then each branch.
     """
 
     branches: Layers[nn.Module]

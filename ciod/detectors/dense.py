@@ -41,7 +41,7 @@ def class_targets(logits: Tensor, matches: Matches, labels: Tensor, value: Tenso
     if not logits.shape[2]:
         return out
     place = matches.position * logits.shape[2] + labels
-    # Unused slots are at position 0, where another match may be: the larger of the two is the real one.
+    # Unused slots are at position 0, where another match may be: the larger value is the real one.
     return out.flatten(1).scatter_reduce(1, place, value.masked_fill(~counted, 0), "amax").view_as(out)
 
 

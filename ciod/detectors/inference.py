@@ -49,7 +49,7 @@ def mask_of(class_names: Sequence[str], wanted: Sequence[str] | None) -> Tensor 
         if n not in class_names
     ]
     if problems or not wanted:
-        raise ConfigError(problems or ["classes: no class is named."])
+        raise ConfigError(problems or ["classes: there is no name in it."])
     return torch.tensor([n in wanted for n in class_names])
 
 

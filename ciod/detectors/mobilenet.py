@@ -39,11 +39,11 @@ class SameConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kernel > 1:
-            height, width = (self._room(int(n)) for n in x.shape[2:])
+            height, width = (self._padding(int(n)) for n in x.shape[2:])
             x = F.pad(x, [width // 2, width - width // 2, height // 2, height - height // 2])
         return self.act(self.bn(self.conv(x)))
 
-    def _room(self, side: int) -> int:
+    def _padding(self, side: int) -> int:
         """Total pixels of padding along a side."""
         return max(0, (-(-side // self.stride) - 1) * self.stride + self.kernel - side)
 
@@ -69,7 +69,7 @@ class MobileNetV1(Backbone):
         frozen: freeze stem, first stage and statistics even if ``weights`` is None, because they are loaded later.
 
     Raises:
-        CiodError: no such file, or it holds another network.
+        CiodError: the file does not exist or contains another network.
     """
 
     def __init__(self, width: float = 0.75, weights: str | None = None, *, frozen: bool = False):
@@ -114,7 +114,7 @@ def rename(state: dict[str, Any]) -> dict[str, Any]:
 class YOLOXMobileNet(YOLOX):
     """YOLOX's PAFPN and head, 96 channels wide and depthwise, on MobileNetV1 × 0.75. RGB in [-1, 1]."""
 
-    variants = {"yolox-mobilenet": 0.75}  # noqa: RUF012 (as its base)
+    variants = {"yolox-mobilenet": 0.75}  # noqa: RUF012 (like its base)
 
     def __init__(
         self,

@@ -21,12 +21,12 @@ class Prefix:
     """The maps that a student passes to its teacher within one step.
 
     Args:
-        depth: how many of the ``parts`` of the trunk are shared, at least 1.
+        depth: number of ``parts`` of the trunk that are shared, at least 1.
     """
 
     def __init__(self, depth: int):
         self.depth = depth
-        self._images: Tensor | None = None  # of the forward that is running
+        self._images: Tensor | None = None  # images of the running forward pass
         self._maps: list[Tensor] = []
         self._kept: tuple[Tensor, int, list[Tensor], list[Tensor] | None] | None = None
         self._ready: torch.cuda.Event | None = None

@@ -1,4 +1,4 @@
-"""Statistics for the arbiter, from pictures that were learnt: their objects, and boxes that show none."""
+"""Statistics for the arbiter, from training pictures: their objects, and boxes without objects."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ciod.data.loader import batches, eval_loader
 from ciod.detectors.base import Detector
 from ciod.detectors.branched import Branched
 
-MOST = 4000  # pictures that are looked at, of each index
+MOST = 4000  # pictures that are used, of each index
 RANDOM = 4  # boxes at random per picture
-CLAIMED = 10  # boxes per picture that a branch, or the detector it stands on, takes for objects
-BRANCH, OWN = 0.05, 0.3  # their least scores
-APART = 0.2  # IoU with every object below which a box shows none
+CLAIMED = 10  # boxes per picture that a branch, or the detector under it, takes for objects
+BRANCH, OWN = 0.05, 0.3  # their minimum scores
+APART = 0.2  # IoU with all objects below which a box shows none
 PROTOTYPES = 4  # of boxes without an object, per extension
 
 
@@ -34,10 +34,10 @@ def gather(
     batch: int = 16,
     workers: int = 0,
 ) -> None:
-    """Adds the statistics of the newest branch's classes to the detector's arbiter, which is made if there is none.
+    """Adds the statistics of the newest branch's classes to the detector's arbiter, which is created if needed.
 
     Args:
-        detector: its branch is trained. Nothing is done for one that has no arbiter.
+        detector: with a trained branch. Nothing is done if it has no arbiter.
         learnt: the pictures the branch was trained on, labelled in the order of the detector's classes.
         without: pictures that show none of its classes.
     """
@@ -81,8 +81,8 @@ def _batches(index: Index, detector: Detector, batch: int, workers: int, seed: i
 
 
 def _candidates(outputs: Outputs, batch: Batch, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Boxes [B, n, 4] that may show nothing, and which of them are real [B, n]: what every part of the detector takes
-    for objects, and boxes at random."""
+    """Boxes [B, n, 4] that may show nothing, and which of them are real [B, n]: boxes that the parts of the detector
+    take for objects, and random boxes."""
     scores, boxes = outputs.scores().amax(2).split(outputs.parts, 1), outputs.boxes.split(outputs.parts, 1)
     chosen, real = [], []
     for i, score in enumerate(scores):
@@ -106,7 +106,7 @@ def _candidates(outputs: Outputs, batch: Batch, random: torch.Generator) -> tupl
 
 
 def _apart(given: tuple[Tensor, Tensor], targets: Targets, labelled: bool) -> tuple[Tensor, Tensor]:
-    """The boxes, and which of them lie on no object."""
+    """The boxes, and which of them are on no object."""
     boxes, real = given
     if labelled:
         overlap = pairwise_iou(boxes, targets.boxes).masked_fill(~targets.valid[:, None], 0)
@@ -115,7 +115,7 @@ def _apart(given: tuple[Tensor, Tensor], targets: Targets, labelled: bool) -> tu
 
 
 def _prototypes(x: Tensor, variance: Tensor, random: torch.Generator, rounds: int = 10) -> tuple[Tensor, Tensor]:
-    """Means and counts of the ``PROTOTYPES`` groups into which k-means parts [n, F]."""
+    """Means and counts of the ``PROTOTYPES`` clusters of k-means on [n, F]."""
     scaled = x / variance.clamp(min=1e-9).sqrt()
     start = torch.randperm(len(x), generator=random)[:PROTOTYPES].to(x.device)
     centre = scaled[start]

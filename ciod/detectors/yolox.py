@@ -168,7 +168,7 @@ class YOLOX(StagedDetector):
         return br.append([br.scatter_classes(p, row) for p, row in zip(parts, self.channel_of, strict=True)])
 
     def scores(self, outputs: Outputs) -> Tensor:
-        """[B, P, C]; with an arbiter, those of branches times the probability that the branch is right."""
+        """[B, P, C]; with an arbiter, those of branches are multiplied by the probability that the branch is right."""
         scores = outputs.scores()
         if self.arbiter is None or not self.arbiter.on or not outputs.maps:
             return scores

@@ -63,7 +63,7 @@ def coco_ap(
     Args:
         detections: one per image; ``detections[i]`` belongs to ``truth.files[i]``, boxes in pixels of that image.
             Their class_names may differ from image to image and from ``truth.class_names``.
-        classes: evaluated classes; by default all of ``truth.class_names``. Others are left out.
+        classes: evaluated classes; by default all of ``truth.class_names``. Other classes are left out.
         max_detections: number of best detections per class *and* image that count (COCO's maxDets works per class).
 
     Raises:
@@ -140,7 +140,7 @@ def _detection_rows(detections: Sequence[Detections], names: Sequence[str]) -> l
 
 def _precision(detections: Sequence[Detections], truth: Index, names: Sequence[str], max_detections: int) -> np.ndarray:
     """[10 IoU, 101 recalls, C, 4 areas (all, small, medium, large)] precision; -1 if there is no ground truth."""
-    from faster_coco_eval import COCO, COCOeval_faster  # here, because importing it takes a moment
+    from faster_coco_eval import COCO, COCOeval_faster  # here, because importing it is slow
 
     def quiet(*_: object) -> None: ...
 

@@ -29,12 +29,12 @@ class Scored:
     """The result of ``evaluate``."""
 
     table: APTable
-    scored: tuple[str, ...]  # classes both know
+    scored: tuple[str, ...]  # classes of both model and data
     unknown_to_model: tuple[str, ...]  # in the data, not in the model
     absent_from_data: tuple[str, ...]  # in the model, not in the data
     images: int
     broken: list[str]
-    problems: list[str] = field(default_factory=list)  # of the data set: what was left out or taken otherwise
+    problems: list[str] = field(default_factory=list)  # of the data set: what was left out or changed
 
 
 @torch.no_grad()

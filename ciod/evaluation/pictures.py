@@ -1,6 +1,6 @@
-"""What happened in every test picture: which detections are right, and which class takes which object.
+"""The results of every test picture: which detections are right, and which class takes which object.
 
-From these columns AP50 can be computed again on resampled pictures, and it can be told who takes whose boxes.
+From these columns one can compute AP50 on resampled pictures, and which classes take the boxes of which others.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from ciod.data.index import Index
 
 NAME = "pictures.npz"
 SHOWN = 0.3  # score from which a box counts as shown to a user
-SAME = 0.5  # IoU from which it stands on an object
+SAME = 0.5  # IoU from which a box is on an object
 _RECALLS = np.linspace(0, 1, 101)
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """The outcome of an evaluation, by picture. Class labels are positions in ``classes``."""
+    """The outcome of an evaluation, per picture. Class labels are positions in ``classes``."""
 
     classes: tuple[str, ...]
     files: tuple[str, ...]  # [I] names of the pictures
@@ -38,13 +38,13 @@ class Pictures:
     right: np.ndarray  # [D] bool: it is matched with an object of its class at IoU 0.5
     object_image: np.ndarray  # [T] int64 picture of each object
     object_label: np.ndarray  # [T] int64
-    taken: np.ndarray  # [T] int64: class of the surest shown box on the object, whatever its class; -1: none
+    taken: np.ndarray  # [T] int64: class of the shown box with the highest score on the object; -1: none
 
 
 def of(found: Sequence[Detections], truth: Index, classes: Sequence[str], max_detections: int = 100) -> Pictures:
-    """Matches detections with objects at IoU 0.5 as COCO does: per picture and class, the surest detection first.
+    """Matches detections with objects at IoU 0.5 as COCO does: per picture and class, the highest score first.
 
-    Crowd and difficult boxes are no objects; a detection on one alone is neither right nor wrong.
+    Crowd and difficult boxes are not objects; a detection that matches only such a box is neither right nor wrong.
 
     Args:
         found: one per picture of ``truth``.
@@ -81,7 +81,7 @@ def of(found: Sequence[Detections], truth: Index, classes: Sequence[str], max_de
 
 
 def _inside(boxes: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """[D, K] share of each box that lies in each crowd region, which takes the place of IoU there."""
+    """[D, K] share of each box inside each crowd region, which replaces IoU there."""
     low = np.maximum(boxes[:, None, :2], crowd[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], crowd[None, :, 2:])
     shared = np.clip(high - low, 0, None).prod(-1)
@@ -103,7 +103,7 @@ def _match(overlap: np.ndarray, ignored: np.ndarray) -> np.ndarray:
 
 
 def _takers(overlap: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """[T] class of the surest shown box on each object; −1: none. ``overlap``: [D, T]."""
+    """[T] class of the shown box with the highest score on each object; −1: none. ``overlap``: [D, T]."""
     if not len(scores):
         return np.full(overlap.shape[1], -1, np.int64)
     standing = np.where((overlap >= SAME) & (scores >= SHOWN)[:, None] & (labels >= 0)[:, None], scores[:, None], -1.0)
@@ -127,7 +127,7 @@ def write(folder: Path, pictures: Pictures) -> None:
 
 
 def read(folder: Path) -> Pictures | None:
-    """What ``write`` wrote; None where there is none, as in folders of older versions.
+    """Reads what ``write`` wrote; None if it is missing, as in folders of older versions.
 
     Raises:
         CiodError: the file cannot be read.
@@ -145,9 +145,9 @@ def read(folder: Path) -> Pictures | None:
 
 
 def ap50(pictures: Pictures, weights: np.ndarray) -> np.ndarray:
-    """[B, C] AP50 of each class where every picture counts as often as ``weights`` say; NaN without an object.
+    """[B, C] AP50 of each class if every picture counts as often as ``weights`` says; NaN without an object.
 
-    With weights of 1 it is COCO's AP50. A picture that is drawn twice has all its detections and objects twice.
+    With weights of 1 it is COCO's AP50. All detections and objects of a picture that is drawn twice count twice.
 
     Args:
         weights: [B, I] counts of the pictures in each of B resamples.
@@ -171,20 +171,20 @@ _CELLS = 4_000_000  # right detections × resamples at a time
 
 
 def _sorted(pictures: Pictures, c: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of a class's detections, the surest first, and those of the right ones among them."""
+    """Rows of a class's detections, the highest score first, and the rows of the right ones."""
     mine = np.flatnonzero(pictures.label == c)
     mine = mine[np.argsort(-pictures.score[mine], kind="stable")]
     return mine, mine[pictures.right[mine]]
 
 
 def _running(pictures: Pictures, c: int) -> Any:
-    """[R, I] sparse: detections of each picture between one right detection and the next. The precision at the
-    others is never the largest of those that follow, so only the right ones are kept."""
+    """[R, I] sparse: detections of each picture between one right detection and the next. Only the right ones are kept,
+    because the precision at a wrong one is never the maximum of those from there on."""
     from scipy import sparse
 
     mine, _ = _sorted(pictures, c)
     at = np.flatnonzero(pictures.right[mine])
-    before = mine[: at[-1] + 1] if len(at) else mine[:0]  # nothing counts after the last right one
+    before = mine[: at[-1] + 1] if len(at) else mine[:0]  # detections after the last right one have no effect
     step = np.searchsorted(at, np.arange(len(before)))
     cells = (np.ones(len(before)), (step, pictures.image[before]))
     return sparse.csr_matrix(cells, shape=(len(at), len(pictures.files)))
@@ -200,7 +200,8 @@ def _area(right: np.ndarray, every: np.ndarray, total: float) -> float:
 
 
 def taken(pictures: Pictures) -> np.ndarray:
-    """[C, C + 1] objects of each class (rows) by the class of the surest box on them; the last column: by none."""
+    """[C, C + 1] number of objects of each class (rows) by the class of the best box on them; the last column: no
+    box."""
     classes = len(pictures.classes)
     table = np.zeros((classes, classes + 1), np.int64)
     np.add.at(table, (pictures.object_label, np.where(pictures.taken < 0, classes, pictures.taken)), 1)

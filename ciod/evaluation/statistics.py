@@ -1,4 +1,4 @@
-"""Statistics of paired differences: is a method better than another, and by how much?
+"""Statistics of paired differences: is one method better than another, and by how much?
 
 A comparison has few repetitions (blocks), and two methods are compared inside each. Every function is pure and takes
 plain numbers. The distributions are SciPy's.
@@ -42,7 +42,7 @@ def t_interval(differences: Sequence[float], level: float = 0.95) -> Interval | 
 def paired_t(differences: Sequence[float]) -> float | None:
     """Two-sided p of Student's paired t test that the mean difference is 0; None for fewer than two values.
 
-    If all values are equal: 1 where they are 0, else 0.
+    If all values are equal: 1 if they are 0, else 0.
     """
     from scipy import stats
 
@@ -59,7 +59,7 @@ def sign_flip(differences: Sequence[float], *, seed: int = 0) -> float | None:
     """Two-sided p that the differences are symmetric about 0: the share of all patterns of signs with a mean at least
     as far from 0. It assumes no distribution. None without values.
 
-    Exact for up to ``EXACT`` values; for more, ``DRAWS`` random patterns and the one that was seen are counted.
+    Exact for up to ``EXACT`` values; for more, ``DRAWS`` random patterns and the observed one are counted.
     With n values p cannot be below 2 / 2^n.
 
     Source: Fisher, The Design of Experiments (1935), section 21.
@@ -139,6 +139,6 @@ def resampled(units: int, draws: int, seed: int = 0) -> np.ndarray:
 
 
 def _standard_error(d: np.ndarray) -> float:
-    """0 where all values are equal up to rounding."""
+    """0 if all values are equal up to rounding."""
     error = float(d.std(ddof=1)) / math.sqrt(len(d))
     return 0.0 if error <= 1e-12 * float(np.abs(d).max(initial=0)) else error

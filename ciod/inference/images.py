@@ -72,7 +72,7 @@ def _below(folder: Path, suffixes: Collection[str], apart: Path | None, problems
                 if is_file(path):
                     yield path
                 elif exists(path):
-                    problems.add("device, pipe or socket, passed over", str(path))
+                    problems.add("device, pipe or socket, skipped", str(path))
                 else:
                     problems.add(NO_TARGET, str(path))
             elif kind := why_passed_over(name):

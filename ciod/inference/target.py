@@ -50,7 +50,7 @@ class Target:
             raise CiodError(f"coco: {coco} is the file of the predictions themselves; choose another name.")
         self._keep_inputs(targets, [*pictures, *films])
         if coco is not None and is_file(coco) and not _is_results(coco):
-            raise CiodError(f"coco: {coco} is there already, and is no file of COCO results; choose another name.")
+            raise CiodError(f"coco: {coco} exists and is not a file of COCO results; choose another name.")
         if not overwrite:
             self._keep_all(targets, coco)
         self._earlier = _drawn_before(out) if overwrite else set()

@@ -93,7 +93,7 @@ class Extra:
         )
 
     def update(self, task: int, detector: Detector, world: World) -> None:
-        """After a task: every process keeps the exemplars that the first process chose."""
+        """After a task: every process takes the exemplars that the first process chose."""
         if self.memory is None:
             return
         self.memory.update(task, detector)

@@ -1,4 +1,4 @@
-"""Methods by name. Every file of this folder is a method; ``path/to/file.py:Class`` loads one from anywhere."""
+"""Methods by name. Every file in this folder is a method; ``path/to/file.py:Class`` loads one from anywhere."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ciod.core.files import is_file
 if TYPE_CHECKING:
     from ciod.methods.base.method import Method
 
-DEFAULT = "ilyolox"  # where no method is named
-_PARTS = {"base"}  # packages here that are not methods
+DEFAULT = "ilyolox"  # used if no method is named
+_PARTS = {"base"}  # packages in this folder that are not methods
 # Old import paths, for method files that were written for ciod 0.1.
 _BEFORE = {
     "ciod.types": "ciod.core.types",
@@ -33,7 +33,7 @@ _BEFORE = {
 
 
 def available() -> list[str]:
-    """Names that ``find`` takes; ``joint`` is fine-tuning on all classes at once."""
+    """Names that ``find`` accepts; ``joint`` is fine-tuning on all classes at once."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _PARTS)
 
 
@@ -61,7 +61,7 @@ def make(settings: Mapping[str, Any]) -> Method:
     """A method from the section ``method`` of checked settings: its name and its own settings.
 
     Raises:
-        CiodError: as ``find``.
+        CiodError: see ``find``.
     """
     given = dict(settings)
     return find(str(given.pop("name", DEFAULT))).model_validate(given)
@@ -80,7 +80,7 @@ def _from_file(name: str) -> type[Method]:
     module = importlib.util.module_from_spec(spec)
     for before, now in _BEFORE.items():
         sys.modules.setdefault(before, importlib.import_module(now))
-    sys.modules[spec.name] = module  # where pydantic looks for the names in a class's annotations
+    sys.modules[spec.name] = module  # pydantic looks up the names in annotations there
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as e:

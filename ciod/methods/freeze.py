@@ -22,8 +22,8 @@ class Freeze(Method):
 
     train: Literal["head", "class_rows", "new_rows"] = "new_rows"
     """``head``: everything except backbone and neck. ``class_rows``: the rows of all classes. ``new_rows``: only the
-    rows of the new classes; logits, boxes and objectness of old classes stay bit-equal. Not so on query detectors: new
-    classes choose queries too, and one may take the place of an old one (docs/query-detectors.md)."""
+    rows of the new classes; logits, boxes and objectness of old classes stay bit-equal. This is not true for query
+    detectors: new classes also choose queries, which may replace old ones (docs/query-detectors.md)."""
 
     _still: list[nn.Module] = PrivateAttr(default_factory=list)
     _stopped: list[nn.Parameter] = PrivateAttr(default_factory=list)

@@ -34,7 +34,7 @@ class FreezeBranch(Method):
 
     @property
     def _branched(self) -> Branched:
-        """The detector, which ``needs`` says has branches."""
+        """The detector; because of ``needs`` it has branches."""
         assert has_branches(self.detector)
         return self.detector
 

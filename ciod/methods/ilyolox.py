@@ -95,7 +95,7 @@ class ILYOLOX(Method):
         return self.teacher_norm == "batch"
 
     def begin_task(self, task: Task) -> None:
-        """Raises CiodError: batch statistics are asked of a teacher without batch normalisation."""
+        """Raises CiodError: batch statistics are requested from a teacher without batch normalisation."""
         super().begin_task(task)
         if self.teacher_norm == "stored" or self.teacher is None:
             return

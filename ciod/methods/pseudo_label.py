@@ -56,7 +56,7 @@ class PseudoLabel(Method):
     only_old: bool = True
     """Keep only classes that the teacher was taught (False: as in the published ``pseudo_hard``)."""
 
-    _limits: Tensor | None = PrivateAttr(default=None)  # [C_old] a threshold each
+    _limits: Tensor | None = PrivateAttr(default=None)  # [C_old] thresholds
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
@@ -116,7 +116,7 @@ class PseudoLabel(Method):
         if self.teacher is None or not self.offline:
             return None
         drawn = [(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, np.int64))]  # row, boxes, labels
-        for batch, outputs in self._asked(images, workers=workers):
+        for batch, outputs in self._teach_plain(images, workers=workers):
             kept = self.choose(outputs.logits.shape[2], outputs)
             if self.guard_iou is not None:
                 kept = selection.without_real(kept, batch.targets, self.guard_iou)
@@ -129,7 +129,9 @@ class PseudoLabel(Method):
         rows, boxes, labels = (np.concatenate(column) for column in zip(*drawn, strict=True))
         return images.with_boxes(rows, boxes, labels)
 
-    def _asked(self, images: Index, rows: range | None = None, workers: int = 0) -> Iterator[tuple[Batch, Outputs]]:
+    def _teach_plain(
+        self, images: Index, rows: range | None = None, workers: int = 0
+    ) -> Iterator[tuple[Batch, Outputs]]:
         """The teacher on images without augmentation, in order."""
         from ciod.data.loader import batches, eval_loader
 
@@ -152,7 +154,7 @@ class PseudoLabel(Method):
         device = self.detector.device
         rows = range(0, len(task.train), max(1, len(task.train) // self.images))[: self.images]
         scores, labels = [torch.zeros(0)], [torch.zeros(0, dtype=torch.long)]
-        for _, outputs in self._asked(task.train, rows):
+        for _, outputs in self._teach_plain(task.train, rows):
             kept = selection.by_threshold(outputs, score=self.floor, nms_iou=self.nms_iou, classes=self.old)
             scores.append(kept.scores[kept.valid].cpu())
             labels.append(kept.labels[kept.valid].cpu())

@@ -1,4 +1,4 @@
-"""What the test pictures of several runs show together: bootstrap intervals, and who takes whose boxes."""
+"""Statistics over the test pictures of several runs: bootstrap intervals, and which class takes whose boxes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ciod.report.summary import Results, done
 WORK = 4e8  # detections × draws up to which all draws are made
 DRAWS = (200, 1000)
 KINDS = ("own class", "other old class", "other new class", "no box")
-"""What stands on an object: a box of its class, of another one, or none."""
+"""What is found on an object: a box of its class, of another class, or none."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Outcome:
 
 
 def outcomes(runs: Sequence[tuple[str, Results, Path]]) -> list[Outcome]:
-    """Of runs of more than one task whose folders have them.
+    """The outcomes of runs with more than one task whose folders have them.
 
     Args:
         runs: name, content of results.json, folder.
@@ -49,8 +49,8 @@ def outcomes(runs: Sequence[tuple[str, Results, Path]]) -> list[Outcome]:
             old, new = (tuple(tasks[-1].get(k) or ()) for k in ("old_classes", "new_classes"))
             if foreign := [n for n in (*old, *new) if n not in outcome.classes]:
                 raise CiodError(
-                    f"{folder / 'results.json'} has the class {foreign[0]}, and {pictures.NAME} of its last task "
-                    f"has not: they are of different runs. Remove {folder} and repeat the command to train it again."
+                    f"{folder / 'results.json'} has the class {foreign[0]}, but {pictures.NAME} of its last task "
+                    f"does not: they are from different runs. Remove {folder} and repeat the command to train it again."
                 )
             found.append(Outcome(name, results.get("seed"), old, new, outcome, _groups(outcome.files, results)))
     return found
@@ -95,13 +95,13 @@ def intervals(found: Sequence[Outcome], against: str) -> dict[str, dict[str, tup
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """[B] mean of the known values of each row; NaN where there is none."""
+    """[B] mean of the known values of each row; NaN if there are none."""
     known = np.isfinite(values)
     return np.where(known.any(1), np.where(known, values, 0).sum(1) / np.maximum(known.sum(1), 1), np.nan)
 
 
 def confusion(found: Sequence[Outcome]) -> dict[str, dict[str, np.ndarray]]:
-    """Method → ``old`` and ``new`` objects → [4] how many of them have what of ``KINDS`` on them, over all seeds."""
+    """Method → ``old`` and ``new`` objects → [4] numbers of objects per entry of ``KINDS``, over all seeds."""
     result: dict[str, dict[str, np.ndarray]] = {}
     for o in found:
         table, classes = pictures.taken(o.pictures), o.pictures.classes
@@ -117,7 +117,7 @@ def confusion(found: Sequence[Outcome]) -> dict[str, dict[str, np.ndarray]]:
 
 
 def pairs(found: Sequence[Outcome], most: int = 5) -> dict[str, list[tuple[str, str, int, int]]]:
-    """Method → the most frequent confusions: class, the class that takes its objects, how many, of how many."""
+    """Method → the most frequent confusions: class, the class that takes its objects, number of them, number of all."""
     counts: dict[str, dict[tuple[str, str], int]] = {}
     objects: dict[str, dict[str, int]] = {}
     for o in found:

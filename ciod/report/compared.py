@@ -116,7 +116,7 @@ def seed_rows(runs: Runs, gate: Gate = NO_GATE) -> list[dict[str, Any]]:
     splits = {r.get("seed"): done(r)[-1] for _, r in reversed(runs) if len(done(r)) > 1}
     split = next(iter(reversed(splits.values())), {})
     joint = {**gate.joint, **{r.get("seed"): r for _, r in reversed(runs) if is_joint(r) and done(r)}}
-    other = next(iter(joint.values()), None)  # of another seed is better than none
+    other = next(iter(joint.values()), None)  # one of another seed is better than none
     baseline = _fine_tuned(runs)
     found = []
     for name, r in runs:

@@ -1,4 +1,4 @@
-"""Figures of a comparison: intervals, stability against plasticity, classes by task, who takes whose boxes."""
+"""Figures of a comparison: intervals, stability against plasticity, classes by task, which class takes whose boxes."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def _table(seeds: Sequence[Results], names: Sequence[str], *, moments: bool) -> 
 
 @svg
 def confusion(counts: Mapping[str, Mapping[str, np.ndarray]]) -> Figure | None:
-    """What stands on the objects of old and of new classes: a box of their own class, of another one, or none."""
+    """What is found on the objects of old and of new classes: a box of their class, of another one, or none."""
     if not counts:
         return None
     figure = Figure(figsize=(WIDE, 1.2 + 0.36 * len(counts)), layout="constrained")
@@ -172,7 +172,7 @@ def confusion(counts: Mapping[str, Mapping[str, np.ndarray]]) -> Figure | None:
                 if v >= 6:
                     axes.text(x + v / 2, y, f"{v:.0f}", ha="center", va="center", fontsize=8)
             left += share[:, k]
-        axes.set_title(f"objects of {group} classes (%): what stands on them")
+        axes.set_title(f"objects of {group} classes (%): what is found on them")
         axes.set_xlim(0, 100)
     panels[0].set_yticks(at, [short(n, 32) for n in counts])
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(KINDS))

@@ -40,9 +40,9 @@ class About:
     margin: float = paired.MARGIN
     """Difference in AP up to which two methods count as equal."""
     blocks: Sequence[str] = ()
-    """Fold, class order and seed of each repetition, in words."""
+    """Fold, class order and seed of each repetition, as text."""
     differences: Sequence[dict[str, Any]] | None = None
-    """What ``differences_of`` gives, where it is known already."""
+    """The result of ``differences_of``, if it is known already."""
     figures: bool = False
     """Every figure is also written as SVG and PDF, to ``figures`` next to the page."""
 
@@ -156,7 +156,7 @@ def _figures(
     about: About,
     into: Path | None,
 ) -> dict[str, Any]:
-    """Name → figure; the new ones only where methods are compared with one of them."""
+    """Name → figure; the figures of differences only if there is a reference method."""
 
     def at(name: str) -> Path | None:
         return None if into is None else into / name
@@ -219,7 +219,7 @@ def _classes(runs: Runs) -> list[dict[str, Any]]:
     finals: dict[str, list[Mapping[str, float | None]]] = {}
     for name, results in runs:
         finals.setdefault(name, []).append((ap_rows(results, "AP50") or [{}])[-1])
-    taught = enumerate(done(reference), 1) if compared_figures.one_order(runs) else ()  # else it differs
+    taught = enumerate(done(reference), 1) if compared_figures.one_order(runs) else ()  # otherwise it differs
     task_of = {n: i for i, t in taught for n in t.get("new_classes") or []}
     found, before = [], 0
     for c in class_order(reference):

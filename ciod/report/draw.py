@@ -247,7 +247,7 @@ def _label(
     size: int,
     taken: list[tuple[float, ...]],
 ) -> None:
-    """Draws a filled tag above the box, or inside or below it if there is no room; ``taken`` collects the tags."""
+    """Draws a filled tag above the box, or inside or below it if space is short; ``taken`` collects the tags."""
     width, height = draw.im.size
     text = _fit(text, size, width - 6)
     w, h = _font(size).getlength(text) + 6, size + 5

@@ -1,4 +1,4 @@
-"""What a reader must know before believing a comparison, in sentences: bases, floors, steps."""
+"""Warnings that a reader of a comparison must know: bases, floors, steps."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ciod.report.compared import COLUMNS, comparison_rows, seed_rows
 from ciod.report.ratios import Gate
 from ciod.report.summary import NONE, Runs, done, mean, percent
 
-UNEQUAL = 1.1  # rows differ in steps from this ratio on
+UNEQUAL = 1.1  # from this ratio on, rows count as unequal in steps
 
 
 def bases(runs: Runs, gate: Gate) -> list[tuple[str, list[str]]]:
     """(seed, cells) of the first task of each seed: AP50 of the base, of joint training on its classes, their ratio,
-    mean retention over the methods; empty where no run has more than one task."""
+    mean retention over the methods; empty if no run has more than one task."""
     rows = [r for r in seed_rows(runs, gate) if not r["joint"] and r["base"] is not None]
     lines = []
     for seed in dict.fromkeys(r["seed"] for r in rows):
@@ -29,7 +29,7 @@ def bases(runs: Runs, gate: Gate) -> list[tuple[str, list[str]]]:
 
 
 def remarks(runs: Runs, gate: Gate) -> list[str]:
-    """What makes numbers of these runs less than they seem."""
+    """Warnings about numbers of these runs that can mislead."""
     rows = seed_rows(runs, gate)
     return [*_below_the_gate(rows, gate), *_withheld(rows), *_unconverged(rows), *_steps(runs, gate)]
 
@@ -88,7 +88,7 @@ def _steps(runs: Runs, gate: Gate) -> list[str]:
     steps = {r["name"]: r["steps"] for r in rows if r["steps"] and not r["unfinished"]}
     epochs = [t["steps"] / t["epochs"] for _, r in runs for t in done(r) if t.get("steps") and t.get("epochs")]
     least, most = min(steps.values(), default=0), max(steps.values(), default=0)
-    if most <= UNEQUAL * least or most - least <= max(epochs, default=0):  # an epoch is not divided
+    if most <= UNEQUAL * least or most - least <= max(epochs, default=0):  # epochs are not divided
         return []
-    told = ", ".join(f"{name} {n:,.0f}" for name, n in steps.items())
-    return [f"The rows differ in optimiser steps: {told}. Write equal_steps=true to compare equal effort."]
+    counts = ", ".join(f"{name} {n:,.0f}" for name, n in steps.items())
+    return [f"The rows differ in optimiser steps: {counts}. Write equal_steps=true to compare equal effort."]

@@ -109,7 +109,7 @@ def _check(teacher: Detector, student: Detector) -> None:
     if student.class_names[: teacher.num_classes] != teacher.class_names:
         raise CiodError(
             f"The student's first classes ({', '.join(student.class_names[:8])}) are not the teacher's "
-            f"({', '.join(teacher.class_names[:8])}): give two tasks of one run, the earlier first."
+            f"({', '.join(teacher.class_names[:8])}): give models of two tasks of one run, the earlier first."
         )
 
 
@@ -172,7 +172,7 @@ def draw(k: Knowledge, names: tuple[str, ...], path: Path | str) -> Path:
 def _kind(path: Path) -> str:
     kind = path.suffix.lower()[1:].replace("jpeg", "jpg")
     if kind not in KINDS:
-        raise CiodError(f"out: the figure is written as {', '.join(KINDS)}; {path.name} ends in none of them.")
+        raise CiodError(f"out: the figure can be {', '.join(KINDS)}; {path.name} has none of these suffixes.")
     return kind
 
 
@@ -231,7 +231,7 @@ def main(words: list[str]) -> Path:
     if len(plain) != 3 or out is None:
         problems.append("Write TEACHER STUDENT PICTURE out=FILE: two models of one run, the earlier first.")
     if flat.get("select", "crs") != "crs":
-        problems.append("select: the figure can only show crs; leave select= out.")
+        problems.append("select: the figure shows only crs; leave select= out.")
     problems += problems_of(ILYOLOX, flat)
     if problems:
         raise ConfigError(problems)

@@ -237,7 +237,7 @@ def _protocol(results: Results) -> list[str]:
         other = f"; {' and '.join(hidden)} in them stayed hidden" if hidden else ""
         lines.append(f"Task {i} trained on {seen}{other}.")
         if also := beside(results, i - 1):
-            lines.append(f"Beside them it saw {also}.")
+            lines.append(f"It also saw {also}.")
     return lines
 
 

@@ -95,7 +95,7 @@ def p_value(p: float | None) -> str:
 
 
 def words(row: Mapping[str, Any], key: str, against: str, margin: float = MARGIN) -> str:
-    """What a difference shows, as a sentence without its end."""
+    """What a difference shows, as a sentence without a full stop."""
     points = f"{100 * margin:g} point{'s' * (margin != 0.01)}"
     if row["verdict"][key] in ("better", "worse"):
         small = row["p_equal"][key] is not None and row["p_equal"][key] < LEVEL
@@ -109,7 +109,7 @@ def tests(rows: Sequence[Mapping[str, Any]], against: str, margin: float = MARGI
     """(method, cells) of the table of tests, one line per method and column of ``TESTED``.
 
     Cells: column, difference, seeds won, bootstrap interval over pictures, p of paired t, of signs, of signs after
-    Holm, of equality, and the result in words.
+    Holm, of equality, and the result as text.
     """
     lines = []
     for row in rows:
@@ -134,7 +134,7 @@ HEADS = ("AP50 of", "difference", "better in", "pictures", "p (t)", "p (signs)",
 
 
 def limits(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What so few repetitions cannot show."""
+    """What cannot be shown with few repetitions."""
     fewest = min((row["seeds"] for row in rows), default=0)
     if not fewest or statistics.smallest_sign_flip(fewest) * len(rows) < LEVEL:
         return []

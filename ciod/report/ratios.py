@@ -1,4 +1,4 @@
-"""When a ratio means something: the base gate, and floors under denominators.
+"""When a ratio is meaningful: the base gate, and lower limits of denominators.
 
 Retention divides by the AP that the old classes had when they were learnt. If the first task stopped early, the second
 keeps teaching its classes, and retention then measures speed of learning, not forgetting.
@@ -18,16 +18,16 @@ class Gate:
     """When the ratios of a run are shown."""
 
     share: float = 0.0
-    """Least share of joint training's AP50 that a first task must reach on its classes; 0: no gate."""
+    """Minimum share of joint training's AP50 that a first task must reach on its classes; 0: no gate."""
     joint: Mapping[Any, Results] = field(default_factory=dict)
-    """Seed → results of joint training of all classes, where it is not among the runs."""
+    """Seed → results of joint training of all classes, if it is not among the runs."""
 
 
 NO_GATE = Gate()
 FLOOR = FAINT
-"""Least denominator (AP or AP50 as a fraction) of a ratio that is shown."""
+"""Minimum denominator (AP or AP50 as a fraction) of a ratio that is shown."""
 RATIOS = ("retention", "rel_gap", "omega", "stability", "plasticity", "rai")
-"""Of the columns of a comparison, those that are ratios of APs."""
+"""The columns of a comparison that are ratios of APs."""
 
 
 def base_of(results: Results, joint: Results | None) -> tuple[float | None, float | None]:
@@ -46,7 +46,7 @@ def withheld(results: Results, joint: Results | None, gate: float) -> dict[str, 
 
     Args:
         joint: joint training of all classes with the same seed.
-        gate: least share of joint training's AP50 that the first task must reach on its classes; 0: no gate.
+        gate: minimum share of joint training's AP50 that the first task must reach on its classes; 0: no gate.
     """
     base, bound = base_of(results, joint)
     if gate and base is not None and bound and base / bound < gate:

@@ -13,14 +13,14 @@ from ciod.core.reading import read_object
 NAME = "results.json"
 FORMAT = 1
 
-Value = Annotated[float, Field(allow_inf_nan=False)] | None  # what is not finite is written as null
-Count = Annotated[int, Field(ge=-(2**63), lt=2**63)] | None  # JSON has numbers that no float holds
+Value = Annotated[float, Field(allow_inf_nan=False)] | None  # values that are not finite are written as null
+Count = Annotated[int, Field(ge=-(2**63), lt=2**63)] | None  # JSON may have numbers that no float can hold
 Names = Annotated[list[str], Field(max_length=100_000)] | None
 Group = dict[str, Value] | None
 
 
 class _Loose(BaseModel):
-    """Keys may be missing or null, and there may be others; the keys listed here must have their type."""
+    """Keys may be missing or null, and there may be others; those listed here must have the right type."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -181,7 +181,7 @@ class _FinishedTask(_Loose):
 
 
 class Finished(_Loose):
-    """What a run has from the end of its first task on, so that other runs can build on it."""
+    """The content of a run after its first task, which other runs can use."""
 
     scenario: _FinishedScenario
     tasks: Annotated[list[_FinishedTask], Field(min_length=1, max_length=10_000)]
@@ -191,10 +191,10 @@ class Finished(_Loose):
 
 
 def problem(content: Any, needs: type[BaseModel] | None = None) -> str | None:
-    """What is wrong with it, or None.
+    """The problem of the content, or None.
 
     Args:
-        needs: what it must have beside.
+        needs: what it must also have.
     """
     try:
         for model in (File, needs or File):
@@ -209,14 +209,14 @@ def read(path: Path, needs: type[BaseModel] | None = None) -> dict[str, Any]:
     """The content of a ``results.json``, of a run that may be unfinished.
 
     Args:
-        needs: what it must have beside; ``Finished`` for what other runs build on.
+        needs: what it must also have; ``Finished`` for runs that other runs use.
 
     Raises:
-        CiodError: it is absent, no JSON, of another format or no results; says where.
+        CiodError: it is missing, not JSON, has another format or has no results; says where.
     """
     found = read_object(path)
     if found.get("format", FORMAT) != FORMAT:
         raise CiodError(f"{path} has a format that this version of ciod does not read; it reads {FORMAT}.")
     if wrong := problem(found, needs):
-        raise CiodError(f"{path} does not hold the results of a run: {wrong}.")
+        raise CiodError(f"{path} does not contain the results of a run: {wrong}.")
     return found

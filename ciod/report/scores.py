@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def target_of(name: str | None) -> Path | None:
-    """Where the result of an evaluation is to be written: it may replace an earlier one, but no other file.
+    """Where the result of an evaluation is written: it may replace an earlier one, but no other file.
 
     Raises:
-        CiodError: there is another file.
+        CiodError: the path is another file.
     """
     path = Path(name) if name else None
     if path is None or not is_file(path):
@@ -33,7 +33,7 @@ def target_of(name: str | None) -> Path | None:
     except Unreadable:
         found = None
     if not isinstance(found, dict) or set(found) != {"per_class", "overall"}:
-        raise CiodError(f"json: {path} is there already, and is no result of 'ciod eval'; choose another name.")
+        raise CiodError(f"json: {path} exists and is not a result of 'ciod eval'; choose another name.")
     return path
 
 

@@ -1,4 +1,4 @@
-"""A summary of a run's results: a verdict in words, and tables for a terminal or Markdown.
+"""A summary of a run's results: a verdict in sentences, and tables for a terminal or Markdown.
 
 ``results`` is the content of a run's ``results.json``. All functions accept missing keys, nulls and unfinished runs.
 """
@@ -171,10 +171,10 @@ def verdict(results: Results) -> str:
     kept, (before, after) = retention(results), before_after(results)
     if kept is None and before == 0:
         their = f"its {m} was 0 when it was" if n_old == 1 else f"their {m} was 0 when they were"
-        first = f"{learnt}, there is nothing that the {old} could have lost: {their} learnt."
+        first = f"{learnt}, the {old} had nothing to lose: {their} learnt."
     elif before is not None and before < FAINT:
         figures = f"{m} {percent(before)} → {percent(after)} %"
-        first = f"{learnt}, there was little that the {old} could have lost: {figures}."
+        first = f"{learnt}, the {old} had little to lose: {figures}."
     elif kept is None and agreement(results) is not None:
         share = percent(agreement(results), " %")
         first = f"{learnt}, old and new model agree on {share} of the objects of the {old} that they find."

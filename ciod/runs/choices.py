@@ -1,6 +1,6 @@
-"""What ``effort`` chooses for a run: the settings that are not set by hand get values, task by task.
+"""What ``effort`` chooses for a run: the values of settings that are not set by hand, per task.
 
-A resumed run keeps what was chosen for it. Folders of versions that chose nothing keep the defaults of those versions.
+A resumed run keeps its choices. Run folders of versions without choices keep the defaults of those versions.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def open_keys(settings: BaseModel) -> list[str]:
     """Settings that are neither set by hand nor chosen yet."""
     keys = [k for k in KEYS if not _is_set(settings, k)]
     if _is_set(settings, "train.lr"):
-        keys = [k for k in keys if k != "train.lr_later"]  # later tasks have the same rate
+        keys = [k for k in keys if k != "train.lr_later"]  # later tasks use the same rate
     if _is_set(settings, "train.trunk_lr"):
         keys = [k for k in keys if k != "train.backbone_lr"]
     return keys
 
 
 def adopted(before: Run, after: Run) -> list[str]:
-    """What is open in ``before`` and set in ``after``."""
+    """Settings that are not set in ``before`` but are in ``after``."""
     return [k for k in open_keys(before) if _is_set(after, k)]
 
 
@@ -50,13 +50,13 @@ def _is_set(settings: BaseModel, key: str) -> bool:
 
 
 def value_of(settings: BaseModel, key: str) -> Any:
-    """Of a setting by full key: ``train.lr``."""
+    """The value of a setting by its full key: ``train.lr``."""
     section, leaf = key.split(".")
     return getattr(getattr(settings, section), leaf)
 
 
 def with_values(settings: Sections, values: Mapping[str, Any]) -> Sections:
-    """A copy that has ``values``, by full key, as if they were set by hand."""
+    """A copy with ``values``, by full key, as if they were set by hand."""
     sections: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
         section, leaf = key.split(".")
@@ -67,14 +67,14 @@ def with_values(settings: Sections, values: Mapping[str, Any]) -> Sections:
 
 
 def chosen_in(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What was chosen for the run of a saved state, by full key. Before ``effort`` it was the defaults."""
+    """The choices for the run of a saved state, by full key. Before ``effort`` they were the defaults."""
     if "chosen" in state:
         return dict(state["chosen"])
     return defaults_in(state["settings"]) if state.get("command", "train") == "train" else {}
 
 
 def defaults_in(saved: Mapping[str, Any], keys: Sequence[str] = KEYS) -> dict[str, Any]:
-    """Of a fingerprint, those of ``keys`` that have their default, if a version that chose nothing wrote it."""
+    """Those of ``keys`` that have their default in a fingerprint, if a version without choices wrote it."""
     if "train.steps" in saved:
         return {}
     found = {}
@@ -87,10 +87,10 @@ def defaults_in(saved: Mapping[str, Any], keys: Sequence[str] = KEYS) -> dict[st
 
 
 def adopt(settings: Run, state: Mapping[str, Any], *, first_task: bool = False) -> Run:
-    """``settings`` with what was chosen for the run of a saved state, where they set nothing by hand.
+    """``settings`` with the choices for the run of a saved state, for those that are not set by hand.
 
     Args:
-        first_task: only what its first task was trained with. Otherwise another ``effort`` chooses again.
+        first_task: only the choices for its first task. Otherwise a different ``effort`` chooses again.
     """
     if not first_task and state.get("effort", settings.effort) != settings.effort:
         return settings
@@ -109,10 +109,10 @@ def compared(settings: Run, state: Mapping[str, Any]) -> tuple[dict[str, Any], d
 
 
 def start_of(settings: Run, donor: Detector | None = None) -> Start:
-    """What is trained already when a run begins.
+    """What is trained already when a run starts.
 
     Args:
-        donor: the model of ``detector.weights``; None: where it is a file that can be read quickly, it is looked at.
+        donor: the model of ``detector.weights``; None: the file is inspected if it can be read quickly.
     """
     d = settings.detector
     if not d.weights:
@@ -136,17 +136,17 @@ def complete(
     adopted: Sequence[str] = (),
     first: int | None = None,
 ) -> tuple[Run, list[str]]:
-    """Gives every setting that is not set by hand its value, and says why.
+    """Gives a value to every setting that is not set by hand, and says why.
 
-    Batch, rates of the trunk, averaging and augmentation are one for all tasks and follow from the first one; every
-    task has its own epochs, and those after the first have a learning rate.
+    Batch, rates of the trunk, averaging and augmentation are chosen for the first task and hold for all; every task has
+    its own epochs, and the tasks after the first have their own learning rate.
 
     Args:
         adopted: settings that another run chose for a first task that it trained.
-        first: epochs of a first task that another run trained.
+        first: epochs of the first task that another run trained.
 
     Returns:
-        The settings and one sentence per choice; no sentence where nothing was open.
+        The settings, and one sentence per choice; no sentences if every setting was set.
 
     Raises:
         CiodError: a list of epochs or steps is shorter than the scenario.

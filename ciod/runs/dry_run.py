@@ -1,4 +1,4 @@
-"""``ciod train … --dry-run``: what a run would do, from the settings and as much of the data as is there."""
+"""``ciod train … --dry-run``: what a run would do, from the settings and the available data."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """One task of a plan; counts are None where the data is absent."""
+    """One task of a plan; counts are None if the data is missing."""
 
     classes: tuple[str, ...]
-    epochs: int | None  # None: the data, from which they are chosen, are absent
+    epochs: int | None  # None: they are chosen from the data, which is missing
     lr: float | None
     images: int | None = None
     boxes: int | None = None
     hidden: int | None = None
     test_images: int | None = None
-    steps: int | None = None  # of the whole task
+    steps: int | None = None  # of the complete task
     warmup: int | None = None
     changes: tuple[tuple[int, int, float], ...] = ()  # epoch (from 1), step, learning rate from there on
 
 
 def plan(settings: Run) -> list[Step]:
-    """The tasks of a run. Nothing is written and nothing trained; of the data only the annotations are read.
+    """The tasks of a run. Nothing is written or trained; only the annotations of the data are read.
 
     Raises:
         CiodError: settings that do not fit the scenario.
@@ -41,7 +41,7 @@ def plan(settings: Run) -> list[Step]:
 
 
 def chosen(settings: Run) -> tuple[Run, list[Step], list[str]]:
-    """The settings with what ``effort`` chooses, as far as the data are there; the tasks; why the choices are these."""
+    """The settings with what ``effort`` chooses, if the data is available; the tasks; the reasons for the choices."""
     from ciod.config.checks import data_folder, known_classes
     from ciod.core.distributed import World, pick_device
     from ciod.data.scenarios.scenario import Scenario, groups_of
@@ -69,7 +69,7 @@ def chosen(settings: Run) -> tuple[Run, list[Step], list[str]]:
 
 def _later(settings: Run, keys: Sequence[str]) -> str:
     names = ", ".join(k.partition(".")[2] for k in keys)
-    return f"effort={settings.effort} chooses when the data are there: {names}"
+    return f"effort={settings.effort} chooses when the data is available: {names}"
 
 
 def _lr(settings: Run, task: int) -> float:
@@ -132,7 +132,7 @@ def show(settings: Run, absent: list[str]) -> None:
     for line in [*why, *_schedule(settings, steps)]:
         say(line)
     batch = f"batch {t.batch} " if "batch" in t.model_fields_set else ""
-    say(f"{batch}({t.optimizer}); nothing was trained and {settings.out} was not made")
+    say(f"{batch}({t.optimizer}); nothing was trained and {settings.out} was not created")
     for sentence in absent:
         say(f"missing: {sentence}")
 

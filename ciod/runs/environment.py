@@ -55,18 +55,18 @@ def first_task(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
-    """What differs between two fingerprints, in words."""
+    """A description of the differences between two fingerprints."""
     keys = sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k))
 
-    def told(settings: dict[str, Any], key: str) -> str:
+    def shown(settings: dict[str, Any], key: str) -> str:
         return repr(settings[key]) if key in settings else "not given"
 
-    changes = [f"{k} was {told(theirs, k)}, is {told(mine, k)}" for k in keys[:4]]
+    changes = [f"{k} was {shown(theirs, k)}, is {shown(mine, k)}" for k in keys[:4]]
     return "; ".join(changes) + ("; …" if len(keys) > 4 else "")
 
 
 def plain(value: Any) -> Any:
-    """Tuples → lists, so that a state file holds only what loads without code."""
+    """Tuples → lists, so that a state file holds only values that load without code."""
     if isinstance(value, dict):
         return {k: plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -83,7 +83,7 @@ def workers(wanted: int | None, world: World) -> int:
 
 
 def versions(optional: bool = False) -> dict[str, str]:
-    """Name → version, or "not installed", of Python, ciod and its packages; also those of its extras if asked for."""
+    """Name → version, or "not installed", of Python, ciod and its packages; with ``optional`` also of its extras."""
     names = ["torch", "torchvision", "numpy", "pillow", "faster-coco-eval", "safetensors"]
     if optional:
         names += ["onnx", "onnxruntime", "av", "onedl-mmcv", "onedl-mmdetection"]
@@ -97,7 +97,7 @@ def versions(optional: bool = False) -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """Commit of the source tree ciod runs from, with ``+`` when it has changes; None outside a checkout."""
+    """Commit of the source tree ciod runs from, with ``+`` if it has changes; None outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
@@ -121,11 +121,11 @@ def describe() -> str:
 
 
 def peak_memory_mb() -> float:
-    """Of the GPU where there is one, else of the process (which never falls)."""
+    """Peak memory of the GPU if there is one, else of the process (which never falls)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")
-    if status.exists():  # where there is one, because a child inherits its parent's ru_maxrss
+    if status.exists():  # preferred, because a child inherits its parent's ru_maxrss
         line = next(x for x in status.read_text(encoding="utf-8").splitlines() if x.startswith("VmHWM"))
         return int(line.split()[1]) / 2**10
     import resource
@@ -135,7 +135,7 @@ def peak_memory_mb() -> float:
 
 
 def write_settings(out: Path, settings: Run, command: str, chosen: Sequence[str] = ()) -> None:
-    """``run.yaml``: resolved settings, why those that were chosen have their values, and what they ran on."""
+    """``run.yaml``: resolved settings, the reasons for the chosen ones, and the environment."""
     content = {
         "command": command or " ".join(["ciod", *sys.argv[1:]]),
         "seed": settings.seed,
@@ -156,7 +156,7 @@ def trim_log(out: Path, task: int, fit: Mapping[str, Any] | None) -> None:
             return line.get("task", 0) < task
         if "step" in line:
             return line["step"] <= fit["done"]
-        # an evaluation after the last finished epoch is done again when the state was written just before it
+        # an evaluation after the last finished epoch is repeated if the state was written just before it
         whole = fit["done"] // fit["steps"]
         return line.get("epoch", whole) < (whole if fit["done"] % fit["steps"] else whole - 1)
 

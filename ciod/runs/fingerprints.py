@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ciod.data.index import Index
 
 LISTING = "data.json"  # in last/: one number per image, so that a difference can be named
-# The packages that decide weights and results: what ``runs`` stands on, but for those that only show or send results.
+# The packages that determine weights and results: all below ``runs`` except those that only show or send results.
 _DECIDING = frozenset({"core", "data", "detectors", "methods", "config", "training", "evaluation", "memory", "runs"})
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "faster-coco-eval")
 
@@ -28,18 +28,18 @@ Listing = dict[str, list[list[Any]]]  # by split, see ``per_image``
 
 
 def listing(splits: Mapping[str, Index]) -> Listing:
-    """Of each split (``train``, ``test``, …)."""
+    """The listing of each split (``train``, ``test``, …)."""
     return {name: per_image(index) for name, index in splits.items()}
 
 
 def of_data(splits: Mapping[str, Index], images: Listing) -> dict[str, Any]:
-    """Of each split: class names, counts, and a digest over every image: its name, bytes, size and boxes with their
+    """For each split: class names, counts, and a digest over every image: its name, bytes, size and boxes with their
     class names."""
     return {name: of_index(index, images[name]) for name, index in splits.items()}
 
 
 def of_index(index: Index, images: list[list[Any]]) -> dict[str, Any]:
-    """Of one split, with ``images`` as ``per_image`` gives them."""
+    """The same for one split; ``images`` are those of ``per_image``."""
     return {
         "classes": list(index.class_names),
         "images": len(index),
@@ -63,12 +63,12 @@ def per_image(index: Index) -> list[list[Any]]:
 
 
 def write_listing(folder: Path, images: Listing) -> None:
-    """``data.json``: what ``data_differences`` names images from."""
+    """``data.json``, from which ``data_differences`` names images."""
     atomic_write(folder / LISTING, json.dumps(images))
 
 
 def data_differences(folder: Path, before: dict[str, Any], after: dict[str, Any], images: Listing) -> list[str]:
-    """What differs between the data of a run and those of now; [] when nothing does."""
+    """The differences between the data of a run and the present data; [] if there are none."""
     changes = []
     try:
         listed = read_object(folder / LISTING, ANNOTATIONS)
@@ -84,7 +84,7 @@ def data_differences(folder: Path, before: dict[str, Any], after: dict[str, Any]
         parts = []
         gone = [n for n in was["classes"] if n not in now["classes"]]
         come = [n for n in now["classes"] if n not in was["classes"]]
-        parts += [f"class {n} is gone" for n in gone[:3]] + [f"class {n} is new" for n in come[:3]]
+        parts += [f"class {n} is missing" for n in gone[:3]] + [f"class {n} is new" for n in come[:3]]
         if was["classes"] != now["classes"] and not gone and not come:
             parts.append("the classes have another order")
         for what in ("images", "boxes"):
@@ -100,7 +100,7 @@ def _named(before: list[list[Any]], now: list[list[Any]]) -> list[str]:
         return []
     a, b = dict(before), dict(now)
     found = {
-        "is gone": [n for n in a if n not in b],
+        "is missing": [n for n in a if n not in b],
         "is new": [n for n in b if n not in a],
         "has other boxes, size or content": [n for n in a if n in b and a[n] != b[n]],
     }
@@ -112,10 +112,10 @@ def _named(before: list[list[Any]], now: list[list[Any]]) -> list[str]:
 
 
 def of_code(method: str, *, also: Sequence[str] = ()) -> dict[str, Any]:
-    """Versions, and digests of the source files that decide weights and results; of a method of the user's too.
+    """Versions, and digests of the source files that determine weights and results, including the user's method file.
 
     Args:
-        also: packages of ciod that decide them beside those of every run.
+        also: further packages of ciod that determine them, in addition to those of every run.
     """
     file = Path(method.partition(":")[0])
     versions = environment.versions()
@@ -127,7 +127,7 @@ def of_code(method: str, *, also: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
-@cache  # what was imported counts, not what is there later
+@cache  # the imported files count, not later versions of them
 def _package(also: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     root = Path(__file__).resolve().parents[1]
     found = [(p.relative_to(root).as_posix(), p) for p in sorted(root.rglob("*.py"))]
@@ -136,7 +136,7 @@ def _package(also: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 
 
 def code_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs between the code of a run and that of now; [] when nothing does."""
+    """The differences between the code of a run and the present code; [] if there are none."""
     changes = []
     if before["ciod"] != now["ciod"]:
         changes.append(f"ciod was {before['ciod']}, is {now['ciod']}")

@@ -1,4 +1,4 @@
-"""One live run per folder: a lock that the system takes back when its owner dies, however it dies."""
+"""One live run per folder: a lock that the system releases when its owner dies, in any way."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from ciod.core.files import LOCK, exists, explained, named
 from ciod.core.reading import Unreadable, read_object
 
 NAME = LOCK
-_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}  # of a file system that has none
-_PATIENCE = 0.2  # seconds: an owner that leaves removes the file, and then the next attempt makes a new one
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}  # errors of a file system without locks
+_PATIENCE = 0.2  # seconds: an owner that exits removes the file, and then the next attempt creates a new one
 
 
 class Taken(CiodError):
-    """Another run works in this folder."""
+    """Another run is using this folder."""
 
 
 @contextmanager
 def owner_of(folder: Path) -> Iterator[None]:
     """This process owns ``folder`` inside the block.
 
-    The lock is the system's: it ends with its process, and holds between machines that share the folder as far as
-    their file system passes locks on. The owner is written into it for the message. Where there are no such locks,
-    the owner's process is looked for.
+    It is a lock of the system: it ends with its process, and works between machines that share the folder if their file
+    system supports it. The owner is written into it for the message. Without such locks, the owner's process is
+    checked.
 
     Raises:
         Taken: a live run has it.
@@ -71,7 +71,7 @@ def _acquire(lock: FileLock, folder: Path, path: Path) -> None:
 
 
 def _release(lock: FileLock, path: Path) -> None:
-    path.unlink(missing_ok=True)  # before the lock ends: who opens it from now on makes a new one
+    path.unlink(missing_ok=True)  # before the lock ends: processes that open it from now on create a new one
     lock.release()
 
 
@@ -102,7 +102,7 @@ def _sentence(folder: Path, owner: dict[str, Any]) -> str:
 
 def _alive(owner: dict[str, Any]) -> bool:
     pid = owner.get("pid")
-    if not isinstance(pid, int) or os.name == "nt":  # there, asking would end it
+    if not isinstance(pid, int) or os.name == "nt":  # on Windows the check would end it
         return False
     try:
         os.kill(pid, 0)
@@ -114,7 +114,8 @@ def _alive(owner: dict[str, Any]) -> bool:
 
 
 def _start_of(pid: int) -> str | None:
-    """When a process started, in ticks since boot: tells it from a later one with its number. None: not known."""
+    """When a process started, in ticks since boot: distinguishes it from a later process with the same number. None:
+    unknown."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):

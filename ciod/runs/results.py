@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FORMAT = results_file.FORMAT
 METRICS = ("AP", "AP50")
-SIX = (*METRICS, "AP75", "APs", "APm", "APl")  # COCO's six: Ω and the gaps are ratios of each with itself
+SIX = (*METRICS, "AP75", "APs", "APm", "APl")  # COCO's six: Ω and the gaps are computed for each
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Upper:
 
     @classmethod
     def read(cls, folders: Sequence[Path], groups: Sequence[Sequence[str]]) -> Upper:
-        """Finds for each class prefix of ``groups`` the folder of the joint run that was trained on just these.
+        """Finds for each class prefix of ``groups`` the folder of the joint run that was trained on exactly these
+        classes.
 
         Raises:
             CiodError: a folder is not a finished joint run, or its classes are not a prefix of the scenario.
@@ -67,7 +68,7 @@ def bounds_of(settings: Run) -> list[Path]:
 
 
 def metrics_of(metric: str) -> tuple[str, ...]:
-    """What is kept per class under a protocol's metric: COCO's AP and AP50, and VOC's under its own name."""
+    """The metrics that are kept per class: COCO's AP and AP50, and VOC's under its own name."""
     return (*METRICS, *([NAMES[metric]] if metric in NAMES else []))
 
 
@@ -79,7 +80,7 @@ class Results:
 
     @classmethod
     def begin(cls, settings: Run, scenario: Scenario) -> Results:
-        """Without a task.
+        """Results without any task.
 
         Raises:
             CiodError: an upper bound that cannot be used once the run is finished.
@@ -129,13 +130,13 @@ class Results:
         )
 
     def load(self, content: Mapping[str, Any]) -> None:
-        """Takes over the results of an earlier process."""
+        """Loads the results of an earlier process."""
         mine = self.content
         mine["tasks"], mine["ap"] = content["tasks"], content["ap"]
         mine["continual"], mine["warnings"] = content["continual"], content["warnings"]
 
     def add(self, task: Task, table: APTable, **facts: Any) -> None:
-        """One finished task."""
+        """Adds a finished task."""
         metrics = tuple(self.content["ap"])
         for m in metrics:
             rows = self.content["ap"][m][: task.index]
@@ -166,7 +167,7 @@ class Results:
         self.content["warnings"] = list(dict.fromkeys([*self.content["warnings"], *sentences]))
 
     def finish(self, upper_bounds: Sequence[Path]) -> None:
-        """The continual metrics, with gaps and Ω as far as joint runs of the class prefixes are known."""
+        """Adds the continual metrics, with gaps and Ω if joint runs of the class prefixes are known."""
         groups = [t["new_classes"] for t in self.content["tasks"]]
         upper = Upper.read(upper_bounds, groups) if upper_bounds and groups else None
         self.content["upper_bounds"] = None if upper is None else upper.tasks

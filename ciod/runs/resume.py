@@ -38,7 +38,7 @@ Compared = Callable[["dict[str, Any]"], "tuple[dict[str, Any], dict[str, Any]]"]
 
 
 class Resumable(Protocol):
-    """Settings of what can be resumed."""
+    """Settings of a command that can be resumed."""
 
     out: str
     resume: Literal["auto", "never"]
@@ -46,35 +46,35 @@ class Resumable(Protocol):
 
 
 def task_model(out: Path, state: dict[str, Any]) -> Path | None:
-    """The model of the last finished task, which a run's state goes with; None before the first."""
+    """The model of the last finished task, which belongs to the state; None before the first."""
     return out / f"task-{state['task']}" / "model.safetensors" if state.get("task") else None
 
 
 @dataclass(frozen=True)
 class Beginning:
-    """What a run begins with."""
+    """What a run starts with."""
 
     settings: Run
-    """With what was chosen for the run, or for the first task that it takes over, where nothing is set by hand."""
+    """With the choices for the run, or for the first task that it takes over, unless they are set by hand."""
     state: dict[str, Any] | None
-    """Of an earlier process in the run's folder."""
+    """The state of an earlier process in the run's folder."""
     notes: list[str]
     first_epochs: int | None = None
-    """Chosen for the first task that is taken over."""
+    """The choices for the first task that is taken over."""
 
 
 def beginning(settings: Run) -> Beginning:
     """Reads the state in the run's folder, or of the run whose first task is taken over (``first=``).
 
     Raises:
-        CiodError: as ``saved_state``.
+        CiodError: see ``saved_state``.
     """
     state, notes = saved_state(settings, partial(choices.compared, settings), "train")
     if state is not None:
         return Beginning(choices.adopt(settings, state), state, notes)
     theirs = intact_state(Path(settings.first))[0] if settings.first else None
     if theirs is None or command_of(theirs) != "train":
-        return Beginning(settings, None, [])  # take_over says what is wrong
+        return Beginning(settings, None, [])  # take_over reports the problem
     epochs = choices.chosen_in(theirs).get("train.epochs")
     return Beginning(
         choices.adopt(settings, theirs, first_task=True), None, [], epochs[0] if isinstance(epochs, list) else epochs
@@ -84,13 +84,12 @@ def beginning(settings: Run) -> Beginning:
 def saved_state(
     settings: Resumable, compared: Compared, command: str, *, model_of: ModelOf = task_model
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    """State of an earlier process in this folder, if the settings allow resuming it, and what was wrong with newer
-    ones.
+    """State of an earlier process in this folder, if the settings allow resuming it, and the problems of newer states.
 
     Args:
-        compared: from a state the fingerprints of the settings now and then.
-        command: of ciod, whose state it must be.
-        model_of: the model that a state goes with.
+        compared: returns the present fingerprint of the settings and that of the state.
+        command: the command of ciod that must have written the state.
+        model_of: returns the model that belongs to a state.
 
     Raises:
         CiodError: the folder holds a run that cannot be resumed; says why.
@@ -105,7 +104,7 @@ def saved_state(
         if outputs.of_comparison(out):
             raise CiodError(f"out: {out} holds a comparison (ciod compare), no single run; choose another out=.")
         if name := _foreign(out):
-            raise CiodError(f"out: {out} holds {name}, which is not of a run that can be resumed; choose another out=.")
+            raise CiodError(f"out: {out} holds {name}, but no run that can be resumed; choose another out=.")
         return None, []
     if settings.resume == "never":
         raise CiodError(f"out: {out} already holds a run; choose another out=, or resume=auto to resume it.")
@@ -122,15 +121,15 @@ def saved_state(
 
 
 def command_of(state: dict[str, Any]) -> str:
-    """Of ciod, that wrote a state. Before format 2, ``extend`` kept its settings under its name."""
+    """The command of ciod that wrote a state. Before format 2, ``extend`` kept its settings under its name."""
     return state.get("command") or ("extend" if "extend" in state else "train")
 
 
 def intact_state(
     out: Path, command: str = "train", model_of: ModelOf = task_model
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest state whose checksum, and whose model's checksum, is right; and a sentence for each that is not. The
-    models of another command are not looked at."""
+    """The newest state whose checksum and model's checksum are right, and a sentence for each newer state. Models of
+    other commands are not checked."""
     damaged = []
     for path, state in checkpoint.states(out / "last"):
         if isinstance(state, checkpoint.Damaged):
@@ -160,11 +159,11 @@ def _check_model(path: Path) -> None:
 def check_identity(
     saved: Mapping[str, Any], settings: Resumable, mine: Mapping[str, Any], images: fingerprints.Listing, tasks: int
 ) -> list[str]:
-    """Compares data and code of a saved state with the present ones. Returns notes about what was allowed to differ.
+    """Compares data and code of a saved state with the present ones. Returns notes about permitted differences.
 
     Args:
-        mine: present fingerprints; ``model`` is that of a model file which counts as data.
-        tasks: of a finished run, whose code does not matter any more.
+        mine: present fingerprints; ``model`` is that of a model file, which counts as data.
+        tasks: number of tasks of a finished run, for which code no longer matters.
 
     Raises:
         CiodError: says exactly what differs.
@@ -200,7 +199,7 @@ def check_first_task(settings: Run) -> None:
         raise CiodError(f"first: {name} needs a first task of its own with these settings; leave first= out.")
     raise CiodError(
         f"first: {settings.first} was trained without {name}, though {reason}. Leave first= out, or write "
-        "needs_first_task: ClassVar[bool] = False in its class if any first task will do."
+        "needs_first_task: ClassVar[bool] = False in its class if any first task can be used."
     )
 
 
@@ -208,7 +207,7 @@ def take_over(settings: Run, world: World, chosen: Mapping[str, Any] | None = No
     """The state after another run's first task (``first=``), put into this run's folder.
 
     Args:
-        chosen: what is not set by hand in ``settings``, by full key.
+        chosen: the settings that are not set by hand, by full key.
     """
     if not settings.first:
         return None
@@ -264,7 +263,7 @@ def restore(
         wanted = scenario.classes if full else tuple(n for g in scenario.groups[:task] for n in g)
         if model.class_names != wanted:
             raise CiodError(
-                f"{out / f'task-{task}'} knows the classes {', '.join(model.class_names)}, but the scenario has "
+                f"{out / f'task-{task}'} has the classes {', '.join(model.class_names)}, but the scenario has "
                 f"{', '.join(wanted)} up to this task. Class names and their order must be equal."
             )
         if not full:
@@ -279,8 +278,8 @@ def restore(
 def restore_method(saved: Mapping[str, Any], method: Method, scenario: Scenario, extra: Extra, world: World) -> None:
     """Restores the state of method and memory after the finished tasks.
 
-    They have no state of a first task that another run trained (``first=``): ``end_task`` and ``update`` are called
-    here, on the restored detector, which the method was attached to before.
+    They have no state after a first task that another run trained (``first=``): then ``end_task`` and ``update`` are
+    called here, on the restored detector, to which the method was attached before.
     """
     extra.load_state(saved.get("memory", {}))
     if "fit" in saved:
@@ -293,7 +292,7 @@ def restore_method(saved: Mapping[str, Any], method: Method, scenario: Scenario,
 
 
 def _foreign(out: Path) -> str | None:
-    """A file in the place of one that a run writes, if no run of ciod began here: that writes its run.yaml first."""
+    """A file that a run would overwrite, if no run of ciod started here (a run first writes run.yaml)."""
     try:
         content = read_yaml(out / "run.yaml")
     except Unreadable:

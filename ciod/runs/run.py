@@ -1,6 +1,6 @@
 """A run, from settings to report: for each task of the scenario — train, evaluate, save.
 
-This is the page to read first. ``training/task.py`` trains a task, ``methods/`` holds the losses.
+Read this file first. ``training/task.py`` trains a task, ``methods/`` holds the losses.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def train(
 
     Raises:
         CiodError: an error that the user can fix.
-        RunAgain: SIGTERM or SIGUSR1 came; the state is written (exit code 75).
+        RunAgain: SIGTERM or SIGUSR1 was received; the state is written (exit code 75).
         KeyboardInterrupt: Ctrl-C; the state is written.
     """
     users = told(str(settings.method.get("name", "")))
@@ -86,12 +86,12 @@ class Runner:
     until: int | None = None
     hooks: Sequence[Hooks] = ()
     donor: Detector | None = None  # the model of detector.weights, until its class rows are taken
-    log: RunLog | None = None  # of rank 0, once the state is restored: restoring rewrites the file
+    log: RunLog | None = None  # on rank 0, after the state is restored, because restoring rewrites the file
     saved: RunState | None = None  # state of an earlier process, until its task is trained
     out: Path = field(init=False)
     warnings: Warnings = field(init=False)
     open: list[str] = field(init=False)  # settings that are not set by hand
-    chosen: list[str] = field(init=False)  # what was chosen for them now, in sentences
+    chosen: list[str] = field(init=False)  # sentences about what was chosen for them
     scenario: Scenario = field(init=False)
     extra: Extra = field(init=False)
     identity: Identity = field(init=False)
@@ -126,8 +126,8 @@ class Runner:
         self.method = self._method()
         first = self._restore(detector) if self.saved else 0
         if not self.saved and self.world.main:
-            environment.trim_log(self.out, 0, None)  # of a process that died before its first state
-        self.tracking = tracking(s, self.world, self.reporter)  # of the complete settings
+            environment.trim_log(self.out, 0, None)  # lines of a process that died before its first state
+        self.tracking = tracking(s, self.world, self.reporter)  # with the complete settings
         self.log = RunLog(self.out, self.tracking.line) if self.world.main else None
         self.tracking.start(resumed=beginning.state is not None)
         for task in self.scenario:
@@ -167,20 +167,20 @@ class Runner:
         assert saved is not None
         self.results.load(saved["results"])
         self.warnings.note(*saved["warnings"])
-        if "method" not in saved and saved["task"] == 1:  # taken over: the method never saw the task
+        if "method" not in saved and saved["task"] == 1:  # taken over: the method has not seen the task
             method.attach(detector, detector, None)
             method.begin_task(self.scenario.task(0))
         first = resume.restore(saved, s, self.world, self.scenario, detector, self.reporter)
         resume.restore_method(saved, method, self.scenario, self.extra, self.world)
         if first:
-            self.donor = None  # its class rows are in the first task's model
+            self.donor = None  # the first task's model has its class rows
         return first
 
     def leave(self) -> None:
-        """Closes the log after an error too: Python would write its last lines later, into the resumed run."""
+        """Closes the log, also after an error: Python would write its last lines later, into the resumed run."""
         self.tracking.close()
         if self.log:
-            with suppress(WriteError):  # the error that ended the run is the one to tell
+            with suppress(WriteError):  # report the error that ended the run
                 self.log.close()
 
     # One task -----------------------------------------------------------------------------------------------------
@@ -362,7 +362,7 @@ class Runner:
     def _write_settings(self) -> None:
         free = shutil.disk_usage(self.out.parent if self.out.parent.exists() else ".").free
         if free < 200e6:
-            raise CiodError(f"out: {self.out} has only {free / 1e6:.0f} MB of room; a run needs a few hundred.")
+            raise CiodError(f"out: {self.out} has only {free / 1e6:.0f} MB of free space; a run needs a few hundred.")
         environment.write_settings(self.out, self.settings, self.command, self.chosen)
 
     def _main_only(self, do: Any) -> None:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from ciod.data.scenarios.scenario import Task
     from ciod.evaluation.ap import APTable
 
-STARVED = 20  # boxes; a class with fewer, and fewer than a fiftieth of the task's greatest, is named
+STARVED = 20  # boxes; a class with fewer, and fewer than a fiftieth of the largest class, is reported
 SILENT = 0.05  # score that a class must reach somewhere in the test set
 PERFECT = 0.995
-ABOVE = 1.01  # times its upper bound: what is beyond this is no rounding
+ABOVE = 1.01  # times its upper bound: more than this is not rounding
 
 
 def about_names(train: Index, test: Index) -> list[str]:
@@ -57,7 +57,7 @@ def about_data(task: Task) -> list[str]:
 
 
 def about_table(task: Task, table: APTable, found: Sequence[Detections]) -> list[str]:
-    """AP of exactly 0 and suspiciously near 1, and new classes that are never found."""
+    """AP of exactly 0 or suspiciously near 1, and new classes that are never found."""
     ap = {n: table.per_class[n]["AP50"] for n in task.seen_classes}
     highest = best_scores(found, task.seen_classes)
     silent = [n for n in task.new_classes if ap[n] is not None and highest[n] < SILENT]
@@ -74,8 +74,8 @@ def about_table(task: Task, table: APTable, found: Sequence[Detections]) -> list
         warnings.append(f"{after} AP50 is exactly 0 for the old classes {_some(old)}: they are forgotten.")
     if perfect:
         warnings.append(
-            f"{after} AP50 is suspiciously near 1 for {_some(perfect)}: are test images, or near copies of them, among "
-            "the training images?"
+            f"{after} AP50 is suspiciously near 1 for {_some(perfect)}: are test images, or near copies of them, in "
+            "the training data?"
         )
     return warnings
 

@@ -13,11 +13,11 @@ from ciod.training.progress import Reporter
 
 @contextmanager
 def session(out: str, device: str, reporter: Reporter | None) -> Iterator[tuple[World, Reporter]]:
-    """This process among those of the run, and its reporter: only the first one prints, and it owns the folder.
+    """The processes of the run and this process's reporter: only the first process prints, and it owns the folder.
 
     Raises:
         Taken: a live run has the folder.
-        RunAgain: SIGTERM or SIGUSR1 came; what is saved is intact (exit code 75).
+        RunAgain: SIGTERM or SIGUSR1 was received; the saved state is intact (exit code 75).
         KeyboardInterrupt: Ctrl-C; the same.
     """
     with world(device) as process_group, owner_of(Path(out)) if process_group.main else nullcontext():
@@ -26,7 +26,7 @@ def session(out: str, device: str, reporter: Reporter | None) -> Iterator[tuple[
 
 @contextmanager
 def first_alone(world: World) -> Iterator[None]:
-    """The first process goes through the block alone, then the others: what it writes there, they find."""
+    """The first process runs the block before the others, so that they find what it writes."""
     if not world.main:
         world.barrier()
     yield

@@ -37,7 +37,7 @@ def open_data(settings: Run) -> tuple[Index, Index]:
 
         folder = str(write_shapes(Path(settings.out).resolve().parent / "shapes-data", **SHAPES))
     p, have = settings.protocol, formats.recognise(folder).splits
-    # Not every copy of VOC has trainval and test; train and val are what is meant then.
+    # Not every copy of VOC has trainval and test; then train and val are used.
     train = formats.read(folder, p.train_split if p.train_split in have else "train")
     test = settings.eval.split or (p.test_split if p.test_split in have else "val")
     held = None
@@ -77,8 +77,8 @@ def per_task(key: str, value: int | list[int], tasks: int) -> list[int]:
 
 
 def start(settings: Run, scenario: Scenario, reporter: Reporter) -> tuple[Detector, list[str], Detector | None]:
-    """The detector before the first task, warnings about what it starts from, and the model whose class rows the first
-    task's classes take when they arrive (``transfer.take_class_rows``).
+    """The detector before the first task, warnings about what it starts from, and the model from which the first task's
+    classes take their rows (``transfer.take_class_rows``).
     """
     torch.manual_seed(settings.seed)
     d = settings.detector
@@ -91,7 +91,7 @@ def start(settings: Run, scenario: Scenario, reporter: Reporter) -> tuple[Detect
     path = Path(d.weights) if d.weights else None
     other = None if path is None or d.name.startswith("mmdet:") else weights.donor(path)
     more: dict[str, Any] = {}
-    if other is not None and other.settings.get("frozen"):  # what was trained with frozen layers stays so
+    if other is not None and other.settings.get("frozen"):  # layers that were frozen in training stay frozen
         more = {"frozen": True} if "frozen" in signature(detectors.find(d.name)).parameters else {}
     detector = detectors.build(names, name=d.name, size=d.size, backbone_weights=backbone, **more)
     if path is None:
@@ -110,7 +110,7 @@ def start(settings: Run, scenario: Scenario, reporter: Reporter) -> tuple[Detect
 
 
 def task_title(task: Task, tasks: int) -> str:
-    """The line that a task begins with on the terminal."""
+    """The first line of a task on the terminal."""
     names = ", ".join(task.new_classes[:8]) + (", …" if len(task.new_classes) > 8 else "")
     hidden = f", {counted(task.hidden_boxes, 'box')} of old classes hidden" if task.hidden_boxes else ""
     return (

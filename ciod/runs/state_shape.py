@@ -1,4 +1,4 @@
-"""Whether a saved state has what resuming reads from it. Its checksum shows that it is as written, not by whom."""
+"""Whether a saved state has what resuming reads from it. The checksum shows that it is unchanged, not who wrote it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OF_FIT: dict[str, type | tuple[type, ...]] = {
 
 
 def fault(state: Mapping[str, Any], command: str) -> str | None:
-    """The first entry that is missing or of another type, in words; None if there is none."""
+    """A description of the first entry that is missing or has another type; None if there is none."""
     needed = {**_NEEDED, **_OF_COMMAND.get(command, {}), **{k: v for k, v in _POSSIBLE.items() if k in state}}
     if "fit" in state:
         needed |= _OF_FIT

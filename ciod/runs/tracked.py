@@ -1,4 +1,4 @@
-"""What trackers are told of a run or an extension before it starts."""
+"""What trackers get from a run or an extension before it starts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Settings(Protocol):
-    """Of ``ciod train`` and ``ciod extend``."""
+    """Settings of ``ciod train`` and ``ciod extend``."""
 
     @property
     def log(self) -> Sequence[str]: ...
@@ -28,7 +28,7 @@ class Settings(Protocol):
 
 
 def tracking(settings: Settings, world: World, reporter: Reporter) -> Tracking:
-    """The trackers of a run, not yet started; none on all ranks but the first. Runs of one folder are a group."""
+    """The trackers of a run, not yet started; none on ranks other than the first. Runs of one folder are a group."""
     out = Path(settings.out).absolute()
     config = {**settings.model_dump(mode="json"), "commit": environment.commit(), "versions": environment.versions()}
     names = settings.log if world.main else ()

@@ -1,4 +1,4 @@
-"""A batch larger than memory: the network computes it in parts, the losses are those of the whole batch."""
+"""A batch larger than memory: the network computes it in parts, and the losses are those of the complete batch."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Accumulated(nn.Module):
         return Outputs.joined([*outputs, self.detector(last)])
 
     def _contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
-        """Of a part's first and of its second computation."""
+        """Contexts of the first and the second computation of a part."""
         return nullcontext(), _statistics_kept(self.detector)
 
 
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """What a part is computed for a second time must not count twice in running statistics."""
+    """The second computation of a part must not change running statistics again."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.training]
     momenta = [m.momentum for m in norms]
     counters = [m.num_batches_tracked for m in norms if m.num_batches_tracked is not None]

@@ -1,4 +1,4 @@
-"""The C library's memory while a CPU trains."""
+"""How the C library manages memory while a CPU trains."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ TRIM, MAPPED = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of <malloc.h>
 def keeping_freed(device: torch.device, *, wanted: bool = True) -> Iterator[None]:
     """Memory that a step frees stays with the process for the next one (``train.keep_freed``).
 
-    The GNU C library hands large blocks back to the system as soon as they are free, and the next step gets them again,
-    page by page and zeroed. Kept, they have gaps between them, which is what it costs. Elsewhere nothing is done: a
-    GPU's memory is kept by PyTorch, and other C libraries have ways of their own.
+    The GNU C library returns large blocks to the system as soon as they are free, and the next step gets them again,
+    page by page and zeroed. Keeping them costs memory, because there are gaps between them. On other systems nothing is
+    done: PyTorch keeps a GPU's memory, and other C libraries work differently.
     """
     if not wanted or device.type != "cpu" or platform.libc_ver()[0] != "glibc":
         yield

@@ -1,4 +1,4 @@
-"""What a run needs to resume after a crash: the last two states in ``last/``, complete, checked, and free of code."""
+"""What a run needs to resume after a crash: the last two states in ``last/``, complete, verified, and without code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ciod.core.files import is_file, sync_folder, whole
 
 NEWEST, BEFORE = "state.pt", "previous.pt"
 _COMMENT = re.compile(rb"ciod sha256 ([0-9a-f]{64})")
-PLAIN = 100_000  # bytes for everything but tensors, about
+PLAIN = 100_000  # approximate bytes of everything except tensors
 _COMMENT_SIZE = len(b"ciod sha256 ") + 64
 
 
@@ -29,7 +29,8 @@ class Damaged(CiodError):
 
 
 class _Sink:
-    """Hashes what passes. A fault of the disk waits for the end of torch's writer: raised inside, it ends Python."""
+    """Hashes what is written. A disk error is raised after torch's writer has ended: raised inside, it would end
+    Python."""
 
     def __init__(self, file: IO[bytes]):
         self.file, self.error, self.held = file, None, b""
@@ -38,19 +39,19 @@ class _Sink:
     def write(self, data: bytes | memoryview) -> int:
         data = bytes(data)
         if self.error is None:
-            # the last two bytes of a zip file give the length of its comment, which is not known to torch
+            # the last two bytes of a zip file are the length of its comment, which torch does not know
             ready, self.held = (self.held + data)[:-2], (self.held + data)[-2:]
             self._put(ready)
         return len(data)
 
     def flush(self) -> None:
-        """Nothing waits here."""
+        """Nothing is buffered here."""
 
     def end(self) -> None:
         """Writes the checksum as the comment of the zip file.
 
         Raises:
-            OSError: what went wrong on the way.
+            OSError: the error of an earlier write.
         """
         self._put(struct.pack("<H", _COMMENT_SIZE))
         self._put(b"ciod sha256 " + self.digest.hexdigest().encode())
@@ -67,7 +68,7 @@ class _Sink:
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Tensors and plain values only, so that it loads without running code. The state before becomes ``previous.pt``.
+    """Tensors and plain values only, so that it loads without running code. The previous state becomes ``previous.pt``.
 
     Raises:
         WriteError: the disk is full or read-only; both older states are intact.
@@ -82,7 +83,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def _keep(path: Path) -> None:
-    """Gives the present state a second name, so that at every moment at least one complete state exists."""
+    """Gives the current state a second name, so that at least one complete state exists at any time."""
     if not is_file(path):
         return
     before = path.with_name(BEFORE)
@@ -102,7 +103,7 @@ def _keep(path: Path) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
-    """The saved state, or None when there is none.
+    """The saved state, or None if there is none.
 
     Raises:
         Damaged: the file is incomplete or changed since it was written.
@@ -120,7 +121,7 @@ def load_state(path: Path) -> dict[str, Any] | None:
 
 
 def states(folder: Path) -> Iterator[tuple[Path, dict[str, Any] | Damaged]]:
-    """The saved states of ``last/``, newest first; a damaged one as the error that says so."""
+    """The saved states of ``last/``, newest first; for a damaged one, the error."""
     for name in (NEWEST, BEFORE):
         path = folder / name
         try:
@@ -146,13 +147,13 @@ def _verify(path: Path) -> None:
             left -= len(block)
         found = _COMMENT.fullmatch(file.read())
     if found is None:
-        raise Damaged(f"{path} is incomplete: it has {size} bytes and no checksum at its end.")
+        raise Damaged(f"{path} is incomplete: it has {size} bytes and does not end with a checksum.")
     if found[1].decode() != digest.hexdigest():
-        raise Damaged(f"{path} is damaged: its content does not have the checksum it was written with.")
+        raise Damaged(f"{path} is damaged: its content does not match its checksum.")
 
 
 def _bytes(value: Any) -> int:
-    """Of all tensors in it."""
+    """Bytes of all tensors in a value."""
     if isinstance(value, torch.Tensor):
         return value.numel() * value.element_size()
     if isinstance(value, dict):
@@ -163,7 +164,7 @@ def _bytes(value: Any) -> int:
 
 
 def seed_all(*numbers: int) -> None:
-    """Every global generator from some integers; near ones give unrelated states."""
+    """Seeds every global generator from integers; similar integers give unrelated states."""
     a, b, c = (int(n) for n in np.random.SeedSequence(numbers).generate_state(3, np.uint32))
     torch.manual_seed(a)
     np.random.seed(b)  # noqa: NPY002 (third-party code may use the global one)
@@ -190,7 +191,7 @@ def random_state() -> dict[str, Any]:
 def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and state["cuda"] is not None:
-        with contextlib.suppress(RuntimeError):  # written by a different GPU generator
+        with contextlib.suppress(RuntimeError):  # from a different kind of GPU
             torch.cuda.set_rng_state(state["cuda"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
@@ -203,7 +204,7 @@ def restore_random(states: Sequence[dict[str, Any]], rank: int, *, seed: int, ta
 
     Args:
         states: of each rank.
-        done: steps of the task that are through.
+        done: finished steps of the task.
     """
     if rank < len(states):
         set_random_state(states[rank])

@@ -1,7 +1,7 @@
-"""One dial for training and extending: ``effort`` sizes the work from the data, the start and the machine.
+"""One setting for training and extending: ``effort`` sizes the work from the data, the start and the machine.
 
-``choose`` is the only place where steps, batch, learning rates, averaging and augmentation are chosen. It reads nothing
-and trains nothing; where its numbers were measured is in docs/results/start.md.
+``choose`` is the only place where steps, batch, learning rates, averaging and augmentation are chosen. It reads and
+trains nothing; docs/results/start.md says where its numbers were measured.
 """
 
 from __future__ import annotations
@@ -20,61 +20,61 @@ from ciod.core.plural import counted
 from ciod.data.augment import Augment
 
 Start = Literal["detector", "trunk", "backbone", "nothing"]
-"""What is trained already: everything that fits but the class layer; backbone and neck; the backbone; nothing."""
+"""What is trained already: everything except the class layer; backbone and neck; the backbone; nothing."""
 
-# Images that each class should be seen in, over all epochs, and the least and most images in total.
+# Images in which each class should be seen, over all epochs, and the minimum and maximum of images in total.
 SEEN = {"quick": (400, 1_500, 12_000), "normal": (1_500, 6_000, 60_000), "thorough": (6_000, 24_000, 300_000)}
 EPOCHS = {"quick": (3, 40), "normal": (8, 120), "thorough": (20, 300)}
-# How much more a task needs where less is trained already.
+# How much more a task needs if less is trained already.
 LONGER = {"detector": 1, "trunk": 2, "backbone": 2, "nothing": 3}
 BATCH = {"cpu": 8, "cuda": 16}
-# A branch starts from nothing; a network that knows other classes must not be thrown off what it knows.
+# A branch starts from nothing; a network that knows other classes must not lose them.
 LR_BRANCH, LR_LATER = 1e-2, 1e-3
 LR = {"detector": 3e-3, "trunk": 4e-3, "backbone": 2e-3, "nothing": 2e-3}
 # The decoder of a query detector is trained from nothing by one object per query (docs/query-detectors.md).
 LR_QUERY = {"detector": 5e-4, "trunk": 1e-3, "backbone": 1e-3, "nothing": 1e-3}
 LR_SGD = 0.01  # for batches of 16, in proportion to the batch
 TRUNK = {"detector": 1.0, "trunk": 0.1, "backbone": 1.0, "nothing": 1.0}
-FROZEN_BELOW = 5_000  # steps in which a backbone of ImageNet's is better left as it is
+FROZEN_BELOW = 5_000  # below this number of steps an ImageNet backbone is better left unchanged
 EMA = (0.998, 0.9998)
 
 KEYS = (
     "train.epochs", "train.batch", "train.lr", "train.lr_later", "train.trunk_lr", "train.backbone_lr", "train.ema",
     "augment.flip", "augment.photometric", "augment.scale", "augment.mosaic",
 )  # fmt: skip
-"""Settings that are chosen where they are not set by hand."""
+"""Settings that are chosen unless they are set by hand."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What the choices follow from."""
+    """What the choices depend on."""
 
     effort: Effort
     images: int
     """Training images of the task."""
     classes: int
-    """How many classes it teaches."""
+    """Number of classes that the task teaches."""
     start: Start
     later: bool = False
-    """The network knows classes that it must keep: from the second task on, and when a model is extended."""
+    """The network knows classes that it must keep: true from the second task on, and when a model is extended."""
     branch: bool = False
     """Only a new branch is trained, the old network is frozen."""
     size: int | None = None
-    """Side of the input in pixels, where it is a choice."""
+    """Side of the input in pixels, if it can be chosen."""
     query: bool = False
     """Positions of the detector are queries of a transformer."""
     sgd: bool = False
     device: str = "cpu"
     processes: int = 1
     parts: int = 1
-    """In which a batch is computed: the least that it can have."""
+    """Processes that compute a batch: its minimum size."""
     machine: str = ""
-    """In words."""
+    """A description of the machine."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A value and why it is this one."""
+    """A value and the reason for it."""
 
     value: Any
     why: str
@@ -85,11 +85,11 @@ Choices = dict[str, Choice]
 
 
 def choose(facts: Facts, given: Mapping[str, Any], shared: Mapping[str, Any] | None = None) -> Choices:
-    """Chooses for one task every setting of ``KEYS`` but ``train.lr_later``, which is the learning rate of a later one.
+    """Chooses for one task every setting of ``KEYS`` except ``train.lr_later``, the learning rate of later tasks.
 
     Args:
-        given: values that are set by hand, by full key, also ``train.steps``; they are taken as they are.
-        shared: values that were chosen for the first task and are the same in all of them.
+        given: values that are set by hand, by full key, including ``train.steps``; they are not changed.
+        shared: values that were chosen for the first task and hold for all tasks.
     """
     fixed = {k: Choice(v, ", as in the first task") for k, v in (shared or {}).items()}
     batch = _given(given, "train.batch") or fixed.get("train.batch") or _batch(facts)
@@ -103,7 +103,7 @@ def choose(facts: Facts, given: Mapping[str, Any], shared: Mapping[str, Any] | N
 
 
 def machine(world: World) -> str:
-    """The device in words."""
+    """A description of the device."""
     if world.device.type == "cuda":
         return torch.cuda.get_device_name()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -111,7 +111,7 @@ def machine(world: World) -> str:
 
 
 def sentences(facts: Facts, choices: Choices) -> list[str]:
-    """What was chosen and why, one line per setting; of a later task only what differs from the first one's."""
+    """What was chosen and why, one line per setting; for a later task only what differs from the first."""
     epochs, batch, lr = choices["train.epochs"], choices["train.batch"], choices["train.lr"]
     steps = epochs.value * -(-facts.images // batch.value)
     passes = f"{epochs.value} epoch{'s' if epochs.value != 1 else ''}"
@@ -145,7 +145,7 @@ def _batch(facts: Facts) -> Choice:
     standard = BATCH["cuda" if facts.device == "cuda" else "cpu"]
     batch = max(facts.parts, min(standard, max(2, facts.images // 4)))
     few = f", a quarter of {facts.images} images" if batch < standard else ""
-    batch = -(-batch // facts.processes) * facts.processes  # each process has the same share
+    batch = -(-batch // facts.processes) * facts.processes  # each process gets the same share
     return Choice(batch, f", for {facts.machine}{few}")
 
 
@@ -161,12 +161,12 @@ def _epochs(facts: Facts, batch: int, steps: int | None) -> Choice:
     why = f", so that {facts.classes} class{'es are' if facts.classes > 1 else ' is'} learnt from "
     why += f"{epochs * facts.images:,} views"
     if longer > 1 and not facts.branch:
-        why += f"; {longer} times as many as from a whole detector, as {ABOUT[facts.start]}"
+        why += f"; {longer} times as many as from a complete detector, as {ABOUT[facts.start]}"
     return Choice(epochs, why)
 
 
 ABOUT = {
-    "detector": "everything but the class layer is trained already",
+    "detector": "everything except the class layer is trained already",
     "trunk": "the head is new",
     "backbone": "neck and head are new",
     "nothing": "the whole network is new",
@@ -174,7 +174,7 @@ ABOUT = {
 
 
 def _lr(facts: Facts, batch: int | None) -> Choice:
-    """``batch``: one that was set by hand."""
+    """``batch``: the batch if it was set by hand."""
     standard = BATCH["cuda" if facts.device == "cuda" else "cpu"]
     if facts.sgd:
         return Choice(LR_SGD * (batch or standard) / 16, ", for SGD, in proportion to the batch")
@@ -212,12 +212,12 @@ def _trunk(facts: Facts, steps: int, given: Mapping[str, Any]) -> Choices:
 
 
 def _ema(steps: int) -> Choice:
-    """Averages over about the last ninth of the steps, as ``optim.EMA`` does by itself in a short task."""
+    """Averages over about the last ninth of the steps, as ``optim.EMA`` does on its own in a short task."""
     decay = max(EMA[0], min(EMA[1], 1 - 9 / max(steps, 9)))
     return Choice(float(f"{decay:.5g}"), f", for {counted(steps, 'step')}")
 
 
 def _augment() -> Choices:
-    """Few pictures or many: the usual zoom and colours (docs/results/start.md has what else was tried)."""
+    """The usual zoom and colours for any number of pictures (docs/results/start.md lists what else was tried)."""
     defaults = Augment()
     return {f"augment.{k}": Choice(getattr(defaults, k), "") for k in ("flip", "photometric", "scale", "mosaic")}

@@ -1,4 +1,4 @@
-"""Hooks: what follows a run. Progress, log, watch, tests and the callbacks of a user are hooks; there are no others.
+"""Hooks observe a run. Progress, log, watch, tests and the callbacks of a user are hooks; there are no other callbacks.
 
 >>> class Stop(ciod.Hooks):
 ...     def on_evaluation(self, task, results):
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Row:
-    """One step as it is kept until the losses are read."""
+    """One step, kept until the losses are read."""
 
     step: int  # from 0
     epoch: int
     losses: dict[str, Tensor]  # scalars on the device
-    norm: Tensor | None  # of the gradient, before clipping; None: not known (fp16 skips such steps by itself)
+    norm: Tensor | None  # norm of the gradient before clipping; None: unknown (fp16 skips steps that are not finite)
     names: list[str]  # files of the batch
 
 
@@ -45,7 +45,7 @@ class Reading:
 
 @dataclass
 class Position:
-    """Where the training of a task is."""
+    """The position of the training in a task."""
 
     task: int  # from 0
     tasks: int
@@ -62,23 +62,23 @@ class Position:
 
 
 class Hooks:
-    """The events of a run, on every rank where nothing else is said; each does nothing by default.
+    """The events of a run, on every rank unless stated otherwise; each does nothing by default.
 
-    They observe: a hook changes no weight and draws no random number. What it raises ends the run, which the same
-    command resumes.
+    Hooks observe: they must not change weights or draw random numbers. An exception in a hook ends the run; the same
+    command resumes it.
     """
 
     def on_task(self, at: Position) -> None:
         """Before the first step of the task or, when resumed, of its remaining steps (``at.done`` steps are done)."""
 
     def on_step(self, at: Position, row: Row) -> None:
-        """After each step. Its losses are tensors on the device: to read one is to wait for the device."""
+        """After each step. Its losses are tensors on the device: reading one waits for the device."""
 
     def on_read(self, at: Position, reading: Reading) -> None:
-        """Every ``train.log_every`` steps, where the losses are read."""
+        """Every ``train.log_every`` steps, when the losses are read."""
 
     def on_epoch(self, at: Position, epoch: int) -> None:
-        """After each epoch (from 0), whose state is saved; again where a run is resumed there."""
+        """After each epoch (from 0), when its state is saved; called again if the run is resumed there."""
 
     def on_end(self, at: Position) -> None:
         """After the last step, or after the error or signal that ends the training."""

@@ -34,8 +34,8 @@ def _trains(module: nn.Module) -> bool:
 
 
 def train_mode(detector: Detector, method: Method, norm: str, *, task: int) -> None:
-    """Train mode; batch normalisation keeps its statistics where the settings say so, and where it is frozen. New parts
-    have none to keep.
+    """Train mode; batch normalisation keeps its statistics if the settings say so, and if it is frozen. New parts have
+    none to keep.
 
     Args:
         norm: ``train.norm``.
@@ -53,7 +53,7 @@ class FitResult:
     """What is known after a task's training."""
 
     steps: int
-    seconds: float  # of this process alone
+    seconds: float  # of this process only
     broken: list[str]  # files that could not be read
     warnings: list[str]  # about the numbers
 
@@ -66,8 +66,8 @@ class Fit:
         method: attached to ``detector``.
         loader: from ``data.loader.train_loader``.
         epochs: of this task.
-        save: called with the state to save after every epoch, and inside an epoch on ``train.save_every`` and signals.
-        warn: takes each warning about the losses when it arises.
+        save: called with the state after every epoch, and inside an epoch as ``train.save_every`` and signals require.
+        warn: called with each warning about the losses as soon as it arises.
         rescue: called with loader, row, steps per epoch and losses of a step whose numbers are not finite.
         hooks: called in this order.
     """
@@ -94,12 +94,12 @@ class Fit:
     at: Position = field(init=False)
     window: list[Row] = field(default_factory=list, init=False)
     broken: set[str] = field(default_factory=set, init=False)
-    _saved: float = field(default=0.0, init=False)  # when, by the monotonic clock
-    _clock: float = field(default=0.0, init=False)  # when this epoch began here
+    _saved: float = field(default=0.0, init=False)  # time of the last save, monotonic
+    _clock: float = field(default=0.0, init=False)  # start of this epoch in this process
     _seen: int = field(default=0, init=False)  # images since then, on all ranks
 
     def run(self, resume: FitState | None = None) -> FitResult:
-        """Trains; afterwards the detector holds the averaged weights if there are any, on every rank the same.
+        """Trains; afterwards the detector holds the averaged weights, if there are any, the same on every rank.
 
         Raises:
             NotFinite: a loss, gradient or weight became NaN or infinite.
@@ -137,7 +137,7 @@ class Fit:
             call(hook)
 
     def _epoch(self, at: Position) -> None:
-        """What is left of the epoch."""
+        """Trains the rest of the epoch."""
         epoch, skip = divmod(at.done, at.steps)
         train_mode(self.detector, self.method, self.settings.norm, task=self.task)
         sampler: Any = self.loader.batch_sampler
@@ -157,9 +157,9 @@ class Fit:
         self._after_epoch(epoch)
 
     def _pause(self, done: int) -> None:
-        """Inside an epoch: writes the state when it is time, and leaves when a signal asks for it.
+        """Inside an epoch: writes the state when it is due, and exits if a signal asks for it.
 
-        Ranks ask each other only when the losses are read, where the device is waited for anyway.
+        Ranks communicate only when the losses are read, which waits for the device anyway.
         """
         s, leave = self.settings, self.world.stop.asked is not None
         late = s.save_minutes is not None and time.monotonic() - self._saved > 60 * s.save_minutes
@@ -176,7 +176,7 @@ class Fit:
             check_weights(self.detector, self.task, done)
         except NotFinite:
             if self.window:
-                self._read(done)  # which step it was, if the losses show it
+                self._read(done)  # finds the step, if the losses show it
             raise
         self.save(self.state(done))
         self._saved = time.monotonic()
@@ -215,7 +215,7 @@ class Fit:
         return row
 
     def _read(self, step: int) -> None:
-        """The only place where the device is waited for: losses of the last steps are read, checked, logged."""
+        """The only place that waits for the device: losses of the last steps are read, checked and logged."""
         names = list(self.window[0].losses)
         zero = self.window[0].losses[names[0]].new_zeros(())
         read = torch.stack([torch.stack([*r.losses.values(), zero if r.norm is None else r.norm]) for r in self.window])
@@ -242,7 +242,7 @@ class Fit:
         self.window.clear()
 
     def state(self, done: int) -> FitState:
-        """What a resumed run starts from: ``done`` steps of the task are done."""
+        """The state that a resumed run starts from, after ``done`` steps of the task."""
         return {
             "done": done,
             "epoch": done // self.at.steps,

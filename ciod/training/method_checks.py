@@ -1,7 +1,7 @@
 """What a method gives to the loop: wrong returns, forgotten calls and states that cannot be saved are reported before
 an epoch is lost.
 
-The structure of the losses is looked at in every step, which costs nothing; checks that wait for the device run once.
+The structure of the losses is checked in every step, which costs nothing; checks that wait for the device run once.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _TORCH = str(Path(torch.__file__).parent)
 
 
 class MethodChecks:
-    """Stands between the loop and a method for one task.
+    """Checks the calls between the loop and a method during one task.
 
     Args:
-        looks: look for what waits for the device in the first step (a compiled student has no place for that).
+        looks: find code that waits for the device in the first step (impossible with a compiled student).
     """
 
     def __init__(self, method: Method, task: int, *, looks: bool = True):
@@ -52,7 +52,7 @@ class MethodChecks:
 
         Raises:
             UserCodeError: they are not a dict of scalar tensors, or none of them has a gradient.
-            NotFinite: one is NaN or infinite in the first step of a task, when no weight has changed.
+            NotFinite: one is NaN or infinite in the first step of a task, before any weight has changed.
         """
         first = self.names is None
         if first and self.users and self.looks:
@@ -81,16 +81,17 @@ class MethodChecks:
             if not self.users or not any(fault in str(error) for fault in _UNDIFFERENTIABLE):
                 raise
             raise UserCodeError(
-                f"{self._at('loss')} gives losses that cannot be differentiated; ciod calls backward() itself, so call "
-                "it nowhere in the method, and change no tensor in place that a loss was computed from. PyTorch: "
+                f"{self._at('loss')} gives losses that cannot be differentiated; ciod calls backward() itself, so do "
+                "not call it in the method, and do not change tensors in place that a loss depends on. PyTorch: "
                 f"{str(error).partition('. ')[0][:200]}."
             ) from error
 
     def after_backward(self) -> None:
-        """After the first step's backward: gradients have arrived, and what was kept since can be saved.
+        """After the first step's backward: checks that weights have gradients, and that the method's state can be
+        saved.
 
         Raises:
-            UserCodeError: neither is so.
+            UserCodeError: one of these is not the case.
         """
         if not self.users or self._looked:
             return
@@ -117,7 +118,7 @@ class MethodChecks:
             return "returned no loss: the dict is empty."
         for name, value in losses.items():
             if not isinstance(name, str):
-                return f"returned a loss under the key {name!r}, which is not text."
+                return f"returned a loss with the key {name!r}, which is not text."
             if not isinstance(value, Tensor):
                 return f"returned '{name}' as {_a(value)}; it must stay a tensor (no .item() or float())."
             if value.ndim:
@@ -128,8 +129,8 @@ class MethodChecks:
                 return f"returned '{name}' of type {value.dtype}; it must be a float."
         if self.names is not None and tuple(losses) != self.names:
             return (
-                f"returned the losses {', '.join(losses)} where the first step had {', '.join(self.names)}; the names "
-                "must be the same in every step of a task. Give what has nothing to add as 0 * another loss."
+                f"returned the losses {', '.join(losses)}, but the first step had {', '.join(self.names)}; the names "
+                "must be the same in every step of a task. Return 0 * another loss for an empty one."
             )
         return None
 
@@ -142,26 +143,26 @@ class MethodChecks:
         declared = self.method.distillation_terms
         if self.method.old and declared and not declared & losses.keys():
             self.warnings.append(
-                f"{self._at('loss')} returned the losses {', '.join(losses)}, and distillation_terms names "
-                f"{', '.join(sorted(declared))}: the run cannot see whether anything is taught. Write the names of the "
-                "losses that hold the student near its teacher."
+                f"{self._at('loss')} returned the losses {', '.join(losses)}, but distillation_terms names "
+                f"{', '.join(sorted(declared))}: the run cannot check distillation. Write the names of the losses "
+                "that hold the student near its teacher."
             )
         finite = torch.stack([v.detach().float() for v in losses.values()]).isfinite().tolist()
         bad = [name for name, good in zip(losses, finite, strict=True) if not good]
         if bad:
             raise NotFinite(
                 f"{self._at('loss')} returned {', '.join(f'{n} = {float(losses[n].detach())}' for n in bad)} in the "
-                f"first step of task {self.task + 1}, before any weight has changed: its computation is at fault, not "
+                f"first step of task {self.task + 1}, before any weight has changed: the cause is its computation, not "
                 "the learning rate (a division by 0, the mean of nothing, log(0)?)."
             )
 
     def _warn_of_waits(self, lines: dict[tuple[str, int], str]) -> None:
         if not lines:
             return
-        told = [f"{Path(file).name}, line {line} ({what})" for (file, line), what in lines.items()]
+        at = [f"{Path(file).name}, line {line} ({what})" for (file, line), what in lines.items()]
         self.warnings.append(
-            f"{self._at('loss')} waits for the device in every step: {'; '.join(told[:4])}{'; …' if told[4:] else ''}. "
-            "On a GPU that makes training slower; keep numbers as tensors, and choose with torch.where."
+            f"{self._at('loss')} waits for the device in every step: {'; '.join(at[:4])}{'; …' if at[4:] else ''}. "
+            "On a GPU this slows training down; keep numbers as tensors, and select with torch.where."
         )
 
     # Before the first step ----------------------------------------------------------------------------------------
@@ -180,7 +181,7 @@ class MethodChecks:
         lacking = [n for n in task.new_classes if n not in method.detector.class_names]
         if lacking:
             raise UserCodeError(
-                f"{self._at('grow')} left the detector without {', '.join(lacking[:4])}; call super().grow(detector, "
+                f"{self._at('grow')} did not add {', '.join(lacking[:4])} to the detector; call super().grow(detector, "
                 "names, taught) in it."
             )
         fresh = method.fresh()
@@ -188,13 +189,13 @@ class MethodChecks:
             raise UserCodeError(f"{self._at('fresh')} returned {_a(fresh)}; return a list of modules.")
         if not any(overrides(cls, name) for name in (*CALLS, "student", "teach", "channels", "taught", "spared")):
             self.warnings.append(
-                f"{where(cls)} overrides nothing of ciod.Method, so it is plain fine-tuning; its losses belong into a "
+                f"{where(cls)} overrides nothing of ciod.Method, so it is plain fine-tuning; put its losses into a "
                 "function called loss."
             )
         self._check_state()
 
     def _check_state(self) -> None:
-        """What the method keeps can be saved, and comes back."""
+        """Checks that the method's state can be saved and restored."""
         cls = type(self.method)
         if not overrides(cls, "state") and not overrides(cls, "load_state"):
             return
@@ -203,7 +204,7 @@ class MethodChecks:
             raise UserCodeError(f"{self._at('state')} returned {_a(kept)}; return a dict of tensors and plain values.")
         if bad := _not_plain(kept):
             raise UserCodeError(
-                f"{self._at('state')} returned {bad[0]}: {_a(bad[1])}, which a state file cannot hold; give tensors, "
+                f"{self._at('state')} returned {bad[0]}: {_a(bad[1])}, which a state file cannot hold; return tensors, "
                 "numbers, text, and lists and dicts of them."
             )
         written = io.BytesIO()
@@ -217,7 +218,7 @@ class MethodChecks:
             lost = f"[{next(iter(kept))!r}]"
         if lost:
             raise UserCodeError(
-                f"{self._at('load_state')} does not take back {lost}, which state() gave: a resumed run would "
+                f"{self._at('load_state')} does not restore {lost}, which state() returned: a resumed run would "
                 "continue without it."
             )
 
@@ -227,7 +228,7 @@ class MethodChecks:
 
 
 def _a(value: object) -> str:
-    """The type of a value in words."""
+    """The type of a value, with an article."""
     if value is None:
         return "None"
     name = "NumPy array" if isinstance(value, np.ndarray) else type(value).__name__
@@ -235,7 +236,7 @@ def _a(value: object) -> str:
 
 
 def _not_plain(value: Any, place: str = "") -> tuple[str, object] | None:
-    """Place and value of the first thing that a file free of code cannot hold."""
+    """Place and value of the first entry that a file without code cannot hold."""
     if isinstance(value, dict):
         parts: Any = [(f"{place}[{k!r}]", v) for k, v in value.items()]
         bad = next(((place or "a dict", k) for k in value if not isinstance(k, (str, int, float))), None)
@@ -251,7 +252,7 @@ def _not_plain(value: Any, place: str = "") -> tuple[str, object] | None:
 
 
 def _differs(one: Any, other: Any, place: str = "") -> str | None:
-    """Where two states differ first; None where they hold the same."""
+    """The first place where two states differ; None if they are equal."""
     if isinstance(one, dict) and isinstance(other, dict):
         for k in {**one, **other}:
             if k not in one or k not in other:
@@ -270,7 +271,7 @@ def _differs(one: Any, other: Any, place: str = "") -> str | None:
 
 
 class _Waiting(TorchFunctionMode):
-    """Notes the lines of the user's code at which the device is waited for."""
+    """Notes the lines of the user's code that wait for the device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -294,7 +295,7 @@ def _word(name: str) -> str:
 
 
 def _users_line() -> tuple[str, int] | None:
-    """File and line that asked, if neither torch nor ciod did."""
+    """File and line of the caller, if it is neither torch nor ciod."""
     frame = sys._getframe(1)
     while frame is not None and (frame.f_code.co_filename == __file__ or frame.f_code.co_filename.startswith(_TORCH)):
         frame = frame.f_back

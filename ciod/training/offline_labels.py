@@ -23,7 +23,7 @@ def with_drawn(
     """``index`` and ``mixture`` of ``train_loader``, after ``Method.draw``; and warnings.
 
     Raises:
-        UserCodeError: the method returned anything but the same images.
+        UserCodeError: the method did not return the same images.
     """
     before = train if mixture is None else mixture.index
     after = method.draw(before, workers)
@@ -31,8 +31,7 @@ def with_drawn(
         return train, mixture, []
     if not isinstance(after, Index) or after.files != before.files:
         raise UserCodeError(
-            f"{where(type(method), 'draw')} must return the images that it was given, with more boxes "
-            "(images.with_boxes), or None."
+            f"{where(type(method), 'draw')} must return the given images with more boxes (images.with_boxes), or None."
         )
     n = len(after.labels) - len(before.labels)
     reporter.say(

@@ -23,7 +23,7 @@ def optimizer(model: nn.Module, settings: Train, lr: float) -> torch.optim.Optim
     if settings.optimizer == "sgd":
         nesterov = settings.nesterov and settings.momentum > 0
         return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum, nesterov=nesterov, fused=True)
-    # fused: hundreds of small tensors in one call, each read once; by default a CPU takes them one by one
+    # fused: hundreds of small tensors in one call, each read once; by default a CPU processes them one by one
     return torch.optim.AdamW(groups, lr=lr, betas=(settings.momentum, 0.999), fused=True)
 
 
@@ -35,13 +35,13 @@ def trunk_scales(model: nn.Module, settings: Train) -> list[tuple[nn.Module, flo
 
 
 def _groups(model: nn.Module, settings: Train) -> list[dict[str, Any]]:
-    """Those at the full rate first: what is logged as the learning rate is the first group's."""
+    """The groups at the full rate come first: the logged learning rate is that of the first group."""
     scales = {p: scale for part, scale in trunk_scales(model, settings) for p in part.parameters()}
     kinds: dict[tuple[float, bool], list[nn.Parameter]] = {
         (scale, decays): [] for scale in dict.fromkeys([1.0, *scales.values()]) for decays in (True, False)
     }
     for name, p in model.named_parameters():
-        if p.requires_grad:  # a bias may have two dimensions: a row per class, an entry per anchor
+        if p.requires_grad:  # a bias may have two dimensions: one row per class, one entry per anchor
             weight = p.dim() > 1 and not name.endswith("bias")
             kinds[scales.get(p, 1.0), weight or settings.decay_norms].append(p)
     return [
@@ -85,7 +85,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """After a step of ``model``, the model given at the beginning."""
+        """Call after each step of ``model``, which must be the model given to the constructor."""
         assert model is self.model
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))

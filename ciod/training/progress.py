@@ -1,4 +1,4 @@
-"""What is printed during a run: a line that is updated in place on a terminal, plain lines elsewhere."""
+"""The output of a run: one line that is updated in place on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Reporter:
     Args:
         quiet: print nothing (all ranks but the first).
         every: seconds between plain lines where there is no terminal.
-        prefix: before every line, where several runs write to one place; tables are then left out.
+        prefix: printed before every line, for several runs with one output; tables are then left out.
     """
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None, every: float = 15.0, prefix: str = ""):
@@ -129,5 +129,5 @@ class Warnings:
                 self.reporter.say(f"warning: {sentence}")
 
     def note(self, *sentences: str) -> None:
-        """Kept without being said: what the terminal shows in other words."""
+        """Keeps sentences without printing them, because the terminal shows them in other words."""
         self.sentences += [s for s in sentences if s not in self.sentences]

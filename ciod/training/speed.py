@@ -32,7 +32,7 @@ PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def lay_out(detector: Detector, settings: Train) -> None:
-    """Weights channels last: convolutions run up to a third faster, with the same results but for rounding."""
+    """Weights channels last: convolutions run up to a third faster, with the same results except for rounding."""
     if settings.channels_last:
         detector.to(memory_format=torch.channels_last)
     if detector.device.type == "cpu" and torch.get_num_threads() == 1:
@@ -40,10 +40,10 @@ def lay_out(detector: Detector, settings: Train) -> None:
 
 
 def _quick_pointwise(detector: Detector) -> None:
-    """Convolutions of one pixel in half the time, on one thread.
+    """Runs pointwise convolutions in half the time, on one thread.
 
-    PyTorch leaves them out of oneDNN there, for batches below 16, unless they are strided or dilated. A dilation says
-    how far apart the pixels of a kernel lie; one pixel lies nowhere else.
+    There PyTorch does not use oneDNN for them, for batches below 16, unless they are strided or dilated. A dilation
+    sets the distance between the pixels of a kernel, so it has no effect on a kernel of one pixel.
     """
     for m in detector.modules():
         if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1):
@@ -51,9 +51,9 @@ def _quick_pointwise(detector: Detector) -> None:
 
 
 def prepare(detector: Detector, settings: Train, world: World) -> None:
-    """Memory layout, frozen parts and normalisation of a detector that is going to be trained.
+    """Sets memory layout, frozen parts and normalisation of a detector before it is trained.
 
-    At a learning rate of 0 backbone and neck are frozen: no gradients are computed that change nothing.
+    At a learning rate of 0 backbone and neck are frozen, so that no useless gradients are computed.
     """
     lay_out(detector, settings)
     for part, scale in optim.trunk_scales(detector, settings):
@@ -64,14 +64,14 @@ def prepare(detector: Detector, settings: Train, world: World) -> None:
 
 
 def student(detector: Detector, settings: Train, world: World) -> Callable[[Tensor], Outputs]:
-    """The forward to train: in parts, in many processes and compiled, as the settings ask for it."""
+    """The forward pass to train: in parts, in several processes and compiled, as the settings say."""
     forward: nn.Module = detector if settings.accumulate == 1 else Accumulated(detector, settings.accumulate)
     if world.size > 1:
         ids = [world.device.index] if world.device.type == "cuda" else None
         forward = DistributedDataParallel(forward, device_ids=ids)
     if not settings.compile:
         return forward
-    torch.compiler.reset()  # of the task before: its graphs are of another number of classes
+    torch.compiler.reset()  # the graphs of the previous task have another number of classes
     return torch.compile(forward)
 
 
@@ -79,7 +79,7 @@ def make_teacher(detector: Detector, settings: Train, *, student: Detector | Non
     """The teacher that ``settings.teacher`` asks for, with a frozen copy of ``detector``.
 
     Args:
-        student: whose frozen parts may be shared (``shared``): in the teacher, these are not folded.
+        student: its frozen parts may be shared (``shared``), so they are not folded in the teacher.
     """
     frozen = detector.frozen()
     lay_out(frozen, settings)
@@ -97,7 +97,7 @@ def make_teacher(detector: Detector, settings: Train, *, student: Detector | Non
 
 
 def frozen_parts(detector: Detector) -> int:
-    """How many of the first parts of the trunk give the same for an image at every step of a task."""
+    """Number of first parts of the trunk whose output for an image is the same at every step of a task."""
     pieces = parts(detector)
     moving = (i for i, piece in enumerate(pieces) if not all(_still(m) for m in piece))
     return next(moving, len(pieces))
@@ -116,7 +116,7 @@ def _still(part: nn.Module) -> bool:
 def shared(detector: Detector, teacher: Teacher | None, settings: Train) -> Iterator[None]:
     """While a task is trained: layers that are frozen, and bit-equal in the teacher, are computed once per step."""
     depth = 0
-    # Parts of a batch are other tensors than the batch, and a compiled graph cannot take the shared outputs.
+    # Parts of a batch are not the same tensors as the batch, and a compiled graph cannot use the shared outputs.
     if teacher is not None and settings.share_frozen and settings.accumulate == 1 and not settings.compile:
         pairs = zip(parts(detector)[: frozen_parts(detector)], parts(teacher.detector), strict=False)
         equal = [all(_equal(a, b) for a, b in zip(mine, theirs, strict=True)) for mine, theirs in pairs]
@@ -144,10 +144,10 @@ def fold(detector: Detector, *, still: int = 0) -> Detector:
 
     A pair is a convolution and the normalisation defined right after it in the same module. That order of definition
     is the order of execution is checked on noise: where outputs differ by more than rounding, nothing is folded. The
-    weights of the copy are not those of ``detector``: where they are asked for by name, it raises CiodError.
+    weights of the copy are not those of ``detector``: accessing them by name raises CiodError.
 
     Args:
-        still: this number of first parts of the trunk is left out.
+        still: number of first parts of the trunk that are not folded.
     """
     folded = detector.frozen()
     apart = {id(m) for piece in parts(folded)[:still] for part in piece for m in part.modules()}
@@ -161,7 +161,7 @@ def fold(detector: Detector, *, still: int = 0) -> Detector:
                 fused.register_state_dict_pre_hook(_refuse)
                 setattr(module, conv_name, fused)
                 setattr(module, norm_name, nn.Identity())
-    folded.eval().requires_grad_(False)  # what took the place of a normalisation starts in train mode
+    folded.eval().requires_grad_(False)  # what replaced a normalisation starts in train mode
     if not same(detector, folded):
         return detector
     folded.folded = any(_is_folded(m) for m in folded.modules())
@@ -169,7 +169,7 @@ def fold(detector: Detector, *, still: int = 0) -> Detector:
 
 
 def _refuse(module: nn.Module, prefix: str, keep_vars: bool) -> None:
-    """Before a folded convolution gives its weights by name, however it was reached."""
+    """Raises before a folded convolution gives its weights by name, however it was reached."""
     raise CiodError(FOLDED)
 
 
@@ -183,7 +183,7 @@ def _fit(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
 
 @torch.no_grad()
 def same(one: Detector, other: Detector) -> bool:
-    """Whether two detectors give the same outputs, but for rounding, on a picture of noise."""
+    """Whether two detectors give the same outputs, except for rounding, on a picture of noise."""
     noise = torch.randint(0, 256, (1, 3, 64, 64), generator=torch.Generator().manual_seed(0)).float().to(one.device)
     a, b = one(noise), other(noise)
     pairs = [(a.logits, b.logits), (a.boxes, b.boxes)]

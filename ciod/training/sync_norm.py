@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over processes; so is its gradient's."""
+    """Sum over processes; the gradient is summed in the same way."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -26,10 +26,10 @@ class _Sum(torch.autograd.Function):
 
 
 class SyncNorm(nn.BatchNorm2d):
-    """In train mode mean and variance are those of the batch over all processes, each of which has as many images.
+    """In train mode mean and variance are those of the batch over all processes, which have equal numbers of images.
 
-    PyTorch's own runs on GPUs only. Statistics in float32; sums are taken around the running mean, which is the same
-    everywhere, so that squares do not cancel.
+    PyTorch's own class runs only on GPUs. Statistics are float32; sums are taken around the running mean, which is the
+    same in all processes, so that squares do not cancel.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class SyncNorm(nn.BatchNorm2d):
 
 
 def synchronise(module: nn.Module) -> None:
-    """Every trainable batch normalisation below ``module`` gives way to a SyncNorm with its weights and statistics."""
+    """Replaces every trainable batch normalisation below ``module`` by a SyncNorm with its weights and statistics."""
     for name, child in module.named_children():
         if not isinstance(child, nn.BatchNorm2d) or isinstance(child, SyncNorm):
             synchronise(child)

@@ -45,24 +45,25 @@ class TaskInputs:
 
     task: Task
     tasks: int
-    """How many the run has."""
+    """Number of tasks of the run."""
     detector: Detector
-    """As the task before left it, on its device; it grows and is trained in place."""
+    """The detector after the previous task, on its device; it grows and is trained in place."""
     before: Detector | None
-    """What the teacher is a copy of: the detector after the task before. None: there is none, or no teacher is used."""
+    """The detector that the teacher copies: that after the previous task. None: there is none, or no teacher is
+    used."""
     method: Method
     new: Sequence[str] | None
     """Classes that get their rows now; None: the detector has them already (``detector.head=full``)."""
     taught: Sequence[str] = ()
     """Known classes that the task teaches further."""
     donor: Detector | None = None
-    """A detector whose rows the new classes take over by name."""
+    """A detector whose class rows the new classes take by name."""
     growth_seed: int
     """New rows are drawn from it, so that every rank and a resumed run draw the same."""
     start_seed: int | None = None
-    """Of PyTorch's generators at the first step; None: all generators are seeded from seed, task and rank."""
+    """Seed of PyTorch's generators at the first step; None: all generators are seeded from seed, task and rank."""
     mixture: Callable[[Detector], Mixture | None] = field(default=lambda detector: None)
-    """What is mixed into the task's images, for the grown detector."""
+    """Returns the images that are mixed into the task's, for the grown detector."""
 
     train: Train
     augment: Augment
@@ -93,7 +94,7 @@ class TaskResult:
 
     fit: FitResult
     teacher: Teacher | None
-    seconds: float  # of training, by all processes that worked on it one after the other
+    seconds: float  # of training, in all consecutive processes that worked on it
 
 
 def train_task(
@@ -103,12 +104,12 @@ def train_task(
     saved: TaskState | None = None,
     hooks: Sequence[Hooks] = (),
 ) -> TaskResult:
-    """Trains a task, or what is left of it.
+    """Trains a task, or the rest of it.
 
     Args:
         save: called on every rank with the state to resume from.
-        saved: the state of an earlier process; ``inputs.detector`` is then as it was before the task all the same.
-        hooks: after those of log and progress.
+        saved: the state of an earlier process; ``inputs.detector`` must still be as before the task.
+        hooks: called after those of log and progress.
 
     Raises:
         CiodError: an error that the user can fix, such as losses that are not finite.
@@ -126,7 +127,7 @@ def train_task(
     i.method.attach(student if teacher is None else teacher.beside(student), i.detector, teacher)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    _seed(i)  # what is drawn before the first step is the same in a resumed run
+    _seed(i)  # random numbers before the first step are the same in a resumed run
     loader = _loader(i)
     if saved:
         done = saved["fit"]["done"]
@@ -151,14 +152,14 @@ def _grow(i: TaskInputs) -> None:
                 i.method.grow(i.detector, i.new)
         i.detector.to(i.world.device)
         if i.train.sync_norm and i.world.size > 1:
-            synchronise(i.detector)  # what is new in it
+            synchronise(i.detector)  # its new layers
     taken = () if i.donor is None else transfer.take_class_rows(i.detector, i.donor)
     if taken:
         i.reporter.say(f"weights: class rows taken by name: {', '.join(taken)}")
 
 
 def _seed(i: TaskInputs) -> None:
-    """Every generator of this rank, for a new task."""
+    """Seeds every generator of this rank, for a new task."""
     checkpoint.seed_all(i.seed, i.task.index, i.world.rank, 0)
     if i.start_seed is not None:
         torch.manual_seed(i.start_seed + i.world.rank)

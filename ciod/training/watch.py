@@ -30,11 +30,11 @@ class NotFinite(CiodError):
 
 @dataclass
 class Watch:
-    """Follows the losses of one task. ``sentences`` are the warnings so far.
+    """Watches the losses of one task. ``sentences`` are the warnings so far.
 
     Args:
         distils: names of the losses that distil.
-        warn: takes each warning when it arises.
+        warn: called with each warning as soon as it arises.
     """
 
     task: int
@@ -53,7 +53,7 @@ class Watch:
             self.first = total
         elif total > EXPLODED * max(abs(self.first), 1e-3):
             self._warn(
-                f"The losses of task {self.task + 1} exploded: their sum was {self.first:.3g} at its beginning and "
+                f"The losses of task {self.task + 1} exploded: their sum was {self.first:.3g} at the beginning and "
                 f"{total:.3g} at step {rows[-1].step + 1}. A lower train.lr usually helps.",
                 about="exploded",
             )
@@ -67,7 +67,7 @@ class Watch:
                     self.largest[name] = max(self.largest.get(name, 0.0), abs(value))
 
     def end_epoch(self) -> None:
-        """Warns about what held for a whole epoch."""
+        """Warns about conditions that held for a complete epoch."""
         silent = [n for n, v in self.largest.items() if v == 0]
         if silent and len(silent) == len(self.largest):
             self._warn(
@@ -112,7 +112,7 @@ def first_bad(values: Tensor, norms: Tensor) -> int | None:
 
 
 def not_finite(row: Row, values: Tensor, norm: float, task: int, model: nn.Module) -> NotFinite:
-    """The error about a step: which loss or else which layers, where and on what."""
+    """The error about a step: which loss or which layers, at which step and on which images."""
     bad = [n for n, v in zip(row.losses, values, strict=True) if not v.isfinite()]
     if bad:
         what = f"{', '.join(bad)} became {float(values[list(row.losses).index(bad[0])])}"
@@ -137,7 +137,7 @@ def bad_layers(model: nn.Module) -> list[str]:
 
 
 def check_weights(model: nn.Module, task: int, step: int) -> None:
-    """Before a state is written: broken weights must not replace an intact checkpoint.
+    """Called before a state is written: broken weights must not replace an intact checkpoint.
 
     Raises:
         NotFinite: names the layers.
@@ -155,7 +155,7 @@ def check_weights(model: nn.Module, task: int, step: int) -> None:
 
 def keep_batch(loader: DataLoader, row: Row, steps: int, folder: Path, losses: dict[str, float]) -> Path | None:
     """Makes the batch of a step again (it is a function of seed, task, epoch and image) and writes it for inspection:
-    ``bad-batch.pt`` with tensors and ``bad-batch.png`` to look at. None when that fails: the error matters more."""
+    ``bad-batch.pt`` with tensors and ``bad-batch.png`` to look at. None if that fails: the error matters more."""
     from torchvision.utils import make_grid
 
     from ciod.core.files import atomic_write
@@ -175,11 +175,11 @@ def keep_batch(loader: DataLoader, row: Row, steps: int, folder: Path, losses: d
             "epoch": row.epoch,
             "losses": losses,
         }
-        written = io.BytesIO()  # a fault of the disk inside torch's writer would end Python
+        written = io.BytesIO()  # a disk error inside torch's writer would end Python
         torch.save(content, written)
         atomic_write(folder / "bad-batch.pt", written.getvalue())
         grid = make_grid(batch.images.to(torch.uint8), nrow=4)
         save_image(folder / "bad-batch.png", grid.permute(1, 2, 0).numpy())
-    except Exception:  # whatever it is, it must not hide why the run stops
+    except Exception:  # no failure here may hide why the run stops
         return None
     return folder / "bad-batch.pt"

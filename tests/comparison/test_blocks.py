@@ -98,7 +98,7 @@ def test_a_comparison_has_seeds_or_blocks(scenes, tmp_path):
         build(scenes, tmp_path, seeds=2, blocks=2)
     with pytest.raises(ConfigError, match=r"fold: there is no fold 3; folds=2 has 1 to 2"):
         build(scenes, tmp_path, blocks=[{"seed": 0, "fold": 1}, {"seed": 1, "fold": 3}], folds=2)
-    with pytest.raises(ConfigError, match=r"fold: folds=2 needs the one that is tested.*blocks=2"):
+    with pytest.raises(ConfigError, match=r"fold: folds=2 needs the tested fold.*blocks=2"):
         build(scenes, tmp_path, folds=2)
 
 
@@ -123,7 +123,7 @@ def test_rows_with_other_steps_are_refused(scenes, tmp_path):
         build(scenes, tmp_path / "a", equal_steps=True, joint_epochs=5)
     made = build(scenes, tmp_path / "a")
     one = next(c for c in made.cells if c.kind == "run").settings
-    with pytest.raises(CiodError, match=r"equal_steps: b takes 4\+6 steps and a 4\+5; give all methods"):
+    with pytest.raises(CiodError, match=r"equal_steps: b takes 4\+6 steps but a takes 4\+5; give all methods"):
         plan.steps.check({"a": (one, [4, 5]), "b": (one, [4, 6])})
 
 

@@ -123,7 +123,7 @@ def test_a_dry_run_lists_and_trains_nothing(compared, scenes, capsys, monkeypatc
     methods = "methods=[finetune, {name: ilyolox, center_score: 0, other_score: 0}, pseudo_label]"
     app(["compare", "--dry-run", methods, *words], standalone_mode=False)
     said = capsys.readouterr().out
-    assert "4 of 5 are there already" in said
+    assert "4 of 5 exist already" in said
     assert "finished  ilyolox-seed0" in said and "to train  pseudo_label-seed0" in said
 
 
@@ -150,7 +150,7 @@ def test_a_part_writes_no_page(compared, scenes, monkeypatch, capsys):
     told = " ".join(capsys.readouterr().out.split())
     assert content["runs"] == [{"label": "joint-seed0", "status": "failed", "error": "a test"}]
     assert "failed: joint-seed0: a test" in told
-    assert "part 1 of 2: 0 of 1 runs are finished, 4 of 4 in total. When all parts are through, repeat the" in told
+    assert "part 1 of 2: 0 of 1 runs are finished, 4 of 4 in total. When all parts are finished, repeat the" in told
     assert (compared / "compare.html").stat().st_mtime_ns == before
     settings = {"data": str(scenes), **SETTINGS}
     ciod.comparison.run(settings=settings, methods=given["methods"], out=compared, only="2/2", dry=True)
@@ -181,7 +181,7 @@ def test_killed_twice_and_resumed_it_gives_the_same_table(compared, scenes, tmp_
     kill_when(command, "ilyolox-seed0/last/state.pt", out)
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "are there already" in done.stdout and "ilyolox" in done.stdout
+    assert "exist already" in done.stdout and "ilyolox" in done.stdout
     assert table(out) == table(compared)
     for name in ("finetune-seed0", "ilyolox-seed0"):
         ours, theirs = (load_file(f / name / "task-2" / "model.safetensors") for f in (out, compared))
@@ -214,7 +214,7 @@ def test_blocks_killed_twice_and_cut_in_two_halves_give_the_same_page(scenes, tm
     assert "part 1 of 2: 4 of 4 runs are finished" in told[0] and "repeat the command without only=" in told[1]
     for _ in range(2):  # merging is the same command without a part, and may be repeated
         merged = subprocess.run([*base, f"out={halves}"], env=environment(), capture_output=True, text=True)
-        assert merged.returncode == 0 and "8 of 8 are there already" in merged.stdout, merged.stdout
+        assert merged.returncode == 0 and "8 of 8 exist already" in merged.stdout, merged.stdout
         assert contents(halves) == contents(whole)
     lines = list(csv.DictReader((whole / "compare.csv").open()))
     assert {(x["seed"], x["fold"], x["order"]) for x in lines} == {("0", "1", "seed:0"), ("1", "2", "seed:1")}

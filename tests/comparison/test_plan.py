@@ -98,7 +98,7 @@ def test_a_comparison_of_nothing_but_failures_outside_a_checkout(scenes, tmp_pat
     assert f"mean ± standard deviation over 2 seeds; page: {tmp_path / 'out' / 'compare.html'}" in said
 
 
-def test_two_tasks_need_the_final_joint_model_alone(scenes, tmp_path):
+def test_two_tasks_need_only_the_final_joint_model(scenes, tmp_path):
     made = build(scenes, tmp_path / "out", seeds=2)
     assert made.upper == "final"
     assert [c.name for c in made.cells] == [
@@ -301,7 +301,7 @@ def test_a_settings_file_keeps_the_settings_of_its_method(scenes, tmp_path):
     assert [e.settings for e in made.entries] == [{"nms_iou": 0.5}, {"nms_iou": 0.9}, {}]
 
 
-def test_a_file_may_hold_the_whole_comparison(scenes, tmp_path):
+def test_a_file_may_contain_the_complete_comparison(scenes, tmp_path):
     path = tmp_path / "mine.yaml"
     methods = ["finetune", {"name": "ilyolox", "nms_iou": 0.5, "label": "mine"}]
     content = {"data": str(scenes), **SETTINGS, "methods": methods, "seeds": 2, "against": "mine", "lr": 0.5}
@@ -337,7 +337,7 @@ def test_a_folder_with_other_settings_is_refused(scenes, tmp_path):
     assert made.cells[-1].key == identity.key(theirs), "a finished run stays finished"
 
 
-def test_a_scenario_of_joint_training_alone(scenes, tmp_path):
+def test_a_scenario_of_only_joint_training(scenes, tmp_path):
     with pytest.raises(ConfigError, match="joint: write methods=joint,… for the upper bound"):
         build(scenes, tmp_path, **{"protocol.joint": True})
 

@@ -138,7 +138,7 @@ def test_why_a_process_failed(code, last, said):
     assert (schedule.reason(code, last) is None) == (code == 0)
 
 
-def test_a_log_without_room_does_not_stop_the_reading():
+def test_a_log_on_a_full_disk_does_not_stop_the_reading():
     """If nothing read on, the run would wait forever."""
 
     class Full(io.StringIO):

@@ -54,10 +54,10 @@ MISTAKES = [
     (["scenario=shapes-6-4"], "scenario: there is no 'shapes-6-4'; did you mean 'shapes-6\\+4'"),
     (["split=3++3"], r"split: '3\+\+3' is not a split; write 40\+40"),
     (["split=2+0"], r"split: '2\+0' is not a split"),
-    (["split=2+2"], r"split: 2\+2 needs 4 classes and the data has 3 \(cat, dog, fork & knife\)"),
+    (["split=2+2"], r"split: 2\+2 needs 4 classes, but the data has 3 \(cat, dog, fork & knife\)"),
     (["split=[[cat], [dgo]]"], "split: the data has no class 'dgo'; did you mean 'dog'"),
     (["split=[[cat], [dog, cat]]"], "split: cat is in two tasks; a class can be new only once"),
-    (["split=1+1", "order=[cat, cat]"], "order: cat is named twice; name each class once"),
+    (["split=1+1", "order=[cat, cat]"], "order: cat is listed twice; list each class once"),
     (["order=[dog, kat]"], "order: the data has no class 'kat'; did you mean 'cat'"),
     (["order=alphabetic"], "order: 'alphabetic' is not an order; allowed: alphabetical, dataset"),
     (["weights=absent.pth"], r"detector\.weights: there is no file absent\.pth"),
@@ -74,7 +74,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("words", "match"), MISTAKES, ids=[w[0] for w, _ in MISTAKES])
-def test_a_mistake_is_one_sentence(words, match, data):
+def test_a_mistake_gives_one_message(words, match, data):
     with pytest.raises(ConfigError, match=match) as caught:
         load(None, [f"data={data}", *words])
     assert len(caught.value.problems) == 1, caught.value.problems
@@ -93,7 +93,7 @@ def test_a_missing_folder_names_its_neighbour(data):
         load(None, ["data=/no/such/place"])
 
 
-def test_a_folder_that_is_no_data_set(tmp_path):
+def test_a_folder_that_is_not_a_data_set(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
     with pytest.raises(ConfigError, match=r"data: .* is not a data set that ciod knows.*Found: notes\.txt"):
         load(None, [f"data={tmp_path}"])

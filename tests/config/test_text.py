@@ -122,7 +122,7 @@ def test_a_mapping_of_names(text, pairs):
 @pytest.mark.parametrize("text", ["{a}", "{a: b, c}", "a", "{a: }", "[a]", "{a: b"])
 def test_a_value_that_is_not_a_mapping_of_names(text):
     _, problems = extending.TABLE.settings(split([f"rename={text}"], extending.TABLE)[1])
-    assert len(problems) == 1 and "is no mapping of names such as {old name: " in problems[0]
+    assert len(problems) == 1 and "is not a mapping of names such as {old name: " in problems[0]
 
 
 def test_brackets_that_do_not_match(tmp_path: Path):
@@ -159,7 +159,7 @@ def test_any_names_are_read_as_they_were_written():
 @pytest.mark.parametrize(
     "folder", [["Null", "Hot Dog, Bun", "owl"], ["Chairs"], ["It's: X"], ["NULL", "1_000s"], ["'A'", "[b]"]]
 )
-def test_what_extend_proposes_is_taken_as_it_is(folder):
+def test_suggestions_of_extend_are_accepted_unchanged(folder):
     model = ("null", "hot dog, bun", "chair", "it's: x", "1_000", "a", "b")
     with pytest.raises(ConfigError) as caught:
         match(model, folder)

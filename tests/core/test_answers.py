@@ -28,7 +28,7 @@ def test_parts_of_a_batch_are_joined_with_their_answers():
     assert whole.logits.shape == (3, 4, 2) and whole.answers == 2 and whole.frame == (64, 64)
 
 
-def test_a_teacher_teaches_by_its_answers_alone():
+def test_a_teacher_teaches_only_by_its_answers():
     kept = selection.by_threshold(sets(), score=0.5, nms_iou=0.65, classes=None)
     assert kept.position[kept.valid].tolist() == [0, 1] and kept.labels[kept.valid].tolist() == [0, 1]
     assert kept.scores[0].tolist() == torch.tensor([1.0, 2.0]).sigmoid().tolist()

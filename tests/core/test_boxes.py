@@ -140,7 +140,7 @@ def test_marked_places():
     assert bx.marked(torch.zeros(2, 0, dtype=torch.long), torch.zeros(2, 0, dtype=torch.bool), 0).shape == (2, 0)
 
 
-def test_each_part_has_room_of_its_own():
+def test_each_part_has_its_own_rows():
     positions = torch.tensor([7, 0, 9, 1, 8, 2, 3])  # the best first; parts of 4, 5 and 1 positions
     assert bx.best_of_parts(positions, (4, 5, 1), 2).tolist() == [0, 1, 2, 3, 4]
     assert bx.best_of_parts(positions, (4, 5, 1), 1).tolist() == [0, 1, 2]

@@ -65,7 +65,7 @@ def test_variables_that_make_no_sense(variables, match, monkeypatch):
         place(monkeypatch, variables)
 
 
-def test_a_port_that_is_no_number(monkeypatch):
+def test_a_port_that_is_not_a_number(monkeypatch):
     place(monkeypatch, "RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=x")
     message = r"The 2 processes of the run cannot find each other \(MASTER_ADDR=localhost, MASTER_PORT=x\): .*; start"
     with pytest.raises(CiodError, match=message), distributed.world("cpu"):
@@ -80,8 +80,8 @@ def test_a_full_device_on_standard_output():
         )
     assert done.returncode == 2
     assert done.stderr == (
-        "ciod: What this command prints cannot be written (No space left on device); let standard output go to a place "
-        "with room.\n"
+        "ciod: The output of this command cannot be written (No space left on device); redirect it to a disk with free "
+        "space.\n"
     )
 
 
@@ -120,7 +120,7 @@ def test_a_link_that_leads_to_itself(tmp_path):
 @pytest.mark.skipif(loader.resource is None, reason="Windows has no such limit")
 def test_loader_processes_and_few_file_handles(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
-    with pytest.raises(CiodError, match=r"train\.workers=4 needs about 112 open files, and the system allows 64"):
+    with pytest.raises(CiodError, match=r"train\.workers=4 needs about 112 open files, but the system allows 64"):
         loader._check_handles(4)
     loader._check_handles(1)
     loader._check_handles(0)

@@ -17,7 +17,7 @@ def left_behind(folder: Path) -> Path:
     return path
 
 
-def test_a_run_removes_what_it_left_in_its_places(tmp_path):
+def test_a_run_removes_its_temporary_files(tmp_path):
     places = ("", "last", "task-1", "task-2/examples", "doubtful")
     left = [left_behind(tmp_path / place) for place in places]
     kept = [tmp_path / ".hidden", tmp_path / "last" / ".state.pt.tmp"]
@@ -38,14 +38,16 @@ def test_half_written_files_of_runs_inside_are_left_alone(tmp_path):
 @pytest.mark.parametrize("below", ["", "/x", "/x/y"])
 def test_a_file_where_a_folder_is_needed_is_named(tmp_path, below):
     (tmp_path / "a").write_text("")
-    with pytest.raises(WriteError, match=r"a is a file, where a folder is needed\. Choose another folder\."):
+    with pytest.raises(WriteError, match=r"a is a file, but a folder is needed\. Choose another folder\."):
         atomic_write(f"{tmp_path / 'a'}{below}/b.json", "")
 
 
 @pytest.mark.skipif(not Path("/dev/null").exists(), reason="there are no devices as files here")
 def test_a_device_is_no_folder():
     with (
-        pytest.raises(WriteError, match=r"^/dev/null cannot be written: it is no folder, and one is needed\. C"),
+        pytest.raises(
+            WriteError, match=r"^/dev/null cannot be written: it is not a folder, but a folder is needed\. C"
+        ),
         explained(Path("/dev/null")),
     ):
         Path("/dev/null").mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ def test_it_is_as_it_was_also_after_a_failure():
     assert gc.isenabled()
 
 
-def test_who_has_it_off_keeps_it_off():
+def test_garbage_collection_that_was_off_stays_off():
     gc.disable()
     try:
         with uncollected(), uncollected():

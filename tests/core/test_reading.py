@@ -18,7 +18,7 @@ def put(folder: Path, content: bytes) -> Path:
     return path
 
 
-def test_what_is_right_is_read(tmp_path):
+def test_valid_files_are_read(tmp_path):
     path = put(tmp_path, b'\xef\xbb\xbf{"a": ["\xc3\xa9"]}')
     assert reading.read_object(path) == reading.read_json(path) == {"a": ["é"]}
     assert reading.read_yaml(put(tmp_path, b"a: 1\n")) == {"a": 1}
@@ -34,11 +34,11 @@ def test_what_is_right_is_read(tmp_path):
         (b" \n", r"a\.json is empty; it should hold JSON\."),
         (b'{"a":\n 1,', r"a\.json is not JSON: line 2, column 4: Expecting property name"),
         (b"\xff\xfe{", r"a\.json is not text in UTF-8: line 1 cannot be read\. Save it as UTF-8\."),
-        (b"[1]", r"a\.json holds a list where an object with keys should be\."),
-        (b"null", r"a\.json holds nothing where"),
-        (b'"x"', r"a\.json holds a text where"),
-        (b"true", r"a\.json holds true or false where"),
-        (b"7", r"a\.json holds a number where"),
+        (b"[1]", r"a\.json should hold an object with keys, but holds a list\."),
+        (b"null", r"a\.json should hold an object with keys, but holds nothing"),
+        (b'"x"', r"a\.json should hold an object with keys, but holds text"),
+        (b"true", r"a\.json should hold an object with keys, but holds true or false"),
+        (b"7", r"a\.json should hold an object with keys, but holds a number"),
         (b"[" * 100_000, r"a\.json is not JSON: .*recursion"),
         (b"9" * 5000, r"a\.json is not JSON: Exceeds the limit"),
     ],
@@ -57,17 +57,17 @@ def test_what_is_larger_than_the_bound_is_not_read(tmp_path):
     path = tmp_path / "large"
     with path.open("wb") as file:
         file.truncate(3 << 40)  # takes no room
-    with pytest.raises(DataError, match=r"large has 3,145,728 MB; more than 64 MB are not read from such a file"):
+    with pytest.raises(DataError, match=r"large has 3,145,728 MB; at most 64 MB are read from such a file"):
         reading.read_bytes(path)
     assert reading.read_bytes(put(tmp_path, b"12345"), 5) == b"12345"
-    with pytest.raises(DataError, match="more than 0 MB"):
+    with pytest.raises(DataError, match="at most 0 MB"):
         reading.read_bytes(put(tmp_path, b"123456"), 5)
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="there is no /proc here")
 def test_a_file_of_unknown_size_is_bounded_too():
     assert Path("/proc/self/maps").stat().st_size == 0
-    with pytest.raises(DataError, match="more than 0 MB"):
+    with pytest.raises(DataError, match="at most 0 MB"):
         reading.read_bytes("/proc/self/maps", 5)
 
 
@@ -108,8 +108,8 @@ def test_a_small_file_takes_little_memory_whatever_the_limit_is(tmp_path):
     tracemalloc.stop()
 
 
-def test_files_that_say_they_are_empty_are_read_whole():
+def test_files_with_a_stated_size_of_zero_are_read_completely():
     if Path("/proc/self/status").exists():
         assert b"VmRSS" in reading.read_bytes("/proc/self/status")
-        with pytest.raises(reading.Unreadable, match="are not read from such a file"):
+        with pytest.raises(reading.Unreadable, match="are read from such a file"):
             reading.read_bytes("/proc/self/status", 100)

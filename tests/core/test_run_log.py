@@ -72,7 +72,7 @@ def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path: Path, monkeypat
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"], "nothing is left beside it"
 
 
-def test_what_is_there_and_no_file_is_written_into(tmp_path):
+def test_existing_paths_that_are_not_files_are_written_to(tmp_path):
     """/dev/stdout, a pipe: to put a file in its place would take it away from everyone."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

@@ -122,13 +122,13 @@ def test_file_names_with_folders_of_another_machine(root):
     [
         ('{"images": [],\n "annotations": [}', r"train\.json is not valid JSON: line 2, column 18"),
         ("", r"train\.json is not valid JSON: line 1, column 1"),
-        ("[]", r"holds a list .* detection results"),
+        ("[]", r"but holds a list.* detection results"),
         ("3", r"holds int"),
         ('{"images": [], "annotations": []}', r"key 'categories' is missing; it has images, annotations"),
         ('{"images": [], "categories": []}', r"key 'annotations' is missing"),
         ('{"images": {}, "annotations": [], "categories": []}', r"key 'images' is not a list"),
         ("[" * 100_000, r"train\.json"),
-        (json.dumps(coco_content(categories=[])), r"names no class: 1 × box of an unknown category"),
+        (json.dumps(coco_content(categories=[])), r"has no class names: 1 × box of an unknown category"),
         (json.dumps(coco_content(images=[])), r"no usable image \(of 0\): 1 × box of an unknown image"),
         (
             json.dumps(coco_content(categories=[{"id": 4, "name": "cat"}, {"id": 9, "name": " cat "}])),
@@ -136,7 +136,7 @@ def test_file_names_with_folders_of_another_machine(root):
         ),
         (
             json.dumps(coco_content(categories=[{"id": 4, "name": "cat"}, {"id": 4, "name": "dog"}])),
-            r"category id 4 is given to two classes",
+            r"two classes have the category id 4",
         ),
         (json.dumps(coco_content(categories=[{"id": 4, "name": " "}])), r"class 4 has no name"),
         (
@@ -167,9 +167,9 @@ def test_no_picture_found_lists_examples(root):
 
 
 BOX_TROUBLE = [
-    ([10, 10, 0, 10], "box of no area, left out", None),
-    ([10, 10, 20, 0], "box of no area, left out", None),
-    ([30, 10, -20, 10], "box of negative width or height, left out", None),
+    ([10, 10, 0, 10], "box without area, left out", None),
+    ([10, 10, 20, 0], "box without area, left out", None),
+    ([30, 10, -20, 10], "box with negative width or height, left out", None),
     ([100, 10, 20, 10], "box outside its image, left out", None),
     ([10, -50, 20, 10], "box outside its image, left out", None),
     ([float("nan"), 10, 20, 10], "box with a number that is NaN or infinite, left out", None),
@@ -182,8 +182,8 @@ BOX_TROUBLE = [
     ([10**400, 2, 3, 4], "bbox that is not four numbers, left out", None),
     ([], "annotation without a bbox, left out", None),
     (None, "annotation without a bbox, left out", None),
-    ([50, 30, 20, 20], "box sticks out of its image, clipped", [50, 30, 60, 40]),
-    ([-5, -5, 20, 20], "box sticks out of its image, clipped", [0, 0, 15, 15]),
+    ([50, 30, 20, 20], "box extends beyond its image, clipped", [50, 30, 60, 40]),
+    ([-5, -5, 20, 20], "box extends beyond its image, clipped", [0, 0, 15, 15]),
     ([-0.5, 0, 20, 20], None, [0, 0, 19.5, 20]),  # less than a pixel is rounding
     (["10", "10", "20", "10"], None, [10, 10, 30, 20]),
 ]
@@ -238,7 +238,7 @@ def test_one_bad_box_does_not_end_reading(root, bbox, kind, expected):
             1,
             1,
         ),
-        (lambda c: c["annotations"].append("x"), "annotation that is no object, left out", 1, 1),
+        (lambda c: c["annotations"].append("x"), "annotation that is not an object, left out", 1, 1),
     ],
 )
 def test_one_bad_entry_does_not_end_reading(root, edit, kind, images, boxes):
@@ -322,12 +322,12 @@ def test_picture_of_another_shape_than_annotated_is_left_out(root):
     index = read(root)
     assert [f.name for f in index.files] == ["b.png"] and not len(index.labels)
     assert index.problems.lines() == [
-        "1 × picture of another shape than annotated, left out: its boxes may belong to another picture: "
+        "1 × picture whose shape differs from its annotation, left out: its boxes may belong to another picture: "
         "a.png (25×15 annotated, 60×40 in the file)"
     ]
     del content["images"][1]
     (root / "train.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"no usable image \(of 1\): 1 × picture of another shape than annotated"):
+    with pytest.raises(DataError, match=r"no usable image \(of 1\): 1 × picture whose shape differs from its"):
         read(root)
     assert read(root, check="files").boxes.tolist() == [[10, 10, 25, 15]], "unchecked: the annotations are believed"
 
@@ -425,12 +425,12 @@ def test_boxes_are_sorted_by_image_and_keep_their_order(root):
 def test_examples_are_few_but_all_are_counted(root):
     bad = [{"id": 10 + i, "image_id": 1, "category_id": 1, "bbox": [1, 1, 0, 0]} for i in range(40)]
     index = read(coco_set(root, lambda c: c["annotations"].extend(bad)))
-    kind = "box of no area, left out"
+    kind = "box without area, left out"
     assert index.problems.counts == {kind: 40}
     assert len(index.problems.examples[kind]) == index.problems.limit
 
 
-def test_pictures_without_boxes_stay_and_are_no_problem(root):
+def test_pictures_without_boxes_are_kept_and_not_a_problem(root):
     index = read(coco_set(root, annotations=[]))
     assert (len(index), len(index.labels)) == (1, 0)
     assert index.boxes.shape == (0, 4)
@@ -509,10 +509,10 @@ def test_no_value_of_any_field_ends_in_another_error(root, key, field):
         ('{"images": [{"id": ' + "9" * 6000 + "}]}", r"cannot be read as JSON: Exceeds the limit"),
         ('[{"image": "a.png", "annotations": []}]', r"It looks like an export of another tool, such as CreateML"),
         ('[{"image_id": 1, "bbox": []}]', r"It looks like detection results"),
-        ("[1, 2]", r"holds a list where COCO has an object with images, annotations, categories\.$"),
+        ("[1, 2]", r"should hold an object with images, annotations, categories, but holds a list\.$"),
     ],
 )
-def test_json_that_is_no_coco(root, text, match):
+def test_json_that_is_not_coco(root, text, match):
     (root / "train.json").write_text(text)
     picture(root / "images" / "a.png")
     with pytest.raises(DataError, match=match):
@@ -534,7 +534,7 @@ def test_boxes_of_an_id_of_two_pictures_are_given_to_neither(root):
     index = read(root)
     assert [f.name for f in index.files] == ["c.png"]
     assert index.boxes.tolist() == [[1, 1, 3, 3]]
-    kind = "image id given to two pictures, both left out: a box of it may be of either"
+    kind = "image id of two pictures, both left out: its boxes may belong to either"
     assert index.problems.examples[kind] == ["1 (a.png and b.png)"]
 
 
@@ -543,7 +543,7 @@ def test_boxes_in_fractions_of_the_picture_are_refused(root):
     content["annotations"] = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0.1, 0.1, 0.4, 0.4]}]
     (root / "train.json").write_text(json.dumps(content))
     picture(root / "images" / "a.png")
-    with pytest.raises(DataError, match=r"all 1 boxes lie within 0\.\.1, as fractions of the picture do.*in pixels"):
+    with pytest.raises(DataError, match=r"all 1 boxes are within 0\.\.1, like fractions of the picture.*needs pixels"):
         read(root)
     content["annotations"][0]["bbox"] = [0, 0, 1, 1]  # a pixel is a box
     (root / "train.json").write_text(json.dumps(content))
@@ -551,7 +551,7 @@ def test_boxes_in_fractions_of_the_picture_are_refused(root):
 
 
 @pytest.mark.parametrize("name", [["cat"], {"en": "cat"}])
-def test_a_class_name_that_is_no_text(root, name):
+def test_a_class_name_that_is_not_text(root, name):
     (root / "train.json").write_text(json.dumps(coco_content(categories=[{"id": 1, "name": name}])))
     picture(root / "images" / "a.png")
     with pytest.raises(DataError, match=r"the name of class 1 is not text \(.*cat.*\); give it another"):

@@ -51,7 +51,7 @@ def test_problems_are_listed_with_examples(root):
     (root / "images" / "000002.png").write_bytes(b"\x89PNG")
     text = describe_text(root, width=300)
     assert "Problems in train:" in text
-    assert "1 × box of no area, left out: annotation 1 of image 1" in text
+    assert "1 × box without area, left out: annotation 1 of image 1" in text
     assert "1 × unreadable picture, left out: 000002.png" in text
     assert "No problems found" not in text
 
@@ -102,7 +102,7 @@ def test_promised_yolo_split(tmp_path):
     assert "val cannot be used: data.yaml says val: images/val, which does not exist." in describe_text(root, width=200)
 
 
-def test_names_with_brackets_are_no_markup(tmp_path):
+def test_names_with_brackets_are_not_markup(tmp_path):
     index = sample_index(tmp_path / "1", names=("[red]apple[/red]", "[/]"))
     assert "[red]apple[/red]" in describe_text(write_coco(index, tmp_path / "set"))
 

@@ -204,7 +204,7 @@ def test_a_file_with_a_wrong_checksum_is_set_aside_and_downloaded_again(server, 
     name = "VOCtrainval_06-Nov-2007.tar"
     right = server.files[name]
     server.files[name] = right[:600] + b"?" + right[601:]
-    with pytest.raises(DataError, match=r"should have [0-9a-f]{32}: it was damaged .*now VOCtrainval.*\.wrong"):
+    with pytest.raises(DataError, match=r"not [0-9a-f]{32}: it was damaged .*now VOCtrainval.*\.wrong"):
         get(server, "voc", tmp_path)
     assert not (tmp_path / "VOCdevkit").exists() and not (tmp_path / download.RECORD).exists()
     server.files[name] = right
@@ -214,7 +214,7 @@ def test_a_file_with_a_wrong_checksum_is_set_aside_and_downloaded_again(server, 
 
 def test_another_size_is_refused_before_it_is_fetched(server, monkeypatch, tmp_path):
     publish_voc(monkeypatch, server, size=17)
-    with pytest.raises(DataError, match=r"has \d+ bytes, and VOCtrainval_06-Nov-2007.tar has 17: it is another file"):
+    with pytest.raises(DataError, match=r"has \d+ bytes, but VOCtrainval_06-Nov-2007.tar has 17: it is another file"):
         get(server, "voc", tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -238,10 +238,10 @@ def test_archives_put_there_by_hand_are_used(server, monkeypatch, tmp_path):
     assert not server.ranges and len(formats.read(tmp_path, "test")) == 1
 
 
-def test_no_room(server, monkeypatch, tmp_path):
+def test_a_full_disk_at_the_start(server, monkeypatch, tmp_path):
     publish_voc(monkeypatch, server)
     monkeypatch.setattr(archives.shutil, "disk_usage", lambda _: type("Disk", (), {"free": 100}))
-    with pytest.raises(DataError, match=r"needs \d+ kB more in .*, which has 100 B of room"):
+    with pytest.raises(DataError, match=r"needs \d+ kB more in .*, but only 100 B are free"):
         get(server, "voc", tmp_path)
 
 

@@ -104,13 +104,13 @@ def test_the_sizes_of_both_sides_are_in_the_protocol():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"fold": 2}, r"fold: the data is not cut into folds; write folds=5 fold=1"),
+        ({"fold": 2}, r"fold: the data is not cut into folds; also write folds=5 fold=1"),
         ({"group": "x"}, r"group: the data is not cut into folds"),
-        ({"folds": 5}, r"fold: folds=5 needs the one that is tested: fold=1 to fold=5 \(ciod compare .* blocks=5\)"),
+        ({"folds": 5}, r"fold: folds=5 needs the tested fold: fold=1 to fold=5 \(ciod compare .* blocks=5\)"),
         ({"folds": 5, "fold": 6}, r"fold: there is no fold 6; folds=5 has 1 to 5"),
         ({"folds": 1, "fold": 1}, r"folds: should be greater than or equal to 2"),
         ({"folds": 2, "fold": 1, "group": "("}, r"group: '\(' is not a regular expression \(missing \)"),
-        ({"folds": 2, "fold": 1, "guard": 3}, r"guard: only folds of neighbouring images have edges; write fold_by"),
+        ({"folds": 2, "fold": 1, "guard": 3}, r"guard: only folds of neighbouring images have edges; also write"),
         ({"folds": 2, "fold": 1, "fold_by": "ordr"}, r"fold_by: 'ordr' is not allowed; did you mean 'order'"),
     ],
 )
@@ -122,9 +122,9 @@ def test_nonsense_is_refused_before_data_is_read(given, said):
 def test_what_does_not_fit_the_files_is_refused():
     with pytest.raises(CiodError, match=r"group: 'clip\[ab\]' finds nothing in 16 of 24 file names \(clipc_00"):
         cut(images(FRAMES), folds=2, fold=1, group="clip[ab]")
-    with pytest.raises(CiodError, match=r"group: 'clip.' makes 6 groups, and folds=7 needs as many or more"):
+    with pytest.raises(CiodError, match=r"group: 'clip.' makes 6 groups, but folds=7 needs at least as many"):
         cut(images(FRAMES), folds=7, fold=1, group="clip.")
-    with pytest.raises(CiodError, match=r"group: the images make 2 groups, and folds=3"):
+    with pytest.raises(CiodError, match=r"group: the images make 2 groups, but folds=3"):
         cut(images(["a", "b"]), folds=3, fold=1)
 
 

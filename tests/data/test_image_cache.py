@@ -91,7 +91,7 @@ def test_the_file_is_shared_and_goes_with_its_process(index, tmp_path, monkeypat
         os.fstat(fd)
 
 
-def test_no_room_for_the_file(index, monkeypatch):
+def test_a_full_disk_for_the_file(index, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

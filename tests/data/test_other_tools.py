@@ -95,7 +95,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(folders.os, "scandir", refusing)
     passed = Problems()
     list(folders.pictures(tmp_path, passed.add))
-    assert passed.lines() == [f"1 × folder that cannot be read, passed over: {tmp_path / 'closed'} (Permission denied)"]
+    assert passed.lines() == [f"1 × folder that cannot be read, skipped: {tmp_path / 'closed'} (Permission denied)"]
 
 
 def test_a_dangling_link_and_a_picture_named_twice(tmp_path):
@@ -105,7 +105,7 @@ def test_a_dangling_link_and_a_picture_named_twice(tmp_path):
     model = make("yolox-pico")
     told: list[str] = []
     assert Job(model, [str(root / "images")], tmp_path / "out", say=told.append, complain=told.append).run() == 1
-    assert any("link to a file that is not there, passed over" in line and "gone.jpg" in line for line in told)
+    assert any("link to a missing file, skipped" in line and "gone.jpg" in line for line in told)
     save_image(tmp_path / "copy" / "a.jpg", GREY)
     with pytest.raises(CiodError, match=r"coco: .*a\.jpg and .*a\.jpg are one picture of .*; name it once"):
         Job(model, [str(root / "images" / "a.jpg"), str(tmp_path / "copy" / "a.jpg")], tmp_path / "out2",
@@ -120,7 +120,7 @@ def test_a_box_file_of_two_pictures_is_used_for_both(tmp_path):
     (tmp_path / "classes.txt").write_text("cat\n")
     index = formats.read(tmp_path, "train")
     assert len(index) == 2 and len(index.boxes) == 2
-    assert any("belongs to several pictures, its boxes are used for each" in line for line in index.problems.lines())
+    assert any("of several pictures, its boxes are used for each" in line for line in index.problems.lines())
 
 
 # Encodings ------------------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def test_coco_and_voc_in_a_regional_encoding(tmp_path):
     (voc / "Annotations" / "b.xml").write_bytes(b'<?xml version="1.0" encoding="utf-8"?>' + xml.replace(
         "cat", "Tür").encode("latin-1"))  # fmt: skip
     lines = formats.read(voc, "train").problems.lines()
-    assert any("it is not in the encoding that it names; save it as UTF-8" in line for line in lines)
+    assert any("it is not in the encoding that it declares; save it as UTF-8" in line for line in lines)
     assert any("picture without XML, left out" in line and "c" in line for line in lines)
 
 
@@ -224,7 +224,7 @@ def test_a_labelme_file_that_names_another_picture(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({**content, "imagePath": "b.jpg", "imageHeight": 60, "imageWidth": 90}))
     index = formats.read(tmp_path, "train")
     assert [f.name for f in index.files] == ["b.jpg"]
-    assert any("names another picture than its own name does" in line for line in index.problems.lines())
+    assert any("names another picture than its file name" in line for line in index.problems.lines())
 
 
 def test_several_jsons_of_boxes_are_named(tmp_path):
@@ -303,7 +303,7 @@ def test_an_array_that_is_not_an_image_is_refused_with_advice(array, message):
         as_array(array)
 
 
-def test_a_dark_picture_of_whole_numbers_is_what_it_is():
+def test_a_dark_picture_of_integers_is_not_scaled():
     dark = VALUES % 9
     np.testing.assert_array_equal(as_array(dark.astype(np.float32)), dark)
 
@@ -323,7 +323,7 @@ def test_the_limit_of_pixels_is_a_setting(tmp_path, monkeypatch):
 def test_heic_is_reported_with_advice(tmp_path, monkeypatch):
     monkeypatch.setattr(reader, "READS_HEIF", False)
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
-    with pytest.raises(DataError, match=r"a\.heic is not a picture of a format that ciod reads\. Convert it to JPEG"):
+    with pytest.raises(DataError, match=r"a\.heic is not a picture in a format that ciod reads\. Convert it to JPEG"):
         image_size(tmp_path / "a.heic")
 
 
@@ -350,11 +350,11 @@ def test_the_box_around_coco_polygons_is_used(tmp_path):
 
 
 OTHERS = {
-    "export.ndjson": ("{}", r"export\.ndjson is JSON by lines, as of Labelbox or Hugging Face.*; export it as COCO"),
+    "export.ndjson": ("{}", r"export\.ndjson is a file of JSON lines, as from Labelbox.*; export it as COCO"),
     "labels.csv": ("filename,class\n", r"labels\.csv is a table, which ciod does not read; export it as COCO"),
     "train.tfrecord": ("", r"train\.tfrecord is a TFRecord"),
-    "train.parquet": ("", r"is a table of Hugging Face"),
-    "digitStruct.mat": ("", r"is a file of MATLAB"),
+    "train.parquet": ("", r"is a Hugging Face table"),
+    "digitStruct.mat": ("", r"is a MATLAB file"),
     "data.zip": ("PK", r"data\.zip is an archive; unpack it first"),
     "annotations.xml": (
         "<annotations></annotations>",
@@ -368,7 +368,7 @@ OTHERS = {
     "samples.json": ('{"samples": []}', r"looks like an export of FiftyOne"),
     "label_2/1.txt": ("Car 0", r"label_2/ looks like annotations of KITTI"),
     "labelTxt/a.txt": ("", r"labelTxt/ looks like annotations of DOTA"),
-    "annotations/a.txt": ("", r"Text files in annotations/, as VisDrone has them"),
+    "annotations/a.txt": ("", r"Text files in annotations/, as in VisDrone"),
     "d/ann/a.jpg.json": ("{}", r"looks like a project of Supervisely"),
     "cat/a.jpg": ("", r"only pictures in folders, as for classification: a detector needs boxes"),
     "result.json": ('[{"annotations": []}]', r"such as CreateML or Label Studio; export it as COCO"),
@@ -376,7 +376,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_annotations_of_other_tools_are_refused_with_what_to_do(tmp_path, name):
+def test_annotations_of_other_tools_are_refused_with_advice(tmp_path, name):
     content, match = OTHERS[name]
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text(content)
@@ -386,13 +386,13 @@ def test_annotations_of_other_tools_are_refused_with_what_to_do(tmp_path, name):
         formats.read(tmp_path)
 
 
-def test_files_of_other_tools_are_refused_with_what_to_do(tmp_path):
+def test_files_of_other_tools_are_refused_with_advice(tmp_path):
     (tmp_path / "data.zip").write_bytes(b"PK")
     with pytest.raises(DataError, match=r"data\.zip is an archive; unpack it first"):
         formats.read(tmp_path / "data.zip")
 
 
-def test_addresses_are_no_files(tmp_path):
+def test_addresses_are_not_files(tmp_path):
     for address in ("https://example.com/a.jpg", "rtsp://camera/1"):
         with pytest.raises(CiodError, match=r"camera|example.* is an address; ciod reads files only: download"):
             files(address)

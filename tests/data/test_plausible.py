@@ -113,5 +113,5 @@ def test_lines_of_yolo_of_which_none_is_a_box(tmp_path, line):
     root = write_yolo(sample_index(tmp_path / "raw", images=5), tmp_path / "data")
     for file in (root / "labels" / "train").iterdir():
         file.write_text(f"{line}\n")
-    with pytest.raises(DataError, match=r"none of its 5 boxes can be used: 5 × line with something that is not a num"):
+    with pytest.raises(DataError, match=r"none of its 5 boxes can be used: 5 × line with a value that is not a num"):
         formats.read(root)

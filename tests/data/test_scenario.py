@@ -87,7 +87,7 @@ def test_problems_of_groups_are_reported_together():
     with pytest.raises(ConfigError) as caught:
         groups_of(Protocol(split=[["cat"], ["ant", "ant", "dgo"]]), NAMES)
     assert len(caught.value.problems) == 3
-    with pytest.raises(ConfigError, match="needs 5 classes and the data has 4"):
+    with pytest.raises(ConfigError, match="needs 5 classes, but the data has 4"):
         groups_of(Protocol(split="3+2"), NAMES)
 
 
@@ -239,7 +239,7 @@ def test_tasks_can_be_requested_again():
     assert np.array_equal(a.train.labels, b.train.labels) and np.array_equal(a.train.boxes, b.train.boxes)
 
 
-def test_the_protocol_in_words():
+def test_the_protocol_as_text():
     message = " ".join(Protocol(images="disjoint", boxes="seen", eval_images="seen").sentences())
     assert "one task only" in message and "seed 123" in message and "not old-data-free" in message
     assert "upper bound" in Protocol(joint=True).sentences()[0]
@@ -254,7 +254,7 @@ def test_the_protocol_in_words():
         ({"joint": True}, "Joint training: all classes in one task, with all their boxes (upper bound)."),
     ],
 )
-def test_a_protocol_in_words(given, message):
+def test_a_protocol_as_sentences(given, message):
     assert message in Protocol(**{"split": "2+2", **given}).sentences()
 
 

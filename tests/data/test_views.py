@@ -1,4 +1,4 @@
-"""Views that come back: the batches of a plain loader, with what was made of each view once in the place of images."""
+"""Views that are used again: the batches of a plain loader, with what was made once of each view instead of images."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_nothing_remains_in_the_temporary_folder(index, temporary):
         os.fstat(fd)
 
 
-def test_no_room(index, monkeypatch):
+def test_a_full_disk_at_the_start(index, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -147,7 +147,7 @@ def test_no_room(index, monkeypatch):
         ViewLoader(plain(index), Schedule(2, 2), Made(), WIDTH)
 
 
-def test_room_is_half_of_what_is_free(monkeypatch):
+def test_half_of_the_free_space_may_be_used(monkeypatch):
     class Usage:
         free = 1000
 

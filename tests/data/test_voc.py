@@ -15,7 +15,7 @@ from ciod.data.index import Index, Problems
 from tests.data.writers import assert_same, picture, sample_index, voc_xml, write_voc
 
 BOMB = '<!DOCTYPE a [<!ENTITY x "ha"><!ENTITY y "&x;&x;">]><annotation>&y;</annotation>'
-XML_KIND = "unreadable XML, its picture is left out: its objects would be taught as background"
+XML_KIND = "unreadable XML, its picture is left out: its objects would be trained as background"
 
 
 @pytest.fixture
@@ -150,8 +150,8 @@ def test_xml_in_other_encodings(root, encoding):
         (f"<name> cat </name>{bndbox(11, 21, 30, 40)}", JOINED, [10, 20, 30, 40]),
         (f"<name>cat</name>{bndbox('11.0', ' 21 ', 30, 40)}", None, [10, 20, 30, 40]),
         (f"<name>cat</name>{bndbox(0, 0, 60, 40)}", None, [0, 0, 60, 40]),  # counted from 0: a pixel, no message
-        (f"<name>cat</name>{bndbox(1, 1, 90, 40)}", "box sticks out of its image, clipped", [0, 0, 60, 40]),
-        (f"<name>cat</name>{bndbox(30, 1, 11, 40)}", "box of negative width or height, left out", None),
+        (f"<name>cat</name>{bndbox(1, 1, 90, 40)}", "box extends beyond its image, clipped", [0, 0, 60, 40]),
+        (f"<name>cat</name>{bndbox(30, 1, 11, 40)}", "box with negative width or height, left out", None),
         (f"<name>cat</name>{bndbox('nan', 1, 11, 40)}", "box with a number that is NaN or infinite, left out", None),
         (f"<name>cat</name>{bndbox('ten', 1, 11, 40)}", "object without a bndbox of four numbers, left out", None),
         (f"<name>cat</name>{bndbox(1, 1, 11)}", "object without a bndbox of four numbers, left out", None),
@@ -186,7 +186,7 @@ def test_voc_picture_without_xml_and_xml_without_picture(root):
     index = read(root)
     assert [f.name for f in index.files] == ["good.png"]
     assert index.problems.counts == {
-        "picture without XML, left out: its objects would be taught as background": 1,
+        "picture without XML, left out: its objects would be trained as background": 1,
         "missing image file, left out": 1,
     }
 
@@ -201,9 +201,9 @@ def test_voc_picture_is_found_by_stem_first_then_by_filename(root):
 def test_voc_without_any_object_has_no_class(root):
     voc_set(root)
     (root / "Annotations" / "good.xml").unlink()
-    with pytest.raises(DataError, match=r"names no class"):
+    with pytest.raises(DataError, match=r"has no class names"):
         read(root)
-    with pytest.raises(DataError, match=r"names no class"):
+    with pytest.raises(DataError, match=r"has no class names"):
         class_names(root)
 
 

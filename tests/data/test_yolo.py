@@ -95,7 +95,7 @@ def test_yolo_boxes_follow_exif_rotation(root):
     index = read(root)
     assert index.sizes.tolist() == [[60, 40]]
     assert index.boxes.tolist() == [[0, 0, 40, 60]]
-    kind = "picture that EXIF turns, of no stated size, its boxes are taken as drawn on the turned picture"
+    kind = "picture that EXIF rotates, without a stated size, its boxes are taken as drawn on the rotated picture"
     assert index.problems.counts == {kind: 1}
 
 
@@ -115,15 +115,15 @@ def test_yolo_boxes_follow_exif_rotation(root):
         ("2 .5 .5 .5 .5", "box of an unknown class number, left out", None),
         ("-1 .5 .5 .5 .5", "box of an unknown class number, left out", None),
         ("0.5 .5 .5 .5 .5", "box of an unknown class number, left out", None),
-        ("cat .5 .5 .5 .5", "line with something that is not a number, left out", None),
-        ("1, .5, .5, .5, .5", "line with something that is not a number, left out", None),
+        ("cat .5 .5 .5 .5", "line with a value that is not a number, left out", None),
+        ("1, .5, .5, .5, .5", "line with a value that is not a number, left out", None),
         ("1 nan .5 .5 .5", "box with a number that is NaN or infinite, left out", None),
         ("1 .5 inf .5 .5", "box with a number that is NaN or infinite, left out", None),
-        ("1 .5 .5 0 .5", "box of no area, left out", None),
-        ("1 .5 .5 -.5 .5", "box of negative width or height, left out", None),
+        ("1 .5 .5 0 .5", "box without area, left out", None),
+        ("1 .5 .5 -.5 .5", "box with negative width or height, left out", None),
         ("1 1.5 .5 .5 .5", "box outside its image, left out", None),
-        ("1 1 .5 .5 .5", "box sticks out of its image, clipped", [45, 10, 60, 30]),
-        ("1 30 20 30 20", "box in pixels where fractions of the picture are needed, left out", None),
+        ("1 1 .5 .5 .5", "box extends beyond its image, clipped", [45, 10, 60, 30]),
+        ("1 30 20 30 20", "box in pixels instead of fractions of the picture, left out", None),
     ],
 )
 def test_yolo_lines(root, line, kind, box):
@@ -184,7 +184,7 @@ def test_yolo_listed_pictures_missing_repeated_and_unreadable(root):
     ("content", "message"),
     [
         ("names: [a\ntrain: b", r"data\.yaml is not valid YAML: .*line 2"),
-        ("just text", r"data\.yaml holds no keys"),
+        ("just text", r"data\.yaml has no keys"),
         ("names: [a]\ntrain: nowhere", r"has no usable split: data\.yaml says train: nowhere"),
         ("names: [a]", r"has no usable split: it has no key train"),
         ("train: images/train", r"data\.yaml has no class names"),
@@ -220,4 +220,4 @@ def test_files_that_cannot_be_read(tmp_path):
         yolo._lines(tmp_path)  # a folder
     problems = Problems()
     yolo._Rows(None, {}, problems, False).add_file(str(tmp_path))
-    assert "unreadable box file, its picture counts as without boxes" in problems.lines()[0]
+    assert "unreadable box file, its picture counts as one without boxes" in problems.lines()[0]

@@ -528,5 +528,5 @@ def test_classes_that_cannot_be_kept_or_renamed():
         detector.select([])
     with pytest.raises(CiodError, match=r"The detector does not know 'moth'\."):
         detector.rename({"moth": "bee"})
-    with pytest.raises(CiodError, match="would have two classes of one name"):
+    with pytest.raises(CiodError, match="would have two classes with the same name"):
         detector.rename({NAMES[0]: NAMES[1]})

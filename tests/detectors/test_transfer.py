@@ -63,7 +63,7 @@ def test_a_start_from_the_same_classes_is_the_same_detector():
         assert torch.equal(donor(pictures()).logits.flip(2), other(pictures()).logits)
 
 
-def test_trunk_only_leaves_the_head():
+def test_trunk_only_does_not_change_the_head():
     donor, other = lively(make("yolox-pico", seed=1)), make("yolox-pico", seed=2)
     head = {k: v.clone() for k, v in other.state_dict().items() if k.startswith("head.")}
     taken = transfer.start_from(other, donor, "donor", trunk_only=True)

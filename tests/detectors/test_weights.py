@@ -145,7 +145,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path, content):
 
 def test_a_checkpoint_of_something_else(tmp_path):
     torch.save({"state_dict": {"layer.weight": torch.zeros(2, 2)}}, tmp_path / "other.pth")
-    with pytest.raises(CiodError, match=r"not a checkpoint of a detector ciod knows .*layer\.weight"):
+    with pytest.raises(CiodError, match=r"not a checkpoint of a detector that ciod has .*layer\.weight"):
         files.load(tmp_path / "other.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(CiodError, match="holds a list, not a state dict"):
@@ -300,10 +300,10 @@ WELL = {"format": 2, "class_names": ["a", "b"], "detector": {"name": "yolox-pico
     [
         ({"blocks": [1]}, "blocks are 1 classes, but class_names 2"),
         ({"growth": [{"rows": 3}]}, "growth has 3 classes, but class_names 2"),
-        ({"class_names": ["a", "a"]}, "a class name comes twice"),
+        ({"class_names": ["a", "a"]}, "a class name appears twice"),
         ({"detector": {}}, "detector has no name"),
         ({"detector": {"name": "yolox-pico", "size": 9}}, r"detector\.size must be 32\.\.16384 pixels"),
-        ({"format": 3}, "is no valid ciod model: format: "),
+        ({"format": 3}, "is not a valid ciod model: format: "),
     ],
 )
 def test_impossible_metadata_are_refused(change, message, tmp_path):
@@ -311,11 +311,11 @@ def test_impossible_metadata_are_refused(change, message, tmp_path):
         model_file._metadata(tmp_path / "m.safetensors", {"ciod": json.dumps({**WELL, **change})})
 
 
-def test_metadata_that_are_no_json_or_too_long(tmp_path, monkeypatch):
+def test_metadata_that_are_not_json_or_too_long(tmp_path, monkeypatch):
     with pytest.raises(CiodError, match="its metadata are not JSON"):
         model_file._metadata(tmp_path / "m.safetensors", {"ciod": "{"})
     monkeypatch.setattr(model_file, "LONGEST", 1 << 20)
-    with pytest.raises(CiodError, match="has 2 MB of metadata, more than the 1 that a model may"):
+    with pytest.raises(CiodError, match="has 2 MB of metadata; a model may have 1"):
         model_file._metadata(tmp_path / "m.safetensors", {"ciod": " " * (2 << 20)})
 
 

@@ -42,7 +42,7 @@ def test_a_picture_that_is_drawn_twice_is_there_twice(seed):
     assert mine == pytest.approx(theirs, abs=0.02), "copies of one score are sorted in another order"
 
 
-def test_the_surest_shown_box_takes_an_object():
+def test_the_shown_box_with_the_highest_score_takes_an_object():
     truth = make_index([(0, "cat", 0, 0, 10, 10), (0, "dog", 50, 50, 60, 60), (1, "owl", 0, 0, 10, 10)], images=2)
     detections = [
         found(("cat", 0.6, 0, 0, 10, 10), ("dog", 0.7, 1, 0, 10, 10), ("dog", 0.2, 50, 50, 60, 60)),
@@ -54,7 +54,7 @@ def test_the_surest_shown_box_takes_an_object():
     assert outcome.right.tolist() == [True, False, True, True], "sorted by class, then by score"
 
 
-def test_crowd_and_difficult_boxes_are_no_objects():
+def test_crowd_and_difficult_boxes_are_not_objects():
     truth = make_index([(0, "cat", 0, 0, 10, 10), (0, "cat", 20, 0, 40, 40)], crowd=(1,))
     outcome = pictures.of([found(("cat", 0.9, 22, 2, 30, 30), ("cat", 0.8, 0, 0, 10, 10))], truth, ("cat",))
     assert outcome.right.tolist() == [True] and outcome.object_label.tolist() == [0], "inside a crowd it does not count"

@@ -91,7 +91,7 @@ def test_the_official_yolox_is_exported_with_photographs(weights, datasets, tmp_
     assert done.verified and done.detections and done.score_difference < 1e-4
 
 
-def test_a_tolerance_of_ones_own(tmp_path, monkeypatch):
+def test_a_tolerance_set_by_the_user(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime", reason="onnxruntime is absent: pip install 'ciod[onnx]'")
     detector = settled()
     with pytest.raises(ConfigError, match=r"tolerance: 0 is not above 0 and at most 1"):

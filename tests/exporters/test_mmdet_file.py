@@ -54,7 +54,7 @@ def test_a_written_checkpoint_is_read_back(name, tmp_path):
     assert config["test_dataloader"]["dataset"]["metainfo"]["classes"] == [*NAMES, "dog", "eel"]
 
 
-def test_what_mmdetection_has_not_is_refused(tmp_path):
+def test_detectors_that_mmdetection_lacks_are_refused(tmp_path):
     with pytest.raises(CiodError, match="fcos-nano cannot be exported to MMDetection; only yolox-… and gfl-… can"):
         mmdet_file.export(make("fcos-nano"), tmp_path)
     branched = make("yolox-pico")
@@ -91,7 +91,7 @@ def test_plain_values_of_a_config_are_read():
 
 
 @pytest.mark.parametrize("kind", ["os.system", "mmpretrain.ConvNeXt", 3])
-def test_a_model_file_names_registered_classes_alone(kind):
+def test_a_model_file_names_only_registered_classes(kind):
     with pytest.raises(CiodError, match="not one of MMDetection's; it is refused"):
         mmdet_config.check_types({"bbox_head": {"type": "GFLHead", "x": [{"type": kind}]}}, "model.safetensors")
 
@@ -101,5 +101,5 @@ def test_without_mmdetection_the_extra_is_named(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(CiodError, match="need the extra mmdet"):
         detectors.traits("mmdet:gfl_r50_fpn_1x_coco")
-    with pytest.raises(CiodError, match="names a config and no checkpoint; write mmdet:CONFIG,CHECKPOINT"):
+    with pytest.raises(CiodError, match="names a config but no checkpoint; write mmdet:CONFIG,CHECKPOINT"):
         ciod.load("mmdet:gfl_r50_fpn_1x_coco")

@@ -70,7 +70,7 @@ def test_images_but_no_boxes(model, folder, monkeypatch, capsys):
 def test_a_checkpoint_of_another_architecture(folder, tmp_path, monkeypatch, capsys):
     torch.save({"model": {"layer1.weight": torch.zeros(3, 3)}}, tmp_path / "resnet.pth")
     said = refusal(monkeypatch, capsys, tmp_path / "resnet.pth", f"data={folder}", f"out={tmp_path / 'out'}")
-    assert "is not a checkpoint of a detector ciod knows" in said
+    assert "is not a checkpoint of a detector that ciod has" in said
 
 
 def test_class_names_missing(folder, tmp_path, monkeypatch, capsys):
@@ -97,7 +97,7 @@ def test_two_classes_of_one_name(model, folder, monkeypatch, capsys):
     assert "two classes have the name 'dog'" in said
 
 
-def test_a_disk_without_room(model, folder, monkeypatch, capsys):
+def test_a_disk_with_too_little_space(model, folder, monkeypatch, capsys):
     monkeypatch.setattr(data, "free_of", lambda path: 1e6)
     said = refusal(monkeypatch, capsys, model, f"data={folder}", f"out={folder.parent / 'out'}")
     assert "there is 1 MB of room" in said and not (folder.parent / "out").exists()

@@ -93,7 +93,7 @@ def test_the_result_is_extended_again_and_used(one, place, tmp_path):
         ciod.extend(out / "model.onnx", tmp_path / "more", tmp_path / "two", **QUICK, seed=7)
 
 
-def test_a_file_of_another_maker_is_listed_and_evaluated(place):
+def test_a_file_of_another_framework_is_listed_and_evaluated(place):
     shown = CliRunner().invoke(app, ["list", str(place / "m.onnx")]).output
     assert "classes not named" in shown and "ciod check" in shown
     words = [
@@ -160,7 +160,7 @@ def test_maps_of_views_are_kept_and_a_resumed_extension_ends_the_same(place, tmp
             np.testing.assert_array_equal(x, y)
 
 
-def test_views_fit_into_the_room_and_the_settings(place, tmp_path, monkeypatch):
+def test_views_fit_into_the_free_space_and_the_settings(place, tmp_path, monkeypatch):
     plan = effort.Plan(epochs=20, batch=2, lr=0.1, size=SIZE, why=[])
     detector = ciod.load(place / "m.onnx", input="0..1,rgb", classes=OLD)
     words = {"model": "m.onnx", "data": str(place / "folder"), "out": str(tmp_path / "out")}
@@ -197,7 +197,7 @@ def test_other_methods_are_refused(place, tmp_path):
 
 
 def test_input_is_asked_for(place, tmp_path):
-    with pytest.raises(CiodError, match=r"does not say how pictures must be given. Say it with input="):
+    with pytest.raises(CiodError, match=r"does not say how pictures must be given. Write input="):
         ciod.extend(place / "m.onnx", place / "folder", tmp_path / "out", **QUICK)
     with pytest.raises(ConfigError, match="input: this is a setting of ONNX files"):
         ciod.extend(place / "m.pth", place / "folder", tmp_path / "out", input=["0..1", "rgb"], **QUICK)

@@ -150,7 +150,7 @@ def copy(whole, tmp_path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "run"))
 
 
-def test_a_finished_one_is_left_alone(copy, place, capsys):
+def test_a_finished_extension_is_not_changed(copy, place, capsys):
     before = {p: p.stat().st_mtime_ns for p in copy.rglob("*") if p.is_file()}
     given = {"model": str(place / "m.safetensors"), "data": str(place / "folder"), "out": str(copy), **QUICK}
     extend(load(given))

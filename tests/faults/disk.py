@@ -37,10 +37,11 @@ from tests.runs.commands import assert_equal, go
 
 WORDS = ["split=1+1", "epochs=1", "batch=4", "save_every=2", "log_every=2"]
 SENTENCE = re.compile(
-    r"(?P<file>\S+) cannot be written: there is no room \(\d+ MB are free\); it needs [\d.]+ [kM]B\. "
-    r"What was saved before is intact: make room and run the same command again\."
+    r"(?P<file>\S+) cannot be written: no space is left \(\d+ MB are free\); it needs [\d.]+ [kM]B\. "
+    r"What was saved before is intact: free some space and run the same command again\."
 )
-BEFORE = re.compile(r"out: (?P<file>\S+) has only \d+ MB of room; a run needs a few hundred\.")  # before the run starts
+# before the run starts
+BEFORE = re.compile(r"out: (?P<file>\S+) has only \d+ MB of free space; a run needs a few hundred\.")
 _BESIDE = re.compile(r"\.(.+)\.\d+\.(tmp|jpg)")
 
 

@@ -58,13 +58,13 @@ def test_a_disk_that_is_really_full(tmp_path):
     assert tried == 3 and stopped >= 2  # the last page of a log may have room for a line
 
 
-def test_the_room_needed_is_named(tmp_path, monkeypatch):
+def test_the_needed_space_is_named(tmp_path, monkeypatch):
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     path = files.atomic_write(tmp_path / "model.safetensors", b"old")
     monkeypatch.setattr(files.os, "fsync", full)
-    words = r"model\.safetensors cannot be written: there is no room \(\d+ MB are free\); it needs 3\.00 MB\. What was"
+    words = r"model\.safetensors cannot be written: no space is left \(\d+ MB are free\); it needs 3\.00 MB\. What was"
     with pytest.raises(files.WriteError, match=words):
         files.atomic_write(path, b"x" * 3_000_000)
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == [path.name]
@@ -91,7 +91,7 @@ print(checkpoint.load_state(path)["a"].shape[0])
 """
     env = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    assert "cannot be written: there is no room" in done.stdout and done.stdout.endswith("10\n"), done.stderr
+    assert "cannot be written: no space is left" in done.stdout and done.stdout.endswith("10\n"), done.stderr
 
 
 def test_a_small_need_for_space_is_given_in_kilobytes(tmp_path, monkeypatch):
@@ -104,7 +104,7 @@ def test_a_small_need_for_space_is_given_in_kilobytes(tmp_path, monkeypatch):
     ):
         full()
     monkeypatch.setattr(Image.Image, "save", lambda *_, **__: full())
-    with pytest.raises(files.WriteError, match=r"shapes cannot be written: there is no room .* it needs 2\.31 MB"):
+    with pytest.raises(files.WriteError, match=r"shapes cannot be written: no space is left .* it needs 2\.31 MB"):
         write_shapes(tmp_path / "shapes", train=700, val=300, size=68)
 
 
@@ -113,7 +113,7 @@ def test_a_folder_that_may_not_be_written_to(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(files.WriteError, match=r"cannot be written: Permission denied\. Choose a folder that may be"):
+    with pytest.raises(files.WriteError, match=r"cannot be written: Permission denied\. Choose a writable folder"):
         files.atomic_write(tmp_path / "new" / "results.json", "x")
 
 

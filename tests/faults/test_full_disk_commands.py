@@ -63,7 +63,7 @@ def assert_same(a: Path, b: Path) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_full_disk_ends_in_a_sentence_and_the_command_can_be_repeated(root, tmp_path, command, capfd):
+def test_a_full_disk_is_reported_and_the_command_can_be_repeated(root, tmp_path, command, capfd):
     words, parts = COMMANDS[command]
     tmp_path = tmp_path.resolve()
     whole = tmp_path / "whole"

@@ -59,10 +59,10 @@ class Wrong(Good):
 @pytest.mark.parametrize(
     ("data", "timeout", "error", "words"),
     [
-        (Hangs, 1, CiodError, r"A loader process gave no batch in time.*resume from .* train\.workers=0"),
+        (Hangs, 1, CiodError, r"A loader process returned no batch in time.*resume from .* train\.workers=0"),
         (Dies, 30, CiodError, r"A loader process ended \(.*memory may be exhausted.*train\.workers=0"),
         (Broken, 30, CiodError, r"^None of the 4 images of here can be read\.$"),
-        (NoRoom, 30, CiodError, r"no room in shared memory \(/dev/shm\).*--shm-size=8g.*train\.workers=0"),
+        (NoRoom, 30, CiodError, r"no space in shared memory \(/dev/shm\).*--shm-size=8g.*train\.workers=0"),
         (Wrong, 30, RuntimeError, r"(?s)Original Traceback.*size of tensor a"),
     ],
 )
@@ -88,7 +88,7 @@ def test_a_bus_error():
             "out of shared memory. Please try to raise your shared memory limit."
         )
 
-    with pytest.raises(CiodError, match="found no room in shared memory"):
+    with pytest.raises(CiodError, match="found no space in shared memory"):
         list(batches(loader()))
 
 
@@ -105,7 +105,7 @@ def test_a_loader_that_stalls_stops_the_run(tmp_path, monkeypatch):
 
     with monkeypatch.context() as m:
         m.setattr(dataset.EvalData, "__getitem__", stalls)
-        with pytest.raises(CiodError, match=r"A loader process gave no batch in time"):
+        with pytest.raises(CiodError, match=r"A loader process returned no batch in time"):
             go(data, tmp_path / "run", *words)
     assert (go(data, tmp_path / "run", *words[:2], "train.workers=0") / "results.json").is_file()
 
@@ -140,5 +140,5 @@ def test_shared_memory_that_is_too_small(tmp_path):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(ciod.__file__).parents[1]), *sys.path])}
     command = f"{small} exec {sys.executable} {tmp_path / 'tiny.py'} {data}"
     done = subprocess.run([*mount, command], capture_output=True, text=True, env=env, timeout=300)
-    assert "A loader process found no room in shared memory (/dev/shm)" in done.stdout, done.stdout + done.stderr
+    assert "A loader process found no space in shared memory (/dev/shm)" in done.stdout, done.stdout + done.stderr
     assert torch.multiprocessing.get_sharing_strategy() != "file_descriptor" or "Traceback" not in done.stdout

@@ -133,7 +133,7 @@ def replaced(root: Path, file: str, how: str) -> bytes:
 
 @pytest.mark.parametrize("how", ["empty", "a list", "half", "another kind"])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.file)
-def test_a_replaced_file_ends_in_a_sentence(root, tmp_path, monkeypatch, capfd, case, how):
+def test_a_replaced_file_gives_a_message(root, tmp_path, monkeypatch, capfd, case, how):
     for name in case.names:
         copy = shutil.copytree if (root / name).is_dir() else shutil.copy
         copy(root / name, tmp_path / name)

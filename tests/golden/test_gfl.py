@@ -26,7 +26,7 @@ def test_agrees_with_the_published_head(file):
 
 
 @pytest.mark.parametrize("file", heads.files("erd"))
-def test_loss_of_new_classes_alone(file):
+def test_loss_of_only_new_classes(file):
     """ERD's detection losses act on the channels of the new classes and weigh boxes by their probabilities."""
     case = np.load(file)
     detector = GFL(NAMES, name="gfl-pico", size=128)

@@ -238,7 +238,7 @@ def test_pictures_of_the_user_in_out_are_not_overwritten(model, folder, tmp_path
     with pytest.raises(CiodError, match=r"coco: .* is the file of the predictions themselves"):
         Job(model, [str(folder / "a.png")], tmp_path / "out", coco=tmp_path / "out" / LISTED)
     (tmp_path / "val.json").write_text('{"images": []}')  # annotations, not results
-    with pytest.raises(CiodError, match=r"coco: .*val\.json is there already, and is no file of COCO results"):
+    with pytest.raises(CiodError, match=r"coco: .*val\.json exists and is not a file of COCO results"):
         Job(model, [str(folder / "a.png")], tmp_path / "out", coco=tmp_path / "val.json", overwrite=True)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "a.jpg").symlink_to(tmp_path / "a.jpg")
@@ -354,11 +354,11 @@ def test_what_is_neither_file_nor_folder(tmp_path):
 
 
 def test_no_class_at_all():
-    with pytest.raises(CiodError, match="classes: no class is named"):
+    with pytest.raises(CiodError, match="classes: there is no name in it"):
         mask_of(NAMES, [])
 
 
-def test_coco_results_of_videos_alone(model, tmp_path):
+def test_coco_results_of_only_videos(model, tmp_path):
     pytest.importorskip("av", reason="PyAV is absent: pip install 'ciod[video]'")
     (tmp_path / "a.mp4").touch()
     with pytest.raises(CiodError, match="coco: COCO results are of pictures; there are only videos here"):

@@ -102,7 +102,7 @@ def test_a_full_disk_is_reported(tmp_path):
         writer = VideoWriter(disk.folder / "v.mp4", 25)
         writer.write(0.0, np.zeros((32, 32, 3), np.uint8))
         disk.fill()
-        with pytest.raises(WriteError, match=r"v\.mp4 cannot be written: there is no room \(0 MB are free\)\. What"):
+        with pytest.raises(WriteError, match=r"v\.mp4 cannot be written: no space is left \(0 MB are free\)\. What"):
             for i in range(1, 200):
                 writer.write(i / 25, np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8))
             writer.close()
@@ -127,7 +127,7 @@ def test_a_detector_on_a_video(clip, model, tmp_path):
     assert drawn[0].max() > 60, "the first frame was black; boxes are drawn on it"
 
 
-def test_a_broken_video_keeps_what_was_before(clip, model, tmp_path):
+def test_a_broken_video_keeps_the_frames_before_the_damage(clip, model, tmp_path):
     whole = clip.read_bytes()
     # Fragmented so that the head of the file is readable without its tail.
     with av.open(str(clip)) as source, av.open(
@@ -186,7 +186,7 @@ def test_without_pyav(clip, model, monkeypatch, tmp_path):
         next(ciod.frames(clip))
 
 
-def test_sound_alone_is_no_video(tmp_path):
+def test_sound_without_pictures_is_not_a_video(tmp_path):
     with av.open(str(tmp_path / "sound.mp4"), "w") as file:
         stream = file.add_stream("aac", rate=44100)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")

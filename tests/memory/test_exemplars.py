@@ -85,7 +85,7 @@ def test_a_memory_keeps_its_size_and_only_what_was_drawn(select):
     assert known[index.image, index.labels].all() and (np.diff(index.image) >= 0).all()
 
 
-def test_an_image_that_comes_again_has_the_boxes_of_both_tasks():
+def test_an_image_of_two_tasks_has_the_boxes_of_both():
     kept = memory(size=6)
     kept.update(0, NO_MODEL)
     index, _ = kept.index()
@@ -225,7 +225,7 @@ def test_a_mixture_knows_sources_and_classes_of_its_images():
     assert (mixed.index.labels[mixed.index.image >= 3] < 2).all()
 
 
-def test_the_first_task_has_its_own_images_alone():
+def test_the_first_task_has_only_its_own_images():
     made = scenario()
     assert extra(made, {"memory": {"size": 2}}).mixture(made.task(0), 2) is None
     assert extra(made, {}).mixture(made.task(1), 3) is None
@@ -288,7 +288,7 @@ def test_a_pool_of_anything(tmp_path):
     assert found.problems.lines() == ["1 × picture that cannot be read, left out: broken.jpg"]
 
 
-def test_a_pool_follows_links_and_counts_what_it_passes_over(tmp_path):
+def test_a_pool_follows_links_and_counts_skipped_files(tmp_path):
     far, pool = tmp_path / "far", tmp_path / "pool"
     save_image(far / "a.png", np.zeros((20, 30, 3), np.uint8))
     save_image(pool / "b.png", np.zeros((20, 30, 3), np.uint8))

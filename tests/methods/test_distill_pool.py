@@ -80,7 +80,7 @@ def test_zero_weight_is_masked_fine_tuning(detector):
     assert all(torch.equal(a, b) for a, b in zip(mine, plain, strict=True))
 
 
-def test_pool_images_see_the_teacher_alone(detector):
+def test_pool_images_learn_only_from_the_teacher(detector):
     teacher, student = outputs(0, 2), outputs(1, 3, grad=True)
     off = gradient(run(DistillPool(weight=0), detector, student, teacher), student)
     on = gradient(run(DistillPool(), detector, student, teacher), student)

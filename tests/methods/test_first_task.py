@@ -75,7 +75,7 @@ def test_what_acts_in_the_first_task(tmp_path, body):
 
 
 @pytest.mark.parametrize("body", ANY)
-def test_what_leaves_the_first_task_alone(tmp_path, body):
+def test_hooks_that_do_nothing_in_the_first_task(tmp_path, body):
     method = methods.find(write(tmp_path, body))()
     assert not method.needs_first_task
     assert first_task.why(methods.find(write(tmp_path, body + "\nneeds_first_task: ClassVar[bool] = True"))()) == (

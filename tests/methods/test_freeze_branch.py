@@ -12,7 +12,7 @@ from ciod.training.loop import train_mode
 from tests import fixed
 
 
-def test_steps_change_the_branch_alone():
+def test_steps_change_only_the_branch():
     torch.manual_seed(0)
     detector = detectors.build(("ant", "bee"), name="yolox-pico", size=64)
     method = FreezeBranch()

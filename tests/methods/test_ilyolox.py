@@ -409,7 +409,7 @@ def test_batch_statistics_of_the_teacher_are_a_control_of_their_own():
     assert (dark - taught_beside(0)).abs().max() > 1e-3
 
 
-def test_batch_statistics_need_the_teacher_as_it_was_trained(detector):
+def test_batch_statistics_need_an_exact_teacher(detector):
     words = ["data=shapes", "split=6+4", "method.teacher_norm=batch"]
     with pytest.raises(ConfigError, match=r"need train\.teacher=exact, not folded"):
         config.load(None, words)

@@ -201,7 +201,7 @@ MEMORIES = {
 
 
 @pytest.mark.parametrize("kind", MEMORIES)
-def test_memory_and_pool_with_a_method_that_knows_nothing_of_them(kind, data, firsts, tmp_path):
+def test_memory_and_pool_with_a_method_that_does_not_use_them(kind, data, firsts, tmp_path):
     words = [*SETTINGS["ilyolox"], *(w.format(data=data) for w in MEMORIES[kind])]
     first = firsts("yolox-pico")
     out = go(data, tmp_path / "run", "yolox-pico", f"first={first}", "method=ilyolox", *words)

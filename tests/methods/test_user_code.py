@@ -72,7 +72,7 @@ RETURNS = {
     "return 0.5": r"returned a float; return a dict of scalar tensors",
     "return list(losses.values())": r"returned a list; return a dict",
     "return {}": r"returned no loss: the dict is empty",
-    "return {1: v for v in losses.values()}": r"a loss under the key 1, which is not text",
+    "return {1: v for v in losses.values()}": r"a loss with the key 1, which is not text",
     "return {k: v.item() for k, v in losses.items()}": r"returned '\w+' as a float; it must stay a tensor \(no \.item",
     "return {k: v.detach().numpy() for k, v in losses.items()}": r"returned '\w+' as a NumPy array",
     "return {**losses, 'more': None}": r"returned 'more' as None; it must stay a tensor",
@@ -93,7 +93,7 @@ RETURNS = {
 )
 def test_losses_that_cannot_be_differentiated(tmp_path, body):
     with pytest.raises(
-        UserCodeError, match=r"^Mine\.loss \(mine\.py, line 9\) .* cannot be differentiated.* call it nowhere"
+        UserCodeError, match=r"^Mine\.loss \(mine\.py, line 9\) .* cannot be differentiated.* do not call it"
     ):
         step(tmp_path, body)
 
@@ -123,7 +123,7 @@ def test_a_wrong_return_value_of_loss_is_reported(tmp_path, body):
             + LOSS
             + "self._n += 1\n    return losses if self._n < 2 else {'b': sum("
             "losses.values())}",
-            "returned the losses b where the first step had .* must be the same in every step",
+            "returned the losses b, but the first step had .* must be the same in every step",
         ),
         ("def loss(self, batch, epoch):\n    return {}", r"must take \(self, batch\): missing a required argument"),
         (
@@ -159,13 +159,13 @@ def test_a_wrong_return_value_of_loss_is_reported(tmp_path, body):
         ),
         (
             "def state(self):\n    return {'n': 3}",
-            r"Mine\.load_state .* does not take back \['n'\], which state\(\) gave",
+            r"Mine\.load_state .* does not restore \['n'\], which state\(\) returned",
         ),
         (
             "_t: Any = PrivateAttr(default=None)\n" + LOSS + "self._t = torch.ones(3)\n    return losses\n"
             "def state(self):\n    return {} if self._t is None else {'t': self._t}\n"
             "def load_state(self, state):\n    self._t = state.get('t', 0) * 2",
-            r"does not take back \['t'\]",
+            r"does not restore \['t'\]",
         ),
         (
             "_s: Any = PrivateAttr(default=None)\n" + LOSS + "self._s = object()\n    return losses\n"
@@ -194,7 +194,7 @@ def test_a_loss_that_is_not_finite_at_once_is_not_the_learning_rates_fault(tmp_p
 
 
 def test_a_grow_that_adds_nothing_is_reported(tmp_path):
-    with pytest.raises(UserCodeError, match=r"Mine\.grow \(mine\.py, line 9\) left the detector without bee"):
+    with pytest.raises(UserCodeError, match=r"Mine\.grow \(mine\.py, line 9\) did not add bee"):
         step(tmp_path, "def grow(self, detector, names, taught=()):\n    pass", task=1)
 
 
@@ -217,7 +217,7 @@ def test_what_waits_for_the_device_is_warned_of_once(tmp_path, line):
     assert f"({WAITS[line]})" in warning
 
 
-def test_a_method_that_is_right_is_left_alone(tmp_path):
+def test_a_correct_method_gets_no_warning(tmp_path):
     body = (
         "_seen: Any = PrivateAttr(default_factory=dict)\n" + LOSS + "self._seen['n'] = torch.ones(2)\n"
         "    return losses\ndef state(self):\n    return {'seen': dict(self._seen), 'no': float('nan'), 't': (1, 2)}\n"
@@ -239,11 +239,11 @@ def test_a_method_that_overrides_nothing_is_warned_of(tmp_path):
         ("import sys\nsys.exit(3)\n", r"cannot be imported: sys\.exit\(\) was called.* \(line 2\)"),
         ("def f(:\n", r"cannot be imported: SyntaxError: .* \(line 1\)"),
         ("class Mine:\n    pass\n", r"has no Method 'Mine' \(the class Mine does not derive from ciod\.Method\)"),
-        ("Mine = 3\n", r"has no Method 'Mine' \(Mine is no class\)"),
+        ("Mine = 3\n", r"has no Method 'Mine' \(Mine is not a class\)"),
         ("from ciod.methods.ewc import EWC as Mine\n", r"only imports 'Mine' from ciod"),
     ],
 )
-def test_files_that_are_no_method(tmp_path, text, match):
+def test_files_that_are_not_methods(tmp_path, text, match):
     (tmp_path / "mine.py").write_text(text)
     with pytest.raises(CiodError, match=match):
         methods.find(f"{tmp_path / 'mine.py'}:Mine")
@@ -279,7 +279,7 @@ def test_an_error_of_the_users_code_is_reported_as_such(tmp_path, data, body, ma
         run(tmp_path, data, body)
 
 
-def test_extend_tells_it_too(tmp_path, data):
+def test_extend_reports_it_too(tmp_path, data):
     detector = detectors.build(["ant"], name="yolox-pico", size=64)
     from ciod.detectors.files import weights
 
@@ -300,7 +300,7 @@ def test_faults_of_ciod_keep_their_traceback(tmp_path):
 def test_distillation_terms_that_no_loss_has_are_warned_of(tmp_path):
     body = "distillation_terms: ClassVar[frozenset[str]] = frozenset({'distil'})\n" + LOSS + "return losses"
     (warning,) = step(tmp_path, body, task=1).warnings
-    assert "and distillation_terms names distil: the run cannot see whether anything is taught" in warning
+    assert "but distillation_terms names distil: the run cannot check distillation" in warning
     assert step(tmp_path, body, task=0).warnings == [], "there is no teacher in the first task"
     body = body.replace("return losses", "return {**losses, 'distil': 0 * sum(losses.values())}")
     assert step(tmp_path, body, task=1).warnings == []
@@ -330,5 +330,5 @@ def test_draw_returns_the_images_that_it_was_given(tmp_path):
     body = "def draw(self, images, workers=0):\n    return images.select(np.arange(1))"
     method = methods.find(write(tmp_path, body))()
     images = fixed.index_of([(0, "ant")], ("ant",), 2)
-    with pytest.raises(UserCodeError, match=r"Mine\.draw .* must return the images that it was given, with more boxes"):
+    with pytest.raises(UserCodeError, match=r"Mine\.draw .* must return the given images with more boxes"):
         with_drawn(images, None, method, workers=0, reporter=Reporter(quiet=True))

@@ -108,7 +108,7 @@ def allowed(detector: str) -> dict[str, int]:
     return {"copies": 1} if "query" in detectors.traits(detector) else {}
 
 
-def test_what_waits_is_seen():
+def test_operations_that_wait_are_seen():
     def run() -> None:
         x = torch.ones(1, 1, 4, 4, requires_grad=True)
         y = nn.Conv2d(1, 1, 1)(x)

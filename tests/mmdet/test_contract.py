@@ -159,7 +159,7 @@ def test_pictures_as_the_config_wants_them():
     assert caffe.size == 640 and caffe.bgr and caffe.mean == (122.7717, 115.9465, 102.9801)
 
 
-def test_what_the_config_freezes_is_held_with_weights_alone():
+def test_the_config_freezes_layers_only_with_weights():
     free = common.make("gfl", size=64).train()
     assert all(p.requires_grad for p in free.parameters()) and free.model.backbone.bn1.training
     held = common.make("gfl", size=64, frozen=True).train()

@@ -39,7 +39,7 @@ def test_a_checkpoint_brings_its_config(name, tmp_path):
 def test_tensors_that_do_not_fit_are_reported(tmp_path):
     path = tmp_path / "x.pth"
     checkpoint("retinanet", path, cfg=None)
-    with pytest.raises(CiodError, match="has no config of MMDetection in it; give the file"):
+    with pytest.raises(CiodError, match="has no MMDetection config; give the file"):
         ciod.load(path)
     with pytest.raises(CiodError, match=r"does not fit mmdet:.*: of \d+ tensors \d+ differ"):
         ciod.load(f"mmdet:retinanet_r50_fpn_1x_coco,{path}")

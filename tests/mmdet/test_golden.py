@@ -27,9 +27,9 @@ def test_gfl_itself(file, monkeypatch):
 
 
 @pytest.mark.parametrize("file", heads.files("erd"))
-def test_gfl_of_new_classes_alone(file, monkeypatch):
+def test_gfl_loss_of_only_new_classes(file, monkeypatch):
     gfl(monkeypatch, test_gfl.NAMES)
-    test_gfl.test_loss_of_new_classes_alone(file)
+    test_gfl.test_loss_of_only_new_classes(file)
 
 
 @pytest.mark.parametrize("file", heads.files("erd"))

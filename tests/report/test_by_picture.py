@@ -76,7 +76,7 @@ def test_without_a_partner_there_is_no_interval():
     assert by_picture.intervals([outcome("x", [True]), outcome("base", [True], 1)], "base") == {}
 
 
-def test_objects_by_what_stands_on_them():
+def test_objects_by_the_boxes_on_them():
     """Objects a b a b a b: own, own, taken by b, taken by a, none, own."""
     found = [outcome("x", [True] * 6, taken=[0, 1, 1, 0, -1, 1])]
     counts = by_picture.confusion(found)["x"]

@@ -59,7 +59,7 @@ def test_below_the_gate_the_ratios_are_withheld_and_the_reason_is_named():
     )
 
 
-def test_joint_models_that_are_no_row_count_too_and_a_missing_one_is_named():
+def test_joint_models_that_are_not_rows_also_count_and_a_missing_one_is_named():
     runs = [("lwf", run(0.5, 0.4)), ("erd", run(0.88, 0.4))]
     (told,) = judged.remarks(runs, Gate(0.9, {0: joint(0.9)}))
     assert "the base of lwf reaches" in told, "erd has a first task of its own"

@@ -124,13 +124,13 @@ def test_mistakes_of_the_command(files, pair, tmp_path, monkeypatch):
         knowledge.main([*files[:2], out])
     with pytest.raises(ConfigError, match=r"centre_score: there is no such setting; did you mean 'center_score'"):
         knowledge.main([*files, out, "centre_score=0.1"])
-    with pytest.raises(ConfigError, match=r"select: the figure can only show crs; leave select= out\."):
+    with pytest.raises(ConfigError, match=r"select: the figure shows only crs; leave select= out\."):
         knowledge.main([*files, out, "select=threshold"])
-    with pytest.raises(CiodError, match=r"are not the teacher's .* give two tasks of one run, the earlier first"):
+    with pytest.raises(CiodError, match=r"are not the teacher's .* give models of two tasks of one run, the earlier"):
         knowledge.main([files[1], files[0], files[2], out])
-    with pytest.raises(CiodError, match=r"out: the figure is written as jpg, png, svg, pdf; f\.gif ends in none"):
+    with pytest.raises(CiodError, match=r"out: the figure can be jpg, png, svg, pdf; f\.gif has none"):
         knowledge.main([*files, f"out={tmp_path / 'f.gif'}"])
-    full = pytest.raises(WriteError, match=r"f\.png cannot be written: there is no room .* it needs [\d.]+ MB")
+    full = pytest.raises(WriteError, match=r"f\.png cannot be written: no space is left .* it needs [\d.]+ MB")
     with full, Disk(tmp_path, full=0).watching():
         knowledge.main([*files, out])
     assert not list(tmp_path.glob("*f.png*"))

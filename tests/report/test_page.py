@@ -96,7 +96,7 @@ def test_additional_images_of_a_task_are_listed(tmp_path: Path) -> None:
     assert "Beside them" not in Page(write_report(fake.write_run(tmp_path / "plain", found))).text
     found["tasks"][1] |= {"memory_images": 1, "pool_images": 4952}
     text = Page(write_report(fake.write_run(tmp_path / "both", found))).text
-    assert text.count("Beside them it saw 1 image of earlier tasks and 4,952 pictures of a pool, without labels.") == 1
+    assert text.count("It also saw 1 image of earlier tasks and 4,952 pictures of a pool, without labels.") == 1
     many = fake.results((1, 1, 1, 1, 1))
     many["tasks"][4]["memory_images"] = 50
     assert "The last task also saw 50 images" in Page(write_report(fake.write_run(tmp_path / "many", many))).text
@@ -211,7 +211,7 @@ def test_comparison_page(tmp_path: Path) -> None:
 
 def test_results_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{"format": 1, "tasks": 3}')
-    with pytest.raises(CiodError, match=r"results\.json does not hold the results of a run: "):
+    with pytest.raises(CiodError, match=r"results\.json does not contain the results of a run: "):
         read_results(tmp_path)
 
 

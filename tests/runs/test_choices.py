@@ -101,7 +101,7 @@ def test_steps_of_every_task(data):
         load(data, "steps=4", "epochs=3")
 
 
-def test_what_a_run_starts_from(data, tmp_path):
+def test_the_start_of_a_run(data, tmp_path):
     def of(*words: str) -> str:
         return choices.start_of(load(data, *words))
 
@@ -134,7 +134,7 @@ def test_a_plan_says_what_is_chosen(data, capsys, monkeypatch, tmp_path):
     settings = config.load(None, ["scenario=coco-40+40", "lr=0.01", "schedule=step"], absent=absent)
     show(settings, absent)
     said = capsys.readouterr().out
-    assert "effort=normal chooses when the data are there: epochs, batch, trunk_lr" in said and "0.01" in said
+    assert "effort=normal chooses when the data is available: epochs, batch, trunk_lr" in said and "0.01" in said
     assert "task 2: a tenth of the learning rate after 67%, 92% of the steps" in said
 
 

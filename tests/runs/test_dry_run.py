@@ -86,9 +86,9 @@ def test_absent_weights_are_missing_not_wrong(scenes, tmp_path):
         load(*words)
 
 
-def test_what_is_wrong_stays_wrong_in_a_plan(monkeypatch):
+def test_errors_stay_errors_in_a_plan(monkeypatch):
     monkeypatch.delenv("COCO", raising=False)
-    with pytest.raises(config.ConfigError, match="needs 90 classes and the data has 80"):
+    with pytest.raises(config.ConfigError, match="needs 90 classes, but the data has 80"):
         load("scenario=coco-40+40", "split=40+50", absent=[])
     with pytest.raises(config.ConfigError, match="did you mean 'ilyolox'"):
         load("scenario=coco-40+40", "method=ilyolx", absent=[])

@@ -41,9 +41,9 @@ def test_a_number_of_another_process(data, tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "task-1").exists(), "nothing of it is kept"
 
 
-def test_a_disk_with_little_room(data, tmp_path, monkeypatch):
+def test_a_disk_with_little_free_space(data, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=150e6))
-    with pytest.raises(CiodError, match=r"out: .*run has only 150 MB of room; a run needs a few hundred\."):
+    with pytest.raises(CiodError, match=r"out: .*run has only 150 MB of free space; a run needs a few hundred\."):
         go(data, tmp_path / "run")
     assert not (tmp_path / "run" / "run.yaml").exists()
 
@@ -66,7 +66,7 @@ def test_settings_made_without_data(tmp_path):
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
 @pytest.mark.parametrize("every", [1, 10])
-def test_a_loss_that_is_no_number(data, tmp_path, value, every):
+def test_a_loss_that_is_not_a_number(data, tmp_path, value, every):
     (tmp_path / "burst.py").write_text(BURST.replace("VALUE", value))
     words = [w for w in WORDS if not w.startswith("method")]
     run = config.load(None, [*words, f"data={data}", f"out={tmp_path / 'run'}", f"log_every={every}", "ema=0",

@@ -31,7 +31,7 @@ def test_a_device_that_does_not_exist():
         with pytest.raises(CiodError, match=rf"device: {name} is a device that ciod does not use; allowed: auto, cpu"):
             pick_device(name)
     if not torch.cuda.is_available():
-        with pytest.raises(CiodError, match="sees no GPU here; use device=auto or device=cpu"):
+        with pytest.raises(CiodError, match="finds no GPU; use device=auto or device=cpu"):
             pick_device("cuda")
         assert pick_device("auto").type == "cpu"
 

@@ -64,7 +64,7 @@ def test_without_a_prefix_there_is_a_gap_and_no_omega(run, tmp_path):
     assert run.content["continual"]["AP"]["abs_gap"] is None and run.content["upper_bounds"] is None
 
 
-def test_classes_that_are_no_prefix(run, tmp_path):
+def test_classes_that_are_not_a_prefix(run, tmp_path):
     with pytest.raises(CiodError, match="not a finished joint run of the same classes"):
         run.finish([joint(tmp_path / "odd", 5, 0.8)])
 
@@ -78,13 +78,13 @@ def spoilt(name: str) -> str:
 
 SPOILT = [
     ("", r"results\.json is empty; it should hold JSON"),
-    ("[]", r"results\.json holds a list where an object with keys should be"),
+    ("[]", r"results\.json should hold an object with keys, but holds a list"),
     (spoilt("")[:300], r"results\.json is not JSON: line 1, column \d+"),
     ('{"format": 9}', "has a format that this version of ciod does not read; it reads 1"),
-    (spoilt("ap"), r"does not hold the results of a run: ap: Field required"),
-    (spoilt("tasks"), r"does not hold the results of a run: tasks: Field required"),
-    (spoilt("scenario"), r"does not hold the results of a run: scenario: Field required"),
-    (spoilt("all"), r"does not hold the results of a run: tasks\.0\.all: Field required"),
+    (spoilt("ap"), r"does not contain the results of a run: ap: Field required"),
+    (spoilt("tasks"), r"does not contain the results of a run: tasks: Field required"),
+    (spoilt("scenario"), r"does not contain the results of a run: scenario: Field required"),
+    (spoilt("all"), r"does not contain the results of a run: tasks\.0\.all: Field required"),
 ]
 
 

@@ -121,7 +121,7 @@ def test_a_second_interruption_does_not_wait(data, tmp_path):
     def twice():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
-        pytest.fail("the second one leaves at once")
+        pytest.fail("the second one exits at once")
 
     with pytest.raises(KeyboardInterrupt):
         run(data, tmp_path / "run", "save_every=0", hooks=[AtStep(0, 1, twice)])
@@ -225,7 +225,7 @@ def test_a_state_of_another_version(copy, data, monkeypatch):
         run(data, copy)
 
 
-def test_what_a_killed_write_leaves_beside_is_removed(copy, data):
+def test_temporary_files_of_a_killed_write_are_removed(copy, data):
     left = copy / "last" / ".state.pt.123.tmp"
     left.write_bytes(b"half")
     (copy / ".mine.tmp").write_bytes(b"not ours")
@@ -387,8 +387,8 @@ def test_what_differs_between_data():
     path = Path("/nowhere")
     same = {"classes": [], "images": 0, "boxes": 0, "digest": ""}
     said = fingerprints.data_differences(path, {"train": was, "test": same}, {"train": now, "test": same}, images)
-    assert said == ["train data: class dog is gone; class fox is new"], "without a listing, what is known"
-    assert fingerprints._named(listed["train"], images["train"]) == ["a/2.jpg is gone", "a/3.jpg is new"]
+    assert said == ["train data: class dog is missing; class fox is new"], "without a listing, what is known"
+    assert fingerprints._named(listed["train"], images["train"]) == ["a/2.jpg is missing", "a/3.jpg is new"]
     turned = fingerprints.data_differences(
         path, {"train": was, "test": same}, {"train": {**was, "classes": ["dog", "cat"]}, "test": same}, images
     )
@@ -430,7 +430,7 @@ def test_a_model_with_other_classes_than_the_scenario(whole, copy, data):
     detector = __import__("ciod").load(out / "task-1" / "model.safetensors")
     detector.class_names = ("zebra",)
     model_file.save_model(out / "task-1" / "model.safetensors", detector)
-    with pytest.raises(CiodError, match=r"knows the classes zebra, but the scenario has .* must be equal"):
+    with pytest.raises(CiodError, match=r"has the classes zebra, but the scenario has .* must be equal"):
         run(data, out)
 
 

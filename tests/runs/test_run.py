@@ -133,7 +133,7 @@ def test_the_state_file_loads_without_code(whole):
     assert state["task"] == 2 and "fit" not in state  # nothing is left to go on with
 
 
-def test_a_finished_run_is_left_as_it_is(whole, data):
+def test_a_finished_run_is_not_changed(whole, data):
     before = (whole / "task-2" / "model.safetensors").stat().st_mtime_ns
     results = results_of(whole)
     assert go(data, whole) == whole
@@ -188,18 +188,18 @@ def test_a_first_task_from_a_run_with_damaged_results(whole, data, tmp_path, con
     source = tmp_path / "source"
     shutil.copytree(whole, source)
     (source / "results.json").write_text(content)
-    with pytest.raises(CiodError, match=r"results\.json (is empty|holds a list|does not hold the results of a run)"):
+    with pytest.raises(CiodError, match=r"results\.json (is empty|holds a list|does not contain the results of a run)"):
         go(data, tmp_path / "run", f"first={source}")
 
 
 @pytest.mark.parametrize(("key", "value"), [("first", 5), ("first", datetime.date(2024, 1, 1)), ("first", [1])])
-def test_a_first_task_that_is_no_folder(data, key, value):
+def test_a_first_task_that_is_not_a_folder(data, key, value):
     with pytest.raises(CiodError, match=rf"first: {re.escape(str(value))} has no finished first task"):
         config.load(None, {"data": str(data), key: value})
 
 
 @pytest.mark.parametrize("value", [5, datetime.date(2024, 1, 1), [2024]])
-def test_an_upper_bound_that_is_no_folder(data, value):
+def test_an_upper_bound_that_is_not_a_folder(data, value):
     with pytest.raises(CiodError, match=r"upper_bound: [0-9-]+ is not a finished run; it has no results"):
         config.load(None, {"data": str(data), "upper_bound": value})
 

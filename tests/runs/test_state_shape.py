@@ -56,7 +56,7 @@ def test_a_state_with_another_entry(data, whole, tmp_path, key, value, match):
 
 
 @pytest.mark.parametrize("content", [[1], None, "text", 3])
-def test_a_state_that_is_no_dict(data, whole, tmp_path, content):
+def test_a_state_that_is_not_a_dict(data, whole, tmp_path, content):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     for path in (out / "last").glob("*.pt"):

@@ -37,7 +37,7 @@ print(first, later, within, resident())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no GNU C library here: runs on Linux")
-def test_pages_are_asked_for_once_and_handed_back_at_the_end():
+def test_pages_are_requested_once_and_returned_at_the_end():
     plain = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "THP_", "LD_PRELOAD"))}
     done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True, env=plain)
     first, later, within, after = (int(word) for word in done.stdout.split())

@@ -77,7 +77,7 @@ def test_a_batch_by_hand_brings_its_learning_rate():
     assert "for a batch of 32" in told(batch=32)
 
 
-def test_what_is_set_by_hand_is_taken():
+def test_settings_set_by_hand_are_kept():
     given = {"train.epochs": 3, "train.batch": 5, "train.lr": 0.1, "train.trunk_lr": 0.0, "train.ema": 0,
              "augment.scale": (1.0, 1.0), "augment.flip": 0.0}  # fmt: skip
     found = values(replace(FACTS, start="backbone"), given)
@@ -99,7 +99,7 @@ def test_every_choice_has_its_reason():
     for part in (
         "effort=normal: 1,110 steps (30 epochs of 296 images), so that 6 classes are learnt from 8,880 views",
         "batch 8, for 2 CPU cores",
-        "learning rate 0.003, as everything but the class layer is trained already",
+        "learning rate 0.003, as everything except the class layer is trained already",
         "trunk: 1 of the learning rate, as the head: both are trained",
         "averaged weights: decay 0.998, for 1,110 steps",
         "augmentation: flip 0.5, photometric 0.5, scale 0.7 to 1.3, mosaic 0",

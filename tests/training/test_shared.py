@@ -157,13 +157,13 @@ def test_nothing_is_shared_while_anything_in_it_moves():
 
 
 @pytest.mark.parametrize("settings", [{"accumulate": 2}, {"compile": True}])
-def test_what_hands_nothing_over_shares_nothing(settings):
+def test_settings_that_cannot_share_share_nothing(settings):
     student, teacher, _ = pair("yolox-pico", 2)
     with speed.shared(student, teacher, Train(**settings)):
         assert teacher.prefix is None
 
 
-def test_a_student_asked_in_eval_mode_lends_nothing():
+def test_a_student_in_eval_mode_shares_no_maps():
     student, teacher, train = pair("yolox-pico", 2)
     with speed.shared(student, teacher, train):
         student.eval()(IMAGES)

@@ -75,7 +75,7 @@ def test_two_halves_are_one_whole(tmp_path):
             torch.testing.assert_close(half[3][key], value, rtol=1e-4, atol=1e-5, msg=key)
 
 
-def test_a_detector_keeps_its_weights_and_alone_its_arithmetic():
+def test_a_detector_keeps_its_weights_and_its_arithmetic():
     detector = detectors.build(["a"], name="yolox-pico", size=64)
     before = {k: v.data_ptr() for k, v in detector.state_dict().items()}
     images = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0))

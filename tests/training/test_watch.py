@@ -36,7 +36,7 @@ def test_losses_that_explode_are_named_once():
     for step in (2, 3):
         watch.read(*rows({"cls": 21.0}, first=step))
     (said,) = watch.sentences
-    assert said.startswith("The losses of task 2 exploded: their sum was 2 at its beginning and 21 at step 3.")
+    assert said.startswith("The losses of task 2 exploded: their sum was 2 at the beginning and 21 at step 3.")
 
 
 def test_distillation_that_is_zero_for_a_whole_epoch_gives_a_warning():

@@ -27,7 +27,7 @@ def recognise(path: str | Path) -> Layout:
         path: a folder, or a file: a COCO JSON, or a data.yaml of YOLO.
 
     Raises:
-        DataError: there is no such path, or it has none of the four formats; the message says what was expected.
+        DataError: the path does not exist, or has none of the four formats; the message says what was expected.
     """
     path = expanded(path).absolute()
     if not exists(path):
@@ -108,7 +108,7 @@ def class_names(path: str | Path, split: str | None = None) -> tuple[str, ...]:
         wanted = [layout.find(split)] if split else list(layout.splits)
         names = _merged(coco.class_names(layout.splits[s][0]) for s in wanted)
     if not names:
-        raise DataError(f"{layout.root} names no class.")
+        raise DataError(f"{layout.root} has no class names.")
     return names
 
 
@@ -122,8 +122,8 @@ def _merged(lists: Iterable[Iterable[str]]) -> tuple[str, ...]:
 
 
 def _look(folder: Path) -> Layout | None:
-    # labelme's JSONs may be named after anything. Files named after splits say most; a lone JSON of any name says least
-    # (YOLO and VOC folders may hold one).
+    # labelme's JSONs may be named after anything. Files named after splits are the clearest sign; a single JSON of any
+    # name is the weakest (YOLO and VOC folders may hold one).
     finders = (
         labelme.find, coco.find_named, yolo.find_yaml, voc.find, yolo.find_plain, yolo.find_darknet, coco.find_single,
     )  # fmt: skip
@@ -134,7 +134,7 @@ def _look(folder: Path) -> Layout | None:
 
 
 def is_data_set(path: Path) -> bool:
-    """Whether ``recognise`` takes it."""
+    """Whether ``recognise`` accepts it."""
     try:
         return (_look(path) if is_folder(path) else recognise(path)) is not None
     except DataError:

@@ -27,7 +27,7 @@ from ciod.data.text_files import ADVICE
 
 LOOKED_FOR = "COCO: train.json, annotations/instances_train2017.json or train/_annotations.coco.json"
 _NOT_BOXES = {"captions", "panoptic", "stuff", "info", "labels", "results", "predictions", "detections"}
-SAME_ID = "image id given to two pictures, both left out: a box of it may be of either"
+SAME_ID = "image id of two pictures, both left out: its boxes may belong to either"
 _Key = int | float | str | None
 # Polygons are nine tenths of COCO and unused: removing them before parsing saves more than half of the time and memory.
 # Only numbers, brackets and commas follow, so the match ends with the value; in a string the quotes would be escaped.
@@ -155,7 +155,7 @@ def read(part: Part, check: Check, problems: Problems) -> Index:
     """One JSON as an Index; categories in the order of their ids.
 
     Raises:
-        DataError: broken JSON, a missing key, two classes with one name, segmentations without boxes, nothing usable.
+        DataError: broken JSON, a missing key, two equal class names, segmentations without boxes, nothing usable.
     """
     source = str(part.boxes)
     content = _load(Path(source))
@@ -163,7 +163,7 @@ def read(part: Part, check: Check, problems: Problems) -> Index:
     rows = _images(content["images"], part, columns, problems)
     annotations = [a for a in content["annotations"] if isinstance(a, dict)]
     strange = len(content["annotations"]) - len(annotations)
-    count(problems, "annotation that is no object, left out", range(strange), lambda _: source)
+    count(problems, "annotation that is not an object, left out", range(strange), lambda _: source)
     used = [_key(a.get("category_id")) for a in annotations]
     columns.class_names, columns.category_ids = _classes(content["categories"], set(used), source)
     label_of = {_key(k): i for i, k in enumerate(columns.category_ids)}
@@ -190,7 +190,7 @@ def class_names(part: Part) -> tuple[str, ...]:
     """The names, without parsing images and annotations, which takes ten seconds for COCO.
 
     Raises:
-        DataError: see ``read``, as far as the categories show it.
+        DataError: see ``read``, as far as the categories show.
     """
     source = str(part.boxes)
     try:
@@ -231,11 +231,11 @@ def _load(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} cannot be read as JSON: it is not UTF-8; {ADVICE}.") from error
-    except (OSError, ValueError, RecursionError) as error:  # numbers of thousands of digits, lists in lists in lists
+    except (OSError, ValueError, RecursionError) as error:  # numbers of thousands of digits, deeply nested lists
         raise DataError(f"{path} cannot be read as JSON: {error}.") from error
     if not isinstance(content, dict):
         kind, hint = ("a list", advice_on_list(content)) if isinstance(content, list) else (type(content).__name__, "")
-        raise DataError(f"{path} holds {kind} where COCO has an object with images, annotations, categories.{hint}")
+        raise DataError(f"{path} should hold an object with images, annotations, categories, but holds {kind}.{hint}")
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
             state = "is not a list" if key in content else "is missing"
@@ -245,7 +245,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _listed(content: Any, key: str) -> list[Any]:
-    """The list under a key, or none."""
+    """The list under a key, or an empty one."""
     found = content.get(key) if isinstance(content, dict) else None
     return found if isinstance(found, list) else []
 
@@ -273,7 +273,7 @@ def _images(images: list[Any], part: Part, columns: Columns, problems: Problems)
             problems.add("image without id or file_name, left out", f"{image.get('id', '?')}: {name or '?'}")
             continue
         if key in rows:
-            if name != names[rows[key]]:  # a box of this id may be of either
+            if name != names[rows[key]]:  # a box of this id may belong to either
                 problems.add(SAME_ID, f"{key} ({names[rows[key]]} and {name})")
                 unclear.add(rows[key])
             continue
@@ -319,7 +319,7 @@ def _classes(categories: list[Any], used: set[_Key], source: str) -> tuple[tuple
     names = unique_names([c.get("name") for c in kept], ids, source)
     twice = [i for i, j in itertools.pairwise(ids) if i == j]
     if twice:
-        raise DataError(f"{source}: the category id {twice[0]} is given to two classes; each needs its own.")
+        raise DataError(f"{source}: two classes have the category id {twice[0]}; each needs its own.")
     return names, tuple(c["id"] for c in kept)
 
 
@@ -338,7 +338,7 @@ def _boxes(
     odd = np.zeros(len(raw), dtype=bool)
     try:
         boxes = np.array(raw, dtype=np.float64).reshape(len(raw), 4)
-    except (TypeError, ValueError, OverflowError):  # some are none: take them one by one
+    except (TypeError, ValueError, OverflowError):  # some are not boxes: read them one by one
         boxes = np.full((len(raw), 4), np.nan)
         for i, box in enumerate(raw):
             box = box if isinstance(box, list) else []

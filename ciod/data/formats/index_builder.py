@@ -33,7 +33,7 @@ class Columns:
     files: list[str] = field(default_factory=list)  # [I] absolute; "" = not found, already counted
     ids: list[int] = field(default_factory=list)  # [I] unique
     own_ids: list[Any] = field(default_factory=list)  # [I] as the data set writes them; empty = ``ids``
-    category_ids: Sequence[Any] = ()  # [C] the same of the classes; empty = 1, 2, …
+    category_ids: Sequence[Any] = ()  # [C] the same for the classes; empty = 1, 2, …
     sizes: list[tuple[int, int]] = field(default_factory=list)  # [I] height, width; 0 = not in the annotations
     image: Any = field(default_factory=list)  # [A] row of the box's image, or -1: left out, counted already
     boxes: Any = field(default_factory=list)  # [A, 4] xyxy
@@ -64,7 +64,7 @@ def to_index(columns: Columns, source: str, check: Check, problems: Problems) ->
         DataError: no class, or no usable image; the message lists the problems.
     """
     if not columns.class_names:
-        raise DataError(f"{source} names no class{_found(problems)}.")
+        raise DataError(f"{source} has no class names{_found(problems)}.")
     _count_names(columns, problems)
     headers, usable = _look(columns, check, problems)
     frames = match_sizes(columns.files, np.array(columns.sizes, np.int64).reshape(-1, 2), headers, usable, problems)
@@ -244,7 +244,7 @@ def _check_pixels(boxes: np.ndarray, source: str) -> None:
     """Refuses a data set whose boxes are all fractions of the picture: they would be boxes of less than a pixel."""
     if len(boxes) and (np.abs(boxes) <= 1).all() and (boxes % 1).any():
         raise DataError(
-            f"{source}: all {len(boxes)} boxes lie within 0..1, as fractions of the picture do; this format counts in "
+            f"{source}: all {len(boxes)} boxes are within 0..1, like fractions of the picture; this format needs "
             "pixels. Multiply them by the width and height of the picture."
         )
 
@@ -259,8 +259,8 @@ def _clip(
     with np.errstate(invalid="ignore"):
         for kind, wrong in (
             ("box with a number that is NaN or infinite, left out", ~np.isfinite(boxes).all(1)),
-            ("box of negative width or height, left out", (x1 < x0) | (y1 < y0)),
-            ("box of no area, left out", (x1 == x0) | (y1 == y0)),
+            ("box with negative width or height, left out", (x1 < x0) | (y1 < y0)),
+            ("box without area, left out", (x1 == x0) | (y1 == y0)),
             ("box outside its image, left out", (x1 <= 0) | (y1 <= 0) | (x0 >= limit[:, 0]) | (y0 >= limit[:, 1])),
         ):
             count(problems, kind, np.flatnonzero(keep & wrong), where)
@@ -268,8 +268,8 @@ def _clip(
         inside = np.clip(boxes, 0, limit)
         # Many tools exceed the edge by one pixel (rounding, counting from 1); this is not worth a message.
         over = keep & (np.abs(inside - boxes) > 1.001).any(1)
-        count(problems, "box sticks out of its image, clipped", np.flatnonzero(over), where)
+        count(problems, "box extends beyond its image, clipped", np.flatnonzero(over), where)
         thin = inside.astype(np.float32)  # the stored type: a very thin box may vanish in it
         gone = keep & ((thin[:, 2] <= thin[:, 0]) | (thin[:, 3] <= thin[:, 1]))
-    count(problems, "box of no area, left out", np.flatnonzero(gone), where)
+    count(problems, "box without area, left out", np.flatnonzero(gone), where)
     return inside, keep & ~gone

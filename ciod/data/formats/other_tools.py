@@ -23,7 +23,7 @@ def advice(path: Path) -> str:
 
 
 def advice_on_list(content: list[Any]) -> str:
-    """As ``advice``, of a JSON with a list."""
+    """Like ``advice``, for a JSON with a list."""
     first = next((c for c in content[:1] if isinstance(c, dict)), {})
     if not content or "image_id" in first:
         return " It looks like detection results, not annotations."
@@ -69,7 +69,7 @@ def _by_folder(files: list[Path], folders: list[Path]) -> str:
             return f"{folder.name}/ looks like annotations of {tool}, which ciod does not read; convert them to COCO."
     names = {f.name.lower(): f for f in folders}
     if "annotations" in names and any(p.suffix.lower() == ".txt" for p in names["annotations"].iterdir()):
-        return "Text files in annotations/, as VisDrone has them, are not read; convert them to COCO."
+        return "Text files in annotations/, as in VisDrone, are not read; convert them to COCO."
     inside = [list(f.iterdir()) for f in folders]
     if inside and all(c and all(p.suffix.lower() in _PICTURES for p in c) for c in inside):
         return "There are only pictures in folders, as for classification: a detector needs boxes."
@@ -90,10 +90,10 @@ _CONTENT = (
 )
 _ENDINGS = {
     (".csv", ".tsv"): "a table",
-    (".ndjson", ".jsonl"): "JSON by lines, as of Labelbox or Hugging Face",
+    (".ndjson", ".jsonl"): "a file of JSON lines, as from Labelbox or Hugging Face",
     (".tfrecord", ".record", ".tfrecords"): "a TFRecord",
-    (".parquet", ".arrow"): "a table of Hugging Face",
-    (".mat",): "a file of MATLAB",
+    (".parquet", ".arrow"): "a Hugging Face table",
+    (".mat",): "a MATLAB file",
 }
 _FOLDERS = {"labeltxt": "DOTA", "label_2": "KITTI", "gtfine": "Cityscapes", "ann": "Supervisely"}
 _FINDERS: tuple[Callable[[list[Path], list[Path]], str], ...] = (

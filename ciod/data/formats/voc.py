@@ -120,12 +120,12 @@ def read(parts: tuple[Part, ...], layout: Layout, source: str, check: Check, pro
         good: dict[str, _Annotation] = {}
         for key in _keys(part, files, pairs.by_key, problems):
             if key not in files:
-                problems.add("picture without XML, left out: its objects would be taught as background", key)
+                problems.add("picture without XML, left out: its objects would be trained as background", key)
                 pairs.used.update(pairs.by_key.get(key, ()))
                 continue
             annotation, wrong = _parse(files[key])
             if annotation is None:
-                kind = "unreadable XML, its picture is left out: its objects would be taught as background"
+                kind = "unreadable XML, its picture is left out: its objects would be trained as background"
                 problems.add(kind, f"{key}.xml ({wrong})")
                 pairs.used.update(pairs.own(key))
             else:
@@ -141,7 +141,7 @@ def read(parts: tuple[Part, ...], layout: Layout, source: str, check: Check, pro
             for thing in annotation.objects:
                 _add(thing, columns, label_of, problems, f"{key}.xml")
         if part.listing is None:
-            pairs.count_left("picture without XML, left out: its objects would be taught as background")
+            pairs.count_left("picture without XML, left out: its objects would be trained as background")
     columns.ids = numbered(stems)
     return to_index(columns, source, check, problems)
 
@@ -211,7 +211,7 @@ def _parse(path: Path) -> tuple[_Annotation | None, str]:
             return None, "it has a DOCTYPE or ENTITY, which is refused as unsafe"
         root = ElementTree.fromstring(text)
     except UnicodeDecodeError:
-        return None, f"it is not in the encoding that it names; {ADVICE}"
+        return None, f"it is not in the encoding that it declares; {ADVICE}"
     except (ElementTree.ParseError, Unreadable, ValueError, LookupError, RecursionError) as error:
         return None, str(error)
     if root.tag != "annotation":

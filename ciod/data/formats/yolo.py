@@ -111,7 +111,7 @@ def _yaml(path: Path) -> dict[str, Any]:
     except yaml_text.NotYAML as error:
         raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split()).rstrip('.')}.") from error
     if not isinstance(content, dict):
-        raise DataError(f"{path} holds no keys; a data.yaml of YOLO has names, train and val.")
+        raise DataError(f"{path} has no keys; YOLO's data.yaml has names, train and val.")
     return content
 
 
@@ -172,7 +172,7 @@ def read(parts: tuple[Part, ...], layout: Layout, source: str, check: Check, pro
         used = Counter(filter(None, boxes))
         for box_file, times in used.items():
             if times > 1:
-                problems.add("box file that belongs to several pictures, its boxes are used for each", box_file)
+                problems.add("box file of several pictures, its boxes are used for each", box_file)
         labelled += len(used)
         if part.listing is None:
             _without_picture(part.images[0], used.keys(), files, problems)
@@ -296,7 +296,7 @@ class _Rows:
             raw = read_bytes(path, LABELS)
             text = raw.decode(encoding_of(raw), errors="replace")
         except Unreadable as error:
-            self.problems.add("unreadable box file, its picture counts as without boxes", f"{path} ({error})")
+            self.problems.add("unreadable box file, its picture counts as one without boxes", f"{path} ({error})")
             return
         for n, line in enumerate(text.splitlines(), 1):
             if words := line.split():
@@ -310,7 +310,7 @@ class _Rows:
         values = [number(w) for w in words]
         remark = ""
         if any(v != v and w.lower().lstrip("+-") != "nan" for v, w in zip(values, words)):
-            return "line with something that is not a number, left out"
+            return "line with a value that is not a number, left out"
         self.used.append(values[0])
         if values[0] not in self.label_of:  # 3.0 counts as 3; 3.5 and NaN are invalid
             return "box of an unknown class number, left out"
@@ -330,13 +330,13 @@ class _Rows:
         else:
             return "line that is neither box (5 numbers) nor polygon (an odd count), left out"
         if 2 < max(abs(cx), abs(cy), abs(w), abs(h)) < float("inf"):
-            return "box in pixels where fractions of the picture are needed, left out"
+            return "box in pixels instead of fractions of the picture, left out"
         self.columns.add_box((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), self.label_of[int(values[0])])
         return remark
 
 
 def _marks(values: Sequence[float]) -> bool:
-    """Whether the numbers behind a box are keypoints (x, y, visibility 0, 1 or 2) and not a polygon.
+    """Whether the numbers after a box are keypoints (x, y, visibility 0, 1 or 2) and not a polygon.
 
     A polygon with such numbers would have a point at a corner of the picture for every three numbers.
     """

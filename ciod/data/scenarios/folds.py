@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 
 def problems(protocol: Protocol) -> list[str]:
-    """Contradictions between ``folds`` and its companions, before any data is read."""
+    """Contradictions between ``folds`` and related settings, before any data is read."""
     p = protocol
     if p.folds is None:
         given = [k for k in ("fold", "group", "fold_by", "guard") if getattr(p, k) is not None]
-        return [f"{k}: the data is not cut into folds; write folds=5 fold=1, too." for k in given]
+        return [f"{k}: the data is not cut into folds; also write folds=5 fold=1." for k in given]
     found = []
     if p.fold is None:
         found.append(
-            f"fold: folds={p.folds} needs the one that is tested: fold=1 to fold={p.folds} (ciod compare tests each "
+            f"fold: folds={p.folds} needs the tested fold: fold=1 to fold={p.folds} (ciod compare tests each "
             f"in turn with blocks={p.folds})."
         )
     elif p.fold > p.folds:
@@ -39,7 +39,7 @@ def problems(protocol: Protocol) -> list[str]:
     if p.group is not None and (wrong := _regex_problem(p.group)):
         found.append(f"group: '{p.group}' is not a regular expression ({wrong}).")
     if p.guard and p.fold_by != "order":
-        found.append("guard: only folds of neighbouring images have edges; write fold_by=order, too.")
+        found.append("guard: only folds of neighbouring images have edges; also write fold_by=order.")
     return found
 
 
@@ -52,13 +52,13 @@ def _regex_problem(pattern: str) -> str | None:
 
 
 def group_names(files: Sequence[Path], pattern: str | None) -> list[str]:
-    """The group of each image: what ``pattern`` finds in its file name, its brackets alone where it has any.
+    """The group of each image: what ``pattern`` finds in its file name, or in its first brackets if it has any.
 
     Args:
         pattern: a regular expression; None: every image is a group.
 
     Raises:
-        CiodError: a name in which nothing is found.
+        CiodError: nothing is found in a name.
     """
     if pattern is None:
         return [str(f) for f in files]
@@ -92,7 +92,7 @@ def cut(pooled: Index, protocol: Protocol) -> tuple[Index, Index]:
     if len(groups) < protocol.folds:
         what = f"'{protocol.group}' makes" if protocol.group else "the images make"
         raise CiodError(
-            f"group: {what} {len(groups)} groups, and folds={protocol.folds} needs as many or more; write smaller "
+            f"group: {what} {len(groups)} groups, but folds={protocol.folds} needs at least as many; write smaller "
             "groups or fewer folds."
         )
     tested = protocol.fold - 1
@@ -109,7 +109,8 @@ def cut(pooled: Index, protocol: Protocol) -> tuple[Index, Index]:
 
 
 def _runs(of_image: np.ndarray, order: np.ndarray, folds: int) -> np.ndarray:
-    """[I] fold of each image: groups in their order, cut where the numbers of images are as equal as groups allow."""
+    """[I] fold of each image: groups in their order, cut so that folds have as equal numbers of images as groups
+    allow."""
     rank = np.full(of_image.max() + 1, -1)
     seen, first = np.unique(of_image[order], return_index=True)
     rank[seen[np.argsort(first)]] = np.arange(len(seen))
@@ -131,9 +132,9 @@ def _near(tested: np.ndarray, guard: int) -> np.ndarray:
 
 
 def _spread(pooled: Index, of_image: np.ndarray, groups: int, folds: int, seed: int) -> np.ndarray:
-    """[I] fold of each image: groups, the largest first, each to the fold that has least of what it holds.
+    """[I] fold of each image: groups, the largest first, each put into the fold that has least of its content.
 
-    "What it holds" are its boxes of each class and its images, each as a share of all of them.
+    The content is its boxes per class and its images, each as a share of all of them.
     """
     classes = len(pooled.class_names)
     holds = np.zeros((groups, classes + 1))
@@ -159,9 +160,9 @@ def pool(one: Index, other: Index) -> Index:
         return a
     unique = not np.intersect1d(a.image_ids, b.image_ids).size
     ids = np.concatenate([a.image_ids, b.image_ids]) if unique else np.arange(len(a) + len(b))
-    told = Problems()
+    merged = Problems()
     for part in (one, other):
-        told.merge(part.problems)
+        merged.merge(part.problems)
     both = {k: np.concatenate([getattr(a, k), getattr(b, k)]) for k in _COLUMNS}
     has_annotated = a.annotated is not None or b.annotated is not None
     has_stored = a.stored is not None or b.stored is not None
@@ -178,7 +179,7 @@ def pool(one: Index, other: Index) -> Index:
         stored=np.concatenate([np.zeros(len(x), bool) if x.stored is None else x.stored for x in (a, b)])
         if has_stored
         else None,
-        problems=told,
+        problems=merged,
         **both,
     )
 

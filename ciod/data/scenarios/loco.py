@@ -23,7 +23,7 @@ def presence(index: Index) -> np.ndarray:
 
 def cooccurrence(index: Index) -> np.ndarray:
     """[C, C] int64: images that show both classes; 0 on the diagonal."""
-    shown = presence(index).astype(np.float32)  # sums below 2^24 are exact
+    shown = presence(index).astype(np.float32)  # exact: sums stay below 2^24
     together = (shown.T @ shown).astype(np.int64)
     np.fill_diagonal(together, 0)
     return together
@@ -34,7 +34,7 @@ def clusters(together: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
 
     Args:
         together: [C, C] symmetric weights; the order of the rows breaks ties.
-        sizes: of the groups, in the order of the tasks.
+        sizes: sizes of the groups, in the order of the tasks.
 
     Source: greedy growth, then the pairwise swaps of Kernighan and Lin (1970), best first.
     """

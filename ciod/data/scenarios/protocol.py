@@ -17,7 +17,7 @@ class Protocol(BaseModel):
     name: str = ""
     """Name of the scenario, in reports."""
     description: str = ""
-    """What it is, in a few words."""
+    """A short description."""
     data: str | None = None
     """Data folder of the scenario; ``data=`` of a run overrides it. ``shapes`` draws the built-in scenes."""
     split: Split = "all"

@@ -106,7 +106,7 @@ def groups_of(protocol: Protocol, names: Sequence[str]) -> list[tuple[str, ...]]
             listed = class_order(protocol.order, names)
             twice = sorted({n for n in listed if listed.count(n) > 1})
             if twice:
-                problems.append(f"order: {', '.join(twice)} is named twice; name each class once.")
+                problems.append(f"order: {', '.join(twice)} is listed twice; list each class once.")
         try:
             ordered = class_order(protocol.order, names)
             counts = [] if isinstance(split, str) else [int(n) for n in split if not isinstance(n, list)]
@@ -115,7 +115,7 @@ def groups_of(protocol: Protocol, names: Sequence[str]) -> list[tuple[str, ...]]
             raise ConfigError([*problems, str(e)]) from None
         if sum(sizes) > len(ordered):
             problems.append(
-                f"split: {'+'.join(map(str, sizes))} needs {counted(sum(sizes), 'class')} and the data has "
+                f"split: {'+'.join(map(str, sizes))} needs {counted(sum(sizes), 'class')}, but the data has "
                 f"{len(ordered)} "
                 f"({', '.join(ordered[:8])}{', …' if len(ordered) > 8 else ''})."
             )

@@ -18,7 +18,7 @@ def _colour(rng: np.random.Generator) -> np.ndarray:
 
 
 def _typical(rng: np.random.Generator, label: int) -> np.ndarray:
-    """[3, 1, 1]: a typical colour of this class, as a tomato is mostly red; one object in twenty has any colour.
+    """[3, 1, 1]: a typical colour of this class, like red for tomatoes; one object in twenty has a random colour.
 
     Without it, minutes of training on a small machine would not be enough to learn ten shapes.
     """

@@ -120,7 +120,7 @@ def write_shapes(root: Path, *, train: int, val: int, seed: int = 0, size: int =
 
     Raises:
         DataError: invalid numbers, or ``root`` holds files that this function did not write.
-        WriteError: no room, no permission, or another fault of the disk.
+        WriteError: a full disk, no permission, or another fault of the disk.
     """
     root = Path(root)
     if train < 0 or val < 0 or size < 32 or seed < 0:

@@ -1,4 +1,4 @@
-"""A detector's positions as one lattice per level. Rows and columns tell which positions are in or near a box."""
+"""A detector's positions as one lattice per level. Rows and columns show which positions are in or near a box."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Reach(NamedTuple):
 
     candidate: Tensor  # [B, P] bool: in or near some box
     prime: Tensor  # [B, N, K] positions that can be in a box and near its centre
-    ok: Tensor  # [B, N, K] bool: whether they are
+    ok: Tensor  # [B, N, K] bool: which of them are
 
 
 def reach(levels: list[Level], boxes: Tensor, valid: Tensor, radius: float) -> Reach:
@@ -60,7 +60,7 @@ def reach(levels: list[Level], boxes: Tensor, valid: Tensor, radius: float) -> R
 
     Args:
         valid: [B, N] bool.
-        radius: a position is near a box when it is within ``radius`` cells of its centre, in x and in y.
+        radius: a position is near a box if it is within ``radius`` cells of its centre, in x and in y.
     """
     some, prime, ok = [], [], []
     for level in levels:

@@ -25,7 +25,7 @@ def sim_ota(
     Args:
         outputs: with objectness. Not changed; no gradient is taken.
         targets: padded boxes; padding is never assigned.
-        radius: a position is near a box when it is within ``radius`` cells of its centre.
+        radius: a position is near a box if it is within ``radius`` cells of its centre.
         top: k of a box is the rounded-down sum of its ``top`` best IoUs, at least 1.
         iou_weight: weight of -log IoU relative to the class cost.
 
@@ -52,7 +52,7 @@ def class_cost(q: Tensor, labels: Tensor) -> Tensor:
     Summed over C, in closed form: Σ_c BCE = -Σ_c log(1 - q_c) + log(1 - q_y) - log q_y, so memory is B × P × C +
     B × N × P, never B × N × P × C. Logarithms are clamped at -100 as in the published cost.
     """
-    no = (1 - q).log_().clamp_(min=-100)  # log1p is seven times slower; its last digits are lost in the sum
+    no = (1 - q).log_().clamp_(min=-100)  # log1p is seven times as slow; its extra digits are lost in the sum
     base = no.sum(2)[:, None, :]  # [B, 1, P]
     rest = no.sub_(q.log().clamp_(min=-100)).transpose(1, 2)
     return rest.gather(1, labels[:, :, None].expand(-1, -1, q.shape[1])).sub_(base)

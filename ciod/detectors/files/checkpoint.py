@@ -20,7 +20,7 @@ from ciod.data.text_files import read_text
 
 
 def _asked_for(error: Exception) -> str:
-    """The class or function that a pickle asks for. PyTorch's own advice is to run it, and is left out."""
+    """The class or function that a pickle asks for. PyTorch's own advice is to run it, so it is left out."""
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     return f" It asks for {found[1]}." if found else ""
 
@@ -29,25 +29,25 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """A foreign ``.pth``, without running any code of it.
 
     Raises:
-        CiodError: it is not a file of PyTorch, could run code, or holds something else than a dict.
+        CiodError: it is not a PyTorch file, could run code, or does not contain a dict.
     """
     with path.open("rb") as file:
         start = file.read(2)
     if start and not start.startswith((b"PK", b"\x80")):  # a zip or a pickle
-        raise CiodError(f"{path} is not a readable PyTorch file, nor a model of ciod or ONNX.{lfs_hint(path)}")
+        raise CiodError(f"{path} is not a readable PyTorch file, ciod model or ONNX model.{lfs_hint(path)}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         raise CiodError(
-            f"{path} holds more than tensors and plain values, and loading it could run code; it is refused. "
-            f"Save its state dict alone with torch.save(model.state_dict(), ...).{_asked_for(e)}"
+            f"{path} contains more than tensors and plain values, and loading it could run code; it is refused. "
+            f"Save only its state dict with torch.save(model.state_dict(), ...).{_asked_for(e)}"
         ) from e
     except Exception as e:  # the unpickler raises almost anything on other files: a text file is a KeyError
         known = isinstance(e, (RuntimeError, OSError, ValueError))
-        why = next(iter(str(e).splitlines()), "it is empty") if known else "it is empty or of another kind"
+        why = next(iter(str(e).splitlines()), "it is empty") if known else "it is empty or another kind of file"
         raise CiodError(f"{path} is not a readable PyTorch file: {why}") from e
     if not isinstance(content, dict):
-        raise CiodError(f"{path} holds a {type(content).__name__}, not a state dict.")
+        raise CiodError(f"{path} contains a {type(content).__name__}, not a state dict.")
     return content
 
 
@@ -58,7 +58,8 @@ def tensors_of(content: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def named(path: Path, content: dict[str, Any], classes: Sequence[str] | None, count: int) -> tuple[str, ...]:
-    """Names of a checkpoint's ``count`` classes: those that were given, or of its metadata; 80 without any are COCO's.
+    """Names of a checkpoint's ``count`` classes: the given ones, or those of its metadata; 80 classes without names are
+    COCO's.
 
     Raises:
         CiodError: there are no names, or another number of them.

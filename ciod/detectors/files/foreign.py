@@ -57,7 +57,7 @@ _MMDET = [
     (r"^bbox_head\.scales\.(\d)\.scale$", r"head.scales.\1"),
 ]
 
-# Ours → MMDetection's: of all, of YOLOX, of GFL; the names of a CSPDarknet's stages are the same.
+# Ours → MMDetection's: for all, YOLOX, GFL; the names of a CSPDarknet's stages are the same.
 _TO_MMDET = [
     (r"^backbone\.stem\.0\.", "backbone.conv1."),
     (r"^backbone\.stem\.1\.", "backbone.bn1."),
@@ -130,8 +130,8 @@ _BLOCK = re.compile(r"(.*)\.blocks\.(\d+)\.(weight|bias)")
 
 
 def merge_blocks(state: dict[str, Tensor], kernels: dict[str, int] | None = None) -> dict[str, Tensor]:
-    """Class layers, which grew block by block, as one tensor a weight and bias; rows of several anchors anchor by
-    anchor, as MMDetection has them.
+    """Class layers, which grew block by block, as one weight and one bias; rows of several anchors are ordered by
+    anchor, as in MMDetection.
 
     Args:
         kernels: kernel size of layers with anchors (default: 3).
@@ -158,7 +158,8 @@ def merge_blocks(state: dict[str, Tensor], kernels: dict[str, int] | None = None
 
 
 def _rename_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """RetinaNet's class layer has a row per anchor and class there, a row per class with all its anchors here."""
+    """RetinaNet's class layer has one row per anchor and class in torchvision, and one row per class with all anchors
+    in ciod."""
     retinanet = not any("ctrness" in k for k in state)
     rules = [*_TORCHVISION, *(_OLD_RETINANET if retinanet else [])]
     anchors = len(state["head.regression_head.bbox_reg.bias"]) // 4 if retinanet else 1
@@ -180,7 +181,7 @@ COCO_ROWS = 91  # torchvision's COCO models have rows for the background and for
 
 
 def class_rows(state: dict[str, Tensor], rows: list[int]) -> dict[str, Tensor]:
-    """The state dict with these rows of its class layers alone."""
+    """The state dict with only these rows of its class layers."""
     layer = re.compile(_CLASS_BIAS.replace("bias", "(weight|bias)"))
     return {k: v[rows] if layer.fullmatch(k) else v for k, v in state.items()}
 
@@ -194,5 +195,5 @@ def torchvision_coco() -> dict[str, int]:
 
 
 def count_classes(state: dict[str, Tensor]) -> int:
-    """Classes of a renamed state dict; 0 where it has no class layer."""
+    """Number of classes of a renamed state dict; 0 if it has no class layer."""
     return next((len(v) for k, v in state.items() if re.fullmatch(_CLASS_BIAS, k)), 0)

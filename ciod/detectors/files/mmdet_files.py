@@ -29,7 +29,7 @@ def plain_state(detector: MMDet) -> dict[str, Tensor]:
 
 
 def state_of(detector: Detector) -> dict[str, Tensor]:
-    """As ``plain_state``, of any detector that MMDetection has too."""
+    """Like ``plain_state``, for any detector that MMDetection also has."""
     if isinstance(detector, MMDet):
         return plain_state(detector)
     return foreign.to_mmdet({k: v.detach().contiguous() for k, v in detector.state_dict().items()})
@@ -39,7 +39,7 @@ def fill(detector: MMDet, state: dict[str, Tensor], source: str) -> None:
     """Loads tensors under MMDetection's names; the detector must have the classes in one block.
 
     Raises:
-        CiodError: they are of another architecture or number of classes.
+        CiodError: they have another architecture or number of classes.
     """
     wanted = detector.model.state_dict()
     anchored = {n: m for n, m in detector.model.named_modules() if isinstance(m, ClassConv)}
@@ -61,7 +61,7 @@ def fill(detector: MMDet, state: dict[str, Tensor], source: str) -> None:
             f"{source} does not fit {detector.settings['name']}: of {len(wanted)} tensors {len(off)} differ; {k} "
             f"{shown}. Name the config that it was trained with."
         )
-    # With a prefix, so that MMDetection's renaming of old FCOS names does not take other heads' for those.
+    # With a prefix, so that MMDetection's renaming of old FCOS names does not change the names of other heads.
     detector.load_state_dict({f"model.{k}": v for k, v in given.items() if k in wanted}, strict=False)
 
 
@@ -74,8 +74,8 @@ def build(path: Path, content: dict[str, Any], classes: Sequence[str] | None, gi
     """A detector from a checkpoint of MMDetection.
 
     Args:
-        content: of the file, read without running code.
-        classes: class names, where the checkpoint does not carry them.
+        content: content of the file, read without running code.
+        classes: class names, if the checkpoint has none.
         given: a config file or name; None: the config in the checkpoint's metadata, which is read as plain values.
 
     Raises:
@@ -87,7 +87,7 @@ def build(path: Path, content: dict[str, Any], classes: Sequence[str] | None, gi
     else:
         text = (meta or {}).get("cfg")
         if not isinstance(text, str):
-            raise CiodError(f"{path} has no config of MMDetection in it; give the file: mmdet:CONFIG.py,{path}")
+            raise CiodError(f"{path} has no MMDetection config; give the file: mmdet:CONFIG.py,{path}")
         whole = configs.literal(text, str(path))
         configs.check_types(whole.get("model"), str(path))
         config, name = configs.of(whole, str(path)), configs.PREFIX + path.stem
@@ -106,10 +106,10 @@ def start_from(detector: MMDet, state: dict[str, Tensor], source: Path, *, trunk
     Args:
         state: of a checkpoint or model, under MMDetection's names.
         source: its file, for messages.
-        trunk_only: backbone and neck alone; the head stays as it is.
+        trunk_only: only backbone and neck; the head is not changed.
 
     Raises:
-        CiodError: the backbone is another.
+        CiodError: the backbones differ.
     """
     own, taken = detector.model.state_dict(), {}
     for part in ("backbone.", "neck."):
@@ -119,9 +119,9 @@ def start_from(detector: MMDet, state: dict[str, Tensor], source: Path, *, trunk
             taken |= {k: v for k, v in state.items() if k in own and k.startswith(part)}
         elif part == "backbone.":
             off = next(k for k, shape in wanted.items() if k not in state or state[k].shape != shape)
-            raise CiodError(f"{source} has another backbone than {detector.settings['name']}: {off} is not in it or of "
+            raise CiodError(f"{source} has another backbone than {detector.settings['name']}: {off} is missing or has "
                             "another shape.")  # fmt: skip
-    if not trunk_only:  # class layers are named by block there, so none of them is among the keys of a checkpoint
+    if not trunk_only:  # the detector's class layers are named by block, so a checkpoint has none of these keys
         head = {k: v for k, v in state.items() if k.startswith("bbox_head.") and k in own}
         taken |= {k: v for k, v in head.items() if v.shape == own[k].shape}
     detector.load_state_dict({f"model.{k}": v for k, v in taken.items()}, strict=False)

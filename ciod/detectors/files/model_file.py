@@ -1,6 +1,6 @@
 """ciod's own model file: one safetensors file with class names, detector settings and lineage, and a checksum.
 
-Reading runs no code of the file: its metadata is JSON that must fit ``Metadata``, and the detector it names is one of
+Reading runs no code from the file: its metadata are JSON that must match ``Metadata``, and the named detector is one of
 this package.
 """
 
@@ -32,7 +32,7 @@ Scalar = bool | int | float | str | None
 
 
 class Growth(BaseModel):
-    """One growth: ``rows`` in the class layers, or a ``branch`` of its own."""
+    """One growth: ``rows`` in the class layers, or a separate ``branch``."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -43,7 +43,7 @@ class Growth(BaseModel):
 
 
 class Metadata(BaseModel):
-    """What the metadata of a model may hold. Further keys are kept, and nothing is done with them."""
+    """The metadata of a model. Other keys are kept but not used."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -51,27 +51,27 @@ class Metadata(BaseModel):
     class_names: Annotated[list[Name], Field(max_length=100_000)]
     detector: dict[str, Scalar | list[Scalar]]
     blocks: list[Annotated[int, Field(ge=1)]]
-    """How many classes came at each growth."""
+    """Number of classes of each growth."""
     growth: list[Growth] | None = None
     lineage: Annotated[list[dict[str, Any]], Field(max_length=10_000)] = []
 
     @model_validator(mode="after")
     def _fits(self) -> Metadata:
-        if self.growth:  # blocks leave out what is on branches
+        if self.growth:  # blocks do not include branches
             arrived = sum(g.branch + g.rows for g in self.growth)
             if arrived != len(self.class_names):
-                raise ValueError(f"growth has {arrived} classes, but class_names {len(self.class_names)}")
+                raise ValueError(f"growth has {arrived} classes, but class_names has {len(self.class_names)}")
         elif sum(self.blocks) != len(self.class_names):
-            raise ValueError(f"blocks are {sum(self.blocks)} classes, but class_names {len(self.class_names)}")
+            raise ValueError(f"blocks have {sum(self.blocks)} classes, but class_names has {len(self.class_names)}")
         if len(set(self.class_names)) != len(self.class_names):
-            raise ValueError("a class name comes twice")
+            raise ValueError("a class name appears twice")
         name = self.detector.get("name")
         if not isinstance(name, str):
             raise ValueError("detector has no name")
         if name.startswith("mmdet:") and not isinstance(self.detector.get("config"), str):
             raise ValueError(
-                f"detector is {name!r}, a config of MMDetection that lies outside the model; it is code, and no model "
-                "file may start any"
+                f"detector is {name!r}, an MMDetection config outside the model; it is code, which model files "
+                "must not run"
             )
         size = self.detector.get("size")
         if size is not None and not (type(size) is int and 32 <= size <= LARGEST):
@@ -80,10 +80,10 @@ class Metadata(BaseModel):
 
 
 def save_model(path: Path, detector: Detector, **extra: Any) -> None:
-    """Writes one safetensors file that is enough to load, predict and extend. Written beside, synced, renamed.
+    """Writes one safetensors file that is enough to load, predict and extend, to a temporary name that is then renamed.
 
     Raises:
-        WriteError: no room or no permission; a file of this name is then as it was.
+        WriteError: a full disk or no permission; an existing file is then unchanged.
     """
     meta = {
         "format": FORMAT,
@@ -94,9 +94,9 @@ def save_model(path: Path, detector: Detector, **extra: Any) -> None:
         "lineage": detector.lineage,
         **extra,
     }
-    meta = json.loads(json.dumps(meta))  # as it will be read: keys are text
+    meta = json.loads(json.dumps(meta))  # as it is read again: keys are text
     state = {k: v.detach().cpu().contiguous() for k, v in detector.state_dict().items()}
-    # one key of metadata: safetensors writes several in a random order, and equal models should be equal files
+    # a single key: safetensors writes several in random order, but equal models should give equal files
     atomic_write(path, save(state, metadata={"ciod": json.dumps({**meta, "sha256": checksum(meta, state)})}))
 
 
@@ -120,10 +120,10 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Metadata and tensors, their checksum compared.
+    """Metadata and tensors, after their checksum is verified.
 
     Raises:
-        CiodError: as ``read_metadata``; or the content is not what was written.
+        CiodError: see ``read_metadata``; or the content was changed.
     """
     meta = read_metadata(path)
     try:
@@ -133,9 +133,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CiodError(f"{path} is not a readable model file ({e}).{lfs_hint(path) or COPY}") from e
     stored = meta.pop("sha256", None)
     if meta["format"] > 1 and stored != checksum(meta, state):
-        raise CiodError(
-            f"{path} is damaged: its content does not have the checksum it was written with. Is there a copy?"
-        )
+        raise CiodError(f"{path} is damaged: its content does not match its checksum. Is there a copy?")
     return meta, state
 
 
@@ -152,13 +150,13 @@ def _metadata(path: Path, header: dict[str, str]) -> dict[str, Any]:
     if raw is None:
         raise CiodError(f"{path} is a safetensors file, but not a ciod model: it has no class names in its metadata.")
     if len(raw) > LONGEST:
-        raise CiodError(f"{path} has {len(raw) >> 20} MB of metadata, more than the {LONGEST >> 20} that a model may.")
+        raise CiodError(f"{path} has {len(raw) >> 20} MB of metadata; a model may have {LONGEST >> 20} MB.")
     try:
         return Metadata.model_validate(json.loads(raw)).model_dump(exclude_unset=True)
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"])) or "metadata"
         message = first["msg"].removeprefix("Value error, ")
-        raise CiodError(f"{path} is no valid ciod model: {where}: {message}.") from e
+        raise CiodError(f"{path} is not a valid ciod model: {where}: {message}.") from e
     except (ValueError, RecursionError) as e:
-        raise CiodError(f"{path} is no valid ciod model: its metadata are not JSON ({e}).") from e
+        raise CiodError(f"{path} is not a valid ciod model: its metadata are not JSON ({e}).") from e

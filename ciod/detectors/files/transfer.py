@@ -16,12 +16,12 @@ from ciod.detectors.base import Detector
 
 @dataclass(frozen=True)
 class Taken:
-    """What a detector took from a checkpoint and what stayed as it was, as numbers of tensors per part."""
+    """Numbers of tensors per part that a detector took from a checkpoint, and that it did not."""
 
     taken: dict[str, int]
     """Part (``backbone``, ``neck``, ``head.reg`` …) → tensors taken."""
     left: dict[str, int]
-    """Part → tensors that keep their random values: absent from the checkpoint or of another shape."""
+    """Part → tensors that keep their random values: missing in the checkpoint, or with another shape."""
 
     @property
     def total(self) -> int:
@@ -44,7 +44,7 @@ def part_of(key: str) -> str:
 
 
 def counted(own: Sequence[str], taken: Sequence[str]) -> Taken:
-    """Tensors by part. Counters of batch normalisation are no weights and count nowhere."""
+    """Numbers of tensors per part. Counters of batch normalisation are not weights and are not counted."""
     own = [k for k in own if "num_batches" not in k]
     chosen = set(taken)
     return Taken(
@@ -55,14 +55,14 @@ def counted(own: Sequence[str], taken: Sequence[str]) -> Taken:
 
 def start_from(detector: Detector, donor: Detector, source: str | Path, *, trunk_only: bool = False) -> Taken:
     """Copies every tensor of ``donor`` that fits into ``detector``: backbone, neck and, from a detector of the same
-    family, what its head has beside the class layers (those are ``take_class_rows``).
+    family, its head except the class layers (see ``take_class_rows``).
 
-    A backbone is taken as a whole or not at all; a neck too. Detectors of different families share trunks.
+    A backbone is taken completely or not at all, and so is a neck. Detectors of different families share trunks.
 
     Args:
-        detector: changed in place; of any number of classes.
-        source: what ``donor`` was read from, for messages.
-        trunk_only: leave the head as it is.
+        detector: changed in place; may have any number of classes.
+        source: file of ``donor``, for messages.
+        trunk_only: do not change the head.
 
     Raises:
         CiodError: the backbones differ.
@@ -93,7 +93,7 @@ def start_from(detector: Detector, donor: Detector, source: str | Path, *, trunk
 
 @torch.no_grad()
 def take_class_rows(detector: Detector, donor: Detector) -> tuple[str, ...]:
-    """Copies the rows of classes that both know by name, in every class layer, where the layers have equal widths.
+    """Copies the rows of classes that both have by name, in every class layer, if the layers have equal widths.
 
     A class that the donor has on a branch has no row of the same layer and is not taken.
 
@@ -116,7 +116,7 @@ def take_class_rows(detector: Detector, donor: Detector) -> tuple[str, ...]:
     taken = []
     for name, pairs in found.items():
         fitting = [(row, other) for row, other in pairs if other is not None]
-        if len(fitting) == len(pairs):  # a class is taken on all levels or on none
+        if len(fitting) == len(pairs):  # a class is taken on all levels or not at all
             for row, other in fitting:
                 row.copy_(other)
             taken.append(name)
@@ -124,6 +124,6 @@ def take_class_rows(detector: Detector, donor: Detector) -> tuple[str, ...]:
 
 
 def _layer(name: str) -> tuple[str, str]:
-    """``head.cls.0.blocks.1.bias`` → its layer and ``bias``: blocks are only how the rows arrived."""
+    """``head.cls.0.blocks.1.bias`` → its layer and ``bias``: blocks only show how the rows were added."""
     layer, _, leaf = name.rpartition(".")
     return layer.partition(".blocks.")[0], leaf

@@ -1,7 +1,7 @@
-"""A detector from a file, in one pass: what kind of file it is, what it holds, whose classes those are, the detector.
+"""A detector from a file, in one pass: the kind of file, its content, the class names, the detector.
 
 ``parse`` reads a file once, with ``model_file`` (ciod's own) or ``checkpoint`` and ``foreign`` (other projects');
-``_build`` makes the detector, with ``mmdet_files`` where it is one of MMDetection. None of them comes back here.
+``_build`` makes the detector, with ``mmdet_files`` if it is one of MMDetection. None of them calls this module.
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ def load(
     """A detector from a file, in eval mode.
 
     Args:
-        path: a ciod model (``.safetensors``), an official YOLOX checkpoint, one of MMDetection: of YOLOX or GFL, or
-            (with the extra mmdet) of any head it supports, with its config inside or as ``mmdet:CONFIG,CHECKPOINT``; or
-            a detector of any maker as ``.onnx`` (docs/extend-onnx.md).
-        classes: class names, for a file that does not carry them. With 80 classes and no names, COCO's.
-        input: of an ONNX file, how pictures are given, where the file does not say it: ``"0..255,bgr"``.
-        size: of an ONNX file that takes any, the side of its input in pixels.
-        old_outputs: of an ONNX file, the layout of its outputs by name, ``auto`` or ``none``.
-        taps: of an ONNX file, tensors to read, by hand: ``"8:a,b 16:c,d 32:e"``.
-        arbiter: False: scores of branches stay as the branches give them (see docs/extend.md).
+        path: a ciod model (``.safetensors``), an official YOLOX checkpoint, an MMDetection checkpoint (YOLOX or GFL,
+            or, with the extra mmdet, any supported head), with its config inside or as ``mmdet:CONFIG,CHECKPOINT``; or
+            a detector of any framework as ``.onnx`` (docs/extend-onnx.md).
+        classes: class names, for a file without names. With 80 classes and no names, COCO's.
+        input: for an ONNX file that does not say it, how pictures are given: ``"0..255,bgr"``.
+        size: for an ONNX file that accepts any size, the side of its input in pixels.
+        old_outputs: for an ONNX file, the layout of its outputs by name, ``auto`` or ``none``.
+        taps: for an ONNX file, the tensors to read, set by hand: ``"8:a,b 16:c,d 32:e"``.
+        arbiter: False: scores of branches are not changed (see docs/extend.md).
 
     Raises:
-        CiodError: the file is absent, damaged, of another architecture, needs code to load, or lacks class names.
+        CiodError: the file is missing, damaged, has another architecture, needs code to load, or lacks class names.
     """
     if Path(path).suffix.lower() == ".onnx":
         from ciod.detectors.onnx import detector as onnx
@@ -82,26 +82,27 @@ def load(
 
 @dataclass(frozen=True)
 class Parsed:
-    """A file that was read, before a detector is made of it."""
+    """A file that was read, before the detector is built."""
 
     path: Path
     kind: Literal["ciod", "known", "mmdet"]
-    """A model of ciod; a checkpoint of another project whose detector ciod has; one that only MMDetection has."""
+    """A model of ciod; a checkpoint of another project for a detector of ciod; one for a detector that only MMDetection
+    has."""
     content: dict[str, Any]
-    """Metadata of a ciod model; of a checkpoint everything in it."""
+    """Metadata of a ciod model; the complete content of a checkpoint."""
     state: dict[str, Tensor]
-    """Tensors under ciod's names as far as they have one; with ``config`` under MMDetection's."""
+    """Tensors under ciod's names, if they have one; with ``config`` under MMDetection's."""
     name: str = ""
-    """Kind ``known``: which detector it is."""
+    """Kind ``known``: the name of the detector."""
     config: str | None = None
-    """Kind ``mmdet``: the config that was named beside the file; None: the one in the file."""
+    """Kind ``mmdet``: the config that was given with the file; None: the one in the file."""
 
 
 def parse(path: str | Path) -> Parsed:
     """Reads a model file, without running code of it.
 
     Raises:
-        CiodError: the file is absent, damaged, of another architecture, or needs code to load.
+        CiodError: the file is missing, damaged, has another architecture, or needs code to load.
     """
     config, path = _config_of(path)
     if not is_file(path):
@@ -119,7 +120,7 @@ def parse(path: str | Path) -> Parsed:
         raise CiodError(f"{path} is the saved state of a run, not a model; give a model.safetensors of its folder.")
     if not any(k.startswith("bbox_head.") for k in theirs):
         raise CiodError(
-            f"{path} is not a checkpoint of a detector ciod knows ({', '.join(detectors.available())}). Its tensors "
+            f"{path} is not a checkpoint of a detector that ciod has ({', '.join(detectors.available())}). Its tensors "
             f"are called, for example, {', '.join(list(state)[:3]) or 'nothing: there are none'}."
         )
     return Parsed(path, "mmdet", content, state)
@@ -143,12 +144,12 @@ def _build(parsed: Parsed, classes: Sequence[str] | None) -> Detector:
 
 def _build_own(parsed: Parsed) -> Detector:
     path, meta = parsed.path, parsed.content
-    settings = {k: v for k, v in meta["detector"].items() if k != "backbone_weights"}  # a file names no other file
+    settings = {k: v for k, v in meta["detector"].items() if k != "backbone_weights"}  # must not name another file
     try:
         detector = detectors.build((), **settings)
     except TypeError as e:
         raise CiodError(
-            f"{path} is no valid ciod model: its detector settings are not known ({e}). Does it come from a newer ciod?"
+            f"{path} is not a valid ciod model: its detector settings are unknown ({e}). Is it from a newer ciod?"
         ) from e
     regrow(detector, meta["class_names"], meta.get("growth") or [{"rows": n} for n in meta["blocks"]])
     counts = parsed.state.get("arbiter.count")
@@ -167,7 +168,7 @@ def _build_known(parsed: Parsed, classes: Sequence[str] | None) -> Detector:
     if "backbone.body.conv1.weight" in tensors_of(parsed.content):
         state, classes = _torchvision_classes(state, classes)
     found = named(path, parsed.content, classes, foreign.count_classes(state))
-    # torchvision's frozen batch normalisation has no counter: the trunk was trained frozen, and stays so.
+    # torchvision's frozen batch normalisation has no counter: the trunk was trained frozen, so it stays frozen.
     counts = any(k.endswith("num_batches_tracked") for k in state)
     detector = detectors.build(found, name=parsed.name, **({} if counts else {"frozen": True}))
     detector.load_state_dict(state, strict=False)
@@ -182,7 +183,7 @@ def open_detector(
     input: str | Sequence[str] | None = None,
     arbiter: bool = True,
 ) -> Detector:
-    """A detector, or the one of a file, taking pictures of ``size`` pixels. ``arbiter=False`` turns its arbiter off.
+    """A detector, or that of a file, for pictures of ``size`` pixels. ``arbiter=False`` turns its arbiter off.
 
     Raises:
         CiodError: as ``ciod.load``; or a size that is not a multiple of 32.
@@ -215,12 +216,12 @@ def _config_of(path: str | Path) -> tuple[str | None, Path]:
         return None, Path(path)
     config, comma, file = str(path).removeprefix("mmdet:").rpartition(",")
     if not comma:
-        raise CiodError(f"{path} names a config and no checkpoint; write mmdet:CONFIG,CHECKPOINT.")
+        raise CiodError(f"{path} names a config but no checkpoint; write mmdet:CONFIG,CHECKPOINT.")
     return config, Path(file)
 
 
 def regrow(detector: Detector, names: Sequence[str], growth: Sequence[dict[str, Any]]) -> None:
-    """Grows a detector without classes as another was grown: in the same blocks and branches, the same arithmetic."""
+    """Grows a detector without classes as another was grown: with the same blocks, branches and arithmetic."""
     first = 0
     for step in growth:
         size = step["branch"] if "branch" in step else step["rows"]
@@ -234,7 +235,7 @@ def regrow(detector: Detector, names: Sequence[str], growth: Sequence[dict[str, 
 
 
 def recognise(state: dict[str, Tensor]) -> str | None:
-    """Which detector a renamed state dict is, by the shapes of everything but its class layers."""
+    """The name of the detector of a renamed state dict, by the shapes of everything except its class layers."""
     shapes = {k: v.shape for k, v in state.items()}
     fitting: dict[str, int] = {}
     for name in detectors.available():
@@ -246,14 +247,14 @@ def recognise(state: dict[str, Tensor]) -> str | None:
         wanted = {k: v.shape for k, v in model.state_dict().items() if k not in rows and "num_batches" not in k}
         if all(shapes.get(k) == shape for k, shape in wanted.items()) and rows <= shapes.keys():
             fitting[name] = len(wanted)
-    # A ResNet-101 has all tensors of a ResNet-50: the larger fit is the right one.
+    # A ResNet-101 has all tensors of a ResNet-50: the larger match is the right one.
     return max(fitting, key=fitting.__getitem__, default=None)
 
 
 def _torchvision_classes(
     state: dict[str, Tensor], classes: Sequence[str] | None
 ) -> tuple[dict[str, Tensor], Sequence[str] | None]:
-    """Rows of real classes: of COCO's 91 the 80 that have a name; of N + 1 with N names all but the background."""
+    """Rows of real classes: of COCO's 91 the 80 with a name; of N + 1 rows with N names all except the background."""
     count, coco = foreign.count_classes(state), foreign.torchvision_coco()
     if classes is None and count == max(coco.values()) + 1:
         return foreign.class_rows(state, list(coco.values())), list(coco)
@@ -263,22 +264,22 @@ def _torchvision_classes(
 
 
 def donor(path: Path) -> Detector:
-    """The model that another one starts from; a checkpoint without class names gets numbers for names.
+    """The model that another one starts from; a checkpoint without class names gets numbers as names.
 
     Raises:
-        CiodError: as ``load``.
+        CiodError: see ``load``.
     """
     parsed = parse(path)
     if parsed.kind == "ciod":
         return _build(parsed, None)
     count = foreign.count_classes(parsed.state)
-    # Without names of its own or COCO's no row can be taken by name: numbers are used, which name no class.
+    # Without its own names or COCO's, no row can be taken by name, so the names are numbers, which match no class.
     knows = count in (len(known.COCO), foreign.COCO_ROWS) or bool(names_in_metadata(parsed.content.get("meta")))
     return _build(parsed, None if knows else [f"\0{i}" for i in range(count)])
 
 
 def load_trunk(detector: Detector, path: Path) -> Taken:
-    """Copies backbone and neck of a model file into ``detector``; its head stays as it is. See ``start_from``."""
+    """Copies backbone and neck of a model file into ``detector``; its head is not changed. See ``start_from``."""
     return load_fitting(detector, path, trunk_only=True)
 
 
@@ -290,11 +291,11 @@ def load_fitting(
 
     Args:
         model: a file, or what ``donor`` read from it.
-        trunk_only: backbone and neck alone; the head stays as it is.
-        source: the file for messages, where ``model`` is none.
+        trunk_only: only backbone and neck; the head is not changed.
+        source: the file for messages, if ``model`` is not a file.
 
     Raises:
-        CiodError: the file cannot be read, or its backbone is another.
+        CiodError: the file cannot be read, or its backbone differs.
     """
     if isinstance(model, Path) and detector.settings["name"].startswith("mmdet:"):
         from ciod.detectors.files import mmdet_files
@@ -305,7 +306,7 @@ def load_fitting(
 
 
 def _in_mmdet(path: Path) -> dict[str, Tensor]:
-    """Tensors under MMDetection's names: of a checkpoint of it or of YOLOX's own project, or of a ciod model."""
+    """Tensors under MMDetection's names, from a checkpoint of MMDetection or of the YOLOX project, or a ciod model."""
     from ciod.detectors.files import mmdet_files
 
     if path.suffix == ".safetensors":

@@ -1,13 +1,13 @@
 """The arbiter: which branch an object belongs to, from statistics of the frozen backbone.
 
-A branch never sees the objects of the others, so it takes them for its own, and no score tells a nut from a bolt. The
-backbone does not move, though: means of its maps at the training boxes, gathered in every extension, stay true for
-ever, and linear discriminant analysis on them (as streaming LDA does, Hayes and Kanan, CVPR-W 2020) says how probable
-each class is at a box. A detection's score is multiplied with the probability of its branch's classes together; within
-a branch the branch itself knows better. What is far from every object a branch has learnt, by Mahalanobis distance, is
-nothing the branch can know (Lee et al., NeurIPS 2018), and its score goes to zero.
+A branch is never trained on the objects of the others, so it takes them for its own: scores do not separate a nut from
+a bolt. But the backbone is frozen: means of its maps at the training boxes, collected in every extension, stay valid,
+and linear discriminant analysis on them (as in streaming LDA, Hayes and Kanan, CVPR-W 2020) gives the probability of
+each class at a box. A detection's score is multiplied by the total probability of its branch's classes; within a branch
+its own scores decide. Scores of boxes that are far from all learnt objects of a branch, by Mahalanobis distance (Lee et
+al., NeurIPS 2018), go to zero.
 
-What is stored adds up: counts, means and one scatter matrix, no picture and no single object.
+The stored statistics are sums: counts, means and one scatter matrix, no picture and no single object.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-WIDEST = 1024  # features; a wider backbone's channels are summed into so many, with signs
+WIDEST = 1024  # features; the channels of a wider backbone are summed into this number, with signs
 SHRINK = 0.1  # share of the diagonal in the covariance
 CANDIDATES = (
-    100  # best positions of all branches in an image that are judged, as many of each; all others by their mean
+    100  # best positions of all branches in an image that are judged, equally many of each; all others get their mean
 )
 LEAST = 20  # of a branch
 SAMPLES = 4  # per side of a box, in every map
-DIRECTIONS = 32  # at random, in which distances are measured
+DIRECTIONS = 32  # random directions in which distances are measured
 FAR = 3.0  # standard deviations beyond the mean logarithm of the objects' squared distances, where scores are halved
-STEEP = 2.2  # one standard deviation nearer they keep 90 %
+STEEP = 2.2  # one standard deviation closer, scores keep 90 %
 
 
 class Arbiter(nn.Module):
-    """Statistics of classes, and of boxes that show none of them, at the backbone's maps.
+    """Statistics of the backbone's maps for classes, and for boxes that show none of them.
 
     Rows of ``count`` [R] and ``mean`` [R, F]: the classes in the order of the detector, then prototypes of boxes that
     show none. ``scatter`` [F (F + 1) / 2] is the upper triangle of the sum of (x - mean)(x - mean)ᵀ over all objects.
@@ -39,7 +39,7 @@ class Arbiter(nn.Module):
     ``distance`` [3] sum, sum of squares and number of the logarithms of the objects' squared distances.
 
     Args:
-        channels: of the backbone's maps.
+        channels: those of the backbone's maps.
         strides: pixels per cell of each map.
         classes: rows for classes.
         nothing: rows for prototypes of boxes without an object.
@@ -49,7 +49,7 @@ class Arbiter(nn.Module):
         super().__init__()
         self.channels, self.strides, self.classes = tuple(channels), tuple(strides), classes
         self.on = True
-        """False: scores stay as the branches give them."""
+        """False: scores of branches are not changed."""
         self.features = min(WIDEST, sum(channels))
         rows, f = classes + nothing, self.features
         self.register_buffer("count", torch.zeros(rows))
@@ -98,7 +98,7 @@ class Arbiter(nn.Module):
 
     @torch.no_grad()
     def add(self, x: Tensor, row: Tensor) -> None:
-        """Adds objects: ``x`` [n, features] of classes ``row`` [n]. In parts or at once, in any order: the same."""
+        """Adds objects: ``x`` [n, features] of classes ``row`` [n]. The result does not depend on order or portions."""
         x, rows = x.double(), len(self.count)
         n = torch.bincount(row, minlength=rows).double()
         mean = x.new_zeros(rows, self.features).index_add(0, row, x) / n.clamp(min=1)[:, None]
@@ -117,13 +117,13 @@ class Arbiter(nn.Module):
 
     @torch.no_grad()
     def add_nothing(self, mean: Tensor, count: Tensor) -> None:
-        """Adds prototypes of boxes without an object: [k, features] and how many boxes each stands for [k]."""
+        """Adds prototypes of boxes without an object: [k, features], and the number of boxes of each [k]."""
         self.count, self.mean = torch.cat([self.count, count.float()]), torch.cat([self.mean, mean.float()])
         self.refresh()
 
     @torch.no_grad()
     def grow(self, classes: int) -> None:
-        """Makes room for new classes."""
+        """Adds rows for new classes."""
         k = self.classes
         self.count = torch.cat([self.count[:k], self.count.new_zeros(classes), self.count[k:]])
         self.mean = torch.cat([self.mean[:k], self.mean.new_zeros(classes, self.features), self.mean[k:]])
@@ -132,7 +132,7 @@ class Arbiter(nn.Module):
 
     @torch.no_grad()
     def select(self, kept: Sequence[int]) -> None:
-        """Keeps these classes, ascending; what the others taught of the covariance stays."""
+        """Keeps these classes, ascending; the covariance is not changed."""
         rows = [*kept, *range(self.classes, len(self.count))]
         self.count, self.mean, self.classes = self.count[rows], self.mean[rows], len(kept)
         self.refresh()
@@ -141,7 +141,7 @@ class Arbiter(nn.Module):
 
     @property
     def degree(self) -> float:
-        """The temperature: the mean of those fitted, in proportion to the objects they were fitted on."""
+        """The temperature: the mean of the fitted ones, weighted by their numbers of objects."""
         total, n = self.temperature.tolist()
         return float(torch.tensor(total / n).exp()) if n else 16.0
 
@@ -155,13 +155,13 @@ class Arbiter(nn.Module):
         own = self.count[: self.classes]
         full = full / (own.sum() - (own > 0).sum()).clamp(min=1)
         diagonal = full.diagonal()
-        # Of one object per class there is no scatter: a share of the features' size stands in for it.
+        # With one object per class there is no scatter: it is replaced by a share of the features' size.
         least = 1e-6 * (diagonal.mean() + (self.mean.double() ** 2).mean()) + 1e-12
         return (1 - SHRINK) * full + torch.diag(SHRINK * diagonal + least)
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Computes the linear layer from the statistics; after every change of them."""
+        """Computes the linear layer from the statistics; call it after every change of them."""
         rows = torch.nonzero(self.count > 0)[:, 0]
         mean = self.mean[rows].double()
         covariance = self.covariance()
@@ -202,7 +202,7 @@ class Arbiter(nn.Module):
         return square.clamp(min=1e-6).log()
 
     def limit(self) -> tuple[float, float]:
-        """The logarithm of the squared distance at which scores are halved, and how steep they fall there."""
+        """The logarithm of the squared distance at which scores are halved, and how steeply they fall there."""
         total, squares, n = self.distance.tolist()
         if not n:
             return 1e4, 1.0
@@ -211,7 +211,7 @@ class Arbiter(nn.Module):
         return mean + FAR * deviation, STEEP / deviation
 
     def known(self, logarithms: Tensor) -> Tensor:
-        """How far logarithms of squared distances are those of learnt objects, 0..1; 1 before any was measured."""
+        """How typical logarithms of squared distances are of learnt objects, 0..1; 1 before any was measured."""
         limit, slope = self.limit()
         return torch.sigmoid((limit - logarithms) * slope)
 
@@ -234,7 +234,8 @@ class Arbiter(nn.Module):
             self.temperature += torch.stack([best * len(row), best.new_tensor(float(len(row)))])
 
     def _squared(self, x: Tensor, row: Tensor) -> Tensor:
-        """[n] float64: squared Mahalanobis distances from the own class, the object itself in the statistics."""
+        """[n] float64: squared Mahalanobis distances from the object's class, with the object itself in the
+        statistics."""
         apart = x.double() - self.mean[row].double()
         return (torch.linalg.solve(self.covariance(), apart.T).T * apart).sum(1)
 
@@ -251,7 +252,7 @@ class Arbiter(nn.Module):
         place = torch.searchsorted(self.rows, row)
         n = self.count[row].double()
         apart = x - mean[place]
-        # An object alone in its class leaves none behind; it is judged with itself.
+        # Without the only object of a class nothing is left; it is judged with itself.
         ratio = torch.where(n > 1, n / (n - 1).clamp(min=1), 1.0)
         own = self.count[: self.classes]
         freedom = float((own.sum() - (own > 0).sum()).clamp(min=2)) - 1
@@ -269,7 +270,7 @@ class Arbiter(nn.Module):
     # Prediction ---------------------------------------------------------------------------------------------------
 
     def judge(self, maps: Sequence[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """At boxes [B, n, 4] the probabilities of the rows, and how well known an object of each is: [B, n, rows]."""
+        """At boxes [B, n, 4] the probabilities of the rows, and how typical the box is of each: [B, n, rows]."""
         means = [_means(m.float(), boxes, s) for m, s in zip(maps, self.strides, strict=True)]
         layer = torch.cat([self.weight, self.projection.T])
         weights = (layer[:, self.column] * self.sign).split(self.channels, 1)
@@ -284,8 +285,8 @@ class Arbiter(nn.Module):
         """Scores [B, P, C] with those of branches multiplied by the probability of the branch's classes.
 
         Args:
-            boxes: [B, P, 4]; those of the detector itself, then as many of each branch.
-            branches: class numbers of each branch. A branch that lacks statistics is left as it is.
+            boxes: [B, P, 4]; those of the detector itself, then equally many of each branch.
+            branches: class numbers of each branch. A branch without statistics is not changed.
             first: positions of the detector itself.
         """
         n = len(branches)
@@ -294,7 +295,7 @@ class Arbiter(nn.Module):
         return torch.cat([scores[:, :first], scores[:, first:] * factor.flatten(1)[..., None]], 1)
 
     def factors(self, best: Tensor, boxes: Tensor, maps: Sequence[Tensor], branches: Sequence[Sequence[int]]) -> Tensor:
-        """What scores of branches are multiplied with, [B, n, P].
+        """The factors for the scores of branches, [B, n, P].
 
         Args:
             best: [B, n, P] the best score at each position of each branch.
@@ -315,7 +316,7 @@ class Arbiter(nn.Module):
         return torch.where(judged, rest.scatter(2, place, right), torch.ones_like(best))
 
     def own(self, parts: Sequence[Sequence[int]]) -> list[Tensor | None]:
-        """For each part [rows] float, 1 at its classes; None where one of them has no statistics."""
+        """For each part [rows] float, 1 at its classes; None if one of them has no statistics."""
         known, device = set(self.listed), self.count.device
         return [
             torch.tensor([float(r in columns) for r in self.listed], device=device)
@@ -332,7 +333,7 @@ def _refresh(arbiter: Arbiter, _: object) -> None:
 def _inside(m: Tensor, boxes: Tensor, image: Tensor, stride: int) -> Tensor:
     """The mean of a map [B, F, h, w] inside boxes [n, 4] → [n, F].
 
-    Boxes are shifted by half a cell, so that a cell's value stands at its centre, which needs no later opset of ONNX.
+    Boxes are shifted by half a cell, so that a cell's value is at its centre; this works with old opsets of ONNX.
     """
     height, width = m.shape[2] * stride, m.shape[3] * stride
     low = torch.zeros(4, device=boxes.device)
@@ -344,10 +345,9 @@ def _inside(m: Tensor, boxes: Tensor, image: Tensor, stride: int) -> Tensor:
 
 
 def _means(m: Tensor, boxes: Tensor, stride: int) -> Tensor:
-    """The mean of a map [B, F, h, w] inside boxes [B, n, 4] → [B, F, n].
-
-    As ``_inside``, which interpolates at ``SAMPLES`` points per side. Their weights are those of rows times those of
-    columns, so the mean is a product of matrices, which runtimes compute much faster.
+    """The mean of a map [B, F, h, w] inside boxes [B, n, 4] → [B, F, n]. Like ``_inside``, which interpolates at
+    ``SAMPLES`` points per side. Their weights are those of rows times those of columns, so the mean is a product of
+    matrices, which runtimes compute much faster.
     """
     height, width = m.shape[2:]
     rows = _shares(boxes[..., 1::2], height, stride)
@@ -360,6 +360,6 @@ def _shares(ends: Tensor, cells: int, stride: int) -> Tensor:
     ends = ends.nan_to_num().clamp(0, cells * stride) / stride - 0.5
     extent = (ends[..., 1:] - ends[..., :1]).clamp(min=1)
     point = ends[..., :1] + extent * ((torch.arange(SAMPLES, device=ends.device) + 0.5) / SAMPLES)
-    inside = (point <= cells).to(ends)  # beyond the border a map is zero
+    inside = (point <= cells).to(ends)  # a map is zero outside its border
     apart = point.clamp(0, cells - 1)[..., None] - torch.arange(cells, device=ends.device)
     return ((1 - apart.abs()).clamp(min=0) * inside[..., None]).mean(2)

@@ -60,7 +60,7 @@ class Backbone(nn.Module):
     stage4: nn.Module
 
     def hold(self) -> None:
-        """Freezes the parts that do not change if there are weights."""
+        """Freezes the parts that stay fixed, if there are weights."""
         if self.pretrained:
             self.stem.requires_grad_(False)
             self.stage1.requires_grad_(False)
@@ -145,7 +145,7 @@ def load_resnet(net: nn.Module, depth: int, weights: str) -> bool:
     if weights == "imagenet":
         patience = socket.getdefaulttimeout()
         try:
-            socket.setdefaulttimeout(15)  # must not hang on a machine without network
+            socket.setdefaulttimeout(15)  # so that it does not hang without a network
             entry = torchvision.models.get_model_weights(f"resnet{depth}")["IMAGENET1K_V1"]
             net.load_state_dict(entry.get_state_dict(progress=False, check_hash=True))
             return True

@@ -37,7 +37,7 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, *, depthwise: 
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3, and the input added when ``shortcut``."""
+    """1×1, 3×3, and with ``shortcut`` the input is added."""
 
     def __init__(self, channels: int, *, shortcut: bool, depthwise: bool):
         super().__init__()

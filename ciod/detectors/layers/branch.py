@@ -1,8 +1,8 @@
-"""Branches: new classes on a small head of their own beside a frozen detector, whose outputs stay bit-identical.
+"""Branches: new classes on a separate small head next to a frozen detector, whose outputs stay bit-identical.
 
-A branch reads what the frozen detector computes anyway (the backbone's maps, the neck's, the towers of the head) and
-predicts class, box and objectness of its own classes. Its positions are appended to the detector's: nothing that was
-there changes, and decoding merges both as it merges any positions.
+A branch reads maps that the frozen detector computes anyway (those of the backbone, the neck and the towers of the
+head) and predicts class, box and objectness of its own classes. Its positions are appended to the detector's: existing
+ones do not change, and decoding merges both like any other positions.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ OFF = -30.0  # logit of a class that a position cannot have: probability 1e-13, 
 
 
 class BranchLevel(nn.Module):
-    """One level: layers on the frozen towers, and a bottleneck beside them over three maps: the backbone's, the neck's
-    and what the level above it (of twice the resolution) hands down.
+    """One level: layers on the frozen towers, and a parallel bottleneck over three maps: the backbone's, the neck's and
+    one from the level above it (with twice the resolution).
 
-    The neck keeps what the old classes needed; what new ones need is often still in the backbone's maps, and small
-    marks on large objects only in those of high resolution. Batch normalisation matters most: without it the same
+    The neck keeps what the old classes needed. What new classes need is often still in the backbone's maps, and small
+    marks on large objects are only in those of high resolution. Batch normalisation matters most: without it the same
     branch learns a third less in the same steps (measured: docs/results/extend-cards6.md). The box layer starts as a
     copy of the frozen one, so that boxes fit objects from the first step.
 
     Args:
         tap: channels of the backbone's map.
         width: channels of the neck's map and of the towers.
-        above: channels that the level above hands down; 0: there is none.
-        inner: channels of the bottleneck; 0: only the layers on the towers, and the backbone's map is handed down.
+        above: channels of the map from the level above; 0: there is none.
+        inner: channels of the bottleneck; 0: only the layers on the towers, and the backbone's map is passed down.
         blocks: sizes of the blocks of class rows.
         box: the frozen box layer.
-        refine: a second, residual block, for the level that costs least.
+        refine: a second, residual block, for the cheapest level.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class BranchLevel(nn.Module):
         super().__init__()
         self.inner = inner
         self.given = inner or tap
-        """Channels that are handed down."""
+        """Channels that are passed down."""
         if inner:
             most, less = max(1, 3 * inner // 4), max(1, 3 * inner // 8)
             self.tap, self.neck = conv(tap, most, 1), conv(width, less, 1)
@@ -68,7 +68,7 @@ class BranchLevel(nn.Module):
     def forward(
         self, tap: Tensor, neck: Tensor, above: Tensor | None, cls: Tensor, reg: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Class, box and objectness maps, and the map that is handed down."""
+        """Class, box and objectness maps, and the map that is passed down."""
         x = tap
         if self.inner:
             parts = [self.tap(tap), self.neck(neck)]
@@ -82,12 +82,12 @@ class BranchLevel(nn.Module):
 
 
 def default_widths(width: int) -> tuple[int, int, int]:
-    """Channels of the bottleneck per level where the sizes of the new objects are unknown."""
+    """Channels of the bottleneck per level if the sizes of the new objects are unknown."""
     return max(4, width // 10), max(8, 3 * width // 8), max(12, 5 * width // 8)
 
 
 class Branch(nn.Module):
-    """The head of the classes ``columns``, the last ``new`` of which only it has; one ``BranchLevel`` per level."""
+    """The head of the classes ``columns``, of which only the last ``new`` are new; one ``BranchLevel`` per level."""
 
     levels: Layers[BranchLevel]
 
@@ -131,7 +131,7 @@ class Branch(nn.Module):
 
 
 def table_of(parts: Sequence[Sequence[int]], classes: int) -> Tensor:
-    """[parts, classes] int64: the channel of a class in a part, or the part's number of channels: it has none."""
+    """[parts, classes] int64: the channel of a class in a part, or the part's number of channels if it has none."""
     table = torch.zeros(len(parts), classes, dtype=torch.long)
     for row, columns in zip(table, parts, strict=True):
         row.fill_(len(columns))
@@ -150,7 +150,7 @@ def scatter_classes(outputs: Outputs, row: Tensor) -> Outputs:
 
 
 def append(parts: Sequence[Outputs]) -> Outputs:
-    """Positions of all parts, the first's first; features and towers are the first's."""
+    """Positions of all parts in order; features and towers are those of the first."""
 
     def cat(name: str, dim: int) -> Tensor:
         return torch.cat([getattr(p, name) for p in parts], dim)
@@ -185,12 +185,12 @@ def part(outputs: Outputs, i: int, of: int) -> Outputs:
 
 
 def only(targets: Targets, own: Tensor) -> Targets:
-    """The same targets with those of other classes not valid; ``own`` is [C] bool."""
+    """The same targets, where those of other classes are not valid; ``own`` is [C] bool."""
     return replace(targets, valid=targets.valid & own[targets.labels])
 
 
 def join(matches: Sequence[Matches], positions: int) -> Matches:
-    """Matches of the parts as matches of the whole; each part has ``positions`` positions."""
+    """Matches of the parts as matches of all positions; each part has ``positions`` positions."""
     return Matches(
         torch.cat([m.position + i * positions for i, m in enumerate(matches)], 1),
         torch.cat([m.target for m in matches], 1),

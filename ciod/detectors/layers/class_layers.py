@@ -129,7 +129,7 @@ class AnchorClassConv(ClassConv):
 
 
 class ClassRow(nn.Linear):
-    """A linear layer to the logits of some classes, named as a convolution is."""
+    """A linear layer to the logits of some classes, with the attributes of a convolution."""
 
     @property
     def out_channels(self) -> int:
@@ -167,7 +167,7 @@ class RankedLinear(ClassLinear):
         return sum(self.sizes)
 
     def grow(self, classes: int) -> None:
-        if hasattr(self, "ranking"):  # not while the layer is made
+        if hasattr(self, "ranking"):  # not while the layer is constructed
             known = torch.full_like(self.ranking, self.classes)
             self.ranking.copy_(torch.where(self.ranking > 0, self.ranking.minimum(known), known))
         super().grow(classes)

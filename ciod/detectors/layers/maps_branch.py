@@ -1,7 +1,7 @@
-"""The branch of a detector of which nothing is known but maps: new classes on the tensors of a frozen foreign graph.
+"""The branch of a detector of which only maps are known: new classes on the tensors of a frozen foreign graph.
 
-As ``branch.Branch``, but every map is standardised first, since activations of foreign networks have any scale; no box
-layer is there to copy; and where the graph has no towers the branch has small ones of its own.
+Like ``branch.Branch``, but every map is standardised first, since activations of foreign networks may have any scale;
+there is no box layer to copy; and if the graph has no towers, the branch has small ones.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ciod.detectors.layers.blocks import conv
 from ciod.detectors.layers.class_layers import ClassConv, start_rare
 from ciod.detectors.layers.modules import Layers, bias_of
 
-NARROWEST, WIDEST = 48, 96  # channels that widths of the branch are derived from
-USUAL_CELLS = 4.0  # side of a box in cells, before anything is learnt
+NARROWEST, WIDEST = 48, 96  # channels from which widths of the branch are derived
+USUAL_CELLS = 4.0  # side of a box in cells before training
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Channels:
 
     @property
     def taken(self) -> list[int]:
-        """Of each map that is read, in the order early, late, towers."""
+        """Channels of each map that is read, in the order early, late, towers."""
         return [c for c in (self.early, self.late, *self.towers) if c]
 
 
 class Standard(nn.Module):
-    """Maps with mean 0 and deviation 1 per channel. A channel that was silent when it was measured stays silent."""
+    """Maps with mean 0 and deviation 1 per channel. A channel that was constant when it was measured stays 0."""
 
     scale: Tensor
     shift: Tensor
@@ -49,7 +49,7 @@ class Standard(nn.Module):
 
     @torch.no_grad()
     def measured(self, mean: Tensor, deviation: Tensor) -> None:
-        """Takes mean and deviation per channel, [channels] each."""
+        """Sets mean and deviation per channel, [channels] each."""
         typical = deviation.square().mean().sqrt()
         silent = deviation <= 1e-6 * typical.clamp(min=1e-12)
         self.scale.copy_(torch.where(silent, 0.0, 1 / (deviation + 0.01 * typical).clamp(min=1e-12)))
@@ -60,13 +60,13 @@ class Standard(nn.Module):
 
 
 class MapsLevel(nn.Module):
-    """One level: predictions read the towers, and a bottleneck over the backbone's map, the neck's and what the level
-    above (of twice the resolution) hands down.
+    """One level: predictions read the towers, and a bottleneck over the backbone's map, the neck's and one from the
+    level above (with twice the resolution).
 
     Args:
-        maps: what is there to read.
-        above: channels that the level above hands down; 0: there is none.
-        inner: channels of the bottleneck; 0: there is none, and the backbone's map is handed down.
+        maps: the maps that exist.
+        above: channels of the map from the level above; 0: there is none.
+        inner: channels of the bottleneck; 0: there is none, and the backbone's map is passed down.
         blocks: sizes of the blocks of class rows.
         refine: a second, residual block, for the level that costs least.
     """
@@ -78,7 +78,7 @@ class MapsLevel(nn.Module):
         self.maps, self.inner = maps, inner
         self.standards = Layers(Standard(c) for c in maps.taken)
         self.given = inner or maps.early
-        """Channels that are handed down."""
+        """Channels that are passed down."""
         if inner:
             most, less = max(1, 3 * inner // 4), max(1, 3 * inner // 8)
             self.tap = conv(maps.early, most, 1) if maps.early else None
@@ -107,7 +107,7 @@ class MapsLevel(nn.Module):
             bias_of(self.reg).copy_(torch.tensor([0.5, 0.5, side, side]))
 
     def forward(self, maps: Sequence[Tensor], above: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Class, box and objectness maps, and the map that is handed down.
+        """Class, box and objectness maps, and the map that is passed down.
 
         Args:
             maps: those that are read, in the order of ``Channels.taken``.
@@ -127,20 +127,20 @@ class MapsLevel(nn.Module):
                 handed = handed + self.refine(handed)
             parts.append(handed)
         elif early is not None:
-            # Without the shift: the next layer's border is filled with 0, and its normalisation takes the mean out.
+            # Without the shift: the next layer's border is filled with 0, and its normalisation removes the mean.
             handed = maps[0] * self.standards[0].scale[:, None, None]
         x = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
         return self.cls(x), self.reg(x), self.obj(x), handed
 
 
 def width_of(levels: Sequence[Channels]) -> int:
-    """What the widths of a bottleneck are derived from: the channels of the neck, within bounds."""
+    """The width from which those of a bottleneck are derived: the channels of the neck, within bounds."""
     found = sorted(v.late or v.early for v in levels)
     return min(max(found[len(found) // 2], NARROWEST), WIDEST)
 
 
 class MapsBranch(nn.Module):
-    """The head of ``columns``, the last ``new`` of which only it has; one ``MapsLevel`` per level, finest first.
+    """The head of ``columns``, of which only the last ``new`` are new; one ``MapsLevel`` per level, finest first.
 
     Args:
         inner: channels of the bottleneck of each level.
@@ -162,7 +162,7 @@ class MapsBranch(nn.Module):
             above, before = level.given, maps.stride
 
     def forward(self, maps: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Class, box and objectness maps of each level, of the maps of each level."""
+        """Class, box and objectness maps of each level, from the maps of each level."""
         found: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
         above = None
         for level, own in zip(self.levels, maps, strict=True):

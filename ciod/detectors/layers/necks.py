@@ -67,7 +67,7 @@ class FPN(FeaturePyramidNetwork):
 
 
 class PlainP6P7(LastLevelP6P7):
-    """Two more levels, each by one convolution of stride 2."""
+    """Two more levels, each made by one convolution with stride 2."""
 
     def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
         p6 = self.p6(p[-1])

@@ -1,4 +1,4 @@
-"""A model of MMDetection from its config, its class layers replaced by ones that grow."""
+"""A model of MMDetection from its config, with class layers that grow."""
 
 # pyright: reportMissingImports=false
 from __future__ import annotations
@@ -38,7 +38,7 @@ def network(model: dict[str, Any], classes: int, source: str) -> Any:
     log = MMLogger.get_current_instance()
     level = log.level
     try:
-        log.setLevel("WARNING")  # it prints three lines per parameter
+        log.setLevel("WARNING")  # otherwise it prints three lines per parameter
         with _building(source):
             found = MODELS.build(to_build(model, classes))
             found.init_weights()
@@ -67,8 +67,8 @@ def to_build(model: dict[str, Any], classes: int) -> Any:
 
 
 def class_layers(model: dict[str, Any], source: str) -> dict[str, int]:
-    """The layers with a row per class, by name, and their rows for one class: those whose shape changes with the number
-    of classes.
+    """The layers with rows per class, by name, and their number of rows for one class: those whose shape changes with
+    the number of classes.
 
     Raises:
         CiodError: there are none, or MMDetection cannot build the config.
@@ -111,7 +111,7 @@ def load_backbone(backbone: Any, given: dict[str, Any], weights: str) -> bool:
     """Loads torchvision's ResNet weights into MMDetection's ResNet, whose tensors have the same names.
 
     Raises:
-        CiodError: another backbone.
+        CiodError: it is another backbone.
     """
     depth = given.get("depth")
     if given.get("type") != "ResNet" or depth not in (18, 34, 50, 101, 152) or given.get("style") == "caffe":

@@ -20,7 +20,7 @@ from ciod.detectors.base import Input
 
 PREFIX = "mmdet:"
 INSTALL = "its operators are compiled, which docs/mmdetection.md has step by step"
-# Keys and values of a model's config that lead to another file.
+# Keys and values of a model's config that refer to another file.
 _LEADING = ("checkpoint", "pretrained", "teacher_config", "teacher_ckpt", "filename", "file_name", "path")
 _FILE = re.compile(r"[/\\:~]|\.(py|pth?|pkl|pickle|json|ya?ml|bin|ckpt|safetensors)$", re.IGNORECASE)
 KEPT = ("type", "data_preprocessor", "backbone", "neck", "bbox_head", "train_cfg", "test_cfg")
@@ -73,10 +73,10 @@ def locate(given: str) -> Path:
 
 
 def read(given: str) -> dict[str, Any]:
-    """``model`` of a config file (see ``locate``), as plain values, with the test pipeline's ``input`` beside it.
+    """``model`` of a config file (see ``locate``), as plain values, with the test pipeline's ``input`` added.
 
     Raises:
-        CiodError: no such file, or it cannot be read, or has no model.
+        CiodError: the file does not exist, cannot be read, or has no model.
     """
     path = locate(given)
     require()
@@ -150,7 +150,7 @@ def _picture(steps: Any) -> dict[str, Any]:
 
 
 def _dicts(value: Any) -> Iterator[dict[str, Any]]:
-    waiting = [value]  # no recursion: a stranger's config may be nested deeply
+    waiting = [value]  # no recursion, because a config from a stranger may be deeply nested
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
@@ -182,7 +182,7 @@ def check_types(value: Any, source: str) -> None:
     """Refuses class names that are not registered ones, because a dotted name would be imported.
 
     Raises:
-        CiodError: naming it.
+        CiodError: it has one; the message names it.
     """
     for entry in _dicts(value):
         kind = entry.get("type")
@@ -194,11 +194,11 @@ def check_types(value: Any, source: str) -> None:
 
 
 def check_apart(model: dict[str, Any], source: str) -> None:
-    """Refuses whatever would lead MMDetection to another file when it builds the model: a teacher's config is code, and
-    weights may be a pickle.
+    """Refuses everything that would make MMDetection read another file when it builds the model: a teacher's config is
+    code, and weights may be a pickle.
 
     Raises:
-        CiodError: naming it.
+        CiodError: it has one; the message names it.
     """
     if more := sorted(set(map(str, model)) - {*KEPT, "input"}):
         raise CiodError(
@@ -216,8 +216,8 @@ def check_apart(model: dict[str, Any], source: str) -> None:
             key in _LEADING or _FILE.search(value) or (key, value) == ("type", "Pretrained")
         ):
             raise CiodError(
-                f"{source} holds a config of MMDetection that names another file ({key}={value!r}); a model must be "
-                "whole in itself, so it is refused."
+                f"{source} holds a config of MMDetection that names another file ({key}={value!r}); a model must not "
+                "need other files, so it is refused."
             )
 
 

@@ -71,7 +71,7 @@ class MMDet(Detector):
     ):
         given = name.removeprefix(configs.PREFIX)
         model = configs.read(given) if config is None else configs.loads(config, name)
-        configs.check_apart(model, name)  # so that no model is saved that would not be read
+        configs.check_apart(model, name)  # so that a saved model can always be read
         configs.require()
         self.recipe = heads.recipe_of(model, given)
         self.config = model
@@ -79,7 +79,7 @@ class MMDet(Detector):
         stem = configs.PREFIX + Path(given).name.removesuffix(".py")
         super().__init__(class_names, {"name": stem, "size": input_spec.size, "config": json.dumps(model)}, input_spec)
         self.one_label = not self.recipe.several
-        self.traits = _traits(model, self.recipe)  # type: ignore[misc]  # of the instance: heads differ
+        self.traits = _traits(model, self.recipe)  # type: ignore[misc]  # per instance, because heads differ
         self.model = build.network(model, max(1, len(class_names)), given)
         heads.check_head(self.head, self.recipe, given)
         for place in build.class_layers(model, given):
@@ -140,7 +140,7 @@ class MMDet(Detector):
         logits = torch.cat([_rows(m) for m in cls], 1).float()
         raw = torch.cat([_boxes(m, a_cell) for m in reg], 1).float()
         more: dict[str, Any] = {}
-        if kind == "TOODHead":  # its classes are probabilities already, its boxes decoded in strides
+        if kind == "TOODHead":  # its classes are already probabilities, and its boxes are decoded, in strides
             logits = torch.logit(logits, eps=1e-7)
             boxes = raw * step
         elif kind == "YOLOXHead":
@@ -214,7 +214,7 @@ class MMDet(Detector):
         self._count(len(kept))
 
     def _count(self, classes: int | None = None) -> None:
-        """The head's own number of classes."""
+        """Sets the head's own number of classes."""
         self.head.num_classes = self.head.cls_out_channels = self.num_classes if classes is None else classes
 
     @torch.no_grad()

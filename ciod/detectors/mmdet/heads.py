@@ -1,4 +1,4 @@
-"""How the dense heads of MMDetection match and sum their losses: one table, and the terms it refers to.
+"""How the dense heads of MMDetection match and sum their losses: one table and its terms.
 
 Assigners and box losses are the head's own. The sums are written here, because methods mask positions, classes and
 matches in them (``losses.supervise``), which MMDetection's ``loss`` cannot. tests/mmdet checks that both are equal.
@@ -145,7 +145,7 @@ def match(head: Any, outputs: Outputs, targets: Targets) -> Matches:
 
 
 def _assigned(head: Any, outputs: Outputs, b: int, boxes: Tensor, labels: Tensor) -> Tensor:
-    """[P] int64 of image ``b``: the number of the box, from 1; 0 is background, -1 neither."""
+    """[P] int64 of image ``b``: the number of the box, from 1; 0: background; -1: neither."""
     from mmengine.structures import InstanceData
 
     if type(head).__name__ == "FCOSHead":
@@ -306,7 +306,7 @@ def losses(
 def _box_weight(
     recipe: Recipe, outputs: Outputs, matches: Matches, seen: Tensor, wanted: Tensor, quality: Tensor
 ) -> Tensor:
-    """[B, M]: how much the box of a match counts.
+    """[B, M]: the weight of the box of a match.
 
     Args:
         seen: [B, P, C] scores.
@@ -360,7 +360,7 @@ def _sum(weight: Tensor, counted: Tensor, floor: float) -> Tensor:
 
 
 def _proper(boxes: Tensor) -> Tensor:
-    """Gives padding a size, because the logarithm of 0 would be infinite."""
+    """Gives padded boxes a size, because the logarithm of 0 would be infinite."""
     return torch.cat([boxes[..., :2], torch.maximum(boxes[..., 2:], boxes[..., :2] + 1e-3)], -1)
 
 

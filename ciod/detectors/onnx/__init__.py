@@ -1,5 +1,5 @@
-"""Detectors of any maker as ONNX files: reading them, and what is in them.
+"""Detectors of any framework as ONNX files: how they are read and recognised.
 
-``file`` reads a file safely, ``graph`` is its data flow, ``taps`` finds the maps a branch can read, ``layouts``
-understands the outputs, ``pictures`` how images must be given, ``recognise`` puts the four together.
+``file`` reads a file safely, ``graph`` is its data flow, ``taps`` finds the maps that a branch can read, ``layouts``
+recognises the outputs, ``pictures`` finds how images must be given, ``recognise`` combines all of them.
 """

@@ -1,4 +1,4 @@
-"""A detector of any maker, as an ONNX file. Its graph stays as it is; new classes come on branches that read it."""
+"""A detector of any framework as an ONNX file. Its graph is not changed; new classes get branches that read it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LARGEST_HALF = 65504.0
 
 @dataclass(frozen=True)
 class Source:
-    """The file of a detector and what was found in it. Copies of a detector share it: nothing in it changes."""
+    """The file of a detector and what was recognised in it. Copies of a detector share it, because it never changes."""
 
     opened: Opened
     found: Recognised
@@ -49,11 +49,11 @@ def load(path: Path, asked: Asked | None = None, *, arbiter: bool = True) -> Onn
     """A detector from an ONNX file, in eval mode.
 
     Args:
-        asked: what the file does not say itself.
-        arbiter: False: scores of branches stay as the branches give them.
+        asked: what the user says about the file.
+        arbiter: False: scores of branches are not changed.
 
     Raises:
-        CiodError: it cannot be read or does not fit, or something must be said that the file does not.
+        CiodError: it cannot be read or does not fit, or the user must say something that the file does not.
     """
     opened = written.open_file(path)
     asked = recognise.resolved(opened, asked or Asked())
@@ -67,8 +67,8 @@ class OnnxDetector(Detector):
     """See the module. Images go through onnxruntime; only branches are weights of PyTorch.
 
     Attributes:
-        parts: the class of each column of a part of the outputs, -1 for one that was dropped: of the detector as it
-            was, of branches in the file, of branches in training.
+        parts: the class of each column, -1 if it was dropped, per part of the outputs: the original detector, branches
+            in the file, branches in training.
     """
 
     traits = frozenset({"dense", "objectness", "branches"})
@@ -104,7 +104,7 @@ class OnnxDetector(Detector):
         )
         self.order = [[[t.name for t in taps].index(t.name) for t in v.taps] for v in found.levels]
         self.branches = Layers()
-        self.statistics: list[tuple[Tensor, Tensor]] | None = None  # mean and deviation of each map, once measured
+        self.statistics: list[tuple[Tensor, Tensor]] | None = None  # measured mean and deviation of each map
         self._index_parts()
         if record is not None and record.arbiter is not None:
             arbiter_text.decode(self, record.arbiter, opened.whole.path)
@@ -112,7 +112,7 @@ class OnnxDetector(Detector):
 
     @property
     def width(self) -> int:
-        """What the widths of a branch are derived from."""
+        """The width from which those of a branch are derived."""
         return width_of(self.channels)
 
     def trunk(self) -> list[nn.Module]:
@@ -121,7 +121,7 @@ class OnnxDetector(Detector):
     # Forward ------------------------------------------------------------------------------------------------------
 
     def forward(self, images: Tensor) -> Outputs:
-        """In train mode the positions of the newest branch alone: nothing else of the graph is computed."""
+        """In train mode only the positions of the newest branch: nothing else of the graph is computed."""
         if self.training and len(self.branches):
             maps = self.unpacked(images) if images.ndim == 2 else self.maps(images)
             return self.of_branch(len(self.branches) - 1, maps)
@@ -140,7 +140,7 @@ class OnnxDetector(Detector):
         return parts[0] if len(parts) == 1 else br.append(parts)
 
     def scores(self, outputs: Outputs) -> Tensor:
-        """[B, P, C]; with an arbiter, those of branches times the probability that the branch is right."""
+        """[B, P, C]; with an arbiter, those of branches are multiplied by the probability that the branch is right."""
         scores = outputs.scores()
         if self.arbiter is None or not self.arbiter.on or not outputs.maps or len(outputs.parts) < 2:
             return scores
@@ -153,25 +153,25 @@ class OnnxDetector(Detector):
 
     @property
     def positions(self) -> int:
-        """Of one branch."""
+        """Number of positions of one branch."""
         sides = [-(-self.input.size // v.stride) for v in self.source.found.levels]
         return sum(side * side for side in sides)
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """The maps that are read, of images as ``forward`` takes them; nothing else of the graph is computed."""
+        """The maps that branches read, for images as in ``forward``; nothing else of the graph is computed."""
         ready = self.normalise(images)
         if on_gpu(self.device):
             return self.source.runner.bound(ready)
         return self.tensors(self.source.runner.maps(ready.cpu().numpy()))
 
     def tensors(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
-        """Channels last, as the convolutions of a branch want them."""
+        """Channels last, which is faster for the convolutions of a branch."""
         layout = torch.channels_last
         return [torch.from_numpy(a).to(self.device, memory_format=layout) for a in arrays]
 
     def packed(self, images: Tensor) -> Tensor:
-        """[B, ``packed_width``] float16 on the CPU: the maps of each image in one row, which ``forward`` takes in the
-        place of the image in train mode."""
+        """[B, ``packed_width``] float16 on the CPU: the maps of each image in one row, which ``forward`` accepts
+        instead of the image in train mode."""
         rows = [m.permute(0, 2, 3, 1).flatten(1).clamp(-LARGEST_HALF, LARGEST_HALF).half() for m in self.maps(images)]
         return torch.cat(rows, 1).cpu()
 
@@ -180,7 +180,7 @@ class OnnxDetector(Detector):
         return sum(math.prod(shape) for shape in self._shapes())
 
     def unpacked(self, rows: Tensor) -> list[Tensor]:
-        """The maps in rows that ``packed`` gave."""
+        """The maps in rows from ``packed``."""
         shapes = self._shapes()
         parts = rows.split([math.prod(shape) for shape in shapes], 1)
         return [p.float().unflatten(1, shape).permute(0, 3, 1, 2) for p, shape in zip(parts, shapes, strict=True)]
@@ -192,13 +192,13 @@ class OnnxDetector(Detector):
         return [(side, side, t.channels) for side, t in zip(sides, runner.taps, strict=True)]
 
     def of_branch(self, i: int, maps: Sequence[Tensor]) -> Outputs:
-        """Outputs of a branch in training, of the maps that are read."""
+        """Outputs of a branch in training, from the maps that it reads."""
         branch = self.branches[i]
         made = assemble(*branch([[maps[t] for t in level] for level in self.order]), strides=branch.strides)
         return br.scatter_classes(made, self.channel_of[len(self.parts) - len(self.branches) + i])
 
     def _base(self, pictures: Sequence[Arrays]) -> Outputs:
-        """Outputs of the detector as it was; no position, where they are not understood."""
+        """Outputs of the original detector; without positions if its layout is unknown."""
         found, count = self.source.found, len(self.source.opened.base.outputs)
         decoded = [(np.zeros((0, 4), np.float32), np.zeros((0, 0), np.float32))] * len(pictures)
         if found.layout is not None:
@@ -233,7 +233,7 @@ class OnnxDetector(Detector):
             torch.from_numpy(boxes).to(device),
             torch.zeros(most, 2, device=device),
             torch.ones(most, device=device),
-            torch.full((len(decoded), most), -br.OFF, device=device),  # as sure as can be: the score is the class's
+            torch.full((len(decoded), most), -br.OFF, device=device),  # probability 1: the score is the class's
             levels=(most,),
         )
 
@@ -242,7 +242,7 @@ class OnnxDetector(Detector):
     loss = YOLOX.loss  # type: ignore[assignment]
 
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
-        """SimOTA on the newest branch: nothing else is trained."""
+        """SimOTA on the newest branch, because nothing else is trained."""
         newest = self.newest(outputs)
         found, before = sim_ota(newest, targets), outputs.logits.shape[1] - newest.logits.shape[1]
         if not before:
@@ -270,7 +270,7 @@ class OnnxDetector(Detector):
         """Measures mean and deviation of every map on pictures; branches added later standardise with them.
 
         Args:
-            images: [n, 3, size, size] RGB 0..255; some dozens.
+            images: [n, 3, size, size] RGB 0..255; a few dozen.
         """
         sums: list[list[Tensor]] = []
         for image in images.split(8):
@@ -296,7 +296,7 @@ class OnnxDetector(Detector):
         return self.arbiter
 
     def grow(self, names: Sequence[str]) -> None:
-        """Adds classes on a branch of their own: nothing else can grow."""
+        """Adds classes on a separate branch: nothing else can grow."""
         if names:
             self.add_branch(names)
 
@@ -336,7 +336,7 @@ class OnnxDetector(Detector):
         return added
 
     def class_modules(self) -> dict[str, ClassConv]:
-        """None: a branch has its classes for good."""
+        """Empty: the classes of a branch are fixed."""
         return {}
 
     def class_layers(self) -> Iterator[ClassRows]:
@@ -346,7 +346,7 @@ class OnnxDetector(Detector):
                     yield ClassRows(rows.name, rows.tensor, branch.columns[rows.first])
 
     def _select(self, kept: list[int]) -> None:
-        """Dropped classes are hidden: the graph is never cut."""
+        """Dropped classes are hidden; the graph is not changed."""
         place = {old: new for new, old in enumerate(kept)}
         self.parts = [[place.get(c, -1) for c in columns] for columns in self.parts]
         self.growth = [{"rows": len(kept)}]

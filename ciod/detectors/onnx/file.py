@@ -1,7 +1,7 @@
-"""An ONNX file, read as what it is: data from a stranger.
+"""Reads an ONNX file as untrusted data.
 
-Nothing of the file is run in Python. Its size, its nodes and its tensors are bounded before onnxruntime sees it, and
-weights outside the file are read from its own folder alone. Custom operators are refused. A run may neither take more
+No code of the file runs in Python. The numbers of bytes, nodes and tensor elements are limited before onnxruntime opens
+it, and external weights are read only from its own folder. Custom operators are refused. A run may neither take more
 than half of the machine's memory nor last forever.
 """
 
@@ -29,7 +29,7 @@ LARGEST = (1 << 31) - 1  # bytes of a protobuf, weights included
 NODES = 100_000
 ELEMENTS = 1 << 30  # of one tensor
 PATIENCE = 600.0  # seconds of one run
-OPSETS = (7, 27)  # onnxruntime says itself which of the newest it lacks
+OPSETS = (7, 27)  # onnxruntime reports which of the newest it lacks
 
 _STANDARD = {"", "ai.onnx"}
 _RUNTIME = {"ai.onnx.ml", "com.microsoft"}  # onnxruntime has operators of these
@@ -44,8 +44,8 @@ class Picture:
     dtype: Any  # float32, float16 or uint8
     channels_last: bool
     single: bool  # one picture [3, h, w] without a batch, as torchvision exports
-    batch: int | None  # pictures per run where the file fixes it
-    side: int | None  # pixels, where the file fixes it
+    batch: int | None  # pictures per run, if the file fixes it
+    side: int | None  # pixels, if the file fixes it
 
     def shape(self, size: int) -> tuple[int, ...]:
         spatial = (size, size, 3) if self.channels_last else (3, size, size)
@@ -62,8 +62,8 @@ class Picture:
 class OnnxFile:
     """A file that was read.
 
-    ``content`` is the model with every weight in it and ``data`` the same as bytes; ``sizes`` are inputs besides the
-    pictures that take the size of the original picture ([n, 2] of whole numbers, as RT-DETR has).
+    ``content`` is the model with all weights and ``data`` the same as bytes; ``sizes`` are further inputs, for the size
+    of the original picture ([n, 2] integers, as in RT-DETR).
     """
 
     path: Path
@@ -87,11 +87,11 @@ class OnnxFile:
         """The model with further tensors as outputs, in this order after its own; nothing else is changed."""
         onnx = require("onnx")
         added = onnx.GraphProto(output=[onnx.ValueInfoProto(name=t) for t in tensors if t not in self.outputs])
-        # Messages of a protobuf may be joined by joining their bytes: the old part is not even parsed again.
+        # Protobuf messages can be merged by concatenating their bytes: the old part is not even parsed again.
         return self.data + onnx.ModelProto(graph=added).SerializeToString()
 
     def feed(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """What a session takes, of images [n, 3, H, W] float32 as the graph expects their values."""
+        """The inputs of a session, from images [n, 3, H, W] float32 with values as the graph expects them."""
         given = images.transpose(0, 2, 3, 1) if self.picture.channels_last else images
         if self.picture.dtype == np.uint8:
             given = given.round().clip(0, 255)
@@ -117,17 +117,17 @@ def read(path: Path) -> OnnxFile:
     """A file with all its weights.
 
     Raises:
-        CiodError: it is absent, damaged, too large, refers to files outside its folder, has operators that onnxruntime
+        CiodError: it is missing, damaged, too large, refers to files outside its folder, has operators that onnxruntime
             lacks, or does not take pictures.
     """
     return of_bytes(path, contents(path))
 
 
 def of_bytes(path: Path, raw: bytes) -> OnnxFile:
-    """As ``read``, from the bytes of a file."""
+    """Like ``read``, from the bytes of a file."""
     content = parse(path, raw)
     _bounded(path, content)
-    # Bytes as they were are kept where they are enough: what is made of the file then begins with them.
+    # The original bytes are kept if they are complete, so that an extended file begins with them.
     data = content.SerializeToString() if _embed(path, content) else raw
     _known_operators(path, content)
     session = start(path, data, optimised=False)
@@ -153,15 +153,15 @@ def contents(path: Path) -> bytes:
 
 
 def parse(path: Path, raw: bytes) -> Proto:
-    """The protobuf in the bytes of a file, without weights that lie outside it.
+    """The protobuf in the bytes of a file, without external weights.
 
     Raises:
-        CiodError: it is no ONNX model.
+        CiodError: it is not an ONNX model.
     """
     onnx = require("onnx")
     try:
         content = onnx.load_model_from_string(raw)
-    except Exception as error:  # protobuf's DecodeError, of whichever implementation is installed
+    except Exception as error:  # protobuf's DecodeError, whose class depends on the implementation
         raise CiodError(
             f"{path} is not a readable ONNX file ({error}). It may be truncated; is there a copy?"
         ) from error
@@ -211,7 +211,7 @@ def _in_attribute(attribute: Proto) -> Iterator[Proto]:
 
 
 def _embed(path: Path, content: Proto) -> bool:
-    """Puts weights of files beside into the model, so that one file is enough from then on; whether there are any."""
+    """Puts external weights into the model, so that one file is enough; returns whether there are any."""
     onnx = require("onnx")
     outside = [t for g in _graphs(content) for t in _tensors(g) if t.data_location == onnx.TensorProto.EXTERNAL]
     total = path.stat().st_size
@@ -238,16 +238,16 @@ def _number(path: Path, text: str | None) -> Any:
     """An offset (absent: 0) or a length."""
     if text is None or text.isdigit():
         return 0 if text is None else int(text)
-    raise CiodError(f"{path} is damaged: {text[:40]!r} is no place in a file of weights.")
+    raise CiodError(f"{path} is damaged: {text[:40]!r} is not a position in a file of weights.")
 
 
 def _beside(path: Path, location: str) -> Path:
-    """The file of weights that a model names, which must lie in the model's own folder."""
+    """The file of weights that a model names, which must be in the model's own folder."""
     file, folder = path.parent / location, path.parent.resolve()
     if not location or Path(location).is_absolute() or not file.resolve().is_relative_to(folder):
         raise CiodError(f"{path} asks for weights in {location!r}, outside its own folder; that is refused.")
     if not is_file(file):
-        raise CiodError(f"{path} needs {location} beside it; it is not there.")
+        raise CiodError(f"{path} needs {location} in the same folder; it does not exist.")
     return file
 
 
@@ -273,7 +273,7 @@ def _known_operators(path: Path, content: Proto) -> None:
 
 @cache
 def _memory() -> None:
-    """Bounds what all sessions together may take: half of the machine's memory."""
+    """Limits the memory of all sessions together to half of the machine's memory."""
     ort = require("onnxruntime")
     try:
         most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
@@ -297,19 +297,19 @@ def start(
 
     Args:
         path: for the message.
-        threads: 0: as many as onnxruntime likes.
+        threads: 0: the default of onnxruntime.
         level: of optimisation, by onnxruntime's name for it; None: all or none, as ``optimised`` says.
-        spin: threads wait busily for the next run; False: they leave the cores to others.
-        gpu: which GPU; None: the CPU. Products are float32, never TF32.
+        spin: threads wait busily for the next run; False: they release the cores.
+        gpu: number of the GPU; None: the CPU. Products are float32, never TF32.
 
     Raises:
-        CiodError: onnxruntime does not take it.
+        CiodError: onnxruntime does not accept it.
     """
     ort = require("onnxruntime")
     _memory()
     options = ort.SessionOptions()
     options.add_session_config_entry("session.use_env_allocators", "1")
-    options.log_severity_level = 4  # its errors are raised, too
+    options.log_severity_level = 4  # its errors are also raised
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
     name = level or ("ORT_ENABLE_ALL" if optimised else "ORT_DISABLE_ALL")
@@ -319,7 +319,7 @@ def start(
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": gpu, "use_tf32": 0}))
     try:
         return ort.InferenceSession(content, options, providers=providers)
-    except Exception as error:  # onnxruntime has a class of its own for each kind
+    except Exception as error:  # onnxruntime has a separate class for each kind
         raise CiodError(f"onnxruntime cannot open {path}: {_reason(error)}") from error
 
 
@@ -327,7 +327,7 @@ def run(path: Path, session: Any, names: Sequence[str] | None, feed: Mapping[str
     """Outputs of one run.
 
     Raises:
-        CiodError: the run fails, needs more memory than it may, or more than ten minutes.
+        CiodError: the run fails, needs more memory than allowed, or takes more than ten minutes.
     """
     options = require("onnxruntime").RunOptions()
     options.log_severity_level = 4
@@ -346,7 +346,7 @@ def run_bound(path: Path, session: Any, binding: Any) -> None:
     """One run whose inputs and outputs are bound.
 
     Raises:
-        CiodError: the run fails, or needs more memory than it may.
+        CiodError: the run fails, or needs more memory than allowed.
     """
     try:
         session.run_with_iobinding(binding)
@@ -362,7 +362,7 @@ def _reason(error: Exception) -> str:
 
 
 def _inputs(path: Path, session: Any) -> tuple[Picture, list[str]]:
-    """Which input takes the pictures; and those that take their original sizes."""
+    """The input for the pictures, and those for their original sizes."""
     given = session.get_inputs()
     images = [i for i in given if len(i.shape) in (3, 4) and i.type in _PICTURES and 3 in (i.shape[-3], i.shape[-1])]
     listed = ", ".join(f"{i.name} {i.shape}" for i in given) or "none"
@@ -371,7 +371,7 @@ def _inputs(path: Path, session: Any) -> tuple[Picture, list[str]]:
     sizes = [i for i in given if i is not images[0]]
     if any(i.type not in ("tensor(int64)", "tensor(int32)") or len(i.shape) != 2 or i.shape[1] != 2 for i in sizes):
         raise CiodError(
-            f"{path} takes more than pictures ({listed}). Export the detector so that pictures are its only input."
+            f"{path} also has other inputs ({listed}). Export the detector so that pictures are its only input."
         )
     image = images[0]
     last = image.shape[-3] != 3

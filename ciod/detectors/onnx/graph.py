@@ -1,6 +1,6 @@
-"""The data flow of an ONNX graph: which tensors depend on the pictures, in what shapes, through which others.
+"""The data flow of an ONNX graph: which tensors depend on the pictures, their shapes, and the paths between them.
 
-Everything goes in the order of the nodes, never over sets: the same file gives the same answer in every process.
+Everything follows the order of the nodes, never that of sets: the same file gives the same result in every process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ciod.core.errors import CiodError
 from ciod.detectors.onnx import file as f
 from ciod.detectors.onnx.file import OnnxFile, Proto
 
-AT_ONCE = 1 << 27  # elements of the tensors that one run gives out
+AT_ONCE = 1 << 27  # elements of the tensors that one run returns
 WEIGHTED = {"Conv", "Gemm", "MatMul", "ConvInteger", "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvTranspose"}
 
 
@@ -24,12 +24,12 @@ class Flow:
     """Tensors that depend on the pictures.
 
     Attributes:
-        order: their names, every one after those it is made of.
+        order: their names, each after those it is made of.
         maker: the node that makes each (absent: the input).
-        parents: of each, the tensors it is made of that depend on the pictures.
-        children: the other way round.
-        above: of each, its nearest dominator: the last tensor through which every path from the pictures passes.
-        shapes: of each, as measured in one run at ``size`` pixels.
+        parents: for each, the tensors it is made of that depend on the pictures.
+        children: the reverse.
+        above: for each, its nearest dominator: the last tensor through which every path from the pictures passes.
+        shapes: for each, as measured in one run at ``size`` pixels.
     """
 
     def __init__(self, source: OnnxFile, size: int):
@@ -53,7 +53,7 @@ class Flow:
         self.shapes = _measured(source, size, self.order)
 
     def common(self, tensors: Iterable[str]) -> str | None:
-        """The last tensor through which every path to any of ``tensors`` passes; one tensor is its own."""
+        """The last tensor through which every path to any of ``tensors`` passes; for one tensor, itself."""
         found: str | None = None
         for tensor in tensors:
             found = tensor if found is None else self._meet(found, tensor)
@@ -79,7 +79,7 @@ class Flow:
         return node is not None and node.op_type in WEIGHTED and len(self.parents[tensor]) == 1
 
     def _forget_unused(self, outputs: Sequence[str]) -> None:
-        """Leaves tensors out of which no output is made."""
+        """Removes tensors on which no output depends."""
         used = {t for t in outputs if t in self.parents}
         for tensor in reversed(self.order):
             if tensor in used:
@@ -107,7 +107,7 @@ class Flow:
 
 
 def inputs_of(node: Proto) -> Iterator[str]:
-    """Tensors a node reads, also those that graphs inside it take from around them."""
+    """Tensors that a node reads, including those that graphs inside it take from outside."""
     yield from node.input
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs):
@@ -127,7 +127,7 @@ def probe(source: OnnxFile, size: int, count: int = 1) -> np.ndarray:
 
 
 def _measured(source: OnnxFile, size: int, order: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors in a run without optimisation; nothing for sequences, which are not tensors."""
+    """Shapes of all tensors in a run without optimisation; sequences, which are not tensors, are left out."""
     inferred = _inferred(source, size)
     if any(math.prod(s) > f.ELEMENTS for s in inferred.values()):
         raise CiodError(
@@ -145,7 +145,7 @@ def _measured(source: OnnxFile, size: int, order: Sequence[str]) -> dict[str, tu
 
 
 def _portions(names: Sequence[str], shapes: dict[str, tuple[int, ...]]) -> Iterator[list[str]]:
-    """Tensors that one run can give out together."""
+    """Groups of tensors that one run can return together."""
     portion, filled = [], 0
     for name in names:
         filled += math.prod(shapes.get(name, (1 << 20,)))
@@ -158,7 +158,7 @@ def _portions(names: Sequence[str], shapes: dict[str, tuple[int, ...]]) -> Itera
 
 
 def _inferred(source: OnnxFile, size: int) -> dict[str, tuple[int, ...]]:
-    """Shapes that can be known without running; what the file itself claims is not believed."""
+    """Shapes that are known without a run; those stated in the file are not trusted."""
     onnx = f.require("onnx")
     content = onnx.ModelProto()
     content.CopyFrom(source.content)
@@ -169,7 +169,7 @@ def _inferred(source: OnnxFile, size: int) -> dict[str, tuple[int, ...]]:
             info.type.CopyFrom(fixed)
     try:
         known: Any = onnx.shape_inference.infer_shapes(content, data_prop=True)
-    except Exception:  # it gives up on what it does not know; then the run says
+    except Exception:  # it fails on unknown operators; then the run shows it
         return {}
     found = {}
     for info in known.graph.value_info:

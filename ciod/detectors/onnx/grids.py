@@ -1,4 +1,4 @@
-"""Layouts with a row per position: of a grid of cells on several strides."""
+"""Layouts with one row per position of a grid of cells on several strides."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class Grid(Layout):
     classes: int
     box: str  # cell: offset and log size; pixels or unit: centre and size; corners
     logits: bool
-    further: int = 0  # columns behind the classes that are not read
+    further: int = 0  # columns after the classes that are not read
 
     @classmethod
     def of(cls, pictures: Sequence[Arrays], facts: Facts) -> Grid | None:
         values = [[a for a in outputs if a.ndim == 2 and a.dtype.kind == "f"] for outputs in pictures]
         if not all(len(v) >= 1 for v in values) or len({v[0].shape for v in values}) != 1:
             return None
-        if len(pictures[0]) > 1 and pictures[0][1].ndim < 3:  # masks may stand beside; other rows are another layout
+        if len(pictures[0]) > 1 and pictures[0][1].ndim < 3:  # there may be masks; other rows are another layout
             return None
         shape = values[0][0].shape
         fitting = [(t, grid_of(shape[1 if t else 0], facts.size)) for t in (False, True)]
@@ -68,14 +68,14 @@ class Grid(Layout):
 
     @staticmethod
     def _boxes(rows: Sequence[np.ndarray], size: int, strides: tuple[int, ...], anchors: int) -> str | None:
-        """Of what kind the boxes are. In absolute ones the centre goes with the cell, in relative ones it does not."""
+        """The kind of the boxes. In absolute ones the centre depends on the cell, in relative ones it does not."""
         boxes = np.concatenate([r[:, :4] for r in rows])
         if ordered(boxes):
             return "corners" if np.abs(boxes).max() > 2 else None
         if anchors == 1:
             corner = np.tile(corners(size, strides)[0][:, 0], len(rows))
             together = np.corrcoef(corner, boxes[:, 0])[0, 1]
-            if not together > 0.5:  # also where the boxes are all the same
+            if not together > 0.5:  # also if all boxes are equal
                 return "cell"
         if boxes[:, 2:].min() < 0:
             return None
@@ -114,11 +114,11 @@ class Grid(Layout):
 
 @dataclass
 class LevelPairs(Layout):
-    """Of each stride a score per class [cells, C], and per side of the box a distribution over distances."""
+    """For each stride a score per class [cells, C], and per side of the box a distribution over distances."""
 
     name: ClassVar[str] = "level-pairs"
     size: int
-    levels: tuple[tuple[int, int, int], ...]  # stride, which output has the classes, which the distances
+    levels: tuple[tuple[int, int, int], ...]  # stride, output with the classes, output with the distances
     bins: int
     classes: int
     logits: bool
@@ -173,7 +173,7 @@ class LevelPairs(Layout):
 
 
 def _positions(array: np.ndarray, cells: int) -> np.ndarray | None:
-    """[cells, F] of [cells, F], [F, cells] or [F, h, w]."""
+    """[cells, F] from [cells, F], [F, cells] or [F, h, w]."""
     flat = array.reshape(len(array), -1) if array.ndim == 3 else array
     if array.ndim == 2 and flat.shape[0] == cells:
         return flat

@@ -22,7 +22,7 @@ def weigh(nodes: Nodes, detector: OnnxDetector, every: Sequence[Names], maps: Se
     ``Arbiter.weigh``.
 
     Args:
-        every: boxes [n, P, 4] and scores [n, P, C] of each part, the detector as it was first.
+        every: boxes [n, P, 4] and scores [n, P, C] of each part, the original detector first.
         maps: names of the arbiter's maps [n, F, h, w] in float32.
     """
     arbiter, branches = detector.arbiter, every[1:]

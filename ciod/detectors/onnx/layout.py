@@ -1,4 +1,4 @@
-"""What a layout of outputs is, and what layouts share."""
+"""The interface of a layout of outputs, and functions that layouts share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ ANCHORS = 9
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known beside the outputs: the side of the input in pixels, and how many classes have names."""
+    """What is known in addition to the outputs: the side of the input in pixels, and the number of classes with
+    names."""
 
     size: int
     named: int | None
@@ -31,7 +32,7 @@ class Layout(ABC):
 
     name: ClassVar[str]
     classes: int | None
-    """How many classes; None: the outputs do not tell, names do."""
+    """Number of classes; None: it follows from the names, not from the outputs."""
 
     @classmethod
     @abstractmethod
@@ -41,7 +42,7 @@ class Layout(ABC):
     @property
     @abstractmethod
     def words(self) -> str:
-        """What it is, for people."""
+        """A description for users."""
 
     @abstractmethod
     def decode(self, outputs: Arrays) -> Found:
@@ -49,7 +50,7 @@ class Layout(ABC):
 
 
 def grid_of(positions: int, size: int) -> tuple[tuple[int, ...], int] | None:
-    """The strides and anchors per cell that give so many positions: the fewest anchors, then the most levels."""
+    """The strides and anchors per cell with this number of positions: the fewest anchors, then the most levels."""
     for anchors in range(1, ANCHORS + 1):
         for first in range(len(STRIDES)):
             for last in range(len(STRIDES), first, -1):

@@ -1,7 +1,7 @@
-"""What the outputs of a foreign detector mean, told by their shapes and values; names never decide.
+"""What the outputs of a foreign detector mean, recognised by their shapes and values, never by names.
 
 A layout is a small class: ``of`` recognises outputs on a few pictures, ``decode`` turns those of one picture into boxes
-and scores. That none fits is no failure: a branch does not need the old outputs.
+and scores. If none fits, this is not an error: a branch does not need the old outputs.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ LAYOUTS: tuple[type[Layout], ...] = (LevelPairs, Triple, Pair, Rows, Grid)
 
 
 def per_picture(outputs: Sequence[np.ndarray], batch: int) -> list[Arrays]:
-    """The outputs of one run as those of each of its ``batch`` pictures."""
+    """The outputs of one run, split into those of each of its ``batch`` pictures."""
     if batch > 1:
         return [[a[i] if a.ndim and len(a) == batch else a for a in outputs] for i in range(batch)]
     return [[a[0] if a.ndim > 1 and len(a) == 1 else a for a in outputs]]
 
 
 def recognise(pictures: Sequence[Arrays], facts: Facts, wanted: str = "auto") -> Layout | None:
-    """The layout of the outputs; None: none that is known.
+    """The layout of the outputs; None: it is unknown.
 
     Args:
         pictures: outputs for each of a few pictures.
@@ -40,5 +40,5 @@ def recognise(pictures: Sequence[Arrays], facts: Facts, wanted: str = "auto") ->
 
 
 def names() -> Iterator[str]:
-    """What ``old_outputs=`` may be."""
+    """Allowed values of ``old_outputs=``."""
     yield from ("auto", "none", *(layout.name for layout in LAYOUTS))

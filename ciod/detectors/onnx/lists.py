@@ -1,4 +1,4 @@
-"""Layouts with a row per detection or query, in no order of cells."""
+"""Layouts with one row per detection or query, without an order of cells."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ciod.detectors.onnx.layout import Arrays, Facts, Found, Layout, in_unit, or
 
 @dataclass
 class Rows(Layout):
-    """One row per detection, suppressed already: box, score, label; or label, score, box (PaddleDetection)."""
+    """One row per detection after suppression: box, score, label; or label, score, box (PaddleDetection)."""
 
     name: ClassVar[str] = "rows"
     size: int
@@ -67,7 +67,7 @@ def one_hot(boxes: np.ndarray, score: np.ndarray, label: np.ndarray, classes: in
     boxes, score, label = boxes[real], score[real], label[real]
     if len(label) and label.max() >= classes:
         raise CiodError(
-            f"The detector gave the label {label.max()}, but {classes} classes are known; give all their names: "
+            f"The detector returned the label {label.max()}, but only {classes} classes are known; give all names: "
             "names=a,b,c."
         )
     scores = np.zeros((len(boxes), classes), np.float32)
@@ -81,7 +81,7 @@ class Pair(Layout):
 
     name: ClassVar[str] = "boxes-scores"
     size: int
-    boxes: int  # which output
+    boxes: int  # index of the output
     transposed: bool  # of the scores
     unit: bool
     centres: bool
@@ -110,7 +110,7 @@ class Pair(Layout):
 
     @staticmethod
     def _scores(scores: np.ndarray, named: int | None) -> tuple[str, int | None]:
-        """What the scores are, and the column of the background."""
+        """The kind of the scores, and the column of the background."""
         background = int(scores.mean(0).argmax())
         if scores.shape[1] > 1 and in_unit(scores) and np.allclose(scores.sum(1), 1, atol=1e-3):
             return "softmax", background
@@ -138,7 +138,8 @@ class Pair(Layout):
 
 
 def _boxlike(values: np.ndarray) -> float:
-    """The larger of two outputs with four columns has the boxes: scores sum to 1 or are small, logits are negative."""
+    """Of two outputs with four columns the larger values are the boxes: scores sum to 1 or are small, logits are
+    negative."""
     if not values.size or values.shape[1] != 4:
         return -np.inf
     return 0.0 if np.allclose(values.sum(1), 1, atol=1e-3) else float(values.mean())
@@ -146,7 +147,7 @@ def _boxlike(values: np.ndarray) -> float:
 
 @dataclass
 class Triple(Layout):
-    """Boxes [n, 4], a score [n] and a label [n] each; a count of detections may stand beside."""
+    """Boxes [n, 4], scores [n] and labels [n]; there may also be a count of detections."""
 
     name: ClassVar[str] = "boxes-scores-labels"
     size: int

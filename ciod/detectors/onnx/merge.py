@@ -1,4 +1,4 @@
-"""One file of a detector and its branches: the old file to the byte, then the nodes of the branches; and the proof."""
+"""One file of a detector and its branches: the old file, byte for byte, then the nodes of the branches; verified."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from ciod.detectors.onnx.recognise import equal, prepared
 
 OLDEST = 9  # opset
 TOLERANCE = 1e-3  # of scores; of boxes in pixels, relative above one pixel
-HALF_TOLERANCE = 0.1  # of maps in half precision, which onnxruntime rounds where it likes
+HALF_TOLERANCE = 0.1  # of maps in half precision, which onnxruntime rounds at different places
 LEVELS = ("ORT_ENABLE_ALL", "ORT_DISABLE_ALL")
 THREADS = (0, 1)
 
 
 @dataclass
 class Verified:
-    """What a comparison of the old file with the new one found."""
+    """The result of comparing the old file with the new one."""
 
     pictures: int
-    outputs: int  # old ones
+    outputs: int  # number of old outputs
     moved: float  # largest difference of an old output; 0: all are bit-equal
-    difference: float  # largest difference of a new output from PyTorch's, as ``TOLERANCE`` counts
+    difference: float  # largest difference of a new output from PyTorch's, in units of ``TOLERANCE``
 
 
 def merged(detector: OnnxDetector, *, nms: bool = False) -> bytes:
-    """The old file with the branches of ``detector`` behind it.
+    """The old file followed by the branches of ``detector``.
 
     Args:
         nms: a further output ``detections`` of all classes, see ``suppressed.detections``.
 
     Raises:
-        CiodError: the file has an opset that is too old, or ``nms`` needs outputs that are understood.
+        CiodError: the file has an opset that is too old, or ``nms`` needs outputs with a known layout.
     """
     onnx, opened = f.require("onnx"), detector.source.opened
     whole = opened.whole
@@ -76,12 +76,12 @@ def merged(detector: OnnxDetector, *, nms: bool = False) -> bytes:
         nodes.into(model)
     content = _entry(detector, parts)
     onnx.helper.set_model_props(model, {f"ciod.{number + len(detector.branches) - 1}": content})
-    # Messages of a protobuf may be joined by joining their bytes: everything old stays where it was.
+    # Protobuf messages can be merged by concatenating their bytes: the old part does not change.
     return whole.data + model.SerializeToString()
 
 
 def _number(whole: OnnxFile) -> int:
-    """The first number that no extension has, nor any tensor of the file by chance."""
+    """The first number that is used by no extension and no tensor name of the file."""
     used = {key.removeprefix("ciod.") for key in whole.metadata if key.startswith("ciod.")}
     names = [t for node in whole.content.graph.node for t in (node.name, *node.output)]
     used |= {t.removeprefix("ciod").partition("/")[0] for t in names if t.startswith("ciod")}
@@ -89,7 +89,7 @@ def _number(whole: OnnxFile) -> int:
 
 
 def _kinds(detector: OnnxDetector) -> dict[str, str]:
-    """onnxruntime's name of the type of each map."""
+    """onnxruntime's type name of each map."""
     source = detector.source
     names = taps.names_of(source.found.levels)
     session = f.start(source.opened.base.path, source.opened.base.exposing(names), optimised=False)
@@ -140,13 +140,13 @@ def _entry(detector: OnnxDetector, parts: Sequence[written.Part]) -> str:
 
 
 def joined(detector: OnnxDetector, data: bytes) -> bytes:
-    """The merged file as readers of YOLOv8's files take it: one output of all classes, whose names are in the metadata.
+    """The merged file in the form of YOLOv8's files: one output of all classes, whose names are in the metadata.
 
     Args:
         data: the merged file.
 
     Raises:
-        CiodError: the old outputs are not understood, or the opset is too old.
+        CiodError: the layout of the old outputs is unknown, or the opset is too old.
     """
     suppressed.check(detector, "outputs")
     onnx = f.require("onnx")
@@ -171,19 +171,19 @@ def joined(detector: OnnxDetector, data: bytes) -> bytes:
 
 
 def words(network_input: Input) -> str:
-    """An input as ``pictures.parse`` reads it."""
+    """An input as text that ``pictures.parse`` reads."""
     numbers = ",".join(repr(float(v)) for v in (*network_input.mean, *network_input.std))
     return f"{numbers},{'bgr' if network_input.bgr else 'rgb'},{network_input.place},{float(network_input.fill)!r}"
 
 
 def save(path: Path, detector: OnnxDetector, images: np.ndarray) -> Verified:
-    """Writes the merged file, after it was compared with the old one and with PyTorch.
+    """Compares the merged file with the old one and with PyTorch, and then writes it.
 
     Args:
         images: [n, 3, size, size] RGB 0..255, to compare on.
 
     Raises:
-        CiodError: the new outputs are not those of the branch; then nothing is written.
+        CiodError: the new outputs differ from those of the branch; then nothing is written.
     """
     data = merged(detector)
     found = verify(detector, data, images)
@@ -213,7 +213,7 @@ def verify(detector: OnnxDetector, data: bytes, images: np.ndarray) -> Verified:
 
 
 def _gap(a: Any, b: Any) -> float:
-    """The largest difference of two values of an output; 0: they are bit-equal."""
+    """The largest difference between two values of an output; 0: they are bit-equal."""
     if equal(a, b):
         return 0.0
     if not isinstance(a, np.ndarray) or a.shape != b.shape or a.dtype.kind not in "fiu":
@@ -223,7 +223,7 @@ def _gap(a: Any, b: Any) -> float:
 
 @torch.no_grad()
 def _difference(detector: OnnxDetector, data: bytes, images: np.ndarray) -> float:
-    """How far the new outputs are from those of the branches in PyTorch."""
+    """The largest difference of the new outputs from those of the branches in PyTorch."""
     whole = detector.source.opened.whole
     detector.eval()
     ready = prepared(images, detector.input)

@@ -1,4 +1,4 @@
-"""Whether pictures are given rightly: what a detector finds in a picture it should find in the mirrored one."""
+"""Whether the input is right: a detector should find in a mirrored picture what it finds in the original."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ciod.core.types import Detections
 from ciod.detectors.onnx.detector import OnnxDetector
 
 PICTURES = 24
-LEAST = 0.5  # share of detections found again below which input= is doubted
-ENOUGH = 10  # detections without which nothing is said
+LEAST = 0.5  # share of detections found again below which a warning is given
+ENOUGH = 10  # minimum number of detections for a warning
 FEW = 8  # fewer than one detection in this number of images: the detector may not see the objects
 SCORE, IOU = 0.3, 0.5
 
 
 def found_again(detector: OnnxDetector, images: np.ndarray) -> tuple[int, int]:
-    """How many old detections are found again in the mirrored pictures, and how many there are.
+    """Number of old detections that are found again in the mirrored pictures, and number of all.
 
     Args:
         images: [n, 3, size, size] RGB 0..255.
@@ -43,7 +43,7 @@ def _pairs(plain: Detections, mirrored: Detections, width: int) -> int:
 
 
 def doubts(detector: OnnxDetector, images: np.ndarray) -> list[str]:
-    """A sentence where too little is found again; [] where nothing is to be said."""
+    """A warning if too few detections are found again; otherwise []."""
     if detector.source.found.layout is None:
         return []
     images = images[:PICTURES]
@@ -51,7 +51,7 @@ def doubts(detector: OnnxDetector, images: np.ndarray) -> list[str]:
     if count * FEW < len(images):
         return [
             f"The old detector finds {counted(count, 'object')} in {counted(len(images), 'image')}: is input= "
-            f"right? (It is as it should be "
+            f"right? (It can be right "
             "if the images have none of the old classes.)"
         ]
     if count < ENOUGH or again >= LEAST * count:

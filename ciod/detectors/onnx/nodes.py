@@ -1,6 +1,5 @@
-"""A branch as nodes of an ONNX graph, written one by one.
-
-Their operators mean the same since opset 9, so the graph they are added to keeps its own.
+"""A branch as nodes of an ONNX graph, written one by one. Their operators have not changed since opset 9, so the graph
+they are added to keeps its opset.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from ciod.detectors.layers.maps_branch import MapsBranch, MapsLevel, Standard
 from ciod.detectors.onnx import file as f
 from ciod.detectors.onnx.file import Proto
 
-LARGEST_LOG = 10.0  # of a side in cells, as ``yolox.assemble``
+LARGEST_LOG = 10.0  # log size of a side in cells, as in ``yolox.assemble``
 
 
 class Nodes:
     """Nodes and weights that are added to a graph.
 
     Args:
-        prefix: of every name.
+        prefix: prefix of every name.
         initializers: False: weights are nodes, for old files whose initializers must be inputs too.
     """
 
@@ -103,7 +102,7 @@ def layer(nodes: Nodes, x: str, module: nn.Module, standard: Standard | None = N
     """A block of ``layers.blocks``, its batch normalisation folded.
 
     Args:
-        standard: of ``x``, folded into the first convolution; with ``shifted`` that must be one of one pixel.
+        standard: standardisation of ``x``, folded into the first convolution, which must be pointwise with ``shifted``.
     """
     if isinstance(module, nn.Sequential):
         for part in module:
@@ -126,14 +125,14 @@ def layer(nodes: Nodes, x: str, module: nn.Module, standard: Standard | None = N
 def _standardised(
     weight: np.ndarray, standard: Standard, *, depthwise: bool = False, shifted: bool = True
 ) -> tuple[np.ndarray, Any]:
-    """Weights on maps as they are, of weights on standardised ones; and what is added to the bias."""
+    """Weights for plain maps from weights for standardised ones, and what is added to the bias."""
     scale, shift = _array(standard.scale)[:, None, None], _array(standard.shift)
     ready = weight * (scale[:, None] if depthwise else scale)
     return ready, weight[:, :, 0, 0] @ shift if shifted else 0.0
 
 
 def _predictions(nodes: Nodes, level: MapsLevel, maps: Sequence[str], inner: str | None) -> str:
-    """[n, 5 + C, h, w]: box, objectness and classes, as a sum over what they are made of."""
+    """[n, 5 + C, h, w]: box, objectness and classes, as a sum over their terms."""
     layers = [level.reg, level.obj, *level.cls.blocks]
     weight = np.concatenate([_array(m.weight) for m in layers])
     total = np.concatenate([_array(m.bias) for m in layers])
@@ -147,7 +146,7 @@ def _predictions(nodes: Nodes, level: MapsLevel, maps: Sequence[str], inner: str
             parts.append((x, ready))
             total, first = total + more, first + width
     else:
-        read = int(bool(level.maps.early and level.maps.late))  # the neck's map, where there is one
+        read = int(bool(level.maps.early and level.maps.late))  # the neck's map, if there is one
         width = weight.shape[1] - level.inner
         tower = layer(nodes, maps[read], level.tower, level.standards[read])
         parts.append((tower, weight[:, :width]))
@@ -164,7 +163,7 @@ def _predictions(nodes: Nodes, level: MapsLevel, maps: Sequence[str], inner: str
 def _level(
     nodes: Nodes, level: MapsLevel, maps: Sequence[str], above: tuple[str, Standard | None] | None
 ) -> tuple[str, tuple[str, Standard | None] | None]:
-    """Predictions, and what is handed down: a map, and how it must be scaled."""
+    """Predictions, and what is passed down: a map and its scale."""
     standards = level.standards
     early = (maps[0], standards[0]) if level.maps.early else None
     if not level.inner:
@@ -189,7 +188,7 @@ def branch(nodes: Nodes, module: MapsBranch, maps: Sequence[Sequence[str]], size
 
     Args:
         maps: names of [n, C, h, w] float32 per level, in the order of ``Channels.taken``.
-        size: side of the input in pixels; None: any, and cells are counted in the graph.
+        size: side of the input in pixels; None: any size; the graph counts the cells.
     """
     flat: list[tuple[str, str]] = []
     above: tuple[str, Standard | None] | None = None
@@ -219,12 +218,12 @@ def branch(nodes: Nodes, module: MapsBranch, maps: Sequence[Sequence[str]], size
 def _cells(nodes: Nodes, size: int, strides: Sequence[int]) -> tuple[str, str]:
     """Corners [1, P, 2] and strides [1, P, 1] of all cells, as constants."""
     sides = [-(-size // s) for s in strides]
-    corner, step, _ = grid([torch.empty(1).expand(1, 1, side, side) for side in sides], strides)  # shapes alone
+    corner, step, _ = grid([torch.empty(1).expand(1, 1, side, side) for side in sides], strides)  # only for shapes
     return nodes.const(corner[None].numpy()), nodes.const(step[None, :, None].numpy())
 
 
 def _counted(nodes: Nodes, maps: Sequence[str], strides: Sequence[int]) -> tuple[str, str]:
-    """As ``_cells``, of the shapes that the maps have when the graph runs."""
+    """Like ``_cells``, from the shapes of the maps when the graph runs."""
     onnx = f.require("onnx")
     corners, steps = [], []
     for x, stride in zip(maps, strides, strict=True):

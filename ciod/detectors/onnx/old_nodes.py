@@ -1,4 +1,5 @@
-"""The layouts of old outputs as nodes: boxes and scores in the graph, as ``Layout.decode`` makes them of arrays."""
+"""The layouts of old outputs as nodes: boxes and scores in the graph, as ``Layout.decode`` computes them from
+arrays."""
 
 from __future__ import annotations
 
@@ -25,11 +26,11 @@ def columns(nodes: Nodes, x: str, which: Sequence[int], axis: int = 2) -> str:
 
 
 def decoded(nodes: Nodes, layout: Layout, outputs: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> Names:
-    """Boxes and scores of the outputs of a graph.
+    """Boxes and scores from the outputs of a graph.
 
     Args:
         outputs: their names, in order.
-        shapes: theirs, as they were measured.
+        shapes: their measured shapes.
     """
     if isinstance(layout, Grid):
         return _grid(nodes, layout, outputs[0])
@@ -87,7 +88,7 @@ def _pair(nodes: Nodes, layout: Pair, outputs: Sequence[str], shapes: Sequence[t
 
 
 def _batched(nodes: Nodes, output: str, shape: tuple[int, ...], rank: int) -> str:
-    """An output with a dimension of the batch, which torchvision's exports lack."""
+    """An output with a batch dimension, which torchvision's exports lack."""
     return nodes.add("Reshape", output, nodes.const([1, *shape], np.int64)) if len(shape) == rank else output
 
 
@@ -125,7 +126,7 @@ def _levels(nodes: Nodes, layout: LevelPairs, outputs: Sequence[str], shapes: Se
 
 
 def _cells_first(nodes: Nodes, output: str, shape: tuple[int, ...], cells: int) -> str:
-    """[n, cells, F] of [n, cells, F], [n, F, cells] or [n, F, h, w]."""
+    """[n, cells, F] from [n, cells, F], [n, F, cells] or [n, F, h, w]."""
     x = nodes.to_float(output)
     if len(shape) == 4:
         x = nodes.add("Reshape", x, nodes.const([0, shape[1], cells], np.int64))

@@ -1,5 +1,5 @@
-"""How pictures must be given to a foreign graph: its metadata say it, or ``input=`` does. It is never guessed: that a
-detector is sure of what it sees does not show that it sees what is there.
+"""How pictures must be given to a foreign graph: from its metadata, or from ``input=``. It is never guessed, because a
+detector can be confident with wrong inputs.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ PLACES = get_args(Placement)
 
 
 def parse(given: Any) -> Input:
-    """``0..255,bgr,corner,114`` → Input (its size is the usual one).
+    """``0..255,bgr,corner,114`` → Input (with the default size).
 
     Raises:
-        ConfigError: a word that means nothing, one thing said twice, or no range or no order of colours.
+        ConfigError: an unknown word, a repeated part, or no range or no order of colours.
     """
     text = given if isinstance(given, str) else ",".join(map(str, given if isinstance(given, list) else [given]))
     found: dict[str, list[str]] = {"range": [], "colours": [], "place": []}
@@ -53,8 +53,8 @@ def parse(given: Any) -> Input:
         elif (number := _number(word)) is not None:
             numbers.append(number)
         else:
-            problems.append(f"input: {word!r} means nothing; {did_you_mean(word, [*RANGES, *COLOURS, *PLACES])}")
-    problems += [f"input: it names {' and '.join(words)}; one can be." for words in found.values() if len(words) > 1]
+            problems.append(f"input: {word!r} is unknown; {did_you_mean(word, [*RANGES, *COLOURS, *PLACES])}")
+    problems += [f"input: it has {' and '.join(words)}; give only one." for words in found.values() if len(words) > 1]
     if len(numbers) not in ((0, 1) if found["range"] else (0, 1, 6, 7)):
         problems.append(
             f"input: it has {counted(len(numbers), 'number')}; write mean and deviation of R, G, B (six, in 0..255), a "
@@ -90,15 +90,15 @@ def words(network_input: Input) -> str:
 
 
 def choose(source: OnnxFile, given: Any, size: int | None) -> tuple[Input, str]:
-    """How pictures are given, and who says so.
+    """How pictures are given, and the source of this.
 
     Args:
         given: ``input=``, or None.
         size: ``size=``, for a graph that takes any.
 
     Raises:
-        ConfigError: ``input=`` or ``size=`` cannot be, or contradict the file.
-        CiodError: nothing says it.
+        ConfigError: ``input=`` or ``size=`` is impossible, or contradicts the file.
+        CiodError: neither the file nor the user says it.
     """
     side = size_of(source, size)
     found = of_metadata(source)
@@ -112,7 +112,7 @@ def choose(source: OnnxFile, given: Any, size: int | None) -> tuple[Input, str]:
         return own, found[1]
     if chosen is None:
         raise CiodError(
-            f"{source.path} does not say how pictures must be given. Say it with input=0..1,rgb (YOLOv5 to 26, "
+            f"{source.path} does not say how pictures must be given. Write input=0..1,rgb (YOLOv5 to 26, "
             "RT-DETR, torchvision's detection models), input=0..255,bgr (YOLOX), input=imagenet,bgr (NanoDet), "
             "input=imagenet,rgb (PaddleDetection), or six numbers, mean and deviation in 0..255; then corner, "
             "letterbox or stretch."
@@ -124,7 +124,7 @@ def size_of(source: OnnxFile, size: int | None) -> int:
     """The side of the input in pixels.
 
     Raises:
-        ConfigError: the file fixes another.
+        ConfigError: the file has another fixed size.
     """
     if source.picture.side is not None:
         if size not in (None, source.picture.side):
@@ -141,7 +141,7 @@ def size_of(source: OnnxFile, size: int | None) -> int:
 
 
 def of_metadata(source: OnnxFile) -> tuple[Input, str] | None:
-    """What the file says itself; its size is not looked at."""
+    """What the metadata of the file say, except the size."""
     own = ciod_metadata(source)
     if "normalised_in_graph" in own:  # written by ciod export
         return Input(fill=float(own.get("input", {}).get("fill", 114.0))), "metadata of ciod"
@@ -159,7 +159,7 @@ def of_metadata(source: OnnxFile) -> tuple[Input, str] | None:
 
 
 def ciod_metadata(source: OnnxFile) -> dict[str, Any]:
-    """What ciod wrote into the file last; {} for a file of another maker."""
+    """What ciod last wrote into the file; {} for a file from elsewhere."""
     keys = [k for k in source.metadata if re.fullmatch(r"ciod(\.[0-9]{1,9})?", k)]
     if not keys:
         return {}
@@ -176,7 +176,7 @@ def ciod_metadata(source: OnnxFile) -> dict[str, Any]:
 
 
 def _literal(text: str | None) -> Any:
-    """A value as Python writes it, which is how Ultralytics does; no code is run."""
+    """A value in Python's notation, as Ultralytics writes it; no code is run."""
     if text is None or len(text) > LONGEST:
         return None
     try:
@@ -191,10 +191,10 @@ NO_CLASS = ("__background__", "background", "N/A")
 
 
 def names_of(source: OnnxFile, given: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Class names: those that are given (a list, ``coco``, a file with a name per line), or of the metadata.
+    """Class names: the given ones (a list, ``coco``, a file with one name per line), or those of the metadata.
 
     Raises:
-        ConfigError: a name twice, or names that contradict the file's number of names.
+        ConfigError: a repeated name, or another number of names than the file has.
     """
     own = ciod_metadata(source).get("class_names") or _literal(source.metadata.get("names"))
     if isinstance(own, dict):
@@ -205,9 +205,9 @@ def names_of(source: OnnxFile, given: Sequence[str] | None) -> tuple[str, ...] |
     found = spelled_out(given)
     real = [n for n in found if n not in NO_CLASS]
     if twice := next((n for n in real if real.count(n) > 1), None):
-        raise ConfigError([f"names: {twice!r} comes twice."])
+        raise ConfigError([f"names: {twice!r} appears twice."])
     if in_file is not None and len(in_file) != len(found):
         raise ConfigError(
-            [f"names: {source.path.name} has {counted(len(in_file), 'class')}, and names= gives {len(found)}."]
+            [f"names: {source.path.name} has {counted(len(in_file), 'class')}, but names= gives {len(found)}."]
         )
     return found

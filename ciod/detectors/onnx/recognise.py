@@ -1,4 +1,4 @@
-"""A foreign file, understood as far as it can be: maps that a branch reads, old outputs, how pictures are given."""
+"""What can be recognised in a foreign file: maps that a branch reads, old outputs, how pictures are given."""
 
 from __future__ import annotations
 
@@ -27,23 +27,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Asked:
-    """What the user says of a file; None: its metadata say it, or it is found."""
+    """What the user says about a file; None: it is in its metadata, or is detected."""
 
     input: Any = None
     names: Sequence[str] | None = None
     size: int | None = None
     old_outputs: str = "auto"
     taps: str | Sequence[tuple[int, Sequence[str | None]]] | None = None
-    """As text, or as ``taps.to_names`` gives it."""
+    """As text, or as the result of ``taps.to_names``."""
 
 
 @dataclass
 class Recognised:
-    """A file with everything that was found in it.
+    """A file with everything that was recognised in it.
 
-    ``names`` belong to the labels of the outputs; None where the outputs are not understood. ``given_names`` are those
-    that the file or the user says, which may count a background. ``notes`` are sentences worth reading before a
-    training.
+    ``names`` belong to the labels of the outputs; None if the layout of the outputs is unknown. ``given_names`` are
+    those of the file or the user, which may include a background. ``notes`` are sentences to read before training.
     """
 
     source: OnnxFile
@@ -57,7 +56,7 @@ class Recognised:
     notes: list[str]
 
     def lines(self) -> list[str]:
-        """What was recognised, each with its reason."""
+        """What was recognised, with the reasons."""
         s = self.source
         maker = f", from {s.made_by}" if s.made_by else ""
         nodes = len(s.content.graph.node)
@@ -78,20 +77,20 @@ class Recognised:
     def _outputs(self) -> str:
         shapes = ", ".join(f"{n} {list(self.flow.shapes.get(n, ()))}" for n in self.source.outputs)
         if self.layout is None:
-            return f"not understood ({shapes}); new classes can be added all the same"
+            return f"not understood ({shapes}); new classes can still be added"
         shown = "" if not self.names else f"; {', '.join(self.names[:3])}{', …' if len(self.names) > 3 else ''}"
         return f"{shapes}: {self.layout.words}{shown}"
 
 
 def recognise(path: Path, asked: Asked, images: np.ndarray | None = None) -> Recognised:
-    """Reads a file and looks into it; a few runs of its graph.
+    """Reads a file and inspects it with a few runs of its graph.
 
     Args:
-        images: [n, 3, size, size] float32 RGB 0..255 on which the outputs are looked at (default: noise).
+        images: [n, 3, size, size] float32 RGB 0..255 on which the outputs are inspected (default: noise).
 
     Raises:
         CiodError: the file cannot be read or does not fit.
-        ConfigError: everything that was asked for and cannot be.
+        ConfigError: every setting that is impossible.
     """
     opened = written.open_file(path)
     found = of_source(opened.base, resolved(opened, asked), images)
@@ -104,10 +103,10 @@ def recognise(path: Path, asked: Asked, images: np.ndarray | None = None) -> Rec
 
 
 def resolved(opened: Opened, asked: Asked) -> Asked:
-    """What a file that ciod wrote says itself; for others what the user says.
+    """What a file of ciod says; for other files, what the user says.
 
     Raises:
-        ConfigError: the user says what the file does.
+        ConfigError: the user sets what the file already says.
     """
     if opened.written is None:
         return asked
@@ -115,12 +114,12 @@ def resolved(opened: Opened, asked: Asked) -> Asked:
     given += ["size"] * (asked.size not in (None, opened.written.asked.size))
     given += ["old_outputs"] * (asked.old_outputs != "auto")
     if given:
-        raise ConfigError([f"{k}: {opened.whole.path.name} was written by ciod and says it itself." for k in given])
+        raise ConfigError([f"{k}: {opened.whole.path.name} was written by ciod and has it already." for k in given])
     return Asked(**opened.written.asked.model_dump())
 
 
 def of_source(source: OnnxFile, asked: Asked, images: np.ndarray | None = None) -> Recognised:
-    """As ``recognise``, of a file that was read."""
+    """Like ``recognise``, for a file that was read."""
     path = source.path
     size, given, names = _settings(source, asked)
     flow = Flow(source, size)
@@ -145,7 +144,7 @@ def of_source(source: OnnxFile, asked: Asked, images: np.ndarray | None = None) 
 
 
 def prepared(images: np.ndarray, network_input: Input) -> np.ndarray:
-    """[n, 3, H, W] RGB 0..255 → what the graph takes, float32."""
+    """[n, 3, H, W] RGB 0..255 → the input of the graph, float32."""
     mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (network_input.mean, network_input.std))
     ready = (images.astype(np.float32) - mean) / std
     return ready[:, ::-1] if network_input.bgr else ready
@@ -178,7 +177,7 @@ def _settings(source: OnnxFile, asked: Asked) -> tuple[int, Any, tuple[str, ...]
 def steady(
     source: OnnxFile, flow: Flow, levels: list[Level], ready: np.ndarray
 ) -> tuple[list[Arrays], list[Level], list[str]]:
-    """The outputs per picture; the levels, with every tap replaced whose reading would change an output; and notes.
+    """The outputs per picture; the levels, where taps that would change an output are replaced; and notes.
 
     A tensor that becomes an output can no longer be fused with its neighbours, and then the last digits may move.
     """
@@ -199,7 +198,7 @@ def steady(
         guilty = [n for n in taps.names_of(levels) if moves([n])]
         if not guilty:
             break
-        notes.append(f"reading {', '.join(guilty)} would change the old outputs; a map before it is read")
+        notes.append(f"reading {', '.join(guilty)} would change the old outputs, so an earlier map is read")
         for name in guilty:
             levels = [taps.moved_up(v, name, flow) if name in [t.name for t in v.taps] else v for v in levels]
         levels = [v for v in levels if v.taps]
@@ -222,7 +221,7 @@ def _named(path: Path, layout: Layout | None, names: tuple[str, ...] | None) -> 
         return None
     if layout.classes is None:
         if names is None:
-            raise CiodError(f"{path} does not say what its labels mean; give names=, in the order of the labels.")
+            raise CiodError(f"{path} has no class names; give names= in the order of the labels.")
         return names
     if names is None and layout.classes == len(known.COCO):
         return tuple(known.COCO)
@@ -230,7 +229,7 @@ def _named(path: Path, layout: Layout | None, names: tuple[str, ...] | None) -> 
         raise CiodError(f"{path} has {counted(layout.classes, 'class')} without names; give them: names=a,b,c.")
     real = tuple(n for n in names if n not in pictures.NO_CLASS) if len(names) != layout.classes else names
     if len(real) != layout.classes:
-        raise CiodError(f"{path} has {counted(layout.classes, 'class')} without names and names= gives {len(names)}.")
+        raise CiodError(f"{path} has {counted(layout.classes, 'class')} without names, but names= gives {len(names)}.")
     return real
 
 
@@ -238,12 +237,11 @@ def _notes(source: OnnxFile) -> list[str]:
     found = []
     if source.quantised:
         found.append(
-            f"{source.path.name} is quantised to int8: new classes will be less exact (a float32 file, if there "
-            "is one, is better)."
+            f"{source.path.name} is quantised to int8: new classes will be less exact (a float32 file is better)."
         )
     task = source.metadata.get("task", "detect")
     if task not in ("detect", "") and "stride" in source.metadata:
-        found.append(f"the task of {source.path.name} is {task[:40]}: new classes get boxes alone.")
+        found.append(f"the task of {source.path.name} is {task[:40]}: new classes get only boxes.")
     rights = [f"{k} {source.metadata[k][:200]}" for k in ("license", "author") if source.metadata.get(k)]
     if rights:
         found.append(f"the file states: {', '.join(rights)}; that still applies to it.")

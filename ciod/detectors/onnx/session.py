@@ -18,12 +18,12 @@ from ciod.detectors.onnx.taps import Level, Tap
 
 
 class Runner:
-    """Sessions of one file, started when they are needed. Copies of a detector share it: nothing in it changes.
+    """Sessions of one file, started when they are needed. Copies of a detector share it, because it never changes.
 
     Args:
         source: the file.
-        outputs: those that are wanted.
-        levels: the maps that are read.
+        outputs: names of the requested outputs.
+        levels: the maps to read.
     """
 
     def __init__(self, source: OnnxFile, outputs: Sequence[str], levels: Sequence[Level]):
@@ -36,7 +36,7 @@ class Runner:
         return self
 
     def outputs(self, ready: np.ndarray) -> list[Arrays]:
-        """The wanted outputs for each picture.
+        """The requested outputs for each picture.
 
         Args:
             ready: [n, 3, H, W] float32 as the graph expects its values.
@@ -46,7 +46,7 @@ class Runner:
         return [picture for values in runs for picture in layouts.per_picture(values, batch)][: len(ready)]
 
     def both(self, ready: np.ndarray) -> tuple[list[Arrays], list[np.ndarray]]:
-        """The wanted outputs for each picture, and the maps as ``maps`` gives them, in one go."""
+        """The requested outputs for each picture, and the maps as in ``maps``, in one run."""
         names = [t.name for t in self.taps]
         runs = self._run("both", self.source.exposing(names), [*self.wanted, *names], ready)
         n, batch = len(self.wanted), self.source.picture.batch or 1
@@ -59,7 +59,7 @@ class Runner:
         return self._joined(self._run("maps", None, names, ready), len(ready))
 
     def bound(self, ready: Tensor) -> list[Tensor]:
-        """The maps that are read, each [n, C, h, w] float32, of pictures on a GPU: nothing is copied off it.
+        """The maps that are read, each [n, C, h, w] float32, for pictures on a GPU, without copies to the CPU.
 
         Args:
             ready: [n, 3, H, W] float32 as the graph expects its values, on the device of the session.
@@ -92,7 +92,7 @@ class Runner:
             maps.append(torch.empty(len(given), *shape, dtype=_TORCH[kind], device=given.device))
             binding.bind_output(tap.name, *place, np.dtype(kind).type, tuple(maps[-1].shape), maps[-1].data_ptr())
         if given.device.type == "cuda":
-            torch.cuda.current_stream(given.device).synchronize()  # onnxruntime has a stream of its own
+            torch.cuda.current_stream(given.device).synchronize()  # onnxruntime uses a separate stream
         f.run_bound(self.source.path, session, binding)
         return maps
 
@@ -105,7 +105,7 @@ class Runner:
         return found
 
     def _run(self, kind: str, content: bytes | None, names: Sequence[str], ready: np.ndarray) -> list[list[np.ndarray]]:
-        """Outputs of each run; the last one is filled up with its last picture."""
+        """Outputs of each run; the last one is padded with its last picture."""
         session = self._sessions.get(kind)
         if session is None:
             content = only(self.source, names) if content is None else content
@@ -129,7 +129,7 @@ def on_gpu(device: torch.device) -> bool:
 
 
 def _filled(ready: Tensor, batch: int) -> list[Tensor]:
-    """Runs of ``batch`` pictures; the last one is filled up with its last picture."""
+    """Runs of ``batch`` pictures; the last one is padded with its last picture."""
     lacking = -len(ready) % batch
     return list(torch.cat([ready, ready[-1:].expand(lacking, -1, -1, -1)]).split(batch))
 
@@ -149,7 +149,7 @@ def only(source: OnnxFile, names: Sequence[str]) -> bytes:
     graph.node.extend(reversed(kept))
     graph.output.extend(onnx.ValueInfoProto(name=n) for n in names)
     unused = {t.name for t in graph.initializer} - needed
-    for field in (graph.initializer, graph.input):  # old files list weights among the inputs too
+    for field in (graph.initializer, graph.input):  # old files also list weights as inputs
         kept = [t for t in field if t.name not in unused]
         del field[:]
         field.extend(kept)

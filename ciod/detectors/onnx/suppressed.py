@@ -1,4 +1,4 @@
-"""One output of all classes, old and new: suppressed (``nms=true``), or as readers of YOLOv8's files take it."""
+"""One output of all classes, old and new: after NMS (``nms=true``), or in the form of YOLOv8's files."""
 
 from __future__ import annotations
 
@@ -20,18 +20,16 @@ DETECTIONS = 100
 
 
 def check(detector: OnnxDetector, setting: str) -> None:
-    """Refuses what cannot be.
+    """Refuses impossible settings.
 
     Raises:
-        CiodError: the old outputs are not understood, or the opset is too old.
+        CiodError: the layout of the old outputs is unknown, or the opset is too old.
     """
     opened = detector.source.opened
     if detector.source.found.layout is None:
         raise CiodError(f"{setting}: the old outputs of {opened.whole.path.name} are not understood; leave it out.")
     if opened.whole.opset < OLDEST:
-        raise CiodError(
-            f"{setting}: {opened.whole.path.name} has opset {opened.whole.opset}; {OLDEST} is needed for that."
-        )
+        raise CiodError(f"{setting}: {opened.whole.path.name} has opset {opened.whole.opset}; this needs {OLDEST}.")
 
 
 def parts(nodes: Nodes, detector: OnnxDetector, branches: Sequence[Names]) -> list[Names]:
@@ -76,7 +74,7 @@ def scatter_classes(nodes: Nodes, scores: str, row: Sequence[int], count: int) -
 def detections(nodes: Nodes, every: Sequence[Names], *, floor: float, iou: float) -> str:
     """[n, DETECTIONS × parts, 6], the best first: x1, y1, x2, y2, score, label; unused rows have the label -1.
 
-    Each part has room for DETECTIONS: new classes never push out old boxes.
+    Each part has DETECTIONS rows: new classes never push out old boxes.
     """
     room = DETECTIONS * len(every)
     boxes = nodes.add("Concat", *(b for b, _ in every), axis=1)
@@ -115,7 +113,7 @@ def _best(nodes: Nodes, ranked: str, every: Sequence[Names]) -> tuple[str, str]:
     """
     first = [columns(nodes, s, (0,)) for _, s in every]  # [n, positions of the part, 1]
     scores, chosen = [], []
-    # Empty rows at the end, so many that the list is full whatever was found.
+    # Enough empty rows at the end to fill the list in any case.
     padding = nodes.add("Mul", columns(nodes, ranked, [0] * DETECTIONS, axis=1), nodes.const(0))
     for k in range(len(every)):
         own = [nodes.add("Mul", s, nodes.const(0)) for s in first]
@@ -142,7 +140,7 @@ def _one() -> object:
 def joined(nodes: Nodes, detector: OnnxDetector, every: Sequence[Names]) -> str:
     """[n, 4 + C, P] of all classes and positions, as YOLOv8's files have it: centre and size in pixels, then scores.
 
-    The columns of the old positions are the old file's to the bit, where its own output is of that kind.
+    The columns of the old positions are bit-equal to those of the old file, if it has the same kind of output.
     """
     layout, blocks = detector.source.found.layout, []
     for i, (boxes, scores) in enumerate(every):
@@ -160,7 +158,7 @@ def joined(nodes: Nodes, detector: OnnxDetector, every: Sequence[Names]) -> str:
 
 
 def plain(detector: OnnxDetector) -> bool:
-    """Whether the old output is one of YOLOv8's kind, all of whose classes are kept."""
+    """Whether the old output has YOLOv8's form and all its classes are kept."""
     layout, outputs = detector.source.found.layout, detector.source.opened.base.outputs
     if not isinstance(layout, Grid) or detector.parts[0] != list(range(layout.classes)):
         return False

@@ -1,4 +1,4 @@
-"""Which maps of a foreign graph a branch should read. Only data flow and shapes decide; names never do.
+"""Which maps of a foreign graph a branch should read. Only data flow and shapes decide, never names.
 
 A level (stride 8, 16, 32) has up to three kinds of maps: an early one, of the backbone, before anything was upsampled;
 a late one, from which all of the level's predictions are made; and towers, the inputs of the layers that predict.
@@ -15,7 +15,7 @@ from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.detectors.onnx.graph import Flow
 
 STRIDES = (8, 16, 32)
-SMALLEST = 3  # cells a side of what counts as a map
+SMALLEST = 3  # minimum cells per side of a map
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Map:
 
 
 def as_map(shape: Sequence[int], batch: int, size: int) -> Map | None:
-    """The map that a tensor of this shape is, of square pictures of ``size`` pixels; None: none."""
+    """The map of a tensor with this shape, for square pictures of ``size`` pixels; None: it is not a map."""
     if len(shape) != 4 or shape[0] != batch:
         return None
     for last in (False, True):
@@ -115,7 +115,7 @@ class _Search:
 
     def _attention(self) -> set[str]:
         """Products of two tensors that both depend on the images, and tensors of the same shape made of them: a table
-        of 100 × 100 queries is no map of stride 8 at 800 pixels."""
+        of 100 × 100 queries is not a map of stride 8 at 800 pixels."""
         found: set[str] = set()
         for tensor in self.flow.order[1:]:
             parents, shape = self.flow.parents[tensor], self.flow.shapes.get(tensor)
@@ -137,14 +137,14 @@ class _Search:
         return next((t for t in self.flow.chain(tensor) if self.of(t, stride)), None)
 
     def tokens(self) -> bool:
-        """Whether a transformer works on a sequence: a softmax over positions that comes of a matrix product."""
+        """Whether a transformer works on a sequence: a softmax over positions that follows a matrix product."""
         return any(n.op_type in ("Softmax", "Attention", "MultiHeadAttention") for n in self.flow.maker.values())
 
     # The late maps and the towers -------------------------------------------------------------------------------------
 
     @cached_property
     def strides_below(self) -> dict[str, frozenset[int]]:
-        """Of each tensor the strides of the maps that are made of it."""
+        """For each tensor the strides of the maps that depend on it."""
         found: dict[str, frozenset[int]] = {}
         for tensor in reversed(self.flow.order):
             below: set[int] = set()
@@ -156,7 +156,7 @@ class _Search:
         return found
 
     def late(self) -> dict[int, tuple[str | None, list[str]]]:
-        """By stride: the map that all predictions are made of, and what the predicting layers take."""
+        """By stride: the map from which all predictions are made, and the inputs of the predicting layers."""
         found = {}
         for stride in STRIDES:
             region = [t for t in self.maps if self.of(t, stride) and self.strides_below[t] <= {stride}]
@@ -186,7 +186,7 @@ class _Search:
 
     @cached_property
     def fresh(self) -> dict[str, int]:
-        """Maps no path to which was ever upsampled, with their strides, in order."""
+        """Maps without upsampling on any path to them, with their strides, in order."""
         coarsest: dict[str, int] = {}
         upsampled: set[str] = set()
         for tensor in self.flow.order:
@@ -217,7 +217,7 @@ class _Search:
         return (t for t in self.flow.chain(tensor) if self.fresh.get(t) == stride)
 
     def _leaving(self, stride: int) -> str | None:
-        """What all paths pass that leave the backbone's maps of this stride for good: to a neck, to predictions."""
+        """The tensor through which all paths leave the backbone's maps of this stride, to a neck or to predictions."""
         back, leaving = set(), []  # tensors from which a path leads (back) to such a map
         for tensor in reversed(self.flow.order):
             children = self.flow.children[tensor]
@@ -229,7 +229,7 @@ class _Search:
         return self.flow.common(reversed(leaving))
 
     def _widest(self, trunk: Iterator[str]) -> str | None:
-        """The map of most channels, the last of equal ones; joins are wide and say nothing that their parts do not."""
+        """The map of most channels, the last of equal ones; concatenations are wide but add no information."""
         chosen = None
         for tensor in trunk:
             if self.flow.maker[tensor].op_type == "Concat":
@@ -243,10 +243,10 @@ class _Search:
 
 
 def by_hand(text: str, flow: Flow) -> list[Level]:
-    """``8:a,b 16:c,d,e 32:f``: of each stride the backbone's map, the neck's, those of towers; ``-`` leaves one out.
+    """``8:a,b 16:c,d,e 32:f``: for each stride the backbone's map, the neck's, those of towers; ``-`` leaves one out.
 
     Raises:
-        ConfigError: what cannot be read, tensors that are not there, or maps of another stride.
+        ConfigError: text that cannot be read, missing tensors, or maps of another stride.
     """
     problems, given = [], []
     for part in text.split():
@@ -260,28 +260,28 @@ def by_hand(text: str, flow: Flow) -> list[Level]:
 
 
 def to_names(levels: Sequence[Level]) -> list[tuple[int, list[str | None]]]:
-    """Levels as ``of_names`` takes them: per stride the names of the early map, the late one, the towers."""
+    """Levels as input of ``of_names``: per stride the names of the early map, the late one, the towers."""
     return [(v.stride, [t and t.name for t in (v.early, v.late, *v.towers)]) for v in levels]
 
 
 def of_names(
     named: Sequence[tuple[int, Sequence[str | None]]], flow: Flow, problems: Sequence[str] = ()
 ) -> list[Level]:
-    """Levels of names of tensors.
+    """Levels from names of tensors.
 
     Args:
         named: per stride the names of the backbone's map, the neck's, those of towers; None leaves one out.
-        problems: what is known already to be wrong.
+        problems: known problems, reported together with the others.
 
     Raises:
-        ConfigError: tensors that are not there, or maps of another stride.
+        ConfigError: missing tensors, or maps of another stride.
     """
     search, problems, levels = _Search(flow), [*problems], []
     for stride, given in named:
         for name in (n for n in given if n is not None and not search.of(n, stride)):
             if name in flow.shapes:
                 problems.append(
-                    f"taps: {name} is {list(flow.shapes[name])}, no map of stride {stride} at {flow.size} px."
+                    f"taps: {name} is {list(flow.shapes[name])}, not a map of stride {stride} at {flow.size} px."
                 )
             else:
                 problems.append(f"taps: the graph has no tensor '{name}'; {did_you_mean(name, search.maps)}")
@@ -314,5 +314,5 @@ def moved_up(level: Level, name: str, flow: Flow) -> Level:
 
 
 def names_of(levels: Sequence[Level]) -> list[str]:
-    """Every tensor that is read, once, finest level first."""
+    """Every tensor that is read, without repetition, finest level first."""
     return list(dict.fromkeys(t.name for level in levels for t in level.taps))

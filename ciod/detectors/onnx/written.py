@@ -1,6 +1,6 @@
-"""What ``ciod extend`` wrote into an ONNX file: the file as it was comes first, to the byte; then what was added.
+"""What ``ciod extend`` wrote into an ONNX file: the original file comes first, byte for byte; then what was added.
 
-An entry ``ciod.N`` of the metadata says how the Nth extension is to be read; the last one counts.
+An entry ``ciod.N`` of the metadata says how to read the Nth extension; the last one counts.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ Column = Annotated[int, Field(ge=-1, le=100_000)]
 
 
 class Part(BaseModel):
-    """One part of the outputs, and the number of the class that each of its columns is; -1: one that was dropped."""
+    """One part of the outputs, and the class number of each of its columns; -1: it was dropped."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     columns: Annotated[list[Column], Field(max_length=100_000)]
     boxes: str = ""
     scores: str = ""
-    """Outputs [n, P, 4] xyxy in pixels of the input, and [n, P, columns] in 0..1; "" for the detector as it was."""
+    """Outputs [n, P, 4] xyxy in pixels of the input, and [n, P, columns] in 0..1; "" for the original detector."""
 
 
 class Asked(BaseModel):
-    """How the detector as it was is to be read, as ``recognise.Asked``."""
+    """How to read the original detector, as ``recognise.Asked``."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -47,7 +47,7 @@ class Asked(BaseModel):
 
 
 class Written(BaseModel):
-    """One entry. Further keys are kept, and nothing is done with them."""
+    """One entry. Other keys are kept but not used."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -59,9 +59,9 @@ class Written(BaseModel):
     before: Annotated[int, Field(ge=1)]
     """Bytes of the file before this extension."""
     sha256: str
-    """Of the file before this extension."""
+    """Checksum of the file before this extension."""
     parts: Annotated[list[Part], Field(min_length=2, max_length=1000)]
-    """The detector as it was, then one per branch."""
+    """The original detector, then one per branch."""
     lineage: Annotated[list[dict[str, Any]], Field(max_length=10_000)] = []
     arbiter: Annotated[str, Field(max_length=16_000_000)] | None = None
     """Statistics of the arbiter between the branches, as ``arbiter_text.encode`` makes them."""
@@ -69,16 +69,16 @@ class Written(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> Written:
         if len(set(self.class_names)) != len(self.class_names):
-            raise ValueError("a class name comes twice")
+            raise ValueError("a class name appears twice")
         if any(c >= len(self.class_names) for p in self.parts for c in p.columns):
-            raise ValueError("a column is of a class without a name")
+            raise ValueError("a column has a class without a name")
         if self.base > self.before:
-            raise ValueError("the detector as it was is longer than the file that was extended")
+            raise ValueError("the original detector is longer than the file that was extended")
         return self
 
 
 def of(source: OnnxFile) -> Written | None:
-    """What ``ciod extend`` wrote; None: the file is of another maker, or of ``ciod export``.
+    """What ``ciod extend`` wrote; None: the file is from elsewhere, or from ``ciod export``.
 
     Raises:
         CiodError: it is damaged, or another program wrote the file again.
@@ -105,7 +105,7 @@ def of(source: OnnxFile) -> Written | None:
 
 @dataclass(frozen=True)
 class Opened:
-    """A file and what was in it before ciod extended it first: the same file, where ciod never did."""
+    """A file, and the file before its first extension by ciod: the same file if there was none."""
 
     whole: OnnxFile
     base: OnnxFile
@@ -116,7 +116,7 @@ def open_file(path: Path) -> Opened:
     """Reads a file.
 
     Raises:
-        CiodError: as ``file.read`` and ``of``.
+        CiodError: see ``file.read`` and ``of``.
     """
     whole = f.read(path)
     written = of(whole)

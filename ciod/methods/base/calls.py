@@ -7,7 +7,7 @@ import inspect
 from ciod.methods.base.method import Method
 from ciod.methods.base.user_code import UserCodeError, overrides, where
 
-# Functions of a method, and with how many arguments ciod calls them.
+# Functions of a method, and the number of arguments with which ciod calls them.
 CALLS = {"loss": 1, "begin_task": 1, "end_task": 1, "before_step": 0, "state": 0, "load_state": 1, "attach": 3,
           "grow": 3, "draw": 2, "fresh": 0, "check": 0, "requires": 0, "learn_background": 1}  # fmt: skip
 
@@ -16,7 +16,7 @@ def check_calls(cls: type[Method]) -> None:
     """Checks the functions of a class by their signatures.
 
     Raises:
-        UserCodeError: one cannot be called as ciod calls it, is a coroutine, or has the place of a setting.
+        UserCodeError: one cannot be called as ciod calls it, is a coroutine, or is replaced by a setting.
     """
     for name, count in CALLS.items():
         if name in cls.model_fields:

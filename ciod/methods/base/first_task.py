@@ -1,4 +1,4 @@
-"""Whether a method trains its first task as fine-tuning does, so that one first task may serve several methods."""
+"""Whether a method trains its first task as fine-tuning does, so that several methods can share one first task."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any, Protocol
 
 from ciod.methods.base import user_code
 
-# What may change the first task, or gather there. Parameters are the settings' business, ``state`` only keeps.
+# Functions that may change the first task or collect data in it. Settings decide parameters, and ``state`` only stores.
 _HOOKS = ("grow", "begin_task", "draw", "loss", "before_step", "end_task", "fresh")
-_OLD = {"teacher", "_teacher", "old", "_task"}  # attributes by which a method tells the first task from later ones
+_OLD = {"teacher", "_teacher", "old", "_task"}  # attributes that distinguish the first task from later ones
 
 
 class Needs(Protocol):
-    """What this module asks a ``Method``."""
+    """The part of ``Method`` that this module uses."""
 
     @property
     def needs_first_task(self) -> bool: ...
 
 
 def why(method: Needs) -> str | None:
-    """Why ``method`` needs a first task of its own, in words; None where any will do."""
+    """Why ``method`` needs a first task of its own; None if any first task can be used."""
     if not method.needs_first_task:
         return None
     found = hooks(type(method))
@@ -30,9 +30,8 @@ def why(method: Needs) -> str | None:
 
 
 def hooks(cls: type) -> list[str]:
-    """Hooks of a user's method that do something in the first task, as far as their code shows.
-
-    One whose code begins with a condition on ``self.teacher`` or ``self.old`` that returns leaves it alone.
+    """Hooks of a user's method that do something in the first task, judged by their code. A hook that begins with a
+    condition on ``self.teacher`` or ``self.old`` and returns does nothing in it.
     """
     found = ((name, user_code.overrides(cls, name)) for name in _HOOKS)
     return [name for name, function in found if function is not None and not _leaves_alone(function, name)]
@@ -48,7 +47,7 @@ def _leaves_alone(function: Any, name: str) -> bool:
         if isinstance(statement, ast.Expr) and (
             isinstance(statement.value, ast.Constant) or _is_super(statement.value, name)
         ):
-            continue  # a docstring, or what the base does
+            continue  # a docstring, or the call of the base
         return isinstance(statement, ast.If) and _asks_for_old(statement.test) and _returns(statement.body, name)
     return bool(body)
 

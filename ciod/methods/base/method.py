@@ -49,12 +49,12 @@ class Method(BaseModel):
     uses_teacher: ClassVar[bool] = True
     """False: no teacher is made, which saves its memory."""
     learns_background: ClassVar[bool] = False
-    """True: pictures without an object of the task, mixed into the batches, are worth it (``learn_background``)."""
+    """True: the method uses pictures without an object of the task, mixed into the batches (``learn_background``)."""
     needs_unlabelled: ClassVar[bool] = False
     """True: the method needs images without labels (a pool)."""
     distillation_terms: ClassVar[frozenset[str]] = frozenset()
-    """Names of the losses in ``loss`` that hold the student near its teacher. When all of them are 0 for an epoch the
-    run warns that nothing is taught; the report draws them in a colour of their own."""
+    """Names of the losses in ``loss`` that hold the student near its teacher. If all of them are 0 for an epoch, the
+    run warns that nothing is taught. The report draws them in a separate colour."""
     run_defaults: ClassVar[dict[str, Any]] = {}
     """Defaults of this method for settings of the run, by dotted key; the user can override them."""
     paper: ClassVar[str] = ""
@@ -93,7 +93,7 @@ class Method(BaseModel):
     def attach(
         self, student: Callable[[Tensor], Outputs], detector: Detector, teacher: Teacher | Detector | None
     ) -> None:
-        """Called by the engine before ``begin_task``, and again with the student wrapped in DDP."""
+        """The engine calls it before ``begin_task``, and again with the student wrapped in DDP."""
         self._student, self._detector = student, detector
         self._teacher = Teacher(teacher) if isinstance(teacher, Detector) else teacher
 
@@ -158,29 +158,30 @@ class Method(BaseModel):
         return replace(batch.targets, known=taught if known is None else known & taught)
 
     def requires(self) -> frozenset[str]:
-        """Traits that these settings need: ``needs``, and further ones of single options."""
+        """Traits that these settings need: ``needs``, and those of single options."""
         return self.needs
 
     @property
     def exact_teacher(self) -> bool:
-        """True: these settings read the teacher's weights, or need it as it was trained, its batch normalisation not
-        folded away. The run then needs ``train.teacher=exact``, which ``run_defaults`` can set."""
+        """True: these settings read the teacher's weights, or need it as trained, without folded batch normalisation.
+        The run then needs ``train.teacher=exact``, which ``run_defaults`` can set."""
         return False
 
     @property
     def needs_first_task(self) -> bool:
-        """True: the first task is this method's own, because it trains it otherwise than fine-tuning does or gathers
-        something there. ``ciod compare`` then does not share it with other methods, and ``first=`` is refused.
+        """True: this method needs its own first task, because it trains it differently from fine-tuning or collects
+        data there. ``ciod compare`` then does not share it with other methods, and ``first=`` is refused.
 
-        By default the code of a user's class decides: True where it overrides ``loss``, ``begin_task`` or another
-        moment of training, unless that begins with ``if self.teacher is None: return super()…`` (or ``self.old``). A
-        class sets it by ``needs_first_task: ClassVar[bool] = False``. At the end of another run's first task only
-        ``begin_task`` and ``end_task`` are called, on the trained detector.
+        By default the code of a user's class decides: True if it overrides ``loss``, ``begin_task`` or another hook of
+        training, unless that begins with ``if self.teacher is None: return super()…`` (or ``self.old``). A class sets
+        it by ``needs_first_task: ClassVar[bool] = False``. At the end of another run's first task only ``begin_task``
+        and ``end_task`` are called, on the trained detector.
         """
         return bool(first_task.hooks(type(self)))
 
     def fresh(self) -> list[nn.Module]:
-        """New parts of this task: their batch normalisation updates its statistics, whatever train.norm freezes."""
+        """New parts of this task: their batch normalisation updates its statistics even if train.norm freezes the
+        others."""
         return []
 
     def before_step(self) -> None:

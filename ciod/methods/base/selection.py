@@ -14,7 +14,7 @@ from torch import Tensor
 from ciod.core import boxes as bx
 from ciod.core.types import Outputs, Targets
 
-LIMIT = 512  # longest list of candidates an image; of more, the best are taken
+LIMIT = 512  # longest list of candidates per image; of more, the best are taken
 
 
 @dataclass

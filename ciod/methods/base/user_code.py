@@ -1,4 +1,4 @@
-"""Code of the user's own: faults in it are told as the user's, with method, file and line."""
+"""Code of the user: errors in it are reported as the user's, with method, file and line."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pydantic import ValidationError
 
 from ciod.core.errors import CiodError
 
-PREFIX = "ciod_method_file."  # of the names under which files of methods are imported
+PREFIX = "ciod_method_file."  # of the module names of imported method files
 
 
 class UserCodeError(CiodError):
-    """A fault in a file of the user's."""
+    """An error in a file of the user."""
 
 
 def is_users(cls: type) -> bool:
@@ -29,7 +29,7 @@ def is_users(cls: type) -> bool:
 
 
 def overrides(cls: type, name: str) -> Any | None:
-    """What the user's classes put in the place of ciod's ``name``, or None."""
+    """What replaces ciod's ``name`` in the user's classes, or None."""
     for c in cls.__mro__:
         if name in vars(c):
             return None if _is_ours(c) else vars(c)[name]
@@ -50,10 +50,10 @@ def where(cls: type, name: str | None = None) -> str:
 
 @contextmanager
 def told(name: str) -> Generator[None, None, None]:
-    """Faults that come from the file of ``name`` (``path.py:Class``) as a sentence; those of ciod's own pass.
+    """Turns exceptions from the file of ``name`` (``path.py:Class``) into a UserCodeError; others are not changed.
 
     Raises:
-        UserCodeError: what was raised, with the last line of the file that led to it.
+        UserCodeError: the exception, with the last line of the file in its traceback.
     """
     file = name.rpartition(":")[0] if ":" in name else name
     if ".py" not in file:
@@ -71,7 +71,7 @@ def told(name: str) -> Generator[None, None, None]:
 
 
 def told_of(error: BaseException) -> str:
-    """What was raised in words: type and message in one line; advice where a rule of pydantic was broken."""
+    """A description of an exception: type and message in one line, with advice for pydantic errors."""
     if type(error) is SystemExit:
         return "sys.exit() was called; it ends the whole program"
     message = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
@@ -92,17 +92,17 @@ def told_of(error: BaseException) -> str:
 
 
 def import_fault(error: BaseException, file: str) -> str:
-    """Why a file cannot be imported, with the line where it shows one."""
+    """Why a file cannot be imported, with the line if it is known."""
     line = error.lineno if isinstance(error, SyntaxError) else (_last_line(error.__traceback__, file) or (None,))[0]
     return f"{told_of(error)}{f' (line {line})' if line else ''}"
 
 
 def no_method(name: str, found: object) -> str:
-    """Why something of a file is no method, as what follows its name; "" where there is nothing of that name."""
+    """Why an object of a file is not a method, to append to its name; "" if there is no such object."""
     if found is None:
         return ""
     if not isinstance(found, type):
-        return f" ({name} is no class)"
+        return f" ({name} is not a class)"
     return f" (the class {name} does not derive from ciod.Method)"
 
 

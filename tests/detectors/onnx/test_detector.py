@@ -185,7 +185,7 @@ def test_an_extended_file_is_extended_again(path, tmp_path):
 
 @pytest.mark.parametrize("inner", [(0, 8, 12), (4, 0, 0), None])
 @pytest.mark.parametrize("towers", [0, 1])
-def test_nodes_say_what_the_branch_says(tmp_path, inner, towers):
+def test_nodes_compute_what_the_branch_computes(tmp_path, inner, towers):
     net = Net()
     net.rows(net.head(net.fpn(net.backbone(), 8, joined=True, pan=True), 3, towers=towers))
     detector = load(net.save(tmp_path / "m.onnx"), ASKED)
@@ -266,7 +266,7 @@ def test_an_opset_that_is_too_old(tmp_path):
         merge.merged(detector)
 
 
-def test_a_graph_that_says_something_else_is_not_written(path, tmp_path, monkeypatch):
+def test_a_graph_with_different_outputs_is_not_written(path, tmp_path, monkeypatch):
     detector = trained(load(path, ASKED))
     monkeypatch.setattr(merge.n, "LARGEST_LOG", -1.0)
     with pytest.raises(CiodError, match=r"The merged graph disagrees with the branch by .*No model was written"):
@@ -292,7 +292,7 @@ def extended(path, tmp_path_factory):
 
 
 def test_a_file_that_ciod_wrote_needs_no_settings(extended):
-    with pytest.raises(ConfigError, match=r"input: n.onnx was written by ciod and says it itself"):
+    with pytest.raises(ConfigError, match=r"input: n.onnx was written by ciod and has it already"):
         load(extended, ASKED)
     with pytest.raises(ConfigError, match=r"size: n.onnx was written by ciod"):
         load(extended, Asked(size=128, old_outputs="none"))
@@ -312,9 +312,9 @@ def test_a_file_that_another_program_wrote_again(extended, tmp_path):
     ("change", "match"),
     [
         ({"parts": []}, "what ciod wrote into its metadata does not fit"),
-        ({"class_names": ["a", "a", "b", "c"]}, "a class name comes twice"),
-        ({"class_names": ["a"]}, "a column is of a class without a name"),
-        ({"base": 1 << 40}, "the detector as it was is longer than the file"),
+        ({"class_names": ["a", "a", "b", "c"]}, "a class name appears twice"),
+        ({"class_names": ["a"]}, "a column has a class without a name"),
+        ({"base": 1 << 40}, "the original detector is longer than the file"),
         ({"parts": [{"columns": [0, 1, 2]}, {"columns": [3], "boxes": "b", "scores": "s"}]}, "it has no output 'b'"),
         (
             {"parts": [{"columns": [0]}, {"columns": [3], "boxes": "ciod1/boxes", "scores": "ciod1/scores"}]},

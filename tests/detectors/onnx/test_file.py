@@ -104,7 +104,7 @@ def test_a_package_that_is_not_installed(path, monkeypatch):
         ([[1, 3, 96, 96], [1, 3, 96, 96]], "does not take one picture"),
         (
             [[1, 3, 96, 96], [1, 7]],
-            "takes more than pictures .*Export the detector so that pictures are its only input",
+            "also has other inputs .*Export the detector so that pictures are its only input",
         ),
     ],
 )
@@ -175,7 +175,7 @@ def test_a_tensor_that_claims_to_be_huge(tmp_path, dims, match):
     refused(saved(model, tmp_path), match)
 
 
-def test_a_run_takes_no_more_memory_than_it_may(tmp_path):
+def test_a_run_takes_no_more_memory_than_allowed(tmp_path):
     """The size comes of the picture's values, so that no one can know it before."""
     net = small()
     whole = net.node("ReduceSum", [net.node("Abs", ["x"], 3)], 1, keepdims=0)
@@ -229,7 +229,7 @@ def named(path: Path, **entries: str) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-def test_weights_beside_are_read(tmp_path):
+def test_external_weights_are_read(tmp_path):
     source = file.read(outside(tmp_path))
     assert [t.raw_data for t in source.content.graph.initializer] == [
         t.raw_data for t in small().model().graph.initializer
@@ -253,9 +253,9 @@ def test_weights_that_are_absent_or_short(tmp_path):
     data.write_bytes(data.read_bytes()[:-8])
     refused(path, "needs .* bytes at .* of m.data, which is shorter")
     named(path, offset="many")
-    refused(path, "is damaged: 'many' is no place in a file of weights")
+    refused(path, "is damaged: 'many' is not a position in a file of weights")
     data.unlink()
-    refused(path, "needs m.data beside it; it is not there")
+    refused(path, "needs m.data in the same folder; it does not exist")
 
 
 def test_weights_of_more_than_a_protobuf(tmp_path, monkeypatch):

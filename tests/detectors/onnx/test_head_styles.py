@@ -103,7 +103,7 @@ def test_the_outputs_of_a_family(tmp_path, build, names, words):
     assert found.layout is not None and words in found.layout.words and found.names == names
 
 
-def test_a_square_table_of_queries_is_no_map(tmp_path):
+def test_a_square_table_of_queries_is_not_a_map(tmp_path):
     """DETR's way at 800 pixels with 100 queries: the table of attention is as large as a map of stride 8."""
     net, count, width = Net(), SIZE // 8, 8
     maps = net.fpn(net.backbone(), width, pan=True)

@@ -125,7 +125,7 @@ MADE = {
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_what_was_made_comes_back(name):
+def test_made_outputs_are_decoded_back(name):
     make, back, named, words = MADE[name]
     sources = [detections(seed) for seed in range(4)]
     pictures = [per_picture([np.asarray(a) for a in _floats(make(b, s))], 1)[0] for b, s in sources]
@@ -197,7 +197,7 @@ def test_no_detection_in_the_pictures_is_reported():
 
 
 def test_a_label_without_a_name_is_an_error_not_a_class():
-    with pytest.raises(CiodError, match=r"gave the label \d+, but \d+ classes are known; give all their names"):
+    with pytest.raises(CiodError, match=r"returned the label \d+, but only \d+ classes are known; give all names"):
         one_hot(np.zeros((1, 4)), np.ones(1), np.array([3]), 3)
 
 

@@ -1,4 +1,4 @@
-"""Old outputs decoded in the graph, one suppressed output of all classes, and files for readers of YOLOv8's."""
+"""Old outputs decoded in the graph, one suppressed output of all classes, and files in YOLOv8's form."""
 
 from __future__ import annotations
 
@@ -134,5 +134,5 @@ def test_one_output_needs_old_ones_that_are_understood(tmp_path):
     with pytest.raises(CiodError, match=r"nms: the old outputs of m.onnx are not understood; leave it out"):
         merge.merged(detector, nms=True)
     detector = trained(load(small(opset=9).save(tmp_path / "9.onnx"), ASKED))
-    with pytest.raises(CiodError, match=r"outputs: 9.onnx has opset 9; 11 is needed for that"):
+    with pytest.raises(CiodError, match=r"outputs: 9.onnx has opset 9; this needs 11"):
         merge.joined(detector, merge.merged(detector))

@@ -49,13 +49,13 @@ def test_words_of_input(text, expected):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("0..2,rgb", "'0..2' means nothing; did you mean '0..255'|'0..1'"),
-        ("0..1,0..255,rgb", "it names 0..1 and 0..255; one can be"),
+        ("0..2,rgb", "'0..2' is unknown; did you mean '0..255'|'0..1'"),
+        ("0..1,0..255,rgb", "it has 0..1 and 0..255; give only one"),
         ("0..1", "lacks the order of colours, rgb or bgr"),
         ("rgb", "lacks the range of values: 0..1, 0..255"),
         ("rgb,1,2,3", "3 numbers; write mean and deviation of R, G, B"),
         ("rgb,1,2,3,0,5,6", "a deviation must be above 0"),
-        ("nan,rgb", "'nan' means nothing"),
+        ("nan,rgb", "'nan' is unknown"),
     ],
 )
 def test_words_of_input_that_cannot_be(text, match):
@@ -64,9 +64,7 @@ def test_words_of_input_that_cannot_be(text, match):
 
 
 def test_it_is_asked_for_where_nothing_says_it(path):
-    with pytest.raises(
-        CiodError, match=r"does not say how pictures must be given. Say it with input=0..1,rgb \(YOLOv5"
-    ):
+    with pytest.raises(CiodError, match=r"does not say how pictures must be given. Write input=0..1,rgb \(YOLOv5"):
         api.check(path, names=["a", "b", "c"])
 
 
@@ -87,7 +85,7 @@ def test_input_that_contradicts_the_metadata(tmp_path):
 
 def test_another_task_of_a_network_is_reported(tmp_path):
     path = small().save(tmp_path / "m.onnx", **ULTRALYTICS | {"task": "pose"})
-    assert "the task of m.onnx is pose: new classes get boxes alone." in api.check(path)
+    assert "the task of m.onnx is pose: new classes get only boxes." in api.check(path)
 
 
 def test_metadata_of_ciod(tmp_path):
@@ -128,7 +126,7 @@ def test_metadata_of_others_with_odd_keys_are_not_of_ciod(tmp_path, key):
 
 
 @pytest.mark.parametrize("names", ["__import__('os').system('x')", "((((", "{0: 'a'" + "}" * 1000, "1" * 100])
-def test_names_in_metadata_that_are_no_names(tmp_path, names):
+def test_names_in_metadata_that_are_not_names(tmp_path, names):
     source = file.read(small().save(tmp_path / "m.onnx", names=names, stride="32"))
     assert pictures.names_of(source, None) is None and pictures.of_metadata(source) is None
 
@@ -157,8 +155,8 @@ def test_names_are_given_in_three_ways(tmp_path, path):
     ("names", "match"),
     [
         (None, "has 3 classes without names; give them: names=a,b,c"),
-        (["a", "b"], "has 3 classes without names and names= gives 2"),
-        (["a", "a"], "names: 'a' comes twice"),
+        (["a", "b"], "has 3 classes without names, but names= gives 2"),
+        (["a", "a"], "names: 'a' appears twice"),
     ],
 )
 def test_names_that_do_not_fit(path, names, match):
@@ -168,7 +166,7 @@ def test_names_that_do_not_fit(path, names, match):
 
 def test_names_that_contradict_the_metadata(tmp_path):
     path = small().save(tmp_path / "m.onnx", **ULTRALYTICS)
-    with pytest.raises(ConfigError, match=r"m.onnx has 3 classes, and names= gives 2"):
+    with pytest.raises(ConfigError, match=r"m.onnx has 3 classes, but names= gives 2"):
         api.check(path, names=["a", "b"])
 
 
@@ -187,7 +185,7 @@ def suppressed(tmp_path):
 
 def test_labels_need_names(tmp_path):
     path = suppressed(tmp_path)
-    with pytest.raises(CiodError, match="does not say what its labels mean; give names=, in the order of the labels"):
+    with pytest.raises(CiodError, match="has no class names; give names= in the order of the labels"):
         api.check(path, input="0..1,rgb")
     assert any("by shape alone" in line for line in api.check(path, input="0..1,rgb", names=["a"]))
 
@@ -207,7 +205,7 @@ def test_lines_of_check(path):
     assert lines[3] == f"input: 0..255, BGR, corner, {SIZE} px (said by input=)"
 
 
-def test_check_takes_onnx_alone():
+def test_check_accepts_only_onnx():
     with pytest.raises(CiodError, match=r"check takes an ONNX file, not m\.safetensors"):
         api.check("m.safetensors")
 
@@ -224,11 +222,11 @@ def test_outputs_that_are_not_of_the_kind_asked_for(path):
         api.check(path, input="0..1,rgb", names=["a", "b", "c"], old_outputs="rows")
 
 
-def test_outputs_that_no_one_knows_are_no_failure(tmp_path):
+def test_outputs_with_an_unknown_layout_are_not_an_error(tmp_path):
     net = Net()
     net.output(net.head(net.fpn(net.backbone(), 8), 3, towers=1)[1][2])
     lines = api.check(net.save(tmp_path / "m.onnx"), input="0..1,rgb")
-    assert any("not understood (t" in line and "new classes can be added all the same" in line for line in lines)
+    assert any("not understood (t" in line and "new classes can still be added" in line for line in lines)
 
 
 def test_taps_by_hand(path):
@@ -264,5 +262,5 @@ def test_a_tap_that_would_move_the_outputs_is_replaced(path, monkeypatch):
     monkeypatch.setattr(recognise.f, "run", moved)
     _, found, notes = recognise.steady(source, flow, levels, graph.probe(source, SIZE))
     assert guilty not in taps.names_of(found)
-    assert notes == [f"reading {guilty} would change the old outputs; a map before it is read"]
+    assert notes == [f"reading {guilty} would change the old outputs, so an earlier map is read"]
     assert found[1:] == levels[1:]

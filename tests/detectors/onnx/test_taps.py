@@ -169,7 +169,7 @@ def test_taps_by_hand(tmp_path):
     [
         ("4:a", "is not of the form 8:tensor,tensor; strides are 8, 16 and 32"),
         ("8:nothing", "the graph has no tensor 'nothing'"),
-        ("16:{8}", r"is \[1, 12, 12, 12\], no map of stride 16 at 96 px"),
+        ("16:{8}", r"is \[1, 12, 12, 12\], not a map of stride 16 at 96 px"),
         ("", "name each stride once, and at least one tensor"),
         ("8:{8} 8:{8}", "name each stride once"),
     ],

@@ -86,7 +86,7 @@ def test_a_diverged_query_is_matched_last():
     assert np.isfinite(found.iou.numpy()).all()
 
 
-def test_without_classes_boxes_alone_decide():
+def test_without_classes_only_boxes_decide():
     out, targets = outputs(), fixed.boxes_at_random(1, [2, 2], classes=1, size=32)
     found = matching.hungarian(replace(out, logits=out.logits[..., :0]), targets)
     assert found.valid.all()

@@ -75,7 +75,7 @@ def test_a_picture_with_fewer_places_than_queries_has_fewer_answers():
     assert out.answers == 4 * 4 + 2 * 2 + 1 and out.frame == (32, 32)
 
 
-def test_decoding_takes_the_answers_alone_and_keeps_boxes_that_overlap():
+def test_decoding_takes_only_the_answers_and_keeps_overlapping_boxes():
     detector = trained()
     with torch.no_grad():
         out = detector(pictures(1))
