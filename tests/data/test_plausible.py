@@ -72,7 +72,7 @@ def test_no_box_is_left(tmp_path):
     for file in (yolo / "labels" / "train").iterdir():
         lines = [line.split() for line in file.read_text().splitlines()]
         file.write_text("\n".join(" ".join([n, *(str(40 * float(v)) for v in box)]) for n, *box in lines))
-    with pytest.raises(DataError, match=r"none of its 9 boxes can be used: \d × box in pixels where fractions"):
+    with pytest.raises(DataError, match=r"none of its 9 boxes can be used: \d × box in pixels instead of fr"):
         formats.read(yolo)
     voc = write_voc(sample_index(tmp_path / "raw3"), tmp_path / "voc")
     for file in (voc / "Annotations").iterdir():
