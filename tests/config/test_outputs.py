@@ -55,7 +55,7 @@ def test_a_run_is_not_mixed_with_what_it_reads(places, command, out, match):
             plan.build(methods="finetune", out=places / out, settings={**given, "split": "6+4", "weights": str(start)})
 
 
-def test_folders_beside_are_no_matter(places):
+def test_folders_beside_are_taken(places):
     for out in ("data-2", "runs/mine", "star", "run/task-2", "start/more"):
         assert (
             outputs.run_folder(

@@ -43,7 +43,7 @@ def test_a_file_where_a_folder_is_needed_is_named(tmp_path, below):
 
 
 @pytest.mark.skipif(not Path("/dev/null").exists(), reason="there are no devices as files here")
-def test_a_device_is_no_folder():
+def test_a_device_is_not_a_folder():
     with (
         pytest.raises(
             WriteError, match=r"^/dev/null cannot be written: it is not a folder, but a folder is needed\. C"
