@@ -1,4 +1,4 @@
-"""Class names that a reader takes for one: the same except for letter case, invisible characters, spaces or Unicode forms."""
+"""Class names that a reader takes for one: the same except for letter case, spaces or characters that do not show."""
 
 from __future__ import annotations
 
