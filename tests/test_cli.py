@@ -91,7 +91,7 @@ MISTAKES = [
     ("predict MODEL PETS/images out=PETS/images", "drawn pictures would overwrite it"),
     ("eval MODEL data=PETS max_detections=0", "max_detections: should be greater than or equal to 1 (got 0)"),
     ("eval MODEL data=PETS size=32000", "size: should be less than or equal to 16384 (got 32000)"),
-    ("eval MODEL data=PETS json=.", ". cannot be written: it is a folder."),
+    ("eval MODEL data=PETS json=.", ". cannot be written: it is a folder. Give the name of a file."),
     ("train data=PETS protocol=true", "protocol: should be settings of the scenario (got True)"),
     ("train data=PETS split=1x9999999", "split: '1x9999999' is not a split; write 40+40"),
     (

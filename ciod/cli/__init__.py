@@ -264,7 +264,7 @@ def export(
     The file is compared with the model before it gets its name. Needs `pip install 'ciod[onnx]'`.
     Settings: `onnx=` `nms=true` (non-maximum suppression in the graph) `size=` `dynamic_size=true` `opset=17`
     `score_threshold=` `nms_iou=` `max_detections=100` `images=FOLDER` (to compare on) `tolerance=0.001`
-    (largest difference) `names='[a, b]'` `arbiter=off`.
+    (largest difference) `names='[a, b]'` `arbiter=off` `overwrite=true`.
 
     `ciod export MODEL mmdet=FOLDER` writes a config and a checkpoint for MMDetection instead (YOLOX, GFL, and what came
     from there), with `size=` and `names=`; see docs/mmdetection.md.
@@ -286,7 +286,7 @@ def export(
     if not done.verified:
         typer.echo("Not compared with the model: onnxruntime is not installed (pip install 'ciod[onnx]').", err=True)
         return answers.of_export(done)
-    found = "" if done.detections is None else f"; {done.detections} detections are those of the model"
+    found = "" if done.detections is None else f"; detections as of the model: {done.detections}"
     typer.echo(
         f"compared with the model: largest difference of a score {done.score_difference:.1e}, of a box "
         f"{done.box_difference:.1e} pixels{found}"

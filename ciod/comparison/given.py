@@ -10,6 +10,8 @@ from typing import Any
 from ciod import methods
 from ciod.comparison.settings import OWN, TABLE, Entry, written
 from ciod.config import load as config
+from ciod.config import outputs
+from ciod.config.checks import model_folder, target
 from ciod.config.load import Run
 from ciod.core.errors import ConfigError, did_you_mean
 from ciod.core.files import is_file
@@ -86,6 +88,20 @@ def with_recipes(
                 "here, for all rows."
             )
     return mine, problems
+
+
+def wrong_words(upper: Any, out: Any, cache: Any, against: Any) -> list[str]:
+    """What is wrong with the comparison's own settings."""
+    problems = []
+    if upper not in (None, "prefixes", "final", "none"):
+        problems.append(f"upper: '{upper}' is not allowed; allowed: prefixes, final, none")
+    for key, value in (("out", out), ("cache", cache), ("against", against)):
+        if value is not None and not isinstance(value, (str, int, Path)):
+            problems.append(f"{key}: {value!r} is not a name.")
+    if not problems:
+        places = {key: Path(str(value)) for key, value in (("out", out), ("cache", cache)) if value}
+        problems += [p for key, place in places.items() for p in outputs.comparison_folder(key, place)]
+    return [*problems, *target("out", out), *model_folder("cache", cache)]  # ``out`` is a setting of every run
 
 
 def _is_protocol(path: Path) -> bool:

@@ -12,6 +12,7 @@ import yaml
 from ciod.comparison import schedule
 from ciod.comparison.plan import Cell, Plan, pairs
 from ciod.comparison.worker import finished
+from ciod.core.plural import counted
 from ciod.core.run_log import atomic_write, write_json
 from ciod.methods.base.papers import bibtex
 from ciod.report import by_picture, compared, judged, paired
@@ -40,7 +41,7 @@ def announcement(plan: Plan) -> list[str]:
     labels = ", ".join(e.label for e in plan.entries)
     blocks = [f"block: {b.words()}" for b in plan.blocks if b.settings]
     return [
-        f"comparing {labels} on {len(plan.scenario)} tasks, seeds {', '.join(map(str, plan.seeds))}",
+        f"comparing {labels} on {counted(len(plan.scenario), 'task')}, seeds {', '.join(map(str, plan.seeds))}",
         *blocks,
         f"{', '.join(parts)}; {len(plan.cells) - len(open_)} of {len(plan.cells)} exist already ({plan.out})",
         *plan.why,

@@ -15,11 +15,11 @@ from ciod.comparison.blocks import warnings as blocks_warnings
 from ciod.comparison.settings import Entry, Rules, Upper, entries, rules_of, seeds_of
 from ciod.comparison.worker import mark
 from ciod.config import load as config
-from ciod.config.checks import model_folder, target
 from ciod.config.load import Run
 from ciod.core.distributed import World, pick_device
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.files import is_file
+from ciod.core.plural import counted
 from ciod.data.index import Index
 from ciod.data.scenarios.scenario import Scenario
 from ciod.methods.base import first_task
@@ -150,7 +150,7 @@ def build(
     rules, wrong = rules_of(equal_steps, gate, margin)
     if rules.equal_steps and base.get("train.joint_epochs") is not None:
         wrong.append("joint_epochs: equal_steps=true chooses them; leave one of them out.")
-    problems += [*wrong, *_wrong_words(upper, out, cache, against)]
+    problems += [*wrong, *given.wrong_words(upper, out, cache, against)]
     against = None if against is None else str(against)
     folder = Path(str(out)) if out else Path("runs") / f"compare-{_slug(str(base.get('scenario') or 'data'))}"
     labels = [e.label for e in rows if e.name != "joint"]  # an upper bound does not start from a first task
@@ -178,16 +178,6 @@ def _collect(problems: list[str], read: Callable[[], Value]) -> Value | None:
     except ConfigError as e:
         problems += e.problems
         return None
-
-
-def _wrong_words(upper: Any, out: Any, cache: Any, against: Any) -> list[str]:
-    problems = []
-    if upper not in (None, "prefixes", "final", "none"):
-        problems.append(f"upper: '{upper}' is not allowed; allowed: prefixes, final, none")
-    for key, value in (("out", out), ("cache", cache), ("against", against)):
-        if value is not None and not isinstance(value, (str, int, Path)):
-            problems.append(f"{key}: {value!r} is not a name.")
-    return [*problems, *target("out", out), *model_folder("cache", cache)]  # ``out`` is a setting of every run
 
 
 def _blocks(seeds: Any, blocks: Any, base: Mapping[str, Any]) -> list[Block]:
@@ -350,7 +340,9 @@ class _Builder:
         folder = self.cache / f"joint-{identity.key(facts)}"
         run = run.model_copy(update={"out": str(folder)})
         final = tasks == self.tasks
-        name, label = (entry.label, entry.label) if final else (f"joint-{tasks}-tasks", f"joint, {tasks} tasks")
+        name, label = (
+            (entry.label, entry.label) if final else (f"joint-{tasks}-tasks", f"joint, {counted(tasks, 'task')}")
+        )
         name = f"{_slug(name)}-seed{block.seed}"
         return Cell("joint", name, label, block.seed, folder, run, facts, self.command, tasks=tasks)
 

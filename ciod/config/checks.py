@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ciod.config.settings import DetectorSettings, MemorySettings, PoolSettings, Train
+from ciod.config import outputs
+from ciod.config.settings import DetectorSettings, MemorySettings, PoolSettings, Run, Train
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.files import exists, expanded, is_file, is_folder, is_loop, is_model, near_path
 from ciod.core.validation_messages import problems_of
@@ -46,6 +47,8 @@ def method(tree: dict[str, Any]) -> list[str]:
         method, complaints = method_of(cls, settings)
         problems += complaints
         needs, exact = (cls.needs, False) if method is None else (method.requires(), method.exact_teacher)
+    if not isinstance(needs, (frozenset, set)):
+        raise UserCodeError(f"{where(cls, 'requires')} returned {needs!r}; return a frozenset of traits.")
     kind = section(tree, "train").get("teacher", Train().teacher)
     if exact and kind != "exact":
         problems.append(f"train.teacher: these settings of {name} need train.teacher=exact, not {kind}.")
@@ -83,6 +86,11 @@ def _offered(detector: str) -> tuple[frozenset[str] | None, list[str]]:
     """Traits of a detector; or None and the problem of its name."""
     from ciod import detectors
 
+    if detector.partition(":")[0].endswith(".py"):
+        return None, [
+            f"detector.name: {detector}: a detector is not read from a file, as a method is; add its class to ciod "
+            "(docs/adding-a-detector.md)."
+        ]
     if not detector.startswith("mmdet:") and detector not in detectors.available():
         return None, [f"detector.name: no detector '{detector}'; {did_you_mean(detector, detectors.available())}"]
     if extra := detectors.lacking(detector):
@@ -202,6 +210,11 @@ def device(wanted: object) -> list[str]:
 def files(tree: dict[str, Any]) -> list[str]:
     problems = model_folder("out", tree.get("out"))
     detector = section(tree, "detector")
+    if not problems:
+        data = _folder(tree)
+        folders = {"data": None if data == "shapes" else data, "pool": section(tree, "pool").get("folder")}
+        out = tree.get("out", Run.model_fields["out"].default)
+        problems += outputs.run_folder(out, folders, {"weights": detector.get("weights")})
     for key in ("weights", "backbone_weights"):
         value = detector.get(key)
         if value and value not in ("imagenet", "random") and not is_file(str(value)):

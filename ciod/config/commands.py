@@ -108,6 +108,8 @@ class Export(Section):
     """With ``nms``: IoU above which the weaker of two boxes of one class is suppressed; None: the detector's own."""
     max_detections: Positive | None = None
     """With ``nms``: largest number of detections per picture, the best first; None: 100."""
+    overwrite: Annotated[bool, NO_RESULT] = False
+    """True: replaces a file that is no earlier export of ciod, too."""
     images: Annotated[str | None, NO_RESULT] = None
     """Folder of pictures to compare graph and model on."""
     tolerance: Annotated[Annotated[float, Field(gt=0, le=1)] | None, NO_RESULT] = None
@@ -123,6 +125,8 @@ class ExportMMDet(Section):
 
     mmdet: Annotated[str, NO_RESULT]
     """The folder for config and checkpoint."""
+    overwrite: Annotated[bool, NO_RESULT] = False
+    """True: replaces a config or checkpoint that is no earlier export of ciod, too."""
     size: Size | None = None
     """Side of the input in pixels; None: the model's own."""
     names: Names | None = None

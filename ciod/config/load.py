@@ -17,6 +17,7 @@ from ciod.core.errors import CiodError, ConfigError, nearest
 from ciod.core.files import is_file
 from ciod.core.validation_messages import problems_of
 from ciod.data.scenarios.protocol import Protocol
+from ciod.methods.base.user_code import is_users, where
 
 __all__ = ["DetectorSettings", "Evaluation", "Run", "Train", "data_folder", "load", "problems_of"]
 
@@ -69,14 +70,24 @@ def gather(
         plain, given, more = split(list(overrides))
         problems += more + [f"'{w}' is not a setting; write key=value, for example epochs=30." for w in plain]
     merged, more = table.settings(content, given)
-    for key, value in {**_detector_defaults(merged), **_method_defaults(merged)}.items():
+    theirs, wrong = _method_defaults(merged)
+    problems += wrong
+    for key, value in {**_detector_defaults(merged), **theirs}.items():
         merged.setdefault(key, value)
     return merged, problems + more
 
 
 def by_full_key(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested or shortened settings → full dotted key and value: ``lr`` → ``train.lr``."""
-    return TABLE.flat(settings)
+    """Nested or shortened settings → full dotted key and value: ``lr`` → ``train.lr``.
+
+    Raises:
+        ConfigError: one is given twice with other values.
+    """
+    problems: list[str] = []
+    flat = TABLE.flat(settings, problems)
+    if problems:
+        raise ConfigError(problems)
+    return flat
 
 
 def load(
@@ -131,12 +142,18 @@ def _detector_defaults(flat: dict[str, Any]) -> Mapping[str, Any]:
     return detectors.find(name).run_defaults if name in detectors.available() else {}  # else checks.method reports it
 
 
-def _method_defaults(flat: dict[str, Any]) -> dict[str, Any]:
-    """Defaults for the run from a method."""
+def _method_defaults(flat: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Defaults for the run from a method, and their problems."""
     try:
-        return methods.find(str(flat.get("method.name", methods.DEFAULT))).run_defaults
+        method = methods.find(str(flat.get("method.name", methods.DEFAULT)))
     except CiodError:
-        return {}  # checks.method reports it
+        return {}, []  # checks.method reports it
+    if not is_users(method):
+        return method.run_defaults, []
+    found = TABLE.flat({str(k): v for k, v in method.run_defaults.items()})
+    wrong = [TABLE.unknown(k) for k in found if TABLE.annotation(k) is None]
+    wrong = wrong or problems_of(Run, nest(found))
+    return ({}, [f"{where(method)}: run_defaults: {p}" for p in wrong]) if wrong else (found, [])
 
 
 def _protocol(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -94,15 +94,26 @@ class Table:
         hint = f"did you mean '{near}'?" if near else f"allowed: {_some(inside or top or options)}"
         return f"{key}: there is no such setting; {hint}"
 
-    def flat(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Nested or shortened settings → full dotted key and value, which is not changed."""
+    def flat(self, settings: Mapping[str, Any], problems: list[str] | None = None) -> dict[str, Any]:
+        """Nested or shortened settings → full dotted key and value, which is not changed.
+
+        Args:
+            problems: gets a sentence per setting that is given twice with other values, as ``lr`` and ``train.lr``.
+        """
         found: dict[str, Any] = {}
         for key, value in settings.items():
             if isinstance(value, Word) and value.startswith("{") and self._is_section(key):
                 with contextlib.suppress(yaml_text.NotYAML):
                     value = yaml_text.parse_sourced(value)
             section = isinstance(value, Mapping) and self._is_section(key)
-            found |= self._flat(key if section else self.full(key), value)
+            more = self._flat(key if section else self.full(key), value)
+            if problems is not None:
+                problems += [
+                    twice(full, without_sources(found[full]), without_sources(v))
+                    for full, v in more.items()
+                    if full in found and without_sources(found[full]) != without_sources(v)
+                ]
+            found |= more
         return found
 
     def _flat(self, full: str, value: Any) -> dict[str, Any]:
@@ -117,11 +128,12 @@ class Table:
         """Values of the settings' types by full key, and all problems of keys and texts; later sources take
         precedence."""
         raw: dict[str, Any] = {}
+        problems: list[str] = []
         for source in sources:
-            raw |= self.flat(source)
+            raw |= self.flat(source, problems)
         own = any(k.startswith("method.") and k != "method.name" for k in raw)
         method = self.method(raw.get("method.name", self.default_method)) if own else None
-        found, problems = {}, []
+        found: dict[str, Any] = {}
         for key, value in raw.items():
             kind = self.annotation(key, method)
             if kind is None:
@@ -156,8 +168,13 @@ class Table:
 
 
 def split(words: Sequence[str] | None, table: Table | None = None) -> tuple[list[str], dict[str, Any], list[str]]:
-    """Plain words (also a file whose name has a "="), ``key=value`` ones as ``Word`` by key, and problems."""
+    """Plain words (also a file whose name has a "="), ``key=value`` ones as ``Word`` by key, and problems.
+
+    Args:
+        table: of the command of these words, where a setting is given once; without it the last value is used.
+    """
     plain, found, problems = [], {}, []
+    as_given: dict[str, str] = {}  # full key → as it was written: lr=1 train.lr=2 are two values of one setting
     for word in words or []:
         key, eq, text = word.partition("=")
         key = key.strip()
@@ -167,8 +184,17 @@ def split(words: Sequence[str] | None, table: Table | None = None) -> tuple[list
         elif not key:
             problems.append(f"'{word}' is not a setting; write key=value, for example epochs=30.")
         else:
-            found[key] = Word(text)
+            full = table.full(key) if table is not None else key
+            other = found.pop(as_given.get(full, ""), text)
+            if other != text and table is not None:
+                problems.append(twice(key, other, text))
+            found[key], as_given[full] = Word(text), key
     return plain, found, problems
+
+
+def twice(key: str, one: object, other: object) -> str:
+    """The sentence about a setting with two values."""
+    return f"{key}: it is given twice, as '{one}' and as '{other}'; write it once."
 
 
 def read(

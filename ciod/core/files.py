@@ -145,7 +145,7 @@ def whole(path: Path | str, *, size: int = 0) -> Generator[IO[bytes], None, None
     """
     path = named(path)
     if is_folder(path):
-        raise WriteError(f"{path} cannot be written: it is a folder.")
+        raise WriteError(f"{path} cannot be written: it is a folder. Give the name of a file.")
     if exists(path) and not is_file(path):
         with explained(path), path.open("wb") as file:
             yield file
@@ -227,6 +227,8 @@ def why(path: Path, error: Exception, size: int = 0) -> str:
         )
     if code in _NO_FOLDER and (file := next((p for p in (path, *path.parents) if is_file(p)), None)):
         return f"{path} cannot be written: {file} is a file, but a folder is needed. Choose another folder."
+    if code in _NO_FOLDER and exists(path):
+        return f"{path} cannot be written: it is not a folder, but a folder is needed. Choose another folder."
     if code in _REFUSED:
         return f"{path} cannot be written: {text}. Choose a writable folder."
     return f"{path} cannot be written: {text or str(error) or type(error).__name__}."

@@ -17,7 +17,12 @@ def problems_of(model: type[BaseModel], content: dict[str, Any], *, where: str =
         model.model_validate(content)
         return []
     except ValidationError as e:
-        return [_sentence(model, err, where) for err in _distinct(e.errors())]
+        return problems_in(model, e.errors(), where=where)
+
+
+def problems_in(model: type[BaseModel], errors: Sequence[Any], *, where: str = "") -> list[str]:
+    """One sentence per value of pydantic's ``errors`` about ``model``."""
+    return [_sentence(model, err, where) for err in _distinct(errors)]
 
 
 def _distinct(errors: Sequence[Any]) -> list[Any]:
@@ -45,6 +50,8 @@ def _sentence(model: type[BaseModel], err: Any, where: str) -> str:
     if err["type"] == "extra_forbidden":
         allowed = _fields_at(model, loc[:-1])
         return f"{key}: there is no such setting; {did_you_mean(loc[-1], allowed)}"
+    if err["type"] == "missing":
+        return f"{key}= is needed."
     given: Any = err.get("input")
     shown = "" if isinstance(err.get("input"), dict) else f" (got {given!r})"
     if err["type"] == "literal_error":

@@ -105,9 +105,9 @@ def parse(text: str | bytes, most: int = WRITTEN, loader_type: type[_Loader] = _
         most: maximum number of values written in it, including keys.
 
     Raises:
-        NotYAML: it is not YAML, has tags other than data, is nested too deeply, contains itself, has more than
-            ``most`` written values or more than VALUES with aliases, invalid text, or a value that does not fit its
-            type: a 13th month, ``!!bool perhaps``.
+        NotYAML: it is not YAML, has tags other than data, a key twice, is nested too deeply, contains itself, has more
+            than ``most`` written values or more than VALUES with aliases, invalid text, or a value that does not fit
+            its type: a 13th month, ``!!bool perhaps``.
     """
     try:
         loader: Any = loader_type(text)
@@ -124,6 +124,18 @@ def parse(text: str | bytes, most: int = WRITTEN, loader_type: type[_Loader] = _
         raise NotYAML(f"a value that cannot be read: {error}") from error
 
 
+def _refuse_twice(node: yaml.MappingNode) -> None:
+    """Python's reader would keep the last of two values of one key silently."""
+    seen: dict[tuple[str, Any], yaml.Node] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        first = seen.setdefault((key.tag, key.value), value)
+        same = first is value or (isinstance(value, yaml.ScalarNode) and first.value == value.value)
+        if not same and key.tag != "tag:yaml.org,2002:merge":
+            raise NotYAML(f"the key '{key.value}' is given twice, the second time in line {key.start_mark.line + 1}.")
+
+
 def _values(node: yaml.Node, known: dict[int, int | None]) -> int:
     """Number of values of a node. ``known``: counts of nodes seen so far; None while a node is being counted."""
     if id(node) not in known:
@@ -132,6 +144,7 @@ def _values(node: yaml.Node, known: dict[int, int | None]) -> int:
             raise NotYAML(f"{node.value!r} is not text: it has a null byte or half a character.")
         inside: Any = node.value if isinstance(node, yaml.SequenceNode) else []
         if isinstance(node, yaml.MappingNode):
+            _refuse_twice(node)
             inside = [part for pair in node.value for part in pair]
         known[id(node)] = 1 + sum(_values(n, known) for n in inside)
     found = known[id(node)]

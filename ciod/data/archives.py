@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
 from ciod.core.errors import DataError
+from ciod.core.plural import counted
 
 CHUNK = 1 << 20  # bytes read at a time
 _SWELL, _SLACK = 8, 1 << 20  # unpacked bytes an archive may have per packed byte; COCO's annotations have about 3
@@ -108,7 +109,7 @@ def unpack(archive: Path, out: Path, folder: str, say: Say = print) -> None:
 def _unpack(reader: _Reader, archive: Path, out: Path, folder: str, say: Say) -> None:
     files, size = _checked(reader, archive, folder)
     check_room(out, size, f"{archive.name}, unpacked,")
-    say(f"{archive.name}: unpacking {files} files, {human_bytes(size)}")
+    say(f"{archive.name}: unpacking {counted(files, 'file')}, {human_bytes(size)}")
     with tempfile.TemporaryDirectory(prefix=f".{archive.name}-", dir=out) as beside:
         made: list[PurePosixPath] = []
         known: set[Path] = set()
@@ -150,5 +151,5 @@ def _checked(reader: _Reader, archive: Path, folder: str) -> tuple[int, int]:
         if size > limit or n >= _MEMBERS:
             raise DataError(f"{archive} is refused: it would unpack to more than {human_bytes(min(size, limit))}.")
     if not files:
-        raise DataError(f"{archive} has no files.")
+        raise DataError(f"{archive} has no files, so it is not the archive of a data set; remove it and try again.")
     return files, size

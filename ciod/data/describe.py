@@ -14,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ciod.core.errors import DataError
+from ciod.core.plural import counted
+from ciod.data.alike import alike, listed
 from ciod.data.formats import merge_names, open_split, recognise
 from ciod.data.formats.index_builder import Check
 from ciod.data.formats.layout import Layout
@@ -35,7 +37,7 @@ class Summary:
     def renderable(self) -> RenderableType:
         """For a rich console."""
         looked = {"files": "exist", "headers": "have a readable header", "pixels": "decode"}[self.check]
-        title = f": {_NAMES[self.layout.kind]}, {len(self.names)} classes"
+        title = f": {_NAMES[self.layout.kind]}, {counted(len(self.names), 'class')}"
         parts: list[RenderableType] = [
             Text.assemble((str(self.layout.root), "bold"), title),
             _splits_table(self.indexes),
@@ -176,16 +178,18 @@ def _remarks(indexes: dict[str, Index], names: tuple[str, ...]) -> list[str]:
         empty = [n for n, boxes in zip(names, index.boxes_per_class()) if not boxes]
         if empty:
             shown = ", ".join(empty[:8]) + (", …" if len(empty) > 8 else "")
-            remarks.append(f"{len(empty)} of {len(names)} classes have no box in {split}: {shown}.")
-    alike: dict[str, list[str]] = {}
-    for name in names:
-        alike.setdefault(name.lower(), []).append(name)
-    remarks += [f"classes that differ only in case: {', '.join(same)}." for same in alike.values() if len(same) > 1]
+            of = f"{len(empty)} of {counted(len(names), 'class')}"
+            remarks.append(f"no box in {split}: {shown} ({of}).")
+    within = {group for index in indexes.values() for group in alike(index.class_names)}
+    remarks += [
+        f"different classes have names that look the same: {listed(g)}." for g in alike(names) if g not in within
+    ]
     if {"train", "val"} <= indexes.keys():
         shared = set(indexes["train"].files) & set(indexes["val"].files)
         if shared:
             example = min(shared).name
             remarks.append(
-                f"{len(shared)} pictures are in both train and val, such as {example}; AP on val is too high."
+                f"train and val have {counted(len(shared), 'picture')} in common, such as {example}; AP on val is too "
+                "high."
             )
     return remarks

@@ -244,7 +244,9 @@ def save_image(path: str | Path, array: np.ndarray) -> None:
     path, content = Path(path), io.BytesIO()
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind not in Image.SAVE:
-        raise DataError(f"The picture {path} cannot be written: '{path.suffix}' is not a format that Pillow writes.")
+        raise DataError(
+            f"The picture {path} cannot be written: '{path.suffix}' is not a format that Pillow writes; use .png."
+        )
     Image.fromarray(np.asarray(array, dtype=np.uint8)).save(content, kind, quality=95)  # some formats ignore it
     atomic_write(path, content.getvalue())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,7 @@ def _add(shape: Any, columns: Columns, label_of: dict[str, int], problems: Probl
         problems.add("shape without two points of two numbers, left out", f"{name} in {where}")
     else:
         columns.add_box(box, label_of[name])
+        columns.written.setdefault(name, Counter())[str(shape["label"])] += 1
         if kind not in ("rectangle", None):
             problems.add("polygon, circle or mask, its box is used", f"{name} in {where}")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pprint
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +17,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ciod.core.errors import CiodError
-from ciod.core.files import atomic_write
+from ciod.core.files import atomic_write, is_file
+from ciod.core.reading import Unreadable, read_text
 
 if TYPE_CHECKING:
     from ciod.detectors.base import Detector
 
 NORM = {"type": "BN", "momentum": 0.03, "eps": 0.001}
 SWISH = {"type": "Swish"}
+MARK = "# Written by ciod export."
+BEFORE = "default_scope = 'mmdet'\n\nmodel = {'type': "
+"""How the configs of ciod 0.1 begin, which have no such mark."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,12 @@ class Written:
 
 
 def export(
-    model: str | Path | Detector, folder: str | Path, *, size: int | None = None, names: Sequence[str] | None = None
+    model: str | Path | Detector,
+    folder: str | Path,
+    *,
+    size: int | None = None,
+    names: Sequence[str] | None = None,
+    overwrite: bool = False,
 ) -> Written:
     """Writes ``detector.py`` and ``detector.pth`` into ``folder``.
 
@@ -40,6 +50,7 @@ def export(
         model: a detector, or a file for ``ciod.load``.
         size: side of the images (default: that of the model).
         names: class names for a checkpoint without them.
+        overwrite: replace files of these names, too, that are no earlier export of ciod.
 
     Raises:
         CiodError: no model, a detector that MMDetection does not have, or the folder cannot be written.
@@ -47,21 +58,40 @@ def export(
     from ciod.detectors.files import mmdet_files
     from ciod.detectors.files.weights import open_detector
 
+    out = Written(Path(folder) / "detector.py", Path(folder) / "detector.pth")
+    _keep(out, model, overwrite)
     detector = open_detector(model, size, names).frozen().cpu()
     if not detector.num_classes:
         raise CiodError("The model has no classes yet; train it first.")
     config = _whole(detector, model_config(detector))
-    text = _text(config)
+    text = f"{MARK}\n\n{_text(config)}"
     content = {
         "meta": {"dataset_meta": {"classes": list(detector.class_names)}, "cfg": text, "ciod": detector.lineage},
         "state_dict": mmdet_files.state_of(detector),
     }
     file = io.BytesIO()
     torch.save(content, file)
-    out = Written(Path(folder) / "detector.py", Path(folder) / "detector.pth")
     atomic_write(out.checkpoint, file.getvalue())
     atomic_write(out.config, text)
     return out
+
+
+def _keep(out: Written, model: str | Path | Detector, overwrite: bool) -> None:
+    """Raises CiodError if a file would be lost: the model itself, or without ``overwrite`` one that ciod did not
+    write."""
+    for path in (out.config, out.checkpoint):
+        if isinstance(model, (str, Path)) and os.path.realpath(model) == os.path.realpath(path):
+            raise CiodError(f"mmdet: {path} is the model itself, which is never overwritten; choose another folder.")
+    try:
+        start = read_text(out.config)[: len(BEFORE)]
+    except Unreadable:
+        start = ""
+    there = [p for p in (out.config, out.checkpoint) if is_file(p)]
+    if there and not overwrite and not start.startswith((MARK, BEFORE)):
+        raise CiodError(
+            f"mmdet: {there[0]} is there already, and is no file that 'ciod export' wrote. Choose another folder, or "
+            "write overwrite=true."
+        )
 
 
 def model_config(detector: Detector) -> dict[str, Any]:

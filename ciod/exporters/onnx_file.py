@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ciod.core.errors import CiodError, ConfigError
-from ciod.core.files import atomic_write, explained
+from ciod.core.files import atomic_write, explained, is_file
 from ciod.core.types import Outputs
 from ciod.core.version import __version__
 from ciod.exporters.agreement import TOLERANCE, Distance, distance
@@ -67,6 +67,7 @@ def export(
     tolerance: float = TOLERANCE,
     names: Sequence[str] | None = None,
     arbiter: bool = True,
+    overwrite: bool = False,
 ) -> Exported:
     """Writes ``model`` as an ONNX file and compares it with the original before it gets its final name.
 
@@ -86,6 +87,7 @@ def export(
         tolerance: largest difference of a score, and of a box with a score that matters as a share of its longer side.
         names: class names for a checkpoint without them.
         arbiter: False: raw scores of branches.
+        overwrite: replace a file, too, that is no earlier export of ciod.
 
     Raises:
         ConfigError: every problem of the arguments.
@@ -93,7 +95,7 @@ def export(
     """
     from ciod.detectors.files.weights import open_detector
 
-    path = _checked_path(onnx, model)
+    path = _checked_path(onnx, model, overwrite)
     detector = open_detector(model, size, names, arbiter=arbiter).frozen().cpu()
     floor = detector.score_threshold if score_threshold is None else score_threshold
     limit = detector.nms_iou if nms_iou is None else nms_iou
@@ -106,20 +108,32 @@ def export(
     content.metadata_props.add(key=KEY, value=json.dumps(_metadata(detector, graph, opset), ensure_ascii=False))
     found = _compare(graph, content.SerializeToString(), sample, dynamic_size, tolerance)
     if nms:
-        del content.graph.output[:2]
         _prune(content.graph)
     check.checker.check_model(content, full_check=True)
     atomic_write(path, content.SerializeToString())
     return Exported(path, opset, nms, *found)
 
 
-def _checked_path(onnx: str | Path, model: str | Path | Detector) -> Path:
+def _checked_path(onnx: str | Path, model: str | Path | Detector, overwrite: bool) -> Path:
     path = Path(onnx)
     if path.suffix.lower() != ".onnx":
         raise CiodError(f"onnx: {path} must end in .onnx.")
     if isinstance(model, (str, Path)) and Path(model).suffix.lower() == ".onnx":
         raise CiodError(f"{model} is an ONNX file already.")
+    if is_file(path) and not overwrite and not _is_own(path):
+        raise CiodError(
+            f"onnx: {path} is there already, and is no file that 'ciod export' wrote. Choose another name, or write "
+            "overwrite=true."
+        )
     return path
+
+
+def _is_own(path: Path) -> bool:
+    try:
+        read_metadata(path)
+    except Exception:  # no ONNX file: protobuf has errors of its own
+        return False
+    return True
 
 
 def _traced(graph: Raw, sample: Tensor, path: Path, opset: int, dynamic_size: bool, onnx: Any) -> Any:
@@ -135,7 +149,8 @@ def _traced(graph: Raw, sample: Tensor, path: Path, opset: int, dynamic_size: bo
 
 
 def _prune(graph: Any) -> None:
-    """Removes the nodes that no output needs; runtimes would compute them."""
+    """Removes the two raw outputs, and the nodes that no output needs; runtimes would compute them."""
+    del graph.output[:2]
     needed, kept = {o.name for o in graph.output}, []
     for node in reversed(graph.node):
         if needed & set(node.output):

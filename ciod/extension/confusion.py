@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ciod.core.boxes import iou_table
+from ciod.core.plural import counted
 from ciod.core.types import Detections
 from ciod.data.index import Index
 from ciod.extension.drawn import save_drawn
@@ -115,7 +116,8 @@ def alike(rows: Sequence[dict[str, Any]]) -> list[str]:
             if share >= ALIKE:
                 warnings.append(
                     f"{row['class']} looks like the known class {other}: the model as it was takes {count} of "
-                    f"{row['objects']} objects for it ({share:.0%}), and will still do so after the extension. "
+                    f"{counted(row['objects'], 'object')} for it ({share:.0%}), and will still do so after the "
+                    f"extension. "
                     f"If they are one class, write rename='{{{row['class']}: {other}}}'; if {other} is not needed, "
                     f"drop='[{other}]'."
                 )

@@ -10,6 +10,7 @@ import numpy as np
 from ciod.config.load import data_folder
 from ciod.core.errors import DataError
 from ciod.core.files import exists
+from ciod.core.plural import counted
 from ciod.data import formats
 from ciod.data.index import Index
 from ciod.data.scenarios.scenario import Task
@@ -44,7 +45,9 @@ def open_folder(path: str, *, holdout: float, seed: int) -> Folder:
     boxes = train.boxes_per_class()
     without = [n for n, k in zip(train.class_names, boxes, strict=True) if not k]
     if not boxes.any():
-        raise DataError(f"{train.source} has {len(train)} images and not one box: there is nothing to learn.")
+        raise DataError(
+            f"{train.source} has {counted(len(train), 'image')} and not one box: there is nothing to learn."
+        )
     if without:
         notes.append(f"no box in the training images, left out: {', '.join(without[:8])}{', …' if without[8:] else ''}")
     if {"val", "test"} & layout.splits.keys():
@@ -70,7 +73,9 @@ def hold_out(index: Index, share: float, seed: int) -> np.ndarray:
         DataError: there is only one image.
     """
     if len(index) < 2:
-        raise DataError(f"{index.source} has one image; two are needed, one to learn from and one to measure by.")
+        raise DataError(
+            f"{index.source} has one image; two are needed, one to learn from and one to measure by. Add some."
+        )
     rng = np.random.default_rng([seed, 11])
     place = rng.permutation(len(index))  # the order in which images are taken
     images = [np.unique(index.image[index.labels == c]) for c in range(len(index.class_names))]

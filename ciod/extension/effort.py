@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ciod.core.plural import counted
 from ciod.data.loader import batches
 from ciod.detectors.branched import has_branches
 from ciod.runs.choices import open_keys, value_of
@@ -126,4 +127,7 @@ def measure(detector: Detector, method: Method, loader: DataLoader, world: World
 def estimate(seconds_a_step: float, steps: int) -> str:
     """The time of the training in words."""
     seconds = seconds_a_step * steps
-    return f"about {clock(seconds)} of training ({seconds_a_step:.2f} s a step, {steps} steps, as measured just now)"
+    return (
+        f"about {clock(seconds)} of training ({seconds_a_step:.2f} s a step, {counted(steps, 'step')}, as "
+        f"measured just now)"
+    )

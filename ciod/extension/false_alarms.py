@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ciod.core.plural import counted
 from ciod.core.types import Detections
 from ciod.data.index import Index
 from ciod.data.mixture import concatenate
@@ -57,7 +58,8 @@ class FalseAlarms:
             worst = max(known, key=known.__getitem__)
             mean = sum(known.values()) / len(known)
             lines.append(
-                f"false alarms above {SHOWN} in {row['images']} pictures ({row['source']}): {mean:.3f} per picture and "
+                f"false alarms above {SHOWN} in {counted(row['images'], 'picture')} ({row['source']}): "
+                f"{mean:.3f} per picture and "
                 f"class, most of {worst} ({known[worst]:.3f})"
             )
         if self.thresholds:

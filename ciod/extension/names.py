@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ciod.core.errors import ConfigError
 from ciod.core.files import nfc
+from ciod.core.plural import counted
 from ciod.core.text_lists import near_name, word, written_list, written_mapping
 from ciod.data.text_files import same_names
 
@@ -43,7 +44,7 @@ class Names:
         renamed += [f"{a} → {b} (in the folder)" for a, b in self.data.items() if a != b and a not in self.kept]
         if renamed:
             lines.append(f"renamed: {_list(renamed)}")
-        lines.append(f"known and kept: {len(self.old)} classes")
+        lines.append(f"known and kept: {counted(len(self.old), 'class')}")
         lines.append(f"new: {_list(self.new)}" if self.new else "new: none")
         if self.taught:
             lines.append(f"known, taught further: {_list(self.taught)}")

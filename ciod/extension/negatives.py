@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ciod.core.plural import counted
 from ciod.core.types import POOL, TASK
 from ciod.data.index import Index
 from ciod.data.mixture import Mixture, concatenate
@@ -40,7 +41,7 @@ class Negatives:
         """
         count = sum(map(len, self.train))
         if count and learns:
-            return [f"{count} pictures without new objects train the branch to be silent there"]
+            return [f"{counted(count, 'picture')} without new objects train the branch to be silent there"]
         if not self.measured:
             taught = ", and the branch was not taught to be silent there" if learns else ""
             return [

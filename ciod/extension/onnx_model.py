@@ -14,6 +14,7 @@ import torch
 from ciod.config.load import data_folder
 from ciod.core.errors import CiodError, ConfigError, DataError
 from ciod.core.files import atomic_write
+from ciod.core.plural import counted
 from ciod.data import views
 from ciod.data.augment import put
 from ciod.data.index import Index
@@ -107,7 +108,7 @@ def with_views(plan: Plan, s: Extend, detector: Detector, measured: Measure, wor
     count = views.Schedule(kept).computed(plan.epochs)
     line = (
         f"maps of {kept} views per image are kept in the temporary folder ({kept * each / 1e9:.1f} GB); {count} views "
-        f"per image are computed for {plan.epochs} epochs"
+        f"per image are computed for {counted(plan.epochs, 'epoch')}"
     )
     return replace(plan, views=kept, why=[*plan.why, line])
 
@@ -163,8 +164,8 @@ class Made:
         many = f"{v.outputs} old outputs" if v.outputs > 1 else "old output"
         if v.moved == 0:
             equal = "are" if v.outputs > 1 else "is"
-            return f"The {many} {equal} bit-equal on {v.pictures} pictures (onnxruntime on a CPU)."
-        return f"The {many} differ{'s' * (v.outputs < 2)} by up to {v.moved:.2g} on {v.pictures} pictures."
+            return f"The {many} {equal} bit-equal on {counted(v.pictures, 'picture')} (onnxruntime on a CPU)."
+        return f"The {many} differ{'s' * (v.outputs < 2)} by up to {v.moved:.2g} on {counted(v.pictures, 'picture')}."
 
     def record(self) -> dict[str, Any]:
         """For results.json."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ciod.core.plural import counted
 from ciod.core.types import Detections
 from ciod.evaluation.ap import APTable
 from ciod.extension.old_objects import pairs
@@ -33,12 +34,16 @@ class Retention:
     def sentence(self) -> str:
         """The number in words."""
         if self.value is None:
-            return f"How well the old classes are kept is not known: none of them is in the {self.images} images."
+            return (
+                f"How well the old classes are kept is not known: none of them is in the "
+                f"{counted(self.images, 'image')}."
+            )
         share = f"{100 * self.value:.1f} %"
         if self.kind == "AP":
-            return f"The old classes keep {share} of their AP, measured on {self.images} images of old data."
+            return f"The old classes keep {share} of their AP, measured on {counted(self.images, 'image')} of old data."
         sentence = (
-            f"Old and new model agree on {share} of the old objects they find in {self.images} images. This is "
+            f"Old and new model agree on {share} of the old objects they find in "
+            f"{counted(self.images, 'image')}. This is "
             "agreement, not accuracy; old_data=FOLDER measures AP."
         )
         if self.judged is None:

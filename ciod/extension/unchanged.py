@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ciod.config.settings import Evaluation
+from ciod.core.plural import counted
 from ciod.core.types import Detections, Outputs
 from ciod.data.index import Index
 from ciod.data.loader import batches, eval_loader
@@ -31,7 +32,7 @@ class Unchanged:
     def sentences(self) -> list[str]:
         """What may be promised, in words."""
         if self.identical == self.images:
-            first = f"Old outputs bit-identical, checked on {self.images} pictures."
+            first = f"Old outputs bit-identical, checked on {counted(self.images, 'picture')}."
         else:
             first = f"Old outputs are bit-identical on {self.identical} of {self.images} pictures only."
         if not self.boxes:

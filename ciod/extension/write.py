@@ -12,6 +12,7 @@ import yaml
 
 from ciod.config.load import data_folder
 from ciod.core.files import exists
+from ciod.core.plural import counted
 from ciod.core.run_log import atomic_write, write_json
 from ciod.data.scenarios.scenario import Task
 from ciod.detectors.files import weights
@@ -213,7 +214,7 @@ def _protocol(s: Extend, task: Task, extra: dict[str, Any]) -> list[str]:
     notes = ["Task 1 is the model as it was, task 2 the extension."]
     silent = extra["negatives"]
     notes.append(
-        f"{silent} pictures without new objects were used in training, their old boxes were not."
+        f"{counted(silent, 'picture')} without new objects were used in training, their old boxes were not."
         if silent
         else "No old image was used in training."
     )

@@ -13,6 +13,7 @@ import numpy as np
 
 from ciod.core.errors import CiodError, DataError
 from ciod.core.files import explained, named, nfc
+from ciod.core.plural import counted
 from ciod.core.run_log import atomic_write, write_json
 from ciod.core.types import Detections
 from ciod.data.images import as_array, read_header, read_image, save_image
@@ -173,7 +174,7 @@ class Job:
             self.target.begin(f"{name}.jsonl")
             atomic_write(self.out / f"{name}.jsonl", "\n".join(lines) + "\n")
             seen = ", ".join(f"{n} {c}" for c, n in total.most_common()) or "nothing"
-            self.say(f"{path}: {len(lines)} frames: {seen}")
+            self.say(f"{path}: {counted(len(lines), 'frame')}: {seen}")
         return kept
 
     def _rows(self) -> dict[Path, int]:
@@ -197,7 +198,10 @@ class Job:
         if self.coco is None:
             return rows
         if strange:
-            raise CiodError(f"coco: {len(strange)} pictures are not in {self.data.source}, such as {strange[0]}.")
+            more = f" (of {len(strange)} such pictures)" if len(strange) > 1 else ""
+            raise CiodError(
+                f"coco: {strange[0]}{more} is not in {self.data.source}; leave data= out, or name its own pictures."
+            )
         twice = [p for p, n in Counter(rows.values()).items() if n > 1]
         if twice:
             same = [str(p) for p, row in rows.items() if row == twice[0]]

@@ -12,6 +12,7 @@ import numpy as np
 
 from ciod.core.errors import CiodError, DataError
 from ciod.core.files import WriteError, why
+from ciod.core.plural import counted
 from ciod.core.reading import check_regular
 
 # Time base of written videos: the durations of frames at 24, 25, 30, 50, 60 and 29.97 frames per second are multiples
@@ -68,9 +69,9 @@ class Video:
                     yield seconds, np.ascontiguousarray(np.rot90(picture, quarters))
                     count += 1
         except (need_av().FFmpegError, OSError, ValueError) as error:
-            raise DataError(f"{self.path} breaks off after {count} frames: {_reason(error)}.") from error
+            raise DataError(f"{self.path} breaks off after {counted(count, 'frame')}: {_reason(error)}.") from error
         if not count:
-            raise DataError(f"{self.path} has no frame that can be read.")
+            raise DataError(f"{self.path} has no frame that can be read; it may be damaged. Try to convert it to MP4.")
 
 
 def frames(path: str | Path) -> Iterator[np.ndarray]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ciod.core.files import is_file, no_model_file
+from ciod.core.plural import counted
 from ciod.listing.sheet import Sheet
 
 
@@ -18,7 +19,7 @@ def model(path: Path) -> Sheet:
         no_model_file(path, (".safetensors",))
     meta = read_metadata(path)
     settings = ", ".join(f"{k}={v}" for k, v in meta["detector"].items())
-    lines = [f"{path}: {settings}; {len(meta['class_names'])} classes", *_lineage(meta["lineage"])]
+    lines = [f"{path}: {settings}; {counted(len(meta['class_names']), 'class')}", *_lineage(meta["lineage"])]
     content = {"kind": "ciod", "detector": meta["detector"], "classes": list(meta["class_names"])}
     return Sheet(lines, content={"file": str(path), **content, "lineage": meta["lineage"]})
 
@@ -31,7 +32,7 @@ def onnx(path: Path) -> Sheet:
     whole, extended = opened.whole, opened.written
     maker = f" from {whole.made_by}" if whole.made_by else ""
     names = pictures.names_of(whole, None) if extended is None else extended.class_names
-    classes = "classes not named" if names is None else f"{len(names)} classes"
+    classes = "classes not named" if names is None else counted(len(names), "class")
     nodes = f"{len(whole.content.graph.node)} nodes, opset {whole.opset}{maker}"
     lineage: Sequence[dict[str, Any]] = [] if extended is None else extended.lineage
     lines = [f"{path}: {nodes}; {classes}", *_lineage(lineage)]
@@ -73,8 +74,8 @@ def _classes(names: Sequence[str] | None, count: int, coco: bool) -> str:
     if coco:
         return "no names of classes; their number is COCO's, so they are taken to be COCO's 80"
     if names:
-        return f"{len(names)} classes: {few(names)}"
-    return f"{count} classes without names" if count else "classes not named"
+        return f"{counted(len(names), 'class')}: {few(names)}"
+    return f"{counted(count, 'class')} without names" if count else "classes not named"
 
 
 def _lineage(lineage: Sequence[dict[str, Any]]) -> list[str]:

@@ -98,4 +98,5 @@ def _from_file(name: str) -> type[Method]:
         why = no_method(cls, vars(module).get(cls))
         raise CiodError(f"method: {file} has no Method '{cls}'{why}; {did_you_mean(cls, own)} (write FILE.py:Class)")
     importlib.import_module("ciod.methods.base.calls").check_calls(found[cls])
+    importlib.import_module("ciod.methods.base.declared").check_declared(found[cls])
     return found[cls]

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ciod.report.summary import NONE, Results, agreement, before_after, count, percent, retention, score
+from ciod.core.plural import counted
+from ciod.report.summary import NONE, Results, agreement, before_after, percent, retention, score
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,7 +55,7 @@ def table(results: Results) -> Table:
     from rich.text import Text
 
     images = results["tasks"][-1].get("test_images")
-    title = "what was learnt" + (f", measured on {count(images, 'image')}" if images else "") + " (AP in %)"
+    title = "what was learnt" + (f", measured on {counted(images, 'image')}" if images else "") + " (AP in %)"
     made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     for name in COLUMNS:
         made.add_column(name, justify="left" if name == "class" else "right")
@@ -70,7 +71,7 @@ def unchanged(results: Results) -> str | None:
     if not found:
         return None
     if found["identical"] == found["images"]:
-        return f"Old outputs bit-identical, checked on {count(found['images'], 'picture')}."
+        return f"Old outputs bit-identical, checked on {counted(found['images'], 'picture')}."
     return f"Old outputs are bit-identical on {found['identical']} of {found['images']} pictures only."
 
 
@@ -88,7 +89,7 @@ def verdict(results: Results) -> str:
         first = f"There is no AP50 for the {'new class' if new == 1 else f'{new} new classes'}."
     else:
         first = f"{subject} {percent(value, ' %')} AP50."
-    sentences = [first, unchanged(results), _old(results, count(old, "old class"))]
+    sentences = [first, unchanged(results), _old(results, counted(old, "old class"))]
     return " ".join(s for s in sentences if s)
 
 

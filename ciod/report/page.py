@@ -15,6 +15,7 @@ import yaml
 
 from ciod.core.errors import CiodError
 from ciod.core.files import exists
+from ciod.core.plural import counted
 from ciod.core.reading import read_yaml
 from ciod.core.run_log import METRICS, atomic_write, read_metrics
 from ciod.report import extended, plots, results_file
@@ -23,7 +24,6 @@ from ciod.report.summary import (
     agreement,
     beside,
     changes,
-    count,
     done,
     duration,
     headline,
@@ -166,11 +166,11 @@ def _tiles(results: Results) -> list[tuple[str, str, str]]:
     tiles = [ap50("all", "all classes")]
     if len(tasks) > 1:
         n_old, n_new = (len(tasks[-1].get(k) or []) for k in ("old_classes", "new_classes"))
-        kept = (percent(retention(results), " %"), f"of the old {headline(results)} kept", count(n_old, "old class"))
+        kept = (percent(retention(results), " %"), f"of the old {headline(results)} kept", counted(n_old, "old class"))
         new = f"{'new' if len(tasks) == 2 else 'newest'} class{'es' * (n_new != 1)}"
         agreed = agreement(results)
         if agreed is not None:
-            same = percent(agreed, " %"), "agreement on old objects", f"{count(n_old, 'old class')}; not accuracy"
+            same = percent(agreed, " %"), "agreement on old objects", f"{counted(n_old, 'old class')}; not accuracy"
             return [ap50("new", new), same]
         tiles = [kept, ap50("old", "old classes"), ap50("new", new), *tiles]
     return tiles
@@ -218,20 +218,20 @@ def _protocol(results: Results) -> list[str]:
     lines = list(scenario.get("protocol") or [])
     split = scenario.get("split") or []
     if scenario.get("joint"):
-        lines.append(f"Joint training: all {count(sum(split), 'class')} at once, the upper bound of the scenario.")
+        lines.append(f"Joint training: all {counted(sum(split), 'class')} at once, the upper bound of the scenario.")
     elif len(split) > 1:
         steps = " + ".join(map(str, split))
-        lines.append(f"{count(sum(split), 'class')} arrive in {len(split)} tasks: {steps}.")
+        lines.append(f"{counted(sum(split), 'class')} arrive in {len(split)} tasks: {steps}.")
     if len(done(results)) > 4:
         hidden = sum(t.get("hidden_boxes") or 0 for t in done(results))
-        lines.append(f"{count(hidden, 'box')} of old classes stayed hidden in the training images, as listed above.")
+        lines.append(f"{counted(hidden, 'box')} of old classes stayed hidden in the training images, as listed above.")
         return [*lines, *(f"The last task also saw {also}." for also in [beside(results)] if also)]
     for i, task in enumerate(done(results), 1):
         if task.get("train_images") is None or task.get("train_boxes") is None:
             continue
-        seen = f"{count(task['train_images'], 'image')} with {count(task['train_boxes'], 'box')}"
+        seen = f"{counted(task['train_images'], 'image')} with {counted(task['train_boxes'], 'box')}"
         kinds = (("old", task.get("hidden_boxes")), ("future", task.get("future_boxes")))
-        hidden = [f"{count(n, 'box')} of {kind} classes" for kind, n in kinds if n]
+        hidden = [f"{counted(n, 'box')} of {kind} classes" for kind, n in kinds if n]
         other = f"; {' and '.join(hidden)} in them stayed hidden" if hidden else ""
         lines.append(f"Task {i} trained on {seen}{other}.")
         if also := beside(results, i - 1):

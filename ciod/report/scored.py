@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ciod.core.plural import counted
 from ciod.core.run_log import atomic_write
 from ciod.evaluation.confusions import SHOWN
 from ciod.report import scored_plots, scores
 from ciod.report.page import environment, svg, unbroken
-from ciod.report.summary import count, percent
+from ciod.report.summary import percent
 
 if TYPE_CHECKING:
     from ciod.evaluation.detect import Scored
@@ -46,7 +47,7 @@ def _content(scored: Scored, out: Path, model: str, settings: Mapping[str, Any])
     first = f"{percent(overall['AP50'], ' %')} AP50 and {percent(overall['AP'], ' %')} AP"
     return {
         "title": f"{model} on {settings.get('data', 'data')}",
-        "verdict": unbroken(f"{first} on {count(scored.images, 'image')}, {count(len(scored.scored), 'class')}."),
+        "verdict": unbroken(f"{first} on {counted(scored.images, 'image')}, {counted(len(scored.scored), 'class')}."),
         "warnings": [f"unreadable, scored as empty: {file}" for file in scored.broken],
         "tiles": [(percent(overall[k]), k, "mean over the classes") for k in columns]
         + [(percent(overall[k]), k, f"{size} objects") for k, size in _SIZES.items()],

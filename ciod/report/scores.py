@@ -11,6 +11,7 @@ from rich.table import Table
 from ciod.core import terminal
 from ciod.core.errors import CiodError
 from ciod.core.files import is_file
+from ciod.core.plural import counted
 from ciod.core.reading import Unreadable, read_json
 from ciod.core.run_log import write_json
 
@@ -60,5 +61,5 @@ def show(scored: Scored) -> None:
         console.print(f"data: {line}", markup=False, soft_wrap=True)
     for file in scored.broken:
         console.print(f"unreadable, scored as empty: {file}", markup=False, soft_wrap=True)
-    console.print(f"{scored.images} images, {len(scored.scored)} classes", markup=False)
+    console.print(f"{counted(scored.images, 'image')}, {counted(len(scored.scored), 'class')}", markup=False)
     console.print(scored.table.line(), markup=False, soft_wrap=True)

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ciod.core.plural import counted
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -56,13 +58,6 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {s:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def count(n: int, noun: str) -> str:
-    """A number with its noun: "1 class", "4 classes"."""
-    if n == 1:
-        return f"1 {noun}"
-    return f"{n:,} {noun}{'es' if noun.endswith(('s', 'x')) else 's'}"
-
-
 def done(results: Results) -> list[Mapping[str, Any]]:
     """The finished tasks."""
     return list(results.get("tasks") or [])
@@ -72,7 +67,7 @@ def beside(results: Results, task: int = -1) -> str:
     """Additional images of a task, such as "50 images of earlier tasks"; "" for none."""
     kinds = {"memory_images": ("image", "of earlier tasks"), "pool_images": ("picture", "of a pool, without labels")}
     found = (done(results) or [{}])[task]
-    return " and ".join(f"{count(n, noun)} {which}" for k, (noun, which) in kinds.items() if (n := found.get(k)))
+    return " and ".join(f"{counted(n, noun)} {which}" for k, (noun, which) in kinds.items() if (n := found.get(k)))
 
 
 def planned(results: Results) -> int:
@@ -167,7 +162,7 @@ def verdict(results: Results) -> str:
         return start + _one_task(results)
     n_old, n_new = len(tasks[-1].get("old_classes") or []), len(tasks[-1].get("new_classes") or [])
     later = sum(len(t.get("new_classes") or []) for t in tasks[1:])
-    learnt = f"After learning {count(later, 'new class')}" + (f" in {len(tasks) - 1} steps" if len(tasks) > 2 else "")
+    learnt = f"After learning {counted(later, 'new class')}" + (f" in {len(tasks) - 1} steps" if len(tasks) > 2 else "")
     if len(tasks) == 2:
         old, of = (f"{n_old} old classes", f"its {m} on the") if n_old != 1 else ("old class", f"its {m} on the")
         had = ""
@@ -206,10 +201,10 @@ def _one_task(results: Results) -> str:
     value = score(results, 0, "all", m)
     reached = f"there is no {m} to report" if value is None else f"the detector reaches {percent(value, ' %')} {m}"
     if scenario.get("joint"):
-        return f"Trained on all {count(n, 'class')} at once (joint training, the upper bound), {reached}."
+        return f"Trained on all {counted(n, 'class')} at once (joint training, the upper bound), {reached}."
     if planned(results) > 1:
-        return f"On its first {count(n, 'class')} {reached}."
-    return f"Trained on {count(n, 'class')}, {reached}."
+        return f"On its first {counted(n, 'class')} {reached}."
+    return f"Trained on {counted(n, 'class')}, {reached}."
 
 
 def summary_table(results: Results) -> Table:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ciod.core.plural import counted
 from ciod.training import optim
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _print(settings: Run, steps: list[Step], why: list[str], absent: list[str]) 
     for sentence in settings.protocol.sentences():
         say(f"- {sentence}")
     for i, step in enumerate(steps, 1):
-        say(f"task {i}, {len(step.classes)} classes: {', '.join(step.classes)}")
+        say(f"task {i}, {counted(len(step.classes), 'class')}: {', '.join(step.classes)}")
     columns = ("task", "images", "boxes", "hidden", "test", "epochs", "steps", "lr", "warm-up")
     table = Table(*columns, box=box.SIMPLE_HEAD)
     for i, step in enumerate(steps, 1):

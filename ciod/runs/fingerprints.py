@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ciod.core.files import atomic_write
+from ciod.core.plural import counted
 from ciod.core.reading import ANNOTATIONS, Unreadable, read_object
 from ciod.runs import environment
 
@@ -75,7 +76,7 @@ def data_differences(folder: Path, before: dict[str, Any], after: dict[str, Any]
         listed = {}
     for split in after:
         if split not in before:
-            changes.append(f"{split} data: {after[split]['images']} images, previously none")
+            changes.append(f"{split} data: {counted(after[split]['images'], 'image')}, previously none")
             continue
         was, now = before[split], after[split]
         if was == now:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ciod import methods
+from ciod.config import outputs
 from ciod.core.errors import CiodError
 from ciod.core.files import exists
 from ciod.core.reading import Unreadable, read_yaml
@@ -100,6 +101,8 @@ def saved_state(
             raise CiodError(f"{' '.join(damaged)} No intact checkpoint is left: choose another out=, or remove {out}.")
         if (out / "results.json").exists():
             raise CiodError(f"out: {out} holds a run without its last/ folder; choose another out=.")
+        if outputs.of_comparison(out):
+            raise CiodError(f"out: {out} holds a comparison (ciod compare), no single run; choose another out=.")
         if name := _foreign(out):
             raise CiodError(f"out: {out} holds {name}, but no run that can be resumed; choose another out=.")
         return None, []

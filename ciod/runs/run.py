@@ -291,6 +291,7 @@ class Runner:
             pair = open_data(self.settings)
         for index in pair:
             self._say_problems("data", index.source, index.problems.lines())
+        self.warnings.add(*sanity_checks.about_names(*pair))
         return pair
 
     def _say_problems(self, what: str, source: str, lines: list[str]) -> None:

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ciod.data.alike import alike, listed
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ciod.core.types import Detections
+    from ciod.data.index import Index
     from ciod.data.scenarios.scenario import Task
     from ciod.evaluation.ap import APTable
 
@@ -17,6 +20,19 @@ STARVED = 20  # boxes; a class with fewer, and fewer than a fiftieth of the larg
 SILENT = 0.05  # score that a class must reach somewhere in the test set
 PERFECT = 0.995
 ABOVE = 1.01  # times its upper bound: more than this is not rounding
+
+
+def about_names(train: Index, test: Index) -> list[str]:
+    """Names of training and test data that look the same and are different classes; those within one are counted as
+    its problems."""
+    within = {group for index in (train, test) for group in alike(index.class_names)}
+    both = dict.fromkeys((*train.class_names, *test.class_names))
+    return [
+        f"{listed(group)}: names of training and test data that look the same, but count as different classes; rename "
+        "one of them."
+        for group in alike(both)
+        if group not in within
+    ]
 
 
 def about_data(task: Task) -> list[str]:

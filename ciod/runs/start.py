@@ -12,6 +12,7 @@ import torch
 from ciod import detectors
 from ciod.config.load import data_folder
 from ciod.core.errors import CiodError
+from ciod.core.plural import counted
 from ciod.data import formats
 from ciod.data.index import Index
 from ciod.data.scenarios import folds
@@ -69,7 +70,8 @@ def per_task(key: str, value: int | list[int], tasks: int) -> list[int]:
     each = value if isinstance(value, list) else [value] * tasks
     if len(each) < tasks:
         raise CiodError(
-            f"{key} has {len(each)} entries, but the scenario {tasks} tasks; give one value, or one per task."
+            f"{key} has {counted(len(each), 'entry')}, but the scenario {counted(tasks, 'task')}; give one "
+            f"value, or one per task."
         )
     return each
 
@@ -110,5 +112,8 @@ def start(settings: Run, scenario: Scenario, reporter: Reporter) -> tuple[Detect
 def task_title(task: Task, tasks: int) -> str:
     """The first line of a task on the terminal."""
     names = ", ".join(task.new_classes[:8]) + (", …" if len(task.new_classes) > 8 else "")
-    hidden = f", {task.hidden_boxes} boxes of old classes hidden" if task.hidden_boxes else ""
-    return f"task {task.index + 1}/{tasks}: {names} — {len(task.train)} images, {len(task.train.labels)} boxes{hidden}"
+    hidden = f", {counted(task.hidden_boxes, 'box')} of old classes hidden" if task.hidden_boxes else ""
+    return (
+        f"task {task.index + 1}/{tasks}: {names} — {counted(len(task.train), 'image')}, "
+        f"{counted(len(task.train.labels), 'box')}{hidden}"
+    )

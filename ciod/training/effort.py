@@ -16,6 +16,7 @@ import torch
 
 from ciod.config.settings import Effort
 from ciod.core.distributed import World
+from ciod.core.plural import counted
 from ciod.data.augment import Augment
 
 Start = Literal["detector", "trunk", "backbone", "nothing"]
@@ -213,7 +214,7 @@ def _trunk(facts: Facts, steps: int, given: Mapping[str, Any]) -> Choices:
 def _ema(steps: int) -> Choice:
     """Averages over about the last ninth of the steps, as ``optim.EMA`` does on its own in a short task."""
     decay = max(EMA[0], min(EMA[1], 1 - 9 / max(steps, 9)))
-    return Choice(float(f"{decay:.5g}"), f", for {steps:,} steps")
+    return Choice(float(f"{decay:.5g}"), f", for {counted(steps, 'step')}")
 
 
 def _augment() -> Choices:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ciod.core.plural import counted
 from ciod.core.types import KNOWN
 from ciod.data.index import Index
 from ciod.methods.base.user_code import UserCodeError, where
@@ -36,11 +37,14 @@ def with_drawn(
     if mixture is not None:
         after = _without_known(before, after, mixture.source == KNOWN)
     n = len(after.labels) - len(before.labels)
-    reporter.say(f"the teacher produced {n} pseudo-labels in {len(before)} images, once for all steps")
+    reporter.say(
+        f"the teacher produced {counted(n, 'pseudo-label')} in {counted(len(before), 'image')}, once for all steps"
+    )
     warnings = []
     if not n:
         warnings.append(
-            f"The teacher produced no pseudo-labels in the {len(before)} images of the task; this run is plain "
+            f"The teacher produced no pseudo-labels in the {counted(len(before), 'image')} of the task; this "
+            f"run is plain "
             "fine-tuning. method.score may be too high for this teacher, or it was trained too little."
         )
     if mixture is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ciod.core.files import LOCK, WriteError, atomic_write, sweep
+from ciod.core.files import LOCK, WriteError, atomic_write, explained, sweep
 
 
 def left_behind(folder: Path) -> Path:
@@ -40,3 +40,14 @@ def test_a_file_where_a_folder_is_needed_is_named(tmp_path, below):
     (tmp_path / "a").write_text("")
     with pytest.raises(WriteError, match=r"a is a file, but a folder is needed\. Choose another folder\."):
         atomic_write(f"{tmp_path / 'a'}{below}/b.json", "")
+
+
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="there are no devices as files here")
+def test_a_device_is_not_a_folder():
+    with (
+        pytest.raises(
+            WriteError, match=r"^/dev/null cannot be written: it is not a folder, but a folder is needed\. C"
+        ),
+        explained(Path("/dev/null")),
+    ):
+        Path("/dev/null").mkdir(parents=True, exist_ok=True)

@@ -78,10 +78,10 @@ def test_remarks(tmp_path):
     write_coco(train, tmp_path / "set", "train")
     write_coco(sample_index(tmp_path / "2", names=("cat", "dog")), tmp_path / "set", "val")  # the same file names
     text = describe_text(tmp_path / "set", width=200)
-    assert "classes have no box in train: dog." in text
-    assert "classes have no box in val: Cat." in text
-    assert "differ only in case: cat, Cat." in text
-    assert "4 pictures are in both train and val, such as 000001.png" in text
+    assert "no box in train: dog (1 of 3 classes)." in text
+    assert "no box in val: Cat (1 of 3 classes)." in text
+    assert "1 × names that look the same and are different classes: cat, Cat" in text
+    assert "train and val have 4 pictures in common, such as 000001.png" in text
     assert row(text, "dog")[1:3] == ["0", "0"]
 
 

@@ -93,7 +93,7 @@ def test_the_sizes_of_both_sides_are_in_the_protocol():
     index = images(FRAMES)
     protocol = Protocol(split="1+1", folds=3, fold=2, group="clip(.)", fold_by="order", guard=1)
     made = Scenario(protocol, *folds.cut(index, protocol))
-    told = "Fold 2 of 3: 14 images of 4 groups are trained on, 8 images of 2 groups are tested; 1 images on each side"
+    told = "Fold 2 of 3: training on 14 images of 4 groups, testing on 8 images of 2 groups; 1 image on each side"
     assert made.sentences()[-1].startswith(told) and made.sizes() == made.sentences()[-1:]
     assert any("into 3 folds (neighbours in the order of file names)" in s for s in made.sentences())
     assert any("images with equal 'clip(.)' in their names" in s for s in made.sentences())

@@ -407,3 +407,13 @@ def test_a_pointer_of_git_lfs_is_named(tmp_path):
             CiodError, match=r"It is a pointer of Git LFS, not the file itself; fetch it with 'git lfs pull'"
         ):
             read(tmp_path / name)
+
+
+def test_a_run_folder_is_not_a_data_set(tmp_path):
+    (tmp_path / "results.json").write_text('{"format": 1, "scenario": {}, "detector": {}}')
+    with pytest.raises(DataError, match=r"is of a run folder of ciod, not of a data set: the run's run\.yaml names"):
+        formats.read(tmp_path)
+    (tmp_path / "results.json").unlink()
+    (tmp_path / "run.yaml").write_text("versions: {}\n")
+    with pytest.raises(DataError, match=r"is of a run folder of ciod"):
+        formats.recognise(tmp_path)

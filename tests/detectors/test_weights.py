@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ciod.core.errors import CiodError
+from ciod.data.names import COCO
 from ciod.detectors.base import Detector
 from ciod.detectors.files import foreign, model_file
 from ciod.detectors.files import weights as files
@@ -197,7 +198,7 @@ def test_class_names_of_a_checkpoint(tmp_path):
     torch.save({"model": official(make())}, path)
     with pytest.raises(CiodError, match="has 3 classes but no class names; give them: names=a,b,c"):
         files.load(path)
-    with pytest.raises(CiodError, match="has 3 classes, but 2 names were given"):
+    with pytest.raises(CiodError, match="has 3 classes, and names= gives 2"):
         files.load(path, classes=["a", "b"])
     torch.save({"state_dict": official(make()), "meta": {"dataset_meta": {"classes": list(NAMES)}}}, path)
     assert files.load(path).class_names == NAMES
@@ -316,3 +317,18 @@ def test_metadata_that_are_not_json_or_too_long(tmp_path, monkeypatch):
     monkeypatch.setattr(model_file, "LONGEST", 1 << 20)
     with pytest.raises(CiodError, match="has 2 MB of metadata; a model may have 1"):
         model_file._metadata(tmp_path / "m.safetensors", {"ciod": " " * (2 << 20)})
+
+
+def test_names_of_coco_from_a_file_and_of_a_model_of_ciod(tmp_path):
+    plain = tmp_path / "plain.pth"
+    torch.save({"model": official(make(names=COCO))}, plain)
+    (tmp_path / "names.txt").write_text("".join(f"c{i}\n" for i in range(80)))
+    assert files.open_detector(plain, names=["coco"]).class_names == COCO
+    assert files.open_detector(plain, names=[str(tmp_path / "names.txt")]).class_names[3] == "c3"
+    own = tmp_path / "own.safetensors"
+    files.save_model(own, make(names=("cat", "dog")))
+    assert files.open_detector(own, names=["cat", "dog"]).class_names == ("cat", "dog")
+    with pytest.raises(
+        CiodError, match=r"^names: .*own\.safetensors has its own class names \(cat, dog\); leave names="
+    ):
+        files.open_detector(own, names=["dog", "cat"])

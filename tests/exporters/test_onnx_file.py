@@ -185,7 +185,7 @@ def test_a_file_that_disagrees_is_not_left(pico, tmp_path, monkeypatch, half):
     monkeypatch.setattr(onnx_file.Raw, "wanted", wrong)
     (tmp_path / "a.onnx").write_text("the last good one")
     with pytest.raises(CiodError, match="differs from the model"):
-        export(pico, tmp_path / "a.onnx")
+        export(pico, tmp_path / "a.onnx", overwrite=True)
     assert [p.read_text() for p in tmp_path.iterdir()] == ["the last good one"]
 
 
@@ -277,3 +277,18 @@ def test_the_command(pico, tmp_path, monkeypatch, capsys):
     assert not done.value.code and "opset 17" in out and "largest difference of a score" in out
     assert "detections are those of the model" in out
     assert read_metadata(tmp_path / "out" / "m.onnx")["class_names"] == list(NAMES)
+
+
+def test_only_an_earlier_export_is_replaced(pico, tmp_path):
+    done = export(pico, tmp_path / "a.onnx", opset=17)
+    export(pico, done.path, opset=13)
+    assert read_metadata(done.path)["opset"] == 13
+    theirs = onnx.load(str(done.path))
+    del theirs.metadata_props[:]
+    for content in (theirs.SerializeToString(), b"my notes", b""):
+        done.path.write_bytes(content)
+        with pytest.raises(CiodError, match=r"a\.onnx is there already, and is no file that 'ciod export' wrote\."):
+            export(pico, done.path)
+        assert done.path.read_bytes() == content
+    export(pico, done.path, overwrite=True)
+    assert read_metadata(done.path)["opset"] == 17

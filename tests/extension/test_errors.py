@@ -63,7 +63,7 @@ def test_no_images_at_all(model, tmp_path, monkeypatch, capsys):
 
 def test_images_but_no_boxes(model, folder, monkeypatch, capsys):
     edit(folder, lambda content: content.update(annotations=[]))
-    said = refusal(monkeypatch, capsys, model, f"data={folder}", f"out={folder / 'out'}")
+    said = refusal(monkeypatch, capsys, model, f"data={folder}", f"out={folder.parent / 'out'}")
     assert "not one box" in said or "no box" in said
 
 
@@ -87,20 +87,20 @@ def test_a_data_set_of_keypoints_without_boxes(model, folder, monkeypatch, capsy
             a["keypoints"] = [[1, 1, 5, 1, 5, 5]]
 
     edit(folder, change)
-    said = refusal(monkeypatch, capsys, model, f"data={folder}", f"out={folder / 'out'}")
+    said = refusal(monkeypatch, capsys, model, f"data={folder}", f"out={folder.parent / 'out'}")
     assert "segmentations or keypoints" in said and "box" in said
 
 
 def test_two_classes_of_one_name(model, folder, monkeypatch, capsys):
     edit(folder, lambda content: content["categories"][1].update(name="dog"))
-    said = refusal(monkeypatch, capsys, model, f"data={folder}", f"out={folder / 'out'}")
+    said = refusal(monkeypatch, capsys, model, f"data={folder}", f"out={folder.parent / 'out'}")
     assert "two classes have the name 'dog'" in said
 
 
 def test_a_disk_with_too_little_space(model, folder, monkeypatch, capsys):
     monkeypatch.setattr(data, "free_of", lambda path: 1e6)
-    said = refusal(monkeypatch, capsys, model, f"data={folder}", f"out={folder / 'out'}")
-    assert "there is 1 MB of room" in said and not (folder / "out").exists()
+    said = refusal(monkeypatch, capsys, model, f"data={folder}", f"out={folder.parent / 'out'}")
+    assert "there is 1 MB of room" in said and not (folder.parent / "out").exists()
 
 
 def test_every_setting_that_is_wrong_at_once(model, monkeypatch, capsys):

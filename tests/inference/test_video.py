@@ -82,7 +82,7 @@ def test_a_video_without_a_frame(tmp_path):
         stream = file.add_stream("mpeg4", rate=25)
         stream.height, stream.width, stream.pix_fmt = 32, 32, "yuv420p"
         file.start_encoding()
-    with pytest.raises(DataError, match=r"v\.avi has no frame that can be read\."):
+    with pytest.raises(DataError, match=r"v\.avi has no frame that can be read; it may be damaged"):
         list(Video(tmp_path / "v.avi"))
 
 

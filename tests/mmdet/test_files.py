@@ -47,7 +47,7 @@ def test_tensors_that_do_not_fit_are_reported(tmp_path):
     with pytest.raises(CiodError, match="has 3 classes but no class names"):
         ciod.load(path)
     assert weights.load(path, classes=["x", "y", "z"]).class_names == ("x", "y", "z")
-    with pytest.raises(CiodError, match="has 3 classes, but 1 names were given"):
+    with pytest.raises(CiodError, match="has 3 classes, and names= gives 1"):
         weights.load(path, classes=["x"])
     checkpoint("retinanet", path, cfg="import os\nmodel = 1")
     with pytest.raises(CiodError, match="is not executed"):

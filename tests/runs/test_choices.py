@@ -95,7 +95,7 @@ def test_steps_of_every_task(data):
     wanted = [-(-4 // each[0]), -(-2 // each[1])]
     assert run.train.epochs in (wanted, wanted[0])
     assert run.train.steps == [4, 2] and "for steps=4 (as asked)" in said[0]
-    with pytest.raises(CiodError, match=r"train\.steps has 1 entries, but the scenario 2 tasks"):
+    with pytest.raises(CiodError, match=r"train\.steps has 1 entry, but the scenario 2 tasks"):
         complete(data, "steps=[4]")
     with pytest.raises(ConfigError, match=r"train\.steps: the epochs are given too .*; write one of the two"):
         load(data, "steps=4", "epochs=3")

@@ -81,7 +81,7 @@ def test_a_loss_that_is_not_a_number(data, tmp_path, value, every):
 
 
 def test_too_few_epochs_for_the_tasks(data, tmp_path):
-    with pytest.raises(CiodError, match=r"train\.epochs has 1 entries, but the scenario 2 tasks"):
+    with pytest.raises(CiodError, match=r"train\.epochs has 1 entry, but the scenario 2 tasks"):
         go(data, tmp_path / "run", "epochs=[1]")
 
 

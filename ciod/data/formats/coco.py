@@ -15,10 +15,12 @@ import numpy as np
 
 from ciod.core.errors import DataError
 from ciod.core.gc_pause import uncollected
+from ciod.core.plural import counted
 from ciod.core.reading import ANNOTATIONS, Unreadable, read_bytes, read_text
 from ciod.data.formats.index_builder import Check, Columns, number, size_of, to_index, unique_names
 from ciod.data.formats.layout import Files, Layout, Part, child, split_in_name, split_of_name, subfolders
 from ciod.data.formats.other_tools import advice, advice_on_list
+from ciod.data.formats.plausible import check_categories, check_keys
 from ciod.data.index import Index, Problems, count
 from ciod.data.masks import box_of
 from ciod.data.text_files import ADVICE
@@ -115,7 +117,7 @@ def _is_coco(path: Path) -> bool:
 
 def _choose(root: Path, paths: list[Path], what: str = "") -> str:
     names = ", ".join(str(p.relative_to(root)) for p in paths[:8]) + (", …" if len(paths) > 8 else "")
-    return f"{root} has {len(paths)} files{what}: {names}. Point at one of them."
+    return f"{root} has {counted(len(paths), 'file')}{what}: {names}. Point at one of them."
 
 
 def _json_folders(root: Path) -> list[Path]:
@@ -157,7 +159,7 @@ def read(part: Part, check: Check, problems: Problems) -> Index:
     """
     source = str(part.boxes)
     content = _load(Path(source))
-    columns = Columns()
+    columns = Columns(form="corner and sides")
     rows = _images(content["images"], part, columns, problems)
     annotations = [a for a in content["annotations"] if isinstance(a, dict)]
     strange = len(content["annotations"]) - len(annotations)
@@ -165,6 +167,7 @@ def read(part: Part, check: Check, problems: Problems) -> Index:
     used = [_key(a.get("category_id")) for a in annotations]
     columns.class_names, columns.category_ids = _classes(content["categories"], set(used), source)
     label_of = {_key(k): i for i, k in enumerate(columns.category_ids)}
+    check_categories(used, label_of, source)
     absent, odd, drawn = _boxes(annotations, columns, source)
 
     def where(a: int) -> str:
@@ -216,6 +219,7 @@ def class_names(part: Part) -> tuple[str, ...]:
 def _load(path: Path) -> dict[str, Any]:
     try:
         raw = read_bytes(path, ANNOTATIONS)
+        check_keys(raw, str(path))
         with uncollected():
             try:
                 content = json.loads(_POLYGONS.sub(b'"segmentation":[]', raw))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,6 +14,9 @@ import numpy as np
 
 from ciod.core.errors import DataError
 from ciod.core.files import nfc
+from ciod.data.alike import alike, count_joined, listed
+from ciod.data.formats.corners import Form, check_form
+from ciod.data.formats.plausible import EQUAL, check_percent, check_usable, equal_to_another
 from ciod.data.frames import match_sizes, twice_in_joined
 from ciod.data.images import read_header, read_image
 from ciod.data.index import Index, Problems, count
@@ -37,7 +41,10 @@ class Columns:
     crowd: Any = field(default_factory=list)
     difficult: Any = field(default_factory=list)
     area: Any = field(default_factory=list)  # [A] NaN = width × height
+    refused: int = 0  # boxes that the reader left out, and counted
     relative: bool = False  # boxes are fractions of the image, not pixels
+    form: Form | None = None  # how the format writes a box; None: not to be questioned
+    written: dict[str, Counter[str]] = field(default_factory=dict)  # class name → how often it is written in which way
     where: Callable[[int], str] | None = None  # names box a in messages; when none: its file and corners
 
     def add_box(self, box: Sequence[float], label: int, difficult: bool = False) -> None:
@@ -58,6 +65,7 @@ def to_index(columns: Columns, source: str, check: Check, problems: Problems) ->
     """
     if not columns.class_names:
         raise DataError(f"{source} has no class names{_found(problems)}.")
+    _count_names(columns, problems)
     headers, usable = _look(columns, check, problems)
     frames = match_sizes(columns.files, np.array(columns.sizes, np.int64).reshape(-1, 2), headers, usable, problems)
     sizes, usable = frames.sizes, frames.usable
@@ -79,12 +87,14 @@ def to_index(columns: Columns, source: str, check: Check, problems: Problems) ->
             return columns.where(a)
         return f"{_name(columns.files[image[a]])} ({', '.join(f'{v:g}' for v in boxes[a].round(1))})"
 
-    if not columns.relative:
-        _check_pixels(boxes[known], source)
+    _check_units(columns, boxes[known], sizes[image[known]], source, problems)
     clipped, keep = _clip(boxes, sizes[image], known, problems, where)
+    crowd = np.asarray(columns.crowd, dtype=bool)
+    check_usable(len(boxes) + columns.refused, keep, crowd, source, problems)
     rows = np.flatnonzero(keep)
     rows = rows[np.argsort(image[rows], kind="stable")]
     kept = clipped[rows].astype(np.float32)
+    count(problems, EQUAL, rows[equal_to_another(image[rows], labels[rows], kept)], where)
     area = np.asarray(columns.area, dtype=np.float64)[rows] * (1 if columns.relative else scale[rows].prod(1))
     given = (area > 0) & (area < 1e12)  # more is a mistake and overflows float32
     area = np.where(given, area, (kept[:, 2] - kept[:, 0]) * (kept[:, 3] - kept[:, 1])).astype(np.float32)
@@ -100,13 +110,19 @@ def to_index(columns: Columns, source: str, check: Check, problems: Problems) ->
         image=image[rows],
         boxes=kept,
         labels=labels[rows],
-        crowd=np.asarray(columns.crowd, dtype=bool)[rows],
+        crowd=crowd[rows],
         difficult=np.asarray(columns.difficult, dtype=bool)[rows],
         area=area,
         source=source,
         problems=problems,
     )
     return index if usable.all() else index.select(images=np.flatnonzero(usable))
+
+
+def _count_names(columns: Columns, problems: Problems) -> None:
+    count_joined(columns.written, problems)
+    for group in alike(columns.class_names):
+        problems.add("names that look the same and are different classes", listed(group))
 
 
 def unique_names(names: Sequence[Any], ids: Sequence[Any], source: str) -> tuple[str, ...]:
@@ -213,6 +229,15 @@ def _threaded(function: Callable[[int], Any], n: int) -> Iterable[Any]:
     with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
         for results in pool.map(lambda chunk: [function(i) for i in chunk], chunks):
             yield from results
+
+
+def _check_units(columns: Columns, boxes: np.ndarray, sizes: np.ndarray, source: str, problems: Problems) -> None:
+    """That numbers of boxes mean what the format says. ``sizes`` [A, 2] are those of the images."""
+    if not columns.relative:
+        _check_pixels(boxes, source)
+        check_percent(boxes, sizes, source)
+    if columns.form:
+        check_form(boxes, sizes[:, ::-1], columns.form, source, problems)
 
 
 def _check_pixels(boxes: np.ndarray, source: str) -> None:

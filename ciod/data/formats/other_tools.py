@@ -32,6 +32,13 @@ def advice_on_list(content: list[Any]) -> str:
     return ""
 
 
+def _of_ciod(files: list[Path], folders: list[Path]) -> str:
+    marks = {"results.json": b'"scenario"', "run.yaml": b"versions"}
+    if any(marks[p.name] in _head(p) for p in files if p.name in marks):
+        return "It is of a run folder of ciod, not of a data set: the run's run.yaml names its data."
+    return ""
+
+
 def _archive(files: list[Path], folders: list[Path]) -> str:
     found = [p for p in files if p.suffix.lower() in _ARCHIVES]
     return f"{found[0].name} is an archive; unpack it first." if found and not folders else ""
@@ -89,4 +96,10 @@ _ENDINGS = {
     (".mat",): "a MATLAB file",
 }
 _FOLDERS = {"labeltxt": "DOTA", "label_2": "KITTI", "gtfine": "Cityscapes", "ann": "Supervisely"}
-_FINDERS: tuple[Callable[[list[Path], list[Path]], str], ...] = (_archive, _by_content, _by_ending, _by_folder)
+_FINDERS: tuple[Callable[[list[Path], list[Path]], str], ...] = (
+    _of_ciod,
+    _archive,
+    _by_content,
+    _by_ending,
+    _by_folder,
+)

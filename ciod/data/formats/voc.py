@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +94,7 @@ def _listings(part: Part) -> list[tuple[str, Path]]:
 @dataclass
 class _Object:
     name: str
+    written: str  # the name in the XML, before it is cleaned
     box: tuple[float, float, float, float] | None  # as written, 1-based; None = no bndbox
     difficult: bool
 
@@ -110,7 +112,7 @@ def read(parts: tuple[Part, ...], layout: Layout, source: str, check: Check, pro
     Raises:
         DataError: no class, or nothing usable.
     """
-    columns = Columns(class_names=class_names(layout))
+    columns = Columns(class_names=class_names(layout), form="two corners")
     label_of = {name: i for i, name in enumerate(columns.class_names)}
     stems: list[str] = []
     for part in parts:
@@ -188,6 +190,7 @@ def _forms(line: str) -> Iterator[str]:
 
 
 def _add(thing: _Object, columns: Columns, label_of: dict[str, int], problems: Problems, where: str) -> None:
+    columns.refused += not thing.name or thing.box is None
     if not thing.name:
         problems.add("object without a class name, left out", where)
     elif thing.box is None:
@@ -196,6 +199,7 @@ def _add(thing: _Object, columns: Columns, label_of: dict[str, int], problems: P
         x0, y0, x1, y1 = thing.box
         # VOC counts pixels from 1, and the last pixel is inside the box.
         columns.add_box((x0 - 1, y0 - 1, x1, y1), label_of[thing.name], thing.difficult)
+        columns.written.setdefault(thing.name, Counter())[thing.written] += 1
 
 
 def _parse(path: Path) -> tuple[_Annotation | None, str]:
@@ -219,8 +223,11 @@ def _parse(path: Path) -> tuple[_Annotation | None, str]:
         corners = [item.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
         x0, y0, x1, y1 = (number(c) for c in corners)
         named = all(c is not None and (number(c) == number(c) or c.strip().lower() == "nan") for c in corners)
-        name = nfc(item.findtext("name") or "").strip()
-        out.objects.append(_Object(name, (x0, y0, x1, y1) if named else None, number(item.findtext("difficult")) == 1))
+        written = item.findtext("name") or ""
+        name = nfc(written).strip()
+        out.objects.append(
+            _Object(name, written, (x0, y0, x1, y1) if named else None, number(item.findtext("difficult")) == 1)
+        )
     return out, ""
 
 

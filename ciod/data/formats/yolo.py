@@ -16,6 +16,7 @@ from ciod.core.reading import LABELS, Unreadable, read_bytes
 from ciod.data.folders import below, pictures
 from ciod.data.formats.index_builder import Check, Columns, number, numbered, to_index, unique_names
 from ciod.data.formats.layout import Files, Layout, Part, child, split_of_name, subfolders
+from ciod.data.formats.plausible import check_categories
 from ciod.data.index import Index, Problems
 from ciod.data.text_files import encoding_of, read_text
 
@@ -148,7 +149,7 @@ def read(parts: tuple[Part, ...], layout: Layout, source: str, check: Check, pro
         DataError: no names, no image has a box file, or nothing usable.
     """
     numbers, names = _classes(layout)
-    columns, files = Columns(class_names=names, relative=True, category_ids=numbers), Files()
+    columns, files = Columns(class_names=names, relative=True, category_ids=numbers, form="centre and sides"), Files()
     rows = _Rows(columns, {n: i for i, n in enumerate(numbers)}, problems, _has_keypoints(layout))
     seen: set[str] = set()
     tried = ""
@@ -179,6 +180,8 @@ def read(parts: tuple[Part, ...], layout: Layout, source: str, check: Check, pro
         raise DataError(
             f"{source}: none of the {len(columns.files)} pictures has a box file; looked for {tried} first."
         )
+    check_categories(rows.used, set(numbers), source)
+    columns.refused = rows.lines - len(columns.labels)
     columns.ids = numbered([Path(f).stem for f in columns.files])
     return to_index(columns, source, check, problems)
 
@@ -284,6 +287,8 @@ class _Rows:
 
     def __init__(self, columns: Columns, label_of: dict[int, int], problems: Problems, keypoints: bool):
         self.columns, self.label_of, self.problems, self.keypoints = columns, label_of, problems, keypoints
+        self.used: list[float] = []  # class numbers as written
+        self.lines = 0
 
     def add_file(self, path: str) -> None:
         """Reads the boxes of the image that was added last."""
@@ -295,6 +300,7 @@ class _Rows:
             return
         for n, line in enumerate(text.splitlines(), 1):
             if words := line.split():
+                self.lines += 1
                 wrong = self._add(words)
                 if wrong:
                     self.problems.add(wrong, f"{os.path.split(path)[1]} line {n}")
@@ -305,6 +311,7 @@ class _Rows:
         remark = ""
         if any(v != v and w.lower().lstrip("+-") != "nan" for v, w in zip(values, words)):
             return "line with a value that is not a number, left out"
+        self.used.append(values[0])
         if values[0] not in self.label_of:  # 3.0 counts as 3; 3.5 and NaN are invalid
             return "box of an unknown class number, left out"
         if len(values) == 5 or (self.keypoints and len(values) > 5):

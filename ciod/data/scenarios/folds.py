@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ciod.core.errors import CiodError
+from ciod.core.plural import counted
 from ciod.data.index import Index, Problems
 
 if TYPE_CHECKING:
@@ -189,6 +190,8 @@ _COLUMNS = ("sizes", "boxes", "labels", "crowd", "difficult", "area")
 def sentence(protocol: Protocol, train: Index, test: Index) -> str:
     """The sizes of both sides, for reports."""
     sides = [(x, group_names(x.files, protocol.group)) for x in (train, test)]
-    counts = [f"{len(x)} images" + (f" of {len({*g})} groups" if protocol.group else "") for x, g in sides]
-    left = f"; {protocol.guard} images on each side of the tested ones are in neither" if protocol.guard else ""
-    return f"Fold {protocol.fold} of {protocol.folds}: {counts[0]} are trained on, {counts[1]} are tested{left}."
+    counts = [
+        counted(len(x), "image") + (f" of {counted(len({*g}), 'group')}" if protocol.group else "") for x, g in sides
+    ]
+    left = f"; {counted(protocol.guard, 'image')} on each side of the tested ones in neither" if protocol.guard else ""
+    return f"Fold {protocol.fold} of {protocol.folds}: training on {counts[0]}, testing on {counts[1]}{left}."

@@ -12,6 +12,7 @@ import numpy as np
 from ciod.core import typed
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.files import is_file, nfc
+from ciod.core.plural import counted
 from ciod.core.reading import Unreadable, read_yaml
 from ciod.core.text_lists import near_name
 from ciod.core.validation_messages import problems_of
@@ -114,7 +115,8 @@ def groups_of(protocol: Protocol, names: Sequence[str]) -> list[tuple[str, ...]]
             raise ConfigError([*problems, str(e)]) from None
         if sum(sizes) > len(ordered):
             problems.append(
-                f"split: {'+'.join(map(str, sizes))} needs {sum(sizes)} classes, but the data has {len(ordered)} "
+                f"split: {'+'.join(map(str, sizes))} needs {counted(sum(sizes), 'class')}, but the data has "
+                f"{len(ordered)} "
                 f"({', '.join(ordered[:8])}{', …' if len(ordered) > 8 else ''})."
             )
         if problems:

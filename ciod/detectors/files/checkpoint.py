@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from ciod.core.errors import CiodError
+from ciod.core.files import is_file
+from ciod.core.plural import counted
 from ciod.core.reading import lfs_hint
 from ciod.data import names as known
+from ciod.data.text_files import read_text
 
 
 def _asked_for(error: Exception) -> str:
@@ -84,14 +87,24 @@ def named(path: Path, content: dict[str, Any], classes: Sequence[str] | None, co
     Raises:
         CiodError: there are no names, or another number of them.
     """
-    found = classes or names_in_metadata(content.get("meta"))
+    found = spelled_out(classes) if classes else names_in_metadata(content.get("meta"))
     if not found and count == len(known.COCO):
         found = known.COCO
     if not found:
-        raise CiodError(f"{path} has {count} classes but no class names; give them: names=a,b,c.")
+        raise CiodError(f"{path} has {counted(count, 'class')} but no class names; give them: names=a,b,c.")
     if len(found) != count:
-        raise CiodError(f"{path} has {count} classes, but {len(found)} names were given.")
+        raise CiodError(f"names: {path} has {counted(count, 'class')}, and names= gives {len(found)}.")
     return tuple(found)
+
+
+def spelled_out(given: Sequence[str]) -> tuple[str, ...]:
+    """Class names as ``names=`` gives them: a list, ``coco``, or one file with a name per line."""
+    found = tuple(given)
+    if found == ("coco",):
+        return tuple(known.COCO)
+    if len(found) == 1 and is_file(found[0]):
+        return tuple(line.strip() for line in read_text(Path(found[0])).splitlines() if line.strip())
+    return found
 
 
 def names_in_metadata(meta: Any) -> list[str] | None:

@@ -22,7 +22,7 @@ from ciod.data import names as known
 from ciod.detectors.base import Detector
 from ciod.detectors.branched import has_branches
 from ciod.detectors.files import foreign, hub, model_file
-from ciod.detectors.files.checkpoint import named, names_in_metadata, read_checkpoint, tensors_of
+from ciod.detectors.files.checkpoint import named, names_in_metadata, read_checkpoint, spelled_out, tensors_of
 from ciod.detectors.files.model_file import read_metadata, save_model
 from ciod.detectors.files.transfer import Taken, start_from
 
@@ -131,6 +131,12 @@ def parse(path: str | Path) -> Parsed:
 
 def _build(parsed: Parsed, classes: Sequence[str] | None) -> Detector:
     if parsed.kind == "ciod":
+        own = tuple(parsed.content["class_names"])
+        if classes and spelled_out(classes) != own:
+            raise CiodError(
+                f"names: {parsed.path} has its own class names ({', '.join(own[:4])}{', …' if own[4:] else ''}); leave "
+                "names= out. Detector.rename changes them."
+            )
         return _build_own(parsed)
     if parsed.kind == "known":
         return _build_known(parsed, classes)

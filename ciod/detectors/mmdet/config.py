@@ -201,7 +201,10 @@ def check_apart(model: dict[str, Any], source: str) -> None:
         CiodError: it has one; the message names it.
     """
     if more := sorted(set(map(str, model)) - {*KEPT, "input"}):
-        raise CiodError(f"{source} holds a config of MMDetection with {more[0]!r}, which is refused.")
+        raise CiodError(
+            f"{source} holds a config of MMDetection with {more[0]!r}, which is refused: it could lead to other files, "
+            "and so to code. Remove it from the config."
+        )
     waiting: list[tuple[str, Any]] = [("", model)]
     while waiting:
         key, value = waiting.pop()

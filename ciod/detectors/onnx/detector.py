@@ -88,7 +88,10 @@ class OnnxDetector(Detector):
         if record is not None:
             outputs += [n for p in record.parts[1:] for n in (p.boxes, p.scores)]
             if len(record.parts[0].columns) != len(self.parts[0]):
-                raise CiodError(f"{opened.whole.path} is damaged: its classes are not those of its outputs.")
+                raise CiodError(
+                    f"{opened.whole.path} is damaged: its classes are not those of its outputs. Use another copy of "
+                    "it, or extend its detector again."
+                )
             self.parts = [list(p.columns) for p in record.parts]
             self.lineage = list(record.lineage)
         else:
@@ -209,7 +212,10 @@ class OnnxDetector(Detector):
             i = first + 2 * (k - 1)
             decoded = [(picture[i], picture[i + 1]) for picture in pictures]
             if any(b.shape != (len(s), 4) or s.shape[1:] != (len(self.parts[k]),) for b, s in decoded):
-                raise CiodError(f"{self.source.opened.whole.path} is damaged: outputs of a branch have another shape.")
+                raise CiodError(
+                    f"{self.source.opened.whole.path} is damaged: outputs of a branch have another shape. Use another "
+                    "copy of it, or extend its detector again."
+                )
             yield br.scatter_classes(self._outputs(decoded), self.channel_of[k])
 
     def _outputs(self, decoded: Sequence[tuple[np.ndarray, np.ndarray]]) -> Outputs:

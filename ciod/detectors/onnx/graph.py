@@ -130,7 +130,10 @@ def _measured(source: OnnxFile, size: int, order: Sequence[str]) -> dict[str, tu
     """Shapes of all tensors in a run without optimisation; sequences, which are not tensors, are left out."""
     inferred = _inferred(source, size)
     if any(math.prod(s) > f.ELEMENTS for s in inferred.values()):
-        raise CiodError(f"{source.path} makes a tensor of more than {f.ELEMENTS:,} elements; it is not run.")
+        raise CiodError(
+            f"{source.path} makes a tensor of more than {f.ELEMENTS:,} elements; it is not run. Export the detector "
+            "for smaller pictures."
+        )
     feed = source.feed(probe(source, size))
     shapes: dict[str, tuple[int, ...]] = {source.picture.name: tuple(feed[source.picture.name].shape)}
     for names in _portions(order[1:], inferred):

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ciod.core.plural import counted
 from ciod.detectors.onnx.layout import (
     STRIDES,
     Arrays,
@@ -152,7 +153,10 @@ class LevelPairs(Layout):
     @property
     def words(self) -> str:
         strides = ", ".join(str(s) for s, _, _ in self.levels)
-        return f"classes and distances of each stride ({strides}), {self.bins} bins, {self.classes} classes"
+        return (
+            f"classes and distances of each stride ({strides}), {counted(self.bins, 'bin')}, "
+            f"{counted(self.classes, 'class')}"
+        )
 
     def decode(self, outputs: Arrays) -> Found:
         boxes, scores = [], []

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from ciod.core.boxes import iou_table
+from ciod.core.plural import counted
 from ciod.core.types import Detections
 from ciod.detectors.onnx.detector import OnnxDetector
 
@@ -49,7 +50,8 @@ def doubts(detector: OnnxDetector, images: np.ndarray) -> list[str]:
     again, count = found_again(detector, images)
     if count * FEW < len(images):
         return [
-            f"The old detector finds {count} objects in {len(images)} images: is input= right? (It can be right "
+            f"The old detector finds {counted(count, 'object')} in {counted(len(images), 'image')}: is input= "
+            f"right? (It can be right "
             "if the images have none of the old classes.)"
         ]
     if count < ENOUGH or again >= LEAST * count:

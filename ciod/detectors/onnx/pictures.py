@@ -10,16 +10,14 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, get_args
 
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
-from ciod.core.files import is_file
 from ciod.core.limits import LARGEST
-from ciod.data import names as known
+from ciod.core.plural import counted
 from ciod.data.augment import Placement
-from ciod.data.text_files import read_text
 from ciod.detectors.base import IMAGENET, Input
+from ciod.detectors.files.checkpoint import spelled_out
 from ciod.detectors.onnx.file import OnnxFile
 
 LONGEST = 16 << 20  # characters of one entry of the metadata
@@ -59,7 +57,8 @@ def parse(given: Any) -> Input:
     problems += [f"input: it has {' and '.join(words)}; give only one." for words in found.values() if len(words) > 1]
     if len(numbers) not in ((0, 1) if found["range"] else (0, 1, 6, 7)):
         problems.append(
-            f"input: {len(numbers)} numbers; write mean and deviation of R, G, B (six, in 0..255), a fill, or both."
+            f"input: it has {counted(len(numbers), 'number')}; write mean and deviation of R, G, B (six, in 0..255), a "
+            f"fill, or both."
         )
     elif any(s <= 0 for s in numbers[3:6]):
         problems.append("input: a deviation must be above 0.")
@@ -151,7 +150,9 @@ def of_metadata(source: OnnxFile) -> tuple[Input, str] | None:
         try:
             return Input(**fields), "metadata of ciod"
         except TypeError as error:
-            raise CiodError(f"{source.path} is damaged: its metadata do not describe an input ({error}).") from error
+            raise CiodError(
+                f"{source.path} is damaged: its metadata do not describe an input ({error}). Export it again."
+            ) from error
     if isinstance(_literal(source.metadata.get("names")), (dict, list)) and "stride" in source.metadata:
         return Input(place="letterbox", **RANGES["0..1"]), "metadata of Ultralytics"
     return None
@@ -201,15 +202,12 @@ def names_of(source: OnnxFile, given: Sequence[str] | None) -> tuple[str, ...] |
     in_file = tuple(str(n) for n in own) if isinstance(own, list) else None
     if given is None:
         return in_file
-    found = tuple(given)
-    if found == ("coco",):
-        found = tuple(known.COCO)
-    elif len(found) == 1 and is_file(found[0]):
-        lines = read_text(Path(found[0])).splitlines()
-        found = tuple(line.strip() for line in lines if line.strip())
+    found = spelled_out(given)
     real = [n for n in found if n not in NO_CLASS]
     if twice := next((n for n in real if real.count(n) > 1), None):
         raise ConfigError([f"names: {twice!r} appears twice."])
     if in_file is not None and len(in_file) != len(found):
-        raise ConfigError([f"names: {source.path.name} has {len(in_file)} classes, but names= gives {len(found)}."])
+        raise ConfigError(
+            [f"names: {source.path.name} has {counted(len(in_file), 'class')}, but names= gives {len(found)}."]
+        )
     return found

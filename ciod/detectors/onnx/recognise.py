@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
+from ciod.core.plural import counted
 from ciod.data import names as known
 from ciod.detectors.base import Input
 from ciod.detectors.onnx import file as f
@@ -225,10 +226,10 @@ def _named(path: Path, layout: Layout | None, names: tuple[str, ...] | None) -> 
     if names is None and layout.classes == len(known.COCO):
         return tuple(known.COCO)
     if names is None:
-        raise CiodError(f"{path} has {layout.classes} classes without names; give them: names=a,b,c.")
+        raise CiodError(f"{path} has {counted(layout.classes, 'class')} without names; give them: names=a,b,c.")
     real = tuple(n for n in names if n not in pictures.NO_CLASS) if len(names) != layout.classes else names
     if len(real) != layout.classes:
-        raise CiodError(f"{path} has {layout.classes} classes without names, but names= gives {len(names)}.")
+        raise CiodError(f"{path} has {counted(layout.classes, 'class')} without names, but names= gives {len(names)}.")
     return real
 
 

@@ -9,7 +9,7 @@ from ciod.methods.base.user_code import UserCodeError, overrides, where
 
 # Functions of a method, and the number of arguments with which ciod calls them.
 CALLS = {"loss": 1, "begin_task": 1, "end_task": 1, "before_step": 0, "state": 0, "load_state": 1, "attach": 3,
-          "grow": 3, "draw": 2, "fresh": 0, "check": 0}  # fmt: skip
+          "grow": 3, "draw": 2, "fresh": 0, "check": 0, "requires": 0, "learn_background": 1}  # fmt: skip
 
 
 def check_calls(cls: type[Method]) -> None:
