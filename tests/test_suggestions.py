@@ -146,6 +146,6 @@ def test_every_site_is_looked_at():
         "data/download.py", "data/formats/__init__.py", "data/scenarios/scenario.py",
         "detectors/__init__.py", "detectors/files/weights.py", "detectors/inference.py", "detectors/mmdet/config.py",
         "detectors/onnx/file.py", "detectors/onnx/pictures.py", "detectors/onnx/recognise.py", "detectors/onnx/taps.py",
-        "extension/names.py", "extension/settings.py", "inference/images.py", "listing.py", "memory/pools.py",
-        "methods/__init__.py",
+        "extension/known.py", "extension/names.py", "extension/settings.py", "inference/images.py",
+        "listing/__init__.py", "listing/model_files.py", "memory/pools.py", "methods/__init__.py",
     }  # fmt: skip

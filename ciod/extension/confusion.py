@@ -13,7 +13,7 @@ from ciod.core.boxes import iou_table
 from ciod.core.plural import counted
 from ciod.core.types import Detections
 from ciod.data.index import Index
-from ciod.extension.drawn import save_drawn
+from ciod.extension.drawing import save_drawn
 
 SHOWN = 0.3  # score from which a box counts
 SAME = 0.5  # IoU from which it stands on an object

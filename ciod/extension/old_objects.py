@@ -13,7 +13,7 @@ from ciod.core.boxes import iou_table
 from ciod.core.two_means import two_means
 from ciod.core.types import Detections
 from ciod.data.index import Index
-from ciod.extension.drawn import save_drawn
+from ciod.extension.drawing import save_drawn
 
 LOWEST, HIGHEST, USUAL = 0.3, 0.6, 0.4  # range of the thresholds, and the one where too little is known
 ENOUGH = 12  # detections (or objects) of a class from which its own threshold is estimated
