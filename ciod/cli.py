@@ -282,26 +282,24 @@ def export(
     model: Annotated[str, typer.Argument(help="A ciod model, or a checkpoint of YOLOX, GFL or MMDetection.")],
     words: Words = None,
 ) -> None:
-    """Write a model as ONNX: `ciod export MODEL onnx=FILE`. It then runs without torch; see docs/deploy.md.
-
-    The file is compared with the model before it gets its name. Needs `pip install 'ciod[onnx]'`.
+    """Write a model as ONNX: `ciod export MODEL onnx=FILE`. It then runs without torch; see docs/deploy.md. The file is
+    compared with the model before it gets its name. Needs `pip install 'ciod[onnx]'`.
     Settings: `onnx=` `nms=true` (non-maximum suppression in the graph) `size=` `dynamic_size=true` `opset=17`
     `score_threshold=` `nms_iou=` `max_detections=100` `images=FOLDER` (to compare on) `tolerance=0.001`
     (largest difference) `names='[a, b]'` `arbiter=off`.
 
     `ciod export MODEL mmdet=FOLDER` writes a config and a checkpoint for MMDetection instead (YOLOX, GFL, and what came
-    from there), with `size=` and `names=`; see docs/mmdetection.md.
+    from there), `hf=FOLDER` a folder that transformers loads (RT-DETR), with `size=` and `names=`; see
+    docs/mmdetection.md and docs/query-detectors.md.
     """
     from ciod.config import commands
+    from ciod.exporters import hf_folder, mmdet_file
 
-    if any(w.startswith("mmdet=") for w in words or []):
-        from ciod.exporters import mmdet_file
-
-        _, settings = commands.read(commands.EXPORT_MMDET, words, takes="export takes one model")
-        written = mmdet_file.export(model, settings.pop("mmdet"), **settings)
-        typer.echo(f"{written.config} and {written.checkpoint}")
-        return
-    _, settings = commands.read(commands.EXPORT, words, takes="export takes one model")
+    _, settings = commands.read(commands.export_table(words), words, takes="export takes one model")
+    for kind, exporter in (("hf", hf_folder), ("mmdet", mmdet_file)):
+        if folder := settings.pop(kind, None):
+            typer.echo("\n".join(exporter.export(model, folder, **settings).lines()))
+            return
     from ciod.exporters.onnx_file import export as run
 
     done = run(model, **settings)

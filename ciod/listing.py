@@ -48,6 +48,8 @@ def show(what: str, words: list[str], settings: dict[str, Any]) -> None:
         if not words:
             raise CiodError("list data: name a folder: ciod list data PATH")
         console.print(describe(words[0]))
+    elif what.startswith("hf:"):
+        _hf(console, what)
     elif what.endswith(".safetensors"):
         _model(console, Path(what))
     elif what.endswith(".onnx"):
@@ -80,6 +82,7 @@ def _detectors() -> Table:
             n = sum(p.numel() for p in detectors.build([str(i) for i in range(80)], name=name).parameters())
         table.add_row(name, offers, f"{n / 1e6:.1f} M")
     table.add_row("mmdet:CONFIG", "a dense detector of MMDetection: docs/mmdetection.md", "")
+    table.add_row("hf:FOLDER", "a query detector of transformers: docs/query-detectors.md", "")
     return table
 
 
@@ -218,9 +221,22 @@ def _model(console: Console, path: Path) -> None:
     if not is_file(path):
         no_model_file(path, (".safetensors",))
     meta = read_metadata(path)
-    settings = ", ".join(f"{k}={v}" for k, v in meta["detector"].items())
+    shown = {k: v for k, v in meta["detector"].items() if k != "config" or len(str(v)) < 80}
+    settings = ", ".join(f"{k}={v}" for k, v in shown.items())
     console.print(f"{path}: {settings}; {len(meta['class_names'])} classes", markup=False, soft_wrap=True)
     _lineage(console, meta["lineage"])
+
+
+def _hf(console: Console, name: str) -> None:
+    """What a folder of transformers says of itself."""
+    from ciod.detectors.query import hf
+
+    found = hf.describe(name)
+    names = [found.labels[i] for i in found.rows]
+    place = "stretched" if found.input.place == "stretch" else "with a border"
+    classes = f"{len(names)} classes: {_few(names)}" if names else f"{len(found.labels)} classes, not named"
+    line = f"{name}: {found.config['model_type']}, pictures of {found.input.size} pixels, {place}; {classes}"
+    console.print(line, markup=False, soft_wrap=True)
 
 
 def _onnx(console: Console, path: Path) -> None:

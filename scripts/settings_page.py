@@ -38,7 +38,7 @@ COMMANDS = (
     ("ciod eval MODEL", commands.EVAL),
     ("ciod predict MODEL FILE...", commands.PREDICT),
     ("ciod export MODEL onnx=FILE", commands.EXPORT),
-    ("ciod export MODEL mmdet=FOLDER", commands.EXPORT_MMDET),
+    ("ciod export MODEL mmdet=FOLDER", commands.EXPORTS["mmdet"]),
     ("ciod check MODEL", commands.CHECK),
     ("ciod demo", commands.DEMO),
     ("ciod data NAME", commands.DOWNLOAD),

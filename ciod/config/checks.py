@@ -83,7 +83,7 @@ def _offered(detector: str) -> tuple[frozenset[str] | None, list[str]]:
     """Traits of a detector; or None and the problem of its name."""
     from ciod import detectors
 
-    if not detector.startswith("mmdet:") and detector not in detectors.available():
+    if not detector.startswith(("mmdet:", detectors.HF)) and detector not in detectors.available():
         return None, [f"detector.name: no detector '{detector}'; {did_you_mean(detector, detectors.available())}"]
     if extra := detectors.lacking(detector):
         needed = " and ".join(detectors.PACKAGES[extra])

@@ -30,6 +30,10 @@ class Written:
     config: Path
     checkpoint: Path
 
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        return [f"{self.config} and {self.checkpoint}"]
+
 
 def export(
     model: str | Path | Detector, folder: str | Path, *, size: int | None = None, names: Sequence[str] | None = None

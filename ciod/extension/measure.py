@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ciod.config.load import data_folder
+from ciod.config.settings import Evaluation
 from ciod.core.distributed import World
 from ciod.core.types import Detections
 from ciod.data.index import Index
@@ -23,6 +24,7 @@ from ciod.extension.names import Names
 from ciod.extension.retention import Retention
 from ciod.extension.settings import Extend
 from ciod.memory import pools
+from ciod.runs.choices import is_set
 
 MOST = 300  # images on which agreement is measured, of the folder and of the pool each
 
@@ -38,6 +40,13 @@ class Judged:
     old_before: APTable | None  # on old validation data
     old_after: APTable | None
     retention: Retention
+
+
+def evaluation(settings: Extend, detector: Detector) -> Evaluation:
+    """Settings of the evaluation: what is not set by hand is as the detector brings it along."""
+    brought = {k: v for k, v in detector.run_defaults.items() if k.startswith("eval.")}
+    open_ = {k.removeprefix("eval."): v for k, v in brought.items() if not is_set(settings, k)}
+    return settings.eval.model_copy(update=open_)
 
 
 class Measure:
@@ -61,7 +70,7 @@ class Measure:
 
     def detect(self, detector: Detector, index: Index) -> list[Detections]:
         """Detections on every image of ``index``."""
-        return detect(detector, index, self.settings.eval, self.world)[0]
+        return detect(detector, index, evaluation(self.settings, detector), self.world)[0]
 
     def judge(self, before: Detector, after: Detector) -> Judged:
         """Everything that is measured."""

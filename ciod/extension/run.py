@@ -391,7 +391,8 @@ class Extension:
             hook.on_finish(self.out, content)
 
     def _unchanged(self, detector: Detector) -> unchanged.Unchanged | None:
-        return unchanged.look(self.before, detector, self.measured.shown(), self.settings.eval, self.names.taught)
+        how = measure.evaluation(self.settings, detector)
+        return unchanged.look(self.before, detector, self.measured.shown(), how, self.names.taught)
 
     def _end(self, failed: str | None) -> None:
         """Raises NotKept when there is no model."""

@@ -1,0 +1,48 @@
+"""Folders of transformers with random weights, as its own save_pretrained writes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ciod.detectors.query import configs, rt_detr
+from tests.detectors.common import SIZE, pictures
+
+FAMILIES = {"rt_detr": rt_detr.PICO, "rt_detr_v2": rt_detr.PICO}
+LABELS = ("cat", "N/A", "dog", "bird")
+
+
+def write(
+    folder: Path, family: str, labels=LABELS, *, size: int = SIZE, processor: dict[str, Any] | None = None
+) -> Any:
+    """A model whose scores and boxes differ from query to query, written by transformers; and the model."""
+    import transformers
+
+    torch.manual_seed(3)
+    plain = {**FAMILIES[family], "model_type": family}
+    config = configs.configuration(plain, labels, "a test")
+    config.num_denoising = 10
+    model = getattr(transformers, f"{configs.FAMILIES[family]}ForObjectDetection")(config)
+    for name, p in model.model.named_parameters():
+        if "class_embed" in name or "score_head" in name or "bbox" in name:
+            nn.init.normal_(p, std=0.3)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():  # statistics of the pictures, from which features differ
+        model.train()(pixel_values=pictures() / 255)
+    config.freeze_backbone_batch_norms = True  # as in every checkpoint
+    model.eval().save_pretrained(folder)
+    how = {"size": {"height": size, "width": size}, **(processor or {})}
+    transformers.RTDetrImageProcessor(**how).save_pretrained(folder)
+    return model
+
+
+def edit(file: Path, **values: Any) -> None:
+    """Changes keys of a JSON file; None removes one."""
+    content = {**json.loads(file.read_text()), **values}
+    file.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
