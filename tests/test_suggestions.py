@@ -23,6 +23,7 @@ from ciod.data.scenarios import scenario
 from ciod.detectors.files import weights
 from ciod.detectors.inference import mask_of
 from ciod.detectors.onnx import pictures as onnx_pictures
+from ciod.detectors.query import hf
 from ciod.extension import names as extension_names
 from ciod.extension import settings as extending
 from ciod.inference import images
@@ -80,6 +81,7 @@ SITES: dict[str, tuple[Check, Callable[[Path], Iterable[str]]]] = {
     "model": (lambda _, w: weights.load(w), lambda p: (str(p / "sub" / "state.safetensors"),)),
     "weights=": (lambda _, w: ok(checks.files({"detector": {"weights": w}})),
                  lambda p: (str(p / "sub" / "state.safetensors"),)),
+    "hf": (lambda _, w: hf.folder_of(f"hf:{w}"), lambda p: (str(p / "sub" / "pets"),)),
     "model to list": (lambda _, w: listing.show(w, [], {}), lambda p: (str(p / "sub" / "state.safetensors"),)),
 }  # fmt: skip
 
@@ -145,6 +147,7 @@ def test_every_site_is_looked_at():
         "core/files.py", "core/text_lists.py", "core/types.py", "core/validation_messages.py",
         "data/download.py", "data/formats/__init__.py", "data/scenarios/scenario.py",
         "detectors/__init__.py", "detectors/files/weights.py", "detectors/inference.py", "detectors/mmdet/config.py",
+        "detectors/query/hf.py",
         "detectors/onnx/file.py", "detectors/onnx/pictures.py", "detectors/onnx/recognise.py", "detectors/onnx/taps.py",
         "extension/names.py", "extension/settings.py", "inference/images.py", "listing.py", "memory/pools.py",
         "methods/__init__.py",

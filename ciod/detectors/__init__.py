@@ -18,11 +18,12 @@ def families() -> Sequence[type[Any]]:
     """Every Detector class, each with its ``variants``. Add a new detector here."""
     from ciod.detectors.gfl import GFL
     from ciod.detectors.mobilenet import YOLOXMobileNet
+    from ciod.detectors.query.d_fine import DFINE, DEIMv2
     from ciod.detectors.query.rt_detr import RTDETR, RTDETRCSP, RTDETRv2
     from ciod.detectors.torchvision_models import FCOS, RetinaNet
     from ciod.detectors.yolox import YOLOX
 
-    return YOLOX, YOLOXMobileNet, GFL, RetinaNet, FCOS, RTDETR, RTDETRv2, RTDETRCSP
+    return YOLOX, YOLOXMobileNet, GFL, RetinaNet, FCOS, RTDETR, RTDETRv2, RTDETRCSP, DFINE, DEIMv2
 
 
 def whole() -> Sequence[type[Any]]:

@@ -17,7 +17,7 @@ from typing import Any
 from ciod.core.errors import CiodError
 
 PREFIX = "hf:"
-FAMILIES = {"rt_detr": "RTDetr", "rt_detr_v2": "RTDetrV2"}
+FAMILIES = {"rt_detr": "RTDetr", "rt_detr_v2": "RTDetrV2", "d_fine": "DFine", "deimv2": "Deimv2"}
 """``model_type`` of a configuration → how the names of its classes begin."""
 BACKBONES = {
     "rt_detr_resnet": "RTDetrResNetConfig",

@@ -35,7 +35,8 @@ class QueryDetector(Detector):
     multi_label = True
     run_defaults: Mapping[str, Any] = {"train.clip": 1.0, "train.weight_decay": 1e-4, "eval.nms_iou": 1.0}
     bounded: ClassVar[bool] = True
-    """Whether boxes are always shares between 0 and 1 of the image; others are clamped to them for training."""
+    """Whether boxes are always shares between 0 and 1 of the image. Others can be larger, and are clamped to the image
+    for training; sides that the network gives a negative length have none."""
 
     network: Any
     """The model of ``transformers`` without its outer head."""
@@ -89,6 +90,7 @@ class QueryDetector(Detector):
         )
         units = [*decoded.intermediate_reference_points.float().unbind(1)][::-1] + [first.sigmoid()]
         found = [*decoded.intermediate_logits.float().unbind(1)][::-1] + [bx.gather_rows(logits, chosen)]
+        units = units if self.bounded else [torch.cat([u[..., :2], u[..., 2:].clamp(min=0)], -1) for u in units]
         frame = (int(images.shape[3]), int(images.shape[2]))
         nowhere = tokens.new_zeros(0, dtype=torch.float32)
         return Outputs(

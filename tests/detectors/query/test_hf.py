@@ -18,26 +18,31 @@ import ciod
 from ciod import detectors
 from ciod.cli import app
 from ciod.config import load as config
+from ciod.core.distributed import World
 from ciod.core.errors import CiodError
 from ciod.data import names as known
 from ciod.detectors.base import IMAGENET, Input
 from ciod.detectors.files import weights
-from ciod.detectors.query import hf
+from ciod.detectors.query import configs, hf
 from ciod.exporters import hf_folder
+from ciod.extension import effort, measure
+from ciod.extension import settings as extending
+from tests import fixed
 from tests.data.writers import sample_index, write_coco
 from tests.detectors.common import SIZE, make, pictures
-from tests.detectors.query.folders import FAMILIES, edit, write
+from tests.detectors.query.folders import FAMILIES, NETWORKS, edit, write
 from tests.detectors.query.networks import trained
 
 transformers = pytest.importorskip("transformers", reason="transformers is absent: pip install 'ciod[detr]'")
 pytest.importorskip("scipy", reason="scipy is absent: pip install 'ciod[detr]'")
 NAMED = ("cat", "dog", "bird")
+BY_HAND = {"train": {"clip": 5.0, "weight_decay": 0.0}, "eval": {"nms_iou": 0.5}}
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("hf")
-    return {family: (root / family, write(root / family, family)) for family in FAMILIES}
+    return {family: (root / family, write(root / family, family)) for family in NETWORKS}
 
 
 @pytest.fixture
@@ -70,7 +75,7 @@ def same_as_pipeline(found: list[dict], detections, *, pixels: float = 1.0) -> N
 # In -------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NETWORKS)
 def test_a_checkpoint_has_its_outputs_names_and_input(family, folders):
     folder, model = folders[family]
     detector = weights.load(f"hf:{folder}")
@@ -181,7 +186,7 @@ def broken(folder: Path, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "match"),
     [
-        ("family", "is a 'detr'; ciod reads rt_detr, rt_detr_v2"),
+        ("family", "is a 'detr'; ciod reads rt_detr, rt_detr_v2, d_fine, deimv2"),
         ("backbone", "its backbone is 'resnet50'; ciod reads rt_detr_resnet, hgnet_v2"),
         ("softmax", r"learnt initial queries and softmax scores \(use_focal_loss=false\) cannot be read"),
         ("huge", "d_model=1099511627776 in its configuration is no value of a network"),
@@ -338,6 +343,8 @@ def test_a_checkpoint_is_extended_and_loaded_by_transformers_again(family, folde
     quick = {"epochs": 1, "batch": 2, "device": "cpu"}
     results = ciod.extend(f"hf:{folder}", data, tmp_path / "run", **quick)
     assert results["extension"]["names"]["new"] == ["eel", "fox"]
+    chosen = results["extension"]["plan"]["more"]
+    assert chosen["train.clip"] == 0.1 and chosen["train.weight_decay"] == 1e-4, "as ciod train does"
     done = CliRunner().invoke(app, ["export", str(tmp_path / "run" / "model.safetensors"), f"hf={tmp_path / 'out'}"])
     assert done.exit_code == 0, done.output
     detector = weights.load(tmp_path / "run" / "model.safetensors")
@@ -348,6 +355,19 @@ def test_a_checkpoint_is_extended_and_loaded_by_transformers_again(family, folde
     again = weights.load(f"hf:{tmp_path / 'out'}")
     with torch.no_grad():
         torch.testing.assert_close(again(pictures()).logits, detector(pictures()).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_detector_brings_along_can_be_set_by_hand(tmp_path):
+    words = {"model": "m.safetensors", "data": "shapes", "out": "no-run"}
+    detector, train, world = make("rtdetr-pico"), sample_index(tmp_path, images=4, names=("eel",)), World()
+    for given, brought, nms_iou in (({}, {"train.clip": 1.0, "train.weight_decay": 1e-4}, 1.0), (BY_HAND, {}, 0.5)):
+        settings = extending.Extend.model_validate({**words, **given})
+        plan = effort.choose(settings, train, 1, detector, "pseudo_label", world)
+        assert {k: v for k, v in plan.more.items() if k in ("train.clip", "train.weight_decay")} == brought
+        assert ("clip 1, weight_decay 0.0001, as the detector brings it along" in plan.why) == bool(brought)
+        assert measure.evaluation(settings, detector).nms_iou == nms_iou
+    assert measure.evaluation(settings, make("yolox-pico")).nms_iou == 0.5
+    assert plan.lr < 1e-3, "a query detector must keep what it knows"
 
 
 def test_other_commands_take_a_checkpoint(folders, data, tmp_path):
@@ -404,6 +424,31 @@ def test_a_network_can_be_trained_from_nothing(folders):
     assert any(isinstance(m, torch.nn.BatchNorm2d) for m in detector.network.backbone.modules())
     with pytest.raises(CiodError, match=r"backbone_weights: hf:.* takes none; write weights=FILE"):
         detectors.build(("a",), name=f"hf:{folder}", backbone_weights="imagenet")
+
+
+def test_layers_behind_the_one_that_answers_are_left_out(folders):
+    raw = json.loads((folders["d_fine"][0] / "config.json").read_text())
+    assert configs.plain({**raw, "eval_idx": 0}, "a test")["decoder_layers"] == 1
+    assert configs.plain({**raw, "eval_idx": -1}, "a test")["decoder_layers"] == 2
+
+
+def test_one_box_head_of_all_layers_stays_one(folders, tmp_path):
+    detector = weights.load(f"hf:{folders['deimv2 lite'][0]}")
+    detector.grow(["eel"])
+    weights.save_model(tmp_path / "m.safetensors", detector)
+    hf_folder.export(tmp_path / "m.safetensors", tmp_path / "out")
+    again = weights.load(f"hf:{tmp_path / 'out'}")
+    assert sum("bbox_embed" in n for n, _ in again.named_parameters()) == 6, "three layers, for all of the decoder"
+    with torch.no_grad():
+        torch.testing.assert_close(again(pictures()).logits, detector(pictures()).logits, rtol=1e-4, atol=1e-4)
+    model = transformers.Deimv2ForObjectDetection.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        theirs = model(pixel_values=pictures() / 255).logits
+        torch.testing.assert_close(again(pictures()).answer().logits, theirs, rtol=1e-4, atol=1e-4)
+    targets = fixed.boxes_at_random(1, [2, 1], classes=4, size=SIZE)
+    outputs = detector(pictures())
+    losses = detector.loss(outputs, targets, detector.match(outputs, targets))
+    assert set(losses) == {"cls", "box", "giou"}, "its authors train it without the losses of distributions"
 
 
 def test_our_own_variants_go_out_too_but_not_the_one_with_another_trunk(tmp_path):
