@@ -139,9 +139,10 @@ class Measure:
                 self._fields.append(_sample(self.pool, self.settings.seed))
         return self._fields
 
-    def shown(self) -> list[Index]:
-        """Every kind of picture there is: ``fields``, and old validation data."""
-        return [i for i in (*self.fields(), self.old) if i is not None and len(i)]
+    def compared_on(self, detector: Detector) -> tuple[list[Index], Evaluation]:
+        """Every kind of picture there is (``fields``, and old validation data), and how a detector is evaluated."""
+        shown = [i for i in (*self.fields(), self.old) if i is not None and len(i)]
+        return shown, evaluation(self.settings, detector)
 
     def _of(self, before: Detector, index: Index, way: str = "") -> list[Detections]:
         if (id(index), way) not in self._before:

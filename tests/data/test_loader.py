@@ -203,7 +203,7 @@ def test_stretched_training_pictures_are_those_of_the_evaluation(index):
     assert torch.equal(image, wanted) and frame.across != frame.down
     np.testing.assert_allclose(xyxy, boxes * np.array([frame.across, frame.down] * 2), rtol=1e-5)
     torch.manual_seed(1)
-    half, xyxy, _ = TrainTransform(PLAIN.model_copy(update={"scale": (0.5, 0.5)}), SIZE, 0, "stretch")(*given)
+    _, xyxy, _ = TrainTransform(PLAIN.model_copy(update={"scale": (0.5, 0.5)}), SIZE, 0, "stretch")(*given)
     sides = (xyxy[:, 2:] - xyxy[:, :2]).numpy()
     np.testing.assert_allclose(sides, (boxes[:, 2:] - boxes[:, :2]) * np.array(frame[:2]) / 2, rtol=1e-5)
 

@@ -7,6 +7,7 @@ distributions, so a whole loss is compared with NumPy alone, and theirs only wit
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -207,7 +208,8 @@ def test_a_side_of_negative_length_has_none():
     """All weight on the bin that is farthest inside."""
     detector = make("dfine-pico").eval()
     with torch.no_grad():
-        for head in detector.network.decoder.bbox_embed:
+        heads: Any = detector.network.decoder.bbox_embed
+        for head in heads:
             head.layers[-1].bias.view(4, 33)[:, 0] = 30.0
         out = detector(pictures())
         found = detector.decode(out, score_threshold=0.0)
