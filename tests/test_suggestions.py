@@ -61,7 +61,8 @@ SITES: dict[str, tuple[Check, Callable[[Path], Iterable[str]]]] = {
     "method": (lambda _, w: methods.find(w), lambda _: methods.available()),
     "extend method": (lambda _, w: ok(extending._method({"name": w})), lambda _: ("auto", *methods.available()[::5])),
     "detector": (lambda _, w: detectors.traits(w), lambda _: detectors.available()),
-    "detector of train": (lambda _, w: load_one(f"detector={w}"), lambda _: some(detectors.available())),
+    "detector of train": (lambda _, w: load_one(f"detector={w}"),
+                          lambda _: some(n for n in detectors.available() if not detectors.lacking(n))),
     "scenario": (lambda _, w: scenario.read_protocol(w), lambda _: some(scenario.available())),
     "scenario of compare": (lambda _, w: ok(given.base_of(w, {"data": "shapes"})[1]), lambda _: some(recipes())),
     "block": (lambda _, w: blocks_of([{w: 1, "seed": 1}], {}), lambda _: ("fold", "order")),
@@ -96,7 +97,7 @@ def ok(problems: list[str]) -> None:
 
 
 def load_one(word: str) -> None:
-    load(None, ["data=shapes", "split=6+4", word])
+    load(None, ["data=shapes", "split=6+4", "method=finetune", word])
 
 
 def ordered(word: str) -> None:
