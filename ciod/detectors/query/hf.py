@@ -56,7 +56,7 @@ class Described:
             given: names that replace those of the folder; one for each row, or for each row with a name.
 
         Raises:
-            CiodError: there are none, or another number of them, or a name comes twice.
+            CiodError: there are none, or another number of them, or a name appears twice.
         """
         every, rows = list(range(len(self.labels))), self.rows
         found = tuple(self.labels[i] for i in rows)

@@ -197,7 +197,7 @@ def broken(folder: Path, what: str) -> None:
         ("deeper", "does not fit its config.json: .* tensors are not in it, such as"),
     ],
 )
-def test_a_configuration_that_is_no_detector_is_refused(what, match, folder):
+def test_a_configuration_without_a_detector_is_refused(what, match, folder):
     broken(folder, what)
     with pytest.raises(CiodError, match=match):
         weights.load(f"hf:{folder}")
@@ -302,7 +302,7 @@ def test_weights_that_are_not_free_are_refused_by_name(name, card, why, folder):
         weights.load(f"hf:{name or folder}")
 
 
-def test_a_free_licence_is_no_obstacle(folder):
+def test_a_free_licence_is_accepted(folder):
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\nThis is not non-commercial.\n")
     assert weights.load(f"hf:{folder}").class_names == NAMED
 
