@@ -42,7 +42,7 @@ COMMANDS = (
     ("ciod eval MODEL", commands.EVAL),
     ("ciod predict MODEL FILE...", commands.PREDICT),
     ("ciod export MODEL onnx=FILE", commands.EXPORT),
-    ("ciod export MODEL mmdet=FOLDER", commands.EXPORT_MMDET),
+    ("ciod export MODEL mmdet=FOLDER", commands.EXPORTS["mmdet"]),
     ("ciod check MODEL", commands.CHECK),
     ("ciod push MODEL user/model", commands.PUSH),
     ("ciod demo", commands.DEMO),

@@ -18,7 +18,7 @@ from ciod.extension import settings as extension
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = (
     load.TABLE, comparison.TABLE, extension.TABLE, commands.EVAL, commands.PREDICT, commands.EXPORT,
-    commands.EXPORT_MMDET, commands.CHECK, commands.DEMO, commands.DOWNLOAD, commands.PUSH,
+    *commands.EXPORTS.values(), commands.CHECK, commands.DEMO, commands.DOWNLOAD, commands.PUSH,
 )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from ciod.data.scenarios import scenario
 from ciod.detectors.files import weights
 from ciod.detectors.inference import mask_of
 from ciod.detectors.onnx import pictures as onnx_pictures
+from ciod.detectors.query import hf
 from ciod.extension import names as extension_names
 from ciod.extension import settings as extending
 from ciod.inference import images
@@ -60,7 +61,8 @@ SITES: dict[str, tuple[Check, Callable[[Path], Iterable[str]]]] = {
     "method": (lambda _, w: methods.find(w), lambda _: methods.available()),
     "extend method": (lambda _, w: ok(extending._method({"name": w})), lambda _: ("auto", *methods.available()[::5])),
     "detector": (lambda _, w: detectors.traits(w), lambda _: detectors.available()),
-    "detector of train": (lambda _, w: load_one(f"detector={w}"), lambda _: some(detectors.available())),
+    "detector of train": (lambda _, w: load_one(f"detector={w}"),
+                          lambda _: some(n for n in detectors.available() if not detectors.lacking(n))),
     "scenario": (lambda _, w: scenario.read_protocol(w), lambda _: some(scenario.available())),
     "scenario of compare": (lambda _, w: ok(given.base_of(w, {"data": "shapes"})[1]), lambda _: some(recipes())),
     "block": (lambda _, w: blocks_of([{w: 1, "seed": 1}], {}), lambda _: ("fold", "order")),
@@ -80,6 +82,7 @@ SITES: dict[str, tuple[Check, Callable[[Path], Iterable[str]]]] = {
     "model": (lambda _, w: weights.load(w), lambda p: (str(p / "sub" / "state.safetensors"),)),
     "weights=": (lambda _, w: ok(checks.files({"detector": {"weights": w}})),
                  lambda p: (str(p / "sub" / "state.safetensors"),)),
+    "hf": (lambda _, w: hf.folder_of(f"hf:{w}"), lambda p: (str(p / "sub" / "pets"),)),
     "model to list": (lambda _, w: listing.show(w, [], {}), lambda p: (str(p / "sub" / "state.safetensors"),)),
 }  # fmt: skip
 
@@ -94,7 +97,7 @@ def ok(problems: list[str]) -> None:
 
 
 def load_one(word: str) -> None:
-    load(None, ["data=shapes", "split=6+4", word])
+    load(None, ["data=shapes", "split=6+4", "method=finetune", word])
 
 
 def ordered(word: str) -> None:
@@ -145,6 +148,7 @@ def test_every_site_is_looked_at():
         "core/files.py", "core/text_lists.py", "core/types.py", "core/validation_messages.py",
         "data/download.py", "data/formats/__init__.py", "data/scenarios/scenario.py",
         "detectors/__init__.py", "detectors/files/weights.py", "detectors/inference.py", "detectors/mmdet/config.py",
+        "detectors/query/hf.py",
         "detectors/onnx/file.py", "detectors/onnx/pictures.py", "detectors/onnx/recognise.py", "detectors/onnx/taps.py",
         "extension/known.py", "extension/names.py", "extension/settings.py", "inference/images.py",
         "listing/__init__.py", "listing/model_files.py", "memory/pools.py", "methods/__init__.py",

@@ -267,18 +267,18 @@ def export(
     (largest difference) `names='[a, b]'` `arbiter=off` `overwrite=true`.
 
     `ciod export MODEL mmdet=FOLDER` writes a config and a checkpoint for MMDetection instead (YOLOX, GFL, and what came
-    from there), with `size=` and `names=`; see docs/mmdetection.md.
+    from there), `hf=FOLDER` a folder that transformers loads (RT-DETR), with `size=` and `names=`; see
+    docs/mmdetection.md and docs/query-detectors.md.
     """
     from ciod.config import commands
+    from ciod.exporters import hf_folder, mmdet_file
 
-    if any(w.startswith("mmdet=") for w in words or []):
-        from ciod.exporters import mmdet_file
-
-        _, settings = commands.read(commands.EXPORT_MMDET, words, takes="export takes one model")
-        written = mmdet_file.export(model, settings.pop("mmdet"), **settings)
-        typer.echo(f"{written.config} and {written.checkpoint}")
-        return {"config": str(written.config), "checkpoint": str(written.checkpoint)}
-    _, settings = commands.read(commands.EXPORT, words, takes="export takes one model")
+    _, settings = commands.read(commands.export_table(words), words, takes="export takes one model")
+    for kind, exporter in (("hf", hf_folder), ("mmdet", mmdet_file)):
+        if folder := settings.pop(kind, None):
+            written = exporter.export(model, folder, **settings)
+            typer.echo("\n".join(written.lines()))
+            return written.content()
     from ciod.exporters.onnx_file import export as run
 
     done = run(model, **settings)

@@ -115,6 +115,13 @@ class ExportMMDet(TypedDict):
     checkpoint: str
 
 
+class ExportHF(TypedDict):
+    """``ciod export … hf=``."""
+
+    folder: str
+    notes: list[str]  # what whoever loads the folder must know
+
+
 class Push(TypedDict):
     """``ciod push``."""
 

@@ -91,7 +91,7 @@ def _offered(detector: str) -> tuple[frozenset[str] | None, list[str]]:
             f"detector.name: {detector}: a detector is not read from a file, as a method is; add its class to ciod "
             "(docs/adding-a-detector.md)."
         ]
-    if not detector.startswith("mmdet:") and detector not in detectors.available():
+    if not detector.startswith(("mmdet:", detectors.HF)) and detector not in detectors.available():
         return None, [f"detector.name: no detector '{detector}'; {did_you_mean(detector, detectors.available())}"]
     if extra := detectors.lacking(detector):
         needed = " and ".join(detectors.PACKAGES[extra])

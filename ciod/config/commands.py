@@ -133,6 +133,19 @@ class ExportMMDet(Section):
     """Class names for a checkpoint without names, a file with them, or ``coco``."""
 
 
+class ExportHF(Section):
+    """Settings of ``ciod export MODEL hf=FOLDER``."""
+
+    hf: Annotated[str, NO_RESULT]
+    """The folder that transformers loads."""
+    overwrite: Annotated[bool, NO_RESULT] = False
+    """True: replaces a folder that is no earlier export of ciod, too."""
+    size: Size | None = None
+    """Side of the input in pixels; None: the model's own."""
+    names: Names | None = None
+    """Class names for a checkpoint without names, a file with them, or ``coco``."""
+
+
 class Check(Section):
     """Settings of ``ciod check``."""
 
@@ -184,11 +197,18 @@ class Push(Section):
 EVAL = Table(Eval, {"json": "json_file"})
 PREDICT = Table(Predict)
 EXPORT = Table(Export)
-EXPORT_MMDET = Table(ExportMMDet)
+EXPORTS = {"mmdet": Table(ExportMMDet), "hf": Table(ExportHF)}
+"""Of ``ciod export``: the setting that names a folder → the settings beside it."""
 CHECK = Table(Check)
 DEMO = Table(Demo)
 DOWNLOAD = Table(Download)
 PUSH = Table(Push)
+
+
+def export_table(words: Sequence[str] | None) -> Table:
+    """The settings of ``ciod export`` for the kind of output that is asked for."""
+    asked = (k for k in EXPORTS for w in words or () if w.startswith(f"{k}="))
+    return EXPORTS.get(next(asked, ""), EXPORT)
 
 
 def read(table: Table, words: Sequence[str] | None, *, takes: str | None = None) -> tuple[list[str], dict[str, Any]]:
@@ -203,7 +223,7 @@ def read(table: Table, words: Sequence[str] | None, *, takes: str | None = None)
     plain, found, problems = reader.read(table, words, plain=takes)
     problems += checks.folder_of_data(found.get("data"))
     problems += checks.device(found.get("device"))
-    problems += [p for k in ("out", "coco", "onnx", "mmdet", "json_file") for p in checks.target(k, found.get(k))]
+    problems += [p for k in ("out", "coco", "onnx", "mmdet", "hf", "json_file") for p in checks.target(k, found.get(k))]
     if problems:
         raise ConfigError(problems)
     return plain, found

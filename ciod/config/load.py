@@ -139,7 +139,8 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
 def _detector_defaults(flat: dict[str, Any]) -> Mapping[str, Any]:
     """Defaults for the run from a detector."""
     name = str(flat.get("detector.name", DetectorSettings().name))
-    return detectors.find(name).run_defaults if name in detectors.available() else {}  # else checks.method reports it
+    known = name in detectors.available() or name.startswith(detectors.HF)
+    return detectors.run_defaults(name) if known else {}  # else checks.method reports it
 
 
 def _method_defaults(flat: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -100,7 +100,7 @@ class Batch:
 
 OF_POSITIONS = frozenset({"points", "strides", "levels", "parts", "anchors", "root", "answers", "frame"})
 """Fields of ``Outputs`` that are the same for every image; all others have one row per image."""
-PER_POSITION = ("logits", "boxes", "objectness", "distribution")
+PER_POSITION = ("logits", "boxes", "objectness", "distribution", "refs")
 """Fields of ``Outputs`` of a query detector with [B, P, ...]."""
 
 
@@ -119,7 +119,9 @@ class Outputs:
     points: Tensor  # [P, 2] x, y of each position in pixels, as the detector counts: the cell's centre, or its corner
     strides: Tensor  # [P] pixels per cell; points and strides are empty for queries, which have no place
     objectness: Tensor | None = None  # [B, P] logits of the second factor of the score; FCOS: centre-ness
-    distribution: Tensor | None = None  # [B, P, 4, R] logits of the distances left, top, right, bottom
+    distribution: Tensor | None = None  # [B, P, 4, R] logits of the distances left, top, right, bottom; of queries that
+    # have one: the first so many positions
+    refs: Tensor | None = None  # [B, P, 4] boxes that a distribution of queries corrects: centre and sides, as shares
     features: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] per level, of the neck
     towers: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] per level: the input of the class layer
     maps: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] per level, of the backbone, for an arbiter

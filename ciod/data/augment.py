@@ -96,13 +96,15 @@ class TrainTransform:
         settings: the kinds of augmentation.
         size: side of the batch image in pixels.
         fill: border value, 0..255.
+        place: of test images; training images are zoomed from the same shape, stretched or not, and put anywhere.
     """
 
     MIN_SIDE = 2.0  # pixels of the batch image; thinner remains of cropped boxes are useless
     MIN_VISIBLE = 0.2  # share of a box that must remain in the image
 
-    def __init__(self, settings: Augment, size: int, fill: float):
+    def __init__(self, settings: Augment, size: int, fill: float, place: Placement = "corner"):
         self.settings, self.size, self.fill = settings, size, fill
+        self.stretch = place == "stretch"
         self.photometric = v2.RandomPhotometricDistort(
             brightness=(0.75, 1.25), contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=(-0.05, 0.05)
         )
@@ -149,9 +151,11 @@ class TrainTransform:
         ``corner``: None places at random; 0..3 puts it into that corner of a mosaic cell (top-left first).
         """
         h, w = picture.shape[:2]
-        zoom = min(self.size / h, self.size / w) * _uniform(*self.settings.scale)
-        zoom *= 1.0 if corner is None else 0.6  # a mosaic cell is about half as wide
-        new = max(1, round(h * zoom)), max(1, round(w * zoom))
+        down, across = self.size / h, self.size / w
+        if not self.stretch:
+            down = across = min(down, across)
+        zoom, part = _uniform(*self.settings.scale), 1.0 if corner is None else 0.6  # a mosaic cell: about half as wide
+        new = max(1, round(h * (down * zoom * part))), max(1, round(w * (across * zoom * part)))
         image = F.resize(_as_image(picture), list(new), antialias=True)
         xyxy = torch.from_numpy(boxes).float().reshape(-1, 4) * torch.tensor([new[1] / w, new[0] / h]).repeat(2)
         if corner is None:

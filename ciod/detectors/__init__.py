@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -11,20 +11,28 @@ from ciod.core.errors import CiodError, did_you_mean
 if TYPE_CHECKING:
     from ciod.detectors.base import Detector
 
+HF = "hf:"  # how the name of a checkpoint of transformers begins
+
 
 def families() -> Sequence[type[Any]]:
     """Every Detector class, each with its ``variants``. Add a new detector here."""
     from ciod.detectors.gfl import GFL
     from ciod.detectors.mobilenet import YOLOXMobileNet
+    from ciod.detectors.query.d_fine import DFINE, DEIMv2
     from ciod.detectors.query.rt_detr import RTDETR, RTDETRCSP, RTDETRv2
     from ciod.detectors.torchvision_models import FCOS, RetinaNet
     from ciod.detectors.yolox import YOLOX
 
-    return YOLOX, YOLOXMobileNet, GFL, RetinaNet, FCOS, RTDETR, RTDETRv2, RTDETRCSP
+    return YOLOX, YOLOXMobileNet, GFL, RetinaNet, FCOS, RTDETR, RTDETRv2, RTDETRCSP, DFINE, DEIMv2
+
+
+def whole() -> Sequence[type[Any]]:
+    """The classes whose whole network is one of ``transformers``, for ``hf:FOLDER``."""
+    return [family for family in families() if getattr(family, "model_type", None)]
 
 
 def available() -> list[str]:
-    """Names for ``build``, in addition to ``mmdet:CONFIG``."""
+    """Names for ``build``, in addition to ``mmdet:CONFIG`` and ``hf:FOLDER``."""
     return [name for family in families() for name in family.variants]
 
 
@@ -38,6 +46,11 @@ def find(name: str) -> type[Any]:
         from ciod.detectors.mmdet.detector import MMDet
 
         return MMDet
+    if name.startswith(HF):
+        from ciod.detectors.query import hf
+
+        kind = hf.model_type(name)
+        return next(family for family in whole() if family.model_type == kind)
     for family in families():
         if name in family.variants:
             return family
@@ -58,7 +71,7 @@ def lacking(name: str) -> str | None:
     Raises:
         CiodError: no detector has that name.
     """
-    extra = None if name.startswith("mmdet:") else find(name).extra
+    extra = "detr" if name.startswith(HF) else None if name.startswith("mmdet:") else find(name).extra
     return extra if extra and not all(find_spec(p) for p in PACKAGES[extra]) else None
 
 
@@ -78,6 +91,19 @@ def traits(name: str) -> frozenset[str]:
 def offering(needs: frozenset[str]) -> list[str]:
     """Names of the detectors that have all of these traits."""
     return [name for name in available() if needs <= traits(name)]
+
+
+def run_defaults(name: str) -> Mapping[str, Any]:
+    """Settings of the run that a detector brings along, by full key.
+
+    Raises:
+        CiodError: no detector has that name.
+    """
+    if name.startswith(HF):
+        from ciod.detectors.query.whole import FINE_TUNED
+
+        return FINE_TUNED
+    return find(name).run_defaults
 
 
 def default_backbone(name: str) -> str | None:

@@ -67,7 +67,7 @@ class Detector(nn.Module, ABC):
     """Names of this family, each with its architecture."""
     extra: ClassVar[str | None] = None
     """The extra of ciod with the packages that the network needs: ``pip install 'ciod[EXTRA]'``."""
-    run_defaults: ClassVar[Mapping[str, Any]] = {}
+    run_defaults: Mapping[str, Any] = {}
     """Defaults of this detector for settings of the run, by dotted key; the user and the method override them."""
     folded: bool = False
     """Whether batch normalisation is folded into the convolutions of a teacher, whose weights then differ."""

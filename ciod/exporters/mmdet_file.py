@@ -35,6 +35,14 @@ class Written:
     config: Path
     checkpoint: Path
 
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        return [f"{self.config} and {self.checkpoint}"]
+
+    def content(self) -> dict[str, str]:
+        """For ``--json``."""
+        return {"config": str(self.config), "checkpoint": str(self.checkpoint)}
+
 
 def export(
     model: str | Path | Detector,

@@ -33,6 +33,14 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 OPSETS = range(13, 21)  # what the TorchScript exporter writes and this graph needs (NonMaxSuppression in float32)
+LETTERBOX = (
+    "scale = size / longest side; resized (bilinear, antialiased) to int(scale * side); put at the top left of size x "
+    "size filled with fill; boxes / scale are pixels of the picture"
+)
+STRETCH = (
+    "resized (bilinear, antialiased) to size x size; x of boxes * width / size and y * height / size are pixels of the "
+    "picture"
+)
 KEY = "ciod"  # of the metadata property that holds everything as JSON
 
 
@@ -233,9 +241,9 @@ def _metadata(detector: Detector, graph: Raw, opset: int) -> dict[str, Any]:
         "input": {
             "size": input_spec["size"],
             "fill": input_spec["fill"],
+            "place": input_spec["place"],
             "layout": "images: float32 [batch, 3, height, width], RGB, 0..255",
-            "letterbox": "scale = size / longest side; resized (bilinear, antialiased) to int(scale * side); put at "
-            "the top left of size x size filled with fill; boxes / scale are pixels of the picture",
+            **({"stretch": STRETCH} if input_spec["place"] == "stretch" else {"letterbox": LETTERBOX}),
         },
         "normalised_in_graph": {k: input_spec[k] for k in ("mean", "std", "bgr")},
         "outputs": {
@@ -279,11 +287,12 @@ def pictures_to_compare(detector: Detector, images: str | Path | None) -> Tensor
     """[3, 3, size, size] float32: three images of the user, or coarse and fine noise, the same every time."""
     size = detector.input.size
     if images is not None:
-        from ciod.data.augment import letterbox
+        from ciod.data.augment import put
         from ciod.data.images import read_image
         from ciod.inference.images import files
 
-        found = [letterbox(read_image(f), size, detector.input.fill)[0].float() for f in files(images)[:3]]
+        where = (size, detector.input.fill, detector.input.place)
+        found = [put(read_image(f), *where)[0].float() for f in files(images)[:3]]
         return torch.stack([found[i % len(found)] for i in range(3)])
     random = torch.Generator().manual_seed(0)
     drawn = torch.zeros(3, 3, size, size)

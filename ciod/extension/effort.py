@@ -12,8 +12,9 @@ from torch import nn
 
 from ciod.core.plural import counted
 from ciod.data.loader import batches
+from ciod.detectors import HF
 from ciod.detectors.branched import has_branches
-from ciod.runs.choices import open_keys, value_of
+from ciod.runs.choices import is_set, open_keys, value_of
 from ciod.runs.start import per_task
 from ciod.training import checkpoint, effort
 from ciod.training.method_checks import MethodChecks
@@ -65,21 +66,27 @@ def choose(settings: Extend, train: Index, classes: int, detector: Detector, met
         start="detector",
         later=True,
         branch=method == "freeze_branch",
+        query="query" in detector.traits,
+        checkpoint=detector.settings["name"].startswith(HF),
         device=world.device.type,
         processes=world.size,
         machine=effort.machine(world),
     )
     choices = effort.choose(facts, given)
+    brought = {k: v for k, v in detector.run_defaults.items() if k.startswith("train.") and not is_set(settings, k)}
     size = settings.size or detector.input.size
     as_made = ", what the model was made for: its old classes are seen as before"
     why = [*effort.sentences(facts, choices), f"{size} px{effort.BY_HAND if settings.size else as_made}"]
+    if brought:
+        told = ", ".join(f"{k.removeprefix('train.')} {v:g}" for k, v in brought.items())
+        why.append(f"{told}, as the detector brings it along")
     return Plan(
         choices["train.epochs"].value,
         choices["train.batch"].value,
         choices["train.lr"].value,
         size,
         why,
-        more={k: choices[k].value for k in still if k in choices},
+        more=brought | {k: choices[k].value for k in still if k in choices},
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ciod.config.load import data_folder
+from ciod.config.settings import Evaluation
 from ciod.core.distributed import World
 from ciod.core.types import Detections
 from ciod.data.index import Index
@@ -23,6 +24,7 @@ from ciod.extension.names import Names
 from ciod.extension.retention import Retention
 from ciod.extension.settings import Extend
 from ciod.memory import pools
+from ciod.runs.choices import is_set
 from ciod.training.progress import Reporter
 
 MOST = 300  # images on which agreement is measured, of the folder and of the pool each
@@ -39,6 +41,13 @@ class Judged:
     old_before: APTable | None  # on old validation data
     old_after: APTable | None
     retention: Retention
+
+
+def evaluation(settings: Extend, detector: Detector) -> Evaluation:
+    """Settings of the evaluation: what is not set by hand is as the detector brings it along."""
+    brought = {k: v for k, v in detector.run_defaults.items() if k.startswith("eval.")}
+    open_ = {k.removeprefix("eval."): v for k, v in brought.items() if not is_set(settings, k)}
+    return settings.eval.model_copy(update=open_)
 
 
 class Measure:
@@ -68,7 +77,7 @@ class Measure:
     def detect(self, detector: Detector, index: Index, title: str = "measuring the new model") -> list[Detections]:
         """Detections on every image of ``index``; ``title`` is shown meanwhile."""
         with self.reporter.counting(title, len(index)) as tick:
-            return detect(detector, index, self.settings.eval, self.world, tick=tick)[0]
+            return detect(detector, index, evaluation(self.settings, detector), self.world, tick=tick)[0]
 
     def judge(self, before: Detector, after: Detector) -> Judged:
         """Everything that is measured."""
@@ -137,9 +146,10 @@ class Measure:
                 self._fields.append(_sample(self.pool, self.settings.seed))
         return self._fields
 
-    def shown(self) -> list[Index]:
-        """Every kind of picture there is: ``fields``, and old validation data."""
-        return [i for i in (*self.fields(), self.old) if i is not None and len(i)]
+    def compared_on(self, detector: Detector) -> tuple[list[Index], Evaluation]:
+        """Every kind of picture there is (``fields``, and old validation data), and how a detector is evaluated."""
+        shown = [i for i in (*self.fields(), self.old) if i is not None and len(i)]
+        return shown, evaluation(self.settings, detector)
 
     def of_old(self, before: Detector, index: Index, way: str = "") -> list[Detections]:
         """What the model as it was finds on ``index``, which is computed once.

@@ -387,7 +387,7 @@ class Extension:
             hook.on_finish(self.out, content)
 
     def _unchanged(self, detector: Detector) -> unchanged.Unchanged | None:
-        return unchanged.look(self.before, detector, self.measured.shown(), self.settings.eval, self.names.taught)
+        return unchanged.look(self.before, detector, *self.measured.compared_on(detector), self.names.taught)
 
     def _end(self, failed: str | None) -> None:
         """Raises NotKept when there is no model."""

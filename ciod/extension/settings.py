@@ -20,7 +20,8 @@ class Extend(Section):
     """Everything that determines an extension. What is None is chosen by ``effort`` from data and machine."""
 
     model: str
-    """A ciod model, or a checkpoint of YOLOX, GFL or MMDetection (``mmdet:CONFIG,CHECKPOINT``)."""
+    """A ciod model, or a checkpoint of YOLOX, GFL, MMDetection (``mmdet:CONFIG,CHECKPOINT``) or transformers
+    (``hf:FOLDER``)."""
     data: str
     """Folder with the new images and boxes: COCO, VOC or YOLO. Classes are matched by name."""
     out: Annotated[str, NO_RESULT]

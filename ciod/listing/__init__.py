@@ -62,6 +62,8 @@ def _file_or_scenario(what: str, settings: dict[str, Any]) -> Sheet:
     from ciod.data.scenarios import scenario
 
     path = Path(what)
+    if what.startswith("hf:"):
+        return model_files.of_hub(what)
     if what.endswith(".safetensors"):
         return model_files.model(path)
     if path.suffix.lower() == ".onnx":

@@ -18,10 +18,29 @@ def model(path: Path) -> Sheet:
     if not is_file(path):
         no_model_file(path, (".safetensors",))
     meta = read_metadata(path)
-    settings = ", ".join(f"{k}={v}" for k, v in meta["detector"].items())
+    shown = {k: v for k, v in meta["detector"].items() if k != "config" or len(str(v)) < 80}
+    settings = ", ".join(f"{k}={v}" for k, v in shown.items())
     lines = [f"{path}: {settings}; {counted(len(meta['class_names']), 'class')}", *_lineage(meta["lineage"])]
     content = {"kind": "ciod", "detector": meta["detector"], "classes": list(meta["class_names"])}
     return Sheet(lines, content={"file": str(path), **content, "lineage": meta["lineage"]})
+
+
+def of_hub(name: str) -> Sheet:
+    """``hf:FOLDER`` of transformers, or ``hf:user/model`` on the Hub, of ciod or of transformers."""
+    from ciod.detectors.files import hub
+    from ciod.detectors.query import hf
+
+    if not hub.is_of_transformers(name):
+        path = hub.local(name)
+        return onnx(path) if path.suffix == ".onnx" else model(path)
+    found = hf.describe(name)
+    names = [found.labels[i] for i in found.rows]
+    place = "stretched" if found.input.place == "stretch" else "with a border"
+    classes = f"{counted(len(names), 'class')}: {few(names)}" if names else f"{len(found.labels)} classes, not named"
+    kind = found.config["model_type"]
+    lines = [f"{name}: {kind}, pictures of {found.input.size} pixels, {place}; {classes}"]
+    about = {"kind": "transformers", "detector": {"model_type": kind}, "classes": names or None, "lineage": []}
+    return Sheet(lines, content={"file": name, **about})
 
 
 def onnx(path: Path) -> Sheet:

@@ -25,6 +25,7 @@ def detectors() -> Sheet:
             n = sum(p.numel() for p in known.build([str(i) for i in range(80)], name=name).parameters())
         sheet.rows.append((name, offers, f"{n / 1e6:.1f} M"))
     sheet.rows.append(("mmdet:CONFIG", "a dense detector of MMDetection: docs/mmdetection.md", ""))
+    sheet.rows.append(("hf:FOLDER", "a query detector of transformers: docs/query-detectors.md", ""))
     return sheet
 
 

@@ -20,6 +20,9 @@ from ciod.data.index import Index
 from ciod.memory import rules
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ciod.core.types import Batch
     from ciod.data.scenarios.scenario import Scenario
     from ciod.detectors.base import Detector
 
@@ -154,13 +157,11 @@ class Memory:
         """(candidate, class) → unit vector: the mean over the class's boxes of the neck's features inside the box."""
         import torchvision
 
-        from ciod.data.loader import eval_loader
-
         order = np.argsort(candidates)
         index = self._drawn(candidates[order], known[order])
         found: dict[tuple[int, int], np.ndarray] = {}
         detector.eval()
-        for batch in eval_loader(index, detector.input.size, detector.input.fill, batch=8, workers=0, pin=False):
+        for batch in _loaded(index, detector):
             batch = batch.to(detector.device)
             targets = batch.targets
             levels = detector(batch.images).features
@@ -181,7 +182,6 @@ class Memory:
     def _complete(self, seen: int, detector: Detector) -> None:
         """The model labels the seen classes that an exemplar lacks; it then counts as labelled for all of them."""
         from ciod.core.types import in_original
-        from ciod.data.loader import eval_loader
 
         index, known = self.index()
         rows = np.sort(self.rows)
@@ -189,12 +189,13 @@ class Memory:
         detector.eval()
         more: dict[str, list[Any]] = {"row": [], "boxes": [], "labels": []}
         part = index.select(lacking)
-        for batch in eval_loader(part, detector.input.size, detector.input.fill, batch=8, workers=0, pin=False):
+        for batch in _loaded(part, detector):
             with torch.no_grad():
                 outputs = detector(batch.images.to(detector.device))
             for i, d in enumerate(detector.decode(outputs, score_threshold=self.settings.score)):
                 at = int(batch.index[i])
-                d = in_original(d, float(batch.scales[i]), *(int(v) for v in part.sizes[at]))
+                assert batch.frames is not None
+                d = in_original(d, batch.frames[i].tolist(), *(int(v) for v in part.sizes[at]))
                 there = part.boxes[part.of_image(at)]
                 missing = ~known[lacking[at]][d.labels] & (d.labels < seen) & (_largest_iou(d.boxes, there) < SAME)
                 more["row"].append(np.full(missing.sum(), rows[lacking[at]]))
@@ -237,6 +238,14 @@ class Memory:
         self.rows, self.known = state["rows"].numpy(), state["known"].numpy()
         self.found = {name: v.numpy() for name, v in state["found"].items()}
         self.images_seen = state["images_seen"]
+
+
+def _loaded(index: Index, detector: Detector) -> Iterable[Batch]:
+    """The images of ``index`` as the detector takes them."""
+    from ciod.data.loader import eval_loader
+
+    given = detector.input
+    return eval_loader(index, given.size, given.fill, batch=8, workers=0, pin=False, place=given.place)
 
 
 def _largest_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:

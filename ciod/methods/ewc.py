@@ -71,9 +71,9 @@ class EWC(Method):
         named = [(n, p) for n, p in detector.named_parameters() if p.requires_grad]
         total = {n: torch.zeros_like(p) for n, p in named}
         rows = range(0, len(task.train), max(1, len(task.train) // self.images))[: self.images]
-        loader = eval_loader(
-            task.train, detector.input.size, detector.input.fill, batch=1, workers=0, pin=False, rows=rows
-        )
+        given = detector.input
+        how = {"batch": 1, "workers": 0, "pin": False, "rows": rows, "place": given.place}
+        loader = eval_loader(task.train, given.size, given.fill, **how)
         for batch in loader:
             if batch.broken:
                 continue

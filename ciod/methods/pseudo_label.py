@@ -125,7 +125,8 @@ class PseudoLabel(Method):
             for i, ok in enumerate(kept.valid):
                 boxes, scores, labels = (v[i, ok].cpu().numpy() for v in (kept.boxes, kept.scores, kept.labels))
                 d = Detections(boxes, scores, labels, self.teacher.class_names)
-                d = in_original(d, float(batch.scales[i]), *batch.sizes[i].tolist())
+                assert batch.frames is not None
+                d = in_original(d, batch.frames[i].tolist(), *batch.sizes[i].tolist())
                 inside = (d.boxes[:, 2:] > d.boxes[:, :2]).all(1)
                 drawn.append((np.full(inside.sum(), int(batch.index[i])), d.boxes[inside], d.labels[inside]))
         rows, boxes, labels = (np.concatenate(column) for column in zip(*drawn, strict=True))
@@ -140,7 +141,8 @@ class PseudoLabel(Method):
         assert self.teacher is not None
         teacher, device = self.teacher.detector, self.detector.device  # in full precision
         input_spec = teacher.input
-        loader = eval_loader(images, input_spec.size, input_spec.fill, batch=8, workers=workers, pin=False, rows=rows)
+        how = {"batch": 8, "workers": workers, "pin": False, "rows": rows, "place": input_spec.place}
+        loader = eval_loader(images, input_spec.size, input_spec.fill, **how)
         for batch in batches(loader):
             batch = batch.to(device)
             yield batch, teacher(batch.images)

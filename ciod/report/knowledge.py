@@ -60,11 +60,11 @@ def knowledge(teacher: Detector, student: Detector, picture: np.ndarray, method:
     Raises:
         CiodError: a detector without objectness, or a student whose first classes are not the teacher's.
     """
-    from ciod.data.augment import letterbox
+    from ciod.data.augment import put
 
     _check(teacher, student)
     size = student.input.size
-    image, _ = letterbox(picture, size, student.input.fill)
+    image, _ = put(picture, size, student.input.fill, student.input.place)
     student, teacher = student.eval(), teacher.eval()
     teacher_outputs: Outputs = teacher(image[None])
     old = teacher.num_classes if method.only_old else None

@@ -31,20 +31,21 @@ _SECTIONS = {"train": Train, "augment": Augment}
 
 def open_keys(settings: BaseModel) -> list[str]:
     """Settings that are neither set by hand nor chosen yet."""
-    keys = [k for k in KEYS if not _is_set(settings, k)]
-    if _is_set(settings, "train.lr"):
+    keys = [k for k in KEYS if not is_set(settings, k)]
+    if is_set(settings, "train.lr"):
         keys = [k for k in keys if k != "train.lr_later"]  # later tasks use the same rate
-    if _is_set(settings, "train.trunk_lr"):
+    if is_set(settings, "train.trunk_lr"):
         keys = [k for k in keys if k != "train.backbone_lr"]
     return keys
 
 
 def adopted(before: Run, after: Run) -> list[str]:
     """Settings that are not set in ``before`` but are in ``after``."""
-    return [k for k in open_keys(before) if _is_set(after, k)]
+    return [k for k in open_keys(before) if is_set(after, k)]
 
 
-def _is_set(settings: BaseModel, key: str) -> bool:
+def is_set(settings: BaseModel, key: str) -> bool:
+    """Whether a setting by full key has a value that was given or chosen."""
     section, leaf = key.split(".")
     return leaf in getattr(settings, section).model_fields_set
 
@@ -115,6 +116,8 @@ def start_of(settings: Run, donor: Detector | None = None) -> Start:
         donor: the model of ``detector.weights``; None: the file is inspected if it can be read quickly.
     """
     d = settings.detector
+    if d.name.startswith(detectors.HF) and not d.weights and d.backbone_weights != "random":
+        return "trunk" if d.weights_from == "trunk" else "detector"
     if not d.weights:
         pretrained = d.backbone_weights or detectors.default_backbone(d.name)
         return "nothing" if pretrained in (None, "random") else "backbone"
@@ -204,6 +207,7 @@ def _facts(settings: Run, scenario: Scenario, i: int, world: World, start: Start
         later=i > 0,
         branch=i > 0 and "branches" in methods.find(name).needs,
         query="query" in detectors.traits(settings.detector.name),
+        checkpoint=settings.detector.name.startswith(detectors.HF),
         sgd=settings.train.optimizer == "sgd",
         device=world.device.type,
         processes=world.size,

@@ -85,10 +85,12 @@ def start(settings: Run, scenario: Scenario, reporter: Reporter) -> tuple[Detect
     names = scenario.classes if d.head == "full" else ()
     backbone = (
         None
-        if d.weights or d.backbone_weights == "random"
+        if d.weights or (d.backbone_weights == "random" and not d.name.startswith(detectors.HF))
         else d.backbone_weights or detectors.default_backbone(d.name)
     )
     path = Path(d.weights) if d.weights else None
+    if path is None and d.name.startswith(detectors.HF) and d.backbone_weights != "random":
+        path = Path(d.name)  # the checkpoint that gives the network gives its weights too
     other = None if path is None or d.name.startswith("mmdet:") else weights.donor(path)
     more: dict[str, Any] = {}
     if other is not None and other.settings.get("frozen"):  # layers that were frozen in training stay frozen

@@ -33,6 +33,7 @@ LR_BRANCH, LR_LATER = 1e-2, 1e-3
 LR = {"detector": 3e-3, "trunk": 4e-3, "backbone": 2e-3, "nothing": 2e-3}
 # The decoder of a query detector is trained from nothing by one object per query (docs/query-detectors.md).
 LR_QUERY = {"detector": 5e-4, "trunk": 1e-3, "backbone": 1e-3, "nothing": 1e-3}
+LR_CHECKPOINT = 1e-4  # of a whole query detector that others trained; their recipes have it for batches of 16
 LR_SGD = 0.01  # for batches of 16, in proportion to the batch
 TRUNK = {"detector": 1.0, "trunk": 0.1, "backbone": 1.0, "nothing": 1.0}
 FROZEN_BELOW = 5_000  # below this number of steps an ImageNet backbone is better left unchanged
@@ -63,6 +64,8 @@ class Facts:
     """Side of the input in pixels, if it can be chosen."""
     query: bool = False
     """Positions of the detector are queries of a transformer."""
+    checkpoint: bool = False
+    """The detector came whole from a checkpoint of transformers."""
     sgd: bool = False
     device: str = "cpu"
     processes: int = 1
@@ -178,7 +181,9 @@ def _lr(facts: Facts, batch: int | None) -> Choice:
     standard = BATCH["cuda" if facts.device == "cuda" else "cpu"]
     if facts.sgd:
         return Choice(LR_SGD * (batch or standard) / 16, ", for SGD, in proportion to the batch")
-    if facts.branch:
+    if facts.checkpoint and (facts.later or facts.start == "detector"):
+        base, why = LR_CHECKPOINT, ", for a checkpoint of transformers, as in the recipes of its authors"
+    elif facts.branch:
         base, why = LR_BRANCH, ", for a branch, which starts from nothing"
     elif facts.later:
         base, why = LR_QUERY["detector"] if facts.query else LR_LATER, ", for a network that must keep what it knows"

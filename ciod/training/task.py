@@ -168,7 +168,7 @@ def _seed(i: TaskInputs) -> None:
 
 
 def _loader(i: TaskInputs) -> DataLoader:
-    transform = TrainTransform(i.augment, i.detector.input.size, i.detector.input.fill)
+    transform = TrainTransform(i.augment, *(getattr(i.detector.input, k) for k in ("size", "fill", "place")))
     cache, presize = i.train.picture_cache, i.train.presize
     if i.hint and (line := presize_hint(i.task.train, transform, presize=presize, cache=cache)):
         i.reporter.say(line)

@@ -31,7 +31,7 @@ NAMES = [
 LISTED = [*NAMES, "hot dog, bun", "[a]", "{a}", "{a: b}", "a: b, c", "", "[", "]", "'", '"', "\\", "[[a]]", ", "]
 TABLES = {
     "train": load.TABLE, "compare": comparing.TABLE, "extend": extending.TABLE, "eval": commands.EVAL,
-    "predict": commands.PREDICT, "export": commands.EXPORT, "export mmdet": commands.EXPORT_MMDET,
+    "predict": commands.PREDICT, "export": commands.EXPORT, "export mmdet": commands.EXPORTS["mmdet"],
     "check": commands.CHECK, "demo": commands.DEMO, "data": commands.DOWNLOAD,
 }  # fmt: skip
 

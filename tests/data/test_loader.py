@@ -195,6 +195,19 @@ def test_a_flip_mirrors():
     assert boxes.tolist() == [[66, 20, 86, 60]] and white(image) == [66, 20, 86, 60]
 
 
+def test_stretched_training_pictures_are_those_of_the_evaluation(index):
+    picture, boxes = Pictures(index)[0], index.boxes[index.of_image(0)]
+    given = (picture, boxes, index.labels[index.of_image(0)], lambda: None)
+    image, xyxy, _ = TrainTransform(PLAIN, SIZE, 0, "stretch")(*given)
+    wanted, frame = put(picture, SIZE, 0, "stretch")
+    assert torch.equal(image, wanted) and frame.across != frame.down
+    np.testing.assert_allclose(xyxy, boxes * np.array([frame.across, frame.down] * 2), rtol=1e-5)
+    torch.manual_seed(1)
+    _, xyxy, _ = TrainTransform(PLAIN.model_copy(update={"scale": (0.5, 0.5)}), SIZE, 0, "stretch")(*given)
+    sides = (xyxy[:, 2:] - xyxy[:, :2]).numpy()
+    np.testing.assert_allclose(sides, (boxes[:, 2:] - boxes[:, :2]) * np.array(frame[:2]) / 2, rtol=1e-5)
+
+
 def test_without_augmentation_images_are_only_resized():
     box = (20, 15, 50, 40)
     image, boxes, _ = transform(PLAIN, rectangle(60, 90, box), box, 0)

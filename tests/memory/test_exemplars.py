@@ -16,6 +16,7 @@ from ciod.core.types import MEMORY, POOL, TASK, Detections
 from ciod.data.images import save_image
 from ciod.data.loader import Order
 from ciod.data.scenarios.scenario import Protocol, Scenario
+from ciod.detectors.base import Input
 from ciod.memory import pools, rules
 from ciod.memory.exemplars import Memory
 from ciod.memory.rehearsal import Extra, concatenate
@@ -121,7 +122,7 @@ class Sees:
     """A model that finds a cow at the same place of every image, and an ant nobody asked for."""
 
     device = torch.device("cpu")
-    input = SimpleNamespace(size=64, fill=0.0)
+    input = Input(size=64, fill=0.0)
 
     def eval(self):
         return self

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from ciod import detectors
 from ciod.core.types import Outputs, Targets
+from ciod.detectors.base import Input
 from ciod.methods.pseudo_label import PseudoLabel, upper_cluster
 from tests import fixed
 
@@ -84,7 +83,7 @@ def test_padding_of_real_boxes_guards_nothing(detector):
 class Asked(fixed.Returns):
     """The same, with what a detector says of its input."""
 
-    input = SimpleNamespace(size=64, fill=0.0)
+    input = Input(size=64, fill=0.0)
     class_names = OLD
     device = torch.device("cpu")
 

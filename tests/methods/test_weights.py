@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from torch import nn
 from ciod import detectors
 from ciod.core.errors import CiodError
 from ciod.data.images import save_image
+from ciod.detectors.base import Input
 from ciod.detectors.layers.class_layers import ClassConv
 from ciod.methods.base.parameters import shared
 from ciod.methods.ewc import EWC
@@ -111,7 +111,7 @@ class Toy(nn.Module):
     def __init__(self):
         super().__init__()
         self.w, self.idle = nn.Parameter(torch.tensor([2.0])), nn.Parameter(torch.tensor([1.0]))
-        self.input = SimpleNamespace(size=32, fill=0.0)
+        self.input = Input(size=32, fill=0.0)
         self.device = torch.device("cpu")
 
     def forward(self, images):

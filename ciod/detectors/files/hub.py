@@ -3,18 +3,48 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from ciod.core.errors import CiodError
+from ciod.core.files import expanded, is_folder
+from ciod.core.reading import SETTINGS, Unreadable, read_object
+from ciod.detectors.query import hf
 
 PREFIX = "hf:"
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 FILES = ("model.safetensors", "model.onnx")  # in a repository: the first that is there
 
 
 def is_name(model: object) -> bool:
     """Whether a model is named by its repository."""
     return isinstance(model, (str, Path)) and str(model).startswith(PREFIX)
+
+
+def is_of_transformers(name: str) -> bool:
+    """Whether ``hf:…`` is a folder of transformers, or a repository of the Hub whose ``config.json`` is theirs.
+
+    A repository that cannot be asked counts as one of ciod; ``local`` says what is wrong.
+    """
+    given = name.removeprefix(PREFIX)
+    repo, _, revision = given.partition("@")
+    if is_folder(expanded(given)) or not _REPOSITORY.fullmatch(repo) or hf.why_not_free(given):
+        return True
+    hub = package()
+    try:
+        found = hub.hf_hub_download(
+            repo, "config.json", revision=revision or None, endpoint=os.environ.get("HF_ENDPOINT")
+        )
+        return "model_type" in read_object(Path(found), SETTINGS)
+    except (
+        hub.errors.HfHubHTTPError,
+        hub.errors.EntryNotFoundError,
+        hub.errors.HFValidationError,
+        OSError,
+        Unreadable,
+    ):
+        return False
 
 
 def local(name: str | Path) -> Path:

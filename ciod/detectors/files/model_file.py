@@ -22,6 +22,7 @@ from ciod.core.files import atomic_write
 from ciod.core.limits import LARGEST
 from ciod.core.reading import lfs_hint
 from ciod.detectors.base import Detector
+from ciod.detectors.query.configs import FAMILIES, PREFIX
 
 FORMAT = 2  # 1 had no checksum
 COPY = " It may be truncated; is there a copy?"
@@ -72,6 +73,12 @@ class Metadata(BaseModel):
             raise ValueError(
                 f"detector is {name!r}, an MMDetection config outside the model; it is code, which model files "
                 "must not run"
+            )
+        if name.startswith(PREFIX) and not (
+            isinstance(self.detector.get("config"), str) and name.removeprefix(PREFIX) in FAMILIES
+        ):
+            raise ValueError(
+                f"detector is {name!r}, a checkpoint that lies outside the model, and no model file may lead to another"
             )
         size = self.detector.get("size")
         if size is not None and not (type(size) is int and 32 <= size <= LARGEST):

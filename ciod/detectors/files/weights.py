@@ -54,9 +54,9 @@ def load(
 
     Args:
         path: a ciod model (``.safetensors``), an official YOLOX checkpoint, an MMDetection checkpoint (YOLOX or GFL,
-            or, with the extra mmdet, any supported head), with its config inside or as ``mmdet:CONFIG,CHECKPOINT``; or
-            a detector of any framework as ``.onnx`` (docs/extend-onnx.md); ``hf:user/model`` is one of ciod on the
-            Hugging Face Hub.
+            or, with the extra mmdet, any supported head), with its config inside or as ``mmdet:CONFIG,CHECKPOINT``;
+            ``hf:FOLDER`` of transformers (docs/query-detectors.md); ``hf:user/model`` on the Hugging Face Hub, of
+            ciod or of transformers; or a detector of any framework as ``.onnx`` (docs/extend-onnx.md).
         classes: class names, for a file without names. With 80 classes and no names, COCO's.
         input: for an ONNX file that does not say it, how pictures are given: ``"0..255,bgr"``.
         size: for an ONNX file that accepts any size, the side of its input in pixels.
@@ -67,8 +67,8 @@ def load(
     Raises:
         CiodError: the file is missing, damaged, has another architecture, needs code to load, or lacks class names.
     """
-    path = hub.local(path) if hub.is_name(path) else path
-    if Path(path).suffix.lower() == ".onnx":
+    path = hub.local(path) if hub.is_name(path) and not _is_hf(path) else path
+    if Path(path).suffix.lower() == ".onnx" and not _is_hf(path):
         from ciod.detectors.onnx import detector as onnx
         from ciod.detectors.onnx.recognise import Asked
 
@@ -87,9 +87,9 @@ class Parsed:
     """A file that was read, before the detector is built."""
 
     path: Path
-    kind: Literal["ciod", "known", "mmdet"]
+    kind: Literal["ciod", "known", "mmdet", "hf"]
     """A model of ciod; a checkpoint of another project for a detector of ciod; one for a detector that only MMDetection
-    has."""
+    has; a folder of transformers, which is not read yet."""
     content: dict[str, Any]
     """Metadata of a ciod model; the complete content of a checkpoint."""
     state: dict[str, Tensor]
@@ -106,6 +106,8 @@ def parse(path: str | Path) -> Parsed:
     Raises:
         CiodError: the file is missing, damaged, has another architecture, or needs code to load.
     """
+    if _is_hf(path):
+        return Parsed(Path(path), "hf", {}, {})
     config, path = _config_of(path)
     if not is_file(path):
         no_model_file(path, (".safetensors", ".pth", ".pt"))
@@ -140,6 +142,10 @@ def _build(parsed: Parsed, classes: Sequence[str] | None) -> Detector:
         return _build_own(parsed)
     if parsed.kind == "known":
         return _build_known(parsed, classes)
+    if parsed.kind == "hf":
+        from ciod.detectors.files import hf_files
+
+        return hf_files.build(str(parsed.path), classes)
     from ciod.detectors.files import mmdet_files
 
     return mmdet_files.build(parsed.path, parsed.content, classes, parsed.config)
@@ -191,8 +197,8 @@ def open_detector(
     Raises:
         CiodError: as ``ciod.load``; or a size that is not a multiple of 32.
     """
-    model = hub.local(model) if not isinstance(model, Detector) and hub.is_name(model) else model
-    if not isinstance(model, Detector) and Path(model).suffix.lower() == ".onnx":
+    model = hub.local(model) if not isinstance(model, Detector) and hub.is_name(model) and not _is_hf(model) else model
+    if not isinstance(model, Detector) and Path(model).suffix.lower() == ".onnx" and not _is_hf(model):
         return load(model, classes=names, size=size, input=input, arbiter=arbiter)
     detector = model if isinstance(model, Detector) else load(model, classes=names, input=input)
     if not arbiter and detector.arbiter is not None:
@@ -206,8 +212,17 @@ def open_detector(
 
 
 def file_of(path: str | Path) -> Path:
-    """The file of a model: of ``mmdet:CONFIG,CHECKPOINT`` the checkpoint."""
+    """The file of a model: of ``mmdet:CONFIG,CHECKPOINT`` the checkpoint, of ``hf:FOLDER`` its weights."""
+    if _is_hf(path):
+        from ciod.detectors.files import hf_files
+
+        return hf_files.file_of(str(path))
     return _config_of(path)[1]
+
+
+def _is_hf(path: str | Path) -> bool:
+    """Whether it names a checkpoint of transformers."""
+    return str(path).startswith(detectors.HF) and hub.is_of_transformers(str(path))
 
 
 def _config_of(path: str | Path) -> tuple[str | None, Path]:
@@ -276,6 +291,10 @@ def donor(path: Path) -> Detector:
     parsed = parse(path)
     if parsed.kind == "ciod":
         return _build(parsed, None)
+    if parsed.kind == "hf":
+        from ciod.detectors.files import hf_files
+
+        return hf_files.build(str(path), numbered=True)
     count = foreign.count_classes(parsed.state)
     # Without its own names or COCO's, no row can be taken by name, so the names are numbers, which match no class.
     knows = count in (len(known.COCO), foreign.COCO_ROWS) or bool(names_in_metadata(parsed.content.get("meta")))

@@ -144,7 +144,9 @@ def of_metadata(source: OnnxFile) -> tuple[Input, str] | None:
     """What the metadata of the file say, except the size."""
     own = ciod_metadata(source)
     if "normalised_in_graph" in own:  # written by ciod export
-        return Input(fill=float(own.get("input", {}).get("fill", 114.0))), "metadata of ciod"
+        given = own.get("input", {})
+        place = "stretch" if given.get("place") == "stretch" else "corner"
+        return Input(fill=float(given.get("fill", 114.0)), place=place), "metadata of ciod"
     if isinstance(own.get("input"), dict) and "mean" in own["input"]:
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in own["input"].items()}
         try:

@@ -5,8 +5,8 @@ The layers are those of ``transformers``; how they are put together for ciod, th
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -14,14 +14,12 @@ from torch import Tensor, nn
 
 from ciod.core import boxes as bx
 from ciod.core import losses as L
-from ciod.core.errors import CiodError
 from ciod.core.types import Matches, Outputs, Targets
 from ciod.detectors.base import Detector, Input
 from ciod.detectors.dense import class_targets, in_class_loss
 from ciod.detectors.layers.class_layers import ClassLinear, RankedLinear
 from ciod.detectors.query import matching
 
-ALPHA, GAMMA = 0.75, 2.0  # of the varifocal loss
 ANCHOR, INSIDE = 0.05, 0.01  # side of an anchor of the finest level, and its least distance to the border, as shares
 
 
@@ -35,8 +33,10 @@ class QueryDetector(Detector):
     traits = frozenset({"query", "first_stage", "features"})
     extra = "detr"
     multi_label = True
-    run_defaults: ClassVar[Mapping[str, Any]] = {"train.clip": 1.0, "train.weight_decay": 1e-4, "eval.nms_iou": 1.0}
-    box_weight, giou_weight = 5.0, 2.0
+    run_defaults: Mapping[str, Any] = {"train.clip": 1.0, "train.weight_decay": 1e-4, "eval.nms_iou": 1.0}
+    bounded: ClassVar[bool] = True
+    """Whether boxes are always shares between 0 and 1 of the image. Others can be larger, and are clamped to the image
+    for training; sides that the network gives a negative length have none."""
 
     network: Any
     """The model of ``transformers`` without its outer head."""
@@ -68,7 +68,8 @@ class QueryDetector(Detector):
             maps: [B, F, h, w] per level, finest first.
         """
         network = self.network
-        sources = [project(m) for project, m in zip(network.decoder_input_proj, maps, strict=True)]
+        more = [maps[-1]] * (len(network.decoder_input_proj) - len(maps))  # coarser levels, made of the coarsest
+        sources = [project(m) for project, m in zip(network.decoder_input_proj, [*maps, *more], strict=True)]
         shapes = [(int(m.shape[2]), int(m.shape[3])) for m in sources]
         tokens = torch.cat([m.flatten(2) for m in sources], 2).transpose(1, 2)  # [B, T, d]
         anchors, inside = self._anchors(shapes, tokens.device)
@@ -79,7 +80,7 @@ class QueryDetector(Detector):
         chosen = network.enc_score_head.best(logits).topk(queries, dim=1).indices
         first = bx.gather_rows(corrected, chosen)
         sizes = torch.tensor(shapes, device="cpu")  # RT-DETRv2 compares them with the number of tokens
-        decoded = network.decoder(
+        decoded = self.decode_queries(
             inputs_embeds=bx.gather_rows(encoded, chosen).detach(),
             encoder_hidden_states=tokens,
             reference_points=first.detach(),
@@ -89,6 +90,7 @@ class QueryDetector(Detector):
         )
         units = [*decoded.intermediate_reference_points.float().unbind(1)][::-1] + [first.sigmoid()]
         found = [*decoded.intermediate_logits.float().unbind(1)][::-1] + [bx.gather_rows(logits, chosen)]
+        units = units if self.bounded else [torch.cat([u[..., :2], u[..., 2:].clamp(min=0)], -1) for u in units]
         frame = (int(images.shape[3]), int(images.shape[2]))
         nowhere = tokens.new_zeros(0, dtype=torch.float32)
         return Outputs(
@@ -99,7 +101,16 @@ class QueryDetector(Detector):
             features=list(maps),
             answers=queries,
             frame=frame,
+            **self.of_decoder(decoded),
         )
+
+    def decode_queries(self, **given: Any) -> Any:
+        """What the decoder of ``transformers`` returns, for every layer."""
+        return self.network.decoder(**given)
+
+    def of_decoder(self, decoded: Any) -> dict[str, Any]:
+        """Further fields of ``Outputs`` that a family's decoder gives."""
+        return {}
 
     @staticmethod
     def _anchors(shapes: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -118,7 +129,11 @@ class QueryDetector(Detector):
 
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
         """See ``matching.hungarian``: it waits for the device once."""
-        return matching.hungarian(outputs, targets)
+        return matching.hungarian(self._within(outputs), targets)
+
+    def _within(self, outputs: Outputs) -> Outputs:
+        """The boxes as they are trained."""
+        return outputs if self.bounded else replace(outputs, boxes=matching.inside(outputs))
 
     def loss(
         self,
@@ -132,6 +147,7 @@ class QueryDetector(Detector):
         """cls (varifocal loss) over all queries except those whose match is not counted; box (5 × L1 of shares of the
         image) and giou (2 × (1 - GIoU)) over counted matches. Each is summed over the sets of queries and divided by
         the number of counted boxes."""
+        outputs = self._within(outputs)
         assert outputs.frame is not None
         supervision = L.supervise(outputs, targets, matches, counted, channels)
         sets = outputs.logits.shape[1] // (outputs.answers or outputs.logits.shape[1])
@@ -145,11 +161,24 @@ class QueryDetector(Detector):
         own = bx.gather_rows(outputs.boxes, matches.position)
         real = bx.gather_rows(targets.boxes, matches.target)
         apart = (matching.shares(own, outputs.frame) - matching.shares(real, outputs.frame)).abs().sum(-1)
+        weights = self.network.config
         return {
             "cls": L.masked_sum(cls.sum(2), in_class_loss(matches, supervision)) / n,
-            "box": self.box_weight * L.masked_sum(apart, supervision.counted) / n,
-            "giou": self.giou_weight * L.masked_sum(1 - bx.giou(own, real), supervision.counted) / n,
+            "box": weights.weight_loss_bbox * L.masked_sum(apart, supervision.counted) / n,
+            "giou": weights.weight_loss_giou * L.masked_sum(1 - bx.giou(own, real), supervision.counted) / n,
+            **self.more_losses(outputs, targets, matches, supervision.counted, n),
         }
+
+    def more_losses(
+        self, outputs: Outputs, targets: Targets, matches: Matches, counted: Tensor, n: Tensor
+    ) -> dict[str, Tensor]:
+        """Losses that a family adds.
+
+        Args:
+            counted: [B, K] bool, matches that are trained.
+            n: boxes of one set of queries, averaged over processes.
+        """
+        return {}
 
     def class_loss(self, logits: Tensor, quality: Tensor, hit: Tensor) -> Tensor:
         """Varifocal loss as RT-DETR has it, elementwise: its weight has no gradient, and a match without overlap has
@@ -159,36 +188,6 @@ class QueryDetector(Detector):
             quality: IoU at the class of a counted match, 0 elsewhere.
             hit: whether it is the class of a counted match.
         """
-        return L.bce(logits, quality) * torch.where(hit, quality, ALPHA * logits.detach().sigmoid().pow(GAMMA))
-
-
-def network(family: str, **settings: Any) -> Any:
-    """A network of ``transformers`` with random weights, without its outer head and without denoising.
-
-    Args:
-        family: as its classes begin: ``RTDetr``.
-        settings: of its configuration; ``backbone`` are those of the backbone's.
-
-    Raises:
-        CiodError: ``transformers`` is not installed.
-    """
-    kinds = package()
-    backbone = kinds.RTDetrResNetConfig(**settings.pop("backbone"), out_indices=[2, 3, 4])
-    config = getattr(kinds, f"{family}Config")(
-        backbone_config=backbone, num_labels=1, num_denoising=0, freeze_backbone_batch_norms=False, **settings
-    )
-    return getattr(kinds, f"{family}ForObjectDetection")(config).model
-
-
-def package() -> Any:
-    """``transformers``.
-
-    Raises:
-        CiodError: it is not installed.
-    """
-    try:
-        importlib.import_module("scipy.optimize")
-        return importlib.import_module("transformers")
-    except ImportError as error:
-        missing = f"{error.name} is not installed, and query detectors need it"
-        raise CiodError(f"{missing}: pip install 'ciod[detr]'") from error
+        config = self.network.config
+        gap = config.focal_loss_alpha * logits.detach().sigmoid().pow(config.focal_loss_gamma)
+        return config.weight_loss_vfl * L.bce(logits, quality) * torch.where(hit, quality, gap)

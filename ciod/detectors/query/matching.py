@@ -28,6 +28,12 @@ def pixels(unit: Tensor, frame: tuple[int, int]) -> Tensor:
     return torch.stack([(x - w / 2) * across, (y - h / 2) * down, (x + w / 2) * across, (y + h / 2) * down], -1)
 
 
+def inside(outputs: Outputs) -> Tensor:
+    """[B, P, 4]: the boxes, with centre and sides clamped to the image."""
+    assert outputs.frame is not None
+    return pixels(shares(outputs.boxes, outputs.frame).clamp(0, 1), outputs.frame)
+
+
 def costs(outputs: Outputs, targets: Targets) -> Tensor:
     """[B, P, N]: 2 × focal class cost + 5 × L1 of shares of the image + 2 × (- GIoU)."""
     assert outputs.frame is not None

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ciod.core.errors import CiodError
 from ciod.core.types import Outputs
 from ciod.detectors.base import Input
 from ciod.detectors.layers import backbones
 from ciod.detectors.layers.necks import PAFPN
-from ciod.detectors.query import detector as query
+from ciod.detectors.query import configs
+from ciod.detectors.query.detector import QueryDetector
+from ciod.detectors.query.whole import WholeDetector
 from ciod.detectors.staged import StagedDetector
 
 DECODER: dict[str, Any] = {
@@ -28,7 +30,11 @@ DECODER: dict[str, Any] = {
     "hidden_expansion": 0.5,
 }
 PICO: dict[str, Any] = {
-    "backbone": {
+    "model_type": "rt_detr",
+    "freeze_backbone_batch_norms": False,
+    "backbone_config": {
+        "model_type": "rt_detr_resnet",
+        "out_indices": [2, 3, 4],
         "embedding_size": 16,
         "hidden_sizes": [16, 32, 64, 128],
         "depths": [1, 1, 1, 1],
@@ -39,45 +45,23 @@ PICO: dict[str, Any] = {
 }
 
 
-class RTDETR(query.QueryDetector):
-    """RT-DETR on its own backbone and hybrid encoder. ``settings`` are the keyword arguments of ``build``."""
+class RTDETR(WholeDetector):
+    """RT-DETR on its own backbone and hybrid encoder."""
 
     variants: ClassVar[Mapping[str, Any]] = {
         "rtdetr-pico": PICO
     }  # ours: for demonstrations and small machines; no official weights
-    family = "RTDetr"
-
-    def __init__(
-        self,
-        class_names: Sequence[str],
-        *,
-        name: str = "rtdetr-pico",
-        size: int | None = None,
-        backbone_weights: str | None = None,
-    ):
-        if backbone_weights not in (None, "random"):
-            raise CiodError(f"detector.backbone_weights: {name} takes none; write weights=FILE for a whole model.")
-        input_spec = Input(size=size or 192, std=(255.0, 255.0, 255.0), fill=0.0)
-        super().__init__(class_names, {"name": name, "size": input_spec.size}, input_spec)
-        self._set_network(query.network(self.family, **self.variants[name]))
-
-    def forward(self, images: Tensor) -> Outputs:
-        maps = self.network.backbone.model(self.normalise(images)).feature_maps
-        projected = [project(m) for project, m in zip(self.network.encoder_input_proj, maps, strict=True)]
-        return self.ask(images, self.network.encoder(projected).last_hidden_state)
-
-    def trunk(self) -> list[nn.Module]:
-        return [self.network.backbone, self.network.encoder_input_proj, self.network.encoder]
+    model_type = "rt_detr"
 
 
-class RTDETRv2(RTDETR):
+class RTDETRv2(WholeDetector):
     """RT-DETRv2: the decoder's attention samples other numbers of points per level."""
 
-    variants: ClassVar[Mapping[str, Any]] = {"rtdetrv2-pico": PICO}
-    family = "RTDetrV2"
+    variants: ClassVar[Mapping[str, Any]] = {"rtdetrv2-pico": {**PICO, "model_type": "rt_detr_v2"}}
+    model_type = "rt_detr_v2"
 
 
-class RTDETRCSP(query.QueryDetector, StagedDetector):
+class RTDETRCSP(QueryDetector, StagedDetector):
     """RT-DETR's decoder on the trunk of YOLOX-nano, whose weights fit: ``weights=yolox_nano.pth``."""
 
     variants: ClassVar[Mapping[str, Any]] = {
@@ -99,7 +83,7 @@ class RTDETRCSP(query.QueryDetector, StagedDetector):
         deepen, widen, depthwise = self.variants[name]
         self.backbone = backbones.build((deepen, widen, depthwise))
         self.neck = PAFPN(self.backbone.channels, int(256 * widen), round(3 * deepen), depthwise=depthwise)
-        network = query.network("RTDetr", **PICO)
+        network = configs.network(configs.configuration(PICO, ["one"], name), name).model
         del network.backbone, network.encoder_input_proj, network.encoder
         self._set_network(network)
 

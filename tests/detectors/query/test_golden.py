@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ciod.detectors.query import rt_detr
+from ciod.detectors.query import configs, rt_detr
 from ciod.detectors.query.matching import shares
 from tests import fixed
 from tests.detectors.common import NAMES, SIZE, make, pictures
 
-transformers = pytest.importorskip("transformers", reason="transformers is absent: pip install 'ciod[detr]'")
+pytest.importorskip("transformers", reason="transformers is absent: pip install 'ciod[detr]'")
 pytest.importorskip("scipy", reason="scipy is absent: pip install 'ciod[detr]'")
 
 COUNTS = [3, 0, 2]
@@ -21,11 +21,8 @@ PARTS = {"cls": "loss_vfl", "box": "loss_bbox", "giou": "loss_giou"}
 def theirs(family: str) -> nn.Module:
     """Their whole model, with boxes and scores that differ from query to query."""
     torch.manual_seed(3)
-    settings = dict(rt_detr.PICO)
-    backbone = transformers.RTDetrResNetConfig(**settings.pop("backbone"), out_indices=[2, 3, 4])
-    more = {"num_labels": len(NAMES), "num_denoising": 0, "freeze_backbone_batch_norms": False}
-    config = getattr(transformers, f"{family}Config")(backbone_config=backbone, **more, **settings)
-    model = getattr(transformers, f"{family}ForObjectDetection")(config)
+    config = configs.configuration({**rt_detr.PICO, "model_type": family}, NAMES, "a test")
+    model = configs.network(config, "a test")
     for name, p in model.named_parameters():
         if "class_embed" in name or "score_head" in name or "layers.2" in name:
             nn.init.normal_(p, std=0.3)
@@ -50,7 +47,7 @@ def labels(targets) -> list[dict[str, Tensor]]:
     return [{"class_labels": y[ok], "boxes": u[ok]} for u, y, ok in zip(unit, targets.labels, targets.valid)]
 
 
-@pytest.mark.parametrize(("name", "family"), [("rtdetr-pico", "RTDetr"), ("rtdetrv2-pico", "RTDetrV2")])
+@pytest.mark.parametrize(("name", "family"), [("rtdetr-pico", "rt_detr"), ("rtdetrv2-pico", "rt_detr_v2")])
 def test_outputs_losses_and_gradients_are_those_of_transformers(name, family):
     model = theirs(family)
     detector = ours(name, model)
