@@ -81,7 +81,8 @@ def export(
 
 
 def _keep(folder: Path, model: str | Path | Detector, overwrite: bool) -> None:
-    """Raises CiodError if a file would be lost: the model itself, or without ``overwrite`` one of another maker."""
+    """Raises CiodError if a file would be lost: the model itself, or without ``overwrite`` one that ciod did not
+    write."""
     from ciod.detectors.files.weights import file_of
 
     there = [n for n in FILES if exists(folder / n)]

@@ -91,7 +91,9 @@ def folder_of(name: str, *, weights: bool = False) -> Path:
         if is_file(folder):
             raise CiodError(f"{name}: {given} is a file; name the folder that holds its config.json.")
         if not _NAME.fullmatch(given):
-            raise CiodError(f"{name}: there is no folder {given}{near_path(folder, is_folder)}")
+            raise CiodError(
+                f"{name}: there is no folder {given}{near_path(folder, is_folder)} A model on the Hub is hf:user/model."
+            )
         folder = _fetched(given, [*_TEXTS, WEIGHTS] if weights else _TEXTS)
     _check_licence(given, _licence(folder / "README.md"))
     return folder
