@@ -178,7 +178,7 @@ def test_what_the_hub_does_not_have(server, run, tmp_path, monkeypatch):
     ciod.push(run, "me/cards")
     assert "There is no model hf:me/cards@v9" in refused(lambda: ciod.load("hf:me/cards@v9"))
     assert "hf:a--b/c is not the name of a model on the Hub" in refused(lambda: ciod.load("hf:a--b/c"))
-        assert "there is no folder a/b/c. A model on the Hub is hf:user/model." in refused(lambda: ciod.load("hf:a/b/c"))
+    assert "no folder a/b/c. A model on the Hub is hf:user/model." in refused(lambda: ciod.load("hf:a/b/c"))
     assert "push: a/b/c is not the name of a repository" in refused(lambda: ciod.push(run, "a/b/c"))
     (tmp_path / "m.pth").write_bytes(b"")
     assert "push takes a model of ciod" in refused(lambda: ciod.push(tmp_path / "m.pth", "me/cards"))
