@@ -38,7 +38,7 @@ class TorchvisionDetector(MapsBranches):
     multi_label = True
     anchors_a_cell: ClassVar[int]
     anchor_generator: AnchorGenerator
-    head: RetinaNetHead | FCOSHead
+    head: Any  # torchvision's, whose parts have no types
 
     def __init__(self, class_names: Sequence[str], name: str, size: int | None, weights: str | None, frozen: bool):
         shape = self.variants[name]
@@ -129,7 +129,9 @@ class RetinaNet(TorchvisionDetector):
         anchors, stride, levels = self.anchors(images, features)
         cls, reg = self.head.classification_head.cls_logits, self.head.regression_head.bbox_reg
         logits = of_anchors([cls(x) for x in towers[0]])
-        deltas = of_anchors([reg(x).unflatten(1, (self.anchors_a_cell, 4)).transpose(1, 2) for x in towers[1]])
+        found = [reg(x) for x in towers[1]]
+        per_anchor = [x.view(x.shape[0], -1, 4, x.shape[2], x.shape[3]).transpose(1, 2) for x in found]
+        deltas = of_anchors(per_anchor)
         return Outputs(
             logits,
             correct(anchors, deltas),

@@ -13,6 +13,8 @@ from ciod.exporters.parts import NonMaxSuppression, Part, Parts, dense, linked
 if TYPE_CHECKING:
     from ciod.detectors.base import Detector
 
+ALL = 1 << 20  # more boxes than any detector has
+
 
 class Raw(nn.Module):
     """images [B, 3, H, W] RGB 0..255 → boxes [B, P, 4] xyxy in pixels of the batch image, scores [B, P, C] in 0..1."""
@@ -69,7 +71,9 @@ class Suppressed(Raw):
             score, label = torch.cat([best[i] for i in group], 1), torch.cat([labels[i] for i in group], 1)
             single = torch.where(label[:, None] == torch.tensor(classes)[:, None], score[:, None], torch.tensor(-1.0))
             boxes = torch.cat([parts[i].boxes for i in group], 1)
-            kept = NonMaxSuppression.apply(boxes, single, self.limit * len(group), self.iou, self.floor)
+            # Boxes of one part must not take the room of another's, so there is none to take where they compete.
+            room = self.limit if len(group) == 1 else ALL
+            kept = NonMaxSuppression.apply(boxes, single, room, self.iou, self.floor)
             mark = torch.zeros_like(score).index_put((kept[:, 0], kept[:, 2]), torch.ones((), dtype=score.dtype))
             ranked = torch.where(mark > 0, score, torch.tensor(-1.0))
             found |= dict(zip(group, ranked.split([parts[i].boxes.shape[1] for i in group], 1), strict=True))

@@ -324,7 +324,7 @@ def _compare(
             )
         worst = worst.larger(found)
         if isinstance(graph, Suppressed):
-            count += _compare_detections(graph, *got, wanted[2])
+            count += _compare_detections(graph, got[0], got[1], got[2], wanted[2])
     return worst.score, worst.box, count if isinstance(graph, Suppressed) else None
 
 
