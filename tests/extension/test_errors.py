@@ -11,6 +11,7 @@ import torch
 from ciod import cli, detectors
 from ciod.core.errors import CiodError
 from ciod.detectors.files import weights
+from ciod.detectors.gfl import GFL
 from ciod.extension import data
 from tests.data.writers import sample_index, write_coco, write_voc, write_yolo
 
@@ -121,8 +122,9 @@ def test_every_setting_that_is_wrong_at_once(model, monkeypatch, capsys):
 def test_a_method_that_the_detector_cannot_be_taught_by(folder, tmp_path, monkeypatch, capsys):
     path = tmp_path / "m.safetensors"
     weights.save_model(path, detectors.build(("cat",), name="gfl-pico", size=64))
-    said = refusal(monkeypatch, capsys, path, f"data={folder}", f"out={tmp_path / 'out'}", "method=ilyolox")
-    assert "method: ilyolox needs a detector with objectness, which gfl-pico does not have." in said
+    monkeypatch.setattr(GFL, "traits", GFL.traits - {"branches"})
+    said = refusal(monkeypatch, capsys, path, f"data={folder}", f"out={tmp_path / 'out'}", "method=freeze_branch")
+    assert "method: freeze_branch needs a detector with branches, which gfl-pico does not have." in said
 
 
 def test_a_method_that_trains_more_than_branches(folder, tmp_path, monkeypatch, capsys):

@@ -74,6 +74,26 @@ def test_extending_twice_keeps_old_outputs_and_remembers(place, tmp_path):
         ciod.extend(made, tmp_path / "more", tmp_path / "three", **QUICK)
 
 
+def test_auto_gives_a_gfl_branches(place, tmp_path, capsys):
+    torch.manual_seed(0)
+    weights.save_model(tmp_path / "gfl.safetensors", detectors.build(OLD, name="gfl-pico", size=64))
+    model = tmp_path / "gfl.safetensors"
+    write_coco(sample_index(tmp_path / "raw", images=4, names=("fox",)), tmp_path / "more")
+    for folder, out in ((place / "folder", tmp_path / "one"), (tmp_path / "more", tmp_path / "two")):
+        results = ciod.extend(model, folder, out, **QUICK)
+        assert "method: freeze_branch (chosen by auto)" in capsys.readouterr().out
+        same = results["extension"]["unchanged"]
+        assert same["images"] == same["identical"] > 0
+        model = out / "model.safetensors"
+    again = weights.load(model)
+    assert again.parts == [[0, 1, 2], [1, 3], [4]] and again.arbiter is not None
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    before, after = old_outputs(tmp_path / "gfl.safetensors", images), old_outputs(model, images)
+    positions = before.logits.shape[1]
+    assert torch.equal(after.logits[:, :positions, :3], before.logits)
+    assert torch.equal(after.boxes[:, :positions], before.boxes)
+
+
 def judge(monkeypatch, *found: tuple[float, float]) -> None:
     """One measurement after another finds these: what is kept of the old classes, and AP50 of the new ones."""
     from ciod.extension import measure
