@@ -130,7 +130,7 @@ class Outputs:
     anchors: Tensor | None = None  # [P, 4] the boxes that predictions correct, if a detector has them
     deltas: Tensor | None = None  # [B, P, 4] corrections of the anchors, as the head returns them (RetinaNet)
     coarse: Tensor | None = None  # [B, P, 4] the boxes before the correction by a second stage (VFNet)
-    root: bool = False  # scores are square roots of class × objectness (torchvision's FCOS)
+    root: bool = False  # scores, but for branches, are square roots of class × objectness (torchvision's FCOS)
     answers: int | None = None  # only this many positions, the first ones, are detections; None: all
     frame: tuple[int, int] | None = None  # width and height of the batch image, if boxes are learnt as shares of it
 
@@ -171,7 +171,12 @@ class Outputs:
             return probability
         quality = self.objectness.sigmoid()
         product = probability * (quality if probability.dim() == 2 else quality[..., None])
-        return product.sqrt() if self.root else product
+        if not self.root:
+            return product
+        if len(self.parts) < 2:
+            return product.sqrt()
+        own = self.parts[0]  # branches have products
+        return torch.cat([product[:, :own].sqrt(), product[:, own:]], 1)
 
 
 @dataclass

@@ -22,7 +22,7 @@ from ciod.detectors.layers import backbones
 from ciod.detectors.layers.class_layers import ClassConv
 from ciod.detectors.layers.modules import bias_of
 from ciod.detectors.layers.necks import FPN, PAFPN
-from ciod.detectors.staged import StagedDetector
+from ciod.detectors.maps_branches import MapsBranches
 
 BINS = 17  # a side is the mean of a distribution over 0, 1, …, 16 strides
 
@@ -62,11 +62,16 @@ class Head(nn.Module):
         nn.init.normal_(self.reg.weight, std=0.01)
         nn.init.zeros_(bias_of(self.reg))
 
-    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """cls, reg, and the features of the class tower."""
-        towers = [self.cls_tower(x) for x in features]
-        reg = [self.reg(self.reg_tower(x)) * s for x, s in zip(features, self.scales, strict=True)]
-        return [self.cls(x) for x in towers], reg, towers
+    def towers(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Input of the class layer, and of the box layer, per level."""
+        return [self.cls_tower(x) for x in features], [self.reg_tower(x) for x in features]
+
+    def layers(self, cls: Sequence[Tensor], reg: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Class and box maps from the outputs of the towers."""
+        return [self.cls(x) for x in cls], [self.reg(x) * s for x, s in zip(reg, self.scales, strict=True)]
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        return self.layers(*self.towers(features))
 
 
 def integral(distribution: Tensor) -> Tensor:
@@ -104,11 +109,11 @@ def assemble(
     )
 
 
-class GFL(StagedDetector):
+class GFL(MapsBranches):
     """See the module. ``settings`` are the keyword arguments of ``build``."""
 
     multi_label = True
-    traits = frozenset({"dense", "box_distribution", "features"})
+    traits = frozenset({"dense", "box_distribution", "features", "branches"})
     variants = VARIANTS
     box_weight, distribution_weight = 2.0, 0.25
 
@@ -139,13 +144,17 @@ class GFL(StagedDetector):
             width, convs, self.strides = int(256 * widen), 2, (8, 16, 32)
             self.neck = PAFPN(self.backbone.channels, width, round(3 * deepen), depthwise=depthwise)
         self.head = Head(width, convs, len(class_names), len(self.strides))
+        self.start_parts(width)
 
-    def respond(self, images: Tensor, maps: list[Tensor], features: list[Tensor]) -> Outputs:
-        cls, reg, towers = self.head(features)
-        return assemble(cls, reg, self.strides, features, towers)
+    def towers(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        return self.head.towers(features)
+
+    def own(self, images: Tensor, features: list[Tensor], towers: tuple[list[Tensor], list[Tensor]]) -> Outputs:
+        return assemble(*self.head.layers(*towers), self.strides, features, towers[0])
 
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
-        return atss(outputs, targets)
+        """ATSS; with branches, the newest is matched as ``match_branch`` does."""
+        return self.match_branch(outputs, targets) if len(self.branches) else atss(outputs, targets)
 
     def loss(
         self,
@@ -160,8 +169,10 @@ class GFL(StagedDetector):
         dfl (0.25 × distribution focal loss, mean of four sides) over counted matches.
 
         cls is divided by the number of counted matches. box and dfl are weighted by the position's best probability
-        (of ``channels``) and divided by the sum of these weights.
+        (of ``channels``) and divided by the sum of these weights. With branches: the losses of the newest.
         """
+        if len(self.branches):
+            return self.loss_of_branch(outputs, targets, matches, counted, channels)
         assert outputs.distribution is not None
         supervision = L.supervise(outputs, targets, matches, counted, channels)
         at, which = matches.position, matches.target

@@ -1,4 +1,5 @@
-"""Statistics for the arbiter, from training pictures: their objects, and boxes without objects."""
+"""Statistics from training pictures: of the maps a branch reads, and for the arbiter, of their objects and of boxes
+without objects."""
 
 from __future__ import annotations
 
@@ -15,13 +16,31 @@ from ciod.data.index import Index
 from ciod.data.loader import batches, eval_loader
 from ciod.detectors.base import Detector
 from ciod.detectors.branched import Branched
+from ciod.detectors.maps_branches import MapsBranches
 
+OBSERVED = 32  # pictures on which maps are measured
 MOST = 4000  # pictures that are used, of each index
 RANDOM = 4  # boxes at random per picture
 CLAIMED = 10  # boxes per picture that a branch, or the detector under it, takes for objects
 BRANCH, OWN = 0.05, 0.3  # their minimum scores
 APART = 0.2  # IoU with all objects below which a box shows none
 PROTOTYPES = 4  # of boxes without an object, per extension
+
+
+@torch.no_grad()
+def standardise(detector: Branched, pictures: Index) -> None:
+    """The newest branch reads maps with mean 0 and deviation 1, as they are on up to 32 of the pictures, spread evenly.
+
+    Nothing is done for a detector whose maps are normalised already, and without pictures.
+    """
+    if not isinstance(detector, MapsBranches) or not len(pictures):
+        return
+    training = detector.training
+    detector.eval()
+    chosen = pictures.select(np.unique(np.linspace(0, len(pictures) - 1, OBSERVED).astype(int)))
+    found = [batch.images for batch in _batches(chosen, detector, 8, 0, 0)]
+    detector.observe(torch.cat(found))
+    detector.train(training)
 
 
 @torch.no_grad()

@@ -25,19 +25,20 @@ from ciod.detectors.dense import class_targets, flatten, in_class_loss
 from ciod.detectors.layers import backbones
 from ciod.detectors.layers.class_layers import AnchorClassConv, ClassConv
 from ciod.detectors.layers.necks import FPN
-from ciod.detectors.staged import StagedDetector
+from ciod.detectors.maps_branches import MapsBranches
 
 LARGEST = math.log(1000 / 16)  # a predicted log size is limited to this, as in torchvision
 SIZES = (32, 64, 128, 256, 512)  # of RetinaNet's anchors; FCOS: the strides
 
 
-class TorchvisionDetector(StagedDetector):
+class TorchvisionDetector(MapsBranches):
     """Backbone, pyramid and anchors of both. A variant is the depth of a ResNet, or (deepen, widen, depthwise) of a
     CSPDarknet with a pyramid and head of 64 channels."""
 
     multi_label = True
     anchors_a_cell: ClassVar[int]
     anchor_generator: AnchorGenerator
+    head: Any  # torchvision's, whose parts have no types
 
     def __init__(self, class_names: Sequence[str], name: str, size: int | None, weights: str | None, frozen: bool):
         shape = self.variants[name]
@@ -48,8 +49,13 @@ class TorchvisionDetector(StagedDetector):
         self.backbone = backbones.build(shape, weights, frozen=frozen)
         if not light:
             settings["frozen"] = self.backbone.pretrained
-        self.width = 64 if light else 256
-        self.neck = FPN(self.backbone.channels, self.width, relu=True)
+        width = 64 if light else 256
+        self.neck = FPN(self.backbone.channels, width, relu=True)
+        self.start_parts(width)
+
+    def towers(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        cls, reg = self.head.classification_head, self.head.regression_head
+        return [cls.conv(x) for x in features], [reg.conv(x) for x in features]
 
     def anchors(self, images: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, tuple[int, ...]]:
         """Anchors [P, 4] for the size of a batch, the stride of each, and the number of anchors per level."""
@@ -61,6 +67,13 @@ class TorchvisionDetector(StagedDetector):
         scalars = [[torch.full((), s, device=images.device) for s in step] for step in steps]
         stride = [torch.full((n,), float(s), device=images.device) for n, (s, _) in zip(levels, steps, strict=True)]
         return torch.cat(made.grid_anchors(sizes, scalars)), torch.cat(stride), levels
+
+
+def of_anchors(maps: Sequence[Tensor]) -> Tensor:
+    """[B, F, anchors, h, w] per level → [B, P, F] float32, ordered by level, row, column and anchor."""
+    last = [m.permute(0, 3, 4, 2, 1) for m in maps]
+    # Not flatten(1, 3): ONNX export would fix the batch size to that of the example.
+    return torch.cat([m.reshape(m.shape[0], m.shape[1] * m.shape[2] * m.shape[3], m.shape[4]) for m in last], 1).float()
 
 
 def centres(boxes: Tensor) -> Tensor:
@@ -86,7 +99,7 @@ def correction(anchors: Tensor, boxes: Tensor) -> Tensor:
 class RetinaNet(TorchvisionDetector):
     """A position is an anchor, with nine per cell. ``settings`` are the keyword arguments of ``build``."""
 
-    traits = frozenset({"dense", "features"})
+    traits = frozenset({"dense", "features", "branches"})
     variants: ClassVar[dict[str, Any]] = {
         "retinanet-nano": (0.33, 0.25, True),
         "retinanet-r18": 18,
@@ -112,21 +125,20 @@ class RetinaNet(TorchvisionDetector):
         layer = AnchorClassConv(self.width, len(class_names), self.anchors_a_cell)
         self.head.classification_head.cls_logits = layer  # type: ignore[assignment]
 
-    def respond(self, images: Tensor, maps: list[Tensor], features: list[Tensor]) -> Outputs:
+    def own(self, images: Tensor, features: list[Tensor], towers: tuple[list[Tensor], list[Tensor]]) -> Outputs:
         anchors, stride, levels = self.anchors(images, features)
-        head = self.head.classification_head
-        towers = [head.conv(x) for x in features]
-        maps = [head.cls_logits(x).permute(0, 3, 4, 2, 1) for x in towers]  # [B, h, w, 9, C]
-        # Not flatten(1, 3): ONNX export would fix the batch size to that of the example.
-        logits = torch.cat([m.reshape(m.shape[0], m.shape[1] * m.shape[2] * m.shape[3], m.shape[4]) for m in maps], 1)
-        deltas = self.head.regression_head(features).float()
+        cls, reg = self.head.classification_head.cls_logits, self.head.regression_head.bbox_reg
+        logits = of_anchors([cls(x) for x in towers[0]])
+        found = [reg(x) for x in towers[1]]
+        per_anchor = [x.view(x.shape[0], -1, 4, x.shape[2], x.shape[3]).transpose(1, 2) for x in found]
+        deltas = of_anchors(per_anchor)
         return Outputs(
-            logits.float(),
+            logits,
             correct(anchors, deltas),
             centres(anchors),
             stride,
             features=features,
-            towers=towers,
+            towers=towers[0],
             levels=levels,
             anchors=anchors,
             deltas=deltas,
@@ -135,7 +147,9 @@ class RetinaNet(TorchvisionDetector):
     @torch.no_grad()
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
         """An anchor is matched with the box it overlaps most, from IoU 0.5; below 0.4 it is background. The best
-        anchors of every box are always matched (with the box they overlap most)."""
+        anchors of every box are always matched (with the box they overlap most). With branches: ``match_branch``."""
+        if len(self.branches):
+            return self.match_branch(outputs, targets)
         assert outputs.anchors is not None
         overlap = bx.pairwise_iou(targets.boxes, outputs.anchors).masked_fill(~targets.valid[..., None], -1)
         best, target = overlap.max(1)  # [B, P]
@@ -158,7 +172,10 @@ class RetinaNet(TorchvisionDetector):
         channels: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """cls (focal loss) over anchors that are foreground or background; box (L1 of the corrections) over counted
-        matches. The sum of each image is divided by its counted matches; then the mean over images is taken."""
+        matches. The sum of each image is divided by its counted matches; then the mean over images is taken. With
+        branches: the losses of the newest."""
+        if len(self.branches):
+            return self.loss_of_branch(outputs, targets, matches, counted, channels)
         assert outputs.anchors is not None and outputs.deltas is not None
         supervision = L.supervise(outputs, targets, matches, counted, channels)
         at, which = matches.position, matches.target
@@ -182,7 +199,7 @@ class FCOS(TorchvisionDetector):
 
     ``settings`` are the keyword arguments of ``build``."""
 
-    traits = frozenset({"dense", "centerness", "features"})
+    traits = frozenset({"dense", "centerness", "features", "branches"})
     variants: ClassVar[dict[str, Any]] = {"fcos-nano": (0.33, 0.25, True), "fcos-r18": 18, "fcos-r50": 50}
     anchors_a_cell = 1
     radius = 1.5
@@ -203,23 +220,22 @@ class FCOS(TorchvisionDetector):
         layer = ClassConv(self.width, len(class_names), 3)
         self.head.classification_head.cls_logits = layer  # type: ignore[assignment]
 
-    def respond(self, images: Tensor, maps: list[Tensor], features: list[Tensor]) -> Outputs:
+    def own(self, images: Tensor, features: list[Tensor], towers: tuple[list[Tensor], list[Tensor]]) -> Outputs:
         anchors, stride, levels = self.anchors(images, features)
-        head = self.head.classification_head
-        towers = [head.conv(x) for x in features]
-        reg, centreness = self.head.regression_head(features)
+        cls, head = self.head.classification_head.cls_logits, self.head.regression_head
+        reg = flatten([head.bbox_reg(x).relu() for x in towers[1]])
         point = centres(anchors)
-        side = reg.float() * (anchors[:, 2:3] - anchors[:, :1])  # left, top, right, bottom
+        side = reg * (anchors[:, 2:3] - anchors[:, :1])  # left, top, right, bottom
         boxes = torch.cat([point - side[..., :2], point + side[..., 2:]], -1)
-        quality = centreness.float()[..., 0]
+        quality = flatten([head.bbox_ctrness(x) for x in towers[1]])[..., 0]
         return Outputs(
-            flatten([head.cls_logits(x) for x in towers]),
+            flatten([cls(x) for x in towers[0]]),
             boxes,
             point,
             stride,
             quality,
             features=features,
-            towers=towers,
+            towers=towers[0],
             levels=levels,
             anchors=anchors,
             root=True,
@@ -229,6 +245,8 @@ class FCOS(TorchvisionDetector):
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
         """A cell is matched with the smallest box that contains it near the centre of the box and whose farthest side
         is in the range of the cell's level (4 to 8 cells)."""
+        if len(self.branches):
+            return self.match_branch(outputs, targets)
         assert outputs.anchors is not None
         boxes, point = targets.boxes, outputs.points
         cell = outputs.anchors[:, 2] - outputs.anchors[:, 0]
@@ -260,7 +278,10 @@ class FCOS(TorchvisionDetector):
         channels: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """cls (focal loss) over all cells except those whose match is not counted, box (1 - GIoU) over counted matches,
-        centerness (BCE) over all matches; each divided by the number of its matches."""
+        centerness (BCE) over all matches; each divided by the number of its matches. With branches: the losses of the
+        newest."""
+        if len(self.branches):
+            return self.loss_of_branch(outputs, targets, matches, counted, channels)
         assert outputs.objectness is not None
         supervision = L.supervise(outputs, targets, matches, counted, channels)
         at, which = matches.position, matches.target

@@ -5,7 +5,7 @@ The ResNet variants are the detector of ilYOLOX's tables.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,21 +14,17 @@ from torch import Tensor, nn
 
 from ciod.core import losses as L
 from ciod.core.boxes import gather_rows
-from ciod.core.errors import CiodError
 from ciod.core.types import Matches, Outputs, Targets
 from ciod.detectors.assigners.sim_ota import sim_ota
 from ciod.detectors.base import IMAGENET, Input
 from ciod.detectors.dense import flatten, grid
 from ciod.detectors.layers import backbones
 from ciod.detectors.layers import branch as br
-from ciod.detectors.layers.arbiter import Arbiter
 from ciod.detectors.layers.blocks import conv
-from ciod.detectors.layers.class_layers import ClassConv, ClassRows, start_rare
+from ciod.detectors.layers.class_layers import ClassConv, start_rare
 from ciod.detectors.layers.modules import Layers
 from ciod.detectors.layers.necks import PAFPN
-from ciod.detectors.staged import StagedDetector
-
-STRIDES = (8, 16, 32)
+from ciod.detectors.staged_branches import STRIDES, StagedBranches
 
 # name: (deepen, widen, depthwise) on CSPDarknet, or the depth of a ResNet
 VARIANTS: dict[str, tuple[float, float, bool] | int] = {
@@ -116,15 +112,44 @@ def assemble(
     )
 
 
-class YOLOX(StagedDetector):
+def loss_of(
+    outputs: Outputs,
+    targets: Targets,
+    matches: Matches,
+    box_weight: float,
+    *,
+    counted: Tensor | None = None,
+    channels: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The losses of ``YOLOX.loss``, for any positions that predict as YOLOX does."""
+    supervision = L.supervise(outputs, targets, matches, counted, channels)
+    n = L.count(supervision.counted)
+    logits = gather_rows(outputs.logits, matches.position)
+    label = targets.labels.gather(1, matches.target)
+    quality = torch.zeros_like(logits).scatter(2, label[..., None], matches.iou[..., None])
+    cls = L.bce(logits, quality)
+    if supervision.at_matches is not None:
+        cls = cls * supervision.at_matches
+    box = L.iou_square(gather_rows(outputs.boxes, matches.position), gather_rows(targets.boxes, matches.target))
+    assert outputs.objectness is not None
+    obj = L.bce(outputs.objectness, matches.positive.float())
+    if supervision.objectness is not None:
+        obj = obj * supervision.objectness
+    return {
+        "cls": L.masked_sum(cls.sum(2), supervision.counted) / n,
+        "box": box_weight * L.masked_sum(box, supervision.counted) / n,
+        "obj": obj.sum() / L.count(supervision.matched),
+    }
+
+
+class YOLOX(StagedBranches):
     """See the module. ``settings`` are the keyword arguments of ``build``."""
 
     traits = frozenset({"dense", "objectness", "features", "branches"})
     variants = VARIANTS
     box_weight = 5.0
     backbone: backbones.Backbone
-    branches: Layers[br.Branch]
-    channel_of: Tensor  # [parts, C]: see branch.table_of
+    branches: Layers[br.Branch]  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -152,10 +177,7 @@ class YOLOX(StagedDetector):
     def _add_head(self, width: int, *, depthwise: bool) -> None:
         """The head, without branches yet."""
         self.head = Head(width, self.num_classes, depthwise=depthwise)
-        self.width = width
-        self.branches = Layers()
-        self.parts: list[list[int]] = [list(range(self.num_classes))]  # class indices of the head, of each branch
-        self._index_parts()
+        self.start_parts(width)
 
     def respond(self, images: Tensor, maps: list[Tensor], features: list[Tensor]) -> Outputs:
         towers = self.head.towers(features)
@@ -166,14 +188,6 @@ class YOLOX(StagedDetector):
             base = replace(base, maps=maps)
         parts = [base, *(assemble(*b(maps, features, *towers)) for b in self.branches)]
         return br.append([br.scatter_classes(p, row) for p, row in zip(parts, self.channel_of, strict=True)])
-
-    def scores(self, outputs: Outputs) -> Tensor:
-        """[B, P, C]; with an arbiter, those of branches are multiplied by the probability that the branch is right."""
-        scores = outputs.scores()
-        if self.arbiter is None or not self.arbiter.on or not outputs.maps:
-            return scores
-        first = scores.shape[1] // len(self.parts)
-        return self.arbiter.weigh(scores, outputs.boxes, outputs.maps, self.parts[1:], first=first)
 
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
         """SimOTA; with branches, separately per part, with the targets of its own classes."""
@@ -197,120 +211,7 @@ class YOLOX(StagedDetector):
         cls and box are divided by the number of counted matches, obj by the number of all matches
         (except doubtful ones).
         """
-        supervision = L.supervise(outputs, targets, matches, counted, channels)
-        n = L.count(supervision.counted)
-        logits = gather_rows(outputs.logits, matches.position)
-        label = targets.labels.gather(1, matches.target)
-        quality = torch.zeros_like(logits).scatter(2, label[..., None], matches.iou[..., None])
-        cls = L.bce(logits, quality)
-        if supervision.at_matches is not None:
-            cls = cls * supervision.at_matches
-        box = L.iou_square(gather_rows(outputs.boxes, matches.position), gather_rows(targets.boxes, matches.target))
-        assert outputs.objectness is not None
-        obj = L.bce(outputs.objectness, matches.positive.float())
-        if supervision.objectness is not None:
-            obj = obj * supervision.objectness
-        return {
-            "cls": L.masked_sum(cls.sum(2), supervision.counted) / n,
-            "box": self.box_weight * L.masked_sum(box, supervision.counted) / n,
-            "obj": obj.sum() / L.count(supervision.matched),
-        }
+        return loss_of(outputs, targets, matches, self.box_weight, counted=counted, channels=channels)
 
-    # Branches (``branch.py``) -------------------------------------------------------------------------------------
-
-    @property
-    def owned(self) -> Tensor:
-        """[parts, C] bool: which part has a channel for which class."""
-        width = torch.tensor([len(c) for c in self.parts], device=self.channel_of.device)
-        return self.channel_of < width[:, None]
-
-    def add_arbiter(self, rows: int | None = None) -> Arbiter:
-        """An arbiter between the branches, without statistics yet. See ``Detector.add_arbiter``."""
-        nothing = 0 if rows is None else rows - self.num_classes
-        self.arbiter = Arbiter(self.backbone.channels, STRIDES, self.num_classes, nothing).to(self.device)
-        return self.arbiter
-
-    def grow(self, names: Sequence[str]) -> None:
-        known = self.num_classes
-        super().grow(names)
-        if self.arbiter is not None:
-            self.arbiter.grow(len(names))
-        self.parts[0] += range(known, self.num_classes)
-        self._index_parts()
-
-    def add_branch(
-        self, names: Sequence[str], *, taught: Sequence[str] = (), inner: Sequence[int] | None = None
-    ) -> br.Branch:
-        """Adds classes as a separate branch: all existing outputs stay bit-identical.
-
-        Args:
-            names: new classes.
-            taught: known classes that the branch also predicts; NMS merges its boxes with the others.
-            inner: channels of its bottleneck per level, 0 for none; None: ``branch.default_widths``.
-
-        Raises:
-            CiodError: a new name is already known, a taught one is not, or there are no classes.
-        """
-        self._check_new(names)
-        unknown = [n for n in taught if n not in self.class_names]
-        if unknown or not (names or taught):
-            raise CiodError(f"A branch needs classes, the taught ones among the known; got {[*names]}, {[*taught]}.")
-        known = self.num_classes
-        columns = [i for i, n in enumerate(self.class_names) if n in taught]
-        columns += range(known, known + len(names))
-        inner = list(inner if inner is not None else br.default_widths(self.width))
-        boxes = list(self.head.reg)
-        added = br.Branch(self.backbone.channels, self.width, columns, len(names), inner, boxes)
-        self.branches.append(added.to(self.device).train(self.training))
-        self.class_names = (*self.class_names, *names)
-        self.parts.append(columns)
-        if self.arbiter is not None:
-            self.arbiter.grow(len(names))
-        self.growth.append({"branch": len(names), "taught": [*taught], "inner": inner})
-        self._index_parts()
-        return added
-
-    def newest(self, outputs: Outputs) -> Outputs:
-        """The positions of the branch added last."""
-        n = len(self.parts)
-        return br.part(outputs, n - 1, n)
-
-    def class_modules(self) -> dict[str, ClassConv]:
-        """The growing layers of the head; the classes of a branch are fixed."""
-        return {n: m for n, m in super().class_modules().items() if n.startswith("head.")}
-
-    def class_layers(self) -> Iterator[ClassRows]:
-        for rows in super().class_layers():
-            yield ClassRows(rows.name, rows.tensor, self.parts[0][rows.first])
-        for b, branch in enumerate(self.branches):
-            for i, level in enumerate(branch.levels):
-                for rows in level.cls.rows(f"branches.{b}.levels.{i}.cls"):
-                    yield ClassRows(rows.name, rows.tensor, branch.columns[rows.first])
-
-    def _select(self, kept: list[int]) -> None:
-        place = {old: new for new, old in enumerate(kept)}
-        for layer in self.class_modules().values():
-            layer.select([i for i, c in enumerate(self.parts[0]) if c in place])
-        first, growth, branches, parts = 0, [], [], [[place[c] for c in self.parts[0] if c in place]]
-        numbered = iter(self.branches)
-        for step in self.growth:
-            size = step["branch"] if "branch" in step else step["rows"]
-            left = sum(first <= c < first + size for c in kept)
-            first += size
-            if "branch" not in step:
-                growth += [{"rows": left}] if left else []
-                continue
-            branch = next(numbered)
-            names = {self.class_names[c] for c in kept}
-            if branch.select(place):
-                growth.append({**step, "branch": left, "taught": [n for n in step["taught"] if n in names]})
-                branches.append(branch)
-                parts.append(list(branch.columns))
-        self.growth, self.parts, self.branches = growth, parts, Layers(branches)
-        if self.arbiter is not None:
-            self.arbiter.select(kept)
-        self.register_buffer("channel_of", br.table_of(parts, len(kept)).to(self.device), persistent=False)
-
-    def _index_parts(self) -> None:
-        table = br.table_of(self.parts, self.num_classes).to(self.device)
-        self.register_buffer("channel_of", table, persistent=False)
+    def make_branch(self, columns: Sequence[int], new: int, inner: Sequence[int]) -> br.Branch:
+        return br.Branch(self.backbone.channels, self.width, columns, new, inner, list(self.head.reg))

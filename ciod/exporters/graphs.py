@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +12,8 @@ from ciod.exporters.parts import NonMaxSuppression, Part, Parts, dense, linked
 
 if TYPE_CHECKING:
     from ciod.detectors.base import Detector
+
+ALL = 1 << 20  # more boxes than any detector has
 
 
 class Raw(nn.Module):
@@ -26,10 +28,10 @@ class Raw(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         return dense(self.parts(images), self.detector.num_classes)
 
-    def wanted(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Boxes and scores of the detector itself."""
+    def wanted(self, images: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+        """Boxes and scores of the detector itself, and the number of positions of each of its parts."""
         outputs = self.detector(images).answer()
-        return outputs.boxes, self.detector.scores(outputs)
+        return outputs.boxes, self.detector.scores(outputs), outputs.parts
 
 
 class Suppressed(Raw):
@@ -69,7 +71,9 @@ class Suppressed(Raw):
             score, label = torch.cat([best[i] for i in group], 1), torch.cat([labels[i] for i in group], 1)
             single = torch.where(label[:, None] == torch.tensor(classes)[:, None], score[:, None], torch.tensor(-1.0))
             boxes = torch.cat([parts[i].boxes for i in group], 1)
-            kept = NonMaxSuppression.apply(boxes, single, self.limit * len(group), self.iou, self.floor)
+            # Boxes of one part must not take the room of another's, so there is none to take where they compete.
+            room = self.limit if len(group) == 1 else ALL
+            kept = NonMaxSuppression.apply(boxes, single, room, self.iou, self.floor)
             mark = torch.zeros_like(score).index_put((kept[:, 0], kept[:, 2]), torch.ones((), dtype=score.dtype))
             ranked = torch.where(mark > 0, score, torch.tensor(-1.0))
             found |= dict(zip(group, ranked.split([parts[i].boxes.shape[1] for i in group], 1), strict=True))
@@ -80,10 +84,22 @@ class Suppressed(Raw):
 
         Positions count over all parts. Score -1: there is no further one, and the position means nothing.
         """
-        of_part = torch.stack(list(ranked), 1)  # parts have the same positions
+        if not self.parts.even:
+            score, place = (torch.cat(x, 1) for x in zip(*self._each(ranked), strict=True))
+            score, order = score.topk(self.limit * len(ranked), dim=1)
+            return score, place.gather(1, order)
+        of_part = torch.stack(list(ranked), 1)
         # Enough empty rows at the end to fill the list for any number of detections.
         score, place = nn.functional.pad(of_part, (0, self.limit), value=-1.0).topk(self.limit, dim=2)
         first = torch.arange(len(ranked))[:, None] * of_part.shape[2]
         place = torch.where(score < 0, torch.zeros_like(place), place + first).flatten(1)
         score, order = score.flatten(1).topk(self.limit * len(ranked), dim=1)
         return score, place.gather(1, order)
+
+    def _each(self, ranked: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Score and position [B, max_detections] of the best of each part."""
+        first = 0
+        for of_part in ranked:
+            score, place = nn.functional.pad(of_part, (0, self.limit), value=-1.0).topk(self.limit, dim=1)
+            yield score, torch.where(score < 0, torch.zeros_like(place), place + first)
+            first = first + of_part.shape[1]

@@ -109,6 +109,7 @@ def model_config(detector: Detector) -> dict[str, Any]:
         CiodError: MMDetection has no such detector.
     """
     from ciod.detectors.gfl import GFL
+    from ciod.detectors.staged_branches import StagedBranches
     from ciod.detectors.yolox import YOLOX
 
     if detector.settings["name"].startswith("mmdet:"):
@@ -118,7 +119,7 @@ def model_config(detector: Detector) -> dict[str, Any]:
         return model
     if type(detector) not in (YOLOX, GFL):
         raise CiodError(f"{detector.settings['name']} cannot be exported to MMDetection; only yolox-… and gfl-… can.")
-    if type(detector) is YOLOX and len(detector.branches):
+    if isinstance(detector, StagedBranches) and len(detector.branches):
         raise CiodError(
             "A detector with branches (freeze_branch) cannot be exported to MMDetection, which has no branches."
         )

@@ -333,14 +333,14 @@ def _compare(
             )
         worst = worst.larger(found)
         if isinstance(graph, Suppressed):
-            count += _compare_detections(graph, *got)
+            count += _compare_detections(graph, got[0], got[1], got[2], wanted[2])
     return worst.score, worst.box, count if isinstance(graph, Suppressed) else None
 
 
-def _compare_detections(graph: Suppressed, boxes: Tensor, scores: Tensor, found: Tensor) -> int:
+def _compare_detections(graph: Suppressed, boxes: Tensor, scores: Tensor, found: Tensor, parts: tuple[int, ...]) -> int:
     """Number of detections of the graph, after checking that ``Detector.decode`` makes the same from its outputs."""
     # The IoU of a pair may equal the threshold to the last bit; then both results are right.
-    wanted = [_decoded(graph, boxes, scores, graph.iou + e) for e in (0.0, -1e-5, 1e-5)]
+    wanted = [_decoded(graph, boxes, scores, parts, graph.iou + e) for e in (0.0, -1e-5, 1e-5)]
     for i, rows in enumerate(found.numpy()):
         rows = rows[rows[:, 5] >= 0]
         if not any(_equal(rows, options[i]) for options in wanted):
@@ -351,9 +351,8 @@ def _compare_detections(graph: Suppressed, boxes: Tensor, scores: Tensor, found:
     return int((found[..., 5] >= 0).sum())
 
 
-def _decoded(graph: Suppressed, boxes: Tensor, scores: Tensor, iou: float) -> list[np.ndarray]:
+def _decoded(graph: Suppressed, boxes: Tensor, scores: Tensor, parts: tuple[int, ...], iou: float) -> list[np.ndarray]:
     positions = boxes.shape[1]
-    parts = (positions // graph.parts.number,) * graph.parts.number
     given = _Given(scores, boxes, boxes.new_zeros(positions, 2), boxes.new_ones(positions), parts=parts)
     found = graph.detector.decode(given, score_threshold=graph.floor, nms_iou=iou, max_detections=graph.limit)
     return [np.column_stack([d.boxes, d.scores, d.labels]).astype(np.float32) for d in found]

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from ciod.detectors.dense import grid
 from ciod.detectors.layers.arbiter import Arbiter
-from ciod.detectors.yolox import STRIDES, YOLOX, assemble
+from ciod.detectors.maps_branches import MapsBranches
+from ciod.detectors.staged_branches import STRIDES, StagedBranches
+from ciod.detectors.yolox import YOLOX, assemble
 from ciod.exporters.merged import Merged, alike
 
 if TYPE_CHECKING:
@@ -45,10 +47,23 @@ class Parts(nn.Module):
 
     @property
     def number(self) -> int:
-        return 1 + sum(len(group) for group in self.groups)
+        """Of parts."""
+        return 1 + (len(self.detector.branches) if isinstance(self.detector, StagedBranches) else 0)
+
+    @property
+    def even(self) -> bool:
+        """Whether all parts have as many positions."""
+        return self.number == 1 or isinstance(self.detector, YOLOX)
 
     def forward(self, images: Tensor) -> list[Part]:
         detector = self.detector
+        if isinstance(detector, MapsBranches) and len(detector.branches):
+            separate, maps = detector.separate(images)
+            own, *branches = [
+                Part(p.boxes, p.scores().transpose(1, 2), columns)
+                for p, columns in zip(separate, detector.parts, strict=True)
+            ]
+            return [own, *_weighed(detector, branches, maps)]
         if not isinstance(detector, YOLOX) or not self.groups:
             outputs = detector(images).answer()
             return [Part(outputs.boxes, detector.scores(outputs).transpose(1, 2), list(range(detector.num_classes)))]
@@ -60,10 +75,15 @@ class Parts(nn.Module):
             columns = [detector.parts[i + 1] for i in group]
             cls, reg = merged(maps, features, *towers)
             found |= dict(zip(group, _split(cls, reg, columns), strict=True))
-        branches = [found[i] for i in range(len(found))]
-        if detector.arbiter is not None and detector.arbiter.on:
-            branches = _judged(detector.arbiter, branches, maps, detector.parts[1:])
+        branches = _weighed(detector, [found[i] for i in range(len(found))], maps)
         return [Part(own.boxes, own.scores().transpose(1, 2), detector.parts[0]), *branches]
+
+
+def _weighed(detector: StagedBranches, branches: list[Part], maps: Sequence[Tensor]) -> list[Part]:
+    """Branches with the scores that an arbiter leaves them, if there is one."""
+    if detector.arbiter is None or not detector.arbiter.on:
+        return branches
+    return _judged(detector.arbiter, branches, maps, detector.parts[1:])
 
 
 def _split(cls: Sequence[Tensor], reg: Sequence[Tensor], columns: Sequence[list[int]]) -> list[Part]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ciod import methods
 from ciod.core.errors import CiodError
+from ciod.detectors.maps_branches import MapsBranches
 from ciod.extension import data, effort, onnx_model
 from ciod.training import speed
 
@@ -49,7 +50,7 @@ def choose_method(settings: Extend, detector: Detector, reporter: Reporter) -> t
     """The method and its name: the named one, or the tested default, a branch where the detector can have one.
 
     Raises:
-        CiodError: the detector lacks a trait that the method needs.
+        CiodError: the detector lacks a trait that the method needs, or has branches that it cannot train.
     """
     given = dict(settings.method)
     name = str(given.pop("name", "auto"))
@@ -63,6 +64,11 @@ def choose_method(settings: Extend, detector: Detector, reporter: Reporter) -> t
         raise CiodError(
             f"method: {name} needs a detector with {', '.join(sorted(lacking))}, which {detector.settings['name']} "
             "does not have."
+        )
+    if isinstance(detector, MapsBranches) and len(detector.branches) and "branches" not in cls.needs:
+        raise CiodError(
+            f"method: {name} trains the whole model, and of a {detector.settings['name']} that was extended only "
+            "further branches can be trained; use method=freeze_branch."
         )
     return name, cls.model_validate(given)
 

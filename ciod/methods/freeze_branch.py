@@ -53,6 +53,7 @@ class FreezeBranch(Method):
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
         if len(self._branched.branches):
+            statistics.standardise(self._branched, task.train)
             self.detector.requires_grad_(False)
             self._branched.branches[-1].requires_grad_(True)
 

@@ -11,6 +11,7 @@ import torch
 from ciod import cli, detectors
 from ciod.core.errors import CiodError
 from ciod.detectors.files import weights
+from ciod.detectors.gfl import GFL
 from ciod.extension import data
 from tests.data.writers import sample_index, write_coco, write_voc, write_yolo
 
@@ -121,8 +122,18 @@ def test_every_setting_that_is_wrong_at_once(model, monkeypatch, capsys):
 def test_a_method_that_the_detector_cannot_be_taught_by(folder, tmp_path, monkeypatch, capsys):
     path = tmp_path / "m.safetensors"
     weights.save_model(path, detectors.build(("cat",), name="gfl-pico", size=64))
+    monkeypatch.setattr(GFL, "traits", GFL.traits - {"branches"})
     said = refusal(monkeypatch, capsys, path, f"data={folder}", f"out={tmp_path / 'out'}", "method=freeze_branch")
     assert "method: freeze_branch needs a detector with branches, which gfl-pico does not have." in said
+
+
+def test_a_method_that_trains_more_than_branches(folder, tmp_path, monkeypatch, capsys):
+    path, detector = tmp_path / "m.safetensors", detectors.build(("cat",), name="gfl-pico", size=64)
+    detector.add_branch(["dog"])
+    weights.save_model(path, detector)
+    said = refusal(monkeypatch, capsys, path, f"data={folder}", f"out={tmp_path / 'out'}", "method=pseudo_label")
+    assert "method: pseudo_label trains the whole model, and of a gfl-pico that was extended only further" in said
+    assert "use method=freeze_branch." in said
 
 
 def test_old_data_without_an_old_class(model, folder, tmp_path, monkeypatch, capsys):

@@ -14,6 +14,7 @@ from ciod import detectors
 from ciod.cli import app
 from ciod.core.errors import CiodError
 from ciod.detectors.files import weights
+from ciod.detectors.gfl import GFL
 from ciod.extension.run import NotKept
 from tests.data.writers import sample_index, write_coco
 
@@ -73,6 +74,26 @@ def test_extending_twice_keeps_old_outputs_and_remembers(place, tmp_path):
         ciod.extend(made, tmp_path / "more", tmp_path / "three", **QUICK)
 
 
+def test_auto_gives_a_gfl_branches(place, tmp_path, capsys):
+    torch.manual_seed(0)
+    weights.save_model(tmp_path / "gfl.safetensors", detectors.build(OLD, name="gfl-pico", size=64))
+    model = tmp_path / "gfl.safetensors"
+    write_coco(sample_index(tmp_path / "raw", images=4, names=("fox",)), tmp_path / "more")
+    for folder, out in ((place / "folder", tmp_path / "one"), (tmp_path / "more", tmp_path / "two")):
+        results = ciod.extend(model, folder, out, **QUICK)
+        assert "method: freeze_branch (chosen by auto)" in capsys.readouterr().out
+        same = results["extension"]["unchanged"]
+        assert same["images"] == same["identical"] > 0
+        model = out / "model.safetensors"
+    again = weights.load(model)
+    assert again.parts == [[0, 1, 2], [1, 3], [4]] and again.arbiter is not None
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    before, after = old_outputs(tmp_path / "gfl.safetensors", images), old_outputs(model, images)
+    positions = before.logits.shape[1]
+    assert torch.equal(after.logits[:, :positions, :3], before.logits)
+    assert torch.equal(after.boxes[:, :positions], before.boxes)
+
+
 def judge(monkeypatch, *found: tuple[float, float]) -> None:
     """One measurement after another finds these: what is kept of the old classes, and AP50 of the new ones."""
     from ciod.extension import measure
@@ -115,6 +136,7 @@ def test_below_min_retention_nothing_is_written_and_a_tradeoff_is_offered(place,
 
 def test_auto_takes_less_of_the_step_when_too_much_is_lost(place, tmp_path, monkeypatch):
     """A detector without branches: its old weights move."""
+    monkeypatch.setattr(GFL, "traits", GFL.traits - {"branches"})
     judge(monkeypatch, (0.5, 0.8), (1.0, 0.0), (0.99, 0.2), (0.9, 0.4), (0.7, 0.6), (0.5, 0.8), (0.99, 0.2))
     torch.manual_seed(0)
     weights.save_model(tmp_path / "gfl.safetensors", detectors.build(OLD, name="gfl-pico", size=64))

@@ -150,7 +150,10 @@ def scatter_classes(outputs: Outputs, row: Tensor) -> Outputs:
 
 
 def append(parts: Sequence[Outputs]) -> Outputs:
-    """Positions of all parts in order; features and towers are those of the first."""
+    """Positions of all parts in order; features and towers are those of the first.
+
+    What only the first part has at its positions (distributions, anchors, deltas) is left out.
+    """
 
     def cat(name: str, dim: int) -> Tensor:
         return torch.cat([getattr(p, name) for p in parts], dim)
@@ -164,6 +167,9 @@ def append(parts: Sequence[Outputs]) -> Outputs:
         objectness=cat("objectness", 1),
         levels=tuple(n for p in parts for n in p.levels),
         parts=tuple(p.logits.shape[1] for p in parts),
+        distribution=None,
+        anchors=None,
+        deltas=None,
     )
 
 
@@ -181,6 +187,23 @@ def part(outputs: Outputs, i: int, of: int) -> Outputs:
         objectness=outputs.objectness[:, own],
         levels=outputs.levels[i * levels : (i + 1) * levels],
         parts=(),
+    )
+
+
+def last(outputs: Outputs, levels: int) -> Outputs:
+    """The positions of the last part, which has so many ``levels``."""
+    own = sum(outputs.levels[-levels:])
+    assert outputs.objectness is not None
+    return replace(
+        outputs,
+        logits=outputs.logits[:, -own:],
+        boxes=outputs.boxes[:, -own:],
+        points=outputs.points[-own:],
+        strides=outputs.strides[-own:],
+        objectness=outputs.objectness[:, -own:],
+        levels=outputs.levels[-levels:],
+        parts=(),
+        root=False,
     )
 
 

@@ -7,7 +7,7 @@ there is no box layer to copy; and if the graph has no towers, the branch has sm
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -160,6 +160,14 @@ class MapsBranch(nn.Module):
             level = MapsLevel(maps, above, n, rows, refine=len(self.levels) == len(levels) - 1)
             self.levels.append(level)
             above, before = level.given, maps.stride
+
+    def select(self, place: Mapping[int, int]) -> bool:
+        """Keeps the classes in ``place`` (old number → new). False: none is left."""
+        rows = [i for i, c in enumerate(self.columns) if c in place]
+        self.columns = [place[self.columns[i]] for i in rows]
+        for level in self.levels:
+            level.cls.select(rows)
+        return bool(rows)
 
     def forward(self, maps: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Class, box and objectness maps of each level, from the maps of each level."""

@@ -252,18 +252,7 @@ class OnnxDetector(Detector):
 
     def newest(self, outputs: Outputs) -> Outputs:
         """The positions of the branch added last, which are the last ones."""
-        count = len(self.channels)
-        own = sum(outputs.levels[-count:])
-        assert outputs.objectness is not None
-        return replace(
-            outputs,
-            logits=outputs.logits[:, -own:],
-            boxes=outputs.boxes[:, -own:],
-            points=outputs.points[-own:],
-            strides=outputs.strides[-own:],
-            objectness=outputs.objectness[:, -own:],
-            levels=outputs.levels[-count:],
-        )
+        return br.last(outputs, len(self.channels))
 
     @torch.no_grad()
     def observe(self, images: Tensor) -> None:
