@@ -228,7 +228,10 @@ class Detections:
         if not ((self.scores >= 0) & (self.scores <= 1)).all():
             raise ValueError(f"scores must be in 0..1; got {self.scores.min()}..{self.scores.max()}")
         if n and (self.labels.min() < 0 or (self.class_names and self.labels.max() >= len(self.class_names))):
-            raise ValueError(f"labels must be 0..{len(self.class_names) - 1}; got {np.unique(self.labels).tolist()}")
+            raise ValueError(
+                f"labels must be from 0 to {len(self.class_names) - 1}, the number of the last class; got "
+                f"{np.unique(self.labels).tolist()}"
+            )
         if not np.isfinite(self.boxes).all() or (self.boxes[:, 2:] < self.boxes[:, :2]).any():
             raise ValueError("boxes must be finite x1, y1, x2, y2 with x1 <= x2 and y1 <= y2")
 

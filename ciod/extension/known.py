@@ -245,7 +245,10 @@ def _studio(path: Path, tasks: Sequence[dict[str, Any]]) -> dict[str, Boxes]:
                 x, y, w, h = (float(value[k]) / 100 for k in ("x", "y", "width", "height"))
             except (KeyError, TypeError, ValueError):
                 text = json.dumps(value)[:80]
-                raise DataError(f"known: {path} has a box of {name} without its place or size: {text}.") from None
+                raise DataError(
+                    f"known: {path} has a box of {name} that lacks x, y, width, height or the size of its "
+                    f"image: {text}."
+                ) from None
             boxes.append([x * sides[0], y * sides[1], (x + w) * sides[0], (y + h) * sides[1]])
             names.append(str(value["rectanglelabels"][0]))
         found[name] = np.array(boxes, np.float32).reshape(-1, 4), names

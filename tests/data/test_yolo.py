@@ -185,8 +185,8 @@ def test_yolo_listed_pictures_missing_repeated_and_unreadable(root):
     [
         ("names: [a\ntrain: b", r"data\.yaml is not valid YAML: .*line 2"),
         ("just text", r"data\.yaml has no keys"),
-        ("names: [a]\ntrain: nowhere", r"has no usable split: data\.yaml says train: nowhere"),
-        ("names: [a]", r"has no usable split: it has no key train"),
+        ("names: [a]\ntrain: nowhere", r"has no usable train or val images: data\.yaml says train: nowhere"),
+        ("names: [a]", r"has no usable train or val images: it has no key train"),
         ("train: images/train", r"data\.yaml has no class names"),
         ("train: images/train\nnames: []", r"data\.yaml has no class names"),
         ("train: images/train\nnames: {a: b}", r"keys of 'names' must be the class numbers; got 'a'"),

@@ -199,7 +199,7 @@ def test_exports_of_label_studio_that_cannot_be_used(task, tmp_path):
     assert f"no task of {path} is annotated; submit some in Label Studio" in problem(task, path)
     value = {"x": 1, "rectanglelabels": ["eel"]}
     path.write_text(json.dumps([{"data": picture, "annotations": [{"result": [{"value": value}]}]}]))
-    assert "without its place or size" in problem(task, path)
+    assert "that lacks x, y, width, height" in problem(task, path)
     path.write_text("[{")
     assert problem(task, path).startswith("known: ")
 

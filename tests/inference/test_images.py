@@ -268,7 +268,7 @@ def test_detections_are_validated():
         ([[0, 0, 1]], [0.5], [0], "must be"),
         ([[0, 0, 1, 1]], [1.5], [0], r"scores must be in 0\.\.1"),
         ([[0, 0, 1, 1]], [float("nan")], [0], r"scores must be in 0\.\.1"),
-        ([[0, 0, 1, 1]], [0.5], [3], r"labels must be 0\.\.2; got \[3\]"),
+        ([[0, 0, 1, 1]], [0.5], [3], r"labels must be from 0 to 2, the number of the last class; got \[3\]"),
         ([[0, 0, 1, 1]], [0.5], [-1], "labels must be"),
         ([[0, 0, float("inf"), 1]], [0.5], [0], "finite"),
         ([[2, 0, 1, 1]], [0.5], [0], "x1 <= x2"),

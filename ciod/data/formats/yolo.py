@@ -53,7 +53,9 @@ def find_yaml(path: Path) -> Layout | None:
         else:
             splits[split] = tuple(_part(place) for place in found.values() if place)
     if not splits:
-        raise DataError(f"{path} has no usable split: {'; '.join(absent.values()) or 'it has no key train'}.")
+        raise DataError(
+            f"{path} has no usable train or val images: {'; '.join(absent.values()) or 'it has no key train'}."
+        )
     return Layout("yolo", path.parent, splits, names_file=path, absent=absent)
 
 

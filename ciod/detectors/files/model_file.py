@@ -25,7 +25,7 @@ from ciod.detectors.base import Detector
 from ciod.detectors.query.configs import FAMILIES, PREFIX
 
 FORMAT = 2  # 1 had no checksum
-COPY = " It may be truncated; is there a copy?"
+COPY = " It may be truncated; use a copy, if there is one."
 LONGEST = 64 << 20  # bytes of metadata
 
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -140,7 +140,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CiodError(f"{path} is not a readable model file ({e}).{lfs_hint(path) or COPY}") from e
     stored = meta.pop("sha256", None)
     if meta["format"] > 1 and stored != checksum(meta, state):
-        raise CiodError(f"{path} is damaged: its content does not match its checksum. Is there a copy?")
+        raise CiodError(f"{path} is damaged: its content does not match its checksum. Use a copy, if there is one.")
     return meta, state
 
 

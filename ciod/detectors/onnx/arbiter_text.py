@@ -37,6 +37,6 @@ def decode(detector: Detector, content: str, path: Path) -> None:
         detector.arbiter.load_state_dict(state)
     except (binascii.Error, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CiodError(
-            f"{path} is damaged: the arbiter's statistics in its metadata do not fit its classes and maps. Is there a "
-            "copy, as ciod wrote it?"
+            f"{path} is damaged: the arbiter's statistics in its metadata do not fit its classes and maps. Use "
+            "a copy as ciod wrote it, if there is one."
         ) from error

@@ -163,7 +163,7 @@ def parse(path: Path, raw: bytes) -> Proto:
         content = onnx.load_model_from_string(raw)
     except Exception as error:  # protobuf's DecodeError, whose class depends on the implementation
         raise CiodError(
-            f"{path} is not a readable ONNX file ({error}). It may be truncated; is there a copy?"
+            f"{path} is not a readable ONNX file ({error}). It may be truncated; use a copy, if there is one."
         ) from error
     if not content.graph.node or not content.opset_import:
         raise CiodError(f"{path} is not an ONNX model: it has no graph.")
@@ -264,7 +264,8 @@ def _known_operators(path: Path, content: Proto) -> None:
             if node.domain not in _STANDARD or not defs.has(node.op_type, ""):
                 domain = f" of domain '{node.domain}'" if node.domain else ""
                 raise CiodError(
-                    f"{path} uses the operator {node.op_type}{domain}, which onnxruntime cannot run. Export without it."
+                    f"{path} uses the operator {node.op_type}{domain}, which onnxruntime cannot run. Export the model "
+                    "without it; if it is non-maximum suppression, ciod does that itself."
                 )
 
 
@@ -358,7 +359,10 @@ def run_bound(path: Path, session: Any, binding: Any) -> None:
 def _reason(error: Exception) -> str:
     """The part of onnxruntime's message that says why, on one line."""
     text = " ".join(str(error).split())
-    return text.rpartition("Status Message: ")[2][:300]
+    text = text.rpartition("Status Message: ")[2][:300]
+    if "IR version" in text or "opset" in text.lower():
+        text += " Update onnxruntime (pip install -U onnxruntime), or export the model for an older version."
+    return text
 
 
 def _inputs(path: Path, session: Any) -> tuple[Picture, list[str]]:

@@ -137,7 +137,10 @@ def of_source(source: OnnxFile, asked: Asked, images: np.ndarray | None = None) 
     if layout is None and asked.old_outputs not in ("auto", "none"):
         shapes = ", ".join(str(list(a.shape)) for a in outputs[0])
         raise ConfigError(
-            [f"old_outputs: the outputs of {path.name} are not of the kind {asked.old_outputs} ({shapes})."]
+            [
+                f"old_outputs: {asked.old_outputs} does not fit {path.name}, whose outputs have the shapes {shapes}; "
+                "leave it out, and ciod check says what they are taken for."
+            ]
         )
     notes += _notes(source)
     return Recognised(source, flow, levels, layout, _named(path, layout, names), names, network_input, said_by, notes)

@@ -99,7 +99,9 @@ def of(source: OnnxFile) -> Written | None:
         )
     lacking = [n for p in found.parts[1:] for n in (p.boxes, p.scores) if n not in source.outputs]
     if lacking:
-        raise CiodError(f"{path} is damaged: it has no output {lacking[0]!r}. Is there a copy, as ciod wrote it?")
+        raise CiodError(
+            f"{path} is damaged: it has no output {lacking[0]!r}. Use a copy as ciod wrote it, if there is one."
+        )
     return found
 
 

@@ -102,7 +102,10 @@ def plain(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
         found.pop(key, None)
     wrong = next(_unusual(found), None)
     if wrong is not None:
-        raise CiodError(f"{source}: {wrong} in its configuration is no value of a network.")
+        raise CiodError(
+            f"{source}: {wrong} in its configuration is not a value that a network can have; compare it with "
+            "the original."
+        )
     return json.loads(json.dumps(found))
 
 

@@ -96,5 +96,7 @@ def _checked(text: str, name: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise CiodError(f"{name}: the configuration in its settings is not JSON. Is there a copy of the model?")
+        raise CiodError(
+            f"{name}: the configuration in its settings is not JSON. Use a copy of the model, if there is one."
+        )
     return configs.plain(found, name)

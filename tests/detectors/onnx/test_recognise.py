@@ -218,7 +218,9 @@ def test_all_that_is_wrong_at_once(path):
 
 
 def test_outputs_that_are_not_of_the_kind_asked_for(path):
-    with pytest.raises(ConfigError, match=r"the outputs of m.onnx are not of the kind rows \(\[189, 8\]\)"):
+    with pytest.raises(
+        ConfigError, match=r"old_outputs: rows does not fit m.onnx, whose outputs have the shapes \[189, 8\]"
+    ):
         api.check(path, input="0..1,rgb", names=["a", "b", "c"], old_outputs="rows")
 
 

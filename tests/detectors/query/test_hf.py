@@ -189,7 +189,7 @@ def broken(folder: Path, what: str) -> None:
         ("family", "is a 'detr'; ciod reads rt_detr, rt_detr_v2, d_fine, deimv2"),
         ("backbone", "its backbone is 'resnet50'; ciod reads rt_detr_resnet, hgnet_v2"),
         ("softmax", r"learnt initial queries and softmax scores \(use_focal_loss=false\) cannot be read"),
-        ("huge", "d_model=1099511627776 in its configuration is no value of a network"),
+        ("huge", "d_model=1099511627776 in its configuration is not a value that a network can have"),
         ("long", "feat_strides with 1000 entries in its configuration is no value"),
         ("text", "activation_function with 1000 characters in its configuration is no value"),
         ("heads", "cannot be built by transformers"),
