@@ -279,6 +279,7 @@ def export(
             written = exporter.export(model, folder, **settings)
             typer.echo("\n".join(written.lines()))
             return written.content()
+    from ciod.core.plural import counted
     from ciod.exporters.onnx_file import export as run
 
     done = run(model, **settings)
@@ -286,7 +287,7 @@ def export(
     if not done.verified:
         typer.echo("Not compared with the model: onnxruntime is not installed (pip install 'ciod[onnx]').", err=True)
         return answers.of_export(done)
-    found = "" if done.detections is None else f"; detections as of the model: {done.detections}"
+    found = "" if done.detections is None else f"; {counted(done.detections, 'detection')} compared, all equal"
     typer.echo(
         f"compared with the model: largest difference of a score {done.score_difference:.1e}, of a box "
         f"{done.box_difference:.1e} pixels{found}"
