@@ -63,7 +63,7 @@ class Parts(nn.Module):
                 Part(p.boxes, p.scores().transpose(1, 2), columns)
                 for p, columns in zip(separate, detector.parts, strict=True)
             ]
-            return [own, *_weighed(detector, branches, maps)]
+            return [_with_class(own), *_weighed(detector, branches, maps)]
         if not isinstance(detector, YOLOX) or not self.groups:
             outputs = detector(images).answer()
             return [Part(outputs.boxes, detector.scores(outputs).transpose(1, 2), list(range(detector.num_classes)))]
@@ -76,7 +76,12 @@ class Parts(nn.Module):
             cls, reg = merged(maps, features, *towers)
             found |= dict(zip(group, _split(cls, reg, columns), strict=True))
         branches = _weighed(detector, [found[i] for i in range(len(found))], maps)
-        return [Part(own.boxes, own.scores().transpose(1, 2), detector.parts[0]), *branches]
+        return [_with_class(Part(own.boxes, own.scores().transpose(1, 2), detector.parts[0])), *branches]
+
+
+def _with_class(part: Part) -> Part:
+    """A part all of whose classes were dropped gets the first class with a score of 0, since a graph needs one."""
+    return part if part.columns else Part(part.boxes, part.boxes[..., 0][:, None] * 0, [0])
 
 
 def _weighed(detector: StagedBranches, branches: list[Part], maps: Sequence[Tensor]) -> list[Part]:

@@ -263,6 +263,15 @@ def test_a_file_of_others(tmp_path):
         read_metadata(tmp_path / "a.onnx")
 
 
+@pytest.mark.parametrize("name", ["yolox-pico", "gfl-pico"])
+def test_a_model_all_of_whose_first_classes_were_dropped(name, tmp_path):
+    detector = detectors.build(("cat", "dog"), name=name, size=64).eval()
+    detector.add_branch(["eel"])
+    detector.select(["eel"])
+    done = export(detector.eval(), tmp_path / "m.onnx", nms=True)
+    assert done.verified and read_metadata(done.path)["class_names"] == ["eel"]
+
+
 def test_the_command(pico, tmp_path, monkeypatch, capsys):
     import sys
 
