@@ -201,7 +201,7 @@ def test_a_model_file_starts_no_other_file(tmp_path, engine, command, name, monk
     with pytest.raises(SystemExit) as ended:
         cli.main()
     said = "".join(capfd.readouterr())
-    wanted = "outside the model" if name.startswith("mmdet:") else f"There is no detector '{name}'"
+    wanted = f"There is no detector '{name}'" if ".py:" in name else "outside the model"
     if command in ("list", "compare"):  # nothing is built, or by processes of its own
         assert "Traceback" not in said
     else:

@@ -134,7 +134,7 @@ def metadata(path: Path, **changed) -> Path:
         ({"detector": {"size": 64}}, r"detector has no name"),
         ({"class_names": ["a", "a"], "blocks": [2]}, r"a class name appears twice"),
         ({"class_names": "a"}, r"class_names: Input should be a valid list"),
-        ({"blocks": [10**6]}, r"blocks are 1000000 classes, but class_names 1"),
+        ({"blocks": [10**6]}, r"blocks have 1000000 classes, but class_names has 1"),
         ({"blocks": [-1]}, r"blocks\.0: Input should be greater"),
         ({"lineage": [3]}, r"lineage\.0: Input should be a valid dictionary"),
         ({"format": 9}, r"format: Input should be 1 or 2"),

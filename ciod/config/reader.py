@@ -164,7 +164,7 @@ class Table:
         missing = [k for k, f in fields.items() if f.is_required() and tree.get(k) in (None, "")]
         filled = {k: v for k, v in tree.items() if k not in missing}
         found = [p for p in problems_of(self.model, filled) if p.partition(":")[0] not in missing]
-        return [*(f"{k}= is needed." for k in missing), *found]
+        return list(dict.fromkeys([*(f"{k}= is needed." for k in missing), *found]))
 
 
 def split(words: Sequence[str] | None, table: Table | None = None) -> tuple[list[str], dict[str, Any], list[str]]:

@@ -180,7 +180,11 @@ def _remarks(indexes: dict[str, Index], names: tuple[str, ...]) -> list[str]:
             shown = ", ".join(empty[:8]) + (", …" if len(empty) > 8 else "")
             of = f"{len(empty)} of {counted(len(names), 'class')}"
             remarks.append(f"no box in {split}: {shown} ({of}).")
-    within = {group for index in indexes.values() for group in alike(index.class_names)}
+    used = [
+        [n for n, boxes in zip(index.class_names, index.boxes_per_class(), strict=True) if boxes]
+        for index in indexes.values()
+    ]
+    within = {group for classes in used for group in alike(classes)}  # each is a problem of its split
     remarks += [
         f"different classes have names that look the same: {listed(g)}." for g in alike(names) if g not in within
     ]

@@ -47,7 +47,7 @@ def test_garbage_collection_that_was_off_stays_off():
 def test_a_command_imports_torch_without_it_and_runs_with_it(imported, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["ciod", "list"])
     running = []
-    monkeypatch.setattr("ciod.listing.show", lambda *_: running.append(gc.isenabled()))
+    monkeypatch.setattr("ciod.listing.show", lambda *_, **__: running.append(gc.isenabled()))
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert not end.value.code and imported["torchvision"] is False and running == [True]

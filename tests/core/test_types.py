@@ -33,6 +33,7 @@ def outputs(images: int) -> Outputs:
         root=True,
         answers=2,
         frame=(64, 32),
+        refs=each(6, 4),
     )
 
 

@@ -65,3 +65,9 @@ def test_names_of_training_and_test_data(tmp_path):
         "them."
     ]
     assert about_names(train, train) == []
+
+
+def test_train_and_val_that_write_a_class_in_two_ways(tmp_path):
+    for split, name in (("train", "cat"), ("val", "Cat")):
+        write_coco(sample_index(tmp_path / split, names=(name, "dog")), tmp_path / "data", split)
+    assert "different classes have names that look the same: cat, Cat" in describe_text(tmp_path / "data")

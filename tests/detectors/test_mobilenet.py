@@ -25,7 +25,7 @@ SAME = {
 @pytest.mark.parametrize(("side", "stride", "room"), [(8, 2, 1), (7, 2, 2), (8, 1, 2), (32, 2, 1)])
 def test_same_padding_goes_right_and_bottom_first(side, stride, room):
     layer = SameConv(1, 1, 3, stride)
-    assert layer._room(side) == room
+    assert layer._padding(side) == room
     torch.nn.init.ones_(layer.conv.weight)
     layer.eval()
     one = torch.zeros(1, 1, side, side)

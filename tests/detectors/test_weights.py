@@ -148,7 +148,7 @@ def test_a_checkpoint_of_something_else(tmp_path):
     with pytest.raises(CiodError, match=r"not a checkpoint of a detector that ciod has .*layer\.weight"):
         files.load(tmp_path / "other.pth")
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(CiodError, match="holds a list, not a state dict"):
+    with pytest.raises(CiodError, match="contains a list, not a state dict"):
         files.load(tmp_path / "list.pth")
 
 
@@ -298,8 +298,8 @@ WELL = {"format": 2, "class_names": ["a", "b"], "detector": {"name": "yolox-pico
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"blocks": [1]}, "blocks are 1 classes, but class_names 2"),
-        ({"growth": [{"rows": 3}]}, "growth has 3 classes, but class_names 2"),
+        ({"blocks": [1]}, "blocks have 1 classes, but class_names has 2"),
+        ({"growth": [{"rows": 3}]}, "growth has 3 classes, but class_names has 2"),
         ({"class_names": ["a", "a"]}, "a class name appears twice"),
         ({"detector": {}}, "detector has no name"),
         ({"detector": {"name": "yolox-pico", "size": 9}}, r"detector\.size must be 32\.\.16384 pixels"),

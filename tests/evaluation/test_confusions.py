@@ -7,6 +7,8 @@ import numpy as np
 from ciod.core.types import Detections
 from ciod.evaluation.ap import coco_ap
 from ciod.evaluation.confusions import confusion
+from ciod.evaluation.detect import Scored
+from ciod.report import scored as pages
 from ciod.report.scored_plots import confusion_matrix, precision_recall
 from tests.fixed import index_of
 
@@ -63,3 +65,11 @@ def test_figures_with_one_class_with_many_and_with_none():
     drawn = confusion_matrix(confusion([empty], truth, many))
     assert drawn.count("class ") == 2 * 30 and "nothing" in drawn, "of forty classes the thirty that are confused most"
     assert confusion_matrix(confusion([empty], truth.select(boxes=np.zeros(40, bool)), many)) == ""
+
+
+def test_unreadable_files_are_on_the_page(tmp_path):
+    truth = index_of([(0, "cat")], NAMES, 1)
+    table = coco_ap([found((0, "cat", 0.9))], truth, classes=NAMES)
+    scored = Scored(table, ("cat",), (), (), 1, ["bad.jpg"])
+    page = pages.write(scored, tmp_path / "out", model="m", settings={}).read_text(encoding="utf-8")
+    assert "unreadable, scored as empty: bad.jpg" in page

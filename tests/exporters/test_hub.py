@@ -200,3 +200,22 @@ def test_a_server_that_does_not_answer(monkeypatch, tmp_path):
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert refused(hub.package) == "huggingface_hub is not installed: pip install 'ciod[hub]'"
+
+
+def test_a_model_that_cannot_be_fetched(monkeypatch):
+    import huggingface_hub
+
+    def fails(*_, **__):
+        raise OSError("no room on the disk")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fails)
+    assert (
+        refused(lambda: ciod.load("hf:me/cards")) == "hf:me/cards cannot be fetched from the Hub: no room on the disk"
+    )
+
+
+def test_a_card_of_little_knowledge_and_many_classes():
+    detector = detectors.build(("cat",), name="yolox-pico", size=64)
+    detector.lineage = [{"when": "today"}]
+    text = exporter.card(detector, "me/cards", fake.results((30, 2), keep=0.5), "mit")
+    assert "no new class (from an unknown place)" in text and "10 more classes lost less." in text

@@ -171,6 +171,10 @@ def test_coco_results_take_the_ids_of_the_data_set(model, tmp_path):
     save_image(tmp_path / "other.png", np.zeros((9, 9, 3), np.uint8))
     with pytest.raises(CiodError, match=r"\S+ is not in \S+; leave data= out, or name its own pictures"):
         Job(model, [str(tmp_path / "other.png")], tmp_path / "out", coco=tmp_path / "r.json", data=data)
+    save_image(tmp_path / "third.png", np.zeros((9, 9, 3), np.uint8))
+    with pytest.raises(CiodError, match=r"other.png \(of 2 such pictures\) is not in"):
+        strange = [str(tmp_path / "other.png"), str(tmp_path / "third.png")]
+        Job(model, strange, tmp_path / "out", coco=tmp_path / "r.json", data=data)
 
 
 def test_coco_results_without_a_data_set_count_files(model, folder, tmp_path):

@@ -102,6 +102,8 @@ def launch(*words: str, cwd: Path, before: tuple[str, ...] = ("-m", "ciod.cli"))
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
     }
+    last = dict.fromkeys(words) | {w.partition("=")[0]: w for w in words if "=" in w and not w.startswith("-")}
+    words = tuple(dict.fromkeys(last[w.partition("=")[0]] or w for w in words))  # of a setting given twice the last
     return subprocess.run([sys.executable, *before, *words], capture_output=True, text=True, cwd=cwd, env=env)
 
 

@@ -53,7 +53,9 @@ def test_files_of_the_user_in_the_place_of_a_runs(data, tmp_path, name):
     file = tmp_path / "run" / name
     file.parent.mkdir(parents=True)
     file.write_text("data: mine\n")
-    with pytest.raises(CiodError, match=rf"^out: .*run holds {name}, which is not of a run .*; choose another out="):
+    with pytest.raises(
+        CiodError, match=rf"^out: .*run holds {name}, but no run that can be resumed; choose another out="
+    ):
         go(data, tmp_path / "run")
     assert file.read_text() == "data: mine\n"
 

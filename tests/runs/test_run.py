@@ -188,7 +188,10 @@ def test_a_first_task_from_a_run_with_damaged_results(whole, data, tmp_path, con
     source = tmp_path / "source"
     shutil.copytree(whole, source)
     (source / "results.json").write_text(content)
-    with pytest.raises(CiodError, match=r"results\.json (is empty|holds a list|does not contain the results of a run)"):
+    with pytest.raises(
+        CiodError,
+        match=r"results\.json (is empty|should hold an object with keys|does not contain the results of a run)",
+    ):
         go(data, tmp_path / "run", f"first={source}")
 
 

@@ -281,3 +281,12 @@ def test_dominators_of_a_diamond(tmp_path):
     flow = graph.Flow(file.read(net.save(tmp_path / "m.onnx")), SIZE)
     assert flow.above[d] == a and flow.common([b, c]) == a and flow.common([d, b]) == a and flow.common([b]) == b
     assert list(flow.below(a)) == [b, c, d] and next(flow.chain(d)) == d
+
+
+def test_a_file_that_is_too_new_for_the_runtime(tmp_path):
+    class Session:
+        def run(self, *_):
+            raise RuntimeError("Status Message: Unsupported model IR version: 14, max supported IR version: 13.")
+
+    with pytest.raises(CiodError, match=r"IR version: 13\. Update onnxruntime \(pip install -U"):
+        file.run(tmp_path / "m.onnx", Session(), None, {})

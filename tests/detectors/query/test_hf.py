@@ -27,6 +27,7 @@ from ciod.detectors.query import configs, hf
 from ciod.exporters import hf_folder
 from ciod.extension import effort, measure
 from ciod.extension import settings as extending
+from ciod.listing import model_files
 from tests import fixed
 from tests.data.writers import sample_index, write_coco
 from tests.detectors.common import SIZE, make, pictures
@@ -190,8 +191,8 @@ def broken(folder: Path, what: str) -> None:
         ("backbone", "its backbone is 'resnet50'; ciod reads rt_detr_resnet, hgnet_v2"),
         ("softmax", r"learnt initial queries and softmax scores \(use_focal_loss=false\) cannot be read"),
         ("huge", "d_model=1099511627776 in its configuration is not a value that a network can have"),
-        ("long", "feat_strides with 1000 entries in its configuration is no value"),
-        ("text", "activation_function with 1000 characters in its configuration is no value"),
+        ("long", "feat_strides with 1000 entries in its configuration is not a value"),
+        ("text", "activation_function with 1000 characters in its configuration is not a value"),
         ("heads", "cannot be built by transformers"),
         ("wider", "cannot be built by transformers|does not fit its config.json"),
         ("deeper", "does not fit its config.json: .* tensors are not in it, such as"),
@@ -485,3 +486,11 @@ def test_our_own_variants_go_out_too_but_not_the_one_with_another_trunk(tmp_path
     detector.input = replace(detector.input, place="letterbox")
     with pytest.raises(CiodError, match="has neither BGR nor a border in the middle or of a colour"):
         hf_folder.export(detector, tmp_path / "no")
+
+
+def test_a_folder_without_class_names_is_listed(folder):
+    edit(folder / "config.json", id2label={str(i): f"LABEL_{i}" for i in range(3)})
+    border = {"size": {"max_height": SIZE, "max_width": SIZE}, "do_pad": True}
+    edit(folder / "preprocessor_config.json", **border, pad_size={"height": SIZE, "width": SIZE})
+    (line,) = model_files.of_hub(f"hf:{folder}").lines
+    assert str(line).endswith(f"rt_detr, pictures of {SIZE} pixels, with a border; 3 classes, not named")

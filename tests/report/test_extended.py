@@ -1,0 +1,48 @@
+"""What is said of an extension in sentences, also where little is known."""
+
+from __future__ import annotations
+
+import pytest
+
+from ciod.report import extended
+from tests.report import fake
+
+
+def extension(split=(3, 2), **more):
+    found = fake.results(split)
+    found["extension"] = {"unchanged": None, "retention": {"kind": "AP", "value": 0.9, "rows": []}, **more}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("identical", "sentence"),
+    [
+        (4, "Old outputs bit-identical, checked on 4 pictures."),
+        (3, "Old outputs are bit-identical on 3 of 4 pictures only."),
+    ],
+)
+def test_old_outputs(identical, sentence):
+    assert extended.unchanged(extension(unchanged={"images": 4, "identical": identical})) == sentence
+
+
+def test_an_extension_that_was_not_measured():
+    found = extension()
+    assert extended.verdict({**found, "tasks": found["tasks"][:1]}) == "Unfinished: nothing has been measured."
+
+
+def test_the_new_and_the_old_classes():
+    text = extended.verdict(extension())
+    assert (
+        text.startswith("The 2 new classes reach ") and "The 3 old classes keep " in text and " of their AP50 (" in text
+    )
+
+
+def test_classes_without_a_number_and_none_at_all():
+    found = fake.results((3, 1), nulls=("class 3",))
+    found["extension"] = extension()["extension"]
+    for task in found["tasks"]:
+        if task["new"]:
+            task["new"]["AP50"] = None if task["index"] == 1 else task["new"]["AP50"]
+    assert "There is no AP50 for the new class." in extended.verdict(found)
+    found["tasks"][-1]["new_classes"] = []
+    assert "No class is new." in extended.verdict(found)
