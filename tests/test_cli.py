@@ -96,7 +96,7 @@ MISTAKES = [
     ("train data=PETS split=1x9999999", "split: '1x9999999' is not a split; write 40+40"),
     (
         "compare data=PETS split=2+1 methods=finetune seeds=1001",
-        "seeds: 1001 must be a number from 1 to 1,000, or a list",
+        "seeds: 1001 must say how many seeds (1 to 1,000), or list",
     ),
     ("compare data=PETS split=2+1 methods=finetune out=", "out: should be a path; write out=PATH, or leave it out."),
     ("eval MODEL data=PETS max_detections=2.5", "max_detections: should be a valid integer (got 2.5)"),

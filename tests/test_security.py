@@ -155,7 +155,7 @@ def test_metadata_that_are_too_long_or_no_json(tmp_path, monkeypatch):
     with pytest.raises(CiodError, match="its metadata are not JSON"):
         weights.load(tmp_path / "m.safetensors")
     monkeypatch.setattr(model_file, "LONGEST", 10)
-    with pytest.raises(CiodError, match="MB of metadata; a model may have"):
+    with pytest.raises(CiodError, match="MB of metadata, and at most"):
         weights.load(metadata(tmp_path / "m.safetensors"))
 
 

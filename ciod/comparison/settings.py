@@ -249,6 +249,6 @@ def seeds_of(given: int | Sequence[int] | str) -> list[int]:
     listed = list(given) if isinstance(given, (list, tuple)) else []
     if not listed or any(not isinstance(s, int) or s < 0 for s in listed) or len({*listed}) < len(listed):
         raise ConfigError(
-            [f"seeds: {given!r} must be a number from 1 to {SEEDS:,}, or a list of different numbers from 0."]
+            [f"seeds: {given!r} must say how many seeds (1 to {SEEDS:,}), or list different ones: seeds=0,7,42."]
         )
     return listed

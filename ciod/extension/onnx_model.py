@@ -100,7 +100,12 @@ def with_views(plan: Plan, s: Extend, detector: Detector, measured: Measure, wor
     fitting = views.room() // each
     fixed = s.augment.multiscale is None and world.size == 1
     if s.views and not fixed:
-        raise ConfigError(["views: maps are kept for one size of images, in one process; leave it out."])
+        raise ConfigError(
+            [
+                "views: feature maps are kept for images of one size and one process; leave out views=, or "
+                "augment.multiscale= and torchrun."
+            ]
+        )
     quick = on_gpu(detector.device)  # then a new view costs little
     kept = s.views if s.views is not None else min(views.KEPT, fitting) if fixed and not quick else 0
     if (kept < 2 and s.views is None) or not kept or plan.epochs <= kept:

@@ -79,7 +79,7 @@ def test_seeds(given, seeds):
 
 @pytest.mark.parametrize("given", [0, -1, True, [], [1, 1], [-1], "many", "1,x", [0.5]])
 def test_no_seeds(given):
-    with pytest.raises(ConfigError, match=r"seeds: .* must be a number from 1 to 1,000, or a list"):
+    with pytest.raises(ConfigError, match=r"seeds: .* must say how many seeds \(1 to 1,000\), or list"):
         words.seeds_of(given)
 
 

@@ -315,7 +315,7 @@ def test_metadata_that_are_not_json_or_too_long(tmp_path, monkeypatch):
     with pytest.raises(CiodError, match="its metadata are not JSON"):
         model_file._metadata(tmp_path / "m.safetensors", {"ciod": "{"})
     monkeypatch.setattr(model_file, "LONGEST", 1 << 20)
-    with pytest.raises(CiodError, match="has 2 MB of metadata; a model may have 1"):
+    with pytest.raises(CiodError, match="has 2 MB of metadata, and at most 1"):
         model_file._metadata(tmp_path / "m.safetensors", {"ciod": " " * (2 << 20)})
 
 

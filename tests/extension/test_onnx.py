@@ -176,7 +176,9 @@ def test_views_fit_into_the_free_space_and_the_settings(place, tmp_path, monkeyp
     monkeypatch.setattr(onnx_model.views, "room", lambda: 4 * each)
     assert kept() == 4 and kept(views=0) == 0 and kept(views=9) == 9
     assert kept(multiscale=[0.5, 1.5]) == 0 and kept(processes=2) == 0
-    with pytest.raises(ConfigError, match="views: maps are kept for one size of images, in one process; leave it out"):
+    with pytest.raises(
+        ConfigError, match="views: feature maps are kept for images of one size and one process; leave out views="
+    ):
         kept(processes=2, views=4)
     monkeypatch.setattr(onnx_model.views, "room", lambda: 2 * each - 1)
     assert kept() == 0

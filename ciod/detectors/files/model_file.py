@@ -157,7 +157,9 @@ def _metadata(path: Path, header: dict[str, str]) -> dict[str, Any]:
     if raw is None:
         raise CiodError(f"{path} is a safetensors file, but not a ciod model: it has no class names in its metadata.")
     if len(raw) > LONGEST:
-        raise CiodError(f"{path} has {len(raw) >> 20} MB of metadata; a model may have {LONGEST >> 20} MB.")
+        raise CiodError(
+            f"{path} has {len(raw) >> 20} MB of metadata, and at most {LONGEST >> 20} are read; was it saved by ciod?"
+        )
     try:
         return Metadata.model_validate(json.loads(raw)).model_dump(exclude_unset=True)
     except ValidationError as e:

@@ -117,7 +117,7 @@ def load_backbone(backbone: Any, given: dict[str, Any], weights: str) -> bool:
     if given.get("type") != "ResNet" or depth not in (18, 34, 50, 101, 152) or given.get("style") == "caffe":
         raise CiodError(
             f"detector.backbone_weights: only for ResNets of style pytorch; the config has a {given.get('type')}. "
-            "Use detector.weights for a checkpoint."
+            "Leave it out; detector.weights takes a checkpoint of the whole detector."
         )
     net = getattr(torchvision.models, f"resnet{depth}")(weights=None)
     if not backbones.load_resnet(net, depth, weights):
