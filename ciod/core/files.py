@@ -17,7 +17,9 @@ from ciod.core.errors import CiodError, nearest
 
 BLOCK = 4096  # bytes of a disk that the smallest file takes
 LOCK = ".lock"  # in the folder of a live run
-_PLACES = ("last", "task-*", "task-*/examples", "doubtful")  # folders that a run writes into
+_PLACES = (  # folders that a run writes into
+    "last", "task-*", "task-*/examples", "doubtful", "confused", "old_objects", "old_objects/yolo", "old_objects/yolo/*",
+)  # fmt: skip
 _STATES = ("state.pt", "previous.pt")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+")  # a Path has one slash of two
