@@ -18,7 +18,8 @@ from ciod.core.errors import CiodError, nearest
 BLOCK = 4096  # bytes of a disk that the smallest file takes
 LOCK = ".lock"  # in the folder of a live run
 _PLACES = (  # folders that a run writes into
-    "last", "task-*", "task-*/examples", "doubtful", "confused", "old_objects", "old_objects/yolo", "old_objects/yolo/*",
+    "last", "task-*", "task-*/examples", "doubtful", "confused", "old_objects", "old_objects/yolo",
+    "old_objects/yolo/*",
 )  # fmt: skip
 _STATES = ("state.pt", "previous.pt")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
