@@ -264,7 +264,7 @@ def test_a_file_of_others(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["yolox-pico", "gfl-pico"])
-def test_a_model_all_of_whose_first_classes_were_dropped(name, tmp_path):
+def test_a_model_without_its_first_classes_is_exported(name, tmp_path):
     detector = detectors.build(("cat", "dog"), name=name, size=64).eval()
     detector.add_branch(["eel"])
     detector.select(["eel"])

@@ -73,7 +73,7 @@ def test_predict(datasets, tmp_path, monkeypatch, capsys):
     writer = VideoWriter(tmp_path / "clip.mp4", 25)
     writer.write(0, np.zeros((64, 64, 3), np.uint8))
     writer.close()
-    first, second, _ = commands("predict.md")  # the third needs the Hub
+    first, second, *_ = commands("predict.md")  # the others need the Hub
     run(first, monkeypatch)
     left = sorted(p.name for p in (tmp_path / "predictions").iterdir())
     assert left == ["a.jpg", "b.jpg", "clip.jsonl", "clip.mp4", "predictions.json"]
