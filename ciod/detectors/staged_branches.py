@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from ciod.core.errors import CiodError
 from ciod.core.types import Outputs
 from ciod.detectors.layers import branch as br
 from ciod.detectors.layers.arbiter import Arbiter
@@ -86,12 +85,7 @@ class StagedBranches(StagedDetector):
             CiodError: a new name is already known, a taught one is not, or there are no classes.
         """
         self._check_new(names)
-        unknown = [n for n in taught if n not in self.class_names]
-        if unknown or not (names or taught):
-            raise CiodError(f"A branch needs classes, the taught ones among the known; got {[*names]}, {[*taught]}.")
-        known = self.num_classes
-        columns = [i for i, n in enumerate(self.class_names) if n in taught]
-        columns += range(known, known + len(names))
+        columns = br.columns_of(self.class_names, names, taught)
         inner = list(inner if inner is not None else br.default_widths(self.width))
         added = self.make_branch(columns, len(names), inner)
         self.branches.append(added.to(self.device).train(self.training))

@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from ciod.core.errors import CiodError
 from ciod.core.types import Matches, Outputs, Targets
 from ciod.detectors.layers.blocks import conv
 from ciod.detectors.layers.class_layers import ClassConv, start_rare
@@ -128,6 +129,17 @@ class Branch(nn.Module):
             for found, new in zip(maps, made, strict=True):
                 found.append(new)
         return maps
+
+
+def columns_of(known: Sequence[str], names: Sequence[str], taught: Sequence[str]) -> list[int]:
+    """Class numbers of a new branch: of ``taught``, which are among ``known``, then of the new ``names``.
+
+    Raises:
+        CiodError: a taught class is not known, or there are no classes.
+    """
+    if set(taught) - set(known) or not (names or taught):
+        raise CiodError(f"A branch needs classes, the taught ones among the known; got {[*names]}, {[*taught]}.")
+    return [*(i for i, n in enumerate(known) if n in taught), *range(len(known), len(known) + len(names))]
 
 
 def table_of(parts: Sequence[Sequence[int]], classes: int) -> Tensor:

@@ -298,12 +298,7 @@ class OnnxDetector(Detector):
             inner: channels of its bottleneck at strides 8, 16 and 32.
         """
         self._check_new(names)
-        unknown = [n for n in taught if n not in self.class_names]
-        if unknown or not (names or taught):
-            raise CiodError(f"A branch needs classes, the taught ones among the known; got {[*names]}, {[*taught]}.")
-        known = self.num_classes
-        columns = [i for i, n in enumerate(self.class_names) if n in taught]
-        columns += range(known, known + len(names))
+        columns = br.columns_of(self.class_names, names, taught)
         widths: dict[int, int] = dict(zip(STRIDES, inner if inner is not None else br.default_widths(self.width)))
         added = MapsBranch(self.channels, columns, len(names), [widths[v.stride] for v in self.channels])
         if self.statistics is None:
