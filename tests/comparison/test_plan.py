@@ -244,7 +244,7 @@ def test_every_problem_at_once(scenes, tmp_path):
     said = str(e.value)
     for part in (
         "no method 'finetun'; did you mean 'finetune'?",
-        "seeds: 0 must be",
+        "seeds: 0 must say how many seeds",
         "upper: 'all' is not allowed",
         "did you mean 'epochs'?",
         "seed: not a setting of a comparison; seeds=3 means",
