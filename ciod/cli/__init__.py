@@ -237,7 +237,8 @@ def predict(
       its pictures if no file is given
     - `batch=8` `size=` `nms_iou=0.65` `max_detections=100` `device=auto` `names='[a, b]'` `input=` (if the
       file has none)
-    - `arbiter=off` the raw scores of branches (see docs/extend.md)
+    - `arbiter=off` the raw scores of branches; `finest=true` one name per box where a class became several (see
+      docs/extend.md)
     """
     from ciod.config import commands
 

@@ -83,6 +83,9 @@ class Predict(Section):
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
     names: Names | None = None
     """Class names for a checkpoint without names, a file with them, or ``coco``."""
+    finest: bool = False
+    """Where a class became several (``ciod extend split=``), a box has one name: that of its surest kind, or of the
+    class itself where no kind has half of its score."""
     arbiter: bool = True
     """``off``: the raw scores of branches (docs/extend.md)."""
     input: list[str] | None = None

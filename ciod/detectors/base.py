@@ -60,7 +60,8 @@ class Detector(nn.Module, ABC):
     traits: ClassVar[frozenset[str]] = frozenset()
     """Properties on which methods rely: ``dense`` (positions are cells, which are the same in teacher and student),
     ``objectness`` (trained at every position, including background), ``centerness`` (instead of objectness, trained
-    only at matches), ``box_distribution``, ``features``, ``branches``, ``query`` (positions are queries, which show
+    only at matches), ``box_distribution``, ``features``, ``branches``, ``children`` (a class can get kinds of its own
+    on a branch), ``query`` (positions are queries, which show
     different objects in teacher and student), ``first_stage`` (an encoder chooses the queries).
     """
     variants: ClassVar[Mapping[str, Any]] = {}
@@ -291,6 +292,18 @@ class Detector(nn.Module, ABC):
             found.append(Detections.of(boxes[kept], score[kept], label[kept], self.class_names))
         return found
 
+    @property
+    def parents(self) -> dict[str, str]:
+        """Class → the class that it is a kind of, where a class became several (``ciod extend split=``)."""
+        known: dict[str, str] = {}
+        first = 0
+        for step in self.growth:
+            size = step["branch"] if "branch" in step else step["rows"]
+            if "parent" in step:
+                known |= {n: str(step["parent"]) for n in self.class_names[first : first + size]}
+            first += size
+        return known
+
     @overload
     def predict(
         self,
@@ -301,6 +314,7 @@ class Detector(nn.Module, ABC):
         max_detections: int = ...,
         classes: Sequence[str] | None = ...,
         batch: int = ...,
+        finest: bool = ...,
     ) -> Detections: ...
     @overload
     def predict(
@@ -312,6 +326,7 @@ class Detector(nn.Module, ABC):
         max_detections: int = ...,
         classes: Sequence[str] | None = ...,
         batch: int = ...,
+        finest: bool = ...,
     ) -> list[Detections]: ...
     def predict(
         self,
@@ -322,6 +337,7 @@ class Detector(nn.Module, ABC):
         max_detections: int = 100,
         classes: Sequence[str] | None = None,
         batch: int = 8,
+        finest: bool = False,
     ) -> Detections | list[Detections]:
         """Detections in one image, or in each image of a list.
 
@@ -329,6 +345,7 @@ class Detector(nn.Module, ABC):
             image: a file, an array [H, W, 3] RGB 0..255, a PIL image; or a list (or [B, H, W, 3]) of them.
             classes: only these are found (default: all).
             batch: images per forward pass.
+            finest: a box has one name where a class became several: see ``Detections.finest``.
 
         Returns:
             Boxes in pixels of the upright image (EXIF rotation applied).
@@ -348,6 +365,7 @@ class Detector(nn.Module, ABC):
             nms_iou=nms_iou,
             max_detections=max_detections,
             classes=classes,
+            finest=finest,
         )
         found: list[Detections] = []
         for _, _, detections in results:

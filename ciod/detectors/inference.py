@@ -25,6 +25,7 @@ class Predictor(Protocol):
     class_names: tuple[str, ...]
     input: Any
     training: bool
+    parents: Any
 
     @property
     def device(self) -> torch.device: ...
@@ -81,6 +82,7 @@ def stream(
     nms_iou: float | None = None,
     max_detections: int = 100,
     classes: Sequence[str] | None = None,
+    finest: bool = False,
     read: Callable[[Any], np.ndarray] = as_array,
 ) -> Iterator[tuple[Any, np.ndarray | None, Detections | DataError]]:
     """Yields (source, image, detections) in order; (source, None, reason) if a source cannot be read.
@@ -89,13 +91,16 @@ def stream(
 
     Args:
         sources: files, arrays [H, W, 3] RGB or PIL images.
+        finest: a box has one name where a class became several: see ``Detections.finest``.
         read: turns a source into an array; raises DataError if it cannot.
 
     Raises:
-        ConfigError: a class that the model does not know, or a batch below 1.
+        ConfigError: a class that the model does not know, a batch below 1, or ``finest`` without kinds of a class.
     """
     if batch < 1:
         raise ConfigError([f"batch: {batch} is not at least 1."])
+    if finest and not detector.parents:
+        raise ConfigError(["finest: no class of the model became several (ciod extend split=); leave it out."])
     mask = mask_of(detector.class_names, classes)
     decoding = {
         "score_threshold": score_threshold,
@@ -120,7 +125,7 @@ def stream(
                 if isinstance(picture, DataError):
                     yield source, None, picture
                 else:
-                    yield source, picture, next(found)
+                    yield source, picture, next(found).finest(detector.parents) if finest else next(found)
             chunk, reading = following
 
 

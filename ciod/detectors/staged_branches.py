@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
+from ciod.core.errors import CiodError
 from ciod.core.types import Outputs
 from ciod.detectors.layers import branch as br
 from ciod.detectors.layers.arbiter import Arbiter
@@ -33,6 +35,10 @@ class StagedBranches(StagedDetector):
     width: int
     parts: list[list[int]]
 
+    def make_children(self, columns: Sequence[int], inner: Sequence[int], parent: int) -> br.ChildBranch:
+        """A branch of ``columns``, kinds of the class ``parent``; for detectors with the trait ``children``."""
+        raise NotImplementedError
+
     @abstractmethod
     def make_branch(self, columns: Sequence[int], new: int, inner: Sequence[int]) -> br.Branch | MapsBranch:
         """A branch of ``columns``, the last ``new`` of which only it has; ``inner``: see ``add_branch``."""
@@ -49,7 +55,23 @@ class StagedBranches(StagedDetector):
         scores = outputs.scores()
         if self.arbiter is None or not self.arbiter.on or not outputs.maps:
             return scores
-        return self.arbiter.weigh(scores, outputs.boxes, outputs.maps, self.parts[1:], first=outputs.parts[0])
+        return self.arbiter.weigh(scores, outputs.boxes, outputs.maps, self.judged, first=outputs.parts[0])
+
+    @property
+    def judged(self) -> list[list[int]]:
+        """Of each branch the classes whose objects the arbiter takes for the branch's: its own, and where a class
+        became several, the class and all its kinds, since an object of a kind is one of the class too."""
+        known = set() if self.arbiter is None else {r for r in self.arbiter.listed if r < self.num_classes}
+        above = self.parents
+        first = list(self.class_names)
+        for i, name in enumerate(first):
+            while name in above:
+                name = above[name]
+            first[i] = name
+        return [
+            [*columns, *(c for c in known - set(columns) if first[c] in {first[k] for k in columns})]
+            for columns in self.parts[1:]
+        ]
 
     @property
     def owned(self) -> Tensor:
@@ -88,14 +110,44 @@ class StagedBranches(StagedDetector):
         columns = br.columns_of(self.class_names, names, taught)
         inner = list(inner if inner is not None else br.default_widths(self.width))
         added = self.make_branch(columns, len(names), inner)
+        self._append(added, names, {"branch": len(names), "taught": [*taught], "inner": inner})
+        return added
+
+    def add_children(self, parent: str, names: Sequence[str], *, inner: Sequence[int] | None = None) -> br.ChildBranch:
+        """Adds kinds of a class as a branch: they are found where the class is, in its boxes, and all existing outputs
+        stay bit-identical.
+
+        Args:
+            parent: a known class. Where several parts predict it, its first part counts.
+            names: new classes.
+            inner: see ``add_branch``.
+
+        Raises:
+            CiodError: a new name is already known, the parent is not, or there are no names.
+        """
+        self._check_new(names)
+        if parent not in self.class_names or not names:
+            raise CiodError(f"Children need names and a known class as their parent; got {[*names]} and {parent!r}.")
+        inner = list(inner if inner is not None else br.default_widths(self.width))
+        columns = list(range(self.num_classes, self.num_classes + len(names)))
+        added = self.make_children(columns, inner, self.class_names.index(parent))
+        self._append(added, names, {"branch": len(names), "taught": [], "inner": inner, "parent": parent})
+        return added
+
+    def _append(self, added: br.Branch | MapsBranch, names: Sequence[str], step: dict[str, Any]) -> None:
         self.branches.append(added.to(self.device).train(self.training))
         self.class_names = (*self.class_names, *names)
-        self.parts.append(columns)
+        self.parts.append(list(added.columns))
         if self.arbiter is not None:
             self.arbiter.grow(len(names))
-        self.growth.append({"branch": len(names), "taught": [*taught], "inner": inner})
+        self.growth.append(step)
         self._index_parts()
-        return added
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        super().rename(names)
+        for step in self.growth:
+            if "parent" in step:
+                step["parent"] = names.get(step["parent"], step["parent"])
 
     def newest(self, outputs: Outputs) -> Outputs:
         """The positions of the branch added last."""
@@ -115,6 +167,14 @@ class StagedBranches(StagedDetector):
 
     def _select(self, kept: list[int]) -> None:
         place = {old: new for new, old in enumerate(kept)}
+        for b in self.branches:
+            if not isinstance(b, br.ChildBranch) or b.parent in place:
+                continue
+            if staying := [self.class_names[c] for c in b.columns if c in place]:
+                raise CiodError(
+                    f"{self.class_names[b.parent]} cannot be removed without {', '.join(staying)}, which read its "
+                    "boxes and scores; leave it out when predicting (classes=)."
+                )
         for layer in self.class_modules().values():
             layer.select([i for i, c in enumerate(self.parts[0]) if c in place])
         first, growth, branches, parts = 0, [], [], [[place[c] for c in self.parts[0] if c in place]]

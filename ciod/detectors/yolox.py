@@ -145,7 +145,7 @@ def loss_of(
 class YOLOX(StagedBranches):
     """See the module. ``settings`` are the keyword arguments of ``build``."""
 
-    traits = frozenset({"dense", "objectness", "features", "branches"})
+    traits = frozenset({"dense", "objectness", "features", "branches", "children"})
     variants = VARIANTS
     box_weight = 5.0
     backbone: backbones.Backbone
@@ -186,8 +186,37 @@ class YOLOX(StagedBranches):
             return base
         if self.arbiter is not None and not self.training:
             base = replace(base, maps=maps)
-        parts = [base, *(assemble(*b(maps, features, *towers)) for b in self.branches)]
+        parts = self.with_branches(base, maps, features, towers)
         return br.append([br.scatter_classes(p, row) for p, row in zip(parts, self.channel_of, strict=True)])
+
+    @property
+    def has_children(self) -> bool:
+        """Whether a branch names the objects of another part."""
+        return any(isinstance(b, br.ChildBranch) for b in self.branches)
+
+    def separate(self, images: Tensor) -> tuple[list[Outputs], list[Tensor]]:
+        """Outputs of the detector itself and of each branch, with only their own classes, and the backbone's maps."""
+        maps, features = self.extract(images)
+        towers = self.head.towers(features)
+        return self.with_branches(assemble(*self.head.layers(*towers)), maps, features, towers), maps
+
+    def with_branches(
+        self,
+        base: Outputs,
+        maps: Sequence[Tensor],
+        features: Sequence[Tensor],
+        towers: tuple[Sequence[Tensor], Sequence[Tensor]],
+    ) -> list[Outputs]:
+        """The outputs of every part, each with the classes of the part only."""
+        parts = [base]
+        for b in self.branches:
+            if isinstance(b, br.ChildBranch):
+                of = next(i for i, columns in enumerate(self.parts) if b.parent in columns)
+                logits = flatten(b.names(maps, features, towers[0]))
+                parts.append(br.under(parts[of], self.parts[of].index(b.parent), logits))
+            else:
+                parts.append(assemble(*b(maps, features, *towers)))
+        return parts
 
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
         """SimOTA; with branches, separately per part, with the targets of its own classes."""
@@ -215,3 +244,6 @@ class YOLOX(StagedBranches):
 
     def make_branch(self, columns: Sequence[int], new: int, inner: Sequence[int]) -> br.Branch:
         return br.Branch(self.backbone.channels, self.width, columns, new, inner, list(self.head.reg))
+
+    def make_children(self, columns: Sequence[int], inner: Sequence[int], parent: int) -> br.ChildBranch:
+        return br.ChildBranch(self.backbone.channels, self.width, columns, inner, parent=parent)

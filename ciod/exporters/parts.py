@@ -40,7 +40,10 @@ class Parts(nn.Module):
         super().__init__()
         self.detector = detector
         self.groups: list[list[int]] = []
-        if isinstance(detector, YOLOX):
+        self.separate = isinstance(detector, MapsBranches) and len(detector.branches) > 0
+        if isinstance(detector, YOLOX) and detector.has_children:
+            self.separate = True  # a branch that reads the boxes of another cannot be merged with it
+        elif isinstance(detector, YOLOX):
             branches = list(detector.branches)
             self.groups = alike(branches)
             self.merged = nn.ModuleList(Merged([branches[i] for i in group]) for group in self.groups)
@@ -57,7 +60,8 @@ class Parts(nn.Module):
 
     def forward(self, images: Tensor) -> list[Part]:
         detector = self.detector
-        if isinstance(detector, MapsBranches) and len(detector.branches):
+        if self.separate:
+            assert isinstance(detector, (MapsBranches, YOLOX))
             separate, maps = detector.separate(images)
             own, *branches = [
                 Part(p.boxes, p.scores().transpose(1, 2), columns)
@@ -88,7 +92,7 @@ def _weighed(detector: StagedBranches, branches: list[Part], maps: Sequence[Tens
     """Branches with the scores that an arbiter leaves them, if there is one."""
     if detector.arbiter is None or not detector.arbiter.on:
         return branches
-    return _judged(detector.arbiter, branches, maps, detector.parts[1:])
+    return _judged(detector.arbiter, branches, maps, detector.judged)
 
 
 def _split(cls: Sequence[Tensor], reg: Sequence[Tensor], columns: Sequence[list[int]]) -> list[Part]:

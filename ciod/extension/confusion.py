@@ -98,6 +98,13 @@ def draw(folder: Path, found: Sequence[Detections], truth: Index, names: Sequenc
     return written
 
 
+def without(rows: Sequence[dict[str, Any]], parent: str | None) -> list[dict[str, Any]]:
+    """``rows`` without what the parent of all the classes takes: it is meant to be on their objects."""
+    if parent is None:
+        return list(rows)
+    return [{**r, **{k: {n: v for n, v in r[k].items() if n != parent} for k in ("taken", "beside")}} for r in rows]
+
+
 def _sorted(counts: Counter[str]) -> dict[str, int]:
     return {n: k for n, k in counts.most_common() if k}
 

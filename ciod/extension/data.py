@@ -103,6 +103,8 @@ def task_of(folder: Folder, names: Names) -> Task:
 
     train = named(folder.train)
     usable = ~train.crowd & ~train.difficult
+    if names.ignored:
+        usable &= ~np.isin(train.labels, [names.all.index(n) for n in names.ignored])
     return Task(
         index=1,
         new_classes=names.new,

@@ -65,7 +65,7 @@ def choose(settings: Extend, train: Index, classes: int, detector: Detector, met
         classes=classes,
         start="detector",
         later=True,
-        branch=method == "freeze_branch",
+        branch=method in ("freeze_branch", "split_class"),
         query="query" in detector.traits,
         checkpoint=detector.settings["name"].startswith(HF),
         device=world.device.type,

@@ -102,7 +102,9 @@ class Measure:
 
     def confusion(self, judged: Judged) -> list[dict[str, Any]]:
         """Which classes take the objects of the new classes and, with old validation data, those of the old."""
-        rows = confusion.table(judged.after_new, self.task.test, self.names.learnt)
+        parent = self.names.parent
+        found = judged.after_new if parent is None else [d.without([parent]) for d in judged.after_new]
+        rows = confusion.table(found, self.task.test, self.names.learnt)
         if self.old is not None:
             new = set(self.names.new)
             old = confusion.table(judged.after_old, self.old, self.others)

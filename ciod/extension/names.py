@@ -24,6 +24,10 @@ class Names:
     taught: tuple[str, ...]  # classes of the folder that the model knows: they are taught further
     data: dict[str, str]  # folder's name → name in the model
     dropped: tuple[str, ...] = ()
+    parent: str | None = None
+    """The old class that the new ones are kinds of."""
+    ignored: tuple[str, ...] = ()
+    """Known classes of the folder that are neither the parent nor its kinds: their boxes teach nothing."""
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -45,7 +49,14 @@ class Names:
         if renamed:
             lines.append(f"renamed: {_list(renamed)}")
         lines.append(f"known and kept: {counted(len(self.old), 'class')}")
-        lines.append(f"new: {_list(self.new)}" if self.new else "new: none")
+        if self.parent is not None:
+            lines.append(
+                f"{self.parent} becomes {_list(self.new)}; what is clearly none of them stays {self.parent} alone"
+            )
+        else:
+            lines.append(f"new: {_list(self.new)}" if self.new else "new: none")
+        if self.ignored:
+            lines.append(f"not used, as only kinds of {self.parent} are taught: boxes of {_list(self.ignored)}")
         if self.taught:
             lines.append(f"known, taught further: {_list(self.taught)}")
         return lines
@@ -59,6 +70,7 @@ def match(
     drop: Sequence[str] = (),
     rename: Mapping[str, str] | None = None,
     new: Sequence[str] = (),
+    split: Mapping[str, Sequence[str]] | None = None,
 ) -> Names:
     """Matches the classes of a model with those of a folder.
 
@@ -68,6 +80,7 @@ def match(
         drop: these of the model's classes go.
         rename: name → name, of either side; applied before anything is compared.
         new: names of the folder that are new although the model has a similar one.
+        split: one class of the model → the classes of the folder that are kinds of it.
 
     Raises:
         ConfigError: every problem at once: unknown names, two classes under one name, and every name of the folder
@@ -93,16 +106,53 @@ def match(
         problems.append(_question(similar, rename, new))
     if model and not old and not problems:
         problems.append("keep and drop leave none of the model's classes; then there is nothing to extend.")
+    parent, kinds = _split(split, old, arriving, data, problems)
     if problems:
         raise ConfigError(problems)
     return Names(
         kept=tuple(staying),
         old=tuple(old),
-        new=tuple(arriving),
-        taught=tuple(n for n in dict.fromkeys(data.values()) if n in old),
+        new=tuple(n for n in arriving if parent is None or n in kinds),
+        taught=tuple(n for n in dict.fromkeys(data.values()) if n in old and parent is None),
         data=data,
         dropped=tuple(n for n in model if n not in staying),
+        parent=parent,
+        ignored=tuple(n for n in dict.fromkeys(data.values()) if n in old and n != parent) if parent else (),
     )
+
+
+def _split(
+    split: Mapping[str, Sequence[str]] | None,
+    old: Sequence[str],
+    arriving: Sequence[str],
+    data: Mapping[str, str],
+    problems: list[str],
+) -> tuple[str | None, list[str]]:
+    """The parent and its kinds; what is wrong is added to ``problems``."""
+    if not split:
+        return None, []
+    if len(split) > 1:
+        problems.append(f"split: one class at a time; give {_list([*split])} each a command of its own.")
+        return None, []
+    ((parent, listed),) = ((nfc(k), [nfc(n) for n in v]) for k, v in split.items())
+    if parent not in old:
+        problems.append(f"split: the model has no class '{parent}'; {near_name('split', parent, old)}")
+    if not listed:
+        problems.append(f"split: '{parent}' becomes nothing; list the classes of the folder that are kinds of it.")
+    for name in listed:
+        if name in old:
+            problems.append(f"split: '{name}' is a class of the model already; a kind of '{parent}' is a new class.")
+        elif name not in data.values():
+            problems.append(f"split: the folder has no class '{name}'; {near_name('split', name, [*data.values()])}")
+    more = [n for n in arriving if n not in listed]
+    if more and listed:
+        rename = word("rename", written_mapping(dict.fromkeys(more[:1], parent)))
+        problems.append(
+            f"split: the folder also has {_list(more)}, which the model does not know. List what is a kind of "
+            f"'{parent}'; a '{parent}' of no kind gets that name ({rename}); other new classes need a folder and a "
+            "command of their own."
+        )
+    return parent, listed
 
 
 def _question(similar: Mapping[str, str], rename: Mapping[str, str], new: Sequence[str]) -> str:

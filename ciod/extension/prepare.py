@@ -10,6 +10,7 @@ from ciod import methods
 from ciod.core.errors import CiodError
 from ciod.detectors.maps_branches import MapsBranches
 from ciod.extension import data, effort, onnx_model
+from ciod.methods.base.split_class import SplitClass
 from ciod.training import speed
 
 if TYPE_CHECKING:
@@ -46,19 +47,31 @@ def adapt(detector: Detector, names: Names, settings: Extend, world: World) -> N
         detector.settings["size"] = settings.size
 
 
-def choose_method(settings: Extend, detector: Detector, reporter: Reporter) -> tuple[str, Method]:
+def choose_method(
+    settings: Extend, detector: Detector, reporter: Reporter, parent: str | None = None
+) -> tuple[str, Method]:
     """The method and its name: the named one, or the tested default, a branch where the detector can have one.
+
+    Args:
+        parent: the class that becomes several, if one does.
 
     Raises:
         CiodError: the detector lacks a trait that the method needs, or has branches that it cannot train.
     """
     given = dict(settings.method)
     name = str(given.pop("name", "auto"))
-    if name == "auto":
+    if parent is not None:
+        name, given = "split_class", {**given, "parent": parent}
+    elif name == "auto":
         name = "freeze_branch" if "branches" in detector.traits else "pseudo_label"
         reporter.say(f"method: {name} (chosen by auto)")
+    if parent is not None and "children" not in detector.traits:
+        raise CiodError(
+            f"split: a class of a {detector.settings['name']} cannot become several; that needs a YOLOX as a model of "
+            "ciod or a checkpoint. Extend by the kinds as new classes, without split."
+        )
     onnx_model.check(detector, name, settings)
-    cls = methods.find(name)
+    cls = methods.find(name) if parent is None else SplitClass
     lacking = cls.needs - detector.traits
     if lacking:
         raise CiodError(

@@ -33,6 +33,7 @@ from ciod.extension import (
     onnx_model,
     prelabels,
     prepare,
+    splitting,
     tradeoff,
     unchanged,
     verdict,
@@ -140,7 +141,7 @@ class Extension:
         self.before = detector.frozen()
         self._say_names(detector)
         self.auto = s.method.get("name", "auto") == "auto"
-        self.method_name, self.method = prepare.choose_method(s, detector, self.reporter)
+        self.method_name, self.method = prepare.choose_method(s, detector, self.reporter, self.names.parent)
         self._plan(detector)
         if self.world.main:
             sweep(self.out)
@@ -174,7 +175,13 @@ class Extension:
         s = self.settings
         self.folder = data.open_folder(s.data, holdout=s.holdout, seed=s.seed)
         self.names = names.match(
-            detector.class_names, self.folder.classes, keep=s.keep, drop=s.drop, rename=s.rename, new=s.new
+            detector.class_names,
+            self.folder.classes,
+            keep=s.keep,
+            drop=s.drop,
+            rename=s.rename,
+            new=s.new,
+            split=s.split,
         )
         self.known = known.open_checked(s, detector, data.task_of(self.folder, self.names), self.names)
         self.task = self.known.task if self.known else data.task_of(self.folder, self.names)
@@ -229,10 +236,11 @@ class Extension:
         self._tell(self.measured.problems())
         place = self.out / "last" / looked.NAME
         detections = looked.detections(self.measured, self.before, self.identity, place)
-        others = [n for n in self.names.old if n not in self.names.taught]
+        others = [n for n in self.names.old if n not in (*self.names.taught, self.names.parent)]
         truth = self.measured.old
         judged = self.measured.of_old(self.before, truth) if truth is not None else ()
-        self._tell(confusion.alike(confusion.table(detections, self.task.train, self.names.new)))
+        rows = confusion.table(detections, self.task.train, self.names.new)
+        self._tell(confusion.alike(confusion.without(rows, self.names.parent)))
         for line in self.measured.negatives.sentences(self.method.learns_background):
             self.reporter.say(line)
         limits = old_objects.thresholds(detections, others, truth, judged)
@@ -361,6 +369,7 @@ class Extension:
             "tradeoff": [m.row() for m in found.mixtures],
             "false_alarms": alarms,
             "confusion": confusions,
+            "split": splitting.measure(found.judged.after_new, self.task.test, self.names),
         }
         made = onnx_model.make(detector, self.task, s) if isinstance(detector, OnnxDetector) else None
         if made is None:
@@ -381,6 +390,7 @@ class Extension:
         write.examples(self.out, self.task, self.before, found.judged.after_new, self.world.device)
         confusion.draw(self.out / "confused", found.judged.after_new, self.task.test, self.names.learnt)
         write.finish(self.out, content, self.reporter)
+        self._tell(splitting.sentences(extra["split"]))
         self.tracking.finish(content, detector.lineage)
         for hook in self.hooks:
             hook.on_evaluation(self.task.index, content)

@@ -53,6 +53,8 @@ class Extend(Section):
     """name → name, of the model or of the folder."""
     new: list[str] = Field(default_factory=list)
     """Names of the folder that are new classes although the model has a similar one."""
+    split: dict[str, list[str]] = Field(default_factory=dict)
+    """A known class → the folder's classes that are kinds of it: ``split='{animal: [cat, dog]}'`` (docs/extend.md)."""
     pool: str | None = None
     """Folder of unlabelled images: agreement and false alarms are measured on them, methods that distil learn from it,
     and a branch learns that none of its objects is there."""
@@ -116,6 +118,7 @@ def load(content: Mapping[str, Any], problems: Sequence[str] = ()) -> Extend:
     problems += untold(TABLE.problems(tree), problems)
     problems += model_folder("out", tree.get("out") or None)
     problems += _method(tree.get("method") or {})
+    problems += _split(tree)
     problems += [*folder_of_data(tree.get("data")), *folder("pool", tree.get("pool"))]
     problems += [*folder_of_data(tree.get("old_data"), "old_data"), *device(tree.get("device"))]
     problems += trackers(tree.get("log"))
@@ -125,6 +128,19 @@ def load(content: Mapping[str, Any], problems: Sequence[str] = ()) -> Extend:
     if problems:
         raise ConfigError(problems)
     return Extend.model_validate(tree)
+
+
+def _split(tree: Mapping[str, Any]) -> list[str]:
+    """Problems of ``split`` beside other settings."""
+    name = str((tree.get("method") or {}).get("name", "auto")) if isinstance(tree.get("method"), dict) else "auto"
+    if not tree.get("split"):
+        return []
+    problems = []
+    if name != "auto":
+        problems.append(f"split: a class becomes several by a branch that only names; leave method={name} out.")
+    if tree.get("known") is not None:
+        problems.append("split: known= corrects labels of an ordinary extension; correct those of the folder instead.")
+    return problems
 
 
 def _method(given: Any) -> list[str]:

@@ -92,6 +92,7 @@ def predict(
     device: str = "auto",
     names: Sequence[str] | None = None,
     arbiter: bool = True,
+    finest: bool = False,
 ) -> dict[Path, Detections]:
     """Detections in image files and folders. For a video: ``model.predict(list of frames)``, see ``ciod.frames``.
 
@@ -102,6 +103,7 @@ def predict(
         size: side of the input in pixels (default: that of the model).
         names: class names for a checkpoint without them.
         arbiter: False: scores of branches stay as the branches give them.
+        finest: a box has one name where a class became several: see ``Detections.finest``.
 
     Raises:
         CiodError: no model, no image, or a class that the model does not know. Unreadable images are left out.
@@ -122,5 +124,6 @@ def predict(
         nms_iou=nms_iou,
         max_detections=max_detections,
         classes=classes,
+        finest=finest,
     )
     return {path: found for path, _, found in results if isinstance(found, Detections)}

@@ -51,6 +51,7 @@ class Job:
     max_detections: int | None = None
     classes: Sequence[str] | None = None
     batch: int = 8
+    finest: bool = False
     draw: bool = True
     overwrite: bool = False
     coco: Path | None = None
@@ -90,6 +91,7 @@ class Job:
         self.decoding: dict[str, Any] = {
             "batch": self.batch,
             "classes": self.classes,
+            "finest": self.finest,
             "nms_iou": self.nms_iou,
             "score_threshold": COCO_SCORE if for_coco and self.score is None else self.shown,
             "max_detections": self.max_detections or (COCO_DETECTIONS if for_coco else 100),

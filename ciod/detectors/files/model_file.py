@@ -41,6 +41,8 @@ class Growth(BaseModel):
     branch: Annotated[int, Field(ge=0, le=100_000)] = 0
     taught: list[Name] = []
     inner: list[Annotated[int, Field(ge=0, le=4096)]] | None = None
+    parent: Name | None = None
+    """Of a branch whose classes are kinds of a known class."""
 
 
 class Metadata(BaseModel):

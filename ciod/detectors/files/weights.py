@@ -25,6 +25,7 @@ from ciod.detectors.files import foreign, hub, model_file
 from ciod.detectors.files.checkpoint import named, names_in_metadata, read_checkpoint, spelled_out, tensors_of
 from ciod.detectors.files.model_file import read_metadata, save_model
 from ciod.detectors.files.transfer import Taken, start_from
+from ciod.detectors.staged_branches import StagedBranches
 
 __all__ = [
     "donor",
@@ -246,7 +247,10 @@ def regrow(detector: Detector, names: Sequence[str], growth: Sequence[dict[str, 
         size = step["branch"] if "branch" in step else step["rows"]
         arriving = names[first : first + size]
         first += size
-        if "branch" in step:
+        if "parent" in step:
+            assert isinstance(detector, StagedBranches)
+            detector.add_children(step["parent"], arriving, inner=step["inner"])
+        elif "branch" in step:
             assert has_branches(detector)
             detector.add_branch(arriving, taught=step["taught"], inner=step["inner"])
         else:

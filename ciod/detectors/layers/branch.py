@@ -37,12 +37,20 @@ class BranchLevel(nn.Module):
         above: channels of the map from the level above; 0: there is none.
         inner: channels of the bottleneck; 0: only the layers on the towers, and the backbone's map is passed down.
         blocks: sizes of the blocks of class rows.
-        box: the frozen box layer.
+        box: the frozen box layer; None: the level predicts classes only.
         refine: a second, residual block, for the cheapest level.
     """
 
     def __init__(
-        self, tap: int, width: int, above: int, inner: int, blocks: Sequence[int], box: nn.Conv2d, *, refine: bool
+        self,
+        tap: int,
+        width: int,
+        above: int,
+        inner: int,
+        blocks: Sequence[int],
+        box: nn.Conv2d | None,
+        *,
+        refine: bool,
     ):
         super().__init__()
         self.inner = inner
@@ -57,6 +65,8 @@ class BranchLevel(nn.Module):
         self.cls = ClassConv(width + inner, 0)
         for rows in blocks:
             self.cls.grow(rows)
+        if box is None:
+            return
         self.reg = nn.Conv2d(width + inner, 4, 1)
         self.obj = nn.Conv2d(width + inner, 1, 1)
         with torch.no_grad():
@@ -70,6 +80,18 @@ class BranchLevel(nn.Module):
         self, tap: Tensor, neck: Tensor, above: Tensor | None, cls: Tensor, reg: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Class, box and objectness maps, and the map that is passed down."""
+        x = self.read(tap, neck, above)
+        if self.inner:
+            cls, reg = torch.cat([cls, x], 1), torch.cat([reg, x], 1)
+        return self.cls(cls), self.reg(reg), self.obj(reg), x
+
+    def classes(self, tap: Tensor, neck: Tensor, above: Tensor | None, cls: Tensor) -> tuple[Tensor, Tensor]:
+        """The class map alone, and the map that is passed down."""
+        x = self.read(tap, neck, above)
+        return self.cls(torch.cat([cls, x], 1) if self.inner else cls), x
+
+    def read(self, tap: Tensor, neck: Tensor, above: Tensor | None) -> Tensor:
+        """The bottleneck's map, which is passed down; the backbone's where there is no bottleneck."""
         x = tap
         if self.inner:
             parts = [self.tap(tap), self.neck(neck)]
@@ -78,8 +100,7 @@ class BranchLevel(nn.Module):
             x = self.mix(torch.cat(parts, 1))
             if self.refine is not None:
                 x = x + self.refine(x)
-            cls, reg = torch.cat([cls, x], 1), torch.cat([reg, x], 1)
-        return self.cls(cls), self.reg(reg), self.obj(reg), x
+        return x
 
 
 def default_widths(width: int) -> tuple[int, int, int]:
@@ -99,7 +120,7 @@ class Branch(nn.Module):
         columns: Sequence[int],
         new: int,
         inner: Sequence[int],
-        boxes: Sequence[nn.Conv2d],
+        boxes: Sequence[nn.Conv2d | None],
     ):
         super().__init__()
         self.columns = list(columns)
@@ -129,6 +150,53 @@ class Branch(nn.Module):
             for found, new in zip(maps, made, strict=True):
                 found.append(new)
         return maps
+
+
+class ChildBranch(Branch):
+    """Names the objects of one class, the parent: its boxes and scores are the parent's.
+
+    At every position the score of a child is the parent's score times the child's own, so children are found where
+    their parent is, and nowhere else. Arguments: see ``Branch``.
+
+    Args:
+        parent: class number of the parent.
+    """
+
+    def __init__(self, taps: Sequence[int], width: int, columns: Sequence[int], inner: Sequence[int], *, parent: int):
+        super().__init__(taps, width, columns, len(columns), inner, [None] * len(inner))
+        self.parent = parent
+
+    def names(self, taps: Sequence[Tensor], neck: Sequence[Tensor], cls: Sequence[Tensor]) -> list[Tensor]:
+        """Class maps per level."""
+        maps, above = [], None
+        for level, tap, near, c in zip(self.levels, taps, neck, cls, strict=True):
+            made, above = level.classes(tap, near, above, c)
+            maps.append(made)
+        return maps
+
+    def select(self, place: Mapping[int, int]) -> bool:
+        """See ``Branch``. The parent's number changes too."""
+        kept = super().select(place)
+        self.parent = place.get(self.parent, self.parent)
+        return kept
+
+
+def under(parent: Outputs, channel: int, logits: Tensor) -> Outputs:
+    """The positions of children at those of their parent.
+
+    Args:
+        parent: the positions of the part that has the parent.
+        channel: the parent's channel in them.
+        logits: [B, P, k] of the children.
+
+    Returns:
+        Boxes of the parent; its score, as a logit, is the objectness of the children.
+    """
+    score = parent.logits[..., channel].sigmoid()
+    if parent.objectness is not None:
+        score = score * parent.objectness.sigmoid()
+    score = score.clamp(1e-7, 1 - 1e-7)
+    return replace(parent, logits=logits, objectness=(score / (1 - score)).log())
 
 
 def columns_of(known: Sequence[str], names: Sequence[str], taught: Sequence[str]) -> list[int]:

@@ -1,0 +1,60 @@
+"""A class becomes several: its kinds get a branch that names the class's own detections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ciod.core import losses as L
+from ciod.core.boxes import gather_rows
+from ciod.core.errors import CiodError
+from ciod.core.types import Batch
+from ciod.detectors.base import Detector
+from ciod.detectors.staged_branches import StagedBranches
+from ciod.methods.freeze_branch import FreezeBranch
+
+
+class SplitClass(FreezeBranch):
+    """Freezes the detector; the new classes are kinds of a known one, found where it is and in its boxes.
+
+    The score of a kind is the parent's times that of a frozen-trunk branch, which learns only to name: at the positions
+    that match an object, 1 for its own kind and 0 for the others; all 0 for an object that is labelled with the
+    parent's name. The parent's outputs do not change, and it remains the name of what is none of its kinds.
+    """
+
+    needs = frozenset({"dense", "branches", "children"})
+
+    parent: str
+    """The known class."""
+
+    def grow(self, detector: Detector, names: Sequence[str], taught: Sequence[str] = ()) -> None:
+        """The first task's classes get rows; all later ones become kinds of ``parent``.
+
+        Raises:
+            CiodError: the detector does not know the parent.
+        """
+        if not detector.num_classes:
+            detector.grow(names)
+            return
+        assert isinstance(detector, StagedBranches)
+        if self.parent not in detector.class_names:
+            raise CiodError(
+                f"method.parent: the detector does not know '{self.parent}' when its kinds {', '.join(names)} arrive; "
+                "it must be a class of an earlier task."
+            )
+        detector.add_children(self.parent, names, inner=self.inner)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """``cls``: binary cross-entropy of the kinds at matched positions, divided by their number."""
+        if not len(self._branched.branches):
+            return super().loss(batch)
+        outputs = self._branched.newest(self.student(batch.images))
+        matches = self.detector.match(outputs, batch.targets)
+        supervision = L.supervise(outputs, batch.targets, matches)
+        label = batch.targets.labels.gather(1, matches.target)
+        kinds = torch.tensor(self._branched.parts[-1], device=label.device)
+        logits = gather_rows(outputs.logits, matches.position).index_select(2, kinds)
+        each = L.bce(logits, (label[..., None] == kinds).float()).sum(2)
+        return {"cls": L.masked_sum(each, supervision.counted) / L.count(supervision.counted)}
