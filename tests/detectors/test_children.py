@@ -13,7 +13,7 @@ from ciod.detectors.layers.branch import OFF, ChildBranch
 from ciod.exporters import onnx_file
 from ciod.methods.base.split_class import SplitClass
 from tests import fixed
-from tests.detectors.test_branch import POSITIONS, make, pictures
+from tests.detectors.test_branch import POSITIONS, SIZE, make, pictures
 
 
 def with_kinds():
@@ -95,16 +95,19 @@ def test_the_arbiter_takes_an_object_of_a_kind_for_one_of_its_parent_too():
     detector.add_arbiter()
     assert detector.arbiter is not None
     assert detector.judged == [[3, 4], [5], [6], [7]]  # nothing is known yet
-    x = torch.randn(40, detector.arbiter.features, generator=torch.Generator().manual_seed(0))
-    row = torch.tensor([3, 4, 5, 6, 7]).repeat(8)
-    detector.arbiter.add(x + row[:, None], row)
-    assert [sorted(j) for j in detector.judged] == [[3, 4], [5, 6], [5, 6], [7]]  # bee itself has no statistics
     outputs = detector.eval()(pictures())
+    x = detector.arbiter.pool(outputs.maps, torch.tensor([[0.0, 0, SIZE, SIZE]]), torch.tensor([0]))
+    noise = torch.randn(40, x.shape[1], generator=torch.Generator().manual_seed(0))
+    detector.arbiter.add(x + 0.1 * noise, torch.tensor([3, 4, 5, 6, 7]).repeat(8))  # objects of all classes look alike
+    assert [sorted(j) for j in detector.judged] == [[3, 4], [5, 6], [5, 6], [7]]  # bee itself has no statistics
     scores = detector.scores(outputs).split(POSITIONS, 1)
-    raw = outputs.scores().split(POSITIONS, 1)
-    factor = scores[2][..., 5] / raw[2][..., 5]
-    near = factor.amax(1) > factor.median(1).values  # judged positions differ from the mean
-    assert near.all() and torch.equal(scores[0], raw[0])
+    apart = [[3, 4], [5], [6], [7]]  # the class and its kinds as rivals
+    best = torch.stack([x.amax(2) for x in outputs.scores().split(POSITIONS, 1)[1:]], 1)
+    boxes = torch.stack(outputs.boxes.split(POSITIONS, 1)[1:], 1)
+    rivals = detector.arbiter.factors(best, boxes, outputs.maps, apart)
+    factor = scores[2][..., 5] / outputs.scores().split(POSITIONS, 1)[2][..., 5]
+    assert torch.equal(scores[0], outputs.scores()[:, :POSITIONS])
+    assert (factor >= rivals[:, 1] - 1e-6).all() and (factor > rivals[:, 1] + 1e-6).any()
 
 
 @pytest.mark.parametrize("nms", [False, True])
