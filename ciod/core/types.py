@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ciod.core.boxes import iou_table
+from ciod.core.kinds import finest
 
 
 @dataclass
@@ -278,34 +278,9 @@ class Detections:
     def _name(self, label: int) -> str:
         return self.class_names[label] if self.class_names else f"class {label}"
 
-    def without(self, names: Sequence[str]) -> Detections:
-        """The detections of all classes but these."""
-        return self.keep(~np.isin(self.labels, [i for i, n in enumerate(self.class_names) if n in names]))
-
     def finest(self, parents: Mapping[str, str]) -> Detections:
-        """One name per box where a class became several.
-
-        A box of a class is left out where a kind of it has the same box (IoU 0.65, as in suppression) and at
-        least half of its score; of several kinds in one box the surest stays. Otherwise the class itself names the box.
-
-        Args:
-            parents: kind → class, as ``Detector.parents``.
-        """
-        kept = np.ones(len(self), bool)
-        name = np.array([self._name(y) for y in self.labels], dtype=object)
-        for parent in dict.fromkeys(parents.values()):
-            whole = np.flatnonzero(name == parent)
-            kinds = np.flatnonzero([parents.get(n) == parent for n in name])
-            if not len(whole) or not len(kinds):
-                continue
-            same = iou_table(self.boxes[whole], self.boxes[kinds]) >= 0.65
-            score = np.where(same, self.scores[kinds], -1.0)
-            best = score.argmax(1)
-            clear = score.max(1) >= self.scores[whole] / 2
-            kept[kinds[same.any(0)]] = False
-            kept[kinds[best[clear]]] = True
-            kept[whole[clear]] = False
-        return self.keep(kept)
+        """One name per box where a class became several: see ``kinds.finest``."""
+        return self.keep(finest([d.name for d in self], self.boxes, self.scores, parents))
 
     def above(self, score: float) -> Detections:
         """The detections whose score is above ``score``."""

@@ -345,7 +345,7 @@ class Detector(nn.Module, ABC):
             image: a file, an array [H, W, 3] RGB 0..255, a PIL image; or a list (or [B, H, W, 3]) of them.
             classes: only these are found (default: all).
             batch: images per forward pass.
-            finest: a box has one name where a class became several: see ``Detections.finest``.
+            finest: a box has one name where a class became several: see ``core.kinds.finest``.
 
         Returns:
             Boxes in pixels of the upright image (EXIF rotation applied).

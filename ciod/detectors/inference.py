@@ -91,7 +91,7 @@ def stream(
 
     Args:
         sources: files, arrays [H, W, 3] RGB or PIL images.
-        finest: a box has one name where a class became several: see ``Detections.finest``.
+        finest: a box has one name where a class became several: see ``core.kinds.finest``.
         read: turns a source into an array; raises DataError if it cannot.
 
     Raises:

@@ -103,7 +103,11 @@ class Measure:
     def confusion(self, judged: Judged) -> list[dict[str, Any]]:
         """Which classes take the objects of the new classes and, with old validation data, those of the old."""
         parent = self.names.parent
-        found = judged.after_new if parent is None else [d.without([parent]) for d in judged.after_new]
+        found = (
+            judged.after_new
+            if parent is None
+            else [d.keep(d.labels != self.names.all.index(parent)) for d in judged.after_new]
+        )
         rows = confusion.table(found, self.task.test, self.names.learnt)
         if self.old is not None:
             new = set(self.names.new)

@@ -6,12 +6,16 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ciod.core.errors import ConfigError
 from ciod.core.files import nfc
 from ciod.core.plural import counted
 from ciod.core.text_lists import near_name, word, written_list, written_mapping
 from ciod.data.text_files import same_names
+
+if TYPE_CHECKING:
+    from ciod.extension.settings import Extend
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,11 @@ class Names:
         if self.taught:
             lines.append(f"known, taught further: {_list(self.taught)}")
         return lines
+
+
+def of_settings(s: Extend, model: Sequence[str], folder: Sequence[str]) -> Names:
+    """See ``match``."""
+    return match(model, folder, keep=s.keep, drop=s.drop, rename=s.rename, new=s.new, split=s.split)
 
 
 def match(

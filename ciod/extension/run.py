@@ -174,15 +174,7 @@ class Extension:
         """Reads the data, and matches the classes of folder and model."""
         s = self.settings
         self.folder = data.open_folder(s.data, holdout=s.holdout, seed=s.seed)
-        self.names = names.match(
-            detector.class_names,
-            self.folder.classes,
-            keep=s.keep,
-            drop=s.drop,
-            rename=s.rename,
-            new=s.new,
-            split=s.split,
-        )
+        self.names = names.of_settings(s, detector.class_names, self.folder.classes)
         self.known = known.open_checked(s, detector, data.task_of(self.folder, self.names), self.names)
         self.task = self.known.task if self.known else data.task_of(self.folder, self.names)
         self.measured = measure.Measure(s, self.world, self.task, self.names, self.reporter)
@@ -250,7 +242,8 @@ class Extension:
             self.reporter.say(self.found.sentence())
         if self.world.main:
             old_objects.draw_doubtful(self.out / "doubtful", self.found, detections, self.task.train)
-            self._tell(prelabels.write(self.out / prelabels.FOLDER, self.found, detections, self.task.train))
+            if self.names.parent is None:  # known= is for ordinary extensions
+                self._tell(prelabels.write(self.out / prelabels.FOLDER, self.found, detections, self.task.train))
 
     # Training -----------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ def measure(found: Sequence[Detections], truth: Index, names: Names) -> dict[str
         found: of the new model, one per picture of ``truth``.
 
     Returns:
-        parent, kinds; objects, found and named in all; and in ``rows`` per kind.
+        parent, kinds; objects, found and named in total; and in ``rows`` per kind.
     """
     if names.parent is None:
         return None

@@ -103,7 +103,7 @@ def predict(
         size: side of the input in pixels (default: that of the model).
         names: class names for a checkpoint without them.
         arbiter: False: scores of branches stay as the branches give them.
-        finest: a box has one name where a class became several: see ``Detections.finest``.
+        finest: a box has one name where a class became several: see ``core.kinds.finest``.
 
     Raises:
         CiodError: no model, no image, or a class that the model does not know. Unreadable images are left out.

@@ -131,6 +131,7 @@ def content(results: Results) -> dict[str, Any] | None:
             {k: percent(row[k], " %") for k in ("share", "kept", "learnt")} for row in found.get("tradeoff") or []
         ],
         "unchanged": found.get("unchanged"),
+        "split": found.get("split"),
         "alarms": _alarms(found.get("false_alarms")),
         "notes": [
             line

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -16,9 +18,9 @@ from tests import fixed
 from tests.detectors.test_branch import POSITIONS, SIZE, make, pictures
 
 
-def with_kinds():
+def with_kinds() -> Any:
     """bee becomes dog and eel, of the detector itself; fox, of a branch, becomes gnu."""
-    detector = make()
+    detector: Any = make()
     detector.add_children("bee", ["dog", "eel"])
     detector.add_branch(["fox"])
     detector.add_children("fox", ["gnu"])
@@ -80,7 +82,7 @@ def test_classes_can_be_removed_but_not_a_parent_alone():
 
 
 def test_wrong_kinds_are_refused():
-    detector = make()
+    detector: Any = make()
     for parent, kinds in (("dog", ["eel"]), ("bee", [])):
         with pytest.raises(CiodError, match="Children need names and a known class as their parent"):
             detector.add_children(parent, kinds)

@@ -112,6 +112,7 @@ def test_a_class_becomes_several(tmp_path):
     assert torch.equal(b.logits[:, : a.logits.shape[1], :1], a.logits)
     results = json.loads((out / "results.json").read_text())
     assert results["extension"]["split"]["parent"] == "animal" and results["method"]["name"] == "split_class"
+    assert "animal becomes cat, dog" in (out / "report.html").read_text()
     assert results["extension"]["unchanged"]["identical"] == results["extension"]["unchanged"]["images"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,10 +22,11 @@ class SplitClass(FreezeBranch):
 
     The score of a kind is the parent's times that of a frozen-trunk branch, which learns only to name: at the positions
     that match an object, 1 for its own kind and 0 for the others; all 0 for an object that is labelled with the
-    parent's name. The parent's outputs do not change, and it remains the name of what is none of its kinds.
+    parent's name. The parent keeps its outputs, and names every object of no kind.
     """
 
-    needs = frozenset({"dense", "branches", "children"})
+    needs: ClassVar[frozenset[str]] = frozenset({"dense", "branches", "children"})
+    learns_background: ClassVar[bool] = False  # kinds are found where their parent is, and nowhere else
 
     parent: str
     """The known class."""
