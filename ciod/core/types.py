@@ -100,7 +100,7 @@ class Batch:
         return replace(self, images=images, targets=self.targets.to(device), source=source)
 
 
-OF_POSITIONS = frozenset({"points", "strides", "levels", "parts", "anchors", "root", "answers", "frame"})
+OF_POSITIONS = frozenset({"points", "strides", "levels", "parts", "anchors", "root", "answers", "frame", "shapes"})
 """Fields of ``Outputs`` that are the same for every image; all others have one row per image."""
 PER_POSITION = ("logits", "boxes", "objectness", "distribution", "refs")
 """Fields of ``Outputs`` of a query detector with [B, P, ...]."""
@@ -135,6 +135,13 @@ class Outputs:
     root: bool = False  # scores, but for branches, are square roots of class × objectness (torchvision's FCOS)
     answers: int | None = None  # only this many positions, the first ones, are detections; None: all
     frame: tuple[int, int] | None = None  # width and height of the batch image, if boxes are learnt as shares of it
+    # Of queries that another decoder can be asked, too (``QueryDetector.decode_at``):
+    asked: Tensor | None = None  # [B, Q] int64 tokens that the encoder chose; or [B, Q, 2d] learnt position and content
+    starts: Tensor | None = None  # [B, Q, 2 or 4] where each query starts, as the decoder takes it
+    memory: Tensor | None = None  # [B, T, d] what the decoder looks at
+    shapes: tuple[tuple[int, int], ...] = ()  # height and width of each level of the memory
+    first: Tensor | None = None  # [B, T, C] class logits of the encoder, at every token in the same order
+    states: Tensor | None = None  # [B, Q, d] of the last layer, whose class head gives the answers
 
     @classmethod
     def joined(cls, parts: Sequence[Outputs]) -> Outputs:

@@ -19,11 +19,14 @@ def families() -> Sequence[type[Any]]:
     from ciod.detectors.gfl import GFL
     from ciod.detectors.mobilenet import YOLOXMobileNet
     from ciod.detectors.query.d_fine import DFINE, DEIMv2
+    from ciod.detectors.query.deformable import DeformableDETR
+    from ciod.detectors.query.lw_detr import LWDETR, RFDETR
     from ciod.detectors.query.rt_detr import RTDETR, RTDETRCSP, RTDETRv2
     from ciod.detectors.torchvision_models import FCOS, RetinaNet
     from ciod.detectors.yolox import YOLOX
 
-    return YOLOX, YOLOXMobileNet, GFL, RetinaNet, FCOS, RTDETR, RTDETRv2, RTDETRCSP, DFINE, DEIMv2
+    dense = (YOLOX, YOLOXMobileNet, GFL, RetinaNet, FCOS)
+    return *dense, RTDETR, RTDETRv2, RTDETRCSP, DFINE, DEIMv2, DeformableDETR, LWDETR, RFDETR
 
 
 def whole() -> Sequence[type[Any]]:

@@ -20,6 +20,7 @@ from ciod.core.errors import CiodError
 from ciod.core.files import is_file
 from ciod.core.reading import lfs_hint
 from ciod.detectors.base import Detector
+from ciod.detectors.layers.class_layers import RankedLinear
 from ciod.detectors.query import configs, hf
 from ciod.detectors.query.whole import WholeDetector
 
@@ -65,14 +66,13 @@ def build(name: str, classes: Sequence[str] | None = None, *, numbered: bool = F
     source = f"{configs.PREFIX}{path.parent}"
     detector = detectors.build(names, name=source)
     assert isinstance(detector, WholeDetector)
-    state = _loaded(path, found)
-    fill(detector, state, rows)
+    fill(detector, detector.tensors_of(_loaded(path, found)), rows)
     detector.lineage = [{"from": path.parent.name, "classes": list(names)}]
     return detector.eval()
 
 
-def _loaded(path: Path, found: hf.Described) -> dict[str, Tensor]:
-    """The tensors under the names of this version of ``transformers``, without those of its outer head."""
+def _loaded(path: Path, found: hf.Described) -> Any:
+    """The model of ``transformers``, with the tensor names of this version."""
     try:
         raw = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
@@ -89,7 +89,7 @@ def _loaded(path: Path, found: hf.Described) -> dict[str, Tensor]:
         raise CiodError(
             f"{path} does not fit its config.json: {len(lacking)} tensors are not in it, such as {lacking[0]}."
         )
-    return {k: v.float() if v.is_floating_point() else v for k, v in model.model.state_dict().items()}
+    return model.float()
 
 
 @torch.no_grad()
@@ -97,6 +97,7 @@ def fill(detector: WholeDetector, state: dict[str, Tensor], rows: Sequence[int])
     """Puts the tensors of a network of ``transformers`` into a detector whose classes came together.
 
     Args:
+        state: see ``WholeDetector.tensors_of``.
         rows: of its class layers, those of the detector's classes.
     """
     heads = {n.removeprefix("network."): n for n in detector.class_modules()}
@@ -106,8 +107,10 @@ def fill(detector: WholeDetector, state: dict[str, Tensor], rows: Sequence[int])
         if layer in heads:
             own[f"{heads[layer]}.blocks.0.{leaf}"] = value[list(rows)]
         else:
-            own[f"network.{detector.own_name(key)}"] = value
-    own["network.enc_score_head.ranking"] = torch.tensor(len(rows))
+            own[f"network.{key}"] = value
+    for name, layer in detector.class_modules().items():
+        if isinstance(layer, RankedLinear):
+            own[f"{name}.ranking"] = torch.tensor(len(rows))
     detector.load_state_dict(own)
 
 
@@ -127,11 +130,11 @@ def to_transformers(detector: Detector) -> Any:
     model = configs.network(configs.configuration(detector.config, detector.class_names, name), name)
     heads = {n.removeprefix("network."): m for n, m in detector.class_modules().items()}
     state = {k.removeprefix("network."): v for k, v in detector.state_dict().items() if k.startswith("network.")}
-    target = model.model.state_dict()
-    for key, value in target.items():
+    detector.separate(model)
+    for key, value in detector.tensors_of(model).items():
         layer, _, leaf = key.rpartition(".")
         if layer in heads:
             value.copy_(torch.cat([getattr(block, leaf).detach() for block in heads[layer].blocks]))
         else:
-            value.copy_(state[detector.own_name(key)])
+            value.copy_(state[key])
     return model.eval()

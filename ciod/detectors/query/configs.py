@@ -14,17 +14,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from ciod.core.errors import CiodError
 
 PREFIX = "hf:"
-FAMILIES = {"rt_detr": "RTDetr", "rt_detr_v2": "RTDetrV2", "d_fine": "DFine", "deimv2": "Deimv2"}
+FAMILIES = {
+    "rt_detr": "RTDetr",
+    "rt_detr_v2": "RTDetrV2",
+    "d_fine": "DFine",
+    "deimv2": "Deimv2",
+    "deformable_detr": "DeformableDetr",
+    "lw_detr": "LwDetr",
+    "rf_detr": "RfDetr",
+}
 """``model_type`` of a configuration → how the names of its classes begin."""
 BACKBONES = {
     "rt_detr_resnet": "RTDetrResNetConfig",
     "hgnet_v2": "HGNetV2Config",
     "resnet": "ResNetConfig",
     "dinov3_vit": "DINOv3ViTConfig",
+    "lw_detr_vit": "LwDetrViTConfig",
+    "rf_detr_dinov2": "RfDetrDinov2Config",
 }
+TRAINED = "freeze_backbone_batch_norms"  # False: a network that starts from random weights
 LARGEST = 16_384  # of any number in a configuration
 LONGEST = 64  # entries of a list, characters of a text
 
@@ -92,6 +105,13 @@ def plain(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
         if isinstance(backbone.get(key), (list, tuple)):
             inner[key] = list(backbone[key])
     found |= {"model_type": family, "backbone_config": {"model_type": kind, **inner}}
+    if raw.get(TRAINED) is False:  # ours, where a family of transformers has no such field
+        found[TRAINED] = False
+    if found.get("two_stage"):
+        raise CiodError(
+            f"{source}: Deformable DETR with two_stage=true, whose encoder proposes the queries, cannot be read; ciod "
+            "reads it with learnt queries."
+        )
     if found.pop("learn_initial_query", False) or not found.pop("use_focal_loss", True):
         raise CiodError(f"{source}: learnt initial queries and softmax scores (use_focal_loss=false) cannot be read.")
     answers, layers = found.pop("eval_idx", -1), found.get("decoder_layers", 6)
@@ -107,6 +127,21 @@ def plain(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
             "the original."
         )
     return json.loads(json.dumps(found))
+
+
+def multiple(config: Mapping[str, Any]) -> int:
+    """Sides of the input must be a multiple of this: of a stride, or of a window of patches.
+
+    Args:
+        config: from ``plain``.
+    """
+    backbone = config["backbone_config"]
+    windows, kind = backbone.get("num_windows"), backbone["model_type"]
+    if kind == "rf_detr_dinov2":
+        return backbone.get("patch_size", 14) * (windows or 4)
+    if kind == "lw_detr_vit":
+        return backbone.get("patch_size", 16) * math.isqrt(windows or 16)
+    return 32
 
 
 def _fields(kind: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,7 +190,12 @@ def configuration(config: Mapping[str, Any], names: Sequence[str], source: str) 
     try:
         inner = getattr(kinds, BACKBONES[backbone.pop("model_type")])(**backbone)
         kind = getattr(kinds, f"{FAMILIES[family]}Config")
-        return kind(backbone_config=inner, num_denoising=0, **labels, **given)
+        fields = {f.name for f in dataclasses.fields(kind)}
+        if "num_denoising" in fields:
+            given["num_denoising"] = 0
+        if TRAINED not in fields:
+            given.pop(TRAINED, None)
+        return kind(backbone_config=inner, **labels, **given)
     except Exception as error:  # a wrong value can raise anything
         raise refused(source, error) from error
 
@@ -175,6 +215,7 @@ def network(config: Any, source: str) -> Any:
     family = FAMILIES[config.model_type]
     try:
         with quiet():
-            return getattr(package(), f"{family}ForObjectDetection")(config)
+            built = getattr(package(), f"{family}ForObjectDetection")(config)
+        return built.to(torch.empty(0).device)  # some tensors are made on the CPU, wherever the others are
     except Exception as error:
         raise refused(source, error) from error

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from ciod.core import losses as L
 from ciod.core.types import Matches, Outputs, Targets
 from ciod.detectors.query import distribution as fine
-from ciod.detectors.query.rt_detr import DECODER
-from ciod.detectors.query.whole import WholeDetector
+from ciod.detectors.query.rt_detr import DECODER, HybridEncoder
 
 PICO: dict[str, Any] = {
     "model_type": "d_fine",
@@ -51,7 +50,7 @@ class Shared(nn.Module):
         return self.head
 
 
-class DFINE(WholeDetector):
+class DFINE(HybridEncoder):
     """D-FINE: each side of a box is a distribution of its distance, which every layer of the decoder refines.
 
     Sets of queries are those of RT-DETR and, before the encoder's, the boxes that the first layer starts from.
@@ -61,7 +60,7 @@ class DFINE(WholeDetector):
         "dfine-pico": PICO
     }  # ours: for demonstrations and small machines; no official weights
     model_type = "d_fine"
-    traits = WholeDetector.traits | {"box_distribution"}
+    traits = HybridEncoder.traits | {"box_distribution"}
     bounded = False
 
     def _set_network(self, network: Any) -> None:

@@ -146,7 +146,8 @@ def describe(name: str, *, weights: bool = False) -> Described:
     pictures = folder / "preprocessor_config.json"
     if not is_file(pictures):
         raise CiodError(f"{folder} has no preprocessor_config.json, which says how pictures are given.")
-    return Described(folder, config, _labels(raw, folder), input_of(read_object(pictures, SETTINGS), str(pictures)))
+    given = input_of(read_object(pictures, SETTINGS), str(pictures), configs.multiple(config))
+    return Described(folder, config, _labels(raw, folder), given)
 
 
 def model_type(name: str) -> str:
@@ -172,8 +173,11 @@ def _labels(raw: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
     return tuple(labels[i] for i in range(len(labels)))
 
 
-def input_of(given: Mapping[str, Any], source: str) -> Input:
+def input_of(given: Mapping[str, Any], source: str, multiple: int = 32) -> Input:
     """How pictures are given, as a ``preprocessor_config.json`` says it.
+
+    Args:
+        multiple: of this the side must be one.
 
     Raises:
         CiodError: in a way that ciod does not have: not square, or of no fixed size.
@@ -186,10 +190,10 @@ def input_of(given: Mapping[str, Any], source: str) -> Input:
     if "max_height" in size and given.get("do_pad") and isinstance(pad, Mapping):
         place, sides = "corner", [size.get(k) for k in ("max_height", "max_width")] + [*pad.values()]
     side = sides[0]
-    if not isinstance(side, int) or set(sides) != {side} or not 32 <= side <= LARGEST or side % 32:
+    if not isinstance(side, int) or set(sides) != {side} or not 32 <= side <= LARGEST or side % multiple:
         raise CiodError(
-            f"{source}: size {dict(size)} is no square of a multiple of 32 pixels, stretched (height, width) or with a "
-            "border (max_height, max_width, pad_size)."
+            f"{source}: size {dict(size)} is no square of a multiple of {multiple} pixels, stretched (height, width) "
+            "or with a border (max_height, max_width, pad_size)."
         )
     try:
         scale = float(given.get("rescale_factor", 1 / 255)) if given.get("do_rescale", True) else 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ciod.core.errors import CiodError
 from ciod.core.types import Outputs
@@ -13,7 +13,7 @@ from ciod.detectors.base import Input
 from ciod.detectors.layers import backbones
 from ciod.detectors.layers.necks import PAFPN
 from ciod.detectors.query import configs
-from ciod.detectors.query.detector import QueryDetector
+from ciod.detectors.query.encoder import EncoderQueries
 from ciod.detectors.query.whole import WholeDetector
 from ciod.detectors.staged import StagedDetector
 
@@ -45,7 +45,23 @@ PICO: dict[str, Any] = {
 }
 
 
-class RTDETR(WholeDetector):
+class HybridEncoder(EncoderQueries, WholeDetector):
+    """RT-DETR and those that follow it, on the backbone and the encoder of their network."""
+
+    def forward(self, images: Tensor) -> Outputs:
+        return self.ask(images, self.encode(self.normalise(images)))
+
+    def encode(self, images: Tensor) -> Sequence[Tensor]:
+        """Normalised images → maps [B, F, h, w] of the encoder, finest first."""
+        maps = self.network.backbone.model(images).feature_maps
+        projected = [project(m) for project, m in zip(self.network.encoder_input_proj, maps, strict=True)]
+        return self.network.encoder(projected).last_hidden_state
+
+    def trunk(self) -> list[nn.Module]:
+        return [self.network.backbone, self.network.encoder_input_proj, self.network.encoder]
+
+
+class RTDETR(HybridEncoder):
     """RT-DETR on its own backbone and hybrid encoder."""
 
     variants: ClassVar[Mapping[str, Any]] = {
@@ -54,14 +70,14 @@ class RTDETR(WholeDetector):
     model_type = "rt_detr"
 
 
-class RTDETRv2(WholeDetector):
+class RTDETRv2(HybridEncoder):
     """RT-DETRv2: the decoder's attention samples other numbers of points per level."""
 
     variants: ClassVar[Mapping[str, Any]] = {"rtdetrv2-pico": {**PICO, "model_type": "rt_detr_v2"}}
     model_type = "rt_detr_v2"
 
 
-class RTDETRCSP(QueryDetector, StagedDetector):
+class RTDETRCSP(EncoderQueries, StagedDetector):
     """RT-DETR's decoder on the trunk of YOLOX-nano, whose weights fit: ``weights=yolox_nano.pth``."""
 
     variants: ClassVar[Mapping[str, Any]] = {

@@ -6,12 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
+import torchvision
 from torch import Tensor, nn
 
 from ciod.core.errors import CiodError
-from ciod.core.types import Outputs
 from ciod.data.augment import Placement
 from ciod.detectors.base import Input
+from ciod.detectors.layers.backbones import load_resnet
 from ciod.detectors.query import configs, hf
 from ciod.detectors.query.detector import QueryDetector
 
@@ -28,6 +30,7 @@ class WholeDetector(QueryDetector):
         size: side of the input in pixels.
         backbone_weights: ``random`` for a network that is trained from nothing; only then batch normalisation of the
             backbone is trained.
+        frozen: the backbone's stem, first stage and normalisations are fixed, because its weights are loaded later.
         config: configuration as JSON, instead of reading ``name``.
         mean, std, place: with ``config``, how pictures are given; see ``Input``.
 
@@ -48,12 +51,14 @@ class WholeDetector(QueryDetector):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         place: Placement | None = None,
+        frozen: bool = False,
     ):
         name = name or next(iter(self.variants))
-        if backbone_weights not in (None, "random"):
+        pretrained = self.default_backbone(name) is not None
+        if backbone_weights not in (None, "random") and not pretrained:
             raise CiodError(f"detector.backbone_weights: {name} takes none; write weights=FILE for a whole model.")
-        settings: dict[str, Any] = {"name": name, "size": size or 192}
-        input_spec = Input(size=size or 192, std=(255.0, 255.0, 255.0), fill=0.0)
+        input_spec = self.input_of_variant(name, size)
+        settings: dict[str, Any] = {"name": name, "size": input_spec.size}
         found = self.variants.get(name)
         if name.startswith(configs.PREFIX):
             given: dict[str, Any] = {"config": config, "size": size, "mean": mean, "std": std, "place": place}
@@ -65,28 +70,67 @@ class WholeDetector(QueryDetector):
                 settings["config"] = json.dumps(found)
             input_spec = hf.input_from(settings)
         assert found is not None
+        resnet = None
+        if pretrained:
+            resnet = None if frozen or backbone_weights in (None, "random") else self.resnet(str(backbone_weights))
+            settings["frozen"] = frozen or resnet is not None
+            found = {**found, configs.TRAINED: settings["frozen"]}
+        step = configs.multiple(found)
+        if input_spec.size % step:
+            raise CiodError(f"size={input_spec.size}: {name} takes a multiple of {step} pixels.")
         super().__init__(class_names, settings, input_spec)
         if name.startswith(configs.PREFIX):
             self.run_defaults = FINE_TUNED
         self.config = found
         built = configs.configuration(found, ["one"], name)
-        self._set_network(configs.network(built, name).model)
+        model = configs.network(built, name)
+        if resnet is not None:
+            fill_resnet(model.model.backbone.model, resnet)
+        self._set_network(self.inner(model))
+
+    def input_of_variant(self, name: str, size: int | None) -> Input:
+        return Input(size=size or 192, std=(255.0, 255.0, 255.0), fill=0.0)
+
+    def resnet(self, weights: str) -> nn.Module | None:
+        """torchvision's ResNet-50 with ``weights``; None: they could not be downloaded, which was said."""
+        net = torchvision.models.resnet50(weights=None)
+        return net if load_resnet(net, 50, weights) else None
 
     def own_name(self, key: str) -> str:
         """The name in ``network`` of a tensor that is no class layer, from its name in ``transformers``."""
         return key
 
-    def forward(self, images: Tensor) -> Outputs:
-        return self.ask(images, self.encode(self.normalise(images)))
+    def inner(self, model: Any) -> Any:
+        """The part of a whole model of ``transformers`` that becomes ``network``."""
+        return model.model
 
-    def encode(self, images: Tensor) -> Sequence[Tensor]:
-        """Normalised images → maps [B, F, h, w] of the encoder, finest first."""
-        maps = self.network.backbone.model(images).feature_maps
-        projected = [project(m) for project, m in zip(self.network.encoder_input_proj, maps, strict=True)]
-        return self.network.encoder(projected).last_hidden_state
+    def tensors_of(self, model: Any) -> dict[str, Tensor]:
+        """The tensors of a whole model of ``transformers`` under their names in ``network``; they share its memory."""
+        return {self.own_name(key): value for key, value in model.model.state_dict().items()}
 
-    def trunk(self) -> list[nn.Module]:
-        return [self.network.backbone, self.network.encoder_input_proj, self.network.encoder]
+    @staticmethod
+    def separate(model: Any) -> None:
+        """Gives layers of a whole model of ``transformers`` that share tensors their own, as this detector has them."""
+
+
+@torch.no_grad()
+def fill_resnet(backbone: nn.Module, resnet: nn.Module) -> None:
+    """The weights of torchvision's ResNet into the one of ``transformers``, which has other names for them."""
+    state, layers = resnet.state_dict(), {"conv": "convolution", "bn": "normalization"}
+    found: dict[str, Tensor] = {}
+    for key, value in state.items():
+        parts = key.split(".")
+        if parts[0] in ("conv1", "bn1"):
+            found[f"embedder.embedder.{layers[parts[0][:-1]]}.{parts[1]}"] = value
+        elif parts[0].startswith("layer"):
+            stage, block, layer = int(parts[0][5:]) - 1, parts[1], parts[2]
+            if layer == "downsample":
+                place = f"shortcut.{('convolution', 'normalization')[int(parts[3])]}"
+            else:
+                place = f"layer.{int(layer[-1]) - 1}.{layers[layer[:-1]]}"
+            found[f"encoder.stages.{stage}.layers.{block}.{place}.{parts[-1]}"] = value
+    wanted = backbone.state_dict().keys()
+    backbone.load_state_dict({k: v for k, v in found.items() if k in wanted})
 
 
 def _checked(text: str, name: str) -> dict[str, Any]:

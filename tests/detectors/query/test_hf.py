@@ -171,6 +171,7 @@ def test_class_names(folder):
 def broken(folder: Path, what: str) -> None:
     changes = {
         "family": {"model_type": "detr"},
+        "two stages": {"model_type": "deformable_detr", "two_stage": True},
         "backbone": {"backbone_config": None, "backbone": "resnet50", "use_timm_backbone": True},
         "softmax": {"use_focal_loss": False},
         "huge": {"d_model": 1 << 40},
@@ -187,8 +188,9 @@ def broken(folder: Path, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "match"),
     [
-        ("family", "is a 'detr'; ciod reads rt_detr, rt_detr_v2, d_fine, deimv2"),
+        ("family", "is a 'detr'; ciod reads rt_detr, rt_detr_v2, d_fine, deimv2, deformable_detr, lw_detr, rf_detr"),
         ("backbone", "its backbone is 'resnet50'; ciod reads rt_detr_resnet, hgnet_v2"),
+        ("two stages", "Deformable DETR with two_stage=true, whose encoder proposes the queries, cannot be read"),
         ("softmax", r"learnt initial queries and softmax scores \(use_focal_loss=false\) cannot be read"),
         ("huge", "d_model=1099511627776 in its configuration is not a value that a network can have"),
         ("long", "feat_strides with 1000 entries in its configuration is not a value"),
