@@ -71,7 +71,12 @@ class PseudoLabel(Method):
         if self.teacher is None or self.offline:
             return super().loss(batch)
         outputs = self.student(batch.images)
-        knowledge = self.teach(batch)
+        return self.supervised(outputs, self.teach(batch), batch)
+
+    def supervised(self, outputs: Outputs, knowledge: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """The detector's own losses for the real boxes and the teacher's."""
+        if self.offline:  # they are boxes of the batch already
+            return self.detector.loss(outputs, batch.targets, self.detector.match(outputs, batch.targets))
         kept = self.choose(knowledge.logits.shape[2], knowledge)
         if self.guard_iou is not None:
             kept = selection.without_real(kept, batch.targets, self.guard_iou)

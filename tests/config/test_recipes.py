@@ -40,7 +40,7 @@ def test_a_recipe_plans_without_data(name):
     assert settings.scenario in scenario.available() and settings.out == f"runs/{name}"
     steps = plan(settings)
     assert steps and sum(len(s.classes) for s in steps) in (40, 50, 60, 70, 80)
-    assert all(s.epochs == 12 for s in steps)
+    assert all(s.epochs == (50 if name.endswith("-cl_detr") else 12) for s in steps)
 
 
 def test_a_recipe_can_be_overridden_and_misspelt():
@@ -69,7 +69,7 @@ def test_erds_schedule():
     """.2.8 of the other methods' page: lr 0.01 at batch 16, a tenth of it from the 9th epoch, 500 steps of warm-up."""
     from ciod.training import optim
 
-    theirs = [name for name in RECIPES if not name.endswith("-ilyolox")]
+    theirs = [name for name in RECIPES if not name.endswith(("-ilyolox", "-cl_detr"))]
     assert len(theirs) == 27
     for name in theirs:
         settings = config.load(name, [], absent=[])
@@ -82,6 +82,21 @@ def test_erds_schedule():
         e = settings.eval
         assert (e.score_threshold, e.nms_iou, e.max_detections) == (0.05, 0.6, 100)
     assert config.load("coco-40+40-erd", [], absent=[]).method == {"name": "erd", "nms_scale": "stride"}
+
+
+@pytest.mark.parametrize("split", ["40+40", "70+10"])
+def test_cl_detrs_rule_memory_and_schedule(split):
+    from ciod.training import optim
+
+    settings = config.load(f"coco-{split}-cl_detr", [], absent=[])
+    assert [len(s.classes) for s in plan(settings)] == [int(n) for n in split.split("+")]
+    rule = {"name": "pseudo_label", "score": 0, "top_k": 10, "nms_iou": 1.0}
+    assert {k: settings.method[k] for k in rule} == rule and settings.protocol.images == "disjoint"
+    m, t = settings.memory, settings.train
+    assert (m.size, m.select, m.batches, settings.detector.name) == (0.1, "calibrated", "balanced", "ddetr-r50")
+    rates = [optim.rate(s, 50 * 100, t, t.lr) for s in (0, 40 * 100 - 1, 40 * 100)]
+    assert rates == pytest.approx([2e-4, 2e-4, 2e-5])
+    assert (t.optimizer, t.batch, t.clip, t.weight_decay, t.trunk_lr) == ("adamw", 32, 0.1, 1e-4, 0.1)
 
 
 def test_table_2_has_a_recipe_a_cell_with_its_numbers(reference):
