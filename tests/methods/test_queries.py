@@ -199,8 +199,9 @@ def test_without_weights_it_is_pseudo_labels_and_without_these_fine_tuning(kind,
     terms = kind.distillation_terms & set(mine)
     assert terms and all(mine[k] == none[k] == 0 for k in terms)
     for key, value in labels.items():
-        assert torch.equal(mine[key], value) and torch.equal(none[key], plain[key]), key
-    assert any(not torch.equal(labels[k], plain[k]) for k in plain)
+        assert torch.equal(mine[key], value), key
+        assert float(none[key]) == pytest.approx(float(plain[key]), rel=1e-6), key  # sums over other numbers of slots
+    assert any(abs(float(labels[k]) - float(plain[k])) > 1e-3 for k in plain)
 
 
 @pytest.mark.parametrize(("kind", "name"), [(QueryKD, "rtdetr-pico"), (SIKD, "ddetr-pico")])

@@ -216,6 +216,6 @@ def network(config: Any, source: str) -> Any:
     try:
         with quiet():
             built = getattr(package(), f"{family}ForObjectDetection")(config)
-        return built.to(torch.empty(0).device)  # some tensors are made on the CPU, wherever the others are
+        return built.to(torch.empty(0).device)  # a few tensors are made on the CPU, wherever the others are
     except Exception as error:
         raise refused(source, error) from error

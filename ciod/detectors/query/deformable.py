@@ -122,7 +122,7 @@ class DeformableDETR(WholeDetector):
     def forward(self, images: Tensor) -> Outputs:
         network = self.network
         tokens, shapes = self._encode(self.normalise(images))
-        asked = network.query_position_embeddings.weight.expand(tokens.shape[0], -1, -1)
+        asked = network.query_position_embeddings.weight.repeat(tokens.shape[0], 1, 1)
         starts = network.reference_points(asked.chunk(2, 2)[0]).sigmoid()
         frame = (int(images.shape[3]), int(images.shape[2]))
         return replace(self._decoded(asked, starts, tokens, shapes, frame), features=self._maps(tokens, shapes))

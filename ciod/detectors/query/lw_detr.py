@@ -132,7 +132,7 @@ class LWDETR(WholeDetector):
         refs = refined(first.detach().flatten(1, 2), moves.float())
         sizes = torch.tensor(shapes, device="cpu")  # a reference is a box: attention reads sizes from the list alone
         decoded = network.decoder(
-            inputs_embeds=content.expand(tokens.shape[0], -1, -1),
+            inputs_embeds=content.repeat(tokens.shape[0], 1, 1),
             reference_points=refs,
             spatial_shapes=sizes,
             spatial_shapes_list=shapes,
