@@ -180,6 +180,8 @@ def test_the_terms_of_sikd_are_the_formulas():
     teacher, student = pair("ddetr-pico")
     apart = np.abs(ranks(student, outputs) - ranks(teacher, knowledge)).sum() / n**2
     assert apart > 0 and float(found["distill_sesd"]) == pytest.approx(6 * apart, rel=1e-4)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(method.semantic(outputs, knowledge) * 6, found["distill_sesd"]), "in float32 under AMP, too"
 
 
 @pytest.mark.parametrize(("kind", "name"), [(QueryKD, "rtdetr-pico"), (QueryKD, "ddetr-pico"), (SIKD, "ddetr-pico")])

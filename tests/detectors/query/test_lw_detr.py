@@ -101,3 +101,12 @@ def test_a_side_is_a_multiple_of_the_windows():
     assert detectors.build(NAMES, name="rfdetr-pico", size=112).input.size == 112
     base = {"backbone_config": {"model_type": "rf_detr_dinov2"}}
     assert configs.multiple(base) == 56 and configs.multiple({"backbone_config": {"model_type": "lw_detr_vit"}}) == 64
+
+
+def test_its_decoder_takes_no_queries_of_another():
+    detector = make("lwdetr-pico").eval()
+    with torch.no_grad():
+        out = detector(pictures())
+    assert "given_queries" not in detector.traits
+    with pytest.raises(NotImplementedError, match="LWDETR takes no queries of another detector"):
+        detector.decode_at(out, out.boxes, out.boxes)
