@@ -226,7 +226,8 @@ def _trained(backbone: nn.Module) -> None:
     for name, module in list(backbone.named_modules()):
         if type(module).__name__.endswith("FrozenBatchNorm2d"):
             above, _, leaf = name.rpartition(".")
-            setattr(backbone.get_submodule(above), leaf, nn.BatchNorm2d(len(module.weight)))
+            constant: Any = module.weight
+            setattr(backbone.get_submodule(above), leaf, nn.BatchNorm2d(len(constant)))
     backbone.requires_grad_(True)
 
 

@@ -223,7 +223,8 @@ def _proposals(shapes: Sequence[tuple[int, int]], device: torch.device) -> tuple
 def _same_positions(embeddings: Any) -> Iterator[None]:
     """While a graph is traced for ONNX, vectors of positions are constants: it has no operator that resizes them as
     torch does, and its pictures have one size."""
-    state = torch._C._get_tracing_state()
+    tracer: Any = torch._C
+    state = tracer._get_tracing_state()
     if state is None:
         yield
         return
@@ -231,11 +232,11 @@ def _same_positions(embeddings: Any) -> Iterator[None]:
     plain = getattr(embeddings, name)
 
     def constant(*given: Any) -> Tensor:
-        torch._C._set_tracing_state(None)
+        tracer._set_tracing_state(None)
         try:
             return plain(*(int(v) if i >= len(given) - 2 else v for i, v in enumerate(given))).detach()
         finally:
-            torch._C._set_tracing_state(state)
+            tracer._set_tracing_state(state)
 
     setattr(embeddings, name, constant)
     try:

@@ -42,7 +42,8 @@ def logit_error(asked: Outputs, knowledge: Outputs, old: int) -> Tensor:
     score in the sum of its layer (SIKD, equations 8 and 9)."""
     size = asked.logits.shape[1]
     sets = (size // (asked.answers or size), -1)
-    mine, theirs = (o.logits[:, :size, :old].unflatten(1, sets) for o in (asked, knowledge))  # [B, L, Q, old]
+    mine: Tensor = asked.logits[:, :, :old].unflatten(1, sets)  # [B, L, Q, old]
+    theirs: Tensor = knowledge.logits[:, :size, :old].unflatten(1, sets)
     best = theirs.sigmoid().amax(3)
     weight = best / best.sum(2, keepdim=True).clamp(min=1e-6)
     return (weight * (theirs - mine).square().sum(3)).sum((1, 2))

@@ -34,7 +34,8 @@ def pair(name: str) -> tuple[nn.Module, lw_detr.LWDETR]:
     detector = make(name)
     assert isinstance(detector, lw_detr.LWDETR)
     hf_files.fill(detector, detector.tensors_of(model), range(len(NAMES)))
-    return bn_eval(model.train()), bn_eval(detector.train())
+    bn_eval(detector.train())
+    return bn_eval(model.train()), detector
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -76,7 +77,8 @@ class Named:
 def test_in_eval_mode_there_is_the_first_group_alone(name):
     _, detector = pair(name)
     with torch.no_grad():
-        many, one = detector(pictures()), detector.eval()(pictures())
+        many = detector(pictures())
+        one = detector.eval()(pictures())
     assert many.answers == one.answers and many.logits.shape[1] == 3 * one.logits.shape[1]
     torch.testing.assert_close(many.logits[:, : one.logits.shape[1]], one.logits, rtol=1e-5, atol=1e-5)
     targets = fixed.boxes_at_random(1, [2, 1], classes=len(NAMES), size=SIZE)
