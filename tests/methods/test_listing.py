@@ -38,7 +38,7 @@ def test_the_matrix_says_what_the_configuration_does(tmp_path):
 
 
 def test_every_method_is_listed_with_its_paper(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "240")
+    monkeypatch.setenv("COLUMNS", "300")
     listing.show("methods", [], {})
     shown = capsys.readouterr().out
     assert all(f" {name} " in shown for name in methods.available())

@@ -24,7 +24,7 @@ from tests.detectors.query.networks import trained
 pytestmark = pytest.mark.skipif(absent("rtdetr-pico"), reason="transformers is absent: pip install 'ciod[detr]'")
 OLD, NEW = ("ant", "bee", "cow"), ("dog",)
 GIVEN = ["rtdetr-pico", "rtdetrv2-pico", "dfine-pico", "deimv2-pico", "ddetr-pico"]
-LOW = {"score": 0.999, "box_score": 0.5}  # few pseudo boxes, and some anchors
+LOW = {"score": 0.999, "box_score": 0.5, "deviations": 0.5}  # few pseudo boxes, and some anchors and tokens
 
 
 @functools.cache
@@ -130,8 +130,10 @@ def test_the_terms_of_query_kd_are_the_formulas(name):
         found = method.distill(outputs, knowledge, given)
         targets = replace(given.targets, boxes=given.targets.boxes.double())
         exact = method.box_term(doubled(asked), doubled(knowledge), replace(given, targets=targets))
+        decoder = queries.logit_error(doubled(asked), doubled(knowledge), len(OLD)).mean()
     assert ("distill_enc" in found) == (name != "ddetr-pico")
-    assert float(found["distill_dec"]) == pytest.approx(logit_error(asked, knowledge), rel=1e-5)
+    assert float(decoder) == pytest.approx(logit_error(asked, knowledge), rel=1e-5)
+    assert float(found["distill_dec"]) == pytest.approx(float(decoder), rel=1e-3), "the decoder runs again, and rounds"
     total, anchors = 0.0, chosen(knowledge, given.targets, 0.5, 0.7)
     assert len(anchors) > 2
     for b, q, score in anchors:
@@ -141,12 +143,12 @@ def test_the_terms_of_query_kd_are_the_formulas(name):
             t, s = (v - np.log(np.exp(v).sum(-1, keepdims=True)) for v in (t, s))
             total += 25 * score * (np.exp(t) * (t - s)).sum()
     assert float(exact) == pytest.approx(total / len(anchors), rel=1e-5)
-    assert float(found["distill_box"]) == pytest.approx(float(exact), rel=1e-4), "differences of float32"
+    assert float(found["distill_box"]) == pytest.approx(float(exact), rel=1e-3)
     if "distill_enc" in found:
         mine, theirs = double(outputs.first)[..., : len(OLD)], double(knowledge.first)
         best, wanted = sigmoid(theirs).max(2), 0.0
         for b in range(2):
-            stands = best[b] > best[b].mean() + 2 * best[b].std(ddof=1)
+            stands = best[b] > best[b].mean() + 0.5 * best[b].std(ddof=1)
             error = ((mine[b] - theirs[b]) ** 2).mean(1)[stands]
             wanted += error.mean() if len(error) else 0.0
         assert wanted > 0 and float(found["distill_enc"]) == pytest.approx(wanted / 2, rel=1e-5)
@@ -157,12 +159,15 @@ def test_the_terms_of_sikd_are_the_formulas():
     method = attached(SIKD(anchor_score=0.5), "ddetr-pico")
     with torch.no_grad():
         found = method.distill(outputs, knowledge, given)
+        targets = replace(given.targets, boxes=given.targets.boxes.double())
+        exact = method.spatial(doubled(asked), doubled(knowledge), replace(given, targets=targets))
     anchors, total, n = chosen(knowledge, given.targets, 0.5, 0.7), 0.0, len(OLD)
     for b, q, _ in anchors:
         t, s = (sigmoid(double(o.logits)[b, q, :n]) for o in (knowledge, asked))
         total += (t * np.log(t / s) + (1 - t) * np.log((1 - t) / (1 - s))).sum() + box_error(asked, knowledge, b, q)
     wanted = total / len(anchors) + logit_error(asked, knowledge)
-    assert float(found["distill_spsd"]) == pytest.approx(wanted, rel=1e-5)
+    assert float(exact) == pytest.approx(wanted, rel=1e-5)
+    assert float(found["distill_spsd"]) == pytest.approx(wanted, rel=1e-3), "the decoder runs again, and rounds"
 
     def ranks(detector, out: Outputs) -> np.ndarray:
         states, score = double(out.states).reshape(-1, 64), sigmoid(double(out.answer().logits))[..., :n].reshape(-1, n)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ciod.core import boxes as bx
 from ciod.core import losses as L
+from ciod.core.errors import CiodError
 from ciod.core.types import Matches, Outputs, Targets
 from ciod.detectors.base import Detector, Input
 from ciod.detectors.dense import class_targets, in_class_loss
@@ -64,8 +65,13 @@ class QueryDetector(Detector):
 
         Returns:
             Sets of the decoder's layers, the last one first; query i of each is query i of the other detector.
+
+        Raises:
+            CiodError: the detector does not have that trait.
         """
-        raise NotImplementedError(f"{type(self).__name__} takes no queries of another detector")
+        raise CiodError(
+            f"{self.settings['name']} takes no queries of another detector: query_kd and sikd cannot use it."
+        )
 
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
         """See ``matching.hungarian``: it waits for the device once."""

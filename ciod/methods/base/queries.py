@@ -41,9 +41,10 @@ def logit_error(asked: Outputs, knowledge: Outputs, old: int) -> Tensor:
     """[B]: Σ over layers and queries of w ‖z_teacher - z_student‖², over old classes; w: the share of a query's best
     score in the sum of its layer (SIKD, equations 8 and 9)."""
     size = asked.logits.shape[1]
-    sets = (size // (asked.answers or size), -1)
-    mine: Tensor = asked.logits[:, :, :old].unflatten(1, sets)  # [B, L, Q, old]
-    theirs: Tensor = knowledge.logits[:, :size, :old].unflatten(1, sets)
+    queries = asked.answers or size
+    sets = (len(asked.logits), size // queries, queries, old)
+    mine = asked.logits[:, :, :old].reshape(sets)
+    theirs = knowledge.logits[:, :size, :old].reshape(sets)
     best = theirs.sigmoid().amax(3)
     weight = best / best.sum(2, keepdim=True).clamp(min=1e-6)
     return (weight * (theirs - mine).square().sum(3)).sum((1, 2))

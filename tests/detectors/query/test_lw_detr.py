@@ -110,5 +110,5 @@ def test_its_decoder_takes_no_queries_of_another():
     with torch.no_grad():
         out = detector(pictures())
     assert "given_queries" not in detector.traits
-    with pytest.raises(NotImplementedError, match="LWDETR takes no queries of another detector"):
+    with pytest.raises(CiodError, match="lwdetr-pico takes no queries of another detector: query_kd and sikd cannot"):
         detector.decode_at(out, out.boxes, out.boxes)
