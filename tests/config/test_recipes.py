@@ -96,7 +96,8 @@ def test_cl_detrs_rule_memory_and_schedule(split):
     assert (m.size, m.select, m.batches, settings.detector.name) == (0.1, "calibrated", "balanced", "ddetr-r50")
     rates = [optim.rate(s, 50 * 100, t, t.lr) for s in (0, 40 * 100 - 1, 40 * 100)]
     assert rates == pytest.approx([2e-4, 2e-4, 2e-5])
-    assert (t.optimizer, t.batch, t.clip, t.weight_decay, t.trunk_lr) == ("adamw", 32, 0.1, 1e-4, 0.1)
+    assert (t.optimizer, t.batch, t.clip, t.weight_decay) == ("adamw", 32, 0.1, 1e-4)
+    assert (t.lr, t.trunk_lr, t.backbone_lr) == (2e-4, 1, 0.1)
 
 
 def test_table_2_has_a_recipe_a_cell_with_its_numbers(reference):
