@@ -135,8 +135,7 @@ class Outputs:
     root: bool = False  # scores, but for branches, are square roots of class × objectness (torchvision's FCOS)
     answers: int | None = None  # only this many positions, the first ones, are detections; None: all
     frame: tuple[int, int] | None = None  # width and height of the batch image, if boxes are learnt as shares of it
-    # Of queries that another decoder can be asked, too (``QueryDetector.decode_at``):
-    asked: Tensor | None = None  # [B, Q] int64 tokens that the encoder chose; or [B, Q, 2d] learnt position and content
+    asked: Tensor | None = None  # [B, Q] int64 tokens that an encoder chose; or [B, Q, 2d] learnt (``decode_at``)
     starts: Tensor | None = None  # [B, Q, 2 or 4] where each query starts, as the decoder takes it
     memory: Tensor | None = None  # [B, T, d] what the decoder looks at
     shapes: tuple[tuple[int, int], ...] = ()  # height and width of each level of the memory
@@ -362,13 +361,10 @@ class Detections:
 
     def to_list(self) -> list[dict[str, Any]]:
         """One JSON-ready dict per detection: class, score, box (x1, y1, x2, y2)."""
+        names = self.class_names or range(int(self.labels.max(initial=0)) + 1)
+        rows = zip(self.boxes, self.scores, self.labels, strict=True)
         return [
-            {
-                "class": self.class_names[y] if self.class_names else int(y),
-                "score": round(float(s), 4),
-                "box": [round(float(v), 2) for v in b],
-            }
-            for b, s, y in zip(self.boxes, self.scores, self.labels, strict=True)
+            {"class": names[y], "score": round(float(s), 4), "box": [round(float(v), 2) for v in b]} for b, s, y in rows
         ]
 
 
