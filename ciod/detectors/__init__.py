@@ -20,10 +20,11 @@ def families() -> Sequence[type[Any]]:
     from ciod.detectors.mobilenet import YOLOXMobileNet
     from ciod.detectors.query.d_fine import DFINE, DEIMv2
     from ciod.detectors.query.rt_detr import RTDETR, RTDETRCSP, RTDETRv2
+    from ciod.detectors.rcnn.detector import FasterRCNN
     from ciod.detectors.torchvision_models import FCOS, RetinaNet
     from ciod.detectors.yolox import YOLOX
 
-    return YOLOX, YOLOXMobileNet, GFL, RetinaNet, FCOS, RTDETR, RTDETRv2, RTDETRCSP, DFINE, DEIMv2
+    return YOLOX, YOLOXMobileNet, GFL, RetinaNet, FCOS, FasterRCNN, RTDETR, RTDETRv2, RTDETRCSP, DFINE, DEIMv2
 
 
 def whole() -> Sequence[type[Any]]:
