@@ -16,8 +16,9 @@ SCALE, LEVEL = 224, 4  # a region of this side (px) is read at stride 2⁴ (Lin 
 def pool(maps: Sequence[Tensor], strides: Sequence[int], boxes: Tensor) -> Tensor:
     """Maps of the regions, as ``MultiScaleRoIAlign`` of torchvision with a sampling ratio of 2.
 
-    The maps of all levels lie one under the other in one map, each with its last row and column repeated, so that
-    interpolation at a border reads what it reads at the border of a separate map.
+    The maps of several levels lie one under the other in one map, each with its last row and column repeated, so that
+    interpolation at a border reads what it reads at the border of a separate map. (Only of a region smaller than a
+    cell, at the right or lower border, a part lies beyond the map; torchvision reads 0 there.)
 
     Args:
         maps: [B, F, h, w] per level, finest first; each level has twice the stride of the one before.
@@ -26,21 +27,23 @@ def pool(maps: Sequence[Tensor], strides: Sequence[int], boxes: Tensor) -> Tenso
     Returns:
         [B × K, F, 7, 7] float32.
     """
-    widest = max(m.shape[3] for m in maps) + 1
+    image = torch.arange(boxes.shape[0], device=boxes.device, dtype=torch.float32)[:, None, None]
+    image = image.expand_as(boxes[..., :1])
+    if len(maps) == 1:
+        return roi_align(maps[0].float(), torch.cat([image, boxes], -1).reshape(-1, 5), CELLS, 1 / strides[0], 2)
+    widest = max(int(m.shape[3]) for m in maps) + 1
     rows, first = [], [0]
     for m in maps:
         edged = F.pad(m.float(), (0, 1, 0, 1), mode="replicate")
-        rows.append(F.pad(edged, (0, widest - edged.shape[3])))
-        first.append(first[-1] + edged.shape[2])
+        rows.append(F.pad(edged, (0, widest - int(edged.shape[3]))))
+        first.append(first[-1] + int(edged.shape[2]))
     atlas = torch.cat(rows, 2)
     level = level_of(boxes, strides)
     stride = torch.tensor(strides, dtype=torch.float32, device=boxes.device)[level][..., None]
     down = torch.tensor(first[:-1], dtype=torch.float32, device=boxes.device)[level]
     across = torch.zeros_like(down)
     place = boxes / stride + torch.stack([across, down, across, down], -1)
-    image = torch.arange(boxes.shape[0], device=boxes.device, dtype=torch.float32)[:, None, None]
-    regions = torch.cat([image.expand_as(place[..., :1]), place], -1).reshape(-1, 5)
-    return roi_align(atlas, regions, CELLS, 1.0, sampling_ratio=2)
+    return roi_align(atlas, torch.cat([image, place], -1).reshape(-1, 5), CELLS, 1.0, 2)
 
 
 def level_of(boxes: Tensor, strides: Sequence[int]) -> Tensor:

@@ -50,7 +50,7 @@ def _kept(boxes: Tensor, scores: Tensor, sound: Tensor, iou: float) -> Tensor:
     """[B, K] bool: the boxes that no better one suppresses."""
     if not torch.onnx.is_in_onnx_export():
         return bx.nms_keep(boxes, scores, torch.zeros_like(scores, dtype=torch.long), sound, iou)
-    kept = NonMaxSuppression.apply(boxes, torch.where(sound, scores, -1.0)[:, None], boxes.shape[1], iou, -0.5)
+    kept = NonMaxSuppression.apply(boxes, torch.where(sound, scores, -1.0)[:, None], int(boxes.shape[1]), iou, -0.5)
     mark = torch.zeros_like(scores).index_put((kept[:, 0], kept[:, 2]), torch.ones((), dtype=scores.dtype))
     return mark > 0
 

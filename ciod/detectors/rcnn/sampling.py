@@ -30,9 +30,7 @@ def draws(key: Tensor, count: int, salt: int) -> Tensor:
     return ((x & _MASK) >> 8).float() / 2**24
 
 
-def balanced(
-    positive: Tensor, negative: Tensor, random: Tensor, most: int, share: float
-) -> tuple[Tensor, Tensor]:
+def balanced(positive: Tensor, negative: Tensor, random: Tensor, most: int, share: float) -> tuple[Tensor, Tensor]:
     """A sample of each image: at most ``share`` of ``most`` are positives, and negatives fill it up.
 
     Args:
