@@ -24,8 +24,8 @@ class MMA(RegionDistillation):
     paper: ClassVar[str] = "Modeling Missing Annotations, CVPRW 2022"
 
     weight: Annotated[float, Field(ge=0)] | None = None
-    """λ of the distillation of classes and boxes. None: by the number of new classes, as in the paper: 1 for one or two,
-    0.5 for up to five, 0.1 for more."""
+    """λ of the distillation of classes and boxes. None: by the number of new classes, as in the paper: 1 for one or
+    two, 0.5 for up to five, 0.1 for more."""
     rpn_weight: Weight = 0.0
     """Weight of Faster-ILOD's term of the first stage, which the paper leaves out of its main results."""
     unbiased: bool = True

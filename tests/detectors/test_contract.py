@@ -494,8 +494,8 @@ class Flat(nn.Module):
 
 @pytest.mark.parametrize("name", [n for n in LIGHT if not queries(n) and not regions(n)])
 def test_the_forward_is_exportable(name):
-    """Of query detectors in tests/exporters/test_query.py, of regions in tests/detectors/test_rcnn.py: rounding would decide which queries and regions
-    random weights have."""
+    """Of query detectors in tests/exporters/test_query.py, of regions in tests/detectors/test_rcnn.py: rounding would
+    decide which queries and regions random weights have."""
     pytest.importorskip("onnx", reason="onnx is absent: pip install 'ciod[onnx]'")
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is absent: pip install 'ciod[onnx]'")
     detector = lively(make(name))

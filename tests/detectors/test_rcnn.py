@@ -204,7 +204,7 @@ def test_samples_keep_their_numbers():
     positive = torch.rand(3, 400, generator=g) < torch.tensor([[0.5], [0.01], [0.0]])
     negative = ~positive & (torch.rand(3, 400, generator=g) < 0.9)
     random = sampling.draws(torch.tensor([1, 2, 3]), 400, 1)
-    assert 0.45 < random.mean() < 0.55 and len(random.unique()) > 1190 and 0 <= random.min() and random.max() < 1
+    assert 0.45 < random.mean() < 0.55 and len(random.unique()) > 1190 and random.min() >= 0 and random.max() < 1
     yes, no = sampling.balanced(positive, negative, random, 100, 0.25)
     assert (yes & ~positive).sum() == (no & ~negative).sum() == 0
     few = int(positive[1].sum())
