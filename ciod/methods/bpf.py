@@ -7,10 +7,10 @@ Paper: Mo et al., "Bridge Past and Future: Overcoming Information Asymmetry in I
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from pydantic import Field, PrivateAttr
+from pydantic import PrivateAttr
 from torch import Tensor
 
 from ciod.core import boxes as bx
