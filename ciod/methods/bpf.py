@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ciod.core import boxes as bx
 from ciod.core.errors import ConfigError
+from ciod.core.files import is_file
+from ciod.core.plural import counted
 from ciod.core.types import Batch, Matches, Targets
 from ciod.detectors.rcnn.detector import FasterRCNN
 from ciod.detectors.rcnn.outputs import RoIOutputs
@@ -60,14 +62,14 @@ class BPF(RegionDistillation):
     rpn_weight: Weight = 0.15
     """Weight of Faster-ILOD's term of the first stage."""
 
-    _later: int = PrivateAttr(default=0)  # later tasks so far
     _other: FasterRCNN | None = PrivateAttr(default=None)
     _columns: list[int] = PrivateAttr(default_factory=list)  # its classes in the order of this task's
 
     def check(self) -> list[str]:
+        lacking = [f"method.interim: there is no file {f}." for f in self.interim or () if not is_file(f)]
         if self.drop_iou < self.keep_iou:
-            return [f"method.drop_iou={self.drop_iou:g} is below method.keep_iou={self.keep_iou:g}."]
-        return []
+            lacking.append(f"method.drop_iou={self.drop_iou:g} is below method.keep_iou={self.keep_iou:g}.")
+        return lacking
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
@@ -76,12 +78,10 @@ class BPF(RegionDistillation):
             return
         from ciod.detectors.files.weights import load
 
-        if self._later >= len(self.interim):
-            raise ConfigError(
-                [f"method.interim: it has {len(self.interim)} model files, but later task {self._later + 1} needs one."]
-            )
-        file = self.interim[self._later]
-        self._later += 1
+        if task.index > len(self.interim):
+            have = counted(len(self.interim), "model file")
+            raise ConfigError([f"method.interim: it has {have}, but task {task.index + 1} needs one."])
+        file = self.interim[task.index - 1]
         other = load(file)
         lacking = [n for n in task.new_classes if n not in other.class_names]
         if not isinstance(other, FasterRCNN) or lacking:

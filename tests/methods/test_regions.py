@@ -235,6 +235,9 @@ def test_interim_models_that_do_not_fit(tmp_path):
     files.save_model(tmp_path / "kind.safetensors", detectors.build(NEW, name="yolox-pico", size=64))
     with pytest.raises(ConfigError, match=r"kind\.safetensors is no Faster R-CNN"):
         learner(find("bpf")(interim=[str(tmp_path / "kind.safetensors")]))
-    with pytest.raises(ConfigError, match="it has 0 model files, but later task 1 needs one"):
+    with pytest.raises(ConfigError, match="it has 0 model files, but task 2 needs one"):
         learner(find("bpf")(interim=[]))
-    assert find("bpf")(keep_iou=0.5, drop_iou=0.4).check() == ["method.drop_iou=0.4 is below method.keep_iou=0.5."]
+    assert find("bpf")(keep_iou=0.5, drop_iou=0.4, interim=["no.pth"]).check() == [
+        "method.interim: there is no file no.pth.",
+        "method.drop_iou=0.4 is below method.keep_iou=0.5.",
+    ]
