@@ -51,6 +51,6 @@ def distance_of_sets(boxes: Tensor, scores: Tensor, true_boxes: Tensor, true_sco
     last. Each position of one side is compared with the nearest of the other."""
     mine, theirs = (torch.cat([b / SHORTEST, s], 2) for b, s in ((boxes, scores), (true_boxes, true_scores)))
     apart = torch.cdist(mine, theirs, p=float("inf"))
-    here, there = apart.argmin(1), apart.argmin(2)
-    one = distance(gather_rows(boxes, here), gather_rows(scores, here), true_boxes, true_scores)
-    return one.larger(distance(boxes, scores, gather_rows(true_boxes, there), gather_rows(true_scores, there)))
+    of_theirs, of_mine = apart.argmin(1), apart.argmin(2)  # the nearest of the other side
+    one = distance(gather_rows(boxes, of_theirs), gather_rows(scores, of_theirs), true_boxes, true_scores)
+    return one.larger(distance(boxes, scores, gather_rows(true_boxes, of_mine), gather_rows(true_scores, of_mine)))

@@ -48,7 +48,7 @@ class MMA(RegionDistillation):
         }
 
     def factor(self, new: int) -> float:
-        """λ for a task with so many new classes."""
+        """λ for a task with this number of new classes."""
         if self.weight is not None:
             return self.weight
         return 1.0 if new <= 2 else 0.5 if new <= 5 else 0.1

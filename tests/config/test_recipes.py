@@ -112,7 +112,7 @@ def test_the_two_stage_rows_of_voc_have_recipes_with_their_numbers(split, method
     settings = config.load(name, [], absent=[])
     assert settings.detector.name == "fasterrcnn-r50" and settings.method["name"] == method
     t = settings.train
-    assert (t.batch, t.lr, t.lr_later, t.milestones, t.optimizer) == (4, 0.005, lr, (0.75,), "sgd")
+    assert (t.batch, t.lr, t.lr_later, t.milestones, t.optimizer) == (4, 0.005, lr, [0.75], "sgd")
 
 
 def test_the_plots_have_recipes_with_their_points(reference):

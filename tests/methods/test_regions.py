@@ -195,7 +195,7 @@ def test_pseudo_boxes_near_real_ones_are_doubtful_or_dropped():
     assert past.known is None and method.past(knowledge, replace(real, known=torch.ones(2, 5) > 0), 5).known is not None
 
 
-def test_regions_that_may_be_future_objects_are_no_background():
+def test_possible_future_objects_are_not_background():
     method = find("bpf")(future=0.3)
     detector = learner(method)
     outputs = detector(pictures())

@@ -2,7 +2,7 @@
 
 Layers, anchors and numbers are torchvision's, so its weights fit, and the losses equal those of its model for the same
 samples; proposals, matching, samples and losses are computed without loops over images. The class part is a softmax
-with background, so a class that nobody labelled cannot be left out of it; it then counts as background (``losses``).
+with background, so a class that is not labelled cannot be left out of it; it then counts as background (``losses``).
 """
 
 from __future__ import annotations

@@ -102,5 +102,7 @@ def first_stage_error(outputs: RoIOutputs, knowledge: RoIOutputs) -> Tensor:
     lost = knowledge.rpn_logits - outputs.rpn_logits
     apart = (knowledge.rpn_deltas - outputs.rpn_deltas).square().sum(2)
     error = lost.clamp(min=0).square() + torch.where(lost > MARGIN, apart, 0.0)
-    levels = error.split(list(outputs.rpn_levels), 1)
-    return torch.stack([level.mean() for level in levels]).mean()
+    means: list[Tensor] = []
+    for level in torch.split(error, list(outputs.rpn_levels), 1):
+        means.append(level.mean())
+    return torch.stack(means).mean()
