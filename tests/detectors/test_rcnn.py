@@ -47,10 +47,10 @@ def pair(tmp_path_factory):
         nn.init.normal_(layer.weight, std=0.05)
     path = tmp_path_factory.mktemp("rcnn") / "theirs.pth"
     torch.save(model.state_dict(), path)
-    parsed = files.Parsed(
-        path, "known", dict(model.state_dict()), foreign.rename(model.state_dict()), next(iter(THEIRS))
-    )
-    detector = files._build(parsed, NAMES)  # the name is found in a test of its own
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detectors, "available", lambda: list(THEIRS))  # trying all others on it takes time
+        detector = files.load(path, classes=NAMES)
+    assert detector.settings["name"] == "fasterrcnn-mobilenet-v3-320" and detector.class_names == NAMES
     detector.input = replace(detector.input, size=SIDE)
     return model, detector
 
@@ -137,6 +137,14 @@ def test_every_tensor_of_torchvisions_checkpoints_has_its_place(name):
         state = foreign.rename(theirs(3, name).state_dict())
         own = detectors.build(NAMES, name=name).state_dict()
     assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in own.items()}
+
+
+def test_a_checkpoint_is_recognised_by_its_shapes(monkeypatch):
+    monkeypatch.setattr(detectors, "available", lambda: ["fasterrcnn-pico", "retinanet-r50", *list(THEIRS)[2:]])
+    for name in ("fasterrcnn-r50", "fasterrcnn-r50-v2"):
+        with torch.device("meta"):
+            state = foreign.rename(theirs(3, name).state_dict())
+        assert files.recognise(state) == name
 
 
 def test_the_oldest_names_of_torchvision():
