@@ -41,11 +41,13 @@ class MMA(RegionDistillation):
         self, outputs: RoIOutputs, knowledge: RoIOutputs, mine: Judged, theirs: Judged, valid: Tensor, batch: Batch
     ) -> dict[str, Tensor]:
         weight = self.factor(outputs.logits.shape[2] - self.old)
-        return {
+        losses = {
             "distill_cls": weight * unbiased_distillation(mine.logits, theirs.logits, valid),
             "distill_box": weight * box_error(mine, theirs, valid, self.old),
-            "distill_rpn": self.rpn_weight * first_stage_error(outputs, knowledge),
         }
+        if self.rpn_weight:
+            losses["distill_rpn"] = self.rpn_weight * first_stage_error(outputs, knowledge)
+        return losses
 
     def factor(self, new: int) -> float:
         """λ for a task with this number of new classes."""
