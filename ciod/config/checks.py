@@ -58,9 +58,18 @@ def method(tree: dict[str, Any]) -> list[str]:
         problems.append(
             f"method: {name} needs a detector with {', '.join(sorted(lacking))}, which {detector} does not have"
             + (f"; {', '.join(able)} would do." if able else ", nor any other.")
-            + (f" {detectors.NOT_ALIGNED}" if "dense" in lacking and offered and "query" in offered else "")
+            + (_not_aligned(offered) if "dense" in lacking and offered else "")
         )
     return problems
+
+
+def _not_aligned(offered: frozenset[str]) -> str:
+    """Why positions of this detector cannot be compared; "": they can."""
+    from ciod import detectors
+
+    if "query" in offered:
+        return f" {detectors.NOT_ALIGNED}"
+    return f" {detectors.OTHER_REGIONS}" if "rois" in offered else ""
 
 
 def method_of(cls: type[Method], settings: dict[str, Any]) -> tuple[Method | None, list[str]]:

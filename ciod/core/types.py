@@ -100,7 +100,21 @@ class Batch:
         return replace(self, images=images, targets=self.targets.to(device), source=source)
 
 
-OF_POSITIONS = frozenset({"points", "strides", "levels", "parts", "anchors", "root", "answers", "frame", "shapes"})
+OF_POSITIONS = frozenset(
+    {
+        "points",
+        "strides",
+        "levels",
+        "parts",
+        "anchors",
+        "root",
+        "answers",
+        "frame",
+        "shapes",
+        "rpn_anchors",
+        "rpn_levels",
+    }
+)
 """Fields of ``Outputs`` that are the same for every image; all others have one row per image."""
 PER_POSITION = ("logits", "boxes", "objectness", "distribution", "refs")
 """Fields of ``Outputs`` of a query detector with [B, P, ...]."""
@@ -149,7 +163,7 @@ class Outputs:
         if len(parts) == 1:
             return one
         given: dict[str, Any] = {}
-        for name in (f.name for f in fields(cls) if f.name not in OF_POSITIONS):
+        for name in (f.name for f in fields(one) if f.name not in OF_POSITIONS):
             values = [getattr(p, name) for p in parts]
             if isinstance(values[0], list):
                 given[name] = [torch.cat(maps) for maps in zip(*values, strict=True)]

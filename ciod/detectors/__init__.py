@@ -22,11 +22,12 @@ def families() -> Sequence[type[Any]]:
     from ciod.detectors.query.deformable import DeformableDETR
     from ciod.detectors.query.lw_detr import LWDETR, RFDETR
     from ciod.detectors.query.rt_detr import RTDETR, RTDETRCSP, RTDETRv2
+    from ciod.detectors.rcnn.detector import FasterRCNN
     from ciod.detectors.torchvision_models import FCOS, RetinaNet
     from ciod.detectors.yolox import YOLOX
 
-    dense = (YOLOX, YOLOXMobileNet, GFL, RetinaNet, FCOS)
-    return *dense, RTDETR, RTDETRv2, RTDETRCSP, DFINE, DEIMv2, DeformableDETR, LWDETR, RFDETR
+    ours = (YOLOX, YOLOXMobileNet, GFL, RetinaNet, FCOS, FasterRCNN)
+    return *ours, RTDETR, RTDETRv2, RTDETRCSP, DFINE, DEIMv2, DeformableDETR, LWDETR, RFDETR
 
 
 def whole() -> Sequence[type[Any]]:
@@ -65,6 +66,11 @@ NOT_ALIGNED = (
     "one; pseudo_label works on the detections alone."
 )
 """Why a method that compares positions of teacher and student cannot use a query detector."""
+OTHER_REGIONS = (
+    "Its regions are others in the student than in the teacher, so their outputs cannot be compared one by one; mma, "
+    "faster_ilod and bpf give both the same regions, and pseudo_label works on the detections alone."
+)
+"""The same of a detector with two stages."""
 PACKAGES = {"detr": ("transformers", "scipy")}  # packages of an extra
 
 

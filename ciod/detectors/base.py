@@ -63,7 +63,8 @@ class Detector(nn.Module, ABC):
     only at matches), ``box_distribution``, ``features``, ``branches``, ``children`` (a class can get kinds of its own
     on a branch), ``query`` (positions are queries, which show different objects in teacher and student),
     ``first_stage`` (an encoder chooses the queries), ``learnt_queries`` (they are the same for every picture),
-    ``given_queries`` (the decoder can be asked another detector's queries).
+    ``given_queries`` (the decoder can be asked another detector's queries), ``rois`` (positions are regions that a first
+    stage proposes, which are others in teacher and student; classes and background are one softmax).
     """
     variants: ClassVar[Mapping[str, Any]] = {}
     """Names of this family, each with its architecture."""
@@ -250,6 +251,10 @@ class Detector(nn.Module, ABC):
         """[B, P, C]: the scores by which detections are ranked."""
         return outputs.scores()
 
+    def box_of(self, outputs: Outputs, image: int, positions: Tensor, labels: Tensor) -> Tensor:
+        """[n, 4]: the boxes of these labels [n] at these positions [n] of an image."""
+        return outputs.boxes[image, positions]
+
     @torch.no_grad()
     def decode(
         self,
@@ -286,8 +291,8 @@ class Detector(nn.Module, ABC):
             score = scores[i, at, label]
             order = score.argsort(descending=True, stable=True)
             order = order[best_of_parts(at[order], outputs.parts, 5000)]
-            boxes, score = outputs.boxes[i, at[order]], score[order]
-            label = label[order] if label_of is None else label_of[i, at[order], 0]
+            score, label = score[order], label[order] if label_of is None else label_of[i, at[order], 0]
+            boxes = self.box_of(outputs, i, at[order], label)
             kept = suppress(boxes, score, label, limit)
             kept = kept[best_of_parts(at[order][kept], outputs.parts, max_detections)]
             found.append(Detections.of(boxes[kept], score[kept], label[kept], self.class_names))

@@ -58,15 +58,21 @@ class TorchvisionDetector(MapsBranches):
         return [cls.conv(x) for x in features], [reg.conv(x) for x in features]
 
     def anchors(self, images: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-        """Anchors [P, 4] for the size of a batch, the stride of each, and the number of anchors per level."""
-        sizes = [[x.shape[2], x.shape[3]] for x in features]
-        steps = [[images.shape[2] // h, images.shape[3] // w] for h, w in sizes]
-        levels = tuple(h * w * self.anchors_a_cell for h, w in sizes)
-        made = self.anchor_generator
-        made.set_cell_anchors(torch.float32, images.device)
-        scalars = [[torch.full((), s, device=images.device) for s in step] for step in steps]
-        stride = [torch.full((n,), float(s), device=images.device) for n, (s, _) in zip(levels, steps, strict=True)]
-        return torch.cat(made.grid_anchors(sizes, scalars)), torch.cat(stride), levels
+        """See ``anchors_of``."""
+        return anchors_of(self.anchor_generator, images, features)
+
+
+def anchors_of(
+    made: AnchorGenerator, images: Tensor, features: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """Anchors [P, 4] for the size of a batch, the stride of each, and the number of anchors per level."""
+    sizes = [[x.shape[2], x.shape[3]] for x in features]
+    steps = [[images.shape[2] // h, images.shape[3] // w] for h, w in sizes]
+    levels = tuple(h * w * n for (h, w), n in zip(sizes, made.num_anchors_per_location(), strict=True))
+    made.set_cell_anchors(torch.float32, images.device)
+    scalars = [[torch.full((), s, device=images.device) for s in step] for step in steps]
+    stride = [torch.full((n,), float(s), device=images.device) for n, (s, _) in zip(levels, steps, strict=True)]
+    return torch.cat(made.grid_anchors(sizes, scalars)), torch.cat(stride), levels
 
 
 def of_anchors(maps: Sequence[Tensor]) -> Tensor:
@@ -82,8 +88,9 @@ def centres(boxes: Tensor) -> Tensor:
 
 
 def correct(anchors: Tensor, delta: Tensor) -> Tensor:
-    """Anchors [P, 4] and corrections [B, P, 4] (shift in anchor sizes, log of the growth) → boxes [B, P, 4]."""
-    size = anchors[:, 2:] - anchors[:, :2]
+    """Anchors [P, 4] and corrections [B, P, 4] (shift in anchor sizes, log of the growth) → boxes [B, P, 4]; or any
+    other shapes that broadcast."""
+    size = anchors[..., 2:] - anchors[..., :2]
     centre = delta[..., :2] * size + centres(anchors)
     half = delta[..., 2:].clamp(max=LARGEST).exp() * size / 2
     return torch.cat([centre - half, centre + half], -1)

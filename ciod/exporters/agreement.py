@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ciod.core.boxes import gather_rows
+
 TOLERANCE = 1e-3
 """Of scores; of boxes as a share of their longer side."""
 MATTERS = 0.01  # a score below which no box is looked at, as long as there are enough above it
@@ -42,3 +44,13 @@ def distance(boxes: Tensor, scores: Tensor, true_boxes: Tensor, true_scores: Ten
     matters = ~(best < least)  # NaN matters
     score = (scores - true_scores).abs().max()
     return Distance(score.item(), off[matters].max().item(), (off / side)[matters].max().item())
+
+
+def distance_of_sets(boxes: Tensor, scores: Tensor, true_boxes: Tensor, true_scores: Tensor) -> Distance:
+    """``distance`` of outputs whose positions are chosen by score: rounding may change their order, and which comes
+    last. Each position of one side is compared with the nearest of the other."""
+    mine, theirs = (torch.cat([b / SHORTEST, s], 2) for b, s in ((boxes, scores), (true_boxes, true_scores)))
+    apart = torch.cdist(mine, theirs, p=float("inf"))
+    of_theirs, of_mine = apart.argmin(1), apart.argmin(2)  # the nearest of the other side
+    one = distance(gather_rows(boxes, of_theirs), gather_rows(scores, of_theirs), true_boxes, true_scores)
+    return one.larger(distance(boxes, scores, gather_rows(true_boxes, of_mine), gather_rows(true_scores, of_mine)))

@@ -25,7 +25,7 @@ from ciod.core.errors import CiodError, ConfigError
 from ciod.core.files import atomic_write, explained, is_file
 from ciod.core.types import Outputs
 from ciod.core.version import __version__
-from ciod.exporters.agreement import TOLERANCE, Distance, distance
+from ciod.exporters.agreement import TOLERANCE, Distance, distance, distance_of_sets
 from ciod.exporters.graphs import Raw, Suppressed
 
 if TYPE_CHECKING:
@@ -206,9 +206,10 @@ def _check(
         problems.append(f"max_detections: {most} is not at least 1.")
     if not detector.num_classes:
         problems.append("The model has no classes yet; train it first.")
-    if dynamic_size and "query" in detector.traits:
+    if dynamic_size and {"query", "rois"} & detector.traits:
+        what = "queries" if "query" in detector.traits else "anchors"
         problems.append(
-            f"dynamic_size: the graph of {detector.settings['name']} holds the places of its queries for one size; "
+            f"dynamic_size: the graph of {detector.settings['name']} holds the places of its {what} for one size; "
             "leave dynamic_size out, and choose with size=."
         )
     if nms and not detector.one_label:
@@ -324,7 +325,8 @@ def _compare(
         got = [torch.from_numpy(array) for array in session.run(list(graph.names), {"images": batch.numpy()})]
         with torch.no_grad():
             wanted = graph.wanted(batch)
-        found = distance(got[0], got[1], wanted[0], wanted[1])
+        compare = distance_of_sets if "rois" in graph.detector.traits else distance
+        found = compare(got[0], got[1], wanted[0], wanted[1])
         if not found.within(tolerance):
             raise CiodError(
                 f"The exported graph differs from the model: scores by up to {found.score:.2g}, boxes by up to "

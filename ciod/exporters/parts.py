@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,15 @@ from torch import Tensor, nn
 from ciod.detectors.dense import grid
 from ciod.detectors.layers.arbiter import Arbiter
 from ciod.detectors.maps_branches import MapsBranches
+from ciod.detectors.rcnn.proposals import NonMaxSuppression
 from ciod.detectors.staged_branches import STRIDES, StagedBranches
 from ciod.detectors.yolox import YOLOX, assemble
 from ciod.exporters.merged import Merged, alike
 
 if TYPE_CHECKING:
     from ciod.detectors.base import Detector
+
+__all__ = ["NonMaxSuppression", "Part", "Parts", "dense", "linked"]
 
 
 @dataclass
@@ -143,23 +146,3 @@ def linked(parts: Sequence[Part]) -> list[list[int]]:
         near = [g for g in groups if any(set(parts[j].columns) & set(part.columns) for j in g)]
         groups = [g for g in groups if g not in near] + [[*(j for g in near for j in g), i]]
     return groups
-
-
-class NonMaxSuppression(torch.autograd.Function):
-    """The ONNX operator of that name, and the same in torch for tracing the example."""
-
-    @staticmethod
-    def forward(ctx: Any, boxes: Tensor, scores: Tensor, limit: int, iou: float, floor: float) -> Tensor:
-        """boxes [B, P, 4], scores [B, C, P] → [n, 3] int64: image, class and position of the kept boxes."""
-        from torchvision.ops import batched_nms
-
-        image, label, place = torch.nonzero(scores > floor, as_tuple=True)
-        group = image * scores.shape[1] + label
-        kept = batched_nms(boxes[image, place], scores[image, label, place], group, iou)
-        return torch.stack([image, label, place], 1)[kept]
-
-    @staticmethod
-    def symbolic(g: Any, boxes: Any, scores: Any, limit: int, iou: float, floor: float) -> Any:
-        most = g.op("Constant", value_t=torch.tensor([limit]))
-        limits = [g.op("Constant", value_t=torch.tensor([v], dtype=torch.float32)) for v in (iou, floor)]
-        return g.op("NonMaxSuppression", boxes, scores, most, *limits)

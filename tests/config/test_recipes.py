@@ -10,6 +10,7 @@ import pytest
 from ciod.config import load as config
 from ciod.data.scenarios import scenario
 from ciod.listing import header_value
+from ciod.report import published as literature
 from ciod.runs.dry_run import plan
 
 RECIPES = config.recipes()
@@ -36,9 +37,12 @@ def test_a_recipe_opens_with_what_to_expect(name):
 def test_a_recipe_plans_without_data(name):
     absent: list[str] = []
     settings = config.load(name, [], absent=absent)
-    assert len(absent) == 1 and "COCO" in absent[0]
+    assert len(absent) == 1 and ("VOC" if name.startswith("voc") else "COCO") in absent[0]
     assert settings.scenario in scenario.available() and settings.out == f"runs/{name}"
     steps = plan(settings)
+    if name.startswith("voc"):  # of VOC the steps are published; the data say how many epochs they are
+        assert sum(len(s.classes) for s in steps) == 20 and settings.train.steps == 10000
+        return
     assert steps and sum(len(s.classes) for s in steps) in (40, 50, 60, 70, 80)
     assert all(s.epochs == (50 if name.endswith("-cl_detr") else 12) for s in steps)
 
@@ -69,7 +73,7 @@ def test_erds_schedule():
     """.2.8 of the other methods' page: lr 0.01 at batch 16, a tenth of it from the 9th epoch, 500 steps of warm-up."""
     from ciod.training import optim
 
-    theirs = [name for name in RECIPES if not name.endswith(("-ilyolox", "-cl_detr"))]
+    theirs = [n for n in RECIPES if n.startswith("coco") and not n.endswith(("-ilyolox", "-cl_detr"))]
     assert len(theirs) == 27
     for name in theirs:
         settings = config.load(name, [], absent=[])
@@ -113,6 +117,18 @@ def test_table_2_has_a_recipe_a_cell_with_its_numbers(reference):
         assert settings.method["name"] == method_of(row)
         assert [len(s.classes) for s in plan(settings)] == row["split"]
     assert "33.61" in published("coco-joint-ilyolox") and "40.2 " in published("coco-joint-gfl")
+
+
+@pytest.mark.parametrize("split", ["19+1", "15+5", "10+10", "15+1x5"])
+@pytest.mark.parametrize(("method", "lr"), [("mma", 4e-4), ("bpf", 1e-3)])
+def test_the_two_stage_rows_of_voc_have_recipes_with_their_numbers(split, method, lr):
+    name = f"voc-{split}-{method}"
+    (row,) = [r for r in literature.rows() if (r.dataset, r.scenario, r.method.lower()) == ("VOC2007", split, method)]
+    assert published(name).startswith(f"final AP50 {row.value:g}, AbsGap {76.4 - row.value:.1f} (upper bound 76.4")
+    settings = config.load(name, [], absent=[])
+    assert settings.detector.name == "fasterrcnn-r50" and settings.method["name"] == method
+    t = settings.train
+    assert (t.batch, t.lr, t.lr_later, t.milestones, t.optimizer) == (4, 0.005, lr, [0.75], "sgd")
 
 
 def test_the_plots_have_recipes_with_their_points(reference):

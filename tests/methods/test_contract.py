@@ -38,11 +38,16 @@ def step(method: Method, detector, optimizer, seed: int, labels: int) -> dict[st
     return losses
 
 
-@pytest.mark.parametrize("name", methods.available())
-def test_two_tasks_of_two_steps(name):
+def fitting(name: str) -> str:
+    """A detector that the method runs on."""
+    needs = methods.find(name).needs
+    return "ddetr-pico" if "given_queries" in needs else "fasterrcnn-pico" if "rois" in needs else "yolox-nano"
+
+
+@pytest.mark.parametrize(("name", "detector_name"), [(n, fitting(n)) for n in methods.available()])
+def test_two_tasks_of_two_steps(name, detector_name):
     torch.manual_seed(0)
     cls = methods.find(name)
-    detector_name = "ddetr-pico" if "given_queries" in cls.needs else "yolox-nano"
     if detectors.lacking(detector_name):
         pytest.skip("transformers is absent: pip install 'ciod[detr]'")
     method = cls()

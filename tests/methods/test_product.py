@@ -33,6 +33,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "ilyolox": ("method.center_score=0", "method.other_score=0"),
     "pseudo_label": ("method.score=0",),
     "distill_pool": ("pool={data}",),
+    "bpf": ("method.score=0",),
     "replay": ("memory.select=herding", "memory.labels=completed", "memory.score=0"),
 }
 # The setting that weighs everything a method adds to fine-tuning; without it the method is fine-tuning.

@@ -1,6 +1,7 @@
 """Checkpoints of other projects: their tensor names in ours, and which detector they are.
 
-Official YOLOX, MMDetection's YOLOX and GFL, torchvision's RetinaNet and FCOS.
+Official YOLOX, MMDetection's YOLOX and GFL, torchvision's RetinaNet and FCOS; its Faster R-CNN is
+in ``foreign_rcnn``.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import re
 
 import torch
 from torch import Tensor
+
+from ciod.detectors.files import foreign_rcnn
 
 _SHARED = [("dconv", "depth"), ("pconv", "point"), ("depthwise_conv", "depth"), ("pointwise_conv", "point")]
 
@@ -98,6 +101,8 @@ _CLASS_BIAS = r"head\.(cls(\.0)?|classification_head\.cls_logits)\.blocks\.0\.bi
 
 def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Key names of another project → ours; unknown names pass unchanged."""
+    if foreign_rcnn.CLASSES in state:
+        return foreign_rcnn.rename(state)
     if any(k.startswith("backbone.body.") for k in state):
         return _rename_torchvision(state)
     rules = _MMDET if any(k.startswith("bbox_head.") for k in state) else _OFFICIAL

@@ -21,7 +21,7 @@ from ciod.core.limits import LARGEST
 from ciod.data import names as known
 from ciod.detectors.base import Detector
 from ciod.detectors.branched import has_branches
-from ciod.detectors.files import foreign, hub, model_file
+from ciod.detectors.files import foreign, foreign_rcnn, hub, model_file
 from ciod.detectors.files.checkpoint import named, names_in_metadata, read_checkpoint, spelled_out, tensors_of
 from ciod.detectors.files.model_file import read_metadata, save_model
 from ciod.detectors.files.transfer import Taken, start_from
@@ -175,7 +175,10 @@ def _build_own(parsed: Parsed) -> Detector:
 
 def _build_known(parsed: Parsed, classes: Sequence[str] | None) -> Detector:
     path, state = parsed.path, parsed.state
-    if "backbone.body.conv1.weight" in tensors_of(parsed.content):
+    theirs = tensors_of(parsed.content)
+    if foreign_rcnn.CLASSES in theirs:
+        state, classes = foreign_rcnn.coco_classes(state, classes, foreign.torchvision_coco())
+    elif "backbone.body.conv1.weight" in theirs:
         state, classes = _torchvision_classes(state, classes)
     found = named(path, parsed.content, classes, foreign.count_classes(state))
     # torchvision's frozen batch normalisation has no counter: the trunk was trained frozen, so it stays frozen.
@@ -301,7 +304,8 @@ def donor(path: Path) -> Detector:
         return hf_files.build(str(path), numbered=True)
     count = foreign.count_classes(parsed.state)
     # Without its own names or COCO's, no row can be taken by name, so the names are numbers, which match no class.
-    knows = count in (len(known.COCO), foreign.COCO_ROWS) or bool(names_in_metadata(parsed.content.get("meta")))
+    coco = foreign_rcnn.COCO_ROWS if parsed.name.startswith("fasterrcnn") else foreign.COCO_ROWS
+    knows = count in (len(known.COCO), coco) or bool(names_in_metadata(parsed.content.get("meta")))
     return _build(parsed, None if knows else [f"\0{i}" for i in range(count)])
 
 

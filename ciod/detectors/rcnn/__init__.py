@@ -1,0 +1,1 @@
+"""Faster R-CNN: a first stage proposes regions, a second one classifies them."""
