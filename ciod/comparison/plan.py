@@ -21,6 +21,7 @@ from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.files import is_file
 from ciod.core.plural import counted
 from ciod.data.index import Index
+from ciod.data.scenarios import subsets
 from ciod.data.scenarios.scenario import Scenario
 from ciod.methods.base import first_task
 from ciod.methods.base.user_code import told
@@ -226,6 +227,8 @@ class _Builder:
             raise ConfigError(["joint: write methods=joint,… for the upper bound; the scenario itself has its tasks."])
         self.device = pick_device(self.run.device).type
         self.warnings = blocks_warnings(self.blocks, self.run.protocol.folds)
+        if subset := self.run.protocol.subset:
+            self.warnings.append(subsets.sentence(subset))
         self.tasks = len(self._material(self.blocks[0]).groups)
         self.alone = self._alone()
         upper = self._upper()

@@ -31,6 +31,7 @@ from ciod.report.summary import (
     planned,
     retention,
     score,
+    subset,
     summary_table,
     verdict,
 )
@@ -112,6 +113,7 @@ def _report(folder: Path, run: Mapping[str, Any], results: Results, metrics: lis
         "title": " · ".join(str(v) for v in (scenario.get("name"), method.get("name"), detector.get("name")) if v)
         or folder.resolve().name,
         "verdict": unbroken(extended.verdict(results) if results.get("extension") else verdict(results)),
+        "subset": subset(results),
         "unfinished": len(done(results)) < max(planned(results), 1),
         "warnings": results.get("warnings") or [],
         "tiles": _tiles(results),

@@ -76,6 +76,11 @@ def planned(results: Results) -> int:
     return 1 if scenario.get("joint") else max(len(scenario.get("split") or []), len(done(results)))
 
 
+def subset(results: Results) -> str | None:
+    """The part of the images that a smoke test used; None for a full run."""
+    return (results.get("scenario") or {}).get("subset")
+
+
 def headline(results: Results) -> str:
     """The main metric of a scenario in addition to AP: AP50, or VOC's under its own name."""
     return _HEADLINES.get((results.get("scenario") or {}).get("metric") or "", "AP50")
@@ -157,6 +162,7 @@ def verdict(results: Results) -> str:
     if not tasks:
         return "Unfinished: no task is done yet, so nothing has been measured."
     start = "" if len(tasks) >= total else f"Unfinished, {len(tasks)} of {total} tasks done. "
+    start = f"Smoke test with a subset of the images ({subset(results)}). {start}" if subset(results) else start
     m = headline(results)
     if len(tasks) == 1:
         return start + _one_task(results)

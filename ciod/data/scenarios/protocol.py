@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from ciod.data.scenarios import subsets
+
 Split = str | list[int] | list[list[str]]
 
 
@@ -39,6 +41,9 @@ class Protocol(BaseModel):
     """VOC's difficult boxes in training. Evaluation always ignores them."""
     joint: bool = False
     """All classes in one task: the upper bound."""
+    subset: str | None = None
+    """A smoke test: only a part of the training images of each task and of the test images, a share (``1%``, at least 16
+    images) or a number (``200``); every class keeps an image. Epochs stay, so the steps shrink in proportion."""
     image_seed: int = 123
     """Seed of ``images: disjoint`` and ``loco``."""
     train_split: str = "train"
@@ -66,6 +71,11 @@ class Protocol(BaseModel):
     def _number(cls, value: object) -> object:
         """``split=6`` is parsed as a number and means a first task of six classes."""
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("subset", mode="before")
+    @classmethod
+    def _amount(cls, value: object) -> object:
+        return subsets.checked(value)
 
     @property
     def grouped(self) -> bool:
@@ -100,6 +110,8 @@ class Protocol(BaseModel):
         if self.joint:
             joint = "Joint training: all classes in one task, with all their boxes (upper bound)."
             sentences = [joint, sentences[0], sentences[-1]]
+        if self.subset:
+            sentences.append(subsets.sentence(self.subset))
         if self.difficult == "drop":
             sentences.append("Difficult boxes are not used for training.")
         if self.folds:

@@ -17,7 +17,7 @@ from ciod.core.reading import Unreadable, read_yaml
 from ciod.core.text_lists import near_name
 from ciod.core.validation_messages import problems_of
 from ciod.data.index import Index
-from ciod.data.scenarios import folds, loco
+from ciod.data.scenarios import folds, loco, subsets
 from ciod.data.scenarios.protocol import Protocol
 
 
@@ -147,19 +147,30 @@ class Scenario:
             self.parts = loco.groups(train, ordered, [len(g) for g in self.parts])
         self.groups = [tuple(n for g in self.parts for n in g)] if protocol.joint else self.parts
         self.classes: tuple[str, ...] = tuple(n for g in self.groups for n in g)
-        self.train, self.test = train.relabel(self.classes), test.relabel(self.classes)
+        self.train = train.relabel(self.classes)
+        self.test = subsets.part(test, protocol.subset).relabel(self.classes)
+        self._all_test = len(test)
         self._owner = self._deal()
-        empty = [i for i in range(len(self.groups)) if not len(self._images(i))]
+        self._all_rows = [self._images(i) for i in range(len(self.groups))]
+        empty = [i for i, rows in enumerate(self._all_rows) if not len(rows)]
         if empty:
             what = "; ".join(f"task {i + 1} ({', '.join(self.groups[i][:5])})" for i in empty)
             raise CiodError(
                 f"No training images for {what} under images={protocol.images} in {train.source}; "
                 "choose another split= or images=."
             )
+        self._rows = [self._part(i) for i in range(len(self.groups))]
 
     def sizes(self) -> list[str]:
-        """The sizes of a fold as a sentence; empty without folds."""
-        return [folds.sentence(self.protocol, self.train, self.test)] if self.protocol.folds else []
+        """The sizes of a fold and of a subset as sentences; empty without either."""
+        found = [folds.sentence(self.protocol, self.train, self.test)] if self.protocol.folds else []
+        if self.protocol.subset:
+            tasks = ", ".join(f"{len(a)} of {len(b)}" for a, b in zip(self._rows, self._all_rows, strict=True))
+            found.append(
+                f"Subset ({self.protocol.subset}): training images of each task: {tasks}; test images: "
+                f"{len(self.test)} of {self._all_test}."
+            )
+        return found
 
     def sentences(self) -> list[str]:
         """The protocol as sentences, for reports, with the sizes of a fold."""
@@ -202,9 +213,22 @@ class Scenario:
             rows = rows[self._owner[rows] == i]
         return rows
 
+    def _part(self, i: int) -> np.ndarray:
+        """The rows that a subset takes of those of task i; all without a subset."""
+        rows, subset = self._all_rows[i], self.protocol.subset
+        if subset is None:
+            return rows
+        return subsets.choose(
+            self.train, rows, np.isin(self.train.labels, self.new(i)) & self.usable(self.train), subset
+        )
+
     def rows(self, i: int) -> np.ndarray:
         """Rows of task i's training images in ``train``, ascending."""
-        return self._images(i)
+        return self._rows[i]
+
+    def images_without_subset(self, i: int) -> int:
+        """Number of task i's training images if no subset were taken."""
+        return len(self._all_rows[i])
 
     def new(self, i: int) -> range:
         """Labels of the new classes of task i."""
@@ -227,7 +251,7 @@ class Scenario:
 
     def task(self, i: int) -> Task:
         first, end = self._bounds(i)
-        images = self.train.select(self._images(i))
+        images = self.train.select(self._rows[i])
         usable = self.shown(i)[images.labels] & self.usable(images)
         seen = self.test.select(boxes=self.test.labels < end)
         if self.protocol.eval_images == "seen":
