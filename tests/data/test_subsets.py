@@ -112,9 +112,9 @@ def test_a_run_says_that_it_is_a_subset_and_is_not_resumed_as_a_full_one(shapes,
     page = (out / "report.html").read_text()
     assert '<span class="tag">subset 8</span>' in page and "Smoke test with a subset of the images (8)." in page
     assert of({**results["scenario"], "split": [15, 5], "images": "any-new"}) == []
-    with pytest.raises(CiodError, match="holds a run with other settings .*subset was '8', is None"):
+    with pytest.raises(CiodError, match=r"holds a run with other settings .*subset was '8', is None"):
         go("part", "split=10")
-    with pytest.raises(CiodError, match="was trained with other settings .*subset"):
+    with pytest.raises(CiodError, match=r"was trained with other settings .*subset"):
         go("later", "split=10", f"first={out}")
     classes = results["scenario"]["classes"]
     full = {**results, "scenario": {**results["scenario"], "subset": None}}

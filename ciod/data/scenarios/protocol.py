@@ -42,8 +42,8 @@ class Protocol(BaseModel):
     joint: bool = False
     """All classes in one task: the upper bound."""
     subset: str | None = None
-    """A smoke test: only a part of the training images of each task and of the test images, a share (``1%``, at least 16
-    images) or a number (``200``); every class keeps an image. Epochs stay, so the steps shrink in proportion."""
+    """A smoke test: only a part of the training images of each task and of the test images, a share (``1%``, at least
+    16 images) or a number (``200``); every class keeps an image. Epochs stay, so the steps shrink in proportion."""
     image_seed: int = 123
     """Seed of ``images: disjoint`` and ``loco``."""
     train_split: str = "train"
