@@ -55,9 +55,7 @@ Words = Annotated[
 ]
 Subset = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(
-        "--subset", help="Smoke test: 1% of the images of each task, or 200 of them.", show_default=False
-    ),
+    typer.Option("--subset", help="Smoke test: 1% of the images of each task, or 200 of them.", show_default=False),
 ]
 
 

@@ -29,7 +29,7 @@ class ScenarioEntry(_Scenario, total=False):
     """``scenario``: the protocol of the run. An extension has only the entries that every run has."""
 
     order: str | list[str]
-    images: str
+    images: str | list[str]
     boxes: str
     eval_images: str
     reverse: bool
@@ -67,6 +67,7 @@ class _Task(TypedDict):
 class TaskEntry(_Task, total=False):
     """One of ``tasks``; it has fewer entries if this run did not train it, as the first task of an extension."""
 
+    repeated_classes: list[str]  # those of ``old_classes`` that the task teaches again
     train_images: int
     train_boxes: int
     hidden_boxes: int

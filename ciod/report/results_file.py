@@ -32,7 +32,7 @@ class Scenario(_Loose):
     joint: bool | None = None
     reverse: bool | None = None
     order: str | list[str] | None = None
-    images: str | None = None
+    images: str | list[str] | None = None
     boxes: str | None = None
     eval_images: str | None = None
     difficult: str | None = None
@@ -51,6 +51,7 @@ class Task(_Loose):
     index: Count = None
     new_classes: Names = None
     old_classes: Names = None
+    repeated_classes: Names = None
     old: Group = None
     new: Group = None
     all: Group = None

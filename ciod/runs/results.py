@@ -66,7 +66,8 @@ class Upper:
                     f"upper_bound: {folder} was trained with {have}, this run with {has}; a subset cannot be measured "
                     "against other images."
                 )
-            tasks[seen.index(names)] = theirs["tasks"][0]["all"]
+            last = max(t for t, have in enumerate(seen) if have == names)  # tasks may repeat classes
+            tasks[last] = theirs["tasks"][0]["all"]
             if names == seen[-1]:
                 classes = {m: rows[0] for m, rows in theirs["ap"].items()}
         return cls(tasks, classes)
@@ -161,6 +162,7 @@ class Results:
             "index": task.index,
             "new_classes": list(task.new_classes),
             "old_classes": list(task.old_classes),
+            **({"repeated_classes": list(task.repeated_classes)} if task.repeated_classes else {}),
             "train_images": len(task.train),
             "train_boxes": len(task.train.labels),
             "hidden_boxes": task.hidden_boxes,
@@ -168,8 +170,8 @@ class Results:
             "test_images": len(task.test),
             "peak_memory_mb": round(environment.peak_memory_mb(), 1),
             **facts,
-            "old": group(task.old_classes),
-            "new": group(task.new_classes),
+            "old": group(tuple(n for n in task.old_classes if n not in task.repeated_classes)),
+            "new": group(task.taught_classes),
             "all": dict(table.overall),
         }
         self.content["tasks"] = [*self.content["tasks"][: task.index], cast("TaskEntry", entry)]
@@ -189,12 +191,12 @@ class Results:
 
     def _continual(self, upper: Upper | None) -> None:
         tasks = self.content["tasks"]
-        groups = [t["new_classes"] for t in tasks]
+        taught = [[*t.get("repeated_classes", ()), *t["new_classes"]] for t in tasks]
         for m in dict.fromkeys((*SIX, *self.content["ap"])):
             bounds = None if upper is None else [None if b is None else b.get(m) for b in upper.tasks]
             if m in self.content["ap"]:
                 joint = None if upper is None else upper.classes.get(m)
-                found = continual.summary(self.content["ap"][m], groups, bounds, joint)
+                found = continual.summary(self.content["ap"][m], taught, bounds, joint)
             else:
                 found = continual.against_upper([(t["all"] or {}).get(m) for t in tasks], bounds)
             self.content["continual"][m] = found

@@ -213,6 +213,7 @@ class Runner:
             before=before,
             method=self.method,
             new=None if s.detector.head == "full" else task.new_classes,
+            taught=task.repeated_classes,
             donor=self.donor,
             growth_seed=s.seed + 7919 * (task.index + 1),
             mixture=lambda grown: self.extra.mixture(task, grown.num_classes),
@@ -313,8 +314,7 @@ class Runner:
             fingerprints.write_listing(self.out / "last", images)
 
     def _method(self) -> Method:
-        given = dict(self.settings.method)
-        return methods.find(given.pop("name", "ilyolox")).model_validate(given)
+        return methods.make(self.settings.method)
 
     def _save(self, task: int, *, seconds: float, **more: Any) -> None:
         if not self.world.main:

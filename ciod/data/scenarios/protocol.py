@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from ciod.data.scenarios import subsets
 
 Split = str | list[int] | list[list[str]]
+Rule = Literal["any-new", "only-new", "disjoint", "loco"]
 
 
 class Protocol(BaseModel):
@@ -28,11 +30,11 @@ class Protocol(BaseModel):
     """Class order before the split: ``alphabetical``, ``dataset`` (COCO: by category id), ``seed:N``, or names."""
     reverse: bool = False
     """The groups of the split arrive in reverse: ``40+40`` reversed is last40+first40 (ilYOLOX)."""
-    images: Literal["any-new", "only-new", "disjoint", "loco"] = "any-new"
+    images: Rule | Annotated[list[str], Field(min_length=1)] = "any-new"
     """Training images of a task. ``any-new``: images with any box of a new class; ``only-new``: with boxes of new
     classes only; ``disjoint`` (CL-DETR): each image in one task, assigned at random in proportion to the classes;
     ``loco``: each image in one of the tasks whose classes it shows, with classes grouped so that few images have
-    classes of several tasks."""
+    classes of several tasks. Or one file per task that lists its images."""
     boxes: Literal["new", "seen", "all"] = "new"
     """Which boxes of these images are shown. ``new`` hides old objects, as in practice."""
     eval_images: Literal["all", "seen"] = "all"
@@ -82,13 +84,20 @@ class Protocol(BaseModel):
         """The split names the classes of each task."""
         return isinstance(self.split, list) and bool(self.split) and all(isinstance(g, list) for g in self.split)
 
+    @property
+    def lists(self) -> list[str]:
+        """The file of each task that lists its images; empty without lists."""
+        return self.images if isinstance(self.images, list) else []
+
     def sentences(self) -> list[str]:
         """The protocol as sentences, for reports."""
         order = self.order if isinstance(self.order, str) else "given by a list"
         order = "given by the groups" if self.grouped else order
         sentences = [
             f"Class order: {order}{', groups in reverse' if self.reverse else ''}.",
-            {
+            f"A task trains on the images of its list that show its classes ({', '.join(map(_name, self.lists))})."
+            if self.lists
+            else {
                 "any-new": "A task trains on every image with at least one box of its new classes; an image can be "
                 "used again in a later task.",
                 "only-new": "A task trains on the images whose boxes are all of its new classes.",
@@ -96,7 +105,7 @@ class Protocol(BaseModel):
                 f"{self.image_seed}).",
                 "loco": "Classes are grouped so that few images show several groups, and each such image is given to "
                 f"one of its tasks (at random, seed {self.image_seed}); no image is used twice.",
-            }[self.images],
+            }[str(self.images)],
             {
                 "new": "Only boxes of the new classes are shown; old and future objects are unlabelled.",
                 "seen": "Boxes of old and new classes are shown (not old-data-free).",
@@ -123,6 +132,10 @@ class Protocol(BaseModel):
                 f"which one is tested{alike}."
             )
         return [*sentences, METRIC_SENTENCES[self.metric]]
+
+
+def _name(path: str) -> str:
+    return Path(path).name
 
 
 METRIC_SENTENCES = {
