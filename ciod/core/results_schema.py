@@ -35,6 +35,7 @@ class ScenarioEntry(_Scenario, total=False):
     reverse: bool
     difficult: str
     image_seed: int | None
+    shots: int | None
     subset: str | None  # of a smoke test
     folds: int | None
     fold: int | None

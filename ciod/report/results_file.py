@@ -39,6 +39,7 @@ class Scenario(_Loose):
     metric: str | None = None
     max_detections: Count = None
     image_seed: Count = None
+    shots: Count = None
     subset: str | None = None
     folds: Count = None
     fold: Count = None

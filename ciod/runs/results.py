@@ -118,6 +118,7 @@ class Results:
                     "reverse": p.reverse,
                     "difficult": p.difficult,
                     "image_seed": p.image_seed,
+                    "shots": p.shots,
                     "subset": p.subset,
                     "folds": p.folds,
                     "fold": p.fold,

@@ -43,11 +43,14 @@ class Protocol(BaseModel):
     """VOC's difficult boxes in training. Evaluation always ignores them."""
     joint: bool = False
     """All classes in one task: the upper bound."""
+    shots: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Few-shot: from the second task on, only so many images (chosen by ``image_seed``) that every class of it has
+    this number of boxes. The first task and joint training have all images."""
     subset: str | None = None
     """A smoke test: only a part of the training images of each task and of the test images, a share (``1%``, at least
     16 images) or a number (``200``); every class keeps an image. Epochs stay, so the steps shrink in proportion."""
     image_seed: int = 123
-    """Seed of ``images: disjoint`` and ``loco``."""
+    """Seed of ``images: disjoint`` and ``loco``, and of ``shots``."""
     train_split: str = "train"
     """The split of the data that is trained on; VOC: trainval."""
     test_split: str = "val"
@@ -119,6 +122,11 @@ class Protocol(BaseModel):
         if self.joint:
             joint = "Joint training: all classes in one task, with all their boxes (upper bound)."
             sentences = [joint, sentences[0], sentences[-1]]
+        if self.shots and not self.joint:
+            sentences.append(
+                f"Few-shot: from the second task on, images are chosen (seed {self.image_seed}) until every class of "
+                f"the task has {self.shots} boxes; all boxes of its classes in them are shown. Joint training has all."
+            )
         if self.subset:
             sentences.append(subsets.sentence(self.subset))
         if self.difficult == "drop":

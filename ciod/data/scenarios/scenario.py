@@ -17,7 +17,7 @@ from ciod.core.reading import Unreadable, read_yaml
 from ciod.core.text_lists import near_name
 from ciod.core.validation_messages import problems_of
 from ciod.data.index import Index
-from ciod.data.scenarios import folds, lists, loco, subsets
+from ciod.data.scenarios import folds, lists, loco, shots, subsets
 from ciod.data.scenarios.protocol import Protocol
 
 
@@ -180,6 +180,12 @@ class Scenario:
                 f"No training images for {what} under images={protocol.images} in {train.source}; "
                 "choose another split= or images=."
             )
+        if protocol.shots and not protocol.joint:
+            if len(self.groups) == 1:
+                raise CiodError(
+                    "shots: there is no second task to learn from a few boxes; give a split with two or more."
+                )
+            self._all_rows[1:] = [self._few(i, protocol.shots) for i in range(1, len(self.groups))]
         self._rows = [self._part(i) for i in range(len(self.groups))]
 
     @property
@@ -188,10 +194,13 @@ class Scenario:
         return sum(map(len, self.taught)) > len(self.classes)
 
     def sizes(self) -> list[str]:
-        """The sizes of a fold, of image lists and of a subset as sentences; empty without any of them."""
+        """The sizes of a fold, of image lists, few-shot tasks and a subset as sentences; empty without any of them."""
         found = [folds.sentence(self.protocol, self.train, self.test)] if self.protocol.folds else []
         if self._listed and not self.protocol.joint:
             found.append(lists.sentence(self._listed, self._all_rows))
+        if self.protocol.shots and not self.protocol.joint:
+            later = [self.task(i) for i in range(1, len(self))]
+            found += [shots.sentence(t.index + 1, t.train, t.taught_classes, self.protocol.shots) for t in later]
         if self.protocol.subset:
             tasks = ", ".join(f"{len(a)} of {len(b)}" for a, b in zip(self._rows, self._all_rows, strict=True))
             found.append(
@@ -245,6 +254,11 @@ class Scenario:
     def teaches(self, i: int) -> np.ndarray:
         """[C] bool: classes that task i teaches."""
         return np.isin(np.array(self.classes, object), np.array(self.taught[i], object))
+
+    def _few(self, i: int, number: int) -> np.ndarray:
+        """Rows of task i's images with a few boxes of each of its classes."""
+        taught = self.teaches(i)[self.train.labels] & self.usable(self.train)
+        return shots.choose(self.train, self._all_rows[i], taught, number, self.protocol.image_seed)
 
     def _part(self, i: int) -> np.ndarray:
         """The rows that a subset takes of those of task i; all without a subset."""
