@@ -79,6 +79,7 @@ class TaskEntry(_Task, total=False):
     epochs: int
     seconds: float
     warnings: list[str]
+    open_world: dict[str, Any]  # unknown_recall, open_set_error, wilderness_impact, unknown_boxes
 
 
 class _Results(TypedDict):

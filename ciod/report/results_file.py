@@ -68,6 +68,7 @@ class Task(_Loose):
     steps: Count = None
     epochs: Count = None
     warnings: list[str] | None = None
+    open_world: dict[str, Value] | None = None
 
 
 class Detector(_Loose):

@@ -33,7 +33,7 @@ def test_the_number_of_images(text, images, taken):
 
 
 @pytest.mark.parametrize("text", ["0", "0%", "101%", "1 percent", "-5", "", "1e3", "%", "0.0%"])
-def test_what_is_no_subset_is_refused(text, tmp_path):
+def test_text_that_no_subset_can_be_is_refused(text, tmp_path):
     with pytest.raises(ValueError, match="share of the images of a task, such as 1%, or a number of them, such as 200"):
         subsets.parse(text)
     if text:

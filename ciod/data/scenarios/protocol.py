@@ -39,6 +39,8 @@ class Protocol(BaseModel):
     """Which boxes of these images are shown. ``new`` hides old objects, as in practice."""
     eval_images: Literal["all", "seen"] = "all"
     """Test images: all, or only those with a box of a seen class (ilYOLOX)."""
+    open_world: bool = False
+    """Also measure detections on objects of later tasks, which are unknown: U-Recall, A-OSE and WI."""
     difficult: Literal["keep", "drop"] = "keep"
     """VOC's difficult boxes in training. Evaluation always ignores them."""
     joint: bool = False
@@ -138,6 +140,11 @@ class Protocol(BaseModel):
             sentences.append(
                 f"Cross-validation: training and test images together are cut into {self.folds} folds ({how}), of "
                 f"which one is tested{alike}."
+            )
+        if self.open_world:
+            sentences.append(
+                "Open world: objects of later tasks are unknown. U-Recall is the share of them on which a detection of "
+                "any known class stands that stands on no known object; there is no class for unknown objects."
             )
         return [*sentences, METRIC_SENTENCES[self.metric]]
 

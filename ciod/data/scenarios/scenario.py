@@ -296,13 +296,18 @@ class Scenario:
         """[A] bool: boxes to train on. Crowd boxes count only for choosing images, as in the published protocols."""
         return ~index.crowd & ~(index.difficult & (self.protocol.difficult == "drop"))
 
+    def every_box(self, i: int) -> Index:
+        """The test images of task i with the boxes of all classes, those of later tasks too."""
+        if self.protocol.eval_images == "all":
+            return self.test
+        return self.test.select(np.unique(self.test.image[self.test.labels < self.seen(i)]))
+
     def task(self, i: int) -> Task:
         first, end = self._bounds(i)
         images = self.train.select(self._rows[i])
         usable = self.shown(i)[images.labels] & self.usable(images)
-        seen = self.test.select(boxes=self.test.labels < end)
-        if self.protocol.eval_images == "seen":
-            seen = seen.select(np.unique(seen.image))
+        seen = self.every_box(i)
+        seen = seen.select(boxes=seen.labels < end)
         return Task(
             index=i,
             new_classes=self.classes[first:end],
