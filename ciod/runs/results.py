@@ -12,6 +12,7 @@ from ciod.core.errors import CiodError
 from ciod.core.run_log import write_json
 from ciod.data.scenarios import subsets
 from ciod.evaluation import continual
+from ciod.evaluation.detect import limit_of
 from ciod.evaluation.voc import NAMES
 from ciod.report import results_file
 from ciod.runs import environment, sanity_checks
@@ -124,7 +125,7 @@ class Results:
                     "fold": p.fold,
                     "group": p.group,
                     "metric": p.metric,
-                    "max_detections": settings.eval.max_detections,
+                    "max_detections": limit_of(settings.eval, p.metric),
                     "data": str(settings.data or p.data),
                     "protocol": scenario.sentences(),
                 },

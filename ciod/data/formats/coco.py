@@ -8,6 +8,7 @@ import math
 import mmap
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ciod.core.errors import DataError
 from ciod.core.gc_pause import uncollected
 from ciod.core.plural import counted
 from ciod.core.reading import ANNOTATIONS, Unreadable, read_bytes, read_text
+from ciod.data.federated import read as lvis
 from ciod.data.formats.index_builder import Check, Columns, number, size_of, to_index, unique_names
 from ciod.data.formats.layout import Files, Layout, Part, child, split_in_name, split_of_name, subfolders
 from ciod.data.formats.other_tools import advice, advice_on_list
@@ -183,7 +185,10 @@ def read(part: Part, check: Check, problems: Problems) -> Index:
     count(problems, "polygon or mask without a bbox, its box is used", np.flatnonzero(drawn), where)
     columns.image[absent | odd] = -1
     columns.image[_twice(annotations, columns, problems, where)] = -1
-    return to_index(columns, source, check, problems)
+    index = to_index(columns, source, check, problems)
+    place = {_key(own): i for i in range(len(index)) for own in index.ids_of(i)}
+    federated = lvis(content["images"], content["categories"], place, label_of, _key)
+    return index if federated is None else replace(index, federated=federated)
 
 
 def class_names(part: Part) -> tuple[str, ...]:
@@ -268,7 +273,7 @@ def _images(images: list[Any], part: Part, columns: Columns, problems: Problems)
     unclear: set[int] = set()
     for image in images:
         image = image if isinstance(image, dict) else {}
-        key, name = _key(image.get("id")), image.get("file_name")
+        key, name = _key(image.get("id")), image.get("file_name") or _of_address(image.get("coco_url"))
         if key is None or not isinstance(name, str) or not name:
             problems.add("image without id or file_name, left out", f"{image.get('id', '?')}: {name or '?'}")
             continue
@@ -288,6 +293,11 @@ def _images(images: list[Any], part: Part, columns: Columns, problems: Problems)
     numbers = [k for k in rows if isinstance(k, int) and abs(k) < 2**63]
     columns.ids = numbers if len(numbers) == len(rows) else list(range(1, len(rows) + 1))
     return rows
+
+
+def _of_address(url: Any) -> str | None:
+    """LVIS names an image by its address: http://…/val2017/000000397133.jpg is val2017/000000397133.jpg."""
+    return "/".join(url.split("/")[-2:]) if isinstance(url, str) else None
 
 
 def _dummies(categories: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -70,8 +70,9 @@ class Protocol(BaseModel):
     fold is a run of groups in the order of their names, for photographs with consecutive numbers."""
     guard: Annotated[int, Field(ge=0, le=1000)] | None = None
     """``fold_by=order``: this many images on each side of the tested ones are neither tested nor trained on."""
-    metric: Literal["coco", "voc07", "voc"] = "coco"
-    """``coco``: AP at IoU 0.50:0.95. ``voc07``: 11-point AP at IoU 0.5. ``voc``: area AP at IoU 0.5 (VOC 2010 on)."""
+    metric: Literal["coco", "voc07", "voc", "lvis"] = "coco"
+    """``coco``: AP at IoU 0.50:0.95. ``voc07``: 11-point AP at IoU 0.5. ``voc``: area AP at IoU 0.5 (VOC 2010 on).
+    ``lvis``: LVIS's AP, where only the classes that are known in an image count, and APr, APc and APf."""
 
     @field_validator("split", mode="before")
     @classmethod
@@ -158,4 +159,6 @@ METRIC_SENTENCES = {
     "voc07": "Metric: VOC07, 11-point AP at IoU 0.5; difficult boxes are ignored. AP and AP50 are COCO's.",
     "voc": "Metric: VOC, AP as area under the precision envelope at IoU 0.5 (VOC 2010 on); difficult boxes are "
     "ignored. AP and AP50 are COCO's.",
+    "lvis": "Metric: LVIS AP, in which only classes count that are known in an image, with APr, APc and APf of rare, "
+    "common and frequent classes.",
 }
