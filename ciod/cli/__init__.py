@@ -215,7 +215,7 @@ def evaluate(
     `classes='[a, b]'` (score only these) `names='[a, b]'` `input=` (if the file has none) `json=FILE` `out=FOLDER` (a
     page with precision-recall curves and the confusion matrix)
     `multi_label=` (true: each class of a position counts, as usual for GFL, RetinaNet and FCOS; false: only the best)
-    `metric=coco` (or `voc07`: 11-point, `voc`: area, besides COCO's; `lvis`) `arbiter=off` (the raw scores of branches).
+    `metric=coco` (or `voc07`: 11-point, `voc`: area, besides COCO's; `lvis`) `arbiter=off` (raw scores of branches).
     """
     from ciod import api
     from ciod.config import commands
