@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,18 +42,24 @@ class Federated:
 
 
 def read(
-    images: Sequence[Any], categories: Sequence[Any], row_of: Mapping[Any, int], label_of: Mapping[Any, int], key: Any
+    images: Sequence[Any],
+    categories: Sequence[Any],
+    ids: Sequence[Sequence[Any]],
+    label_of: Mapping[Any, int],
+    key: Callable[[Any], Any],
 ) -> Federated | None:
     """What a JSON of LVIS adds to COCO's; None if it is not one.
 
     Args:
         images, categories: the lists of the JSON.
-        row_of, label_of: id → row of the image, label of the class; those that are missing were left out.
+        ids: ids of each image that is kept.
+        label_of: id → label of each class that is kept.
         key: makes an id comparable.
     """
     images = [i for i in images if isinstance(i, dict)]
     if not any("neg_category_ids" in i or "not_exhaustive_category_ids" in i for i in images):
         return None
+    row_of = {key(own): i for i, each in enumerate(ids) for own in each}
 
     def pairs(name: str) -> np.ndarray:
         found = [
@@ -70,3 +76,8 @@ def read(
         if isinstance(c, dict) and key(c.get("id")) in label_of and c.get("frequency") in FREQUENCIES:
             frequency[label_of[key(c["id"])]] = c["frequency"]
     return Federated(pairs("neg_category_ids"), pairs("not_exhaustive_category_ids"), tuple(frequency))
+
+
+def of_address(url: Any) -> str | None:
+    """LVIS names an image by its address: http://…/val2017/000000397133.jpg is val2017/000000397133.jpg."""
+    return "/".join(url.split("/")[-2:]) if isinstance(url, str) else None

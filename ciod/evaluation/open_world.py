@@ -83,7 +83,7 @@ def measure(detections: Sequence[Detections], truth: Index, known: Sequence[str]
         table = iou_table(d.boxes[best].astype(np.float64), truth.boxes[own].astype(np.float64))
         unknown = (label[own] < 0) & ~ignored[own]
         found += int(unknown.sum())
-        free = ~(table[:, ~unknown] >= SAME).any(1)  # stands on nothing that is known or ignored
+        free = np.asarray(~(table[:, ~unknown] >= SAME).any(1))  # stands on nothing that is known or ignored
         takes = _take(table[:, unknown], free)
         recalled += int((takes >= 0).sum())
         confused += int((takes[d.scores[best] >= SHOWN] >= 0).sum())

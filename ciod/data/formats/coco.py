@@ -8,7 +8,6 @@ import math
 import mmap
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from ciod.core.errors import DataError
 from ciod.core.gc_pause import uncollected
 from ciod.core.plural import counted
 from ciod.core.reading import ANNOTATIONS, Unreadable, read_bytes, read_text
-from ciod.data.federated import read as lvis
+from ciod.data import federated
 from ciod.data.formats.index_builder import Check, Columns, number, size_of, to_index, unique_names
 from ciod.data.formats.layout import Files, Layout, Part, child, split_in_name, split_of_name, subfolders
 from ciod.data.formats.other_tools import advice, advice_on_list
@@ -151,8 +150,6 @@ def _own_folder(part: Part, path: Path) -> bool:
 
 
 # -------------------------------------------------------------------------------------------------------- reading
-
-
 def read(part: Part, check: Check, problems: Problems) -> Index:
     """One JSON as an Index; categories in the order of their ids.
 
@@ -186,9 +183,9 @@ def read(part: Part, check: Check, problems: Problems) -> Index:
     columns.image[absent | odd] = -1
     columns.image[_twice(annotations, columns, problems, where)] = -1
     index = to_index(columns, source, check, problems)
-    place = {_key(own): i for i in range(len(index)) for own in index.ids_of(i)}
-    federated = lvis(content["images"], content["categories"], place, label_of, _key)
-    return index if federated is None else replace(index, federated=federated)
+    ids = [index.ids_of(i) for i in range(len(index))]
+    index.federated = federated.read(content["images"], content["categories"], ids, label_of, _key)
+    return index
 
 
 def class_names(part: Part) -> tuple[str, ...]:
@@ -273,7 +270,7 @@ def _images(images: list[Any], part: Part, columns: Columns, problems: Problems)
     unclear: set[int] = set()
     for image in images:
         image = image if isinstance(image, dict) else {}
-        key, name = _key(image.get("id")), image.get("file_name") or _of_address(image.get("coco_url"))
+        key, name = _key(image.get("id")), image.get("file_name") or federated.of_address(image.get("coco_url"))
         if key is None or not isinstance(name, str) or not name:
             problems.add("image without id or file_name, left out", f"{image.get('id', '?')}: {name or '?'}")
             continue
@@ -293,11 +290,6 @@ def _images(images: list[Any], part: Part, columns: Columns, problems: Problems)
     numbers = [k for k in rows if isinstance(k, int) and abs(k) < 2**63]
     columns.ids = numbers if len(numbers) == len(rows) else list(range(1, len(rows) + 1))
     return rows
-
-
-def _of_address(url: Any) -> str | None:
-    """LVIS names an image by its address: http://…/val2017/000000397133.jpg is val2017/000000397133.jpg."""
-    return "/".join(url.split("/")[-2:]) if isinstance(url, str) else None
 
 
 def _dummies(categories: list[dict[str, Any]]) -> list[dict[str, Any]]:
