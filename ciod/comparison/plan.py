@@ -261,7 +261,7 @@ class _Builder:
             return "none"
         if self._material(self.blocks[0]).scenario.repeats:
             if self.upper == "prefixes":
-                raise ConfigError(["upper: prefixes are told apart by their classes, which repeat here; write final."])
+                raise ConfigError(["upper: prefixes differ in their classes, which repeat here; write final or none."])
             return "none" if self.upper == "none" else "final"
         if self.upper in ("prefixes", "final"):
             return self.upper

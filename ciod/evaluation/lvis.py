@@ -75,7 +75,7 @@ def lvis_ap(
 def _judge(
     detections: Sequence[Detections], truth: Index, max_detections: int
 ) -> tuple[np.ndarray, dict[int, list[State]]]:
-    """[C, 4] objects of each class and area, and the states of its detections, image by image."""
+    """[C, 4] objects of each class and area, and the states of its detections, per image."""
     federated = truth.federated
     assert federated is not None
     classes = len(truth.class_names)

@@ -217,6 +217,28 @@ def test_a_series_of_domains(tmp_path):
     assert "further task with the same classes" in verdict(results) and (out / "report.html").is_file()
 
 
+def test_a_comparison_of_repeated_classes_has_one_bound(tmp_path):
+    from ciod.comparison import plan
+    from ciod.data import formats
+    from ciod.data.shapes.scenes import write_shapes
+
+    data = write_shapes(tmp_path / "shapes", train=12, val=4, size=64)
+    every = formats.read(data, "train")
+    files = [f.name for f in every.files]
+    paths = written(tmp_path, a=files[:4], b=files[4:8], c=files[8:])
+    settings = {"data": str(data), "split": [[*every.class_names]] * 3, "images": paths, "detector": "yolox-pico",
+                "size": 64, "epochs": 1, "device": "cpu"}  # fmt: skip
+    made = plan.build(methods="finetune", out=tmp_path / "c", settings=settings)
+    assert made.upper == "final" and [c.tasks for c in made.cells if c.kind == "joint"] == [3]
+    with pytest.raises(ConfigError, match=r"upper: prefixes differ in their classes, which repeat here"):
+        plan.build(methods="finetune", out=tmp_path / "c", settings=settings, upper="prefixes")
+    settings["split"] = [[*every.class_names[:3]], [*every.class_names[3:6]], [*every.class_names[6:]]]
+    joint = [
+        c for c in plan.build(methods="finetune", out=tmp_path / "d", settings=settings).cells if c.kind == "joint"
+    ]
+    assert [len(c.settings.protocol.lists) for c in joint] == [2, 3]  # each with the lists of its tasks
+
+
 def test_metrics_of_repeated_classes():
     """ant is taught in task 1, bee in tasks 1 and 2, cow in 2 and 3: old at the end are ant and bee."""
     table = [{"ant": 0.8, "bee": 0.2}, {"ant": 0.6, "bee": 0.5, "cow": 0.4}, {"ant": 0.4, "bee": 0.3, "cow": 0.9}]
