@@ -60,8 +60,9 @@ def choose(
         train: the images to learn from.
         classes: how many classes they teach.
         method: its name.
-        whole: number of images of which ``train`` is a subset, for a smoke test; None: it is no subset.
+        whole: with ``settings.subset``, number of images of which ``train`` is a part.
     """
+    whole = whole if settings.subset else None
     own = {"train.epochs": settings.epochs, "train.batch": settings.batch, "train.lr": settings.lr}
     given = {k: v for k, v in own.items() if v is not None}
     still = [k for k in open_keys(settings) if k not in own]

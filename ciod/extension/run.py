@@ -217,11 +217,9 @@ class Extension:
         if self.saved:
             self.plan = effort.Plan(**self.saved["plan"])
         else:
-            learnt, whole = len(self.names.learnt), self.folder.whole if self.settings.subset else None
-            chosen = effort.choose(
-                self.settings, self.task.train, learnt, detector, self.method_name, self.world, whole
-            )
-            self.plan = onnx_model.with_views(chosen, self.settings, detector, self.measured, self.world)
+            s, learnt, whole = self.settings, len(self.names.learnt), self.folder.whole
+            chosen = effort.choose(s, self.task.train, learnt, detector, self.method_name, self.world, whole)
+            self.plan = onnx_model.with_views(chosen, s, detector, self.measured, self.world)
         for line in self.plan.why:
             self.reporter.say(line)
 
