@@ -107,7 +107,7 @@ def evaluate(
     size: int | None = None,
     score_threshold: float = 0.001,
     nms_iou: float | None = None,
-    max_detections: int = 100,
+    max_detections: int | None = None,
     multi_label: bool | None = None,
     device: str = "auto",
     classes: Sequence[str] | None = None,
@@ -123,12 +123,15 @@ def evaluate(
         model: a detector, or a file for ``ciod.load``.
         size: side of the input in pixels (default: that of the model).
         nms_iou: above it the weaker of two boxes of a class is suppressed (default: 0.65; 1 for query detectors).
+        max_detections: number of best detections of each class and image that count (default: 100; with
+            ``metric="lvis"`` of each image, default 300).
         multi_label: every class of a position above ``score_threshold`` makes a detection, not only the best (default:
             depends on the detector).
         classes: only these are evaluated (default: all that both have).
         names: class names for a checkpoint without them.
         input: how pictures are given, for an ONNX file that does not say it: ``"0..255,bgr"``.
-        metric: ``voc07`` (11-point) or ``voc`` (area) adds VOC's AP to COCO's, under its own name.
+        metric: ``voc07`` (11-point) or ``voc`` (area) adds VOC's AP to COCO's, under its own name; ``lvis``: LVIS's
+            AP instead of COCO's, with APr, APc and APf.
         arbiter: False: scores of branches stay as the branches give them.
         progress: it is shown on the terminal.
 
@@ -178,7 +181,7 @@ def _score(
         len(index),
         broken,
         [f"{index.source}: {line}" for line in index.problems.lines()],
-        confusion(found, index, both),
+        confusion(found, index, both) if index.federated is None else None,  # LVIS: it may be right without an object
     )
 
 
@@ -209,7 +212,7 @@ def draw(
 
 
 def _evaluation(
-    metric: str, score_threshold: float, nms_iou: float | None, max_detections: int, multi_label: bool | None
+    metric: str, score_threshold: float, nms_iou: float | None, max_detections: int | None, multi_label: bool | None
 ) -> Evaluation:
     """Settings of an evaluation. Raises ConfigError with all that is wrong."""
     from ciod.config.load import Evaluation, problems_of
@@ -217,15 +220,13 @@ def _evaluation(
 
     given = {
         "score_threshold": score_threshold,
-        "nms_iou": nms_iou,
-        "max_detections": max_detections,
         "multi_label": multi_label,
+        **{k: v for k, v in (("nms_iou", nms_iou), ("max_detections", max_detections)) if v is not None},
     }
-    if nms_iou is None:
-        del given["nms_iou"]
     problems = problems_of(Evaluation, given)
-    if metric != "coco" and metric not in NAMES:
-        problems.append(f"metric: there is no '{metric}'; {did_you_mean(metric, ['coco', *NAMES])}")
+    known = ["coco", *NAMES, "lvis"]
+    if metric not in known:
+        problems.append(f"metric: there is no '{metric}'; {did_you_mean(metric, known)}")
     if problems:
         raise ConfigError(problems)
     return Evaluation.model_validate(given)

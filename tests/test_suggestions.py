@@ -19,7 +19,7 @@ from ciod.config.load import load, recipes
 from ciod.core.errors import CiodError
 from ciod.core.text_lists import read_names
 from ciod.data import download, formats
-from ciod.data.scenarios import scenario
+from ciod.data.scenarios import lists, scenario
 from ciod.detectors.files import weights
 from ciod.detectors.inference import mask_of
 from ciod.detectors.onnx import pictures as onnx_pictures
@@ -82,6 +82,7 @@ SITES: dict[str, tuple[Check, Callable[[Path], Iterable[str]]]] = {
     "model": (lambda _, w: weights.load(w), lambda p: (str(p / "sub" / "state.safetensors"),)),
     "weights=": (lambda _, w: ok(checks.files({"detector": {"weights": w}})),
                  lambda p: (str(p / "sub" / "state.safetensors"),)),
+    "images=": (lambda _, w: ok(lists.problems([w], 1)), lambda p: (str(p / "sub" / "state.safetensors"),)),
     "hf": (lambda _, w: hf.folder_of(f"hf:{w}"), lambda p: (str(p / "sub" / "pets"),)),
     "model to list": (lambda _, w: listing.show(w, [], {}), lambda p: (str(p / "sub" / "state.safetensors"),)),
 }  # fmt: skip
@@ -146,7 +147,7 @@ def test_every_site_is_looked_at():
         "api.py", "comparison/blocks.py", "comparison/given.py", "comparison/plan.py",
         "config/checks.py", "config/load.py", "config/reader.py", "core/errors.py",
         "core/files.py", "core/text_lists.py", "core/types.py", "core/validation_messages.py",
-        "data/download.py", "data/formats/__init__.py", "data/scenarios/scenario.py",
+        "data/download.py", "data/formats/__init__.py", "data/scenarios/lists.py", "data/scenarios/scenario.py",
         "detectors/__init__.py", "detectors/files/weights.py", "detectors/inference.py", "detectors/mmdet/config.py",
         "detectors/query/hf.py",
         "detectors/onnx/file.py", "detectors/onnx/pictures.py", "detectors/onnx/recognise.py", "detectors/onnx/taps.py",

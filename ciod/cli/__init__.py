@@ -53,17 +53,28 @@ Words = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Argument(metavar="[key=value]...", show_default=False, autocompletion=completion.setting),
 ]
+Subset = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--subset", help="Smoke test: 1% of the images of each task, or 200 of them.", show_default=False),
+]
+
+
+def _with(words: list[str] | None, subset: str | None) -> list[str] | None:
+    """``--subset 1%`` as the setting that it is."""
+    return words if subset is None else [*(words or []), f"subset={subset}"]
 
 
 @app.command()
 @command("train")
 def train(
     words: Words = None,
+    subset: Subset = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained, and stop.")] = False,
 ) -> Any:
     """Train a scenario task by task, or resume an interrupted run.
 
-    The first word may be a YAML file of settings or a recipe (`ciod list recipes`). Everything else is key=value:
+    The first word may be a YAML file of settings, a recipe (`ciod list recipes`) or a scenario (`ciod list scenarios`).
+    Everything else is key=value:
 
     - `data=FOLDER` COCO, VOC or YOLO, recognised automatically; or `scenario=shapes-6+4`
     - `split=3+3` classes per task: `40+40`, `15+1x5`, `20x4`, or `split='[[cat, dog], [bird]]'`
@@ -72,12 +83,13 @@ def train(
     - `effort=normal` quick or thorough: chooses what is not given of `epochs=30 batch=16 lr=0.001` and more
     - `seed=0 out=DIR device=auto`; `ciod list settings` prints every setting
 
-    Run the same command again to resume. `--dry-run` prints tasks, images, steps and rates, without data what it can.
+    Run the same command again to resume. `--dry-run` prints tasks, images, steps and rates, without data what it can;
+    `--subset 1%` runs everything on a part of the images.
     """
     from ciod.config import load as config
     from ciod.config.reader import split
 
-    plain, given, problems = split(words, config.TABLE)
+    plain, given, problems = split(_with(words, subset), config.TABLE)
     problems += [f"'{w}' is not a setting; write key=value, for example epochs=30." for w in plain[1:]]
     file = plain[0] if plain else None
     if dry_run:
@@ -96,6 +108,7 @@ def train(
 @command("compare")
 def compare(
     words: Words = None,
+    subset: Subset = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained, and stop.")] = False,
     only: Annotated[str | None, typer.Option("--only", help="Train one part of the runs, such as 1/2.")] = None,
 ) -> Any:
@@ -118,7 +131,7 @@ def compare(
     from ciod.comparison.settings import TABLE, WORDS
     from ciod.config.reader import split
 
-    plain, flat, problems = split(words, TABLE)
+    plain, flat, problems = split(_with(words, subset), TABLE)
     if len(plain) > 1:
         problems.append(f"compare takes one scenario, not {len(plain)} ({', '.join(plain)}); write key=value settings.")
     own: dict[str, Any] = {k: flat.pop(k) for k in WORDS if k in flat} | ({"only": only} if only else {})
@@ -135,6 +148,7 @@ def compare(
 def extend(
     model: Annotated[str, typer.Argument(help=MODEL)],
     words: Words = None,
+    subset: Subset = None,
 ) -> Any:
     """Teach a model the classes of a folder: `ciod extend MODEL data=FOLDER out=DIR`.
 
@@ -152,7 +166,7 @@ def extend(
     from ciod.extension import settings
     from ciod.extension.run import extend as run
 
-    plain, given, problems = split(words, settings.TABLE)
+    plain, given, problems = split(_with(words, subset), settings.TABLE)
     problems += [f"extend takes one model; '{w}' is neither a setting nor needed." for w in plain]
     if given.pop("model", None) is not None:
         problems.append("extend takes one model: the first word, without model=.")
@@ -201,7 +215,7 @@ def evaluate(
     `classes='[a, b]'` (score only these) `names='[a, b]'` `input=` (if the file has none) `json=FILE` `out=FOLDER` (a
     page with precision-recall curves and the confusion matrix)
     `multi_label=` (true: each class of a position counts, as usual for GFL, RetinaNet and FCOS; false: only the best)
-    `metric=coco` (or `voc07`: 11-point, `voc`: area, besides COCO's) `arbiter=off` (the raw scores of branches).
+    `metric=coco` (or `voc07`: 11-point, `voc`: area, besides COCO's; `lvis`) `arbiter=off` (raw scores of branches).
     """
     from ciod import api
     from ciod.config import commands

@@ -233,6 +233,7 @@ def _scenario(plan: Plan) -> dict[str, Any]:
         "name": p.name or Path(str(plan.settings.data)).name,
         "groups": [list(g) for g in plan.scenario.groups],
         "protocol": p.sentences(),
+        "subset": p.subset,
         "data": str(plan.settings.data or p.data),
         "detector": plan.settings.detector.name,
     }

@@ -21,6 +21,7 @@ from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.files import is_file
 from ciod.core.plural import counted
 from ciod.data.index import Index
+from ciod.data.scenarios import subsets
 from ciod.data.scenarios.scenario import Scenario
 from ciod.methods.base import first_task
 from ciod.methods.base.user_code import told
@@ -226,6 +227,8 @@ class _Builder:
             raise ConfigError(["joint: write methods=joint,… for the upper bound; the scenario itself has its tasks."])
         self.device = pick_device(self.run.device).type
         self.warnings = blocks_warnings(self.blocks, self.run.protocol.folds)
+        if subset := self.run.protocol.subset:
+            self.warnings.append(subsets.sentence(subset))
         self.tasks = len(self._material(self.blocks[0]).groups)
         self.alone = self._alone()
         upper = self._upper()
@@ -248,7 +251,7 @@ class _Builder:
                 pair = dict(zip(("train", "test"), open_data(run.model_copy(update={"out": str(place / "run")}))))
             scenario = Scenario(run.protocol, pair["train"], pair["test"])
             data = {k: identity.fingerprint(v) for k, v in pair.items()}
-            groups = [list(g) for g in scenario.groups]
+            groups = [list(g) for g in scenario.taught]
             self.materials[key] = _Material((pair["train"], pair["test"]), scenario, groups, data)
         return self.materials[key]
 
@@ -256,6 +259,10 @@ class _Builder:
         """With two tasks, the first is its own joint training, so Ω needs only the final model."""
         if self.tasks < 2:
             return "none"
+        if self._material(self.blocks[0]).scenario.repeats:
+            if self.upper == "prefixes":
+                raise ConfigError(["upper: prefixes differ in their classes, which repeat here; write final or none."])
+            return "none" if self.upper == "none" else "final"
         if self.upper in ("prefixes", "final"):
             return self.upper
         if self.upper == "none":
@@ -332,6 +339,7 @@ class _Builder:
         more = given.of_method(entry)
         if tasks < self.tasks:
             more["protocol.split"] = self._material(block).groups[:tasks]
+            more |= {"protocol.images": lists[:tasks]} if (lists := self.run.protocol.lists) else {}
         run = self._settings(block, self.cache, **more)
         if self.rules.equal_steps:
             more["train.joint_epochs"] = steps.joint_epochs(taken, run, self._scenario(run, block))

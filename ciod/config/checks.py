@@ -14,7 +14,7 @@ from ciod.config.settings import DetectorSettings, MemorySettings, PoolSettings,
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.files import exists, expanded, is_file, is_folder, is_loop, is_model, near_path
 from ciod.core.validation_messages import problems_of
-from ciod.data.scenarios import folds
+from ciod.data.scenarios import folds, lists
 from ciod.data.scenarios.protocol import Protocol
 from ciod.methods.base.user_code import UserCodeError, told, where
 from ciod.trackers import absent as absent_trackers
@@ -301,7 +301,8 @@ def data(tree: dict[str, Any]) -> list[str]:
         else:
             names = formats.class_names(data)
         if names:
-            groups_of(Protocol.model_validate(protocol), names)
+            made = Protocol.model_validate(protocol)
+            return lists.problems(made.lists, len(groups_of(made, names))) if made.lists else []
     except ConfigError as e:
         return e.problems
     except CiodError as e:

@@ -30,8 +30,9 @@ class Eval(Section):
     """Detections below this are not scored."""
     nms_iou: Share | None = None
     """IoU above which the weaker of two boxes of one class is suppressed; None: 0.65, or 1 for query detectors."""
-    max_detections: Positive = 100
-    """Maximum number of detections per class and image, the best first."""
+    max_detections: Positive | None = None
+    """Maximum number of detections per class and image, the best first; None: 100. With ``metric=lvis`` it counts per
+    image, and None means 300."""
     multi_label: bool | None = None
     """Each class of a position counts (true), or only the best (false); None: as is usual for the detector."""
     device: Annotated[str, NO_RESULT] = "auto"
@@ -44,8 +45,8 @@ class Eval(Section):
     """``off``: the raw scores of branches (docs/extend.md)."""
     input: list[str] | None = None
     """How pictures are given, for an ONNX file that does not say it: ``0..255,bgr``."""
-    metric: Literal["coco", "voc07", "voc"] = "coco"
-    """``voc07`` (11-point) and ``voc`` (area) are reported in addition to COCO's AP."""
+    metric: Literal["coco", "voc07", "voc", "lvis"] = "coco"
+    """``voc07`` (11-point) and ``voc`` (area) are reported in addition to COCO's AP. ``lvis``: LVIS's AP instead."""
     json_file: Annotated[str | None, NO_RESULT] = None
     """File for the scores (written ``json=FILE``)."""
     out: Annotated[str | None, NO_RESULT] = None

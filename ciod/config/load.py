@@ -126,13 +126,17 @@ def load(
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Content of a settings file or of a recipe, and its problems."""
+    """Content of a settings file or of a recipe, or the scenario of that name, and its problems."""
+    from ciod.data.scenarios.scenario import available
+
     if not is_file(path) and str(path) in recipes():
         path = RECIPES / f"{path}.yaml"
+    if not is_file(path) and str(path) in available():
+        return {"scenario": str(path)}, []
     if not is_file(path):
-        near = nearest(path.stem, recipes())
-        hint = f"did you mean '{near}'?" if near else "'ciod list recipes' names those of the package."
-        return {}, [f"There is no settings file {path}, nor a recipe of that name; {hint}"]
+        near = nearest(str(path) if path.suffix not in (".yaml", ".yml") else path.stem, [*available(), *recipes()])
+        hint = f"did you mean '{near}'?" if near else "'ciod list recipes' and 'ciod list scenarios' name them."
+        return {}, [f"There is no settings file {path}, nor a recipe or scenario of that name; {hint}"]
     return read_file(path)
 
 

@@ -29,12 +29,14 @@ class ScenarioEntry(_Scenario, total=False):
     """``scenario``: the protocol of the run. An extension has only the entries that every run has."""
 
     order: str | list[str]
-    images: str
+    images: str | list[str]
     boxes: str
     eval_images: str
     reverse: bool
     difficult: str
     image_seed: int | None
+    shots: int | None
+    subset: str | None  # of a smoke test
     folds: int | None
     fold: int | None
     group: str | None
@@ -66,6 +68,7 @@ class _Task(TypedDict):
 class TaskEntry(_Task, total=False):
     """One of ``tasks``; it has fewer entries if this run did not train it, as the first task of an extension."""
 
+    repeated_classes: list[str]  # those of ``old_classes`` that the task teaches again
     train_images: int
     train_boxes: int
     hidden_boxes: int
@@ -76,6 +79,7 @@ class TaskEntry(_Task, total=False):
     epochs: int
     seconds: float
     warnings: list[str]
+    open_world: dict[str, Any]  # unknown_recall, open_set_error, wilderness_impact, unknown_boxes
 
 
 class _Results(TypedDict):

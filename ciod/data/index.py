@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ciod.data.federated import Federated
+
 
 @dataclass
 class Problems:
@@ -76,6 +78,7 @@ class Index:
     category_ids: tuple[Any, ...] = ()  # [C] ids as written
     annotated: np.ndarray | None = None  # [I, 2] int32 height, width that the annotations refer to
     stored: np.ndarray | None = None  # [I] bool: boxes refer to the pixels before EXIF rotation
+    federated: Federated | None = None  # LVIS: classes that are known to be absent or incomplete in an image
     problems: Problems = field(default_factory=Problems)
     starts: np.ndarray = field(init=False, repr=False)
 
@@ -123,6 +126,7 @@ class Index:
             own_ids=[self.own_ids[i] for i in rows] if self.own_ids else [],
             annotated=None if self.annotated is None else self.annotated[rows],
             stored=None if self.stored is None else self.stored[rows],
+            federated=None if self.federated is None else self.federated.select(place),
             image=place[self.image[keep]],
             boxes=self.boxes[keep],
             labels=self.labels[keep],
@@ -138,7 +142,11 @@ class Index:
         table = np.array([where.get(n, -1) for n in self.class_names] or [0], dtype=np.int64)
         labels = table[self.labels] if len(self.labels) else self.labels
         ids = tuple(self.category_id(where_from[n]) if n in where_from else None for n in names)
-        kept = replace(self, class_names=names, labels=labels, category_ids=ids if self.category_ids else ())
+        federated = self.federated
+        if federated is not None:
+            federated = federated.relabel(table, [where_from.get(n) for n in names])
+        category_ids = ids if self.category_ids else ()
+        kept = replace(self, class_names=names, labels=labels, category_ids=category_ids, federated=federated)
         return kept.select(boxes=labels >= 0)
 
     def with_boxes(self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> Index:

@@ -1,6 +1,7 @@
 """Metrics of learning and forgetting from a task × class table of AP: pure functions, independent of the source.
 
-``table[t]`` holds the AP (or AP50, …) of every seen class after task t, ``tasks[t]`` its new classes.
+``table[t]`` holds the AP (or AP50, …) of every seen class after task t, ``tasks[t]`` the classes that it taught. Where
+tasks repeat classes, a class is old if the last task did not teach it, and it was learnt in the last task that did.
 Values may be fractions or points; results are in the same unit, except the ratios Ω, RelGap, retention, RSD, RPD, RAI.
 None and NaN mean "no ground truth" and are left out of every mean. A value that cannot be computed is None, never 0.
 """
@@ -73,7 +74,8 @@ def rel_gap(final: float | None, upper: float | None) -> float | None:
 
 
 def _old(tasks: Sequence[Sequence[str]]) -> list[str]:
-    return [n for names in tasks[:-1] for n in names]
+    """Classes that earlier tasks taught and the last one did not, each once."""
+    return [n for n in dict.fromkeys(n for names in tasks[:-1] for n in names) if n not in tasks[-1]]
 
 
 def forgetting(table: Sequence[Row], tasks: Sequence[Sequence[str]]) -> float | None:
@@ -105,9 +107,8 @@ def retention(table: Sequence[Row], tasks: Sequence[Sequence[str]]) -> float | N
     1 = nothing forgotten. It is a ratio of means and not a mean of ratios, so a class that was never learnt does not
     dominate it.
     """
-    pairs = []
-    for learnt, names in zip(table, tasks[:-1]):
-        pairs += [(learnt.get(n), table[-1].get(n)) for n in names]
+    learnt = {n: row.get(n) for row, names in zip(table, tasks[:-1]) for n in names}  # the last row that taught it
+    pairs = [(learnt[n], table[-1].get(n)) for n in _old(tasks)]
     both = [(before, after) for before, after in pairs if _known(before) and _known(after)]
     return _ratio(_mean(a for _, a in both), _mean(b for b, _ in both))
 
@@ -190,7 +191,7 @@ def summary(
 
     Args:
         table: per finished task, the AP of each class seen so far.
-        tasks: per task, its new classes; at least as many as ``table`` has rows.
+        tasks: per task, the classes that it taught; at least as many as ``table`` has rows.
         upper: per task, the joint-training AP over the classes seen so far; None if unknown.
         joint: the AP of each class in the model trained jointly on all classes.
 
@@ -207,7 +208,7 @@ def summary(
     tasks = [list(names) for names in tasks[: len(table)]]
     if not table:
         return dict.fromkeys(KEYS)
-    seen = [[n for names in tasks[: t + 1] for n in names] for t in range(len(table))]
+    seen = [list(dict.fromkeys(n for names in tasks[: t + 1] for n in names)) for t in range(len(table))]
     final = [group_mean(row, names) for row, names in zip(table, seen)]
     new, old = group_mean(table[-1], tasks[-1]), group_mean(table[-1], _old(tasks))
     later = joint if joint is not None and len(table) > 1 else {}  # after one task nothing is old or new

@@ -13,6 +13,8 @@ from ciod.core.types import in_original
 from ciod.data.loader import batches, eval_loader
 from ciod.evaluation.ap import APTable, coco_ap
 from ciod.evaluation.confusions import Confusion
+from ciod.evaluation.lvis import PER_IMAGE as PER_IMAGE_OF_LVIS
+from ciod.evaluation.lvis import lvis_ap
 from ciod.evaluation.voc import NAMES, voc_ap
 
 if TYPE_CHECKING:
@@ -87,6 +89,12 @@ def detect(
     return world.gather(found), sorted(set(world.gather(broken)))
 
 
+def limit_of(settings: Evaluation, metric: str) -> int:
+    """``eval.max_detections``; LVIS's own number of detections per image if it is not set."""
+    lvis = metric == "lvis" and "max_detections" not in settings.model_fields_set
+    return PER_IMAGE_OF_LVIS if lvis else settings.max_detections
+
+
 def evaluate(
     detector: Detector,
     index: Index,
@@ -101,11 +109,14 @@ def evaluate(
     """COCO AP over ``classes`` (default: the index's), the detections, and unreadable files.
 
     Args:
-        metric: ``voc07`` or ``voc`` adds VOC07 or VOC.
+        metric: ``voc07`` or ``voc`` adds VOC07 or VOC. ``lvis`` computes LVIS's AP instead of COCO's.
         tick: see ``detect``.
     """
     found, broken = detect(detector, index, settings, world, workers, tick)
-    table = coco_ap(found, index, classes=classes, max_detections=settings.max_detections)
+    limit = limit_of(settings, metric)
+    if metric == "lvis":
+        return lvis_ap(found, index, classes=classes, max_detections=limit), found, broken
+    table = coco_ap(found, index, classes=classes, max_detections=limit)
     if metric in NAMES:
         table.include(NAMES[metric], voc_ap(found, index, metric=metric, classes=classes))
     return table, found, broken

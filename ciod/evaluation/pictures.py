@@ -41,8 +41,10 @@ class Pictures:
     taken: np.ndarray  # [T] int64: class of the shown box with the highest score on the object; -1: none
 
 
-def of(found: Sequence[Detections], truth: Index, classes: Sequence[str], max_detections: int = 100) -> Pictures:
+def of(found: Sequence[Detections], truth: Index, classes: Sequence[str], max_detections: int = 100) -> Pictures | None:
     """Matches detections with objects at IoU 0.5 as COCO does: per picture and class, the highest score first.
+
+    None for federated annotations (LVIS), in which a detection without an object may be right.
 
     Crowd and difficult boxes are not objects; a detection that matches only such a box is neither right nor wrong.
 
@@ -51,6 +53,8 @@ def of(found: Sequence[Detections], truth: Index, classes: Sequence[str], max_de
         classes: those that are evaluated.
         max_detections: number of best detections per class and picture that count.
     """
+    if truth.federated is not None:
+        return None
     where = {n: i for i, n in enumerate(classes)}
     known = np.array([where.get(n, -1) for n in truth.class_names] or [-1], np.int64)
     parts: list[tuple[np.ndarray, ...]] = []
@@ -115,8 +119,10 @@ def _joined(parts: Sequence[tuple[np.ndarray, ...]], types: Sequence[type]) -> l
     return [np.concatenate([np.zeros(0, t), *(p[k] for p in parts)]).astype(t) for k, t in enumerate(types)]
 
 
-def write(folder: Path, pictures: Pictures) -> None:
-    """``pictures.npz`` in the folder of a task."""
+def write(folder: Path, pictures: Pictures | None) -> None:
+    """``pictures.npz`` in the folder of a task; nothing for None."""
+    if pictures is None:
+        return
     out = io.BytesIO()
     columns: dict[str, Any] = {k: v for k, v in vars(pictures).items() if isinstance(v, np.ndarray)}
     columns |= {k: np.array(getattr(pictures, k), dtype=np.str_) for k in ("classes", "files")}

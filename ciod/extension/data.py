@@ -13,6 +13,7 @@ from ciod.core.files import exists
 from ciod.core.plural import counted
 from ciod.data import formats
 from ciod.data.index import Index
+from ciod.data.scenarios import subsets
 from ciod.data.scenarios.scenario import Task
 from ciod.extension.names import Names
 
@@ -25,6 +26,7 @@ class Folder:
     val: Index
     held_out: bool  # the validation images were taken from the training images
     notes: list[str]  # for the user
+    whole: int = 0  # number of training images before a subset was taken
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -33,12 +35,25 @@ class Folder:
         return tuple(n for n, k in zip(self.train.class_names, boxes, strict=True) if k)
 
 
-def open_folder(path: str, *, holdout: float, seed: int) -> Folder:
+def open_folder(path: str, *, holdout: float, seed: int, subset: str | None = None) -> Folder:
     """Reads a folder; without a validation split one is held out.
+
+    Args:
+        subset: only this part of the images of both splits, for a smoke test (``scenarios.subsets``).
 
     Raises:
         DataError: no data set, no image, no box, or a single image where two splits are needed.
     """
+    folder = _open(path, holdout, seed)
+    if subset is None:
+        return folder
+    train, val = subsets.part(folder.train, subset), subsets.part(folder.val, subset)
+    sizes = f"training on {len(train)} of {len(folder.train)} images, testing on {len(val)} of {len(folder.val)}"
+    notes = [*folder.notes, subsets.sentence(subset), f"Subset ({subset}): {sizes}."]
+    return Folder(train, val, folder.held_out, notes, len(folder.train))
+
+
+def _open(path: str, holdout: float, seed: int) -> Folder:
     layout = formats.recognise(data_folder(path) or path)
     train = _usable(formats.open_split(layout, "train"))
     notes = [f"{train.source}: {line}" for line in train.problems.lines()]
@@ -53,14 +68,14 @@ def open_folder(path: str, *, holdout: float, seed: int) -> Folder:
     if {"val", "test"} & layout.splits.keys():
         val = _usable(formats.open_split(layout, "val"))
         notes += [f"{val.source}: {line}" for line in val.problems.lines()]
-        return Folder(train, val.relabel(train.class_names), False, notes)
+        return Folder(train, val.relabel(train.class_names), False, notes, len(train))
     rows = hold_out(train, holdout, seed)
     val = train.select(rows)
     rest = train.select(np.setdiff1d(np.arange(len(train)), rows))
     lacking = [n for n, k, v in zip(train.class_names, boxes, val.boxes_per_class(), strict=True) if k and not v]
     note = f"; in too few images to hold one out, so not measured: {', '.join(lacking)}" if lacking else ""
     notes.append(f"no validation split: {len(val)} of {len(train)} images are held out (seed {seed}){note}")
-    return Folder(rest, val, True, notes)
+    return Folder(rest, val, True, notes, len(rest))
 
 
 def hold_out(index: Index, share: float, seed: int) -> np.ndarray:

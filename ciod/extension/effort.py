@@ -45,14 +45,24 @@ class Plan:
     """Values of the sections ``train`` and ``augment`` that are not set by hand, by full key."""
 
 
-def choose(settings: Extend, train: Index, classes: int, detector: Detector, method: str, world: World) -> Plan:
+def choose(
+    settings: Extend,
+    train: Index,
+    classes: int,
+    detector: Detector,
+    method: str,
+    world: World,
+    whole: int | None = None,
+) -> Plan:
     """Sizes the work, as ``training.effort`` does for a later task. What ``settings`` gives is taken as it is.
 
     Args:
         train: the images to learn from.
         classes: how many classes they teach.
         method: its name.
+        whole: with ``settings.subset``, number of images of which ``train`` is a part.
     """
+    whole = whole if settings.subset else None
     own = {"train.epochs": settings.epochs, "train.batch": settings.batch, "train.lr": settings.lr}
     given = {k: v for k, v in own.items() if v is not None}
     still = [k for k in open_keys(settings) if k not in own]
@@ -61,7 +71,8 @@ def choose(settings: Extend, train: Index, classes: int, detector: Detector, met
         given["train.steps"] = max(per_task("train.steps", settings.train.steps, 1))
     facts = effort.Facts(
         effort=settings.effort,
-        images=len(train),
+        images=len(train) if whole is None else whole,
+        taken=None if whole is None else len(train),
         classes=classes,
         start="detector",
         later=True,

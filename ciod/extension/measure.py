@@ -14,6 +14,7 @@ from ciod.config.settings import Evaluation
 from ciod.core.distributed import World
 from ciod.core.types import Detections
 from ciod.data.index import Index
+from ciod.data.scenarios import subsets
 from ciod.data.scenarios.scenario import Task
 from ciod.detectors.base import Detector
 from ciod.evaluation.ap import APTable, coco_ap
@@ -61,7 +62,7 @@ class Measure:
         self.reporter = reporter or Reporter(quiet=True)
         self.settings, self.world, self.task, self.names = settings, world, task, names
         everything = None if settings.old_data is None else data.old_validation(settings.old_data, names)
-        self.old = None if everything is None else everything.relabel(names.old)
+        self.old = None if everything is None else subsets.part(everything.relabel(names.old), settings.subset)
         folder = data_folder(settings.pool)
         self.pool = pools.read(folder, names.all) if folder else None
         self.negatives = negatives.find(settings, names, self.pool, everything)

@@ -173,7 +173,7 @@ class Extension:
     def _open(self, detector: Detector) -> None:
         """Reads the data, and matches the classes of folder and model."""
         s = self.settings
-        self.folder = data.open_folder(s.data, holdout=s.holdout, seed=s.seed)
+        self.folder = data.open_folder(s.data, holdout=s.holdout, seed=s.seed, subset=s.subset)
         self.names = names.of_settings(s, detector.class_names, self.folder.classes)
         self.known = known.open_checked(s, detector, data.task_of(self.folder, self.names), self.names)
         self.task = self.known.task if self.known else data.task_of(self.folder, self.names)
@@ -217,9 +217,9 @@ class Extension:
         if self.saved:
             self.plan = effort.Plan(**self.saved["plan"])
         else:
-            learnt = len(self.names.learnt)
-            self.plan = effort.choose(self.settings, self.task.train, learnt, detector, self.method_name, self.world)
-            self.plan = onnx_model.with_views(self.plan, self.settings, detector, self.measured, self.world)
+            s, learnt, whole = self.settings, len(self.names.learnt), self.folder.whole
+            chosen = effort.choose(s, self.task.train, learnt, detector, self.method_name, self.world, whole)
+            self.plan = onnx_model.with_views(chosen, s, detector, self.measured, self.world)
         for line in self.plan.why:
             self.reporter.say(line)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ciod.config import outputs
 from ciod.config.checks import data_folder, device, folder, folder_of_data, method_of, model_folder, trackers
@@ -14,6 +14,7 @@ from ciod.config.reader import Table, nest, untold
 from ciod.config.settings import Allowed, Effort, Evaluation, Positive, Section, Share, Size, Trackers, Train
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.data.augment import Augment
+from ciod.data.scenarios import subsets
 
 
 class Extend(Section):
@@ -71,6 +72,9 @@ class Extend(Section):
     """Below this share the model is not written; the best trade-off is written beside, and the exit code is 3."""
     holdout: Annotated[float, Field(gt=0, lt=0.6)] = 0.15
     """Share of the images held out for validation where the folder has no validation split."""
+    subset: str | None = None
+    """A smoke test: only a part of the images, a share (``1%``, at least 16) or a number (``200``); every class keeps
+    one. Epochs stay, so the steps shrink in proportion."""
     epochs: Positive | None = None
     """None: as ``effort`` chooses."""
     batch: Positive | None = None
@@ -92,6 +96,11 @@ class Extend(Section):
     """``auto``: resume where an extension in ``out`` stopped. ``never``: refuse a folder that has one."""
     allow: Annotated[Allowed, NO_RESULT] = Field(default_factory=list)
     """What may differ from the extension that is resumed: ``allow=data,code``. Without it a difference is refused."""
+
+    @field_validator("subset", mode="before")
+    @classmethod
+    def _amount(cls, value: object) -> object:
+        return subsets.checked(value)
 
 
 SHORT = {

@@ -137,6 +137,7 @@ def results(
             "joint": False,
             "metric": "coco",
             "data": s.data,
+            "subset": s.subset,
             "protocol": _protocol(s, task, extra),
         },
         "detector": {"name": detector.settings["name"], "head": "grow"},

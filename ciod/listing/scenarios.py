@@ -20,11 +20,12 @@ def tasks(name: str, settings: dict[str, Any]) -> Sheet:
 
     run = config.load(None, {"scenario": name, **settings})
     made = Scenario(run.protocol, *open_data(run))
-    columns = ("task", "new classes", "images", "boxes", "old boxes hidden", "future boxes hidden", "test images")
+    classes = "classes" if made.repeats else "new classes"
+    columns = ("task", classes, "images", "boxes", "old boxes hidden", "future boxes hidden", "test images")
     sheet = Sheet([f"- {sentence}" for sentence in made.sentences()], columns=columns)
     for task in made:
         counts = (len(task.train), len(task.train.labels), task.hidden_boxes, task.future_boxes, len(task.test))
-        sheet.rows.append((str(task.index + 1), few(task.new_classes), *map(str, counts)))
+        sheet.rows.append((str(task.index + 1), few(task.taught_classes), *map(str, counts)))
     if made.protocol.images == "loco":
         from ciod.data.scenarios import loco
 

@@ -28,6 +28,12 @@ class Freeze(Method):
     _still: list[nn.Module] = PrivateAttr(default_factory=list)
     _stopped: list[nn.Parameter] = PrivateAttr(default_factory=list)
 
+    @property
+    def cannot_repeat(self) -> str | None:
+        return (
+            "train=new_rows keeps their rows as they are; write method.train=head" if self.train == "new_rows" else None
+        )
+
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
         self._still, self._stopped = [], []

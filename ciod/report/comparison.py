@@ -15,7 +15,7 @@ from ciod.report import by_picture, compared_figures, compared_plots, judged, pa
 from ciod.report.compared import PAGE, best_cells, cell, comparison_cells, comparison_rows, deviation
 from ciod.report.page import data_url, environment, examples, read_results, svg, unbroken
 from ciod.report.ratios import NO_GATE, Gate
-from ciod.report.summary import Runs, ap_rows, beside, class_order, done, is_joint, mean, percent, verdict
+from ciod.report.summary import Runs, ap_rows, beside, class_order, done, is_joint, mean, percent, subset, verdict
 
 Folders = Mapping[str, "Path | Sequence[Path]"]
 
@@ -53,7 +53,8 @@ def write_comparison(folders: Folders, out: Path, about: About | None = None) ->
     Links to the runs' reports are relative to ``out``.
 
     Raises:
-        CiodError: there are no runs, or a folder has no readable ``results.json``.
+        CiodError: there are no runs, a folder has no readable ``results.json``, or some runs used a subset of the
+            images and others did not.
     """
     out = Path(out)
     listed = [(n, Path(f)) for n, fs in folders.items() for f in ([fs] if isinstance(fs, (str, Path)) else fs)]
@@ -67,6 +68,10 @@ def write_comparison(folders: Folders, out: Path, about: About | None = None) ->
                 f"{folder} has no results.json: the run '{name}' cannot be compared before its first task ends."
             )
         runs.append((name, results))
+    parts = {subset(r): n for n, r in runs}
+    if len(parts) > 1:
+        have = "; ".join(f"{n}: {f'subset={s}' if s else 'all images'}" for s, n in parts.items())
+        raise CiodError(f"Runs with a subset of the images cannot be compared with others ({have}).")
     content = _content(listed, runs, out, about or About())
     return atomic_write(out, environment().get_template("comparison.html.j2").render(content))
 
@@ -121,6 +126,7 @@ def _content(listed: list[tuple[str, Path]], runs: Runs, out: Path, about: About
         "classes": _classes(runs),
         "names": [row["name"] for row in rows],
         "protocol": scenario.get("protocol") or [],
+        "subset": scenario.get("subset"),
         "literature": published.of(scenario),
         "pictures": _shared_examples(first),
         "about": about,

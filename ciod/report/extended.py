@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ciod.core.plural import counted
-from ciod.report.summary import NONE, Results, agreement, before_after, percent, retention, score
+from ciod.report.summary import NONE, Results, agreement, before_after, percent, retention, score, subset
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -89,6 +89,8 @@ def verdict(results: Results) -> str:
         first = f"There is no AP50 for the {'new class' if new == 1 else f'{new} new classes'}."
     else:
         first = f"{subject} {percent(value, ' %')} AP50."
+    if subset(results):
+        first = f"Smoke test with a subset of the images ({subset(results)}). {first}"
     sentences = [first, unchanged(results), _old(results, counted(old, "old class"))]
     return " ".join(s for s in sentences if s)
 

@@ -18,6 +18,7 @@ from ciod.core.files import exists
 from ciod.core.plural import counted
 from ciod.core.reading import read_yaml
 from ciod.core.run_log import METRICS, atomic_write, read_metrics
+from ciod.evaluation import open_world
 from ciod.report import extended, plots, results_file
 from ciod.report.summary import (
     Results,
@@ -31,6 +32,7 @@ from ciod.report.summary import (
     planned,
     retention,
     score,
+    subset,
     summary_table,
     verdict,
 )
@@ -112,6 +114,7 @@ def _report(folder: Path, run: Mapping[str, Any], results: Results, metrics: lis
         "title": " · ".join(str(v) for v in (scenario.get("name"), method.get("name"), detector.get("name")) if v)
         or folder.resolve().name,
         "verdict": unbroken(extended.verdict(results) if results.get("extension") else verdict(results)),
+        "subset": subset(results),
         "unfinished": len(done(results)) < max(planned(results), 1),
         "warnings": results.get("warnings") or [],
         "tiles": _tiles(results),
@@ -222,6 +225,11 @@ def _protocol(results: Results) -> list[str]:
     elif len(split) > 1:
         steps = " + ".join(map(str, split))
         lines.append(f"{counted(sum(split), 'class')} arrive in {len(split)} tasks: {steps}.")
+    lines += [
+        f"After task {i}: {open_world.line(entry)}."
+        for i, t in enumerate(done(results), 1)
+        if (entry := t.get("open_world"))
+    ]
     if len(done(results)) > 4:
         hidden = sum(t.get("hidden_boxes") or 0 for t in done(results))
         lines.append(f"{counted(hidden, 'box')} of old classes stayed hidden in the training images, as listed above.")

@@ -89,8 +89,10 @@ def of(scenario: Mapping[str, Any]) -> list[Row]:
     """The rows with the name of a scenario, by method, without those of unreliable sources.
 
     Args:
-        scenario: that of a ``results.json``: classes, split, images, name.
+        scenario: that of a ``results.json``: classes, split, images, name. A subset has no published results.
     """
+    if scenario.get("subset"):
+        return []
     dataset, split = _dataset(scenario), list(scenario.get("split") or [])
     if dataset is None or len(split) < 2:
         return []

@@ -32,13 +32,15 @@ class Scenario(_Loose):
     joint: bool | None = None
     reverse: bool | None = None
     order: str | list[str] | None = None
-    images: str | None = None
+    images: str | list[str] | None = None
     boxes: str | None = None
     eval_images: str | None = None
     difficult: str | None = None
     metric: str | None = None
     max_detections: Count = None
     image_seed: Count = None
+    shots: Count = None
+    subset: str | None = None
     folds: Count = None
     fold: Count = None
     group: str | None = None
@@ -50,6 +52,7 @@ class Task(_Loose):
     index: Count = None
     new_classes: Names = None
     old_classes: Names = None
+    repeated_classes: Names = None
     old: Group = None
     new: Group = None
     all: Group = None
@@ -65,6 +68,7 @@ class Task(_Loose):
     steps: Count = None
     epochs: Count = None
     warnings: list[str] | None = None
+    open_world: dict[str, Value] | None = None
 
 
 class Detector(_Loose):

@@ -76,6 +76,11 @@ def planned(results: Results) -> int:
     return 1 if scenario.get("joint") else max(len(scenario.get("split") or []), len(done(results)))
 
 
+def subset(results: Results) -> str | None:
+    """The part of the images that a smoke test used; None for a full run."""
+    return (results.get("scenario") or {}).get("subset")
+
+
 def headline(results: Results) -> str:
     """The main metric of a scenario in addition to AP: AP50, or VOC's under its own name."""
     return _HEADLINES.get((results.get("scenario") or {}).get("metric") or "", "AP50")
@@ -108,6 +113,11 @@ def class_order(results: Results) -> list[str]:
     return list(names)
 
 
+def taught(task: Mapping[str, Any]) -> list[str]:
+    """The classes that a task taught: new ones, and old ones again."""
+    return [*(task.get("repeated_classes") or []), *(task.get("new_classes") or [])]
+
+
 def changes(results: Results, metric: str | None = None) -> list[Change]:
     """Every class that was old in the last finished task, the largest loss first, unknown ones last.
 
@@ -116,11 +126,9 @@ def changes(results: Results, metric: str | None = None) -> list[Change]:
     tasks, rows = done(results), ap_rows(results, metric or headline(results))
     if len(tasks) < 2 or len(rows) < len(tasks):
         return []
-    found = [
-        Change(name, i, rows[i].get(name), rows[-1].get(name))
-        for i, task in enumerate(tasks[:-1])
-        for name in task.get("new_classes") or []
-    ]
+    learnt = {name: i for i, task in enumerate(tasks[:-1]) for name in taught(task)}
+    again = set(taught(tasks[-1]))
+    found = [Change(n, i, rows[i].get(n), rows[-1].get(n)) for n, i in learnt.items() if n not in again]
     return sorted(found, key=lambda c: (c.loss is None, -(c.loss or 0.0)))
 
 
@@ -157,19 +165,25 @@ def verdict(results: Results) -> str:
     if not tasks:
         return "Unfinished: no task is done yet, so nothing has been measured."
     start = "" if len(tasks) >= total else f"Unfinished, {len(tasks)} of {total} tasks done. "
+    start = f"Smoke test with a subset of the images ({subset(results)}). {start}" if subset(results) else start
     m = headline(results)
     if len(tasks) == 1:
         return start + _one_task(results)
-    n_old, n_new = len(tasks[-1].get("old_classes") or []), len(tasks[-1].get("new_classes") or [])
+    again = len(tasks[-1].get("repeated_classes") or [])
+    n_old, n_new = len(tasks[-1].get("old_classes") or []) - again, len(taught(tasks[-1]))
     later = sum(len(t.get("new_classes") or []) for t in tasks[1:])
     learnt = f"After learning {counted(later, 'new class')}" + (f" in {len(tasks) - 1} steps" if len(tasks) > 2 else "")
+    if not later:
+        learnt = f"After {counted(len(tasks) - 1, 'further task')} with the same classes"
     if len(tasks) == 2:
         old, of = (f"{n_old} old classes", f"its {m} on the") if n_old != 1 else ("old class", f"its {m} on the")
         had = ""
     else:
         old, of, had = f"{n_old} earlier classes", f"the {m} that the", " had when they were learnt"
     kept, (before, after) = retention(results), before_after(results)
-    if kept is None and before == 0:
+    if again and not n_old:
+        first = f"{learnt}, no class is old: the last task taught all of them."
+    elif kept is None and before == 0:
         their = f"its {m} was 0 when it was" if n_old == 1 else f"their {m} was 0 when they were"
         first = f"{learnt}, the {old} had nothing to lose: {their} learnt."
     elif before is not None and before < FAINT:
@@ -190,6 +204,7 @@ def verdict(results: Results) -> str:
         second = f"There is no {m} for the new classes."
     else:
         which = "new" if len(tasks) == 2 else "newest"
+        which = "last taught" if again else which
         subject = f"The {which} class reaches" if n_new == 1 else f"The {n_new} {which} classes reach"
         second = f"{subject} {percent(new, ' %')} {m}."
     return f"{start}{first} {second}"

@@ -201,8 +201,9 @@ def _facts(settings: Run, scenario: Scenario, i: int, world: World, start: Start
     name = str(settings.method.get("name", "ilyolox"))
     return Facts(
         effort=settings.effort,
-        images=max(1, len(task.train)),
-        classes=len(task.new_classes),
+        images=max(1, scenario.images_without_subset(i)),
+        taken=len(task.train) if settings.protocol.subset else None,
+        classes=len(task.taught_classes),
         start=start,
         later=i > 0,
         branch=i > 0 and "branches" in methods.find(name).needs,

@@ -89,7 +89,7 @@ def _counted(settings: Run, scenario: Scenario, i: int) -> Step:
         first = optim.warmup_steps(total, t)
         changes = [(s // each + 1, s, rates[s]) for s in range(max(1, first + 1), total) if rates[s] != rates[s - 1]]
     return Step(
-        task.new_classes,
+        task.taught_classes,
         epochs,
         lr,
         len(task.train),

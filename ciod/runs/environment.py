@@ -19,6 +19,7 @@ from ciod.config.marks import LATER_TASKS, NO_RESULT, marked
 from ciod.config.settings import Run
 from ciod.core.run_log import METRICS, atomic_write, read_metrics
 from ciod.core.version import __version__
+from ciod.data.scenarios import lists
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -42,6 +43,8 @@ def fingerprint(settings: BaseModel) -> dict[str, Any]:
                 flat[key] = list(v) if isinstance(v, tuple) else v
 
     walk(settings.model_dump(), "")
+    if isinstance(images := flat.get("protocol.images"), list):  # lists of images: their content counts
+        flat["protocol.images"] = lists.digests(images)
     return flat
 
 

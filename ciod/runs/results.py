@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 from ciod import methods
 from ciod.core.errors import CiodError
 from ciod.core.run_log import write_json
+from ciod.data.scenarios import subsets
 from ciod.evaluation import continual
+from ciod.evaluation.detect import limit_of
 from ciod.evaluation.voc import NAMES
 from ciod.report import results_file
 from ciod.runs import environment, sanity_checks
@@ -40,12 +42,16 @@ class Upper:
     classes: dict[str, dict[str, float | None]]
 
     @classmethod
-    def read(cls, folders: Sequence[Path], groups: Sequence[Sequence[str]]) -> Upper:
+    def read(cls, folders: Sequence[Path], groups: Sequence[Sequence[str]], subset: str | None = None) -> Upper:
         """Finds for each class prefix of ``groups`` the folder of the joint run that was trained on exactly these
         classes.
 
+        Args:
+            subset: that of the run, which the joint runs must have too.
+
         Raises:
-            CiodError: a folder is not a finished joint run, or its classes are not a prefix of the scenario.
+            CiodError: a folder is not a finished joint run, or its classes are not a prefix of the scenario, or one of
+                the runs is a smoke test with a subset of the images and the other is not.
         """
         seen = [{n for names in groups[: t + 1] for n in names} for t in range(len(groups))]
         tasks: list[dict[str, float | None] | None] = [None] * len(groups)
@@ -55,7 +61,14 @@ class Upper:
             names = set(theirs["scenario"]["classes"])
             if names not in seen or len(theirs["tasks"]) != 1:
                 raise CiodError(f"upper_bound: {folder} is not a finished joint run of the same classes.")
-            tasks[seen.index(names)] = theirs["tasks"][0]["all"]
+            if (other := theirs["scenario"].get("subset")) != subset:
+                have, has = (f"subset={s}" if s else "all images" for s in (other, subset))
+                raise CiodError(
+                    f"upper_bound: {folder} was trained with {have}, this run with {has}; a subset cannot be measured "
+                    "against other images."
+                )
+            last = max(t for t, have in enumerate(seen) if have == names)  # tasks may repeat classes
+            tasks[last] = theirs["tasks"][0]["all"]
             if names == seen[-1]:
                 classes = {m: rows[0] for m, rows in theirs["ap"].items()}
         return cls(tasks, classes)
@@ -86,7 +99,7 @@ class Results:
             CiodError: an upper bound that cannot be used once the run is finished.
         """
         p = settings.protocol
-        Upper.read(bounds_of(settings), scenario.groups)
+        Upper.read(bounds_of(settings), scenario.groups, p.subset)
         given = dict(settings.method)
         name = given.pop("name", methods.DEFAULT)
         metrics = metrics_of(p.metric)
@@ -106,11 +119,13 @@ class Results:
                     "reverse": p.reverse,
                     "difficult": p.difficult,
                     "image_seed": p.image_seed,
+                    "shots": p.shots,
+                    "subset": p.subset,
                     "folds": p.folds,
                     "fold": p.fold,
                     "group": p.group,
                     "metric": p.metric,
-                    "max_detections": settings.eval.max_detections,
+                    "max_detections": limit_of(settings.eval, p.metric),
                     "data": str(settings.data or p.data),
                     "protocol": scenario.sentences(),
                 },
@@ -125,7 +140,7 @@ class Results:
                 "ap": {m: [] for m in metrics},
                 "continual": {m: {} for m in dict.fromkeys((*SIX, *metrics))},
                 "upper_bounds": None,
-                "warnings": [],
+                "warnings": [subsets.sentence(p.subset)] if p.subset else [],
             }
         )
 
@@ -149,6 +164,7 @@ class Results:
             "index": task.index,
             "new_classes": list(task.new_classes),
             "old_classes": list(task.old_classes),
+            **({"repeated_classes": list(task.repeated_classes)} if task.repeated_classes else {}),
             "train_images": len(task.train),
             "train_boxes": len(task.train.labels),
             "hidden_boxes": task.hidden_boxes,
@@ -156,8 +172,8 @@ class Results:
             "test_images": len(task.test),
             "peak_memory_mb": round(environment.peak_memory_mb(), 1),
             **facts,
-            "old": group(task.old_classes),
-            "new": group(task.new_classes),
+            "old": group(tuple(n for n in task.old_classes if n not in task.repeated_classes)),
+            "new": group(task.taught_classes),
             "all": dict(table.overall),
         }
         self.content["tasks"] = [*self.content["tasks"][: task.index], cast("TaskEntry", entry)]
@@ -169,19 +185,20 @@ class Results:
     def finish(self, upper_bounds: Sequence[Path]) -> None:
         """Adds the continual metrics, with gaps and Ω if joint runs of the class prefixes are known."""
         groups = [t["new_classes"] for t in self.content["tasks"]]
-        upper = Upper.read(upper_bounds, groups) if upper_bounds and groups else None
+        subset = self.content["scenario"].get("subset")
+        upper = Upper.read(upper_bounds, groups, subset) if upper_bounds and groups else None
         self.content["upper_bounds"] = None if upper is None else upper.tasks
         self.warn(sanity_checks.about_bounds(self.content["tasks"], self.content["upper_bounds"]))
         self._continual(upper)
 
     def _continual(self, upper: Upper | None) -> None:
         tasks = self.content["tasks"]
-        groups = [t["new_classes"] for t in tasks]
+        taught = [[*t.get("repeated_classes", ()), *t["new_classes"]] for t in tasks]
         for m in dict.fromkeys((*SIX, *self.content["ap"])):
             bounds = None if upper is None else [None if b is None else b.get(m) for b in upper.tasks]
             if m in self.content["ap"]:
                 joint = None if upper is None else upper.classes.get(m)
-                found = continual.summary(self.content["ap"][m], groups, bounds, joint)
+                found = continual.summary(self.content["ap"][m], taught, bounds, joint)
             else:
                 found = continual.against_upper([(t["all"] or {}).get(m) for t in tasks], bounds)
             self.content["continual"][m] = found

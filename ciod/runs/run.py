@@ -23,7 +23,7 @@ from ciod.data.index import Index
 from ciod.data.scenarios.scenario import Scenario, Task
 from ciod.detectors.base import Detector
 from ciod.detectors.files import weights
-from ciod.evaluation import pictures
+from ciod.evaluation import open_world, pictures
 from ciod.evaluation.detect import evaluate
 from ciod.memory.rehearsal import Extra
 from ciod.methods.base.method import Method
@@ -154,11 +154,10 @@ class Runner:
         self.settings = complete
         for line in self.chosen:
             self.reporter.say(line)
-        if self.saved is not None:
-            return []
-        resume.check_first_task(complete)
-        chosen = choices.values(complete, self.open)
-        self.saved = cast("RunState | None", resume.take_over(complete, self.world, chosen))
+        if self.saved is None:
+            resume.check_first_task(complete)
+            chosen = choices.values(complete, self.open)
+            self.saved = cast("RunState | None", resume.take_over(complete, self.world, chosen))
         return []
 
     def _restore(self, detector: Detector) -> int:
@@ -213,6 +212,7 @@ class Runner:
             before=before,
             method=self.method,
             new=None if s.detector.head == "full" else task.new_classes,
+            taught=task.repeated_classes,
             donor=self.donor,
             growth_seed=s.seed + 7919 * (task.index + 1),
             mixture=lambda grown: self.extra.mixture(task, grown.num_classes),
@@ -246,20 +246,20 @@ class Runner:
     def _evaluate(self, task: Task, detector: Detector, result: TaskResult) -> None:
         s, done = self.settings, result.fit
         detector.eval()
-        workers = environment.workers(s.train.workers, self.world)
         table, found, broken = evaluate(
             detector,
             task.test,
             s.eval,
             classes=task.seen_classes,
             world=self.world,
-            workers=workers,
+            workers=environment.workers(s.train.workers, self.world),
             metric=s.protocol.metric,
         )
         doubts = [*sanity_checks.about_data(task), *done.warnings, *sanity_checks.about_table(task, table, found)]
         doubts += self._about_broken([*done.broken, *broken])
         self.warnings.add(*doubts)
         facts = {"steps": done.steps, "epochs": self.epochs(task.index), "seconds": result.seconds, "warnings": doubts}
+        facts |= open_world.after_task(self.scenario, task, found)
         self.results.add(task, table, **self.extra.images(task), **facts)
         self.results.warn(self.warnings.sentences)
         detector.lineage = [*detector.lineage, self._lineage(task)]
@@ -281,7 +281,8 @@ class Runner:
                 hook.on_evaluation(task.index, self.results.content)
         self.extra.update(task.index, detector, self.world)
         self._save(task.index + 1, seconds=0.0, method=self.method.state())
-        self.reporter.say(f"  {table.line()}")
+        for line in (table.line(), *map(open_world.line, [e for k, e in facts.items() if k == "open_world"])):
+            self.reporter.say(f"  {line}")
         self.world.barrier()
 
     # Beginning and end --------------------------------------------------------------------------------------------
@@ -313,8 +314,7 @@ class Runner:
             fingerprints.write_listing(self.out / "last", images)
 
     def _method(self) -> Method:
-        given = dict(self.settings.method)
-        return methods.find(given.pop("name", "ilyolox")).model_validate(given)
+        return methods.make(self.settings.method)
 
     def _save(self, task: int, *, seconds: float, **more: Any) -> None:
         if not self.world.main:

@@ -39,7 +39,7 @@ def about_data(task: Task) -> list[str]:
     """Classes with too few training boxes, and test images that are also training images."""
     warnings = []
     boxes = dict(zip(task.train.class_names, task.train.boxes_per_class().tolist(), strict=True))
-    counts = {n: boxes.get(n, 0) for n in task.new_classes}
+    counts = {n: boxes.get(n, 0) for n in task.taught_classes}
     most = max(counts.values(), default=0)
     none = [n for n, c in counts.items() if c == 0]
     few = [f"{c} {'box' if c == 1 else 'boxes'} of {n}" for n, c in counts.items() if 0 < c < min(STARVED, most / 50)]
@@ -60,9 +60,9 @@ def about_table(task: Task, table: APTable, found: Sequence[Detections]) -> list
     """AP of exactly 0 or suspiciously near 1, and new classes that are never found."""
     ap = {n: table.per_class[n]["AP50"] for n in task.seen_classes}
     highest = best_scores(found, task.seen_classes)
-    silent = [n for n in task.new_classes if ap[n] is not None and highest[n] < SILENT]
-    new = [n for n in task.new_classes if ap[n] == 0 and n not in silent]
-    old = [n for n in task.old_classes if ap[n] == 0]
+    silent = [n for n in task.taught_classes if ap[n] is not None and highest[n] < SILENT]
+    new = [n for n in task.taught_classes if ap[n] == 0 and n not in silent]
+    old = [n for n in task.old_classes if ap[n] == 0 and n not in task.repeated_classes]
     perfect = [n for n, v in ap.items() if v is not None and v >= PERFECT]
     after = f"After task {task.index + 1}"
     warnings = []

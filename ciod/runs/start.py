@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ciod import detectors
+from ciod import detectors, methods
 from ciod.config.load import data_folder
-from ciod.core.errors import CiodError
+from ciod.core.errors import CiodError, ConfigError
 from ciod.core.plural import counted
 from ciod.data import formats
 from ciod.data.index import Index
@@ -76,10 +76,27 @@ def per_task(key: str, value: int | list[int], tasks: int) -> list[int]:
     return each
 
 
+def check_repeats(settings: Run, scenario: Scenario) -> None:
+    """Raises CiodError if classes come again in a later task and method or memory cannot handle that."""
+    if not scenario.repeats:
+        return
+    again = next(t for t in scenario if t.repeated_classes)
+    problems, what = [], f"task {again.index + 1} teaches {', '.join(again.repeated_classes[:5])} again"
+    if reason := methods.make(settings.method).cannot_repeat:
+        problems.append(f"method: {what}, but {settings.method.get('name', methods.DEFAULT)} with {reason}.")
+    if settings.memory.size and settings.memory.select == "herding":
+        problems.append(
+            f"memory.select: {what}, but herding ranks the images of a class once; write random, calibrated or ocdm."
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
 def start(settings: Run, scenario: Scenario, reporter: Reporter) -> tuple[Detector, list[str], Detector | None]:
     """The detector before the first task, warnings about what it starts from, and the model from which the first task's
     classes take their rows (``transfer.take_class_rows``).
     """
+    check_repeats(settings, scenario)
     torch.manual_seed(settings.seed)
     d = settings.detector
     names = scenario.classes if d.head == "full" else ()
@@ -113,7 +130,8 @@ def start(settings: Run, scenario: Scenario, reporter: Reporter) -> tuple[Detect
 
 def task_title(task: Task, tasks: int) -> str:
     """The first line of a task on the terminal."""
-    names = ", ".join(task.new_classes[:8]) + (", …" if len(task.new_classes) > 8 else "")
+    names = ", ".join(task.taught_classes[:8]) + (", …" if len(task.taught_classes) > 8 else "")
+    names += f" ({len(task.repeated_classes)} of them again)" if task.repeated_classes else ""
     hidden = f", {counted(task.hidden_boxes, 'box')} of old classes hidden" if task.hidden_boxes else ""
     return (
         f"task {task.index + 1}/{tasks}: {names} — {counted(len(task.train), 'image')}, "

@@ -52,7 +52,9 @@ class Facts:
 
     effort: Effort
     images: int
-    """Training images of the task."""
+    """Training images of the task; of the whole task if only a subset of them is used."""
+    taken: int | None = None
+    """Number of images of a subset; None: all are used."""
     classes: int
     """Number of classes that the task teaches."""
     start: Start
@@ -116,10 +118,12 @@ def machine(world: World) -> str:
 def sentences(facts: Facts, choices: Choices) -> list[str]:
     """What was chosen and why, one line per setting; for a later task only what differs from the first."""
     epochs, batch, lr = choices["train.epochs"], choices["train.batch"], choices["train.lr"]
-    steps = epochs.value * -(-facts.images // batch.value)
+    images = facts.images if facts.taken is None else facts.taken
+    steps = epochs.value * -(-images // batch.value)
     passes = f"{epochs.value} epoch{'s' if epochs.value != 1 else ''}"
+    subset = "" if facts.taken is None else f"; the epochs are those of all {facts.images}"
     lines = [
-        f"effort={facts.effort}: {steps:,} steps ({passes} of {facts.images} images){epochs.why}",
+        f"effort={facts.effort}: {steps:,} steps ({passes} of {images} images{subset}){epochs.why}",
         f"batch {batch.value}{batch.why}",
         f"learning rate {lr.value:g}{lr.why}",
     ]

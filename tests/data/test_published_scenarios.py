@@ -89,6 +89,18 @@ def test_md_detrs_tasks_are_supercategories():
     assert {"bench", "oven", "tie", "bed"} < set(second) and {"laptop", "fork", "book"} < set(fourth)
 
 
+def test_open_world_splits():
+    """S-OWODB has the tasks of MD-DETR's groups; M-OWODB begins with the classes of VOC."""
+    assert groups("coco-s-owodb") == groups("coco-19+21+20+20") and sc.read_protocol("coco-s-owodb").open_world
+    first, second, third, fourth = groups("coco-m-owodb")
+    assert [len(g) for g in (first, second, third, fourth)] == [20, 20, 20, 20]
+    renamed = {"airplane": "aeroplane", "motorcycle": "motorbike", "dining table": "diningtable", "couch": "sofa",
+               "potted plant": "pottedplant", "tv": "tvmonitor"}  # fmt: skip
+    assert sorted(renamed.get(n, n) for n in first) == sorted(VOC)
+    assert "truck" in second and {"bear", "sink", "tie"} < set(second) and {"kite", "cake"} < set(third)
+    assert {"bed", "laptop", "vase", "bowl"} < set(fourth) and sc.read_protocol("coco-m-owodb").open_world
+
+
 def test_voc_is_trained_on_trainval_and_scored_in_vocs_own_way():
     protocol = sc.read_protocol("voc-10+10")
     assert (protocol.train_split, protocol.test_split, protocol.metric) == ("trainval", "test", "voc07")

@@ -17,6 +17,7 @@ from ciod.core.errors import DataError
 from ciod.core.gc_pause import uncollected
 from ciod.core.plural import counted
 from ciod.core.reading import ANNOTATIONS, Unreadable, read_bytes, read_text
+from ciod.data import federated
 from ciod.data.formats.index_builder import Check, Columns, number, size_of, to_index, unique_names
 from ciod.data.formats.layout import Files, Layout, Part, child, split_in_name, split_of_name, subfolders
 from ciod.data.formats.other_tools import advice, advice_on_list
@@ -149,8 +150,6 @@ def _own_folder(part: Part, path: Path) -> bool:
 
 
 # -------------------------------------------------------------------------------------------------------- reading
-
-
 def read(part: Part, check: Check, problems: Problems) -> Index:
     """One JSON as an Index; categories in the order of their ids.
 
@@ -183,7 +182,10 @@ def read(part: Part, check: Check, problems: Problems) -> Index:
     count(problems, "polygon or mask without a bbox, its box is used", np.flatnonzero(drawn), where)
     columns.image[absent | odd] = -1
     columns.image[_twice(annotations, columns, problems, where)] = -1
-    return to_index(columns, source, check, problems)
+    index = to_index(columns, source, check, problems)
+    ids = [index.ids_of(i) for i in range(len(index))]
+    index.federated = federated.read(content["images"], content["categories"], ids, label_of, _key)
+    return index
 
 
 def class_names(part: Part) -> tuple[str, ...]:
@@ -268,7 +270,7 @@ def _images(images: list[Any], part: Part, columns: Columns, problems: Problems)
     unclear: set[int] = set()
     for image in images:
         image = image if isinstance(image, dict) else {}
-        key, name = _key(image.get("id")), image.get("file_name")
+        key, name = _key(image.get("id")), image.get("file_name") or federated.of_address(image.get("coco_url"))
         if key is None or not isinstance(name, str) or not name:
             problems.add("image without id or file_name, left out", f"{image.get('id', '?')}: {name or '?'}")
             continue

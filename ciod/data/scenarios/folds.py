@@ -179,6 +179,7 @@ def pool(one: Index, other: Index) -> Index:
         stored=np.concatenate([np.zeros(len(x), bool) if x.stored is None else x.stored for x in (a, b)])
         if has_stored
         else None,
+        federated=None,  # LVIS's splits are not pooled
         problems=merged,
         **both,
     )

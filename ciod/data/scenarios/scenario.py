@@ -17,7 +17,7 @@ from ciod.core.reading import Unreadable, read_yaml
 from ciod.core.text_lists import near_name
 from ciod.core.validation_messages import problems_of
 from ciod.data.index import Index
-from ciod.data.scenarios import folds, loco
+from ciod.data.scenarios import folds, lists, loco, shots, subsets
 from ciod.data.scenarios.protocol import Protocol
 
 
@@ -32,6 +32,12 @@ class Task:
     test: Index
     hidden_boxes: int  # boxes of old classes that the protocol hides in the training images
     future_boxes: int  # the same for classes of later tasks
+    repeated_classes: tuple[str, ...] = ()  # old classes that this task teaches again, on other images
+
+    @property
+    def taught_classes(self) -> tuple[str, ...]:
+        """Everything that the task teaches: old classes again, and its new ones."""
+        return self.repeated_classes + self.new_classes
 
     @property
     def seen_classes(self) -> tuple[str, ...]:
@@ -94,9 +100,15 @@ def groups_of(protocol: Protocol, names: Sequence[str]) -> list[tuple[str, ...]]
     if grouped:
         flat = [nfc(n) for g in grouped for n in g]
         known(flat, "split")
-        twice = sorted({n for n in flat if flat.count(n) > 1})
+        twice = sorted({n for g in grouped for n in g if [*map(nfc, g)].count(nfc(n)) > 1})
         if twice:
-            problems.append(f"split: {', '.join(twice)} is in two tasks; a class can be new only once.")
+            problems.append(f"split: {', '.join(twice)} is twice in one task; list each class once.")
+        again = sorted({n for n in flat if flat.count(n) > 1 and n not in twice})
+        if again and not (protocol.lists or protocol.images == "disjoint"):
+            problems.append(
+                f"split: {', '.join(again)} is in two tasks; a class can be new only once. To teach it again on other "
+                "images, divide the images: images=disjoint, or a list of images per task."
+            )
         if problems:
             raise ConfigError(problems)
         found = [tuple(map(nfc, g)) for g in grouped]
@@ -145,21 +157,57 @@ class Scenario:
         if protocol.images == "loco" and not protocol.grouped:
             ordered = [n for n in class_order(protocol.order, known) if n in known]
             self.parts = loco.groups(train, ordered, [len(g) for g in self.parts])
-        self.groups = [tuple(n for g in self.parts for n in g)] if protocol.joint else self.parts
-        self.classes: tuple[str, ...] = tuple(n for g in self.groups for n in g)
-        self.train, self.test = train.relabel(self.classes), test.relabel(self.classes)
+        every = tuple(dict.fromkeys(n for g in self.parts for n in g))
+        self.taught = [every] if protocol.joint else self.parts
+        """Classes that each task teaches."""
+        self.groups = _first_time(self.taught)
+        """Those of them that are new."""
+        self.classes: tuple[str, ...] = every
+        self.train = train.relabel(self.classes)
+        self.test = subsets.part(test, protocol.subset).relabel(self.classes)
+        self._all_test = len(test)
         self._owner = self._deal()
-        empty = [i for i in range(len(self.groups)) if not len(self._images(i))]
+        self._listed = lists.rows(train, protocol.lists)
+        self._all_rows = [self._images(i) for i in range(len(self.groups))]
+        if self._listed and not protocol.joint:
+            wrong = lists.without_boxes(protocol.lists, self._listed, self._all_rows, train, self.taught)
+            if wrong:
+                raise ConfigError(wrong)
+        empty = [i for i, rows in enumerate(self._all_rows) if not len(rows)]
         if empty:
             what = "; ".join(f"task {i + 1} ({', '.join(self.groups[i][:5])})" for i in empty)
             raise CiodError(
                 f"No training images for {what} under images={protocol.images} in {train.source}; "
                 "choose another split= or images=."
             )
+        if protocol.shots and not protocol.joint:
+            if len(self.groups) == 1:
+                raise CiodError(
+                    "shots: there is no second task to learn from a few boxes; give a split with two or more."
+                )
+            self._all_rows[1:] = [self._few(i, protocol.shots) for i in range(1, len(self.groups))]
+        self._rows = [self._part(i) for i in range(len(self.groups))]
+
+    @property
+    def repeats(self) -> bool:
+        """Some task teaches a class that an earlier one taught."""
+        return sum(map(len, self.taught)) > len(self.classes)
 
     def sizes(self) -> list[str]:
-        """The sizes of a fold as a sentence; empty without folds."""
-        return [folds.sentence(self.protocol, self.train, self.test)] if self.protocol.folds else []
+        """The sizes of a fold, of image lists, few-shot tasks and a subset as sentences; empty without any of them."""
+        found = [folds.sentence(self.protocol, self.train, self.test)] if self.protocol.folds else []
+        if self._listed and not self.protocol.joint:
+            found.append(lists.sentence(self._listed, self._all_rows))
+        if self.protocol.shots and not self.protocol.joint:
+            later = [self.task(i) for i in range(1, len(self))]
+            found += [shots.sentence(t.index + 1, t.train, t.taught_classes, self.protocol.shots) for t in later]
+        if self.protocol.subset:
+            tasks = ", ".join(f"{len(a)} of {len(b)}" for a, b in zip(self._rows, self._all_rows, strict=True))
+            found.append(
+                f"Subset ({self.protocol.subset}): training images of each task: {tasks}; test images: "
+                f"{len(self.test)} of {self._all_test}."
+            )
+        return found
 
     def sentences(self) -> list[str]:
         """The protocol as sentences, for reports, with the sizes of a fold."""
@@ -181,7 +229,8 @@ class Scenario:
         if self.protocol.images != "disjoint":
             return None
         shuffled = np.random.default_rng(self.protocol.image_seed).permutation(len(self.train))
-        ends = np.cumsum([len(g) for g in self.groups]) / len(self.classes) * len(self.train)
+        sizes = [len(g) for g in self.taught]
+        ends = np.cumsum(sizes) / sum(sizes) * len(self.train)
         owner = np.empty(len(self.train), dtype=np.int64)
         owner[shuffled] = np.searchsorted(ends, np.arange(len(self.train)), side="right").clip(max=len(self) - 1)
         return owner
@@ -192,19 +241,41 @@ class Scenario:
 
     def _images(self, i: int) -> np.ndarray:
         """Rows of the training images of task i, ascending."""
-        first, end = self._bounds(i)
-        labels = self.train.labels
-        new = (labels >= first) & (labels < end)
+        new = self.teaches(i)[self.train.labels]
         rows = np.unique(self.train.image[new])
         if self.protocol.images == "only-new":
             rows = np.setdiff1d(rows, np.unique(self.train.image[~new]))
         elif self._owner is not None:
             rows = rows[self._owner[rows] == i]
+        elif self._listed:
+            rows = np.intersect1d(rows, np.concatenate(self._listed) if self.protocol.joint else self._listed[i])
         return rows
+
+    def teaches(self, i: int) -> np.ndarray:
+        """[C] bool: classes that task i teaches."""
+        return np.isin(np.array(self.classes, object), np.array(self.taught[i], object))
+
+    def _few(self, i: int, number: int) -> np.ndarray:
+        """Rows of task i's images with a few boxes of each of its classes."""
+        taught = self.teaches(i)[self.train.labels] & self.usable(self.train)
+        return shots.choose(self.train, self._all_rows[i], taught, number, self.protocol.image_seed)
+
+    def _part(self, i: int) -> np.ndarray:
+        """The rows that a subset takes of those of task i; all without a subset."""
+        rows, subset = self._all_rows[i], self.protocol.subset
+        if subset is None:
+            return rows
+        return subsets.choose(
+            self.train, rows, np.isin(self.train.labels, self.new(i)) & self.usable(self.train), subset
+        )
 
     def rows(self, i: int) -> np.ndarray:
         """Rows of task i's training images in ``train``, ascending."""
-        return self._images(i)
+        return self._rows[i]
+
+    def images_without_subset(self, i: int) -> int:
+        """Number of task i's training images if no subset were taken."""
+        return len(self._all_rows[i])
 
     def new(self, i: int) -> range:
         """Labels of the new classes of task i."""
@@ -216,31 +287,47 @@ class Scenario:
 
     def shown(self, i: int) -> np.ndarray:
         """[C] bool: classes whose boxes are shown in the images of task i."""
-        first, end = self._bounds(i)
-        label = np.arange(len(self.classes))
-        lowest = {"new": first, "seen": 0, "all": 0}[self.protocol.boxes]
-        return (label >= lowest) & (label < (len(self.classes) if self.protocol.boxes == "all" else end))
+        if self.protocol.boxes == "new":
+            return self.teaches(i)
+        end = len(self.classes) if self.protocol.boxes == "all" else self.seen(i)
+        return np.arange(len(self.classes)) < end
 
     def usable(self, index: Index) -> np.ndarray:
         """[A] bool: boxes to train on. Crowd boxes count only for choosing images, as in the published protocols."""
         return ~index.crowd & ~(index.difficult & (self.protocol.difficult == "drop"))
 
+    def every_box(self, i: int) -> Index:
+        """The test images of task i with the boxes of all classes, those of later tasks too."""
+        if self.protocol.eval_images == "all":
+            return self.test
+        return self.test.select(np.unique(self.test.image[self.test.labels < self.seen(i)]))
+
     def task(self, i: int) -> Task:
         first, end = self._bounds(i)
-        images = self.train.select(self._images(i))
+        images = self.train.select(self._rows[i])
         usable = self.shown(i)[images.labels] & self.usable(images)
-        seen = self.test.select(boxes=self.test.labels < end)
-        if self.protocol.eval_images == "seen":
-            seen = seen.select(np.unique(seen.image))
+        seen = self.every_box(i)
+        seen = seen.select(boxes=seen.labels < end)
         return Task(
             index=i,
             new_classes=self.classes[first:end],
             old_classes=self.classes[:first],
             train=images.select(boxes=usable),
             test=seen.relabel(self.classes[:end]),
-            hidden_boxes=int((images.labels < first).sum()) if self.protocol.boxes == "new" else 0,
+            hidden_boxes=int(((images.labels < first) & ~self.shown(i)[images.labels]).sum()),
             future_boxes=int((images.labels >= end).sum()) if self.protocol.boxes != "all" else 0,
+            repeated_classes=tuple(n for n in self.taught[i] if n in self.classes[:first]),
         )
+
+
+def _first_time(tasks: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The classes of each task that no earlier task has."""
+    seen: set[str] = set()
+    found = []
+    for names in tasks:
+        found.append(tuple(n for n in names if n not in seen))
+        seen.update(names)
+    return found
 
 
 FOLDER = Path(__file__).resolve().parent
@@ -267,6 +354,8 @@ def read_protocol(name: str) -> Protocol:
     if not isinstance(content, dict):
         raise CiodError(f"scenario: {path} must be a mapping with split, order, …")
     content = {"name": path.stem, **typed.fit(content, Protocol)}
+    if isinstance(content.get("images"), list):  # its paths are relative to the file
+        content["images"] = [str(path.parent / str(p)) for p in content["images"]]
     problems = problems_of(Protocol, content, where=str(path.name))
     if problems:
         raise ConfigError(problems)

@@ -63,6 +63,7 @@ class Method(BaseModel):
     _detector: Detector = PrivateAttr()
     _teacher: Teacher | None = PrivateAttr(default=None)
     _task: Task | None = PrivateAttr(default=None)
+    _again: Tensor | None = PrivateAttr(default=None)  # [old] bool: old classes that the task teaches again
 
     @property
     def student(self) -> Callable[[Tensor], Outputs]:
@@ -107,6 +108,8 @@ class Method(BaseModel):
     def begin_task(self, task: Task) -> None:
         """Before a task's first step: freeze parts, build buffers. Call super."""
         self._task = task
+        again = [n in task.repeated_classes for n in task.old_classes]
+        self._again = torch.tensor(again, device=self._detector.device) if any(again) else None
 
     def draw(self, images: Index, workers: int = 0) -> Index | None:
         """Before a task's first step: ``images`` with boxes of old classes that the method adds once, for all steps;
@@ -130,8 +133,11 @@ class Method(BaseModel):
         return self._teacher(batch.images)
 
     def taught(self, batch: Batch, classes: int) -> Tensor:
-        """[B, C] bool: the new classes in images of the task, all in exemplars, whose ``known`` limits them."""
+        """[B, C] bool: the classes that the task teaches in its images (the new ones, and old ones that it repeats),
+        all classes in exemplars, whose ``known`` limits them."""
         new = torch.arange(classes, device=batch.images.device) >= self.old
+        if self._again is not None:
+            new[: self.old] |= self._again
         if batch.source is None:
             return new.expand(len(batch.images), -1)
         return new | (batch.source != TASK)[:, None]
@@ -166,6 +172,12 @@ class Method(BaseModel):
         """True: these settings read the teacher's weights, or need it as trained, without folded batch normalisation.
         The run then needs ``train.teacher=exact``, which ``run_defaults`` can set."""
         return False
+
+    @property
+    def cannot_repeat(self) -> str | None:
+        """Why these settings cannot teach a class in a second task, on other images (docs/protocols.md); None: they
+        can."""
+        return None
 
     @property
     def needs_first_task(self) -> bool:
