@@ -100,21 +100,8 @@ class Batch:
         return replace(self, images=images, targets=self.targets.to(device), source=source)
 
 
-OF_POSITIONS = frozenset(
-    {
-        "points",
-        "strides",
-        "levels",
-        "parts",
-        "anchors",
-        "root",
-        "answers",
-        "frame",
-        "shapes",
-        "rpn_anchors",
-        "rpn_levels",
-    }
-)
+_OF_DENSE = ("points", "strides", "levels", "parts", "anchors", "root")
+OF_POSITIONS = frozenset((*_OF_DENSE, "answers", "frame", "shapes", "rpn_anchors", "rpn_levels"))
 """Fields of ``Outputs`` that are the same for every image; all others have one row per image."""
 PER_POSITION = ("logits", "boxes", "objectness", "distribution", "refs")
 """Fields of ``Outputs`` of a query detector with [B, P, ...]."""
@@ -135,8 +122,9 @@ class Outputs:
     points: Tensor  # [P, 2] x, y of each position in pixels, as the detector counts: the cell's centre, or its corner
     strides: Tensor  # [P] pixels per cell; points and strides are empty for queries, which have no place
     objectness: Tensor | None = None  # [B, P] logits of the second factor of the score; FCOS: centre-ness
-    distribution: Tensor | None = None  # [B, P, 4, R] logits of the distances left, top, right, bottom; of queries that
-    # have one: the first so many positions
+    distribution: Tensor | None = (
+        None  # [B, P, 4, R] logits of the distances left, top, right, bottom; P may be less (queries)
+    )
     refs: Tensor | None = None  # [B, P, 4] boxes that a distribution of queries corrects: centre and sides, as shares
     features: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] per level, of the neck
     towers: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] per level: the input of the class layer
@@ -159,17 +147,16 @@ class Outputs:
     @classmethod
     def joined(cls, parts: Sequence[Outputs]) -> Outputs:
         """Outputs of the parts of a batch → outputs of the batch."""
-        one = parts[0]
         if len(parts) == 1:
-            return one
+            return parts[0]
         given: dict[str, Any] = {}
-        for name in (f.name for f in fields(one) if f.name not in OF_POSITIONS):
+        for name in (f.name for f in fields(parts[0]) if f.name not in OF_POSITIONS):
             values = [getattr(p, name) for p in parts]
             if isinstance(values[0], list):
                 given[name] = [torch.cat(maps) for maps in zip(*values, strict=True)]
             elif values[0] is not None:
                 given[name] = torch.cat(values)
-        return replace(one, **given)
+        return replace(parts[0], **given)
 
     def answer(self) -> Outputs:
         """The positions that are detections: for evaluation, teachers, exporters. For a dense detector: all."""
