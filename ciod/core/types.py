@@ -112,9 +112,8 @@ class Outputs:
     """Raw predictions of a detector, the same in train and eval mode.
 
     Positions of a dense detector are ordered by level, then row-major; teacher and student have the same order.
-    Positions of a query detector are sets of queries, one after the other: those of the last layer, which are the
-    answers, then those of the earlier layers, which are trained like them and detect nothing. The order of queries
-    differs between teacher and student. Everything is float32, also under AMP.
+    Positions of a query detector are sets of queries: those of the last layer, which are the answers, then those of the
+    earlier layers, which only train. Their order differs between teacher and student. All is float32, also under AMP.
     """
 
     logits: Tensor  # [B, P, C]
@@ -122,9 +121,7 @@ class Outputs:
     points: Tensor  # [P, 2] x, y of each position in pixels, as the detector counts: the cell's centre, or its corner
     strides: Tensor  # [P] pixels per cell; points and strides are empty for queries, which have no place
     objectness: Tensor | None = None  # [B, P] logits of the second factor of the score; FCOS: centre-ness
-    distribution: Tensor | None = (
-        None  # [B, P, 4, R] logits of the distances left, top, right, bottom; P may be less (queries)
-    )
+    distribution: Tensor | None = None  # [B, P, 4, R] logits of distances left, top, right, bottom; of queries fewer
     refs: Tensor | None = None  # [B, P, 4] boxes that a distribution of queries corrects: centre and sides, as shares
     features: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] per level, of the neck
     towers: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] per level: the input of the class layer
