@@ -115,6 +115,7 @@ def evaluate(
     input: str | Sequence[str] | None = None,
     metric: str = "coco",
     arbiter: bool = True,
+    detector: str | None = None,
     progress: bool = False,
 ) -> Scored:
     """COCO AP of a model on a data set. Classes are matched by name; the result lists those that do not match.
@@ -130,6 +131,7 @@ def evaluate(
         input: how pictures are given, for an ONNX file that does not say it: ``"0..255,bgr"``.
         metric: ``voc07`` (11-point) or ``voc`` (area) adds VOC's AP to COCO's, under its own name.
         arbiter: False: scores of branches stay as the branches give them.
+        detector: for a model of a detector of your own, ``FILE.py:Class``.
         progress: it is shown on the terminal.
 
     Raises:
@@ -141,12 +143,12 @@ def evaluate(
     from ciod.detectors.files.weights import open_detector
 
     settings = _evaluation(metric, score_threshold, nms_iou, max_detections, multi_label)
-    detector = open_detector(model, size, names, input, arbiter)
+    opened = open_detector(model, size, names, input, arbiter, detector=detector)
     if nms_iou is None:
-        settings.nms_iou = detector.run_defaults.get("eval.nms_iou", settings.nms_iou)
+        settings.nms_iou = opened.run_defaults.get("eval.nms_iou", settings.nms_iou)
     index = formats.read(data_folder(str(data)) or "", split)
-    both = _in_common(detector, index, data, classes)
-    return _score(detector, index, settings, both, device=device, metric=metric, progress=progress)
+    both = _in_common(opened, index, data, classes)
+    return _score(opened, index, settings, both, device=device, metric=metric, progress=progress)
 
 
 def _score(

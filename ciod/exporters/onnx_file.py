@@ -75,6 +75,7 @@ def export(
     tolerance: float = TOLERANCE,
     names: Sequence[str] | None = None,
     arbiter: bool = True,
+    detector: str | None = None,
     overwrite: bool = False,
 ) -> Exported:
     """Writes ``model`` as an ONNX file and compares it with the original before it gets its final name.
@@ -95,6 +96,7 @@ def export(
         tolerance: largest difference of a score, and of a box with a score that matters as a share of its longer side.
         names: class names for a checkpoint without them.
         arbiter: False: raw scores of branches.
+        detector: for a model of a detector of your own, ``FILE.py:Class``.
         overwrite: replace a file, too, that is no earlier export of ciod.
 
     Raises:
@@ -104,16 +106,16 @@ def export(
     from ciod.detectors.files.weights import open_detector
 
     path = _checked_path(onnx, model, overwrite)
-    detector = open_detector(model, size, names, arbiter=arbiter).frozen().cpu()
-    floor = detector.score_threshold if score_threshold is None else score_threshold
-    limit = detector.nms_iou if nms_iou is None else nms_iou
-    _check(opset, floor, limit, max_detections, tolerance, detector, nms, dynamic_size)
+    opened = open_detector(model, size, names, arbiter=arbiter, detector=detector).frozen().cpu()
+    floor = opened.score_threshold if score_threshold is None else score_threshold
+    limit = opened.nms_iou if nms_iou is None else nms_iou
+    _check(opset, floor, limit, max_detections, tolerance, opened, nms, dynamic_size)
     check = _require("onnx")
     decoding = {"score_threshold": floor, "nms_iou": limit}
-    graph = (Suppressed(detector, **decoding, max_detections=max_detections) if nms else Raw(detector)).eval()
-    sample = pictures_to_compare(detector, images)
+    graph = (Suppressed(opened, **decoding, max_detections=max_detections) if nms else Raw(opened)).eval()
+    sample = pictures_to_compare(opened, images)
     content = _traced(graph, sample[:2], path, opset, dynamic_size, check)
-    content.metadata_props.add(key=KEY, value=json.dumps(_metadata(detector, graph, opset), ensure_ascii=False))
+    content.metadata_props.add(key=KEY, value=json.dumps(_metadata(opened, graph, opset), ensure_ascii=False))
     found = _compare(graph, content.SerializeToString(), sample, dynamic_size, tolerance)
     if nms:
         _prune(content.graph)

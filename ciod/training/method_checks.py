@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ciod.core.user_code import UserCodeError, is_users, overrides, where
 from ciod.methods.base.calls import CALLS, check_calls
 from ciod.methods.base.method import Method
-from ciod.methods.base.user_code import UserCodeError, is_users, overrides, where
 from ciod.training.watch import NotFinite
 
 if TYPE_CHECKING:
