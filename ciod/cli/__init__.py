@@ -165,12 +165,17 @@ def extend(
 @app.command()
 @command("check")
 def check(
-    model: Annotated[str, typer.Argument(help="An ONNX file of any detector.")],
+    model: Annotated[str, typer.Argument(help="An ONNX file of any detector, or FILE.py:CLASS.")],
     words: Words = None,
 ) -> Any:
     """Print how ciod understands an ONNX detector: `ciod check MODEL.onnx`. See docs/extend-onnx.md.
 
-    Prints which maps a branch would read, what the outputs mean and how pictures are given; writes nothing. Settings:
+    `ciod check FILE.py:CLASS` tries a detector or a method of your own, and says in sentences what breaks the contract
+    (docs/adding-a-detector.md, docs/adding-a-method.md). Exit code 1: something does. Settings: `size=64` of the
+    pictures, `onnx=false` for a detector that need not be exported.
+
+    Of an ONNX file it prints which maps a branch would read, what the outputs mean and how pictures are given, and writes
+    nothing. Settings:
 
     - `input=0..255,bgr` how pictures are given, if the file has no such entry: range (`0..1`, `0..255`, `imagenet`,
       `-1..1`, or six numbers), `rgb` or `bgr`, `corner`, `letterbox` or `stretch`, fill
@@ -179,14 +184,23 @@ def check(
     """
     from ciod.api import check as run
     from ciod.config import commands
+    from ciod.core.user_code import split
 
+    if split(model)[0]:
+        from ciod import contract
+
+        _, flat = commands.read(commands.CHECK_CODE, words, takes="check takes one class")
+        report = contract.check(model, **flat)
+        for line in report.lines():
+            typer.echo(line)
+        return answers.of_check(report)
     _, flat = commands.read(commands.CHECK, words, takes="check takes one model")
     if "input" in flat:
         flat["input"] = ",".join(flat["input"])
     lines = run(model, **flat)
     for line in lines:
         typer.echo(line)
-    return {"model": model, "lines": lines}
+    return {"model": model, "lines": lines, "checks": []}
 
 
 @app.command("eval")

@@ -170,6 +170,15 @@ class Check(Section):
     """Tensors to read: ``8:a,b 16:c,d 32:e``."""
 
 
+class CheckCode(Section):
+    """Settings of ``ciod check FILE.py:CLASS``."""
+
+    size: Size = 64
+    """Side of the pictures in pixels."""
+    onnx: bool = True
+    """Whether a detector is also exported; false: it need not be exportable."""
+
+
 class Demo(Section):
     """Settings of ``ciod demo``."""
 
@@ -209,6 +218,7 @@ EXPORT = Table(Export)
 EXPORTS = {"mmdet": Table(ExportMMDet), "hf": Table(ExportHF)}
 """Of ``ciod export``: the setting that names a folder → the settings beside it."""
 CHECK = Table(Check)
+CHECK_CODE = Table(CheckCode)
 DEMO = Table(Demo)
 DOWNLOAD = Table(Download)
 PUSH = Table(Push)

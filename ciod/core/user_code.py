@@ -20,7 +20,7 @@ from ciod.core.errors import CiodError, did_you_mean
 from ciod.core.files import is_file
 
 _OURS = ("ciod", "torch", "pydantic", "typing", "abc", "builtins")
-_OWN_FILE = re.compile(r"(.*\.py)(?::(.*))?", re.S)
+_OWN_FILE = re.compile(r"(?!mmdet:|hf:)(.*\.py)(?::(.*))?", re.S)
 
 
 class UserCodeError(CiodError):
@@ -28,7 +28,8 @@ class UserCodeError(CiodError):
 
 
 def split(name: str) -> tuple[str, str]:
-    """``folder/mine.py:Mine`` → file and class; the class is "" if it is not named, and so is the file of a name."""
+    """``folder/mine.py:Mine`` → file and class; the class is "" if it is not named. The file is "" if it is the
+    name of something else."""
     found = _OWN_FILE.fullmatch(name)
     return (found[1], found[2] or "") if found else ("", name)
 
@@ -59,15 +60,16 @@ def class_of(file: str, cls: str, base: type, *, kind: str) -> type[Any]:
     own = {k: v for k, v in found.items() if is_users(v)}
     if cls in found and cls not in own:
         raise CiodError(
-            f"{kind}: {file} only imports '{cls}' from ciod; {did_you_mean(cls, own)} (write FILE.py:Class, or "
-            f"{kind}=NAME for one of ciod's)"
+            f"{kind}: {file} only imports '{cls}' from ciod; {did_you_mean(cls, own)} (write FILE.py:Class for a class "
+            "of your own)"
         )
     if not cls and own:
         raise CiodError(f"{kind}: name the class in {file}, too: {kind}={file}:{next(iter(own))}")
     if cls not in found:
         why = _no_class(cls, vars(module).get(cls), base)
         known = did_you_mean(cls, own)
-        raise CiodError(f"{kind}: {file} has no {base.__name__} '{cls}'{why}; {known} (write FILE.py:Class)")
+        what = "class" if base is object else base.__name__
+        raise CiodError(f"{kind}: {file} has no {what} '{cls}'{why}; {known} (write FILE.py:Class)")
     return found[cls]
 
 

@@ -29,7 +29,7 @@ def families() -> Sequence[type[Any]]:
 
 def is_own(name: str) -> bool:
     """Whether it names a class in a file of the user, ``FILE.py:Class``."""
-    return not name.startswith(("mmdet:", HF)) and bool(split(name)[0])
+    return bool(split(name)[0])
 
 
 def whole() -> Sequence[type[Any]]:

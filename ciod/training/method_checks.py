@@ -56,7 +56,7 @@ class MethodChecks:
         """
         first = self.names is None
         if first and self.users and self.looks:
-            with _waiting() as lines:
+            with waiting() as lines:
                 losses = self.method.loss(batch)
             self._warn_of_waits(lines)
         else:
@@ -305,6 +305,7 @@ def _users_line() -> tuple[str, int] | None:
 
 
 @contextmanager
-def _waiting() -> Iterator[dict[tuple[str, int], str]]:
+def waiting() -> Iterator[dict[tuple[str, int], str]]:
+    """Notes the lines of the user's code that wait for the device: (file, line) → what waits."""
     with _Waiting() as mode:
         yield mode.lines
