@@ -174,8 +174,8 @@ def check(
     (docs/adding-a-detector.md, docs/adding-a-method.md). Exit code 1: something does. Settings: `size=64` of the
     pictures, `onnx=false` for a detector that need not be exported.
 
-    Of an ONNX file it prints which maps a branch would read, what the outputs mean and how pictures are given, and writes
-    nothing. Settings:
+    Of an ONNX file it prints which maps a branch would read, what the outputs mean and how pictures are given, and
+    writes nothing. Settings:
 
     - `input=0..255,bgr` how pictures are given, if the file has no such entry: range (`0..1`, `0..255`, `imagenet`,
       `-1..1`, or six numbers), `rgb` or `bgr`, `corner`, `letterbox` or `stretch`, fill

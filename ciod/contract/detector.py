@@ -46,7 +46,8 @@ def outputs(s: Subject) -> Iterator[str]:
             yield f"{s.at('forward')} returned {name} that are not finite, for pictures at random."
     if not s.query:
         if out.levels and sum(out.levels) != out.logits.shape[1]:
-            yield f"{s.at('forward')}: levels add up to {sum(out.levels)}, but there are {out.logits.shape[1]} positions."
+            n = out.logits.shape[1]
+            yield f"{s.at('forward')}: levels add up to {sum(out.levels)}, but there are {n} positions."
         if not out.levels:
             yield f"{s.at('forward')} returned no levels: the number of positions of each."
     if bad := different(out, again):
@@ -66,8 +67,8 @@ def _shapes(s: Subject, out: Outputs, traits: frozenset[str]) -> Iterator[str]:
     for name, offered in pairs.items():
         has = bool(out.features) if name == "features" else getattr(out, name) is not None
         if has != bool(offered & traits):
-            word = "or ".join(sorted(offered))
-            yield f"{s.at('forward')} returned {'' if has else 'no '}{name}, but traits {'lack' if has else 'name'} {word}."
+            word, said = " or ".join(sorted(offered)), "lack" if has else "name"
+            yield f"{s.at('forward')} returned {'' if has else 'no '}{name}, but traits {said} {word}."
     if not {"dense", "query"} & traits:
         yield f"{s.at('traits')}: traits name neither dense nor query: are its positions cells or queries?"
     if s.query != (out.answers is not None):
@@ -87,11 +88,12 @@ def precision(s: Subject) -> Iterator[str]:
     """Outputs and losses are float32 under mixed precision, too."""
     detector = s.make().eval()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out, targets, matches = s.matched(detector)
-        found = detector.loss(out, targets, matches)
+        out, targets = detector(s.pictures()), s.boxes((3, 1))
     for name in FIELDS:
         if (value := getattr(out, name)) is not None and value.dtype != torch.float32:
             yield f"{s.at('forward')} returned {name} as {value.dtype} under mixed precision; call .float()."
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = detector.loss(out, targets, detector.match(out, targets))
     plain = detector.loss(out, targets, detector.match(out, targets))
     for name, loss in found.items():
         value, wanted = float(loss.detach()), float(plain[name].detach())
@@ -114,7 +116,8 @@ def rows(s: Subject) -> Iterator[str]:
     for kind in ("weight", "bias"):
         spans = sorted((r.first, len(r.tensor)) for r in found if r.name.endswith(kind))
         if found and spans != sorted([(0, 3), (3, 2), (5, 1)] * len(layers)):
-            yield f"{s.at('class_layers')}: the {kind} rows do not cover the classes 0 to 5 once in each layer: {spans}."
+            at = s.at("class_layers")
+            yield f"{at}: the {kind} rows do not cover the classes 0 to 5 once in each layer: {spans}."
     if missing := [r.name for r in found if r.name not in state]:
         yield f"{s.at('class_layers')} lists {missing[0]}, which is no tensor of the detector."
 
@@ -134,7 +137,7 @@ def classes(s: Subject) -> Iterator[str]:
     for (n, p), *per_class in zip(named.items(), *grads, strict=True):
         moved = torch.stack([torch.zeros_like(p) if g is None else g for g in per_class]) != 0
         if n not in listed:
-            each = moved.reshape(3, len(p) if p.dim() > 1 else 1, -1).any(2).sum(0)
+            each = moved.reshape(3, len(p) if p.dim() else 1, -1).any(2).sum(0)
             if (each == 1).any():
                 yield f"{n} moves the logits of one class alone, but class_layers leaves it out: it would not grow."
             continue
@@ -196,7 +199,7 @@ def prior(s: Subject) -> Iterator[str]:
     with torch.no_grad():
         p = detector(s.pictures()).logits.sigmoid()
     low, high = float(p.min()), float(p.max())
-    if not (0.002 < low and high < 0.05 and PRIOR / 2 < float(p.mean()) < PRIOR * 2):
+    if not (low > 0.002 and high < 0.05 and PRIOR / 2 < float(p.mean()) < PRIOR * 2):
         yield f"{s.at('forward')}: new classes start at probabilities of {low:.3g} to {high:.3g}, not near {PRIOR}."
 
 

@@ -20,7 +20,7 @@ _WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero")
 def matches(s: Subject) -> Iterator[str]:
     """match finds positions for boxes, and none without."""
     detector = s.make()
-    out, targets, found = s.matched(detector, (5, 2))
+    out, _, found = s.matched(detector, (5, 2))
     if not isinstance(found, Matches):
         yield f"{s.at('match')} returned a {type(found).__name__}; return Matches."
         return
@@ -73,7 +73,7 @@ def plain(s: Subject) -> Iterator[str]:
             if not p.requires_grad:
                 continue
             if p.grad is None:
-                yield f"{s.at('loss')} leaves {name} out when pictures have {counts} boxes; several processes would wait."
+                yield f"{s.at('loss')} leaves {name} out when pictures have {counts} boxes; other processes would wait."
                 break
             if not p.grad.isfinite().all():
                 yield f"{s.at('loss')} gives {name} a gradient that is not finite when pictures have {counts} boxes."
@@ -82,7 +82,8 @@ def plain(s: Subject) -> Iterator[str]:
 
 def _wrong(s: Subject, losses: Any) -> Iterator[str]:
     if not isinstance(losses, dict) or not losses:
-        yield f'{s.at("loss")} returned {losses if losses == {} else type(losses).__name__}; return {{"cls": …, "box": …}}.'
+        what = losses if losses == {} else type(losses).__name__
+        yield f'{s.at("loss")} returned {what}; return {{"cls": …, "box": …}}.'
         return
     for name, value in losses.items():
         if not isinstance(name, str) or not isinstance(value, Tensor) or value.dim():
@@ -165,9 +166,9 @@ class _Called(TorchDispatchMode):
         name = func.name().partition(".")[0].removeprefix("aten::")
         if name in _WAITS:
             self.names.add(name)
-        if name.startswith("index") and isinstance(args[1], (list, tuple)):
-            if any(i is not None and i.dtype == torch.bool for i in args[1]):
-                self.names.add("a mask as an index")
+        places = args[1] if name.startswith("index") and isinstance(args[1], (list, tuple)) else ()
+        if any(i is not None and i.dtype == torch.bool for i in places):
+            self.names.add("a mask as an index")
         return func(*args, **(kwargs or {}))
 
 
@@ -181,8 +182,8 @@ def waits(s: Subject) -> Iterator[str]:
     places = ", ".join(f"line {line} ({what})" for (_, line), what in lines.items())
     if places or called.names:
         yield (
-            f"{s.at('loss')}: each step waits for the device: {places or ', '.join(sorted(called.names))}. Keep numbers "
-            "as tensors, and select with torch.where and masks."
+            f"{s.at('loss')}: each step waits for the device: {places or ', '.join(sorted(called.names))}. Keep "
+            "numbers as tensors, and select with torch.where and masks."
         )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ciod import detectors
 from ciod.core.types import Matches, Outputs, Targets
-from ciod.core.user_code import where
+from ciod.core.user_code import overrides, where
 from ciod.detectors.base import Detector
 
 NAMES = ("ant", "bee", "cow")
@@ -37,8 +37,9 @@ class Subject:
         return "query" in detectors.traits(self.name)
 
     def at(self, function: str) -> str:
-        """A function of the class, with file and line."""
-        return where(detectors.find(self.name), function)
+        """A function of the class, with file and line; instead of ``forward`` the ``respond`` that it calls."""
+        cls = detectors.find(self.name)
+        return where(cls, "respond" if function == "forward" and overrides(cls, "respond") else function)
 
     def pictures(self, n: int = 2, seed: int = 0) -> Tensor:
         """[n, 3, size, size] uint8 at random."""
@@ -96,16 +97,13 @@ def step(subject: Subject, detector: Detector, rate: float = 0.1) -> None:
                 p.grad = None
 
 
-def different(a: Outputs, b: Outputs, *, but: Sequence[str] = (), within: float = 0.0) -> list[str]:
-    """The fields in which outputs differ by more than ``within`` of the largest value."""
+def different(a: Outputs, b: Outputs, *, but: Sequence[str] = ()) -> list[str]:
+    """The fields in which outputs differ in any bit."""
     found = []
     for name in FIELDS:
         x, y = getattr(a, name), getattr(b, name)
-        if name in but or (x is None and y is None):
-            continue
-        if x is None or y is None or x.shape != y.shape:
-            found.append(name)
-        elif x.numel() and not bool((x - y).abs().max() <= within * max(1.0, float(y.abs().max()))):
+        same = x is y if x is None or y is None else torch.equal(x, y)
+        if name not in but and not same:
             found.append(name)
     return found
 

@@ -48,10 +48,12 @@ class Subject:
             needs = method.model_validate({}).requires()
         except ValidationError as error:
             missing = ", ".join(str(e["loc"][0]) for e in error.errors() if e["loc"])
-            raise CiodError(f"check: {where(method)} has settings without a default ({missing}); give them one.") from error
+            at = where(method)
+            raise CiodError(f"check: {at} has settings without a default ({missing}); give them one.") from error
         able = [n for n in detectors.offering(needs) if not detectors.lacking(n)]
         if not able:
-            raise CiodError(f"check: no detector of ciod has all that {where(method)} needs: {', '.join(sorted(needs))}.")
+            lacking = ", ".join(sorted(needs))
+            raise CiodError(f"check: no detector of ciod has all that {where(method)} needs: {lacking}.")
         return cls(name, method, material.Subject(able[0], size))
 
     def at(self, function: str) -> str:
@@ -197,8 +199,8 @@ def resuming(s: Subject) -> Iterator[str]:
     if bad := [k for k in expected if not torch.equal(expected[k], found[k])]:
         k = bad[0]
         yield (
-            f"{s.at('state')}: after a resume '{k}' is {float(found[k]):.6g} instead of {float(expected[k]):.6g}; state() "
-            "must return everything that loss keeps between steps, and load_state restore it."
+            f"{s.at('state')}: after a resume '{k}' is {float(found[k]):.6g} instead of {float(expected[k]):.6g}; "
+            "state() must return everything that loss keeps between steps, and load_state restore it."
         )
     try:
         s.cls.model_validate({}).load_state({})
