@@ -44,7 +44,7 @@ def outputs(s: Subject) -> Iterator[str]:
             yield f"{s.at('forward')} returned {name} as {value.dtype}; Outputs are float32."
         elif value is not None and not value.isfinite().all():
             yield f"{s.at('forward')} returned {name} that are not finite, for pictures at random."
-    if not s.query:
+    if "dense" in detector.traits:
         if out.levels and sum(out.levels) != out.logits.shape[1]:
             n = out.logits.shape[1]
             yield f"{s.at('forward')}: levels add up to {sum(out.levels)}, but there are {n} positions."
@@ -56,7 +56,7 @@ def outputs(s: Subject) -> Iterator[str]:
 
 def _shapes(s: Subject, out: Outputs, traits: frozenset[str]) -> Iterator[str]:
     p = out.logits.shape[1] if out.logits.dim() == 3 else out.boxes.shape[1]
-    cells = 0 if s.query else p
+    cells = p if "dense" in traits else 0
     wanted = {"logits": [2, p, len(NAMES)], "boxes": [2, p, 4], "points": [cells, 2], "strides": [cells]}
     if out.objectness is not None:
         wanted["objectness"] = [2, p]
@@ -69,7 +69,7 @@ def _shapes(s: Subject, out: Outputs, traits: frozenset[str]) -> Iterator[str]:
         if has != bool(offered & traits):
             word, said = " or ".join(sorted(offered)), "lack" if has else "name"
             yield f"{s.at('forward')} returned {'' if has else 'no '}{name}, but traits {said} {word}."
-    if not {"dense", "query"} & traits:
+    if not {"dense", "query", "rois"} & traits:
         yield f"{s.at('traits')}: traits name neither dense nor query: are its positions cells or queries?"
     if s.query != (out.answers is not None):
         yield f"{s.at('forward')}: answers, the number of queries that are detections, is for query detectors alone."

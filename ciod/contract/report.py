@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from ciod.core.errors import CiodError
 from ciod.core.plural import counted
-from ciod.core.user_code import UserCodeError, told
+from ciod.core.user_code import UserCodeError, told, told_of
 
 State = Literal["kept", "broken", "not checked"]
 S = TypeVar("S")
@@ -103,5 +103,5 @@ def sentences_of(check: Check[S], subject: S, name: str, kind: str) -> list[str]
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError, AssertionError) as error:
         if found:  # it follows from what was found before
             return found
-        found.append(f"ciod cannot work with what it returns: {type(error).__name__}: {str(error).splitlines()[:1]}")
+        found.append(f"ciod cannot work with what it returns: {told_of(error)}.")
     return found

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ciod.core.errors import CiodError, did_you_mean
-from ciod.core.user_code import UserCodeError, class_of, split, told, where
+from ciod.core.user_code import UserCodeError, class_of, is_users, split, told, where
 from ciod.detectors.base import Detector
 
 DIGEST = "file_sha256"
@@ -185,7 +185,8 @@ def _check(cls: type[Detector]) -> None:
         raise UserCodeError(f"{where(cls)} lacks {', '.join(lacking)} (docs/adding-a-detector.md).")
     if not isinstance(cls.traits, (frozenset, set)):
         raise UserCodeError(f'{where(cls)}: traits = {cls.traits!r}; write for example frozenset({{"dense"}}).')
-    if unknown := sorted(map(str, set(cls.traits) - set(_TRAITS))):
+    inherited = {t for c in cls.__mro__ if not is_users(c) for t in getattr(c, "traits", ())}
+    if unknown := sorted(map(str, set(cls.traits) - set(_TRAITS) - inherited)):
         raise UserCodeError(f"{where(cls)}: there is no trait '{unknown[0]}'; {did_you_mean(unknown[0], _TRAITS)}")
     if not isinstance(cls.variants, Mapping) or not all(stored(f"a.py:A:{v}") for v in cls.variants):
         raise UserCodeError(

@@ -25,6 +25,8 @@ BOX = '            "box": 2 * L.masked_sum(box, supervision.counted) / n,\n'
 REG = "        self.reg = nn.Conv2d(width, 4, 1)\n"
 MASKED = "            cls = cls * supervision.channels\n"
 SETTINGS = '{"name": name, "size": input_spec.size}'
+FROZEN = ("    def match(", "    def frozen(self):\n        return self\n\n    def match(")
+NO_FOX = "    def grow(self, names):\n        super().grow([n for n in names if n != 'fox'])\n\n"
 FOUND = "        found = atss(outputs, targets)\n        "
 
 
@@ -311,12 +313,12 @@ BROKEN: dict[str, list[tuple[list[tuple[str, str]], str]]] = {
         ),
     ],
     "teacher": [
-        (
-            [("    def match(", "    def frozen(self):\n        return self\n\n    def match(")],
-            r"the copy shares .* training would change",
-        ),
+        ([FROZEN], r"the copy shares .* with the detector; training would change"),
+        ([FROZEN], r"the copy is trained or grows with the detector"),
+        ([FROZEN], r"of the copy changes when the detector is trained"),
     ],
     "model file": [
+        ([("    def match(", NO_FOX + "    def match(")], r"Plain\.grow .*: a loaded model cannot be extended"),
         (
             [
                 (
@@ -394,8 +396,9 @@ def test_exceptions_are_sentences(tmp_path):
         tmp_path, "matches", (MATCH, "        from ciod.core.errors import CiodError\n        raise CiodError('no')")
     )
     assert sentence == "ciod refuses it: no"
-    (sentence,) = found(tmp_path, "counted", (LAST, "        return logits"))
-    assert re.search(r"ciod cannot work with what it returns: |AttributeError", sentence)
+    broken = ("    def match(", "    def class_layers(self):\n        yield 3\n\n    def match(")
+    (sentence,) = found(tmp_path, "rows", broken)
+    assert sentence.startswith("ciod cannot work with what it returns: AttributeError: 'int' object has no attribute")
 
 
 @pytest.mark.parametrize(
