@@ -14,7 +14,7 @@ __all__ = ["Report", "check"]
 
 
 def check(name: str, *, size: int = 64, onnx: bool = True) -> Report:
-    """Runs every check on a class in a file, which is thereby run.
+    """Runs every check on a class in a file. The file is run.
 
     Args:
         name: ``FILE.py:Class``, a detector or a method; of a detector also ``FILE.py:Class:VARIANT``.

@@ -67,8 +67,8 @@ def _shapes(s: Subject, out: Outputs, traits: frozenset[str]) -> Iterator[str]:
     for name, offered in pairs.items():
         has = bool(out.features) if name == "features" else getattr(out, name) is not None
         if has != bool(offered & traits):
-            word, said = " or ".join(sorted(offered)), "lack" if has else "name"
-            yield f"{s.at('forward')} returned {'' if has else 'no '}{name}, but traits {said} {word}."
+            word, verb = " or ".join(sorted(offered)), "lack" if has else "name"
+            yield f"{s.at('forward')} returned {'' if has else 'no '}{name}, but traits {verb} {word}."
     if not {"dense", "query", "rois"} & traits:
         yield f"{s.at('traits')}: traits name neither dense nor query: are its positions cells or queries?"
     if s.query != (out.answers is not None):

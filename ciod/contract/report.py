@@ -62,7 +62,7 @@ def _below(found: Found, width: int) -> list[str]:
 def run(
     name: str, kind: Literal["detector", "method"], checks: Mapping[str, Check[S]], subject: S, left_out: dict[str, str]
 ) -> Report:
-    """Runs checks one after the other; an exception of the user's code is a sentence, too.
+    """Runs checks one after the other; an exception of the user's code is among the sentences.
 
     Args:
         left_out: checks that the user does not want → the reason.

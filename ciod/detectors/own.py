@@ -25,7 +25,7 @@ _TRAITS = ("dense", "objectness", "centerness", "box_distribution", "features", 
 _PARTS = ("forward", "match", "loss", "trunk")
 _STORED = re.compile(r"[^/\\:]+\.py:[^/\\:]+(:[^/\\:]+)?")
 
-_named: dict[tuple[str, str], str] = {}
+named: dict[tuple[str, str], str] = {}
 """(file without its folder, class) → the file as the user named it last in this process."""
 _read: dict[tuple[Path, str, str], type[Detector]] = {}
 """(file, its digest, class) → the class, so that it is the same one each time."""
@@ -39,7 +39,7 @@ def parts(name: str) -> tuple[str, str, str]:
 
 
 def find(name: str) -> type[Detector]:
-    """The class, which is the same one until the file changes. Runs the file, and thereby permits models of it.
+    """The class, which is the same one until the file changes. Runs the file, and permits models of it.
 
     Raises:
         UserCodeError: the file cannot be imported, or the class is no detector that ciod can use.
@@ -55,7 +55,7 @@ def find(name: str) -> type[Detector]:
     if key:
         _read[key] = found
     variant_of(found, variant, name)
-    _named[path.name, cls] = file
+    named[path.name, cls] = file
     return found
 
 
@@ -140,8 +140,8 @@ def permitted(settings: Mapping[str, Any], asked: str | None, source: object) ->
         place, mine, _ = parts(asked)
         if mine != cls:
             raise CiodError(f"detector: {source} holds a detector of {file}:{cls}, not of {asked}.")
-    elif (file, cls) in _named:
-        place = _named[file, cls]
+    elif (file, cls) in named:
+        place = named[file, cls]
     else:
         raise CiodError(
             f"{source} holds a detector of {file}:{cls}. That is code, which a model file does not contain and may not "
@@ -170,11 +170,14 @@ def problems(asked: object) -> list[str]:
 
 @contextmanager
 def faults(name: str | None) -> Iterator[None]:
-    """Reports errors of the file of a detector as the user's. Nothing for None and for detectors of ciod.
+    """Around what uses a detector of the user: permits its models, and reports errors of its file as the user's.
+    Nothing for None and for detectors of ciod.
 
     Raises:
         UserCodeError: see ``told``.
     """
+    if name and split(name)[0]:
+        find(name)
     with told(name or "", "detector"):
         yield
 

@@ -107,11 +107,9 @@ def export(
 
     path = _checked_path(onnx, model, overwrite)
     opened = open_detector(model, size, names, arbiter=arbiter, detector=detector).frozen().cpu()
-    floor = opened.score_threshold if score_threshold is None else score_threshold
-    limit = opened.nms_iou if nms_iou is None else nms_iou
-    _check(opset, floor, limit, max_detections, tolerance, opened, nms, dynamic_size)
+    decoding = _decoding(opened, score_threshold, nms_iou)
+    _check(opset, *decoding.values(), max_detections, tolerance, opened, nms, dynamic_size)
     check = _require("onnx")
-    decoding = {"score_threshold": floor, "nms_iou": limit}
     graph = (Suppressed(opened, **decoding, max_detections=max_detections) if nms else Raw(opened)).eval()
     sample = pictures_to_compare(opened, images)
     content = _traced(graph, sample[:2], path, opset, dynamic_size, check)
@@ -122,6 +120,12 @@ def export(
     check.checker.check_model(content, full_check=True)
     atomic_write(path, content.SerializeToString())
     return Exported(path, opset, nms, *found)
+
+
+def _decoding(detector: Detector, floor: float | None, limit: float | None) -> dict[str, float]:
+    """Arguments of ``Suppressed``: the given ones, or the detector's own."""
+    floor = detector.score_threshold if floor is None else floor
+    return {"score_threshold": floor, "nms_iou": detector.nms_iou if limit is None else limit}
 
 
 def _checked_path(onnx: str | Path, model: str | Path | Detector, overwrite: bool) -> Path:

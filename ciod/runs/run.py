@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ciod import detectors, methods
+from ciod import methods
 from ciod.config.load import Run
 from ciod.core.distributed import World
 from ciod.core.errors import CiodError
@@ -68,8 +68,6 @@ def train(
     """
     users, name = told(str(settings.method.get("name", ""))), settings.detector.name
     with session(settings.out, settings.device, reporter) as (process_group, speaker), users, own.faults(name):
-        if detectors.is_own(name):
-            detectors.find(name)  # permits the models of the run
         runner = Runner(settings, process_group, speaker, command, until, hooks=hooks)
         try:
             runner.run()
@@ -305,13 +303,9 @@ class Runner:
     def _identify(self, train: Index, test: Index) -> None:
         """Fingerprints data and code, compares them with those of a resumed run, and lists the images."""
         s = self.settings
-        method = str(s.method.get("name", "ilyolox"))
-        splits = {"train": train, "test": test}
-        images = fingerprints.listing(splits)
-        self.identity = {
-            "data": fingerprints.of_data(splits, images),
-            "code": fingerprints.of_code(method, s.detector.name),
-        }
+        images = fingerprints.listing(splits := {"train": train, "test": test})
+        code = fingerprints.of_code(str(s.method.get("name", "ilyolox")), s.detector.name)
+        self.identity = {"data": fingerprints.of_data(splits, images), "code": code}
         if self.saved:
             self.warnings.add(*resume.check_identity(self.saved, s, self.identity, images, len(self.scenario)))
         if self.world.main:

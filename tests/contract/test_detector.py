@@ -359,7 +359,7 @@ CASES = [(check, changes, match) for check, cases in BROKEN.items() for changes,
 
 
 @pytest.mark.parametrize(("check", "changes", "match"), CASES, ids=[f"{c}-{i}" for i, (c, _, _) in enumerate(CASES)])
-def test_what_breaks_is_said(tmp_path, check, changes, match):
+def test_what_breaks_is_reported(tmp_path, check, changes, match):
     if check == "onnx":
         pytest.importorskip("onnxruntime")
     sentences = found(tmp_path, check, *changes)
@@ -411,7 +411,7 @@ def test_exceptions_are_sentences(tmp_path):
         ("other.py:Other", r"check: Other of .*other\.py derives neither from ciod\.Detector nor from ciod\.Method"),
     ],
 )
-def test_what_is_no_class_to_check(tmp_path, name, match):
+def test_a_wrong_name_of_a_class(tmp_path, name, match):
     write(tmp_path)
     (tmp_path / "other.py").write_text("class Other:\n    pass\n")
     with pytest.raises(CiodError, match=match):

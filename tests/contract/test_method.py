@@ -84,7 +84,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("check", "body", "match"), [(c, *case) for c, cases in BROKEN.items() for case in cases])
-def test_what_breaks_is_said(tmp_path, check, body, match):
+def test_what_breaks_is_reported(tmp_path, check, body, match):
     name = write(tmp_path, body)
     subject = checks.Subject.of(name, find(name), 64)
     sentences = report.sentences_of(checks.CHECKS[check], subject, name, "method")

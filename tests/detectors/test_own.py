@@ -42,7 +42,7 @@ class Mine(YOLOX):
 @pytest.fixture(autouse=True)
 def nothing_is_permitted(monkeypatch):
     """As in a new process."""
-    monkeypatch.setattr(own, "_named", {})
+    monkeypatch.setattr(own, "named", {})
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def write(folder: Path, body: str = "    pass\n", head: str = OWN, name: str = "
 def saved(folder: Path, name: str, size: int = 64) -> Path:
     path = folder / "model.safetensors"
     weights.save_model(path, detectors.build(("ant", "bee"), name=name, size=size))
-    own._named.clear()
+    own.named.clear()
     return path
 
 
@@ -125,7 +125,7 @@ def test_extended(place, tmp_path):
     out = extend(extension_settings(asked), reporter=Reporter(quiet=True))
     meta = weights.read_metadata(out / "model.safetensors")
     assert meta["detector"]["name"] == "plain.py:Plain:plain-pico" and len(meta["class_names"]) > 6
-    own._named.clear()
+    own.named.clear()
     with pytest.raises(CiodError, match="That is code"):
         extend(extension_settings({**given, "out": str(tmp_path / "other")}), reporter=Reporter(quiet=True))
 
@@ -219,7 +219,7 @@ NEW = "from ciod.detectors.base import Detector\n\n\nclass Mine(Detector):\n"
         ("1 / 0\n", r"detector: .*mine\.py cannot be imported: ZeroDivisionError: division by zero \(line 1\)"),
     ],
 )
-def test_files_that_are_no_detectors(tmp_path, text, match):
+def test_files_that_are_not_detectors(tmp_path, text, match):
     with pytest.raises(CiodError, match=match):
         detectors.build((), name=write(tmp_path, "", text), size=64)
 
