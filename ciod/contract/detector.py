@@ -229,7 +229,8 @@ def teacher(s: Subject) -> Iterator[str]:
     student.train()
     if twin.training or twin.class_names != NAMES or any(p.requires_grad for p in twin.parameters()):
         yield f"{s.at('frozen')}: the copy is trained or grows with the detector."
-    if changed := [k for k, v in twin.state_dict().items() if not torch.equal(v, before[k])]:
+    state = twin.state_dict()
+    if changed := [k for k, v in before.items() if not torch.equal(v, state[k])]:
         yield f"{s.at('frozen')}: {changed[0]} of the copy changes when the detector is trained."
 
 

@@ -107,10 +107,10 @@ def export(
 
     path = _checked_path(onnx, model, overwrite)
     opened = open_detector(model, size, names, arbiter=arbiter, detector=detector).frozen().cpu()
-    decoding = _decoding(opened, score_threshold, nms_iou)
-    _check(opset, *decoding.values(), max_detections, tolerance, opened, nms, dynamic_size)
+    limits = _limits(opened, score_threshold, nms_iou)
+    _check(opset, *limits, max_detections, tolerance, opened, nms, dynamic_size)
     check = _require("onnx")
-    graph = (Suppressed(opened, **decoding, max_detections=max_detections) if nms else Raw(opened)).eval()
+    graph = _graph(opened, nms, limits, max_detections)
     sample = pictures_to_compare(opened, images)
     content = _traced(graph, sample[:2], path, opset, dynamic_size, check)
     content.metadata_props.add(key=KEY, value=json.dumps(_metadata(opened, graph, opset), ensure_ascii=False))
@@ -122,10 +122,16 @@ def export(
     return Exported(path, opset, nms, *found)
 
 
-def _decoding(detector: Detector, floor: float | None, limit: float | None) -> dict[str, float]:
-    """Arguments of ``Suppressed``: the given ones, or the detector's own."""
-    floor = detector.score_threshold if floor is None else floor
-    return {"score_threshold": floor, "nms_iou": detector.nms_iou if limit is None else limit}
+def _limits(detector: Detector, floor: float | None, limit: float | None) -> tuple[float, float]:
+    """The given ones, or the detector's own."""
+    return detector.score_threshold if floor is None else floor, detector.nms_iou if limit is None else limit
+
+
+def _graph(detector: Detector, nms: bool, limits: tuple[float, float], most: int) -> Raw:
+    floor, limit = limits
+    if nms:
+        return Suppressed(detector, score_threshold=floor, nms_iou=limit, max_detections=most).eval()
+    return Raw(detector).eval()
 
 
 def _checked_path(onnx: str | Path, model: str | Path | Detector, overwrite: bool) -> Path:
