@@ -115,6 +115,7 @@ def evaluate(
     input: str | Sequence[str] | None = None,
     metric: str = "coco",
     arbiter: bool = True,
+    detector: str | None = None,
     progress: bool = False,
 ) -> Scored:
     """COCO AP of a model on a data set. Classes are matched by name; the result lists those that do not match.
@@ -133,6 +134,7 @@ def evaluate(
         metric: ``voc07`` (11-point) or ``voc`` (area) adds VOC's AP to COCO's, under its own name; ``lvis``: LVIS's
             AP instead of COCO's, with APr, APc and APf.
         arbiter: False: scores of branches stay as the branches give them.
+        detector: for a model of a detector of your own, ``FILE.py:Class``.
         progress: it is shown on the terminal.
 
     Raises:
@@ -144,12 +146,12 @@ def evaluate(
     from ciod.detectors.files.weights import open_detector
 
     settings = _evaluation(metric, score_threshold, nms_iou, max_detections, multi_label)
-    detector = open_detector(model, size, names, input, arbiter)
+    opened = open_detector(model, size, names, input, arbiter, detector=detector)
     if nms_iou is None:
-        settings.nms_iou = detector.run_defaults.get("eval.nms_iou", settings.nms_iou)
+        settings.nms_iou = opened.run_defaults.get("eval.nms_iou", settings.nms_iou)
     index = formats.read(data_folder(str(data)) or "", split)
-    both = _in_common(detector, index, data, classes)
-    return _score(detector, index, settings, both, device=device, metric=metric, progress=progress)
+    both = _in_common(opened, index, data, classes)
+    return _score(opened, index, settings, both, device=device, metric=metric, progress=progress)
 
 
 def _score(

@@ -16,6 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
     ("api", "demo", "listing", "plot"),
+    ("contract",),
     ("extension", "comparison", "exporters"),
     ("runs", "inference"),
     ("report",),

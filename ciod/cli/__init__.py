@@ -79,7 +79,7 @@ def train(
     - `data=FOLDER` COCO, VOC or YOLO, recognised automatically; or `scenario=shapes-6+4`
     - `split=3+3` classes per task: `40+40`, `15+1x5`, `20x4`, or `split='[[cat, dog], [bird]]'`
     - `method=ilyolox` see `ciod list methods`; its settings are `method.NAME=VALUE`
-    - `detector=yolox-nano` see `ciod list detectors`; `size=320`, `weights=FILE` (everything that fits)
+    - `detector=yolox-nano` see `ciod list detectors`, or `FILE.py:CLASS`; `size=320`, `weights=FILE` (what fits)
     - `effort=normal` quick or thorough: chooses what is not given of `epochs=30 batch=16 lr=0.001` and more
     - `seed=0 out=DIR device=auto`; `ciod list settings` prints every setting
 
@@ -158,6 +158,7 @@ def extend(
     - `method=auto` or any of `ciod list methods`; `method=freeze_branch` leaves old outputs bit-identical
     - `keep='[a, b]'` `drop='[a]'` `rename='{a: b}'` `new='[a]'` which class is which; `names=` as in `ciod eval`
     - `input=0..255,bgr` `old_outputs=` `taps=` of an ONNX file, as in `ciod check`; writes `DIR/model.onnx`
+    - `detector=FILE.py:CLASS` for a model with a detector of your own (docs/adding-a-detector.md)
     - `old_data=FOLDER` measures AP of the old classes before and after; without it, agreement of old and new model
     - `pool=FOLDER` any unlabelled images; `min_retention=0.98` writes no model below it (exit code 3)
     - `epochs=30 batch=8 lr=0.003 size=416 holdout=0.15 seed=0 device=auto` and every `train.`, `augment.`, `eval.`
@@ -178,12 +179,17 @@ def extend(
 @app.command()
 @command("check")
 def check(
-    model: Annotated[str, typer.Argument(help="An ONNX file of any detector.")],
+    model: Annotated[str, typer.Argument(help="An ONNX file of any detector, or FILE.py:CLASS.")],
     words: Words = None,
 ) -> Any:
     """Print how ciod understands an ONNX detector: `ciod check MODEL.onnx`. See docs/extend-onnx.md.
 
-    Prints which maps a branch would read, what the outputs mean and how pictures are given; writes nothing. Settings:
+    `ciod check FILE.py:CLASS` tries a detector or a method of your own, and says in sentences what breaks the contract
+    (docs/adding-a-detector.md, docs/adding-a-method.md). Exit code 1: something does. Settings: `size=64` of the
+    pictures, `onnx=false` for a detector that need not be exported.
+
+    Of an ONNX file it prints which maps a branch would read, what the outputs mean and how pictures are given, and
+    writes nothing. Settings:
 
     - `input=0..255,bgr` how pictures are given, if the file has no such entry: range (`0..1`, `0..255`, `imagenet`,
       `-1..1`, or six numbers), `rgb` or `bgr`, `corner`, `letterbox` or `stretch`, fill
@@ -192,14 +198,23 @@ def check(
     """
     from ciod.api import check as run
     from ciod.config import commands
+    from ciod.core.user_code import split
 
+    if split(model)[0]:
+        from ciod import contract
+
+        _, flat = commands.read(commands.CHECK_CODE, words, takes="check takes one class")
+        report = contract.check(model, **flat)
+        for line in report.lines():
+            typer.echo(line)
+        return answers.of_check(report)
     _, flat = commands.read(commands.CHECK, words, takes="check takes one model")
     if "input" in flat:
         flat["input"] = ",".join(flat["input"])
     lines = run(model, **flat)
     for line in lines:
         typer.echo(line)
-    return {"model": model, "lines": lines}
+    return {"model": model, "lines": lines, "checks": []}
 
 
 @app.command("eval")
@@ -213,18 +228,21 @@ def evaluate(
     Classes are matched by name; those that only the model or only the data has are listed and left out.
     Settings: `data=` `split=val` `size=416` `score_threshold=0.001` `nms_iou=0.65` `max_detections=100` `device=auto`
     `classes='[a, b]'` (score only these) `names='[a, b]'` `input=` (if the file has none) `json=FILE` `out=FOLDER` (a
-    page with precision-recall curves and the confusion matrix)
+    page with precision-recall curves and the confusion matrix) `detector=FILE.py:CLASS` (of a model with a detector of
+    your own)
     `multi_label=` (true: each class of a position counts, as usual for GFL, RetinaNet and FCOS; false: only the best)
     `metric=coco` (or `voc07`: 11-point, `voc`: area, besides COCO's; `lvis`) `arbiter=off` (raw scores of branches).
     """
     from ciod import api
     from ciod.config import commands
+    from ciod.detectors import own
     from ciod.report import scored as pages
     from ciod.report import scores
 
     _, flat = commands.read(commands.EVAL, words, takes="eval takes one model")
     target, out = scores.target_of(flat.pop("json_file", None)), flat.pop("out", None)
-    scored = api.evaluate(model, **flat, progress=True)
+    with own.faults(flat.get("detector")):
+        scored = api.evaluate(model, **flat, progress=True)
     scores.show(scored)
     if target:
         scores.write(scored, target)
@@ -253,16 +271,18 @@ def predict(
       file has none)
     - `arbiter=off` the raw scores of branches; `finest=true` one name per box where a class became several (see
       docs/extend.md)
+    - `detector=FILE.py:CLASS` for a model with a detector of your own
     """
     from ciod.config import commands
 
     plain, flat = commands.read(commands.PREDICT, words)
     if not plain and "data" not in flat:
         raise CiodError("predict: name at least one picture, video or folder: ciod predict MODEL FILE... out=DIR")
+    from ciod.detectors import own
     from ciod.inference.job import open_job
 
-    job = open_job(model, plain, **flat, say=typer.echo, complain=lambda text: typer.echo(text, err=True))
-    with interruptible("what is finished stays"):
+    with own.faults(flat.get("detector")), interruptible("what is finished stays"):
+        job = open_job(model, plain, **flat, say=typer.echo, complain=lambda text: typer.echo(text, err=True))
         done = job.run()
     typer.echo(f"{done} {'file' if done == 1 else 'files'} → {job.out}")
     return answers.of_predictions(job, done)
@@ -279,7 +299,8 @@ def export(
     The file is compared with the model before it gets its name. Needs `pip install 'ciod[onnx]'`.
     Settings: `onnx=` `nms=true` (non-maximum suppression in the graph) `size=` `dynamic_size=true` `opset=17`
     `score_threshold=` `nms_iou=` `max_detections=100` `images=FOLDER` (to compare on) `tolerance=0.001`
-    (largest difference) `names='[a, b]'` `arbiter=off` `overwrite=true`.
+    (largest difference) `names='[a, b]'` `arbiter=off` `overwrite=true` `detector=FILE.py:CLASS` (of a model with a
+    detector of your own).
 
     `ciod export MODEL mmdet=FOLDER` writes a config and a checkpoint for MMDetection instead (YOLOX, GFL, and what came
     from there), `hf=FOLDER` a folder that transformers loads (RT-DETR), with `size=` and `names=`; see
@@ -295,9 +316,11 @@ def export(
             typer.echo("\n".join(written.lines()))
             return written.content()
     from ciod.core.plural import counted
+    from ciod.detectors import own
     from ciod.exporters.onnx_file import export as run
 
-    done = run(model, **settings)
+    with own.faults(settings.get("detector")):
+        done = run(model, **settings)
     typer.echo(f"{done.path}: opset {done.opset}, {done.path.stat().st_size / 1e6:.1f} MB")
     if not done.verified:
         typer.echo("Not compared with the model: onnxruntime is not installed (pip install 'ciod[onnx]').", err=True)

@@ -13,6 +13,7 @@ from ciod.core.files import exists
 from ciod.core.reading import read_object
 
 if TYPE_CHECKING:
+    from ciod.contract import Report
     from ciod.evaluation.detect import Scored
     from ciod.exporters.onnx_file import Exported
     from ciod.inference.job import Job
@@ -71,7 +72,8 @@ class Check(TypedDict):
     """``ciod check``."""
 
     model: str
-    lines: list[str]  # how the file is understood, one sentence per line
+    lines: list[str]  # how the file is understood, one sentence per line; of FILE.py:CLASS what is printed
+    checks: list[dict[str, Any]]  # of FILE.py:CLASS: name, state (kept, broken, not checked) and sentences; else []
 
 
 class Eval(TypedDict):
@@ -189,6 +191,12 @@ def of_extension(folder: Path) -> dict[str, Any]:
 
     content, page = read_object(folder / "results.json"), str(folder / "report.html")
     return {**Extend(out=str(folder), model=str(written(folder)), report=page, results=content)}
+
+
+def of_check(report: Report) -> dict[str, Any]:
+    """The checks of a class of the user's: ``Check``."""
+    answer = Check(model=report.name, lines=report.lines(), checks=report.content())
+    return {**answer, "exit_code": int(report.broken)}
 
 
 def of_scores(scored: Scored, report: Path | None) -> dict[str, Any]:

@@ -33,6 +33,7 @@ def facts(
 
     flat = environment.fingerprint(settings)
     files = {k: _file(flat.get(f"detector.{k}")) for k in ("weights", "backbone_weights")}
+    method = None if first else str(settings.method.get("name", "ilyolox"))
     return {
         "settings": environment.first_task(flat) if first else flat,
         "groups": [list(g) for g in groups],
@@ -40,7 +41,7 @@ def facts(
         "files": {k: v for k, v in files.items() if v},
         "device": device,
         "torch": ".".join(torch.__version__.split(".")[:2]),
-        "ciod": f"{__version__} {source(None if first else str(settings.method.get('name', 'ilyolox')))}",
+        "ciod": f"{__version__} {source(method, settings.detector.name)}",
     }
 
 
@@ -56,18 +57,19 @@ def fingerprint(index: Index) -> str:
     return _digest(fingerprints.of_index(index, fingerprints.per_image(index)))
 
 
-def source(method: str | None) -> str:
+def source(method: str | None, detector: str = "") -> str:
     """Digest of the code that a run executes; a version or commit would not show changes in a checkout.
 
     Args:
         method: its file is included, by name or as ``FILE.py:Class``; None for a first task, which has no method.
+        detector: its file is included, if it is one of the user.
     """
     from ciod.runs import fingerprints
 
-    code = fingerprints.of_code(method or "")
+    code = fingerprints.of_code(method or "", detector)
     own = [n for n in code["files"] if n.startswith("methods/") and n != "methods/base/method.py"]
     files = code["files"] if method else {n: d for n, d in code["files"].items() if n not in own}
-    return _digest([files, code["method"]])
+    return _digest([files, code["method"], code["detector"]])
 
 
 def _digest(content: Any) -> str:

@@ -20,11 +20,11 @@ from ciod.core.distributed import World, pick_device
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.files import is_file
 from ciod.core.plural import counted
+from ciod.core.user_code import told
 from ciod.data.index import Index
 from ciod.data.scenarios import subsets
 from ciod.data.scenarios.scenario import Scenario
 from ciod.methods.base import first_task
-from ciod.methods.base.user_code import told
 from ciod.runs import choices
 from ciod.training.effort import Start
 

@@ -13,10 +13,10 @@ from ciod.config import outputs
 from ciod.config.settings import DetectorSettings, MemorySettings, PoolSettings, Run, Train
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.files import exists, expanded, is_file, is_folder, is_loop, is_model, near_path
+from ciod.core.user_code import UserCodeError, told, where
 from ciod.core.validation_messages import problems_of
 from ciod.data.scenarios import folds, lists
 from ciod.data.scenarios.protocol import Protocol
-from ciod.methods.base.user_code import UserCodeError, told, where
 from ciod.trackers import absent as absent_trackers
 
 if TYPE_CHECKING:
@@ -95,11 +95,11 @@ def _offered(detector: str) -> tuple[frozenset[str] | None, list[str]]:
     """Traits of a detector; or None and the problem of its name."""
     from ciod import detectors
 
-    if detector.partition(":")[0].endswith(".py"):
-        return None, [
-            f"detector.name: {detector}: a detector is not read from a file, as a method is; add its class to ciod "
-            "(docs/adding-a-detector.md)."
-        ]
+    if detectors.is_own(detector):
+        try:
+            return frozenset(detectors.traits(detector)), []
+        except CiodError as e:
+            return None, [str(e)]
     if not detector.startswith(("mmdet:", detectors.HF)) and detector not in detectors.available():
         return None, [f"detector.name: no detector '{detector}'; {did_you_mean(detector, detectors.available())}"]
     if extra := detectors.lacking(detector):

@@ -41,6 +41,8 @@ class Eval(Section):
     """Only these are scored."""
     names: Names | None = None
     """Class names for a checkpoint without names, a file with them, or ``coco``."""
+    detector: str | None = None
+    """For a model of a detector of your own, ``FILE.py:CLASS`` (docs/adding-a-detector.md)."""
     arbiter: bool = True
     """``off``: the raw scores of branches (docs/extend.md)."""
     input: list[str] | None = None
@@ -87,6 +89,8 @@ class Predict(Section):
     finest: bool = False
     """Where a class became several (``ciod extend split=``), a box has one name: that of its surest kind, or of the
     class itself where no kind has half of its score."""
+    detector: str | None = None
+    """For a model of a detector of your own, ``FILE.py:CLASS`` (docs/adding-a-detector.md)."""
     arbiter: bool = True
     """``off``: the raw scores of branches (docs/extend.md)."""
     input: list[str] | None = None
@@ -120,6 +124,8 @@ class Export(Section):
     """Largest difference between them: of a score, and of a box as a share of its side; None: 0.001."""
     names: Names | None = None
     """Class names for a checkpoint without names, a file with them, or ``coco``."""
+    detector: str | None = None
+    """For a model of a detector of your own, ``FILE.py:CLASS`` (docs/adding-a-detector.md)."""
     arbiter: bool = True
     """``off``: the raw scores of branches (docs/extend.md)."""
 
@@ -165,6 +171,15 @@ class Check(Section):
     """Tensors to read: ``8:a,b 16:c,d 32:e``."""
 
 
+class CheckCode(Section):
+    """Settings of ``ciod check FILE.py:CLASS``."""
+
+    size: Size = 64
+    """Side of the pictures in pixels."""
+    onnx: bool = True
+    """Whether a detector is also exported; false: it need not be exportable."""
+
+
 class Demo(Section):
     """Settings of ``ciod demo``."""
 
@@ -204,6 +219,7 @@ EXPORT = Table(Export)
 EXPORTS = {"mmdet": Table(ExportMMDet), "hf": Table(ExportHF)}
 """Of ``ciod export``: the setting that names a folder → the settings beside it."""
 CHECK = Table(Check)
+CHECK_CODE = Table(CheckCode)
 DEMO = Table(Demo)
 DOWNLOAD = Table(Download)
 PUSH = Table(Push)
@@ -224,9 +240,11 @@ def read(table: Table, words: Sequence[str] | None, *, takes: str | None = None)
     Raises:
         ConfigError: everything that is wrong, before anything is read.
     """
+    from ciod.detectors import own
+
     plain, found, problems = reader.read(table, words, plain=takes)
     problems += checks.folder_of_data(found.get("data"))
-    problems += checks.device(found.get("device"))
+    problems += [*checks.device(found.get("device")), *own.problems(found.get("detector"))]
     problems += [p for k in ("out", "coco", "onnx", "mmdet", "hf", "json_file") for p in checks.target(k, found.get(k))]
     if problems:
         raise ConfigError(problems)

@@ -15,9 +15,9 @@ from ciod.config.reader import Table, nest, read_file, split
 from ciod.config.settings import DetectorSettings, Evaluation, Run, Train
 from ciod.core.errors import CiodError, ConfigError, nearest
 from ciod.core.files import is_file
+from ciod.core.user_code import is_users, where
 from ciod.core.validation_messages import problems_of
 from ciod.data.scenarios.protocol import Protocol
-from ciod.methods.base.user_code import is_users, where
 
 __all__ = ["DetectorSettings", "Evaluation", "Run", "Train", "data_folder", "load", "problems_of"]
 
@@ -70,9 +70,10 @@ def gather(
         plain, given, more = split(list(overrides))
         problems += more + [f"'{w}' is not a setting; write key=value, for example epochs=30." for w in plain]
     merged, more = table.settings(content, given)
-    theirs, wrong = _method_defaults(merged)
-    problems += wrong
-    for key, value in {**_detector_defaults(merged), **theirs}.items():
+    its, wrong = _detector_defaults(merged)
+    theirs, also = _method_defaults(merged)
+    problems += [*wrong, *also]
+    for key, value in {**its, **theirs}.items():
         merged.setdefault(key, value)
     return merged, problems + more
 
@@ -140,11 +141,16 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
     return read_file(path)
 
 
-def _detector_defaults(flat: dict[str, Any]) -> Mapping[str, Any]:
-    """Defaults for the run from a detector."""
+def _detector_defaults(flat: dict[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
+    """Defaults for the run from a detector, and their problems."""
     name = str(flat.get("detector.name", DetectorSettings().name))
+    if detectors.is_own(name):
+        try:
+            return _of_user(detectors.find(name))
+        except CiodError:
+            return {}, []  # checks.method reports it
     known = name in detectors.available() or name.startswith(detectors.HF)
-    return detectors.run_defaults(name) if known else {}  # else checks.method reports it
+    return (detectors.run_defaults(name) if known else {}), []
 
 
 def _method_defaults(flat: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -153,12 +159,15 @@ def _method_defaults(flat: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         method = methods.find(str(flat.get("method.name", methods.DEFAULT)))
     except CiodError:
         return {}, []  # checks.method reports it
-    if not is_users(method):
-        return method.run_defaults, []
-    found = TABLE.flat({str(k): v for k, v in method.run_defaults.items()})
+    return _of_user(method) if is_users(method) else (method.run_defaults, [])
+
+
+def _of_user(cls: type[Any]) -> tuple[dict[str, Any], list[str]]:
+    """``run_defaults`` of a user's class by full key, and their problems."""
+    found = TABLE.flat({str(k): v for k, v in cls.run_defaults.items()})
     wrong = [TABLE.unknown(k) for k in found if TABLE.annotation(k) is None]
     wrong = wrong or problems_of(Run, nest(found))
-    return ({}, [f"{where(method)}: run_defaults: {p}" for p in wrong]) if wrong else (found, [])
+    return ({}, [f"{where(cls)}: run_defaults: {p}" for p in wrong]) if wrong else (found, [])
 
 
 def _protocol(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

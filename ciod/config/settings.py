@@ -34,8 +34,8 @@ class DetectorSettings(Section):
     """Which detector, and what it starts from."""
 
     name: str = "yolox-nano"
-    """See ``ciod list detectors``; ``mmdet:CONFIG``, a config of MMDetection (docs/mmdetection.md); or ``hf:FOLDER``, a
-    checkpoint of transformers (docs/query-detectors.md)."""
+    """See ``ciod list detectors``; ``mmdet:CONFIG``, a config of MMDetection (docs/mmdetection.md); ``hf:FOLDER``, a
+    checkpoint of transformers (docs/query-detectors.md); or ``FILE.py:CLASS``, your own (docs/adding-a-detector.md)."""
     size: Size | None = None
     """Side of the (square) batch image in pixels; None: the detector's own (416 for nano and tiny, else 640)."""
     head: Literal["grow", "full"] = "grow"

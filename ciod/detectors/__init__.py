@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ciod.core.errors import CiodError, did_you_mean
+from ciod.core.user_code import split
 
 if TYPE_CHECKING:
     from ciod.detectors.base import Detector
@@ -30,13 +31,18 @@ def families() -> Sequence[type[Any]]:
     return *ours, RTDETR, RTDETRv2, RTDETRCSP, DFINE, DEIMv2, DeformableDETR, LWDETR, RFDETR
 
 
+def is_own(name: str) -> bool:
+    """Whether it names a class in a file of the user, ``FILE.py:Class``."""
+    return bool(split(name)[0])
+
+
 def whole() -> Sequence[type[Any]]:
     """The classes whose whole network is one of ``transformers``, for ``hf:FOLDER``."""
     return [family for family in families() if getattr(family, "model_type", None)]
 
 
 def available() -> list[str]:
-    """Names for ``build``, in addition to ``mmdet:CONFIG`` and ``hf:FOLDER``."""
+    """Names for ``build``, in addition to ``mmdet:CONFIG``, ``hf:FOLDER`` and ``FILE.py:Class``."""
     return [name for family in families() for name in family.variants]
 
 
@@ -44,8 +50,12 @@ def find(name: str) -> type[Any]:
     """The Detector class that has a variant of this name.
 
     Raises:
-        CiodError: no detector has that name.
+        CiodError: no detector has that name; or it names a file that cannot be used.
     """
+    if is_own(name):
+        from ciod.detectors import own
+
+        return own.find(name)
     if name.startswith("mmdet:"):
         from ciod.detectors.mmdet.detector import MMDet
 
@@ -80,6 +90,8 @@ def lacking(name: str) -> str | None:
     Raises:
         CiodError: no detector has that name.
     """
+    if is_own(name):
+        return None  # its import says what it lacks
     extra = "detr" if name.startswith(HF) else None if name.startswith("mmdet:") else find(name).extra
     return extra if extra and not all(find_spec(p) for p in PACKAGES[extra]) else None
 
@@ -117,7 +129,7 @@ def run_defaults(name: str) -> Mapping[str, Any]:
 
 def default_backbone(name: str) -> str | None:
     """Default weights of the backbone of a new detector: ImageNet weights for ResNets."""
-    return find(name).default_backbone(name)
+    return find(name).default_backbone(name.rpartition(":")[2] if is_own(name) else name)
 
 
 def build(class_names: Sequence[str], *, name: str, **settings: Any) -> Detector:
@@ -126,4 +138,8 @@ def build(class_names: Sequence[str], *, name: str, **settings: Any) -> Detector
     Raises:
         CiodError: no detector has that name.
     """
+    if is_own(name):
+        from ciod.detectors import own
+
+        return own.build(class_names, name=name, **settings)
     return find(name)(class_names, name=name, **settings)

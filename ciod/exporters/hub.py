@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ciod import detectors
 from ciod.core.errors import CiodError
-from ciod.core.files import exists
+from ciod.core.files import exists, is_file
 from ciod.core.version import __version__
 from ciod.detectors.files import hub, weights
 from ciod.report.page import read_results
@@ -47,6 +48,10 @@ def push(
     path = Path(model)
     if path.suffix.lower() not in (".safetensors", ".onnx"):
         raise CiodError(f"push takes a model of ciod or an ONNX file that it extended, not {path}; train or extend it.")
+    if path.suffix.lower() == ".safetensors" and is_file(path):
+        name = str(weights.read_metadata(path)["detector"]["name"])
+        if detectors.is_own(name):
+            raise CiodError(f"push: {path} works only with the file of {name}, which ciod does not upload.")
     detector = weights.load(path)
     package, endpoint = hub.package(), os.environ.get("HF_ENDPOINT")
     found = read_results(_run_of(path) if results is None else results)

@@ -75,6 +75,7 @@ def export(
     tolerance: float = TOLERANCE,
     names: Sequence[str] | None = None,
     arbiter: bool = True,
+    detector: str | None = None,
     overwrite: bool = False,
 ) -> Exported:
     """Writes ``model`` as an ONNX file and compares it with the original before it gets its final name.
@@ -95,6 +96,7 @@ def export(
         tolerance: largest difference of a score, and of a box with a score that matters as a share of its longer side.
         names: class names for a checkpoint without them.
         arbiter: False: raw scores of branches.
+        detector: for a model of a detector of your own, ``FILE.py:Class``.
         overwrite: replace a file, too, that is no earlier export of ciod.
 
     Raises:
@@ -104,22 +106,32 @@ def export(
     from ciod.detectors.files.weights import open_detector
 
     path = _checked_path(onnx, model, overwrite)
-    detector = open_detector(model, size, names, arbiter=arbiter).frozen().cpu()
-    floor = detector.score_threshold if score_threshold is None else score_threshold
-    limit = detector.nms_iou if nms_iou is None else nms_iou
-    _check(opset, floor, limit, max_detections, tolerance, detector, nms, dynamic_size)
+    opened = open_detector(model, size, names, arbiter=arbiter, detector=detector).frozen().cpu()
+    limits = _limits(opened, score_threshold, nms_iou)
+    _check(opset, *limits, max_detections, tolerance, opened, nms, dynamic_size)
     check = _require("onnx")
-    decoding = {"score_threshold": floor, "nms_iou": limit}
-    graph = (Suppressed(detector, **decoding, max_detections=max_detections) if nms else Raw(detector)).eval()
-    sample = pictures_to_compare(detector, images)
+    graph = _graph(opened, nms, limits, max_detections)
+    sample = pictures_to_compare(opened, images)
     content = _traced(graph, sample[:2], path, opset, dynamic_size, check)
-    content.metadata_props.add(key=KEY, value=json.dumps(_metadata(detector, graph, opset), ensure_ascii=False))
+    content.metadata_props.add(key=KEY, value=json.dumps(_metadata(opened, graph, opset), ensure_ascii=False))
     found = _compare(graph, content.SerializeToString(), sample, dynamic_size, tolerance)
     if nms:
         _prune(content.graph)
     check.checker.check_model(content, full_check=True)
     atomic_write(path, content.SerializeToString())
     return Exported(path, opset, nms, *found)
+
+
+def _limits(detector: Detector, floor: float | None, limit: float | None) -> tuple[float, float]:
+    """The given ones, or the detector's own."""
+    return detector.score_threshold if floor is None else floor, detector.nms_iou if limit is None else limit
+
+
+def _graph(detector: Detector, nms: bool, limits: tuple[float, float], most: int) -> Raw:
+    floor, limit = limits
+    if nms:
+        return Suppressed(detector, score_threshold=floor, nms_iou=limit, max_detections=most).eval()
+    return Raw(detector).eval()
 
 
 def _checked_path(onnx: str | Path, model: str | Path | Detector, overwrite: bool) -> Path:

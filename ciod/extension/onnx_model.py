@@ -46,7 +46,8 @@ def open_model(s: Extend) -> Detector:
         CiodError: it cannot be read.
     """
     path = data_folder(s.model) or s.model
-    return weights.load(path, classes=s.names, input=s.input, size=s.size, old_outputs=s.old_outputs, taps=s.taps)
+    given = {"input": s.input, "size": s.size, "old_outputs": s.old_outputs, "taps": s.taps}
+    return weights.load(path, classes=s.names, detector=s.detector, **given)
 
 
 def name(detector: Detector) -> str:

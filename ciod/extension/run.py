@@ -15,8 +15,10 @@ from ciod.core.distributed import World
 from ciod.core.errors import CiodError
 from ciod.core.files import WriteError, exists, sweep
 from ciod.core.run_log import RunLog
+from ciod.core.user_code import told
 from ciod.data.scenarios.scenario import Task
 from ciod.data.views import Schedule
+from ciod.detectors import own
 from ciod.detectors.base import Detector
 from ciod.detectors.files import weights
 from ciod.detectors.onnx.detector import OnnxDetector
@@ -43,7 +45,6 @@ from ciod.extension.cost import cost
 from ciod.extension.settings import Extend
 from ciod.extension.verdict import NotKept, Verdict
 from ciod.methods.base.method import Method
-from ciod.methods.base.user_code import told
 from ciod.runs import choices, environment, fingerprints, resume
 from ciod.runs.session import first_alone, session
 from ciod.runs.tracked import tracking
@@ -78,8 +79,8 @@ def extend(
         RunAgain: SIGTERM or SIGUSR1 came; the state is written (exit code 75).
         KeyboardInterrupt: Ctrl-C; the state is written.
     """
-    users = told(str(settings.method.get("name", "")))
-    with session(settings.out, settings.device, reporter) as (process_group, speaker), users:
+    users, its = told(str(settings.method.get("name", ""))), own.faults(settings.detector)
+    with session(settings.out, settings.device, reporter) as (process_group, speaker), users, its:
         extension = Extension(settings, process_group, speaker, command, hooks)
         try:
             extension.run()
@@ -192,7 +193,7 @@ class Extension:
         self.identity = {
             "data": fingerprints.of_data(splits, images),
             "model": {"name": model.name, "digest": write.sha256(model)},
-            "code": fingerprints.of_code(str(s.method.get("name", "auto")), also=("extension",)),
+            "code": fingerprints.of_code(str(s.method.get("name", "auto")), s.detector or "", also=("extension",)),
         }
         if self.saved:
             self.warnings.note(*self.saved["warnings"])

@@ -27,6 +27,8 @@ class Extend(Section):
     """Folder with the new images and boxes: COCO, VOC or YOLO. Classes are matched by name."""
     out: Annotated[str, NO_RESULT]
     """Run folder; the extended model becomes ``out/model.safetensors``."""
+    detector: Annotated[str | None, NO_RESULT] = None
+    """For a model of a detector of your own, ``FILE.py:CLASS`` (docs/adding-a-detector.md)."""
     method: dict[str, Any] = Field(default_factory=lambda: {"name": "auto"})
     """``auto``, or any of ``ciod list methods``; its settings are ``method.NAME=VALUE``."""
     effort: Effort = "normal"
@@ -121,13 +123,15 @@ def load(content: Mapping[str, Any], problems: Sequence[str] = ()) -> Extend:
     Raises:
         ConfigError: every problem at once, before any image is read.
     """
+    from ciod.detectors import own
+
     flat, more = TABLE.settings(content)
     problems = [*problems, *more]
     tree = nest({k: v for k, v in flat.items() if v is not None})
     problems += untold(TABLE.problems(tree), problems)
     problems += model_folder("out", tree.get("out") or None)
-    problems += _method(tree.get("method") or {})
     problems += _split(tree)
+    problems += [*_method(tree.get("method") or {}), *own.problems(tree.get("detector"))]
     problems += [*folder_of_data(tree.get("data")), *folder("pool", tree.get("pool"))]
     problems += [*folder_of_data(tree.get("old_data"), "old_data"), *device(tree.get("device"))]
     problems += trackers(tree.get("log"))

@@ -93,6 +93,7 @@ def predict(
     names: Sequence[str] | None = None,
     arbiter: bool = True,
     finest: bool = False,
+    detector: str | None = None,
 ) -> dict[Path, Detections]:
     """Detections in image files and folders. For a video: ``model.predict(list of frames)``, see ``ciod.frames``.
 
@@ -104,6 +105,7 @@ def predict(
         names: class names for a checkpoint without them.
         arbiter: False: scores of branches stay as the branches give them.
         finest: a box has one name where a class became several: see ``core.kinds.finest``.
+        detector: for a model of a detector of your own, ``FILE.py:Class``.
 
     Raises:
         CiodError: no model, no image, or a class that the model does not know. Unreadable images are left out.
@@ -115,9 +117,9 @@ def predict(
     films = [p for p in paths if p.suffix.lower() in VIDEOS]
     if films:
         raise CiodError(f"{films[0]} is a video; give its pictures one by one: for frame in ciod.frames('{films[0]}').")
-    detector = open_detector(model, size, names, arbiter=arbiter).to(pick_device(device))
+    opened = open_detector(model, size, names, arbiter=arbiter, detector=detector).to(pick_device(device))
     results = stream(
-        detector,
+        opened,
         paths,
         batch=batch,
         score_threshold=score_threshold,

@@ -248,6 +248,7 @@ def open_job(
     names: Sequence[str] | None = None,
     input: Sequence[str] | None = None,
     arbiter: bool = True,
+    detector: str | None = None,
     device: str = "auto",
     **more: Any,
 ) -> Job:
@@ -264,10 +265,10 @@ def open_job(
     from ciod.data import formats
     from ciod.detectors.files.weights import open_detector
 
-    detector = open_detector(model, size, names, input, arbiter)
-    detector.to(pick_device(device))
+    opened = open_detector(model, size, names, input, arbiter, detector=detector)
+    opened.to(pick_device(device))
     index = None if data is None else formats.read(data_folder(data) or data, split)
-    return Job(detector, places, Path(out), coco=Path(coco) if coco else None, data=index, **more)
+    return Job(opened, places, Path(out), coco=Path(coco) if coco else None, data=index, **more)
 
 
 def coco_results(found: Detections, image_id: Any, categories: Sequence[Any]) -> list[dict[str, Any]]:

@@ -46,6 +46,8 @@ def look_up(what: str, words: list[str], settings: dict[str, Any]) -> Sheet:
         return Sheet(["ciod list " + " | ".join((*TOPICS[:-1], "data PATH", "SCENARIO", "MODEL"))])
     if what == "methods":
         return topics.method(words[0]) if words else topics.methods()
+    if what == "detectors" and words:
+        return topics.detector(words[0])
     if what == "environment":
         lines = environment().splitlines()
         return Sheet(lines, content={"lines": lines})

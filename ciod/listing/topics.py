@@ -8,25 +8,47 @@ from rich.text import Text
 
 from ciod.listing.sheet import Cell, Sheet
 
+_COLUMNS = ("detector", "offers", "parameters (80 classes)")
+
 
 def detectors() -> Sheet:
     """What each detector offers, and its size with 80 classes."""
+    from ciod import detectors as known
+
+    sheet = Sheet(columns=_COLUMNS, rows=[_row(name) for name in known.available()])
+    sheet.rows.append(("mmdet:CONFIG", "a dense detector of MMDetection: docs/mmdetection.md", ""))
+    sheet.rows.append(("hf:FOLDER", "a query detector of transformers: docs/query-detectors.md", ""))
+    sheet.rows.append(("FILE.py:CLASS", "a detector of your own: docs/adding-a-detector.md", ""))
+    return sheet
+
+
+def detector(name: str) -> Sheet:
+    """What one detector offers; of a class in a file: each of its variants.
+
+    Raises:
+        CiodError: there is no such detector.
+    """
+    from ciod import detectors as known
+    from ciod.detectors import own
+
+    if not known.is_own(name):
+        known.find(name)
+        return Sheet(columns=_COLUMNS, rows=[_row(name)])
+    about = _plain(known.find(name).__doc__)
+    return Sheet([about] if about else [], columns=_COLUMNS, rows=[_row(n) for n in own.names(name)])
+
+
+def _row(name: str) -> tuple[Cell, ...]:
     import torch
 
     from ciod import detectors as known
 
-    sheet = Sheet(columns=("detector", "offers", "parameters (80 classes)"))
-    for name in known.available():
-        offers = ", ".join(sorted(known.traits(name)))
-        if extra := known.lacking(name):
-            sheet.rows.append((name, offers, f"pip install 'ciod[{extra}]'"))
-            continue
-        with torch.device("meta"):
-            n = sum(p.numel() for p in known.build([str(i) for i in range(80)], name=name).parameters())
-        sheet.rows.append((name, offers, f"{n / 1e6:.1f} M"))
-    sheet.rows.append(("mmdet:CONFIG", "a dense detector of MMDetection: docs/mmdetection.md", ""))
-    sheet.rows.append(("hf:FOLDER", "a query detector of transformers: docs/query-detectors.md", ""))
-    return sheet
+    offers = ", ".join(sorted(known.traits(name)))
+    if extra := known.lacking(name):
+        return name, offers, f"pip install 'ciod[{extra}]'"
+    with torch.device("meta"):
+        n = sum(p.numel() for p in known.build([str(i) for i in range(80)], name=name).parameters())
+    return name, offers, f"{n / 1e6:.1f} M"
 
 
 def detectors_markdown() -> str:

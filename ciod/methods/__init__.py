@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import pkgutil
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ciod.core.errors import CiodError, did_you_mean
-from ciod.core.files import is_file
+from ciod.core.user_code import class_of, split
 
 if TYPE_CHECKING:
     from ciod.methods.base.method import Method
@@ -45,7 +43,7 @@ def find(name: str) -> type[Method]:
     """
     from ciod.methods.base.method import Method
 
-    if ".py" in name:
+    if split(name)[0]:
         return _from_file(name)
     if name not in available():
         raise CiodError(f"method: there is no method '{name}'; {did_you_mean(name, available())}")
@@ -69,34 +67,10 @@ def make(settings: Mapping[str, Any]) -> Method:
 
 def _from_file(name: str) -> type[Method]:
     from ciod.methods.base.method import Method
-    from ciod.methods.base.user_code import PREFIX, UserCodeError, import_fault, is_users, no_method
 
-    file, _, cls = name.partition(":")
-    path = Path(file)
-    if not is_file(path):
-        raise CiodError(f"method: there is no file {file}; write method=PATH/FILE.py:Class.")
-    spec = importlib.util.spec_from_file_location(f"{PREFIX}{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
     for before, now in _BEFORE.items():
         sys.modules.setdefault(before, importlib.import_module(now))
-    sys.modules[spec.name] = module  # pydantic looks up the names in annotations there
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as e:
-        raise UserCodeError(f"method: {file} cannot be imported: {import_fault(e, file)}") from e
-    found = {k: v for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Method) and v is not Method}
-    own = {k: v for k, v in found.items() if is_users(v)}
-    if cls in found and cls not in own:
-        raise CiodError(
-            f"method: {file} only imports '{cls}' from ciod; {did_you_mean(cls, own)} (write FILE.py:Class, or "
-            "method=NAME for one of ciod's)"
-        )
-    if not cls and own:
-        raise CiodError(f"method: name the class in {file}, too: method={file}:{next(iter(own))}")
-    if cls not in found:
-        why = no_method(cls, vars(module).get(cls))
-        raise CiodError(f"method: {file} has no Method '{cls}'{why}; {did_you_mean(cls, own)} (write FILE.py:Class)")
-    importlib.import_module("ciod.methods.base.calls").check_calls(found[cls])
-    importlib.import_module("ciod.methods.base.declared").check_declared(found[cls])
-    return found[cls]
+    found = class_of(*split(name), Method, kind="method")
+    importlib.import_module("ciod.methods.base.calls").check_calls(found)
+    importlib.import_module("ciod.methods.base.declared").check_declared(found)
+    return found

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ciod.core import user_code
 from ciod.core.files import atomic_write
 from ciod.core.plural import counted
 from ciod.core.reading import ANNOTATIONS, Unreadable, read_object
@@ -111,18 +112,19 @@ def _named(before: list[list[Any]], now: list[list[Any]]) -> list[str]:
     ]
 
 
-def of_code(method: str, *, also: Sequence[str] = ()) -> dict[str, Any]:
-    """Versions, and digests of the source files that determine weights and results, including the user's method file.
+def of_code(method: str, detector: str = "", *, also: Sequence[str] = ()) -> dict[str, Any]:
+    """Versions, and digests of the source files that determine weights and results, including the user's files.
 
     Args:
+        method, detector: as they are named in the settings.
         also: further packages of ciod that determine them, in addition to those of every run.
     """
-    file = Path(method.partition(":")[0])
     versions = environment.versions()
     return {
         "ciod": versions["ciod"],
         "files": dict(_package(tuple(also))),
-        "method": {file.name: _digest(file)} if ".py" in method and file.is_file() else {},
+        "method": _of_user(user_code.split(method)[0]),
+        "detector": _of_user(user_code.split(detector)[0]),
         "packages": {n: versions[n] for n in _PACKAGES},
     }
 
@@ -142,11 +144,16 @@ def code_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         changes.append(f"ciod was {before['ciod']}, is {now['ciod']}")
     old, new = before["packages"], now["packages"]
     changes += [f"{n} was {old.get(n)}, is {new[n]}" for n in new if old.get(n) != new[n]]
-    a, b = {**before["files"], **before["method"]}, {**now["files"], **now["method"]}
+    a, b = ({**code["files"], **code["method"], **code.get("detector", {})} for code in (before, now))
     changed = sorted(n for n in {*a, *b} if a.get(n) != b.get(n))
     if changed:
         changes.append(f"{', '.join(changed[:5])}{', …' if len(changed) > 5 else ''} changed")
     return changes
+
+
+def _of_user(file: str) -> dict[str, str]:
+    """Name and digest of a user's file; {} without one."""
+    return {Path(file).name: _digest(Path(file))} if file and Path(file).is_file() else {}
 
 
 def _digest(path: Path) -> str:

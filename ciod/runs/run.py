@@ -19,15 +19,16 @@ from ciod.core.distributed import World
 from ciod.core.errors import CiodError
 from ciod.core.files import WriteError, sweep
 from ciod.core.run_log import RunLog
+from ciod.core.user_code import told
 from ciod.data.index import Index
 from ciod.data.scenarios.scenario import Scenario, Task
+from ciod.detectors import own
 from ciod.detectors.base import Detector
 from ciod.detectors.files import weights
 from ciod.evaluation import open_world, pictures
 from ciod.evaluation.detect import evaluate
 from ciod.memory.rehearsal import Extra
 from ciod.methods.base.method import Method
-from ciod.methods.base.user_code import told
 from ciod.runs import choices, environment, fingerprints, resume, sanity_checks
 from ciod.runs.results import Results, bounds_of
 from ciod.runs.session import first_alone, session
@@ -65,8 +66,8 @@ def train(
         RunAgain: SIGTERM or SIGUSR1 was received; the state is written (exit code 75).
         KeyboardInterrupt: Ctrl-C; the state is written.
     """
-    users = told(str(settings.method.get("name", "")))
-    with session(settings.out, settings.device, reporter) as (process_group, speaker), users:
+    users, name = told(str(settings.method.get("name", ""))), settings.detector.name
+    with session(settings.out, settings.device, reporter) as (process_group, speaker), users, own.faults(name):
         runner = Runner(settings, process_group, speaker, command, until, hooks=hooks)
         try:
             runner.run()
@@ -303,10 +304,9 @@ class Runner:
     def _identify(self, train: Index, test: Index) -> None:
         """Fingerprints data and code, compares them with those of a resumed run, and lists the images."""
         s = self.settings
-        method = str(s.method.get("name", "ilyolox"))
-        splits = {"train": train, "test": test}
-        images = fingerprints.listing(splits)
-        self.identity = {"data": fingerprints.of_data(splits, images), "code": fingerprints.of_code(method)}
+        images = fingerprints.listing(splits := {"train": train, "test": test})
+        code = fingerprints.of_code(str(s.method.get("name", "ilyolox")), s.detector.name)
+        self.identity = {"data": fingerprints.of_data(splits, images), "code": code}
         if self.saved:
             self.warnings.add(*resume.check_identity(self.saved, s, self.identity, images, len(self.scenario)))
         if self.world.main:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ciod.core.user_code import UserCodeError, is_users, overrides, where
 from ciod.methods.base.calls import CALLS, check_calls
 from ciod.methods.base.method import Method
-from ciod.methods.base.user_code import UserCodeError, is_users, overrides, where
 from ciod.training.watch import NotFinite
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class MethodChecks:
         """
         first = self.names is None
         if first and self.users and self.looks:
-            with _waiting() as lines:
+            with waiting() as lines:
                 losses = self.method.loss(batch)
             self._warn_of_waits(lines)
         else:
@@ -305,6 +305,7 @@ def _users_line() -> tuple[str, int] | None:
 
 
 @contextmanager
-def _waiting() -> Iterator[dict[tuple[str, int], str]]:
+def waiting() -> Iterator[dict[tuple[str, int], str]]:
+    """Notes the lines of the user's code that wait for the device: (file, line) → what waits."""
     with _Waiting() as mode:
         yield mode.lines

@@ -9,8 +9,8 @@ import numpy as np
 
 from ciod.core.plural import counted
 from ciod.core.types import KNOWN
+from ciod.core.user_code import UserCodeError, where
 from ciod.data.index import Index
-from ciod.methods.base.user_code import UserCodeError, where
 
 if TYPE_CHECKING:
     from ciod.data.mixture import Mixture

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ciod import detectors
+from ciod.contract import detector as shared
+from ciod.contract import report
+from ciod.contract.material import Subject
 from ciod.core.errors import CiodError
 from ciod.core.types import Outputs
 from ciod.detectors.base import Detector
@@ -569,3 +572,14 @@ def test_classes_that_cannot_be_kept_or_renamed():
         detector.rename({"moth": "bee"})
     with pytest.raises(CiodError, match="would have two classes with the same name"):
         detector.rename({NAMES[0]: NAMES[1]})
+
+
+# What ciod check says of them -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", marked(["yolox-pico", "rtdetrv2-pico"]))
+def test_ciod_check_finds_nothing(name):
+    """The checks that users get for a detector of their own, except the export, which the tests above have."""
+    checks = {k: check for k, check in shared.CHECKS.items() if k != "onnx"}
+    result = report.run(name, "detector", checks, Subject(name, SIZE), {})
+    assert not result.broken, "\n".join(result.lines())

@@ -7,7 +7,7 @@ import pytest
 from ciod import methods
 from ciod.config import load as config
 from ciod.core.errors import ConfigError
-from ciod.methods.base.user_code import UserCodeError
+from ciod.core.user_code import UserCodeError
 from tests.methods.test_user_code import HEAD, write
 
 FIELD = HEAD.replace("import PrivateAttr", "import Field, PrivateAttr")
@@ -71,8 +71,3 @@ def test_right_declarations_are_taken(tmp_path):
         None, {"data": "shapes", "split": "6+4", "method": {"name": write(tmp_path, body, FIELD), "needed": 2}}
     )
     assert run.train.lr == 0.5
-
-
-def test_a_detector_is_not_read_from_a_file():
-    with pytest.raises(ConfigError, match=r"detector\.name: mine\.py:Mine: a detector is not read from a file, as a"):
-        config.load(None, {"data": "shapes", "split": "6+4", "detector": "mine.py:Mine"})

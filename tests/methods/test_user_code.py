@@ -11,10 +11,10 @@ from ciod import detectors, methods
 from ciod.config import checks
 from ciod.config import load as config
 from ciod.core.errors import CiodError
+from ciod.core.user_code import UserCodeError, told
 from ciod.data.shapes.scenes import write_shapes
 from ciod.extension.run import extend
 from ciod.extension.settings import load as extension_settings
-from ciod.methods.base.user_code import UserCodeError, told
 from ciod.runs.run import train
 from ciod.training.method_checks import MethodChecks
 from ciod.training.offline_labels import with_drawn

@@ -21,6 +21,7 @@ from ciod.core.errors import CiodError
 from ciod.core.files import atomic_write
 from ciod.core.limits import LARGEST
 from ciod.core.reading import lfs_hint
+from ciod.detectors import is_own, own
 from ciod.detectors.base import Detector
 from ciod.detectors.query.configs import FAMILIES, PREFIX
 
@@ -71,6 +72,8 @@ class Metadata(BaseModel):
         name = self.detector.get("name")
         if not isinstance(name, str):
             raise ValueError("detector has no name")
+        if is_own(name) and not own.stored(name):
+            raise ValueError(f"detector is {name!r}, a place of code, which no model file may name")
         if name.startswith("mmdet:") and not isinstance(self.detector.get("config"), str):
             raise ValueError(
                 f"detector is {name!r}, an MMDetection config outside the model; it is code, which model files "

@@ -19,6 +19,7 @@ from ciod.core.errors import CiodError, ConfigError
 from ciod.core.files import is_file, no_model_file
 from ciod.core.limits import LARGEST
 from ciod.data import names as known
+from ciod.detectors import own
 from ciod.detectors.base import Detector
 from ciod.detectors.branched import has_branches
 from ciod.detectors.files import foreign, foreign_rcnn, hub, model_file
@@ -50,6 +51,7 @@ def load(
     old_outputs: str = "auto",
     taps: str | None = None,
     arbiter: bool = True,
+    detector: str | None = None,
 ) -> Detector:
     """A detector from a file, in eval mode.
 
@@ -64,6 +66,7 @@ def load(
         old_outputs: for an ONNX file, the layout of its outputs by name, ``auto`` or ``none``.
         taps: for an ONNX file, the tensors to read, set by hand: ``"8:a,b 16:c,d 32:e"``.
         arbiter: False: scores of branches are not changed (see docs/extend.md).
+        detector: for a model whose detector is a class of your own, ``FILE.py:Class``; the file is run.
 
     Raises:
         CiodError: the file is missing, damaged, has another architecture, needs code to load, or lacks class names.
@@ -73,14 +76,19 @@ def load(
         from ciod.detectors.onnx import detector as onnx
         from ciod.detectors.onnx.recognise import Asked
 
+        if detector is not None:
+            raise CiodError(f"detector: {path} holds its network itself; leave detector= out.")
         return onnx.load(Path(path), Asked(input, classes, size, old_outputs, taps), arbiter=arbiter)
     given = {"input": input, "taps": taps, "old_outputs": None if old_outputs == "auto" else old_outputs}
     if problems := [f"{k}: this is a setting of ONNX files, and {path} is none." for k, v in given.items() if v]:
         raise ConfigError(problems)
-    detector = _build(parse(path), classes)
-    if detector.arbiter is not None:
-        detector.arbiter.on = arbiter
-    return detector
+    parsed = parse(path)
+    if detector is not None:
+        _check_own(parsed, detector)
+    found = _build(parsed, classes, detector)
+    if found.arbiter is not None:
+        found.arbiter.on = arbiter
+    return found
 
 
 @dataclass(frozen=True)
@@ -132,15 +140,24 @@ def parse(path: str | Path) -> Parsed:
     return Parsed(path, "mmdet", content, state)
 
 
-def _build(parsed: Parsed, classes: Sequence[str] | None) -> Detector:
+def _check_own(parsed: Parsed, asked: str) -> None:
+    """Raises CiodError if the detector named is no class in a file, or the model needs none."""
+    if problems := own.problems(asked):
+        raise ConfigError(problems)
+    name = parsed.content["detector"]["name"] if parsed.kind == "ciod" else parsed.name or "checkpoint"
+    if not detectors.is_own(name):
+        raise CiodError(f"detector: {parsed.path} is a {name}, for which no file is needed; leave detector= out.")
+
+
+def _build(parsed: Parsed, classes: Sequence[str] | None, asked: str | None = None) -> Detector:
     if parsed.kind == "ciod":
-        own = tuple(parsed.content["class_names"])
-        if classes and spelled_out(classes) != own:
+        its = tuple(parsed.content["class_names"])
+        if classes and spelled_out(classes) != its:
             raise CiodError(
-                f"names: {parsed.path} has its own class names ({', '.join(own[:4])}{', …' if own[4:] else ''}); leave "
+                f"names: {parsed.path} has its own class names ({', '.join(its[:4])}{', …' if its[4:] else ''}); leave "
                 "names= out. Detector.rename changes them."
             )
-        return _build_own(parsed)
+        return _build_own(parsed, asked)
     if parsed.kind == "known":
         return _build_known(parsed, classes)
     if parsed.kind == "hf":
@@ -152,9 +169,11 @@ def _build(parsed: Parsed, classes: Sequence[str] | None) -> Detector:
     return mmdet_files.build(parsed.path, parsed.content, classes, parsed.config)
 
 
-def _build_own(parsed: Parsed) -> Detector:
+def _build_own(parsed: Parsed, asked: str | None = None) -> Detector:
     path, meta = parsed.path, parsed.content
     settings = {k: v for k, v in meta["detector"].items() if k != "backbone_weights"}  # must not name another file
+    if detectors.is_own(settings["name"]):
+        settings["name"] = own.permitted(settings, asked, path)
     try:
         detector = detectors.build((), **settings)
     except TypeError as e:
@@ -195,6 +214,7 @@ def open_detector(
     names: Sequence[str] | None = None,
     input: str | Sequence[str] | None = None,
     arbiter: bool = True,
+    detector: str | None = None,
 ) -> Detector:
     """A detector, or that of a file, for pictures of ``size`` pixels. ``arbiter=False`` turns its arbiter off.
 
@@ -203,16 +223,16 @@ def open_detector(
     """
     model = hub.local(model) if not isinstance(model, Detector) and hub.is_name(model) and not _is_hf(model) else model
     if not isinstance(model, Detector) and Path(model).suffix.lower() == ".onnx" and not _is_hf(model):
-        return load(model, classes=names, size=size, input=input, arbiter=arbiter)
-    detector = model if isinstance(model, Detector) else load(model, classes=names, input=input)
-    if not arbiter and detector.arbiter is not None:
-        detector.arbiter.on = False
+        return load(model, classes=names, size=size, input=input, arbiter=arbiter, detector=detector)
+    opened = model if isinstance(model, Detector) else load(model, classes=names, input=input, detector=detector)
+    if not arbiter and opened.arbiter is not None:
+        opened.arbiter.on = False
     if size is not None:
         if not 32 <= size <= LARGEST or size % 32:
             near = min(LARGEST, max(32, round(size / 32) * 32))
             raise CiodError(f"size: {size} is not a multiple of 32{f' to {LARGEST:,}' * (size > LARGEST)}; try {near}.")
-        detector.input = replace(detector.input, size=size)
-    return detector
+        opened.input = replace(opened.input, size=size)
+    return opened
 
 
 def file_of(path: str | Path) -> Path:

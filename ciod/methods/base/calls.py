@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 
+from ciod.core.user_code import UserCodeError, overrides, where
 from ciod.methods.base.method import Method
-from ciod.methods.base.user_code import UserCodeError, overrides, where
 
 # Functions of a method, and the number of arguments with which ciod calls them.
 CALLS = {"loss": 1, "begin_task": 1, "end_task": 1, "before_step": 0, "state": 0, "load_state": 1, "attach": 3,

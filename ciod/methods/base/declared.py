@@ -10,9 +10,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.errors import PydanticUserError
 
+from ciod.core.user_code import UserCodeError, is_users, where
 from ciod.core.validation_messages import problems_in
 from ciod.methods.base.method import Method
-from ciod.methods.base.user_code import UserCodeError, is_users, where
 
 _ATTRIBUTES: dict[str, tuple[Any, str]] = {
     "needs": ((frozenset, set), 'frozenset({"dense"})'),

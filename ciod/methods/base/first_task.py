@@ -7,7 +7,7 @@ import inspect
 import textwrap
 from typing import Any, Protocol
 
-from ciod.methods.base import user_code
+from ciod.core import user_code
 
 # Functions that may change the first task or collect data in it. Settings decide parameters, and ``state`` only stores.
 _HOOKS = ("grow", "begin_task", "draw", "loss", "before_step", "end_task", "fresh")

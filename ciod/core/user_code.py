@@ -1,7 +1,9 @@
-"""Code of the user: errors in it are reported as the user's, with method, file and line."""
+"""Code of the user, a method or a detector: its class is read from a file, and errors in it are reported as the user's,
+with file and line."""
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import re
 import sys
@@ -14,13 +16,61 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ciod.core.errors import CiodError
+from ciod.core.errors import CiodError, did_you_mean
+from ciod.core.files import is_file
 
-PREFIX = "ciod_method_file."  # of the module names of imported method files
+_OURS = ("ciod", "torch", "pydantic", "typing", "abc", "builtins")
+_OWN_FILE = re.compile(r"(?!mmdet:|hf:)(.*\.py)(?::(.*))?", re.S)
 
 
 class UserCodeError(CiodError):
     """An error in a file of the user."""
+
+
+def split(name: str) -> tuple[str, str]:
+    """``folder/mine.py:Mine`` → file and class; the class is "" if it is not named. The file is "" if it is the
+    name of something else."""
+    found = _OWN_FILE.fullmatch(name)
+    return (found[1], found[2] or "") if found else ("", name)
+
+
+def class_of(file: str, cls: str, base: type, *, kind: str) -> type[Any]:
+    """The class ``cls`` of a file, which is run.
+
+    Args:
+        base: what it derives from.
+        kind: ``method`` or ``detector``, as the setting is called.
+
+    Raises:
+        UserCodeError: the file cannot be imported.
+        CiodError: there is no such file, or it has no such class of its own.
+    """
+    path = Path(file)
+    if not is_file(path):
+        raise CiodError(f"{kind}: there is no file {file}; write {kind}=PATH/FILE.py:Class.")
+    spec = importlib.util.spec_from_file_location(f"ciod_{kind}_file.{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # pydantic looks up the names in annotations there
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as e:
+        raise UserCodeError(f"{kind}: {file} cannot be imported: {import_fault(e, file)}") from e
+    found = {k: v for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, base) and v is not base}
+    own = {k: v for k, v in found.items() if is_users(v)}
+    if cls in found and cls not in own:
+        raise CiodError(
+            f"{kind}: {file} only imports '{cls}' from ciod; {did_you_mean(cls, own)} (write FILE.py:Class for a class "
+            "of your own)"
+        )
+    if not cls and own:
+        raise CiodError(f"{kind}: name the class in {file}, too: {kind}={file}:{next(iter(own))}")
+    if cls not in found:
+        why = _no_class(cls, vars(module).get(cls), base)
+        known = did_you_mean(cls, own)
+        what = "class" if base is object else base.__name__
+        raise CiodError(f"{kind}: {file} has no {what} '{cls}'{why}; {known} (write FILE.py:Class)")
+    return found[cls]
 
 
 def is_users(cls: type) -> bool:
@@ -49,14 +99,14 @@ def where(cls: type, name: str | None = None) -> str:
 
 
 @contextmanager
-def told(name: str) -> Generator[None, None, None]:
+def told(name: str, kind: str = "method") -> Generator[None, None, None]:
     """Turns exceptions from the file of ``name`` (``path.py:Class``) into a UserCodeError; others are not changed.
 
     Raises:
         UserCodeError: the exception, with the last line of the file in its traceback.
     """
-    file = name.rpartition(":")[0] if ":" in name else name
-    if ".py" not in file:
+    file = split(name)[0]
+    if not file:
         yield
         return
     try:
@@ -67,7 +117,7 @@ def told(name: str) -> Generator[None, None, None]:
         at = _last_line(error.__traceback__, file)
         if at is None or not (isinstance(error, Exception) or type(error) is SystemExit):
             raise
-        raise UserCodeError(f"method {name}: {told_of(error)} in {at[1]} ({file}, line {at[0]}).") from error
+        raise UserCodeError(f"{kind} {name}: {told_of(error)} in {at[1]} ({file}, line {at[0]}).") from error
 
 
 def told_of(error: BaseException) -> str:
@@ -97,17 +147,17 @@ def import_fault(error: BaseException, file: str) -> str:
     return f"{told_of(error)}{f' (line {line})' if line else ''}"
 
 
-def no_method(name: str, found: object) -> str:
-    """Why an object of a file is not a method, to append to its name; "" if there is no such object."""
+def _no_class(name: str, found: object, base: type) -> str:
+    """Why an object of a file is not what is wanted, to append to its name; "" if there is no such object."""
     if found is None:
         return ""
     if not isinstance(found, type):
         return f" ({name} is not a class)"
-    return f" (the class {name} does not derive from ciod.Method)"
+    return f" (the class {name} does not derive from ciod.{base.__name__})"
 
 
 def _is_ours(cls: type) -> bool:
-    return cls is object or cls.__module__.partition(".")[0] in ("ciod", "pydantic", "typing", "abc", "builtins")
+    return cls is object or cls.__module__.partition(".")[0] in _OURS
 
 
 def _last_line(trace: TracebackType | None, file: str) -> tuple[int, str] | None:
