@@ -62,7 +62,8 @@ class Measure:
         self.reporter = reporter or Reporter(quiet=True)
         self.settings, self.world, self.task, self.names = settings, world, task, names
         everything = None if settings.old_data is None else data.old_validation(settings.old_data, names)
-        self.old = None if everything is None else subsets.part(everything.relabel(names.old), settings.subset)
+        everything = None if everything is None else subsets.part(everything, settings.subset)
+        self.old = None if everything is None else everything.relabel(names.old)
         folder = data_folder(settings.pool)
         self.pool = pools.read(folder, names.all) if folder else None
         self.negatives = negatives.find(settings, names, self.pool, everything)
@@ -97,7 +98,8 @@ class Measure:
     def false_alarms(self, after: Detector, judged: Judged) -> FalseAlarms:
         """Of the new classes, in every picture that shows none of them."""
         sources = self.negatives.measured.items()
-        others = {k: (v, judged.after_old if k == "old_data" else self.detect(after, v)) for k, v in sources}
+        known = {} if self.names.parent is not None else {"old_data": judged.after_old}
+        others = {k: (v, known[k] if k in known else self.detect(after, v)) for k, v in sources}
         new = (self.task.test, judged.after_new)
         return false_alarms.measure(new, others, self.names.new, self.settings.eval.max_detections)
 

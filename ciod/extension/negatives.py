@@ -59,6 +59,12 @@ def find(settings: Extend, names: Names, pool: Index | None, old: Index | None) 
         old: validation pictures of the old data, labelled in the order of the extended model.
     """
     found = Negatives()
+    if names.parent is not None:  # whatever shows the parent shows one of its kinds, and nobody knows what a pool shows
+        parent = names.all.index(names.parent)
+        if old is not None:
+            rest = np.setdiff1d(np.arange(len(old)), old.image[old.labels == parent])
+            found.measured = {"old_data": old.select(rest)} if len(rest) else {}
+        return found
     if old is not None:
         found.measured["old_data"] = old
     if pool is not None:
