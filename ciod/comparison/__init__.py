@@ -52,7 +52,8 @@ def compare(
         margin: two methods count as equal if their difference is within it; None: 0.02, two points.
         only: ``"1/2"`` trains the first of two parts of the runs, writes no page and returns only the failed runs; the
             call without it merges.
-        jobs: number of parallel runs, each in its own process; they share the cores. None: 1.
+        jobs: number of parallel runs, each in its own process; they share the cores, and each gets one of the GPUs.
+            None: as many as there are GPUs, or 1.
         upper: joint models to train for Ω and the gaps: of all class ``prefixes``, the ``final`` one, ``none``;
             None: ``final`` for two tasks (Ω needs no other there), ``prefixes`` for more.
         against: label of the reference method, which is subtracted from the others per seed; None: the first.
@@ -100,7 +101,7 @@ def run(
     import shlex
     import sys
 
-    from ciod.comparison import outcome, plan, schedule
+    from ciod.comparison import gpus, outcome, plan, schedule
     from ciod.comparison import settings as words
     from ciod.core import terminal
     from ciod.core.errors import ConfigError
@@ -108,8 +109,8 @@ def run(
     scenario, own, settings = words.opened(scenario, given, settings or {})
     own, more = words.own_settings(own)
     problems = [*problems, *more]
-    jobs = own.pop("jobs", 1)
-    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
+    jobs = own.pop("jobs", None)
+    if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
         problems = [*problems, f"jobs: {jobs!r} must be a number from 1."]
     part = None
     try:
@@ -127,12 +128,17 @@ def run(
         say(line)
     if dry:
         return {"out": str(made.out), "runs": outcome.planned(made, part)}
+    each = gpus.for_runs(made.settings.device, made.device)
+    jobs = jobs or len(each) or 1
+    if each:
+        say(gpus.sentence(each, jobs))
+    shared = {"jobs": jobs, "logs": made.out / "logs", "say": say, "gpus": each}
     if part:
-        failed = schedule.run(schedule.part(made.cells, *part), jobs=jobs, logs=made.out / "logs", say=say)
+        failed = schedule.run(schedule.part(made.cells, *part), **shared)
         for line in outcome.of_part(made, part, failed):
             say(line)
         return {"out": str(made.out), "runs": outcome.failures(failed)}
-    failed = schedule.run(made.cells, jobs=jobs, logs=made.out / "logs", say=say)
+    failed = schedule.run(made.cells, **shared)
     content = outcome.write(made, failed)
     outcome.show(made, content, console)
     return {**content, "out": str(made.out)}

@@ -91,6 +91,8 @@ class Plan:
     warnings: list[str]
     why: list[str]
     """What ``effort`` chose for the runs."""
+    device: str = "cpu"
+    """``cpu`` or ``cuda``: where the runs are trained."""
 
     @property
     def seeds(self) -> list[int]:
@@ -234,7 +236,7 @@ class _Builder:
             self._check(cell)
         return Plan(
             self.out, self.entries, self.blocks, {b.seed: self._material(b).scenario for b in self.blocks}, self.run,
-            upper, self.against, self.rules, cells, self.command, self.warnings, self.why,
+            upper, self.against, self.rules, cells, self.command, self.warnings, self.why, self.device,
         )  # fmt: skip
 
     def _material(self, block: Block) -> _Material:

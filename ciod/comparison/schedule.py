@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
+from ciod.comparison import gpus as devices
 from ciod.comparison.plan import Cell
 from ciod.comparison.worker import finished
 from ciod.core.files import explained
@@ -25,11 +26,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run(cells: Sequence[Cell], *, jobs: int, logs: Path, say: Say) -> dict[str, str]:
+def run(cells: Sequence[Cell], *, jobs: int, logs: Path, say: Say, gpus: Sequence[str] = ()) -> dict[str, str]:
     """Trains all unfinished runs, ``jobs`` at a time; a run waits for the runs that it needs.
 
     Args:
         logs: folder for the output of each run.
+        gpus: each run sees one of them (``gpus.visible``); empty: all see what this process sees.
         say: is called with the lines that the runs print.
 
     Returns:
@@ -49,7 +51,8 @@ def run(cells: Sequence[Cell], *, jobs: int, logs: Path, say: Say) -> dict[str, 
                     failed[cell.name] = f"it starts from {broken[0]}, which failed: {failed[broken[0]]}"
                     waiting.remove(cell)
                 elif ready.issuperset(cell.needs) and len(running) < jobs:
-                    running.append(Worker(cell, logs, max(1, cores() // jobs), say))
+                    gpu = devices.least_used(gpus, [w.gpu for w in running if w.gpu])
+                    running.append(Worker(cell, logs, max(1, cores() // jobs), say, gpu))
                     waiting.remove(cell)
             time.sleep(0.05)
             for worker in [w for w in running if not w.alive]:
@@ -108,15 +111,22 @@ def reason(code: int, errors: Sequence[str]) -> str | None:
 
 
 class Worker:
-    """A process that trains one cell."""
+    """A process that trains one cell.
 
-    def __init__(self, cell: Cell, logs: Path, threads: int, say: Say):
-        self.cell = cell
+    Args:
+        gpu: the only GPU that it sees; None: those that this process sees.
+    """
+
+    def __init__(self, cell: Cell, logs: Path, threads: int, say: Say, gpu: str | None = None):
+        self.cell, self.gpu = cell, gpu
         self._last: list[str] = []
         with explained(logs / f"{cell.name}.log", LINE):
             self._log = (logs / f"{cell.name}.log").open("a", encoding="utf-8")
         job = write_json(logs / f"{cell.name}.json", cell.job())
         env = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONUNBUFFERED": "1"}
+        if gpu is not None:
+            env[devices.VISIBLE] = gpu
+            follow([f"{cell.name}: on GPU {gpu}\n"], self._log, say)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "ciod.comparison.worker", str(job)],
             env=env,

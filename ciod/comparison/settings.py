@@ -41,8 +41,8 @@ class Compare(Run):
     only: Annotated[str | None, NO_RESULT] = None
     """``1/2``: train the first of two parts of the runs; without it, the remaining runs are trained and the page is
     written."""
-    jobs: Annotated[int, NO_RESULT] = 1
-    """Number of parallel runs, each in its own process."""
+    jobs: Annotated[int | None, NO_RESULT] = None
+    """Number of parallel runs, each in its own process and on its own GPU; None: as many as there are GPUs, or 1."""
     upper: Upper | None = None
     """Joint models for upper bounds: of all class prefixes, the final one, or none; None: as the tasks need."""
     against: Annotated[str | None, NO_RESULT] = None

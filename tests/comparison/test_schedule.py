@@ -35,19 +35,21 @@ class World:
     now: int = 0
     stopped: list[str] = field(default_factory=list)
     interrupt: str = ""
+    gpus: dict[str, str | None] = field(default_factory=dict)
 
-    def worker(self, cell, logs, threads, say):
+    def worker(self, cell, logs, threads, say, gpu):
+        self.gpus[cell.name] = gpu
         if cell.name == self.interrupt:
             raise KeyboardInterrupt
         self.started.append(cell.name)
         self.now += 1
         self.most = max(self.most, self.now)
-        return Process(self, cell)
+        return Process(self, cell, gpu)
 
 
 class Process:
-    def __init__(self, world, cell):
-        self.world, self.cell, self.looks = world, cell, 0
+    def __init__(self, world, cell, gpu):
+        self.world, self.cell, self.gpu, self.looks = world, cell, gpu, 0
 
     @property
     def alive(self):
@@ -64,12 +66,12 @@ class Process:
 
 @pytest.fixture
 def go(monkeypatch, tmp_path):
-    def run(cells, jobs=2, done=(), **given):
+    def run(cells, jobs=2, done=(), gpus=(), **given):
         world = World(**given)
         monkeypatch.setattr(schedule, "Worker", world.worker)
         monkeypatch.setattr(schedule, "finished", lambda folder, key: folder in done)
         monkeypatch.setattr(schedule.time, "sleep", lambda _: None)
-        world.failed = lambda: schedule.run(cells, jobs=jobs, logs=tmp_path / "logs", say=lambda _: None)
+        world.failed = lambda: schedule.run(cells, jobs=jobs, logs=tmp_path / "logs", say=print, gpus=gpus)
         return world
 
     return run
@@ -148,3 +150,11 @@ def test_a_log_on_a_full_disk_does_not_stop_the_reading():
     heard: list[str] = []
     schedule.follow(["a\n", "b\n"], Full(), heard.append)
     assert heard == ["a", "b"]
+
+
+def test_runs_are_shared_out_among_the_gpus(go):
+    world = go(cells(), jobs=2, gpus=["5", "3"])
+    assert world.failed() == {}
+    assert world.gpus == {"first": "5", "joint": "3", "a": "5", "b": "3"}
+    world = go(cells(), jobs=2)
+    assert world.failed() == {} and set(world.gpus.values()) == {None}
