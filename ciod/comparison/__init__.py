@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
+    from ciod.comparison.plan import Cell, Plan
+    from ciod.comparison.schedule import Say
     from ciod.core.results_schema import ComparisonFile
 
 __all__ = ["FAILED", "compare", "run"]
 
 FAILED = "failed"
+WRITING = ".compare.lock"
 
 
 def compare(
@@ -28,6 +31,7 @@ def compare(
     margin: float | None = None,
     only: str | None = None,
     jobs: int | None = None,
+    on: str | None = None,
     upper: str | None = None,
     against: str | None = None,
     out: str | Path | None = None,
@@ -54,6 +58,7 @@ def compare(
             call without it merges.
         jobs: number of parallel runs, each in its own process; they share the cores, and each gets one of the GPUs.
             None: as many as there are GPUs, or 1.
+        on: ``ray`` trains them on a Ray cluster, as many at a time as it has room for, or ``jobs``.
         upper: joint models to train for Ω and the gaps: of all class ``prefixes``, the ``final`` one, ``none``;
             None: ``final`` for two tasks (Ω needs no other there), ``prefixes`` for more.
         against: label of the reference method, which is subtracted from the others per seed; None: the first.
@@ -69,7 +74,7 @@ def compare(
     from ciod.report.notebook import Compared
 
     words = {"methods": methods, "seeds": seeds, "blocks": blocks, "equal_steps": equal_steps, "gate": gate,
-             "margin": margin, "only": only, "jobs": jobs, "upper": upper, "against": against, "out": out,
+             "margin": margin, "only": only, "jobs": jobs, "on": on, "upper": upper, "against": against, "out": out,
              "cache": cache}  # fmt: skip
     words = {k: v for k, v in words.items() if v is not None}
     every = {**words, **settings}
@@ -101,10 +106,11 @@ def run(
     import shlex
     import sys
 
-    from ciod.comparison import gpus, outcome, plan, schedule
+    from ciod.comparison import outcome, plan, schedule
     from ciod.comparison import settings as words
     from ciod.core import terminal
     from ciod.core.errors import ConfigError
+    from ciod.runs import lock
 
     scenario, own, settings = words.opened(scenario, given, settings or {})
     own, more = words.own_settings(own)
@@ -112,6 +118,9 @@ def run(
     jobs = own.pop("jobs", None)
     if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
         problems = [*problems, f"jobs: {jobs!r} must be a number from 1."]
+    on = own.pop("on", None)
+    if on not in (None, "ray"):
+        problems = [*problems, f"on: '{on}' is not allowed; allowed: ray"]
     part = None
     try:
         part = words.part_of(own.pop("only", None))
@@ -128,17 +137,30 @@ def run(
         say(line)
     if dry:
         return {"out": str(made.out), "runs": outcome.planned(made, part)}
+    cells = schedule.part(made.cells, *part) if part else made.cells
+    failed = _trained(made, cells, jobs, on, say)
+    if part:
+        for line in outcome.of_part(made, part, failed):
+            say(line)
+        return {"out": str(made.out), "runs": outcome.failures(failed)}
+    with lock.turn_in(made.out, WRITING):  # the same command in another process writes the same files
+        content = outcome.write(made, failed)
+    outcome.show(made, content, console)
+    return {**content, "out": str(made.out)}
+
+
+def _trained(made: Plan, cells: Sequence[Cell], jobs: int | None, on: str | None, say: Say) -> dict[str, str]:
+    """Trains the runs here or on a cluster; returns those that failed."""
+    from ciod.comparison import gpus, schedule
+
+    logs = made.out / "logs"
+    if on == "ray":
+        from ciod.comparison import on_ray
+
+        with on_ray.starter(jobs, made.device == "cuda", say) as start:
+            return schedule.run(cells, jobs=jobs or len(cells) or 1, logs=logs, say=say, start=start)
     each = gpus.for_runs(made.settings.device, made.device)
     jobs = jobs or len(each) or 1
     if each:
         say(gpus.sentence(each, jobs))
-    shared = {"jobs": jobs, "logs": made.out / "logs", "say": say, "gpus": each}
-    if part:
-        failed = schedule.run(schedule.part(made.cells, *part), **shared)
-        for line in outcome.of_part(made, part, failed):
-            say(line)
-        return {"out": str(made.out), "runs": outcome.failures(failed)}
-    failed = schedule.run(made.cells, **shared)
-    content = outcome.write(made, failed)
-    outcome.show(made, content, console)
-    return {**content, "out": str(made.out)}
+    return schedule.run(cells, jobs=jobs, logs=logs, say=say, gpus=each)

@@ -43,6 +43,8 @@ class Compare(Run):
     written."""
     jobs: Annotated[int | None, NO_RESULT] = None
     """Number of parallel runs, each in its own process and on its own GPU; None: as many as there are GPUs, or 1."""
+    on: Annotated[Literal["ray"] | None, NO_RESULT] = None
+    """``ray``: the runs are trained on a Ray cluster (``RAY_ADDRESS``, or the one on this machine)."""
     upper: Upper | None = None
     """Joint models for upper bounds: of all class prefixes, the final one, or none; None: as the tasks need."""
     against: Annotated[str | None, NO_RESULT] = None
@@ -69,6 +71,7 @@ WORDS = (
     "margin",
     "only",
     "jobs",
+    "on",
     "upper",
     "against",
     "out",

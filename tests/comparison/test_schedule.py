@@ -36,6 +36,7 @@ class World:
     stopped: list[str] = field(default_factory=list)
     interrupt: str = ""
     gpus: dict[str, str | None] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)  # another process takes them between the look and the start
 
     def worker(self, cell, logs, threads, say, gpu):
         self.gpus[cell.name] = gpu
@@ -55,6 +56,10 @@ class Process:
     def alive(self):
         self.looks += 1
         return self.looks < 3
+
+    @property
+    def elsewhere(self):
+        return self.cell.name in self.world.lost and not self.world.lost.discard(self.cell.name)
 
     def problem(self):
         self.world.now -= 1
@@ -158,3 +163,38 @@ def test_runs_are_shared_out_among_the_gpus(go):
     assert world.gpus == {"first": "5", "joint": "3", "a": "5", "b": "3"}
     world = go(cells(), jobs=2)
     assert world.failed() == {} and set(world.gpus.values()) == {None}
+
+
+def test_what_another_process_trains_is_left_to_it_until_it_ends(go, monkeypatch, capsys):
+    """It finishes ``joint``, and dies in ``a``, which is then trained here."""
+    done, looks = {"first"}, []
+
+    def holder(folder, name):
+        looks.append(folder)
+        if folder in ("joint", "a") and looks.count(folder) < 3:
+            return "process 7 on node1"
+        if folder == "joint":
+            done.add("joint")
+        return None
+
+    monkeypatch.setattr(schedule, "holder", holder)
+    monkeypatch.setattr(schedule, "LOOK", 0)
+    world = go(cells(), done=done)
+    assert world.failed() == {}
+    assert world.started == ["b", "a"]
+    said = capsys.readouterr().out
+    assert said.count("joint: process 7 on node1 trains it; its result is used") == 1
+    assert said.count("a: process 7 on node1 trains it") == 1
+
+
+def test_a_run_that_another_process_took_first_waits_again(go):
+    world = go(cells(), done={"first", "joint", "b"}, lost={"a"})
+    assert world.failed() == {} and world.started == ["a", "a"]
+
+
+def test_a_run_is_looked_at_once_a_second(monkeypatch):
+    looks = []
+    monkeypatch.setattr(schedule, "holder", lambda folder, name: looks.append(folder) or "process 7")
+    others = schedule.Others(looks.append)
+    assert all(others.train(Cell("a", "a")) for _ in range(5))
+    assert looks == ["a", "a: process 7 trains it; its result is used"]
