@@ -87,6 +87,13 @@ def detect(
     return world.gather(found), sorted(set(world.gather(broken)))
 
 
+def ap(
+    detector: Detector, pictures: Index, *, settings: Evaluation, classes: Sequence[str], world: World
+) -> float | None:
+    """COCO AP over ``classes``; None without boxes of them. The same on every rank."""
+    return evaluate(detector, pictures, settings, classes=classes, world=world)[0].overall["AP"]
+
+
 def evaluate(
     detector: Detector,
     index: Index,

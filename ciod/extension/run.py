@@ -20,6 +20,7 @@ from ciod.data.views import Schedule
 from ciod.detectors.base import Detector
 from ciod.detectors.files import weights
 from ciod.detectors.onnx.detector import OnnxDetector
+from ciod.evaluation.detect import ap
 from ciod.extension import (
     confusion,
     data,
@@ -270,6 +271,7 @@ class Extension:
             seed=s.seed,
             workers=environment.workers(s.train.workers, self.world),
             views=plan.views,
+            score=partial(ap, settings=s.eval, classes=self.names.learnt, world=self.world),
             world=self.world,
             reporter=self.reporter,
             warnings=self.warnings,

@@ -146,7 +146,7 @@ def results(
             "distillation_terms": sorted(method.distillation_terms),
         },
         "seed": s.seed,
-        "tasks": _tasks(task, before, after, judged, result, extra["plan"]["epochs"]),
+        "tasks": _tasks(task, before, after, judged, result),
         "ap": tables,
         "continual": {m: continual.summary(tables[m], groups) for m in METRICS},
         "warnings": list(dict.fromkeys([*warnings, *result.fit.broken])),
@@ -154,9 +154,7 @@ def results(
     }
 
 
-def _tasks(
-    task: Task, before: list[Group], after: list[Group], judged: Judged, result: TaskResult, epochs: int
-) -> list[TaskEntry]:
+def _tasks(task: Task, before: list[Group], after: list[Group], judged: Judged, result: TaskResult) -> list[TaskEntry]:
     """The model as it was, and the extension. ``before`` and ``after``: class → AP, for each of ``METRICS``."""
 
     def mean(rows: list[Group], names: tuple[str, ...]) -> Group | None:
@@ -182,8 +180,7 @@ def _tasks(
             "train_boxes": len(task.train.labels),
             "hidden_boxes": 0,
             "peak_memory_mb": round(environment.peak_memory_mb(), 1),
-            "steps": result.fit.steps,
-            "epochs": epochs,
+            **result.fit.facts,
             "seconds": result.seconds,
             "old": mean(after, task.old_classes),
             "new": mean(after, task.new_classes),
