@@ -56,8 +56,7 @@ def compare(
         margin: two methods count as equal if their difference is within it; None: 0.02, two points.
         only: ``"1/2"`` trains the first of two parts of the runs, writes no page and returns only the failed runs; the
             call without it merges.
-        jobs: number of parallel runs, each in its own process; they share the cores, and each gets one of the GPUs.
-            None: as many as there are GPUs, or 1.
+        jobs: number of parallel runs; they share cores and GPUs. None: as many as there are GPUs, or 1.
         on: ``ray`` trains them on a Ray cluster, as many at a time as it has room for, or ``jobs``.
         upper: joint models to train for Ω and the gaps: of all class ``prefixes``, the ``final`` one, ``none``;
             None: ``final`` for two tasks (Ω needs no other there), ``prefixes`` for more.
@@ -115,13 +114,8 @@ def run(
     scenario, own, settings = words.opened(scenario, given, settings or {})
     own, more = words.own_settings(own)
     problems = [*problems, *more]
-    jobs = own.pop("jobs", None)
-    if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
-        problems = [*problems, f"jobs: {jobs!r} must be a number from 1."]
-    on = own.pop("on", None)
-    if on not in (None, "ray"):
-        problems = [*problems, f"on: '{on}' is not allowed; allowed: ray"]
-    part = None
+    jobs, on, more = words.where_of(own)
+    problems, part = [*problems, *more], None
     try:
         part = words.part_of(own.pop("only", None))
     except ConfigError as e:

@@ -150,10 +150,7 @@ def build(
     problems += more
     repeated = _collect(problems, lambda: _blocks(seeds, blocks, base)) or [Block(0)]
     rules, wrong = rules_of(equal_steps, gate, margin)
-    if rules.equal_steps and base.get("train.joint_epochs") is not None:
-        wrong.append("joint_epochs: equal_steps=true chooses them; leave one of them out.")
-    if rules.equal_steps and base.get("train.patience") is not None:
-        wrong.append("patience: with equal_steps=true no row may end earlier than the others; leave one of them out.")
+    wrong += steps.excluded(base) if rules.equal_steps else []
     problems += [*wrong, *given.wrong_words(upper, out, cache, against)]
     against = None if against is None else str(against)
     folder = Path(str(out)) if out else Path("runs") / f"compare-{_slug(str(base.get('scenario') or 'data'))}"

@@ -56,14 +56,11 @@ def run(
     failed: dict[str, str] = {}
     ready = {c.name for c in cells if finished(c.folder, c.key)}
     waiting = [c for c in cells if c.name not in ready and _wanted(c, cells, ready)]
-    running: list[Any] = []
-    start = start or Worker
-    others = Others(say)
+    running, start, others = list[Any](), start or Worker, Others(say)
     try:
         while waiting or running:
             for cell in list(waiting):
-                broken = [n for n in cell.needs if n in failed]
-                if broken:
+                if broken := [n for n in cell.needs if n in failed]:
                     failed[cell.name] = f"it starts from {broken[0]}, which failed: {failed[broken[0]]}"
                     waiting.remove(cell)
                 elif not ready.issuperset(cell.needs) or len(running) >= jobs or others.train(cell):

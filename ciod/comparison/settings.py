@@ -102,6 +102,16 @@ def rules_of(equal_steps: Any, gate: Any, margin: Any) -> tuple[Rules, list[str]
     return (Rules() if problems else Rules(equal_steps, float(gate), float(margin))), problems
 
 
+def where_of(own: dict[str, Any]) -> tuple[int | None, str | None, list[str]]:
+    """``jobs`` and ``on``, taken out of ``own``, and their problems."""
+    jobs, on, problems = own.pop("jobs", None), own.pop("on", None), []
+    if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
+        problems.append(f"jobs: {jobs!r} must be a number from 1.")
+    if on not in (None, "ray"):
+        problems.append(f"on: '{on}' is not allowed; allowed: ray")
+    return jobs, on, problems
+
+
 def part_of(only: Any) -> tuple[int, int] | None:
     """``2/3`` → (2, 3); None for all runs.
 

@@ -149,9 +149,8 @@ def test_lines_log_and_reason_of_a_run_come_back(stand_in, monkeypatch, tmp_path
         assert not worker.alive and not worker.elsewhere and worker.gpu is None
         problem = worker.problem()
         worker.stop()
-    assert problem == (
-        "Ray lost it 6 times, or could not start it: The node with its worker died" if loses else "a reason\n"
-    )
+    lost = "Ray lost it 6 times, or could not start it: The node with its worker died"
+    assert problem == (lost if loses else "a reason")
     assert heard == ["on Ray with 2 machines; each run has 4 CPUs", "one", "two"]
     assert (tmp_path / "a.log").read_text() == "of an earlier call\none\ntwo\n"
     assert ray.asked[1]["num_cpus"] == 4 and ray.asked[1]["num_gpus"] == 0 and ray.ended == 1
