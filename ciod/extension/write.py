@@ -161,7 +161,7 @@ def _tasks(task: Task, before: list[Group], after: list[Group], judged: Judged, 
         return {m: continual.group_mean(r, names) for m, r in zip(METRICS, rows)} if names else None
 
     groups = [list(task.old_classes), list(task.new_classes)]
-    return [
+    rows: list[TaskEntry] = [
         {
             "index": 0,
             "new_classes": groups[0],
@@ -180,7 +180,8 @@ def _tasks(task: Task, before: list[Group], after: list[Group], judged: Judged, 
             "train_boxes": len(task.train.labels),
             "hidden_boxes": 0,
             "peak_memory_mb": round(environment.peak_memory_mb(), 1),
-            **result.fit.facts,
+            "steps": result.fit.steps,
+            "epochs": result.fit.epochs,
             "seconds": result.seconds,
             "old": mean(after, task.old_classes),
             "new": mean(after, task.new_classes),
@@ -190,6 +191,9 @@ def _tasks(task: Task, before: list[Group], after: list[Group], judged: Judged, 
             "future_boxes": 0,
         },
     ]
+    if result.fit.kept:
+        rows[1]["kept"] = result.fit.kept
+    return rows
 
 
 def _before(judged: Judged, name: str, metric: str) -> float | None:
