@@ -281,8 +281,7 @@ class Extension:
             title="training",
             before_fit=lambda loader: self._estimate(detector, loader),
         )
-        save = partial(self._save, self.task.index)
-        saved = cast("TaskState | None", self.saved)
+        save, saved = partial(self._save, self.task.index), cast("TaskState | None", self.saved)
         return train_task(inputs=inputs, saved=saved, save=lambda state: save(**state), hooks=self.hooks)
 
     def _estimate(self, detector: Detector, loader: DataLoader) -> None:
