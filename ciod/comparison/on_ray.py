@@ -190,8 +190,8 @@ def starter(jobs: int | None, cuda: bool, say: Say) -> Generator[Start, None, No
         remote = ray.remote(**options)(train_cell)
         threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cpus))}
 
-        def start(cell: Cell, logs: Path, _: int, said: Say, __: str | None) -> RemoteWorker:
-            return RemoteWorker(ray, remote, cell, logs, (threads, gpus), said)
+        def start(cell: Cell, logs: Path, _: int, speak: Say, __: str | None) -> RemoteWorker:
+            return RemoteWorker(ray, remote, cell, logs, (threads, gpus), speak)
 
         yield start
 

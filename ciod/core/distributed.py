@@ -134,7 +134,7 @@ def _meeting_place() -> str:
 
 @contextmanager
 def _told_while_waiting(rank: int, size: int) -> Generator[None, None, None]:
-    """PyTorch waits up to 30 minutes for the other processes, without a word."""
+    """PyTorch waits up to 30 minutes for the other processes, and prints nothing."""
 
     def tell() -> None:
         print(

@@ -92,7 +92,7 @@ def test_a_port_that_is_not_a_number(monkeypatch):
         ("SLURM_NTASKS=4 SLURM_PROCID=0 RANK=0 WORLD_SIZE=1", False),  # torchrun in a batch script
     ],
 )
-def test_a_batch_script_without_srun_is_told(variables, said, monkeypatch, tmp_path):
+def test_a_batch_script_without_srun_gets_a_hint(variables, said, monkeypatch, tmp_path):
     place(monkeypatch, variables)
     hint = distributed.not_by_srun()
     assert (hint is None) != said

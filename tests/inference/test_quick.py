@@ -67,7 +67,7 @@ class Twice(torch.nn.Module):
         return self.act(y) + y
 
 
-def test_only_activations_whose_input_nothing_else_reads_overwrite_it():
+def test_only_activations_overwrite_their_input_that_have_it_to_themselves():
     detector = made("yolox-pico")
     detector.backbone.stem.conv = Twice(detector.backbone.stem.conv)
     fast = quick(detector)

@@ -92,7 +92,7 @@ def test_which_epoch_is_kept_and_when_training_ends(scores, patience, epochs, ke
     assert (done, made.epoch + 1, weight) == (epochs, kept, kept)
 
 
-def test_what_is_said():
+def test_the_sentence_about_the_kept_epoch():
     _, made, _ = trained([0.1, 0.3, 0.2, 0.2, 0.9], 2)
     assert keep.sentence(made.result(5)) == (
         "epoch 2 of 5 is kept: highest AP (30.0) on 5 held-out pictures; 1 further epoch left out after 2 without a "
@@ -101,7 +101,7 @@ def test_what_is_said():
     assert made.result(4)["why"] == "highest AP (30.0) on 5 held-out pictures"
 
 
-def test_averaged_weights_are_scored_and_the_student_goes_on_unchanged():
+def test_averaged_weights_are_scored_and_the_student_stays_unchanged():
     net = nn.Linear(1, 1)
     nn.init.constant_(net.weight, 1.0)
     ema, seen = optim.EMA(net, 0.9), []
