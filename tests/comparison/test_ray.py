@@ -159,6 +159,7 @@ def test_lines_log_and_reason_of_a_run_come_back(stand_in, monkeypatch, tmp_path
     assert SEEN["job"] == str(tmp_path / "a.json") and SEEN["cwd"] == str(tmp_path)
 
 
+@pytest.mark.skipif(not os.environ.get("CIOD_RAY"), reason="starts a Ray cluster: set CIOD_RAY=1")
 @pytest.mark.slow
 def test_two_machines_of_which_one_loses_a_run_give_the_table_of_two_jobs(compared, scenes, tmp_path, monkeypatch):
     """A real cluster. The process of Ray that holds a run is killed in the middle of it."""
