@@ -78,3 +78,49 @@ def test_a_prediction_of_label_studio_is_in_percent():
         "x": 10.0, "y": 25.0, "width": 40.0, "height": 25.0, "rotation": 0, "rectanglelabels": ["dog"],
     }  # fmt: skip
     assert result["from_name"] == "box" and result["to_name"] == "image" and answer["score"] == result["score"] == 0.75
+
+
+def test_sahi_slices_a_large_picture(place):
+    pytest.importorskip("sahi", reason="sahi is not installed")
+    from sahi.predict import get_prediction, get_sliced_prediction
+
+    CiodModel = example("sahi_model").CiodModel
+    model = CiodModel(model_path=str(place / "model.safetensors"), confidence_threshold=0.0, device="cpu")
+    assert model.category_mapping == {"0": "cat", "1": "dog"}
+    whole = get_prediction(str(place / "a.png"), model).object_prediction_list
+    wanted = ciod.load(place / "model.safetensors").predict(place / "a.png", score_threshold=0.0)
+    assert len(whole) and len(whole) <= len(wanted)  # SAHI leaves out empty boxes
+    best = max(whole, key=lambda one: one.score.value)
+    assert best.category.name == wanted[0].name and best.score.value == pytest.approx(wanted[0].score, abs=1e-5)
+    assert np.allclose(best.bbox.to_xyxy(), wanted[0].box, atol=1)
+    sliced = get_sliced_prediction(
+        str(place / "a.png"), model, slice_height=32, slice_width=32, postprocess_match_threshold=0.9, verbose=0
+    )
+    boxes = np.array([one.bbox.to_xyxy() for one in sliced.object_prediction_list])
+    assert len(boxes) and boxes[:, 2].max() > 32 and boxes[:, 0].min() < 28  # moved to their slices' places
+    assert boxes[:, 2].max() <= 60 and boxes[:, 3].max() <= 48
+
+
+def test_fiftyone_gets_two_fields(place, monkeypatch):
+    """A stand-in for the package: the conversion is tested, not its app."""
+    import sys
+    from types import SimpleNamespace
+
+    class Sample(dict):
+        def __init__(self, filepath):
+            super().__init__(filepath=filepath)
+
+    stand_in = SimpleNamespace(Sample=Sample, Detection=SimpleNamespace, Detections=lambda detections: detections)
+    monkeypatch.setitem(sys.modules, "fiftyone", stand_in)
+    torch.manual_seed(1)
+    more = detectors.build(("cat", "dog", "bird"), name="yolox-pico", size=64)
+    save_model(place / "more.safetensors", more)
+    (one,) = example("fiftyone_before_after").samples(
+        place / "model.safetensors", place / "more.safetensors", place / "a.png", score=0.0
+    )
+    assert one["filepath"] == str(place / "a.png") and set(one) == {"filepath", "before", "after"}
+    wanted = ciod.predict(place / "more.safetensors", place / "a.png", score_threshold=0.0)[place / "a.png"]
+    assert len(one["after"]) == len(wanted) and {d.label for d in one["before"]} <= {"cat", "dog"}
+    first, box = one["after"][0], wanted.boxes[0]
+    shares = [box[0] / 60, box[1] / 48, (box[2] - box[0]) / 60, (box[3] - box[1]) / 48]
+    assert np.allclose(first.bounding_box, shares) and first.confidence == pytest.approx(float(wanted.scores[0]))

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
+    from ciod.comparison.plan import Cell, Plan
+    from ciod.comparison.schedule import Say
     from ciod.core.results_schema import ComparisonFile
 
 __all__ = ["FAILED", "compare", "run"]
 
 FAILED = "failed"
+WRITING = ".compare.lock"
 
 
 def compare(
@@ -28,6 +31,7 @@ def compare(
     margin: float | None = None,
     only: str | None = None,
     jobs: int | None = None,
+    on: str | None = None,
     upper: str | None = None,
     against: str | None = None,
     out: str | Path | None = None,
@@ -52,7 +56,8 @@ def compare(
         margin: two methods count as equal if their difference is within it; None: 0.02, two points.
         only: ``"1/2"`` trains the first of two parts of the runs, writes no page and returns only the failed runs; the
             call without it merges.
-        jobs: number of parallel runs, each in its own process; they share the cores. None: 1.
+        jobs: number of parallel runs; they share cores and GPUs. None: as many as there are GPUs, or 1.
+        on: ``ray`` trains them on a Ray cluster, as many at a time as it has room for, or ``jobs``.
         upper: joint models to train for Ω and the gaps: of all class ``prefixes``, the ``final`` one, ``none``;
             None: ``final`` for two tasks (Ω needs no other there), ``prefixes`` for more.
         against: label of the reference method, which is subtracted from the others per seed; None: the first.
@@ -68,7 +73,7 @@ def compare(
     from ciod.report.notebook import Compared
 
     words = {"methods": methods, "seeds": seeds, "blocks": blocks, "equal_steps": equal_steps, "gate": gate,
-             "margin": margin, "only": only, "jobs": jobs, "upper": upper, "against": against, "out": out,
+             "margin": margin, "only": only, "jobs": jobs, "on": on, "upper": upper, "against": against, "out": out,
              "cache": cache}  # fmt: skip
     words = {k: v for k, v in words.items() if v is not None}
     every = {**words, **settings}
@@ -104,14 +109,13 @@ def run(
     from ciod.comparison import settings as words
     from ciod.core import terminal
     from ciod.core.errors import ConfigError
+    from ciod.runs import lock
 
     scenario, own, settings = words.opened(scenario, given, settings or {})
     own, more = words.own_settings(own)
     problems = [*problems, *more]
-    jobs = own.pop("jobs", 1)
-    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        problems = [*problems, f"jobs: {jobs!r} must be a number from 1."]
-    part = None
+    jobs, on, more = words.where_of(own)
+    problems, part = [*problems, *more], None
     try:
         part = words.part_of(own.pop("only", None))
     except ConfigError as e:
@@ -127,12 +131,30 @@ def run(
         say(line)
     if dry:
         return {"out": str(made.out), "runs": outcome.planned(made, part)}
+    cells = schedule.part(made.cells, *part) if part else made.cells
+    failed = _trained(made, cells, jobs, on, say)
     if part:
-        failed = schedule.run(schedule.part(made.cells, *part), jobs=jobs, logs=made.out / "logs", say=say)
         for line in outcome.of_part(made, part, failed):
             say(line)
         return {"out": str(made.out), "runs": outcome.failures(failed)}
-    failed = schedule.run(made.cells, jobs=jobs, logs=made.out / "logs", say=say)
-    content = outcome.write(made, failed)
+    with lock.turn_in(made.out, WRITING):  # the same command in another process writes the same files
+        content = outcome.write(made, failed)
     outcome.show(made, content, console)
     return {**content, "out": str(made.out)}
+
+
+def _trained(made: Plan, cells: Sequence[Cell], jobs: int | None, on: str | None, say: Say) -> dict[str, str]:
+    """Trains the runs here or on a cluster; returns those that failed."""
+    from ciod.comparison import gpus, schedule
+
+    logs = made.out / "logs"
+    if on == "ray":
+        from ciod.comparison import on_ray
+
+        with on_ray.starter(jobs, made.device == "cuda", say) as start:
+            return schedule.run(cells, jobs=jobs or len(cells) or 1, logs=logs, say=say, start=start)
+    each = gpus.for_runs(made.settings.device, made.device)
+    jobs = jobs or len(each) or 1
+    if each:
+        say(gpus.sentence(each, jobs))
+    return schedule.run(cells, jobs=jobs, logs=logs, say=say, gpus=each)

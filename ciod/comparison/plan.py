@@ -92,6 +92,8 @@ class Plan:
     warnings: list[str]
     why: list[str]
     """What ``effort`` chose for the runs."""
+    device: str = "cpu"
+    """``cpu`` or ``cuda``: where the runs are trained."""
 
     @property
     def seeds(self) -> list[int]:
@@ -149,8 +151,7 @@ def build(
     problems += more
     repeated = _collect(problems, lambda: _blocks(seeds, blocks, base)) or [Block(0)]
     rules, wrong = rules_of(equal_steps, gate, margin)
-    if rules.equal_steps and base.get("train.joint_epochs") is not None:
-        wrong.append("joint_epochs: equal_steps=true chooses them; leave one of them out.")
+    wrong += steps.excluded(base) if rules.equal_steps else []
     problems += [*wrong, *given.wrong_words(upper, out, cache, against)]
     against = None if against is None else str(against)
     folder = Path(str(out)) if out else Path("runs") / f"compare-{_slug(str(base.get('scenario') or 'data'))}"
@@ -164,8 +165,7 @@ def build(
         given.load({**base, **block.settings}, folder, block.seed, problems)
     if problems:
         raise ConfigError(dict.fromkeys(problems))
-    run = next((r for r, e in zip(loaded, rows) if r and e.name != "joint"), None)
-    if run is None:
+    if (run := next((r for r, e in zip(loaded, rows) if r and e.name != "joint"), None)) is None:
         raise ConfigError(["methods: there is nothing to compare but joint training; add a method."])
     against = against or labels[0]
     store = Path(str(cache)) if cache else folder
@@ -237,7 +237,7 @@ class _Builder:
             self._check(cell)
         return Plan(
             self.out, self.entries, self.blocks, {b.seed: self._material(b).scenario for b in self.blocks}, self.run,
-            upper, self.against, self.rules, cells, self.command, self.warnings, self.why,
+            upper, self.against, self.rules, cells, self.command, self.warnings, self.why, self.device,
         )  # fmt: skip
 
     def _material(self, block: Block) -> _Material:

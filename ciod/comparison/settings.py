@@ -41,8 +41,10 @@ class Compare(Run):
     only: Annotated[str | None, NO_RESULT] = None
     """``1/2``: train the first of two parts of the runs; without it, the remaining runs are trained and the page is
     written."""
-    jobs: Annotated[int, NO_RESULT] = 1
-    """Number of parallel runs, each in its own process."""
+    jobs: Annotated[int | None, NO_RESULT] = None
+    """Number of parallel runs, each in its own process and on its own GPU; None: as many as there are GPUs, or 1."""
+    on: Annotated[Literal["ray"] | None, NO_RESULT] = None
+    """``ray``: the runs are trained on a Ray cluster (``RAY_ADDRESS``, or the one on this machine)."""
     upper: Upper | None = None
     """Joint models for upper bounds: of all class prefixes, the final one, or none; None: as the tasks need."""
     against: Annotated[str | None, NO_RESULT] = None
@@ -69,6 +71,7 @@ WORDS = (
     "margin",
     "only",
     "jobs",
+    "on",
     "upper",
     "against",
     "out",
@@ -97,6 +100,16 @@ def rules_of(equal_steps: Any, gate: Any, margin: Any) -> tuple[Rules, list[str]
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= top:
             problems.append(f"{key}: {value!r} must be a number from 0 to {top}.")
     return (Rules() if problems else Rules(equal_steps, float(gate), float(margin))), problems
+
+
+def where_of(own: dict[str, Any]) -> tuple[int | None, str | None, list[str]]:
+    """``jobs`` and ``on``, taken out of ``own``, and their problems."""
+    jobs, on, problems = own.pop("jobs", None), own.pop("on", None), []
+    if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
+        problems.append(f"jobs: {jobs!r} must be a number from 1.")
+    if on not in (None, "ray"):
+        problems.append(f"on: '{on}' is not allowed; allowed: ray")
+    return jobs, on, problems
 
 
 def part_of(only: Any) -> tuple[int, int] | None:

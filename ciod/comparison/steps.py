@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ciod.config.load import Run
 from ciod.core.errors import CiodError
@@ -29,6 +30,16 @@ def joint_epochs(steps: Sequence[int], run: Run, scenario: Scenario) -> int:
         run, scenario: those of joint training, with its batch.
     """
     return max(1, -(-sum(steps) // per_epoch(run, scenario, 0)))
+
+
+def excluded(settings: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the settings of all runs, by full key, if their steps must be equal."""
+    problems = []
+    if settings.get("train.joint_epochs") is not None:
+        problems.append("joint_epochs: equal_steps=true chooses them; leave one of them out.")
+    if settings.get("train.patience") is not None:
+        problems.append("patience: with equal_steps=true no row may end earlier than others; leave one of them out.")
+    return problems
 
 
 def check(rows: Mapping[str, tuple[Run, Sequence[int]]]) -> None:

@@ -9,16 +9,20 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from ciod.core.errors import CiodError
-from ciod.core.files import explained
 from ciod.core.reading import Unreadable, read_object
 
 MARK = "cell.json"
+LOCKED = ".cell.lock"
+ELSEWHERE = 76  # exit code: another process trains this cell
+
+
+class Elsewhere(Exception):
+    """Another process trains this cell: one of the same comparison, or of one that shares its first task."""
 
 
 def finished(folder: Path, key: str) -> bool:
@@ -42,17 +46,23 @@ def work(job: dict[str, Any]) -> None:
 
     Raises:
         CiodError: any problem that the user can fix.
+        Elsewhere: another process trains it.
     """
     from rich.console import Console
 
     from ciod.config.load import Run
     from ciod.core.run_log import write_json
+    from ciod.runs import lock
     from ciod.runs import run as engine
     from ciod.training.progress import Reporter
 
     folder = Path(job["folder"])
-    with _alone(folder):
-        if finished(folder, job["key"]):  # by another process that trained here at the same time
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock.owner_of(folder, LOCKED))
+        except lock.Taken as error:
+            raise Elsewhere from error
+        if finished(folder, job["key"]):  # by another process, after this one was started
             return
         content = {"key": job["key"], "finished": False, "facts": job["facts"]}
         write_json(folder / MARK, content)
@@ -60,19 +70,6 @@ def work(job: dict[str, Any]) -> None:
         reporter = Reporter(console=console, prefix=f"{job['name']}: ")
         engine.train(Run.model_validate(job["settings"]), command=job["command"], reporter=reporter, until=job["until"])
         write_json(folder / MARK, {**content, "finished": True})
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Waits until no other process trains in ``folder``: comparisons may share first tasks."""
-    import fcntl
-
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".cell.lock").open("w")
-    with lock as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        yield
 
 
 def _die_with_parent() -> None:
@@ -94,6 +91,8 @@ def main(path: str) -> int:
     except CiodError as e:
         print(" ".join(str(e).split()), file=sys.stderr, flush=True)
         return 2
+    except Elsewhere:
+        return ELSEWHERE
     except KeyboardInterrupt:
         return 130
     return 0

@@ -124,6 +124,7 @@ def training(tree: dict[str, Any]) -> list[str]:
     train, problems = Train.model_validate(given), []
     if "epochs" in given and given.get("steps") is not None:
         problems.append("train.steps: the epochs are given too (train.epochs); write one of the two.")
+    problems += patience(tree)
     if "batch" in given and train.accumulate > train.batch:
         problems.append(f"train.accumulate={train.accumulate} is larger than the batch ({train.batch}).")
     if train.accumulate > 1 and train.sync_norm and train.norm != "eval":
@@ -138,6 +139,14 @@ def training(tree: dict[str, Any]) -> list[str]:
         if on_cpu and lacks_compiler():
             problems.append("train.compile needs a C++ compiler (g++ or clang++) on a CPU, but none is found.")
     return problems
+
+
+def patience(tree: dict[str, Any]) -> list[str]:
+    """``train.patience`` without pictures to measure on."""
+    given = section(tree, "train")
+    if given.get("patience") is None or given.get("best") is not None:
+        return []
+    return ["train.patience: there are no held-out pictures to measure on; write best=0.1 to hold a tenth out, too."]
 
 
 def lacks_compiler() -> bool:

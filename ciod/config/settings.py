@@ -65,6 +65,11 @@ class Train(Section):
     """Epochs of joint training; None: the same recipe as the longest task, as in ilYOLOX and ERD, or, if ``effort``
     chooses the epochs, its choice for all classes together. The sum of all tasks' epochs makes the upper bound
     higher."""
+    best: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Keep the weights of the epoch with the highest AP of the task's classes on this share of its training images,
+    which are not trained on; None: those of the last epoch."""
+    patience: Positive | None = None
+    """With ``best``: end a task after so many epochs without a higher AP; None: train all epochs."""
     batch: Positive = 16
     """Images per step, over all processes."""
     accumulate: Positive = 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+import sys
+import threading
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +16,14 @@ import torch.distributed as dist
 from ciod.core.errors import CiodError
 from ciod.core.signals import Stop
 
+PATIENCE = 20.0  # seconds after which a process says that it waits for the others
 _ADVICE = "start processes with torchrun or srun, or unset these variables to train with one process."
+_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "TORCHELASTIC_RESTART_COUNT")
+
+
+def without_ranks(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment for a process that trains alone, whatever started this one."""
+    return {k: v for k, v in environment.items() if k not in _RANKS}
 
 
 @dataclass(frozen=True)
@@ -102,9 +111,10 @@ def world(wanted: str = "auto") -> Generator[World, None, None]:
     if size > 1 and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         try:
-            dist.init_process_group(backend, store=_store_of_this_attempt(), rank=rank, world_size=size)
+            with _told_while_waiting(rank, size):
+                dist.init_process_group(backend, store=_store_of_this_attempt(), rank=rank, world_size=size)
         except (ValueError, RuntimeError, OSError) as error:
-            place = ", ".join(f"{k}={os.environ.get(k, '')}" for k in ("MASTER_ADDR", "MASTER_PORT"))
+            place = _meeting_place()
             reason = " ".join(str(error).split())[:300].rstrip(".")
             raise CiodError(
                 f"The {size} processes of the run cannot find each other ({place}): {reason}; {_ADVICE}"
@@ -116,6 +126,44 @@ def world(wanted: str = "auto") -> Generator[World, None, None]:
     finally:
         if started:
             dist.destroy_process_group()
+
+
+def _meeting_place() -> str:
+    return ", ".join(f"{k}={os.environ.get(k, '')}" for k in ("MASTER_ADDR", "MASTER_PORT"))
+
+
+@contextmanager
+def _told_while_waiting(rank: int, size: int) -> Generator[None, None, None]:
+    """PyTorch waits up to 30 minutes for the other processes, and prints nothing."""
+
+    def tell() -> None:
+        print(
+            f"Process {rank} of {size} waits for the others ({_meeting_place()}). If none will come, stop it, and "
+            f"{_ADVICE}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    timer = threading.Timer(PATIENCE, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def not_by_srun() -> str | None:
+    """A sentence if SLURM reserved several tasks, but started this process as one: a batch script without ``srun``."""
+    tasks = os.environ.get("SLURM_NTASKS", "")
+    if not tasks.isdecimal() or int(tasks) < 2 or _by_srun() or "RANK" in os.environ:
+        return None
+    return f"SLURM reserved {tasks} tasks, but one process trains; write srun before the command to train with all."
+
+
+def _by_srun() -> bool:
+    """A batch script has SLURM_PROCID=0 and SLURM_NTASKS, too, but no variable of a step, which srun sets."""
+    return {"SLURM_PROCID", "SLURM_STEP_NUM_TASKS"} <= os.environ.keys()
 
 
 def _store_of_this_attempt() -> Any:
@@ -134,9 +182,9 @@ def _environment() -> tuple[int, int, int]:
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:  # torchrun
         return _place("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if {"SLURM_PROCID", "SLURM_NTASKS", "MASTER_ADDR"} <= env.keys() and env["SLURM_NTASKS"] not in ("", "1"):  # srun
+    if _by_srun() and "MASTER_ADDR" in env and env["SLURM_STEP_NUM_TASKS"] not in ("", "1"):
         env.setdefault("MASTER_PORT", "29500")
-        return _place("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+        return _place("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
     return 0, 1, 0
 
 

@@ -77,6 +77,7 @@ class TaskEntry(_Task, total=False):
     peak_memory_mb: float
     steps: int
     epochs: int
+    kept: dict[str, Any] | None  # with train.best: which epoch, of how many planned, the AP of each, and why
     seconds: float
     warnings: list[str]
     open_world: dict[str, Any]  # unknown_recall, open_set_error, wilderness_impact, unknown_boxes
@@ -182,7 +183,7 @@ class AverageState(TypedDict):
     state: dict[str, Tensor]
 
 
-class FitState(TypedDict):
+class _FitState(TypedDict):
     """Inside a task, after ``done`` of its steps."""
 
     done: int
@@ -196,6 +197,12 @@ class FitState(TypedDict):
     scaler: dict[str, Any]
     method: dict[str, Any]
     broken: list[str]  # images that could not be read
+
+
+class FitState(_FitState, total=False):
+    """Inside a task, after ``done`` of its steps."""
+
+    keeper: dict[str, Any]  # of the best epoch so far; only with train.best
 
 
 class TaskState(TypedDict):

@@ -21,7 +21,17 @@ from ciod.detectors.base import Detector
 
 DIGEST = "file_sha256"
 """The entry of a detector's settings with the digest of its file."""
-_TRAITS = ("dense", "objectness", "centerness", "box_distribution", "features", "branches", "query", "first_stage")
+_TRAITS = (
+    "dense",
+    "objectness",
+    "centerness",
+    "box_distribution",
+    "features",
+    "branches",
+    "query",
+    "first_stage",
+    "rois",
+)
 _PARTS = ("forward", "match", "loss", "trunk")
 _STORED = re.compile(r"[^/\\:]+\.py:[^/\\:]+(:[^/\\:]+)?")
 

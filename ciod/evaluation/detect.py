@@ -95,6 +95,13 @@ def limit_of(settings: Evaluation, metric: str) -> int:
     return PER_IMAGE_OF_LVIS if lvis else settings.max_detections
 
 
+def ap(
+    detector: Detector, pictures: Index, *, settings: Evaluation, classes: Sequence[str], world: World
+) -> float | None:
+    """COCO AP over ``classes``; None without boxes of them. The same on every rank."""
+    return evaluate(detector, pictures, settings, classes=classes, world=world)[0].overall["AP"]
+
+
 def evaluate(
     detector: Detector,
     index: Index,

@@ -22,6 +22,7 @@ from ciod.detectors import own
 from ciod.detectors.base import Detector
 from ciod.detectors.files import weights
 from ciod.detectors.onnx.detector import OnnxDetector
+from ciod.evaluation.detect import ap
 from ciod.extension import (
     confusion,
     data,
@@ -271,6 +272,7 @@ class Extension:
             seed=s.seed,
             workers=environment.workers(s.train.workers, self.world),
             views=plan.views,
+            score=partial(ap, settings=s.eval, classes=self.names.learnt, world=self.world),
             world=self.world,
             reporter=self.reporter,
             warnings=self.warnings,
@@ -280,8 +282,7 @@ class Extension:
             title="training",
             before_fit=lambda loader: self._estimate(detector, loader),
         )
-        save = partial(self._save, self.task.index)
-        saved = cast("TaskState | None", self.saved)
+        save, saved = partial(self._save, self.task.index), cast("TaskState | None", self.saved)
         return train_task(inputs=inputs, saved=saved, save=lambda state: save(**state), hooks=self.hooks)
 
     def _estimate(self, detector: Detector, loader: DataLoader) -> None:
@@ -330,9 +331,7 @@ class Extension:
         share = found.share if self.auto else 1.0
         entry = write.lineage(s, self.task, self.names, self.method_name, self.plan.epochs, share)
         detector.lineage = [*detector.lineage, entry]
-        failed = None
-        if found.short and s.min_retention is not None:
-            failed = verdict.not_kept(found, s.min_retention, self.out)
+        failed = verdict.not_kept(found, s.min_retention, self.out) if found.short and s.min_retention else None
         alarms = self.measured.false_alarms(detector, found.judged).row()
         confusions = self.measured.confusion(found.judged)
         if self.world.main:

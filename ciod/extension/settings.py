@@ -8,7 +8,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from ciod.config import outputs
-from ciod.config.checks import data_folder, device, folder, folder_of_data, method_of, model_folder, trackers
+from ciod.config.checks import (
+    data_folder,
+    device,
+    folder,
+    folder_of_data,
+    method_of,
+    model_folder,
+    patience,
+    trackers,
+)
 from ciod.config.marks import NO_RESULT
 from ciod.config.reader import Table, nest, untold
 from ciod.config.settings import Allowed, Effort, Evaluation, Positive, Section, Share, Size, Trackers, Train
@@ -134,7 +143,7 @@ def load(content: Mapping[str, Any], problems: Sequence[str] = ()) -> Extend:
     problems += [*_method(tree.get("method") or {}), *own.problems(tree.get("detector"))]
     problems += [*folder_of_data(tree.get("data")), *folder("pool", tree.get("pool"))]
     problems += [*folder_of_data(tree.get("old_data"), "old_data"), *device(tree.get("device"))]
-    problems += trackers(tree.get("log"))
+    problems += [*trackers(tree.get("log")), *patience(tree)]
     if not model_folder("out", tree.get("out")):
         folders = {key: data_folder(tree.get(key)) for key in ("data", "old_data", "pool")}
         problems += outputs.run_folder(tree.get("out"), folders, {"model": tree.get("model")})

@@ -147,7 +147,7 @@ def results(
             "distillation_terms": sorted(method.distillation_terms),
         },
         "seed": s.seed,
-        "tasks": _tasks(task, before, after, judged, result, extra["plan"]["epochs"]),
+        "tasks": _tasks(task, before, after, judged, result),
         "ap": tables,
         "continual": {m: continual.summary(tables[m], groups) for m in METRICS},
         "warnings": list(dict.fromkeys([*warnings, *result.fit.broken])),
@@ -155,16 +155,14 @@ def results(
     }
 
 
-def _tasks(
-    task: Task, before: list[Group], after: list[Group], judged: Judged, result: TaskResult, epochs: int
-) -> list[TaskEntry]:
+def _tasks(task: Task, before: list[Group], after: list[Group], judged: Judged, result: TaskResult) -> list[TaskEntry]:
     """The model as it was, and the extension. ``before`` and ``after``: class → AP, for each of ``METRICS``."""
 
     def mean(rows: list[Group], names: tuple[str, ...]) -> Group | None:
         return {m: continual.group_mean(r, names) for m, r in zip(METRICS, rows)} if names else None
 
     groups = [list(task.old_classes), list(task.new_classes)]
-    return [
+    rows: list[TaskEntry] = [
         {
             "index": 0,
             "new_classes": groups[0],
@@ -184,7 +182,7 @@ def _tasks(
             "hidden_boxes": 0,
             "peak_memory_mb": round(environment.peak_memory_mb(), 1),
             "steps": result.fit.steps,
-            "epochs": epochs,
+            "epochs": result.fit.epochs,
             "seconds": result.seconds,
             "old": mean(after, task.old_classes),
             "new": mean(after, task.new_classes),
@@ -194,6 +192,9 @@ def _tasks(
             "future_boxes": 0,
         },
     ]
+    if result.fit.kept:
+        rows[1]["kept"] = result.fit.kept
+    return rows
 
 
 def _before(judged: Judged, name: str, metric: str) -> float | None:

@@ -13,6 +13,7 @@ from ciod.data.folders import NO_TARGET, below, has_pictures, why_passed_over
 from ciod.data.images import SUFFIXES
 from ciod.data.index import Problems
 from ciod.detectors.inference import stream
+from ciod.inference.quick import FEW, quick
 
 if TYPE_CHECKING:
     from ciod.detectors.base import Detector
@@ -119,7 +120,7 @@ def predict(
         raise CiodError(f"{films[0]} is a video; give its pictures one by one: for frame in ciod.frames('{films[0]}').")
     opened = open_detector(model, size, names, arbiter=arbiter, detector=detector).to(pick_device(device))
     results = stream(
-        opened,
+        quick(opened) if len(paths) >= FEW else opened,
         paths,
         batch=batch,
         score_threshold=score_threshold,

@@ -36,6 +36,7 @@ from ciod.report.summary import (
     summary_table,
     verdict,
 )
+from ciod.training import keep
 
 __all__ = ["read_results", "summary_table", "verdict", "write_report"]
 
@@ -197,6 +198,7 @@ def _task_rows(results: Results) -> list[dict[str, Any]]:
                 "counts": [
                     _count(task.get(k)) for k in ("train_images", "train_boxes", "test_images", "epochs", "steps")
                 ],
+                "kept": keep.sentence(task["kept"]) if task.get("kept") else "",
                 "seconds": duration(task.get("seconds")),
                 "memory": "–" if memory is None else f"{memory:,.0f} MB",
             }

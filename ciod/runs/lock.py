@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,20 @@ class Taken(CiodError):
 
 
 @contextmanager
-def owner_of(folder: Path) -> Iterator[None]:
+def owner_of(folder: Path, name: str = NAME) -> Iterator[None]:
     """This process owns ``folder`` inside the block.
 
     It is a lock of the system: it ends with its process, and works between machines that share the folder if their file
     system supports it. The owner is written into it for the message. Without such locks, the owner's process is
     checked.
 
+    Args:
+        name: of the file of the lock; locks of other names in the same folder are independent.
+
     Raises:
         Taken: a live run has it.
     """
-    path, new = named(folder).resolve() / NAME, not exists(folder)
+    path, new = named(folder).resolve() / name, not exists(folder)
     lock = FileLock(path, timeout=_PATIENCE, poll_interval=_PATIENCE / 4, fallback_to_soft=False)
     with explained(path, size=200):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,6 +58,38 @@ def owner_of(folder: Path) -> Iterator[None]:
         if new:
             with suppress(OSError):  # something was written
                 path.parent.rmdir()
+
+
+@contextmanager
+def turn_in(folder: Path, name: str) -> Iterator[None]:
+    """Like ``owner_of``, but waits until the owner has ended."""
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(owner_of(folder, name))
+                break
+            except Taken:
+                time.sleep(_PATIENCE)
+        yield
+
+
+def holder(folder: Path, name: str) -> str | None:
+    """The live process that owns ``folder``, in words; None: no process."""
+    path = named(folder).resolve() / name
+    if not exists(path):
+        return None
+    lock = FileLock(path, timeout=0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        return _who(_read(path))
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            return None  # it has just been removed, or cannot be opened: the next owner finds out
+        owner = _read(path)
+        return _who(owner) if owner.get("host") == socket.gethostname() and _alive(owner) else None
+    lock.release()
+    return None
 
 
 def _acquire(lock: FileLock, folder: Path, path: Path) -> None:
@@ -94,10 +129,13 @@ def _read(path: Path) -> dict[str, Any]:
 def _sentence(folder: Path, owner: dict[str, Any]) -> str:
     if owner.get("pid") == os.getpid() and owner.get("host") == socket.gethostname():
         return f"out: {folder} is in use by another run of this process; choose another out=."
-    who = (
-        f"process {owner.get('pid')} on {owner.get('host')} since {owner.get('since')}" if owner else "another process"
-    )
-    return f"out: {folder} is in use by {who}. Wait for it, or choose another out=."
+    return f"out: {folder} is in use by {_who(owner)}. Wait for it, or choose another out=."
+
+
+def _who(owner: dict[str, Any]) -> str:
+    if not owner:
+        return "another process"
+    return f"process {owner.get('pid')} on {owner.get('host')} since {owner.get('since')}"
 
 
 def _alive(owner: dict[str, Any]) -> bool:

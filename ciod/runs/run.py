@@ -6,7 +6,7 @@ Read this file first. ``training/task.py`` trains a task, ``methods/`` holds the
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,7 +26,7 @@ from ciod.detectors import own
 from ciod.detectors.base import Detector
 from ciod.detectors.files import weights
 from ciod.evaluation import open_world, pictures
-from ciod.evaluation.detect import evaluate
+from ciod.evaluation.detect import ap, evaluate
 from ciod.memory.rehearsal import Extra
 from ciod.methods.base.method import Method
 from ciod.runs import choices, environment, fingerprints, resume, sanity_checks
@@ -36,7 +36,7 @@ from ciod.runs.start import epochs_of, open_data, start, task_title
 from ciod.runs.tracked import tracking
 from ciod.trackers import Tracking
 from ciod.training import checkpoint, speed
-from ciod.training.hooks import Hooks, Position
+from ciod.training.hooks import EvaluateInside, Hooks, Position
 from ciod.training.progress import Reporter, Warnings
 from ciod.training.task import TaskInputs, TaskResult, train_task
 
@@ -224,6 +224,7 @@ class Runner:
             lr=s.train.lr_later if later and s.train.lr_later else s.train.lr,
             seed=s.seed,
             workers=environment.workers(s.train.workers, self.world),
+            score=partial(ap, settings=s.eval, classes=task.new_classes, world=self.world),
             world=self.world,
             reporter=self.reporter,
             warnings=self.warnings,
@@ -259,7 +260,7 @@ class Runner:
         doubts = [*sanity_checks.about_data(task), *done.warnings, *sanity_checks.about_table(task, table, found)]
         doubts += self._about_broken([*done.broken, *broken])
         self.warnings.add(*doubts)
-        facts = {"steps": done.steps, "epochs": self.epochs(task.index), "seconds": result.seconds, "warnings": doubts}
+        facts = {**done.facts, "seconds": result.seconds, "warnings": doubts}
         facts |= open_world.after_task(self.scenario, task, found)
         self.results.add(task, table, **self.extra.images(task), **facts)
         self.results.warn(self.warnings.sentences)
@@ -386,15 +387,3 @@ class Runner:
         return [
             f"{f} could not be read during the run and was left out." for f in sorted(set(self.world.gather(files)))
         ]
-
-
-@dataclass
-class EvaluateInside(Hooks):
-    """Evaluates every ``every`` epochs (0: never), but not after the last one, which is evaluated anyway."""
-
-    evaluate: Callable[[Position, int], None]
-    every: int
-
-    def on_epoch(self, at: Position, epoch: int) -> None:
-        if self.every and (epoch + 1) % self.every == 0 and epoch + 1 < at.epochs:
-            self.evaluate(at, epoch)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from ciod.core.distributed import World, world
+from ciod.core.distributed import World, not_by_srun, world
 from ciod.runs.lock import owner_of
 from ciod.training.progress import Reporter
 
@@ -21,7 +21,10 @@ def session(out: str, device: str, reporter: Reporter | None) -> Iterator[tuple[
         KeyboardInterrupt: Ctrl-C; the same.
     """
     with world(device) as process_group, owner_of(Path(out)) if process_group.main else nullcontext():
-        yield process_group, reporter or Reporter(quiet=not process_group.main)
+        reporter = reporter or Reporter(quiet=not process_group.main)
+        if hint := not_by_srun():
+            reporter.say(hint)
+        yield process_group, reporter
 
 
 @contextmanager

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,3 +88,15 @@ class Hooks:
 
     def on_finish(self, out: Path, results: ResultsFile) -> None:
         """On rank 0, when model, results and report are in the run folder ``out``."""
+
+
+@dataclass
+class EvaluateInside(Hooks):
+    """Evaluates every ``every`` epochs (0: never), but not after the last one, which is evaluated anyway."""
+
+    evaluate: Callable[[Position, int], None]
+    every: int
+
+    def on_epoch(self, at: Position, epoch: int) -> None:
+        if self.every and (epoch + 1) % self.every == 0 and epoch + 1 < at.epochs:
+            self.evaluate(at, epoch)

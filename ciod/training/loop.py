@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ciod.core.types import Batch
     from ciod.detectors.base import Detector
     from ciod.methods.base.method import Method
+    from ciod.training.keep import Keeper
 
 
 def _trains(module: nn.Module) -> bool:
@@ -56,6 +57,13 @@ class FitResult:
     seconds: float  # of this process only
     broken: list[str]  # files that could not be read
     warnings: list[str]  # about the numbers
+    epochs: int = 0  # that were trained
+    kept: dict[str, Any] | None = None  # the epoch that was chosen (``keep.Keeper.result``); None: the last
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For results.json."""
+        return {"steps": self.steps, "epochs": self.epochs, **({"kept": self.kept} if self.kept else {})}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -69,6 +77,7 @@ class Fit:
         save: called with the state after every epoch, and inside an epoch as ``train.save_every`` and signals require.
         warn: called with each warning about the losses as soon as it arises.
         rescue: called with loader, row, steps per epoch and losses of a step whose numbers are not finite.
+        keeper: chooses the weights of the best epoch; None: those of the last.
         hooks: called in this order.
     """
 
@@ -84,6 +93,7 @@ class Fit:
     save: Callable[[FitState], None]
     warn: Callable[[str], None] | None = None
     rescue: Callable[..., Any] | None = None
+    keeper: Keeper | None = None
     hooks: Sequence[Hooks] = ()
 
     optimizer: torch.optim.Optimizer = field(init=False)
@@ -99,7 +109,8 @@ class Fit:
     _seen: int = field(default=0, init=False)  # images since then, on all ranks
 
     def run(self, resume: FitState | None = None) -> FitResult:
-        """Trains; afterwards the detector holds the averaged weights, if there are any, the same on every rank.
+        """Trains; afterwards the detector holds the averaged weights, if there are any, or those of the best epoch; the
+        same on every rank.
 
         Raises:
             NotFinite: a loss, gradient or weight became NaN or infinite.
@@ -121,16 +132,22 @@ class Fit:
             with self.world.stop.at_steps(), allocator.keeping_freed(device, wanted=s.keep_freed):
                 if done and not done % at.steps:
                     self._after_epoch(done // at.steps - 1)  # an earlier process may have stopped inside
-                while at.done < at.total:
+                while at.done < at.total and not (self.keeper is not None and self.keeper.stops):
                     self._epoch(at)
+                if self.window:  # it ends before the last epoch
+                    self._read(at.done)
         finally:
             self._call(lambda hook: hook.on_end(at))
         self.watch.end_epoch()
-        if self.ema is not None:
+        if self.keeper is not None:
+            self.keeper.finish(self.detector)
+        elif self.ema is not None:
             self.ema.copy_to(self.detector)
         self.world.take_over(self.detector)
         warnings = [*self.checks.warnings, *self.watch.sentences]
-        return FitResult(at.total, time.monotonic() - began, sorted(self.broken), warnings)
+        kept = self.keeper.result(self.epochs) if self.keeper is not None else None
+        seconds = time.monotonic() - began
+        return FitResult(at.done, seconds, sorted(self.broken), warnings, at.done // at.steps, kept)
 
     def _call(self, call: Callable[[Hooks], None]) -> None:
         for hook in self.hooks:
@@ -183,6 +200,8 @@ class Fit:
 
     def _after_epoch(self, epoch: int) -> None:
         with self.world.stop.at_once():
+            if self.keeper is not None:
+                self.keeper.look(self.detector, self.ema)
             self._call(lambda hook: hook.on_epoch(self.at, epoch))
 
     def _step(self, batch: Batch, step: int) -> Row:
@@ -243,7 +262,7 @@ class Fit:
 
     def state(self, done: int) -> FitState:
         """The state that a resumed run starts from, after ``done`` steps of the task."""
-        return {
+        state: FitState = {
             "done": done,
             "epoch": done // self.at.steps,
             "steps": self.at.steps,
@@ -260,6 +279,9 @@ class Fit:
             "method": self.method.state(),
             "broken": sorted(self.broken),
         }
+        if self.keeper is not None:
+            state["keeper"] = self.keeper.state()
+        return state
 
     def _resume(self, saved: FitState) -> int:
         self.detector.load_state_dict(saved["detector"])
@@ -272,6 +294,8 @@ class Fit:
         self.broken.update(saved["broken"])
         self.watch.load_state(saved["watch"])
         device = self.world.device
+        if self.keeper is not None and "keeper" in saved:
+            self.keeper.load_state(saved["keeper"], device)
         for step, epoch, losses, norm, names in saved["window"]:
             tensors = {k: torch.tensor(v, device=device) for k, v in losses.items()}
             self.window.append(

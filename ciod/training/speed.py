@@ -31,9 +31,13 @@ CLOSE = 1e-4  # largest relative difference of folded outputs; rounding gives ab
 PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def lay_out(detector: Detector, settings: Train) -> None:
-    """Weights channels last: convolutions run up to a third faster, with the same results except for rounding."""
-    if settings.channels_last:
+def lay_out(detector: Detector, settings: Train | None = None) -> None:
+    """Weights channels last: convolutions run up to a third faster, with the same results except for rounding.
+
+    Args:
+        settings: None: whatever is fastest.
+    """
+    if settings is None or settings.channels_last:
         detector.to(memory_format=torch.channels_last)
     if detector.device.type == "cpu" and torch.get_num_threads() == 1:
         _quick_pointwise(detector)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from ciod.data.image_cache import presize_hint
 from ciod.data.loader import train_loader
 from ciod.data.views import Schedule, ViewLoader
 from ciod.detectors.files import transfer
-from ciod.training import checkpoint, speed, watch
+from ciod.training import checkpoint, keep, speed, watch
 from ciod.training.hooks import Hooks
 from ciod.training.loop import Fit, FitResult
 from ciod.training.offline_labels import with_drawn
@@ -75,6 +75,9 @@ class TaskInputs:
     views: int = 0
     """Views per image whose maps are kept, for a detector that packs them; 0: images are augmented in every epoch."""
 
+    score: keep.Score | None = None
+    """With ``train.best``: the score by which an epoch is chosen."""
+
     world: World
     reporter: Reporter
     warnings: Warnings
@@ -117,7 +120,7 @@ def train_task(
         CiodError: an error that the user can fix, such as losses that are not finite.
         KeyboardInterrupt, RunAgain: a signal asked for it; the state is saved.
     """
-    i = inputs
+    i, keeper = _held_out(inputs)
     teacher = None
     if i.before is not None and i.method.uses_teacher:
         teacher = speed.make_teacher(i.before, i.train, student=i.detector)
@@ -137,11 +140,22 @@ def train_task(
     elif i.before_fit is not None:
         i.before_fit(loader)
     before = saved["seconds"] if saved else 0.0
-    fit = _fit(i, loader, save, before, hooks)
+    fit = _fit(i, loader, save, before, hooks, keeper)
     with speed.shared(i.detector, None if i.method.exact_teacher else teacher, i.train):
         result = fit.run(saved["fit"] if saved else None)
+    if result.kept is not None:
+        i.reporter.say(f"  {keep.sentence(result.kept)}")
     i.method.end_task(i.task)
     return TaskResult(result, teacher, before + result.seconds)
+
+
+def _held_out(i: TaskInputs) -> tuple[TaskInputs, keep.Keeper | None]:
+    """With ``train.best``: the task without the pictures that an epoch is chosen on; neither losses nor method see
+    them."""
+    if i.train.best is None or i.score is None:
+        return i, None
+    task, held = keep.cut(i.task, i.train.best, i.seed)
+    return replace(i, task=task), keep.Keeper(i.score, held, i.train.patience)
 
 
 def _grow(i: TaskInputs) -> None:
@@ -196,7 +210,12 @@ def _loader(i: TaskInputs) -> DataLoader:
 
 
 def _fit(
-    i: TaskInputs, loader: DataLoader, save: Callable[[TaskState], None], before: float, hooks: Sequence[Hooks]
+    i: TaskInputs,
+    loader: DataLoader,
+    save: Callable[[TaskState], None],
+    before: float,
+    hooks: Sequence[Hooks],
+    keeper: keep.Keeper | None,
 ) -> Fit:
     began = time.monotonic()
 
@@ -218,5 +237,6 @@ def _fit(
         save=save_task,
         warn=i.warnings.add,
         rescue=partial(watch.keep_batch, folder=i.bad_batch) if i.bad_batch is not None and i.world.main else None,
+        keeper=keeper,
         hooks=[*own, ShowProgress(i.reporter, i.title), *hooks],
     )

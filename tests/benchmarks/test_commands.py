@@ -19,6 +19,7 @@ SMALL = {
                "--detector", "yolox-pico"],
     "options": ["--steps", "2", "--images", "16", "--epochs", "40", "--size", "64", "--batch", "4", "--only",
                 "channels_last"],
+    "predict": ["--detector", "yolox-pico", "--size", "64", "--images", "9", "--rounds", "1"],
     "processes": ["--detector", "yolox-pico", "--size", "64", "--batch", "2", "--classes", "4", "--rounds", "1"],
     "step": ["--detector", "yolox-pico", "--size", "64", "--batch", "2", "--classes", "4", "--old", "2",
              "--rounds", "1", "--methods", "lwf"],

@@ -188,6 +188,38 @@ def test_killed_twice_and_resumed_it_gives_the_same_table(compared, scenes, tmp_
         assert all(torch.equal(ours[k], theirs[k]) for k in theirs), f"{name} learnt something else"
 
 
+def owner(lock: Path, command: subprocess.Popen) -> int:
+    """Waits until a process holds ``lock``; its number."""
+    while command.poll() is None:
+        try:
+            return json.loads(lock.read_text())["pid"]
+        except (OSError, ValueError):
+            time.sleep(0.01)
+    raise AssertionError(f"it ended before {lock} appeared")
+
+
+@pytest.mark.slow
+def test_two_commands_in_one_folder_share_the_runs_and_one_takes_over_from_the_other(compared, scenes, tmp_path):
+    out = tmp_path / "out"
+    command = [*words(scenes, out, ["finetune", ILYOLOX]), f"cache={compared}"]
+    a = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    trainer = owner(out / "finetune-seed0" / ".cell.lock", a)
+    os.kill(trainer, signal.SIGSTOP)  # so that it is still training when the other command needs it
+    b = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
+    owner(out / "ilyolox-seed0" / ".cell.lock", b)  # b trains the other run meanwhile; then a and its run die
+    assert a.poll() is None and not (out / "compare.json").exists()
+    for pid in (a.pid, trainer):
+        os.kill(pid, signal.SIGKILL)
+    a.wait()
+    said = b.communicate()[0]
+    assert b.returncode == 0 and "finetune-seed0: process" in said and "trains it; its result is used" in said
+    assert table(out) == table(compared)
+    for name in ("finetune-seed0", "ilyolox-seed0"):
+        ours, theirs = (load_file(f / name / "task-2" / "model.safetensors") for f in (out, compared))
+        assert all(torch.equal(ours[k], theirs[k]) for k in theirs), f"{name} learnt something else"
+    assert not list(out.rglob("*.lock"))
+
+
 def contents(out: Path) -> dict[str, str]:
     """The page and the sheet without what differs from call to call: times, memory, folders."""
     page = (out / "compare.html").read_text(encoding="utf-8").replace(str(out), "OUT")

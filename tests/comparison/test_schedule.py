@@ -35,24 +35,31 @@ class World:
     now: int = 0
     stopped: list[str] = field(default_factory=list)
     interrupt: str = ""
+    gpus: dict[str, str | None] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)  # another process takes them between the look and the start
 
-    def worker(self, cell, logs, threads, say):
+    def worker(self, cell, logs, threads, say, gpu):
+        self.gpus[cell.name] = gpu
         if cell.name == self.interrupt:
             raise KeyboardInterrupt
         self.started.append(cell.name)
         self.now += 1
         self.most = max(self.most, self.now)
-        return Process(self, cell)
+        return Process(self, cell, gpu)
 
 
 class Process:
-    def __init__(self, world, cell):
-        self.world, self.cell, self.looks = world, cell, 0
+    def __init__(self, world, cell, gpu):
+        self.world, self.cell, self.gpu, self.looks = world, cell, gpu, 0
 
     @property
     def alive(self):
         self.looks += 1
         return self.looks < 3
+
+    @property
+    def elsewhere(self):
+        return self.cell.name in self.world.lost and not self.world.lost.discard(self.cell.name)
 
     def problem(self):
         self.world.now -= 1
@@ -64,12 +71,12 @@ class Process:
 
 @pytest.fixture
 def go(monkeypatch, tmp_path):
-    def run(cells, jobs=2, done=(), **given):
+    def run(cells, jobs=2, done=(), gpus=(), **given):
         world = World(**given)
         monkeypatch.setattr(schedule, "Worker", world.worker)
         monkeypatch.setattr(schedule, "finished", lambda folder, key: folder in done)
         monkeypatch.setattr(schedule.time, "sleep", lambda _: None)
-        world.failed = lambda: schedule.run(cells, jobs=jobs, logs=tmp_path / "logs", say=lambda _: None)
+        world.failed = lambda: schedule.run(cells, jobs=jobs, logs=tmp_path / "logs", say=print, gpus=gpus)
         return world
 
     return run
@@ -148,3 +155,46 @@ def test_a_log_on_a_full_disk_does_not_stop_the_reading():
     heard: list[str] = []
     schedule.follow(["a\n", "b\n"], Full(), heard.append)
     assert heard == ["a", "b"]
+
+
+def test_runs_are_shared_out_among_the_gpus(go):
+    world = go(cells(), jobs=2, gpus=["5", "3"])
+    assert world.failed() == {}
+    assert world.gpus == {"first": "5", "joint": "3", "a": "5", "b": "3"}
+    world = go(cells(), jobs=2)
+    assert world.failed() == {} and set(world.gpus.values()) == {None}
+
+
+def test_what_another_process_trains_is_left_to_it_until_it_ends(go, monkeypatch, capsys):
+    """It finishes ``joint``, and dies in ``a``, which is then trained here."""
+    done, looks = {"first"}, []
+
+    def holder(folder, name):
+        looks.append(folder)
+        if folder in ("joint", "a") and looks.count(folder) < 3:
+            return "process 7 on node1"
+        if folder == "joint":
+            done.add("joint")
+        return None
+
+    monkeypatch.setattr(schedule, "holder", holder)
+    monkeypatch.setattr(schedule, "LOOK", 0)
+    world = go(cells(), done=done)
+    assert world.failed() == {}
+    assert world.started == ["b", "a"]
+    said = capsys.readouterr().out
+    assert said.count("joint: process 7 on node1 trains it; its result is used") == 1
+    assert said.count("a: process 7 on node1 trains it") == 1
+
+
+def test_a_run_that_another_process_took_first_waits_again(go):
+    world = go(cells(), done={"first", "joint", "b"}, lost={"a"})
+    assert world.failed() == {} and world.started == ["a", "a"]
+
+
+def test_a_run_is_looked_at_once_a_second(monkeypatch):
+    looks = []
+    monkeypatch.setattr(schedule, "holder", lambda folder, name: looks.append(folder) or "process 7")
+    others = schedule.Others(looks.append)
+    assert all(others.train(Cell("a", "a")) for _ in range(5))
+    assert looks == ["a", "a: process 7 trains it; its result is used"]

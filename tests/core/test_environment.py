@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import resource
+import socket
 import subprocess
 import sys
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,9 +20,11 @@ from ciod.config import load as config
 from ciod.core import distributed, files, streams
 from ciod.core.errors import CiodError
 from ciod.data import loader
+from ciod.runs import session
 from ciod.runs.lock import owner_of
 
-OURS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_NTASKS", "SLURM_PROCID")
+SLURM = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
+OURS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", *SLURM)
 
 
 def place(monkeypatch, text: str) -> tuple[int, int, int]:
@@ -36,9 +43,12 @@ def place(monkeypatch, text: str) -> tuple[int, int, int]:
         ("RANK=1 WORLD_SIZE=2 LOCAL_RANK=1 MASTER_ADDR=a MASTER_PORT=1", (1, 2, 1)),
         ("RANK=0 WORLD_SIZE=1", (0, 1, 0)),
         ("SLURM_NTASKS=", (0, 1, 0)),
-        ("SLURM_NTASKS= SLURM_PROCID=0 MASTER_ADDR=a", (0, 1, 0)),
+        ("SLURM_STEP_NUM_TASKS= SLURM_PROCID=0 MASTER_ADDR=a", (0, 1, 0)),
+        ("MASTER_ADDR=a", (0, 1, 0)),  # of an earlier command
+        ("SLURM_NTASKS=4 SLURM_PROCID=0 MASTER_ADDR=a", (0, 1, 0)),  # a batch script without srun
+        ("SLURM_NTASKS=4 SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=1 MASTER_ADDR=a", (0, 1, 0)),  # srun --ntasks=1
         ("SLURM_NTASKS=4(x2)", (0, 1, 0)),  # a shell of salloc, in which nothing was started with srun
-        ("SLURM_NTASKS=4 SLURM_PROCID=3 MASTER_ADDR=a", (3, 4, 0)),
+        ("SLURM_NTASKS=8 SLURM_STEP_NUM_TASKS=4 SLURM_PROCID=3 MASTER_ADDR=a", (3, 4, 0)),
     ],
 )
 def test_one_process_among_others(variables, expected, monkeypatch):
@@ -56,8 +66,8 @@ def test_one_process_among_others(variables, expected, monkeypatch):
         ("RANK=5 WORLD_SIZE=1", "RANK=5 and WORLD_SIZE=1 contradict each other"),
         ("RANK=0 WORLD_SIZE=2", r"2 processes train together \(WORLD_SIZE\), but MASTER_ADDR is not set"),
         ("RANK=0 WORLD_SIZE=2 MASTER_ADDR=a", "but MASTER_PORT is not set"),
-        ("SLURM_NTASKS=4(x2) SLURM_PROCID=0 MASTER_ADDR=a", r"SLURM_NTASKS='4\(x2\)' is not a whole number"),
-        ("SLURM_NTASKS=2 SLURM_PROCID=2 MASTER_ADDR=a", "SLURM_PROCID=2 and SLURM_NTASKS=2 contradict each other"),
+        ("SLURM_STEP_NUM_TASKS=4(x2) SLURM_PROCID=0 MASTER_ADDR=a", r"NUM_TASKS='4\(x2\)' is not a whole number"),
+        ("SLURM_STEP_NUM_TASKS=2 SLURM_PROCID=2 MASTER_ADDR=a", "PROCID=2 and SLURM_STEP_NUM_TASKS=2 contradict each"),
     ],
 )
 def test_variables_that_make_no_sense(variables, match, monkeypatch):
@@ -70,6 +80,53 @@ def test_a_port_that_is_not_a_number(monkeypatch):
     message = r"The 2 processes of the run cannot find each other \(MASTER_ADDR=localhost, MASTER_PORT=x\): .*; start"
     with pytest.raises(CiodError, match=message), distributed.world("cpu"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ("MASTER_ADDR=a", False),
+        ("SLURM_NTASKS=1 SLURM_PROCID=0", False),
+        ("SLURM_NTASKS=4 SLURM_PROCID=0 MASTER_ADDR=a", True),
+        ("SLURM_NTASKS=4 SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=4 MASTER_ADDR=a", False),
+        ("SLURM_NTASKS=4 SLURM_PROCID=0 RANK=0 WORLD_SIZE=1", False),  # torchrun in a batch script
+    ],
+)
+def test_a_batch_script_without_srun_gets_a_hint(variables, said, monkeypatch, tmp_path):
+    place(monkeypatch, variables)
+    hint = distributed.not_by_srun()
+    assert (hint is None) != said
+    assert not hint or "SLURM reserved 4 tasks, but one process trains; write srun before" in hint
+    heard: list[str] = []
+    if "RANK" not in variables and "STEP" not in variables:
+        with session.session(str(tmp_path / "out"), "cpu", SimpleNamespace(say=heard.append)) as (world, _):
+            assert world.size == 1
+    assert heard == ([hint] if said else [])
+
+
+def test_a_process_that_waits_for_others_says_so(monkeypatch, capfd):
+    """A real meeting place at which nobody else arrives."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    place(monkeypatch, f"RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT={port}")
+    monkeypatch.setattr(distributed, "PATIENCE", 0.05)
+    real = distributed.dist.init_process_group
+    short = partial(real, timeout=timedelta(seconds=1))
+    monkeypatch.setattr(distributed.dist, "init_process_group", short)
+    with pytest.raises(CiodError, match="processes of the run cannot find each other"), distributed.world("cpu"):
+        pass
+    said = capfd.readouterr().err
+    assert f"Process 0 of 2 waits for the others (MASTER_ADDR=localhost, MASTER_PORT={port}). If none will come" in said
+    assert "unset these variables to train with one process" in said
+
+
+def test_what_a_comparison_starts_trains_alone(monkeypatch):
+    """Also if the comparison itself was started by srun or torchrun."""
+    place(monkeypatch, "RANK=0 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=1 SLURM_PROCID=1 SLURM_STEP_NUM_TASKS=2")
+    env = distributed.without_ranks(os.environ)
+    place(monkeypatch, " ".join(f"{k}={env[k]}" for k in OURS if k in env))
+    assert "MASTER_ADDR" in env and distributed._environment() == (0, 1, 0)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
