@@ -28,17 +28,19 @@ class Federated:
 
     def select(self, place: np.ndarray) -> Federated:
         """Args: place: [I] new row of each image, -1 for those that are left out."""
-        absent, partial = ((place[p[:, 0]], p[:, 1]) for p in (self.absent, self.partial))
-        return Federated(*(np.stack(p, 1)[p[0] >= 0] for p in (absent, partial)), self.frequency)
+        pairs = ((place[p[:, 0]], p[:, 1]) for p in (self.absent, self.partial))
+        absent, partial = (np.stack(p, 1)[p[0] >= 0] for p in pairs)
+        return Federated(absent, partial, self.frequency)
 
     def relabel(self, table: np.ndarray, source: Sequence[int | None]) -> Federated:
         """Args:
         table: [C] new label of each class, -1 for those that are left out.
         source: [new C] old label of each new class, None without one.
         """
-        absent, partial = ((p[:, 0], table[p[:, 1]]) for p in (self.absent, self.partial))
+        pairs = ((p[:, 0], table[p[:, 1]]) for p in (self.absent, self.partial))
+        absent, partial = (np.stack(p, 1)[p[1] >= 0] for p in pairs)
         frequency = tuple("" if c is None else self.frequency[c] for c in source)
-        return Federated(*(np.stack(p, 1)[p[1] >= 0] for p in (absent, partial)), frequency)
+        return Federated(absent, partial, frequency)
 
 
 def read(

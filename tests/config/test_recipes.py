@@ -124,6 +124,7 @@ def test_table_2_has_a_recipe_a_cell_with_its_numbers(reference):
 def test_the_two_stage_rows_of_voc_have_recipes_with_their_numbers(split, method, lr):
     name = f"voc-{split}-{method}"
     (row,) = [r for r in literature.rows() if (r.dataset, r.scenario, r.method.lower()) == ("VOC2007", split, method)]
+    assert row.value is not None
     assert published(name).startswith(f"final AP50 {row.value:g}, AbsGap {76.4 - row.value:.1f} (upper bound 76.4")
     settings = config.load(name, [], absent=[])
     assert settings.detector.name == "fasterrcnn-r50" and settings.method["name"] == method

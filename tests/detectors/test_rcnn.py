@@ -127,6 +127,7 @@ def test_regions_are_pooled_as_by_torchvision():
     theirs_ = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
     wanted = theirs_({str(i): m for i, m in enumerate(maps)}, list(boxes), [(512, 512)] * 2)
     levels = level_of(boxes, (4, 8, 16, 32))
+    assert theirs_.map_levels is not None
     assert len(levels.unique()) == 3 and levels.flatten().tolist() == theirs_.map_levels(list(boxes)).tolist()
     torch.testing.assert_close(pool(maps, (4, 8, 16, 32), boxes), wanted, rtol=0, atol=1e-4)
 
