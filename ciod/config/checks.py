@@ -311,7 +311,8 @@ def data(tree: dict[str, Any]) -> list[str]:
             names = formats.class_names(data)
         if names:
             made = Protocol.model_validate(protocol)
-            return lists.problems(made.lists, len(groups_of(made, names))) if made.lists else []
+            groups = groups_of(made, names)
+            return lists.problems(made.lists, len(groups)) if made.lists else []
     except ConfigError as e:
         return e.problems
     except CiodError as e:
