@@ -21,7 +21,7 @@ def vectorised(old: int) -> ILYOLOX:
     """The method with nothing but the head mathematics of a YOLOX behind it."""
     method = ILYOLOX(nms_iou=0.95)
     method.attach(lambda images: None, YOLOX([], name="yolox-pico"), None)  # type: ignore[arg-type, return-value]
-    method.begin_task(SimpleNamespace(old_classes=range(old)))  # type: ignore[arg-type]
+    method.begin_task(SimpleNamespace(repeated_classes=(), old_classes=range(old)))  # type: ignore[arg-type]
     return method
 
 
