@@ -34,6 +34,12 @@ def outputs(images: int) -> Outputs:
         answers=2,
         frame=(64, 32),
         refs=each(6, 4),
+        asked=each(5),
+        starts=each(5, 4),
+        memory=each(7, 3),
+        shapes=((2, 2), (1, 3)),
+        first=each(7, 3),
+        states=each(5, 3),
     )
 
 
