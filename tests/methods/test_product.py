@@ -169,7 +169,7 @@ def test_a_second_task_of_three_steps(name, detector, data, firsts, tmp_path, mo
 
 @pytest.mark.parametrize("name", sorted(WEIGHT))
 def test_zero_weight_is_fine_tuning(name, data, firsts, tmp_path):
-    detector = min(lightest().values())
+    detector = lightest()["YOLOX"]
     first = firsts(detector)
     zero = go(data, tmp_path / "zero", detector, f"first={first}", f"method={name}", f"{WEIGHT[name]}=0")
     assert_equal(go(data, tmp_path / "plain", detector, f"first={first}", "method=finetune"), zero)
@@ -181,14 +181,14 @@ def test_zero_weight_is_fine_tuning(name, data, firsts, tmp_path):
 @pytest.mark.parametrize("name", ["ewc", "merge", "replay"])
 def test_a_first_task_taken_over_equals_one_s_own(name, data, firsts, tmp_path):
     """Methods that keep something of a finished task get it although another run trained it."""
-    detector = min(lightest().values())
+    detector = lightest()["YOLOX"]
     words = (f"method={name}", *SETTINGS.get(name, ()))
     own = go(data, tmp_path / "own", detector, *words)
     assert_equal(own, go(data, tmp_path / "taken", detector, f"first={firsts(detector)}", *words))
 
 
 def test_a_method_that_measures_its_first_task_takes_over_no_other(data, firsts, tmp_path):
-    detector = min(lightest().values())
+    detector = lightest()["YOLOX"]
     with pytest.raises(CiodError, match=r"first: merge needs a first task of its own with these settings"):
         go(data, tmp_path / "run", detector, f"first={firsts(detector)}", "method=merge", "method.rule=duet")
 
