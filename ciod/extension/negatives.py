@@ -59,7 +59,7 @@ def find(settings: Extend, names: Names, pool: Index | None, old: Index | None) 
         old: validation pictures of the old data, labelled in the order of the extended model.
     """
     found = Negatives()
-    if names.parent is not None:  # whatever shows the parent shows one of its kinds, and nobody knows what a pool shows
+    if names.parent is not None:  # whatever shows the parent shows one of its kinds; what a pool shows is unknown
         parent = names.all.index(names.parent)
         if old is not None:
             rest = np.setdiff1d(np.arange(len(old)), old.image[old.labels == parent])
