@@ -36,8 +36,12 @@ class StagedBranches(StagedDetector):
     parts: list[list[int]]
 
     def make_children(self, columns: Sequence[int], inner: Sequence[int], parent: int) -> br.ChildBranch:
-        """A branch of ``columns``, kinds of the class ``parent``; for detectors with the trait ``children``."""
-        raise NotImplementedError
+        """A branch of ``columns``, kinds of the class ``parent``; for detectors with the trait ``children``.
+
+        Raises:
+            CiodError: this detector does not have the trait.
+        """
+        raise CiodError(f"A class of a {self.settings['name']} cannot become several; only one of a YOLOX can.")
 
     @abstractmethod
     def make_branch(self, columns: Sequence[int], new: int, inner: Sequence[int]) -> br.Branch | MapsBranch:

@@ -88,6 +88,9 @@ def test_wrong_kinds_are_refused():
             detector.add_children(parent, kinds)
     with pytest.raises(CiodError, match="already knows 'cow'"):
         detector.add_children("bee", ["cow"])
+    other: Any = detectors.build(("ant",), name="gfl-pico", size=64)
+    with pytest.raises(CiodError, match="A class of a gfl-pico cannot become several; only one of a YOLOX can"):
+        other.add_children("ant", ["bee"])
 
 
 @torch.no_grad()
