@@ -17,7 +17,7 @@ def visible(environment: Mapping[str, str] | None = None, count: int | None = No
 
     Args:
         environment: default: that of this process.
-        count: number of GPUs that PyTorch sees; default: it is asked.
+        count: number of GPUs that PyTorch sees; default: PyTorch reports it.
     """
     environment = os.environ if environment is None else environment
     count = torch.cuda.device_count() if count is None else count

@@ -1,4 +1,4 @@
-"""The checks of a detector, in the order in which they are told."""
+"""The checks of a detector, in the order in which they are reported."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ NOT_ALIGNED = (
 )
 """Why a method that compares positions of teacher and student cannot use a query detector."""
 OTHER_REGIONS = (
-    "Its regions are others in the student than in the teacher, so their outputs cannot be compared one by one; mma, "
+    "Its regions differ between student and teacher, so their outputs cannot be compared one by one; mma, "
     "faster_ilod and bpf give both the same regions, and pseudo_label works on the detections alone."
 )
 """The same of a detector with two stages."""

@@ -64,7 +64,7 @@ class Detector(nn.Module, ABC):
     on a branch), ``query`` (positions are queries, which show different objects in teacher and student),
     ``first_stage`` (an encoder chooses the queries), ``learnt_queries`` (they are the same for every picture),
     ``given_queries`` (the decoder can be asked another detector's queries), ``rois`` (positions are regions that a
-    first stage proposes, which are others in teacher and student; classes and background are one softmax).
+    first stage proposes, which differ between teacher and student; classes and background are one softmax).
     """
     variants: ClassVar[Mapping[str, Any]] = {}
     """Names of this family, each with its architecture."""

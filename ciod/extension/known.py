@@ -152,7 +152,7 @@ def _named(name: str, where: dict[str, str], names: Names) -> str:
 
 
 def _differ(train: Index, row: int, boxes: np.ndarray, labels: np.ndarray) -> bool:
-    """Whether an image's boxes of the folder are others, beyond the rounding of a file."""
+    """Whether an image's boxes in the folder differ by more than the rounding of a file."""
     own = train.of_image(row)
     before = np.column_stack([train.labels[own], train.boxes[own]])
     after = np.column_stack([labels, boxes]) if len(labels) else np.zeros((0, 5))

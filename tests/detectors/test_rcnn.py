@@ -337,7 +337,7 @@ def test_an_exported_file_agrees(tmp_path):
 
 
 def test_a_method_that_compares_positions_is_refused():
-    with pytest.raises(ConfigError, match="Its regions are others in the student than in the teacher"):
+    with pytest.raises(ConfigError, match="Its regions differ between student and teacher"):
         config.load(None, ["data=shapes", "split=6+4", "detector=fasterrcnn-pico", "method=erd"])
     with pytest.raises(ConfigError, match="mma needs a detector with rois, which yolox-nano does not have"):
         config.load(None, ["data=shapes", "split=6+4", "detector=yolox-nano", "method=mma"])

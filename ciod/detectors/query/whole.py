@@ -92,7 +92,7 @@ class WholeDetector(QueryDetector):
         return Input(size=size or 192, std=(255.0, 255.0, 255.0), fill=0.0)
 
     def resnet(self, weights: str) -> nn.Module | None:
-        """torchvision's ResNet-50 with ``weights``; None: they could not be downloaded, which was said."""
+        """torchvision's ResNet-50 with ``weights``; None: the download failed, with a warning."""
         net = torchvision.models.resnet50(weights=None)
         return net if load_resnet(net, 50, weights) else None
 
