@@ -14,17 +14,15 @@ from ciod.core import losses as L
 from ciod.core.types import Batch, Outputs
 from ciod.methods.base import queries, selection
 from ciod.methods.base.distillation import Fraction, Temperature, Weight, categorical_kl, masked_mean
-from ciod.methods.pseudo_label import PseudoLabel
+from ciod.methods.base.query_distillation import QueryDistillation
 
 
-class QueryKD(PseudoLabel):
+class QueryKD(QueryDistillation):
     """Pseudo-labels, and the student's decoder answers the teacher's queries as the teacher does."""
 
     needs = frozenset({"given_queries"})
     distillation_terms = frozenset({"distill_enc", "distill_dec", "distill_box"})
 
-    nms_iou: Fraction = 1.0
-    """NMS among pseudo boxes of a class; 1 keeps all, as one query finds one object."""
     enc_weight: Weight = 1.0
     """λ1 of the encoder's class logits at all tokens, where an encoder chooses the queries."""
     dec_weight: Weight = 1.0
@@ -39,13 +37,6 @@ class QueryKD(PseudoLabel):
     """And with less overlap than this with every real box."""
     temperature: Temperature = 5.0
     """Of the distributions of box sides (D-FINE)."""
-
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        if self.teacher is None:
-            return super().loss(batch)
-        outputs = self.student(batch.images)
-        knowledge = self.teach(batch)
-        return self.supervised(outputs, knowledge, batch) | self.distill(outputs, knowledge, batch)
 
     def distill(self, outputs: Outputs, knowledge: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Named terms; each is 0 if student and teacher are equal, and none is computed whose weight is 0."""

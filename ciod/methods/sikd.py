@@ -17,18 +17,16 @@ from ciod.core.types import Batch, Outputs
 from ciod.detectors.query.deformable import DeformableDETR
 from ciod.methods.base import queries
 from ciod.methods.base.distillation import Fraction, Weight
-from ciod.methods.pseudo_label import PseudoLabel
+from ciod.methods.base.query_distillation import QueryDistillation
 
 
-class SIKD(PseudoLabel):
+class SIKD(QueryDistillation):
     """Pseudo-labels; the new decoder answers the old queries as the old one, and ranks old classes alike."""
 
     needs = frozenset({"learnt_queries", "given_queries"})
     paper: ClassVar[str] = "Symbiosis-Inspired Knowledge Distillation, ICML 2026"
     distillation_terms = frozenset({"distill_spsd", "distill_sesd"})
 
-    nms_iou: Fraction = 1.0
-    """NMS among pseudo boxes of a class; 1 keeps all, as one query finds one object."""
     spsd_weight: Weight = 1.0
     """Of the spatial term: anchors and, times ``id_weight``, all queries of all layers."""
     id_weight: Weight = 1.0
@@ -39,13 +37,6 @@ class SIKD(PseudoLabel):
     """γ: a query of the teacher with this score of an old class is an anchor,"""
     anchor_iou: Annotated[float, Field(gt=0, le=1)] = 0.7
     """τ: if its overlap with every real box is below this."""
-
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        if self.teacher is None:
-            return super().loss(batch)
-        outputs = self.student(batch.images)
-        knowledge = self.teach(batch)
-        return self.supervised(outputs, knowledge, batch) | self.distill(outputs, knowledge, batch)
 
     def distill(self, outputs: Outputs, knowledge: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Named terms; the spatial one is 0 if student and teacher are equal, and so is the semantic one."""

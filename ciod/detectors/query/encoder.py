@@ -112,15 +112,27 @@ class EncoderQueries(QueryDetector):
 
     @staticmethod
     def _anchors(shapes: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
-        """A box around every cell, as logits of its shares of the image [T, 4]; whether it is well inside [T, 1]."""
-        found = []
-        for level, (height, width) in enumerate(shapes):
-            y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
-            x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
-            side = torch.full((height, width), ANCHOR * 2.0**level, device=device)
-            centre = [x.expand(height, width), y[:, None].expand(height, width)]
-            found.append(torch.stack([*centre, side, side], -1).flatten(0, 1))
-        anchors = torch.cat(found)
-        inside = ((anchors > INSIDE) & (anchors < 1 - INSIDE)).all(1, keepdim=True)
+        """The boxes of ``cell_boxes`` as logits [T, 4]; whether each is well inside [T, 1]."""
+        anchors, inside = cell_boxes(shapes, device)
         beyond = torch.finfo(torch.float32).max
         return (anchors / (1 - anchors)).log().masked_fill(~inside, beyond), inside
+
+
+def cell_boxes(shapes: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """A box around every cell of every level, from which the encoder's predictions start.
+
+    Args:
+        shapes: height and width of each level, in cells.
+
+    Returns:
+        Centre and sides as shares of the image [T, 4], and whether the box is well inside the image [T, 1].
+    """
+    found = []
+    for level, (height, width) in enumerate(shapes):
+        y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
+        x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
+        side = torch.full((height, width), ANCHOR * 2.0**level, device=device)
+        centre = [x.expand(height, width), y[:, None].expand(height, width)]
+        found.append(torch.stack([*centre, side, side], -1).flatten(0, 1))
+    boxes = torch.cat(found)
+    return boxes, ((boxes > INSIDE) & (boxes < 1 - INSIDE)).all(1, keepdim=True)

@@ -13,7 +13,7 @@ from ciod.core import boxes as bx
 from ciod.core.types import Outputs
 from ciod.detectors.layers.class_layers import ClassLinear, RankedLinear
 from ciod.detectors.query import matching
-from ciod.detectors.query.encoder import ANCHOR, INSIDE
+from ciod.detectors.query.encoder import cell_boxes
 from ciod.detectors.query.whole import WholeDetector
 
 GAMMA, LEAST = 2.0, 0.01  # of the class loss: focus of negatives, least target of a match
@@ -207,15 +207,7 @@ def refined(start: Tensor, move: Tensor) -> Tensor:
 
 def _proposals(shapes: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """A box around every cell [T, 4], 0 near the border of the image; whether it is well inside [T, 1]."""
-    found = []
-    for level, (height, width) in enumerate(shapes):
-        y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
-        x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
-        side = torch.full((height, width), ANCHOR * 2.0**level, device=device)
-        centre = [x.expand(height, width), y[:, None].expand(height, width)]
-        found.append(torch.stack([*centre, side, side], -1).flatten(0, 1))
-    proposals = torch.cat(found)
-    inside = ((proposals > INSIDE) & (proposals < 1 - INSIDE)).all(1, keepdim=True)
+    proposals, inside = cell_boxes(shapes, device)
     return proposals * inside, inside
 
 
