@@ -56,7 +56,8 @@ class SplitClass(FreezeBranch):
         matches = self.detector.match(outputs, batch.targets)
         supervision = L.supervise(outputs, batch.targets, matches)
         label = batch.targets.labels.gather(1, matches.target)
-        kinds = torch.tensor(self._branched.parts[-1], device=label.device)
-        logits = gather_rows(outputs.logits, matches.position).index_select(2, kinds)
+        first, last = self._branched.parts[-1][0], self._branched.parts[-1][-1]  # kinds arrive together
+        kinds = torch.arange(first, last + 1, device=label.device)
+        logits = gather_rows(outputs.logits[..., first : last + 1], matches.position)
         each = L.bce(logits, (label[..., None] == kinds).float()).sum(2)
         return {"cls": L.masked_sum(each, supervision.counted) / L.count(supervision.counted)}
