@@ -81,7 +81,7 @@ def test_a_prediction_of_label_studio_is_in_percent():
 
 
 def test_sahi_slices_a_large_picture(place):
-    pytest.importorskip("sahi", reason="sahi is not installed")
+    pytest.importorskip("sahi", reason="sahi is absent: pip install 'ciod[sahi]'")
     from sahi.predict import get_prediction, get_sliced_prediction
 
     CiodModel = example("sahi_model").CiodModel

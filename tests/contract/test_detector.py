@@ -361,7 +361,7 @@ CASES = [(check, changes, match) for check, cases in BROKEN.items() for changes,
 @pytest.mark.parametrize(("check", "changes", "match"), CASES, ids=[f"{c}-{i}" for i, (c, _, _) in enumerate(CASES)])
 def test_what_breaks_is_reported(tmp_path, check, changes, match):
     if check == "onnx":
-        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxruntime", reason="onnxruntime is absent: pip install 'ciod[onnx]'")
     sentences = found(tmp_path, check, *changes)
     assert any(re.search(match, s) for s in sentences), sentences
 
@@ -371,7 +371,7 @@ def test_every_check_is_broken_by_something():
 
 
 def test_the_pages_detector_keeps_the_contract(tmp_path):
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is absent: pip install 'ciod[onnx]'")
     result = contract.check(write(tmp_path))
     assert not result.broken, "\n".join(result.lines())
     assert result.lines()[-1].endswith("plain.py:Plain: It keeps the contract.")

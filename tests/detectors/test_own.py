@@ -114,7 +114,7 @@ def test_evaluated_predicted_and_exported(place, tmp_path):
     assert ciod.evaluate(model, place / "data", detector=name, device="cpu").images == 3
     picture = next((place / "data").rglob("*.png"), None) or next((place / "data").rglob("*.jpg"))
     assert list(ciod.predict(model, [picture], detector=name, device="cpu")) == [picture]
-    pytest.importorskip("onnx")
+    pytest.importorskip("onnx", reason="onnx is absent: pip install 'ciod[onnx]'")
     assert ciod.export(model, tmp_path / "m.onnx", detector=name).path.exists()
 
 

@@ -54,7 +54,7 @@ def test_a_bound_run_that_fails_says_why(tmp_path):
 
 
 def test_a_gpu_is_used_where_onnxruntime_can(tmp_path, monkeypatch):
-    ort = pytest.importorskip("onnxruntime")
+    ort = pytest.importorskip("onnxruntime", reason="onnxruntime is absent: pip install 'ciod[onnx]'")
     gpu = torch.device("cuda", 1)
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     assert not session.on_gpu(gpu)
