@@ -32,7 +32,7 @@ def need_ray() -> Any:
         CiodError: it is not installed.
     """
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]  # an extra that the tests do without
     except ImportError as error:
         raise CiodError("on: Ray is not installed: pip install 'ciod[ray]'") from error
     return ray
