@@ -48,6 +48,14 @@ class Scenario(_Loose):
     protocol: list[str] | None = None
 
 
+class Kept(_Loose):
+    """Which epoch ``train.best`` chose."""
+
+    epoch: Annotated[int, Field(ge=1, lt=2**31)]
+    planned: Annotated[int, Field(ge=1, lt=2**31)]
+    why: str
+
+
 class Task(_Loose):
     index: Count = None
     new_classes: Names = None
@@ -69,6 +77,7 @@ class Task(_Loose):
     epochs: Count = None
     warnings: list[str] | None = None
     open_world: dict[str, Value] | None = None
+    kept: Kept | None = None
 
 
 class Detector(_Loose):
