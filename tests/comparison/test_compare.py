@@ -230,13 +230,15 @@ def contents(out: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_blocks_killed_twice_and_cut_in_two_halves_give_the_same_page(scenes, tmp_path):
+def test_blocks_killed_twice_and_cut_in_two_halves_give_the_same_page(scenes, tmp_path, monkeypatch, capsys):
     """Two blocks: two folds, class orders and seeds, two methods and joint training."""
     base = words(scenes, Path("OUT"), ["finetune", ILYOLOX])
     base = [w for w in base if not w.startswith("out=")] + ["folds=2", "blocks=2"]
+    given = {"methods": ["finetune", ILYOLOX], "data": str(scenes), "folds": 2, "blocks": 2, **SETTINGS}
     whole, halves = tmp_path / "a" / "out", tmp_path / "b" / "out"
-    one = subprocess.run([*base, f"out={whole}"], env=environment(), capture_output=True, text=True)
-    assert one.returncode == 0, one.stderr
+    with monkeypatch.context() as patch:
+        patch.setattr(schedule, "run", in_this_process)
+        ciod.compare(out=whole, **given)
     first, second = ([*base, f"out={halves}", "--only", f"{k}/2"] for k in (1, 2))
     kill_when(first, "first-*/last/state.pt", halves)
     kill_when(second, "ilyolox-seed1/last/state.pt", halves)
@@ -245,8 +247,10 @@ def test_blocks_killed_twice_and_cut_in_two_halves_give_the_same_page(scenes, tm
     assert [p.returncode for p in both] == [0, 0] and not (halves / "compare.html").exists()
     assert "part 1 of 2: 4 of 4 runs are finished" in told[0] and "repeat the command without only=" in told[1]
     for _ in range(2):  # merging is the same command without a part, and may be repeated
-        merged = subprocess.run([*base, f"out={halves}"], env=environment(), capture_output=True, text=True)
-        assert merged.returncode == 0 and "8 of 8 exist already" in merged.stdout, merged.stdout
+        capsys.readouterr()
+        ciod.compare(out=halves, **given)
+        told = capsys.readouterr().out
+        assert "8 of 8 exist already" in told, told
         assert contents(halves) == contents(whole)
     lines = list(csv.DictReader((whole / "compare.csv").open()))
     assert {(x["seed"], x["fold"], x["order"]) for x in lines} == {("0", "1", "seed:0"), ("1", "2", "seed:1")}
