@@ -252,8 +252,8 @@ def test_another_model_is_refused_unless_allowed(stopped):
 def test_other_code_is_refused_unless_allowed(stopped, monkeypatch):
     out, real = stopped.parent / "run", fingerprints.of_code
 
-    def edited(method, **more):
-        found = real(method, **more)
+    def edited(*given, **more):
+        found = real(*given, **more)
         assert "extension/run.py" in found["files"] and "report/page.py" not in found["files"]
         return {**found, "files": {**found["files"], "extension/effort.py": "other"}}
 
