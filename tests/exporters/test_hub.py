@@ -193,6 +193,7 @@ def test_a_server_that_does_not_answer(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("time.sleep", lambda _: None)  # huggingface_hub tries again after longer and longer pauses
     said = refused(lambda: ciod.load("hf:me/cards"))
     assert "hf:me/cards is not in the cache, and the Hub does not answer" in said or "cannot be fetched" in said
 
