@@ -13,8 +13,9 @@ BIN := .venv/bin
 demo: .venv
 	$(BIN)/ciod demo out=demo
 
+# worksteal: neighbouring tests share a process, and so what a module trains once.
 test: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -p tests.reached -rs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -p tests.reached -rs
 
 # WHEELS keeps what was compiled; with another PyTorch it must be compiled again.
 MMDET := .venv-mmdet
@@ -42,7 +43,7 @@ lint: .venv/dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 coverage: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-report=html
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term --cov-report=html
 
 wheel: .venv/dev
 	$(BIN)/python scripts/check_wheel.py dist
