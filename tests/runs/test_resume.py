@@ -399,8 +399,8 @@ def test_other_code_is_refused_unless_allowed(whole, data, tmp_path, monkeypatch
     unfinished(data, tmp_path / "run", 1, middle(whole, 1))
     real = fingerprints.of_code
 
-    def edited(method):
-        found = real(method)
+    def edited(*given):
+        found = real(*given)
         return {**found, "ciod": "9.9", "files": {**found["files"], "training/loop.py": "other"},
                 "packages": {**found["packages"], "torch": "1.0"}}  # fmt: skip
 
