@@ -27,7 +27,7 @@ def truth(images: int, classes: int, boxes: int, rng: np.random.Generator) -> In
     names = tuple(f"class {i}" for i in range(classes))
     return Index(
         names,
-        [f"{i}.jpg" for i in range(images)],  # type: ignore[arg-type]
+        [f"{i}.jpg" for i in range(images)],
         np.full((images, 2), 640, np.int32),
         np.arange(images) + 1,
         image=np.repeat(np.arange(images), boxes),

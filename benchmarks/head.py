@@ -20,8 +20,8 @@ PUBLISHED = 2.2  # seconds on 2 CPU cores: matching and losses of the published 
 def vectorised(old: int) -> ILYOLOX:
     """The method with nothing but the head mathematics of a YOLOX behind it."""
     method = ILYOLOX(nms_iou=0.95)
-    method.attach(lambda images: None, YOLOX([], name="yolox-pico"), None)  # type: ignore[arg-type, return-value]
-    method.begin_task(SimpleNamespace(repeated_classes=(), old_classes=range(old)))  # type: ignore[arg-type]
+    method.attach(lambda images: None, YOLOX([], name="yolox-pico"), None)
+    method.begin_task(SimpleNamespace(repeated_classes=(), old_classes=range(old)))
     return method
 
 

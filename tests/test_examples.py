@@ -80,8 +80,11 @@ def test_a_prediction_of_label_studio_is_in_percent():
     assert result["from_name"] == "box" and result["to_name"] == "image" and answer["score"] == result["score"] == 0.75
 
 
-def test_sahi_slices_a_large_picture(place):
+def test_sahi_slices_a_large_picture(place, monkeypatch):
     pytest.importorskip("sahi", reason="sahi is absent: pip install 'ciod[sahi]'")
+    from PIL import Image
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # SAHI lifts Pillow's limit for everybody
     from sahi.predict import get_prediction, get_sliced_prediction
 
     CiodModel = example("sahi_model").CiodModel

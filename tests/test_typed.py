@@ -30,7 +30,7 @@ several = ciod.predict("model.safetensors", ["a.jpg", "b.jpg"])
 classes = extended["tasks"][-1]["new_classes"]
 kept = extended["extension"]["retention"]
 """
-LARGEST = 26  # lines with an error that is silenced, in the package, its tests and benchmarks
+LARGEST = 25  # lines with an error that is silenced, in the package, its tests and benchmarks
 REVEALED = (
     "results", "results['tasks']", "detector", "found", "found.boxes", "found.class_names", "scored", "scored.table",
     "ciod.extend", "extended", "classes", "several",

@@ -101,7 +101,7 @@ class _Run:
         self.teacher = self.student.frozen() if task and self.method.uses_teacher else None
         self.method.grow(self.student, new)
         self.asked = _Student(self.student)
-        self.method.attach(self.asked, self.student, self.teacher)  # type: ignore[arg-type]
+        self.method.attach(self.asked, self.student, self.teacher)
         empty = Index(old + new, [], np.zeros((0, 2), np.int32), np.zeros(0, np.int64), **empty_columns())
         self.task = Task(task, new, old, empty, empty, 0, 0)
         self.method.begin_task(self.task)
@@ -191,7 +191,7 @@ def resuming(s: Subject) -> Iterator[str]:
     torch.save(again.method.state(), kept)
     kept.seek(0)
     fresh = s.cls.model_validate({})
-    fresh.attach(again.asked, again.student, again.teacher)  # type: ignore[arg-type]
+    fresh.attach(again.asked, again.student, again.teacher)
     fresh.begin_task(again.task)
     fresh.load_state(torch.load(kept, weights_only=True))
     again.method = again.checks.method = fresh

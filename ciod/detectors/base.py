@@ -22,6 +22,7 @@ from ciod.detectors.layers.class_layers import ClassConv, ClassRows
 
 if TYPE_CHECKING:
     from PIL import Image
+    from typing_extensions import Self
 
     from ciod.data.augment import Placement
     from ciod.detectors.layers.arbiter import Arbiter
@@ -232,7 +233,7 @@ class Detector(nn.Module, ABC):
             raise CiodError(FOLDED)
         return super().named_parameters(prefix, recurse, remove_duplicate)
 
-    def frozen(self) -> Detector:
+    def frozen(self) -> Self:
         """An independent copy in eval mode, without gradients."""
         twin = copy.deepcopy(self).eval()
         for _, p in nn.Module.named_parameters(twin):

@@ -87,7 +87,7 @@ class BPF(RegionDistillation):
         if not isinstance(other, FasterRCNN) or lacking:
             what = f"does not know {lacking[0]!r}" if lacking else "is no Faster R-CNN"
             raise ConfigError([f"method.interim: {file} {what}; it must be trained on the task's new classes."])
-        self._other = other.frozen().to(self.detector.device)  # type: ignore[assignment]
+        self._other = other.frozen().to(self.detector.device)
         self._columns = [other.class_names.index(n) for n in task.new_classes]
 
     def supervised(self, outputs: RoIOutputs, knowledge: RoIOutputs, batch: Batch) -> dict[str, Tensor]:

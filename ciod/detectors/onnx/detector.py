@@ -239,7 +239,7 @@ class OnnxDetector(Detector):
 
     # Training -----------------------------------------------------------------------------------------------------
 
-    loss = YOLOX.loss  # type: ignore[assignment]
+    loss = YOLOX.loss
 
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
         """SimOTA on the newest branch, because nothing else is trained."""

@@ -70,7 +70,7 @@ class BoxRows(nn.Module):
 class ClassBoxes(ClassLinear):
     """The corrections of each class: [R, channels] → [R, classes, 4]. New rows move a region hardly at all."""
 
-    def block(self, classes: int) -> BoxRows:  # type: ignore[override]
+    def block(self, classes: int) -> BoxRows:
         return BoxRows(self.channels, classes)
 
     def grow(self, classes: int) -> None:
@@ -79,7 +79,7 @@ class ClassBoxes(ClassLinear):
         nn.init.zeros_(block.bias)
         if len(self.blocks):
             block.to(next(self.blocks[0].parameters()))
-        self.blocks.append(block)  # type: ignore[arg-type]
+        self.blocks.append(block)
 
     def forward(self, x: Tensor) -> Tensor:
         if not len(self.blocks):
