@@ -305,6 +305,10 @@ BROKEN: dict[str, list[tuple[list[tuple[str, str]], str]]] = {
             [(SUPERVISE, SUPERVISE + "        torch.nonzero(matches.valid)\n")],
             r"each step waits for the device: .*nonzero",
         ),
+        (
+            [(SUPERVISE, SUPERVISE + "        outputs.logits.index_put((matches.positive,), outputs.boxes.sum())\n")],
+            r"each step waits for the device: a mask as an index",
+        ),
     ],
     "order": [
         (

@@ -30,6 +30,12 @@ def test_an_extension_that_was_not_measured():
     assert extended.verdict({**found, "tasks": found["tasks"][:1]}) == "Unfinished: nothing has been measured."
 
 
+def test_a_smoke_test_is_called_so():
+    found = extension()
+    found["scenario"]["subset"] = "1%"
+    assert extended.verdict(found).startswith("Smoke test with a subset of the images (1%). The 2 new classes reach ")
+
+
 def test_the_new_and_the_old_classes():
     text = extended.verdict(extension())
     assert (

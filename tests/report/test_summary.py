@@ -48,6 +48,12 @@ def test_verdict_of_many_tasks() -> None:
     assert "The 2 newest classes reach" in verdict(found)
 
 
+def test_verdict_of_a_task_that_repeats_every_class() -> None:
+    found = fake.results((2, 1), names=["a", "b", "c"])
+    found["tasks"][1]["old_classes"] = found["tasks"][1]["repeated_classes"] = ["a", "b"]
+    assert verdict(found).startswith("After learning 1 new class, no class is old: the last task taught all of them.")
+
+
 def test_verdict_of_joint_unfinished_and_nothing() -> None:
     joint = fake.results((6, 4), joint=True)
     joint["tasks"][0]["all"]["AP50"] = 0.712
