@@ -69,7 +69,9 @@ def push(
             api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload a model of ciod")
         except package.errors.HFValidationError as e:
             raise CiodError(f"push: {repo} is not the name of a repository; write user/model.") from e
-        except (package.errors.HfHubHTTPError, OSError) as e:
+        except Exception as e:
+            if not hub.of_the_way(e):
+                raise
             raise CiodError(f"push: {repo} cannot be written: {str(e).splitlines()[0]} (is HF_TOKEN set?)") from e
     return f"{endpoint or 'https://huggingface.co'}/{repo}"
 

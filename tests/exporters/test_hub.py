@@ -187,7 +187,7 @@ def test_what_the_hub_does_not_have(server, run, tmp_path, monkeypatch):
         assert f"push: {repo} cannot be written: 403" in refused(lambda repo=repo: ciod.push(run, repo))
 
 
-def test_a_server_that_does_not_answer(monkeypatch, tmp_path):
+def test_a_server_that_does_not_answer(monkeypatch, tmp_path, run):
     from huggingface_hub import constants
 
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
@@ -196,6 +196,18 @@ def test_a_server_that_does_not_answer(monkeypatch, tmp_path):
     monkeypatch.setattr("time.sleep", lambda _: None)  # huggingface_hub tries again after longer and longer pauses
     said = refused(lambda: ciod.load("hf:me/cards"))
     assert "hf:me/cards is not in the cache, and the Hub does not answer" in said or "cannot be fetched" in said
+    assert "push: me/cards cannot be written: " in refused(lambda: ciod.push(run, "me/cards"))
+
+
+def test_an_error_of_this_program_is_none_of_the_server(run, monkeypatch):
+    import huggingface_hub
+
+    def fails(*_, **__):
+        raise AssertionError("a mistake")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_exists", fails)
+    with pytest.raises(AssertionError, match="a mistake"):
+        ciod.push(run, "me/cards")
 
 
 def test_without_the_package(monkeypatch):
