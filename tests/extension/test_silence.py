@@ -101,7 +101,9 @@ def test_detections_on_an_object_are_counted_by_class():
         "confused on the new pictures: 1 of 1 dog taken for eel, 2 of 3 eel taken for cat"
     ]
     (said,) = confusion.alike(rows[1:])
-    assert said.startswith("eel looks like the known class cat: the model as it was takes 3 of 3 objects for it (100 %)")
+    assert said.startswith(
+        "eel looks like the known class cat: the model as it was takes 3 of 3 objects for it (100 %),"
+    )
     assert confusion.alike([{"class": "eel", "objects": 9, "found": 0, "taken": {"cat": 2}}]) == []
 
 
