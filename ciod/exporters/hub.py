@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ciod import detectors
 from ciod.core.errors import CiodError
 from ciod.core.files import exists, is_file
+from ciod.core.plural import few
 from ciod.core.version import __version__
 from ciod.detectors.files import hub, weights
 from ciod.report.page import read_results
@@ -133,7 +134,7 @@ def _metadata(name: str, results: Results, license: str | None) -> str:
 
 def _step(step: Mapping[str, Any]) -> str:
     """One step of the lineage."""
-    classes = ", ".join(step.get("classes") or []) or "no new class"
+    classes = few(step.get("classes") or []) or "no new class"  # all of them are listed above
     further = f"; further: {', '.join(step['taught'])}" if step.get("taught") else ""
     dropped = f"; dropped: {', '.join(step['dropped'])}" if step.get("dropped") else ""
     source = Path(str(step.get("data") or step.get("from") or "an unknown place")).name

@@ -32,7 +32,9 @@ def of_hub(name: str) -> Sheet:
 
     if not hub.is_of_transformers(name):
         path = hub.local(name)
-        return onnx(path) if path.suffix == ".onnx" else model(path)
+        sheet = onnx(path) if path.suffix == ".onnx" else model(path)
+        sheet.lines[0] = sheet.lines[0].replace(str(path), name, 1)  # not its place in the cache
+        return sheet
     found = hf.describe(name)
     names = [found.labels[i] for i in found.rows]
     place = "stretched" if found.input.place == "stretch" else "with a border"

@@ -18,7 +18,7 @@ import yaml
 from typer.testing import CliRunner
 
 import ciod
-from ciod import detectors
+from ciod import detectors, listing
 from ciod.cli import app
 from ciod.core.errors import CiodError
 from ciod.detectors.files import hub
@@ -144,6 +144,7 @@ def test_a_pushed_model_predicts_the_same_boxes(server, run):
 
 def test_the_card_has_classes_lineage_numbers_and_licence(server, run):
     ciod.push(run, "me/cards", license="apache-2.0")
+    assert listing.look_up("hf:me/cards", [], {}).lines[0].startswith("hf:me/cards: name=yolox-pico, ")
     text = server.repos["me/cards"]["README.md"].decode()
     _, head, body = text.split("---\n", 2)
     data, names = yaml.safe_load(head), list(ciod.load(run).class_names)
