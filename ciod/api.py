@@ -170,6 +170,7 @@ def _score(
     from ciod.evaluation.confusions import confusion
     from ciod.evaluation.detect import Scored
     from ciod.evaluation.detect import evaluate as run
+    from ciod.evaluation.lvis import doubts
 
     world = World(device=pick_device(device))
     detector.to(world.device)
@@ -182,7 +183,7 @@ def _score(
         tuple(n for n in detector.class_names if n not in index.class_names),
         len(index),
         broken,
-        [f"{index.source}: {line}" for line in index.problems.lines()],
+        [*(f"{index.source}: {line}" for line in index.problems.lines()), *doubts(metric, index)],
         confusion(found, index, both) if index.federated is None else None,  # LVIS: it may be right without an object
     )
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from ciod.core.errors import CiodError, ConfigError
 from ciod.data.images import read_image, save_image
 from ciod.data.shapes.scenes import write_shapes
 from ciod.listing import topics
+from ciod.report.scored import _notes
 from tests.data.writers import sample_index, write_coco
 from tests.detectors.test_weights import official
 
@@ -117,6 +119,7 @@ MISTAKES = [
     ("list detector", "list: there is no 'detector'; did you mean 'detectors'"),
     ("list data", "list data: name a folder"),
     ("list data /no/such/folder", "/no/such/folder does not exist"),
+    ("list PETS", "is a folder; if it holds a data set: ciod list data /"),
     ("list absent.safetensors", "There is no model file absent.safetensors."),
     ("report /no/such/folder", "/no/such/folder"),
     ("demo seeds=1", "seeds: there is no such setting; did you mean 'seed'"),
@@ -277,6 +280,17 @@ def test_help_does_not_load_torch(tmp_path):
 def test_help_of_every_command(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0 and len(out) > 200
+
+
+def test_list_of_a_run_folder_names_its_model(run, model):
+    code, _, err = run("list", str(model.parent))
+    assert code == 2 and f"is a folder, not a model file; its model is {model}." in err
+
+
+def test_eval_shortens_a_long_list_of_classes():
+    absent = tuple(f"c{i}" for i in range(80))
+    scored = SimpleNamespace(unknown_to_model=(), absent_from_data=absent, problems=())
+    assert _notes(scored, {}) == [f"not in the data, left out: {', '.join(absent[:12])}, … (80)"]
 
 
 # eval -----------------------------------------------------------------------------------------------------------------

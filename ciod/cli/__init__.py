@@ -182,14 +182,14 @@ def check(
     model: Annotated[str, typer.Argument(help="An ONNX file of any detector, or FILE.py:CLASS.")],
     words: Words = None,
 ) -> Any:
-    """Print how ciod understands an ONNX detector: `ciod check MODEL.onnx`. See docs/extend-onnx.md.
+    """Print how ciod understands an ONNX detector, or try a detector or method of your own: `ciod check FILE`.
 
     `ciod check FILE.py:CLASS` tries a detector or a method of your own, and says in sentences what breaks the contract
     (docs/adding-a-detector.md, docs/adding-a-method.md). Exit code 1: something does. Settings: `size=64` of the
     pictures, `onnx=false` for a detector that need not be exported.
 
     Of an ONNX file it prints which maps a branch would read, what the outputs mean and how pictures are given, and
-    writes nothing. Settings:
+    writes nothing (docs/extend-onnx.md). Settings:
 
     - `input=0..255,bgr` how pictures are given, if the file has no such entry: range (`0..1`, `0..255`, `imagenet`,
       `-1..1`, or six numbers), `rgb` or `bgr`, `corner`, `letterbox` or `stretch`, fill

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"
+from ciod.comparison.process import VISIBLE
 
 
 def visible(environment: Mapping[str, str] | None = None, count: int | None = None) -> list[str]:

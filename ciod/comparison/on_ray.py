@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ciod.comparison.gpus import VISIBLE
 from ciod.comparison.plan import Cell
-from ciod.comparison.schedule import Say, follow, reason
+from ciod.comparison.process import Say, reason, train_cell
 from ciod.comparison.worker import ELSEWHERE
-from ciod.core.distributed import without_ranks
 from ciod.core.errors import CiodError
 from ciod.core.files import explained
 from ciod.core.plural import counted
@@ -84,42 +79,6 @@ def shares(nodes: Sequence[Mapping[str, Any]], jobs: int | None, cuda: bool) -> 
         return 1, 0
     most = min(r["CPU"] for r in have)
     return max(1, int(min(most, sum(r["CPU"] for r in have) // jobs))), 0
-
-
-def train_cell(job: str, log: str, folder: str, environment: Mapping[str, str], gpus: int) -> tuple[int, list[str]]:
-    """Runs on a machine of the cluster: trains one cell in a process of its own, like ``jobs=``.
-
-    Args:
-        job: the worker's job, a file that all machines see.
-        log: the lines of the run are added to this file.
-        folder: working folder of the comparison; relative paths in the settings start there.
-
-    Returns:
-        Exit code of the process, and what it wrote to standard error.
-    """
-    env = {**without_ranks(os.environ), **environment, "PYTHONUNBUFFERED": "1"}
-    if not gpus:
-        env[VISIBLE] = ""  # the key of the run says that it was trained on a CPU
-    errors: list[str] = []
-    with Path(log).open("a", encoding="utf-8") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ciod.comparison.worker", job],
-            env=env,
-            cwd=folder,
-            stdin=subprocess.PIPE,  # closes when this Ray worker ends in any way, and then the run ends, too
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        )
-        assert process.stdout and process.stderr
-        lines = (line.rstrip() for line in process.stderr)
-        second = threading.Thread(target=errors.extend, args=(lines,), daemon=True)
-        second.start()
-        follow(process.stdout, file, lambda _: None)
-        code = process.wait()
-        second.join()
-    return code, errors
 
 
 class RemoteWorker:

@@ -7,21 +7,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from ciod.comparison import gpus as devices
 from ciod.comparison.plan import Cell
+from ciod.comparison.process import VISIBLE, Say, follow, reason, without_ranks
 from ciod.comparison.worker import ELSEWHERE, LOCKED, finished
-from ciod.core.distributed import without_ranks
 from ciod.core.files import explained
 from ciod.core.run_log import LINE, write_json
 from ciod.runs.lock import holder
 
 LOOK = 1.0  # seconds after which a run that another process trains is looked at again
-Say = Callable[[str], None]
 
 
 def cores() -> int:
@@ -126,30 +125,6 @@ class Others:
         return True
 
 
-def follow(pipe: Iterable[str], log: TextIO, sink: Say) -> None:
-    """Passes on every line that a run prints, and writes it to its log."""
-    for line in pipe:
-        with suppress(OSError):  # a full disk: the run reports it, but would wait forever if its output were not read
-            log.write(line)
-            log.flush()
-        sink(line.rstrip())
-
-
-def reason(code: int, errors: Sequence[str]) -> str | None:
-    """Why a process failed; None: it did not.
-
-    Args:
-        code: its exit code.
-        errors: the lines that it wrote to standard error.
-    """
-    if code == 0:
-        return None
-    if code < 0:
-        return f"its process was ended by signal {-code}" + (" (out of memory?)" if code == -9 else "")
-    message = next((line for line in reversed(errors) if line.strip()), "")
-    return message or f"its process ended with code {code}"
-
-
 class Worker:
     """A process that trains one cell.
 
@@ -165,7 +140,7 @@ class Worker:
         job = write_json(logs / f"{cell.name}.json", cell.job())
         env = {"OMP_NUM_THREADS": str(threads), **without_ranks(os.environ), "PYTHONUNBUFFERED": "1"}
         if gpu is not None:
-            env[devices.VISIBLE] = gpu
+            env[VISIBLE] = gpu
             follow([f"{cell.name}: on GPU {gpu}\n"], self._log, say)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "ciod.comparison.worker", str(job)],

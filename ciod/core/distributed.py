@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,12 +18,6 @@ from ciod.core.signals import Stop
 
 PATIENCE = 20.0  # seconds after which a process says that it waits for the others
 _ADVICE = "start processes with torchrun or srun, or unset these variables to train with one process."
-_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "TORCHELASTIC_RESTART_COUNT")
-
-
-def without_ranks(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment for a process that trains alone, whatever started this one."""
-    return {k: v for k, v in environment.items() if k not in _RANKS}
 
 
 @dataclass(frozen=True)

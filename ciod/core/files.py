@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import secrets
 import shutil
 import unicodedata
 from collections.abc import Callable, Collection, Generator
@@ -132,6 +133,12 @@ def named(path: Path | str) -> Path:
     raise WriteError(f"{str(path)!r} cannot be written: no file can have that name.")
 
 
+def temporary(path: Path, suffix: str = ".tmp") -> Path:
+    """A new file beside ``path`` to write into before a rename, which ``sweep`` knows. Its name is drawn at random: a
+    process number may be the same in two threads, or on two machines that share the folder."""
+    return path.with_name(f".{path.name}.{os.getpid()}{secrets.randbelow(10**9):09}{suffix}")
+
+
 @contextmanager
 def whole(path: Path | str, *, size: int = 0) -> Generator[IO[bytes], None, None]:
     """A binary file that replaces ``path`` when the block ends without an error.
@@ -153,7 +160,7 @@ def whole(path: Path | str, *, size: int = 0) -> Generator[IO[bytes], None, None
         with explained(path), path.open("wb") as file:
             yield file
         return
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = temporary(path)
     with explained(path, max(size, BLOCK)):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -72,6 +72,17 @@ def lvis_ap(
     return table
 
 
+def doubts(metric: str, truth: Index) -> list[str]:
+    """A warning about another metric on annotations of LVIS; [] if there is none."""
+    if metric == "lvis" or truth.federated is None:
+        return []
+    return [
+        f"Not every class is labelled in every image of {truth.source or 'the data'} (its images have neg_category_ids "
+        f"or not_exhaustive_category_ids, as in LVIS), and metric={metric} counts detections of the unlabelled objects "
+        "as false. Write metric=lvis."
+    ]
+
+
 def _judge(
     detections: Sequence[Detections], truth: Index, max_detections: int
 ) -> tuple[np.ndarray, dict[int, list[State]]]:

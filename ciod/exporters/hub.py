@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ciod import detectors
 from ciod.core.errors import CiodError
 from ciod.core.files import exists, is_file
+from ciod.core.plural import few
 from ciod.core.version import __version__
 from ciod.detectors.files import hub, weights
 from ciod.report.page import read_results
@@ -69,7 +70,9 @@ def push(
             api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload a model of ciod")
         except package.errors.HFValidationError as e:
             raise CiodError(f"push: {repo} is not the name of a repository; write user/model.") from e
-        except (package.errors.HfHubHTTPError, OSError) as e:
+        except Exception as e:
+            if not hub.of_the_way(e):
+                raise
             raise CiodError(f"push: {repo} cannot be written: {str(e).splitlines()[0]} (is HF_TOKEN set?)") from e
     return f"{endpoint or 'https://huggingface.co'}/{repo}"
 
@@ -131,7 +134,7 @@ def _metadata(name: str, results: Results, license: str | None) -> str:
 
 def _step(step: Mapping[str, Any]) -> str:
     """One step of the lineage."""
-    classes = ", ".join(step.get("classes") or []) or "no new class"
+    classes = few(step.get("classes") or []) or "no new class"  # all of them are listed above
     further = f"; further: {', '.join(step['taught'])}" if step.get("taught") else ""
     dropped = f"; dropped: {', '.join(step['dropped'])}" if step.get("dropped") else ""
     source = Path(str(step.get("data") or step.get("from") or "an unknown place")).name

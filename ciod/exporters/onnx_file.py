@@ -10,7 +10,6 @@ runtimes fold it themselves.
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ciod.core.errors import CiodError, ConfigError
-from ciod.core.files import atomic_write, explained, is_file
+from ciod.core.files import atomic_write, explained, is_file, temporary
 from ciod.core.types import Outputs
 from ciod.core.version import __version__
 from ciod.exporters.agreement import TOLERANCE, Distance, distance, distance_of_sets
@@ -158,7 +157,7 @@ def _is_own(path: Path) -> bool:
 
 def _traced(graph: Raw, sample: Tensor, path: Path, opset: int, dynamic_size: bool, onnx: Any) -> Any:
     """The graph as ONNX has it; first written to a temporary file, since PyTorch writes only files."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = temporary(path)
     with explained(path, 4 * sum(p.numel() for p in graph.parameters())):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -123,7 +123,7 @@ def alike(rows: Sequence[dict[str, Any]]) -> list[str]:
             if share >= ALIKE:
                 warnings.append(
                     f"{row['class']} looks like the known class {other}: the model as it was takes {count} of "
-                    f"{counted(row['objects'], 'object')} for it ({share:.0%}), and will still do so after the "
+                    f"{counted(row['objects'], 'object')} for it ({100 * share:.0f} %), and will still do so after the "
                     f"extension. "
                     f"If they are one class, write rename='{{{row['class']}: {other}}}'; if {other} is not needed, "
                     f"drop='[{other}]'."

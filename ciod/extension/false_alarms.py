@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ciod.core.plural import counted
+from ciod.core.plural import counted, few
 from ciod.core.types import Detections
 from ciod.data.index import Index
 from ciod.data.mixture import concatenate
 from ciod.evaluation.ap import coco_ap
-from ciod.extension.old_objects import best_f1
+from ciod.extension.old_objects import ENOUGH, best_f1
 
 SHOWN = 0.3  # score from which a detection counts as an alarm: what ``ciod predict`` shows
 ALLOWED = 0.05  # false alarms per picture at a suggested threshold
@@ -57,14 +57,13 @@ class FalseAlarms:
                 continue
             worst = max(known, key=known.__getitem__)
             mean = sum(known.values()) / len(known)
-            lines.append(
-                f"false alarms above {SHOWN} in {counted(row['images'], 'picture')} ({row['source']}): "
-                f"{mean:.3f} per picture and "
-                f"class, most of {worst} ({known[worst]:.3f})"
-            )
+            most = f"{mean:.3f} per picture and class, most of {worst} ({known[worst]:.3f})" if mean else "none"
+            lines.append(f"false alarms above {SHOWN} in {counted(row['images'], 'picture')} ({row['source']}): {most}")
         if self.thresholds:
             listed = ", ".join(f"{n} {v:.2f}" for n, v in self.thresholds.items())
             lines.append(f"suggested score thresholds: {listed}")
+        if without := [n for n in self.sources[0]["classes"] if n not in self.thresholds]:
+            lines.append(f"no threshold is suggested for {few(without)}: that takes {ENOUGH} labelled objects")
         if self.together and self.together["AP50"] is not None and self.together["AP"] is not None:
             lines.append(
                 f"new classes on new and other pictures together: AP50 {100 * self.together['AP50']:.1f} %, "

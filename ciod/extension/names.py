@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ciod.core.errors import ConfigError
 from ciod.core.files import nfc
-from ciod.core.plural import counted
+from ciod.core.plural import counted, few
 from ciod.core.text_lists import near_name, word, written_list, written_mapping
 from ciod.data.text_files import same_names
 
@@ -47,22 +47,22 @@ class Names:
         """The plan in words."""
         lines = []
         if self.dropped:
-            lines.append(f"dropped from the model: {_list(self.dropped)}")
+            lines.append(f"dropped from the model: {few(self.dropped)}")
         renamed = [f"{a} → {b}" for a, b in zip(self.kept, self.old, strict=True) if a != b]
         renamed += [f"{a} → {b} (in the folder)" for a, b in self.data.items() if a != b and a not in self.kept]
         if renamed:
-            lines.append(f"renamed: {_list(renamed)}")
+            lines.append(f"renamed: {few(renamed)}")
         lines.append(f"known and kept: {counted(len(self.old), 'class')}")
         if self.parent is not None:
             lines.append(
-                f"{self.parent} becomes {_list(self.new)}; what is clearly none of them stays {self.parent} alone"
+                f"{self.parent} becomes {few(self.new)}; what is clearly none of them stays {self.parent} alone"
             )
         else:
-            lines.append(f"new: {_list(self.new)}" if self.new else "new: none")
+            lines.append(f"new: {few(self.new)}" if self.new else "new: none")
         if self.ignored:
-            lines.append(f"not used, as only kinds of {self.parent} are taught: boxes of {_list(self.ignored)}")
+            lines.append(f"not used, as only kinds of {self.parent} are taught: boxes of {few(self.ignored)}")
         if self.taught:
-            lines.append(f"known, taught further: {_list(self.taught)}")
+            lines.append(f"known, taught further: {few(self.taught)}")
         return lines
 
 
@@ -141,7 +141,7 @@ def _split(
     if not split:
         return None, []
     if len(split) > 1:
-        problems.append(f"split: one class at a time; give {_list([*split])} each a command of its own.")
+        problems.append(f"split: one class at a time; give {few([*split])} each a command of its own.")
         return None, []
     ((parent, listed),) = ((nfc(k), [nfc(n) for n in v]) for k, v in split.items())
     if parent not in old:
@@ -157,7 +157,7 @@ def _split(
     if more and listed:
         rename = word("rename", written_mapping(dict.fromkeys(more[:1], parent)))
         problems.append(
-            f"split: the folder also has {_list(more)}, which the model does not know. List what is a kind of "
+            f"split: the folder also has {few(more)}, which the model does not know. List what is a kind of "
             f"'{parent}'; a '{parent}' of no kind gets that name ({rename}); other new classes need a folder and a "
             "command of their own."
         )
@@ -240,7 +240,3 @@ def _commas_of_names(listed: list[str], known: Sequence[str]) -> list[str]:
             if i + 1 < end <= len(listed) and ", ".join(listed[i:end]) == name:
                 return _commas_of_names([*listed[:i], name, *listed[end:]], known)
     return listed
-
-
-def _list(names: Sequence[str], most: int = 12) -> str:
-    return ", ".join(names[:most]) + (f", … ({len(names)})" if len(names) > most else "")

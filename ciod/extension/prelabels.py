@@ -18,6 +18,7 @@ import numpy as np
 from ciod.core.boxes import iou_table
 from ciod.core.files import exists
 from ciod.core.label_studio import results
+from ciod.core.plural import counted
 from ciod.core.run_log import atomic_write
 from ciod.core.types import Detections
 from ciod.data.index import Index
@@ -78,7 +79,9 @@ def write(folder: Path, found: Found, detections: Sequence[Detections], index: I
     atomic_write(folder / STUDIO_LABELS, studio_labels(index.class_names))
     for name, text in yolo(listed, index).items():
         atomic_write(folder / "yolo" / name, text)
-    return [f"{len(listed)} pictures with old objects can be corrected, and given back with known=: {folder}"]
+    return [
+        f"{counted(len(listed), 'picture')} with old objects can be corrected, and given back with known=: {folder}"
+    ]
 
 
 def coco(listed: Sequence[Picture], index: Index) -> dict[str, Any]:

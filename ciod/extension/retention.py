@@ -48,8 +48,9 @@ class Retention:
         )
         if self.judged is None:
             return sentence
+        judged = f"{100 * self.judged:.1f} %"
         return (
-            f"{sentence} This is without the arbiter between the branches; with it they agree on {self.judged:.1%}, "
+            f"{sentence} This is without the arbiter between the branches; with it they agree on {judged}, "
             "as it lowers scores of classes that earlier extensions added (arbiter=off takes them back)."
         )
 

@@ -245,7 +245,8 @@ class Extension:
         if self.world.main:
             old_objects.draw_doubtful(self.out / "doubtful", self.found, detections, self.task.train)
             if self.names.parent is None:  # known= is for ordinary extensions
-                self._tell(prelabels.write(self.out / prelabels.FOLDER, self.found, detections, self.task.train))
+                for line in prelabels.write(self.out / prelabels.FOLDER, self.found, detections, self.task.train):
+                    self.reporter.say(line)  # it is no warning
 
     # Training -----------------------------------------------------------------------------------------------------
 

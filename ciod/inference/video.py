@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ciod.core.errors import CiodError, DataError
-from ciod.core.files import WriteError, why
+from ciod.core.files import WriteError, temporary, why
 from ciod.core.plural import counted
 from ciod.core.reading import check_regular
 
@@ -96,7 +95,7 @@ class VideoWriter:
 
     def __init__(self, path: Path, rate: float):
         self.path, self.rate = path, rate
-        self.beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+        self.beside = temporary(path, path.suffix)
         self._file: Any = None
         self._stream: Any = None
         self._last = -1

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ciod.core.errors import CiodError, did_you_mean
-from ciod.core.files import is_file, no_model_file
+from ciod.core.files import is_file, is_folder, no_model_file
 from ciod.listing import model_files, scenarios, topics
 from ciod.listing.sheet import Sheet
 from ciod.listing.topics import detectors_markdown, environment, fits, header_value, methods_markdown
@@ -76,5 +76,9 @@ def _file_or_scenario(what: str, settings: dict[str, Any]) -> Sheet:
         return model_files.checkpoint(path)
     if path.suffix.lower() in _WEIGHTS:
         no_model_file(path, (".safetensors", ".onnx", *_WEIGHTS))
+    if is_folder(path):
+        if any(path.glob("model.*")) or any(path.glob("task-*/model.*")):
+            no_model_file(path, (".safetensors", ".onnx"))
+        raise CiodError(f"list: {what} is a folder; if it holds a data set: ciod list data {what}")
     hint = did_you_mean(what, (*TOPICS, *scenario.available()), listing=20).replace("'data'", "'data PATH'")
     raise CiodError(f"list: there is no '{what}'; {hint}")

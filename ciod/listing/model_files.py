@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ciod.core.files import is_file, no_model_file
-from ciod.core.plural import counted
+from ciod.core.plural import counted, few
 from ciod.listing.sheet import Sheet
 
 
@@ -32,7 +32,9 @@ def of_hub(name: str) -> Sheet:
 
     if not hub.is_of_transformers(name):
         path = hub.local(name)
-        return onnx(path) if path.suffix == ".onnx" else model(path)
+        sheet = onnx(path) if path.suffix == ".onnx" else model(path)
+        sheet.lines[0] = sheet.lines[0].replace(str(path), name, 1)  # not its place in the cache
+        return sheet
     found = hf.describe(name)
     names = [found.labels[i] for i in found.rows]
     place = "stretched" if found.input.place == "stretch" else "with a border"
@@ -124,8 +126,3 @@ def _origin(step: dict[str, Any]) -> str:
         f"data sha256 {step['data_sha256'][:12]}" if step.get("data_sha256") else "",
     ]
     return ", ".join(p for p in parts if p)
-
-
-def few(names: Sequence[str], most: int = 12) -> str:
-    """All names, or the first ones and the total number."""
-    return ", ".join(names[:most]) + (f", … ({len(names)})" if len(names) > most else "")

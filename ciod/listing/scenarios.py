@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ciod.listing.model_files import few
+from ciod.core.plural import few
 from ciod.listing.sheet import Sheet
 
 

@@ -81,12 +81,21 @@ def stability_plasticity(runs: Runs) -> Figure | None:
             x.mean(), y.mean(), xerr=half[0], yerr=half[1], fmt="D" if mine[0]["joint"] else "o", color=colour,
             markersize=7, elinewidth=1, label=short(name, 40),
         )  # fmt: skip
+    axes.set_xlim(*_span(axes.get_xlim()))
+    axes.set_ylim(*_span(axes.get_ylim()))
     axes.set_xlabel("new AP50 (%): plasticity")
     axes.set_ylabel("old AP50 (%): stability")
     axes.grid(color=GRID)
     axes.set_axisbelow(True)
     figure.legend(loc="outside right upper")
     return figure
+
+
+def _span(limits: tuple[float, float]) -> tuple[float, float]:
+    """The limits of an axis of per cent; of at least a point, so that rounding is not drawn as a difference."""
+    low, high = limits
+    room = max(0.0, 1 - (high - low)) / 2
+    return low - room, high + room
 
 
 def one_order(runs: Runs) -> bool:

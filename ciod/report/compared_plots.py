@@ -98,5 +98,6 @@ def bars(runs: Runs) -> Figure | None:
                 text.set(rotation=30, ha="right", rotation_mode="anchor")
         axes.grid(axis="y", color=GRID)
         axes.set_axisbelow(True)
+    panels[0].set_ylim(0, max(5, panels[0].get_ylim()[1]))  # also if nothing was learnt
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure

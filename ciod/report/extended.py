@@ -48,6 +48,11 @@ def rows(results: Results) -> list[dict[str, str]]:
     return listed
 
 
+def name_of(row: Mapping[str, str]) -> str:
+    """The class of a row of ``rows``, and what it was if it is not new."""
+    return row["class"] if row["what"] == "new" else f"{row['class']} ({row['what']})"
+
+
 def table(results: Results) -> Table:
     """``rows`` for the terminal."""
     from rich import box
@@ -60,8 +65,7 @@ def table(results: Results) -> Table:
     for name in COLUMNS:
         made.add_column(name, justify="left" if name == "class" else "right")
     for row in rows(results):
-        known = "" if row["what"] == "new" else f" ({row['what']})"
-        made.add_row(Text(row["class"] + known), *(row[c] for c in COLUMNS[1:]))
+        made.add_row(Text(name_of(row)), *(row[c] for c in COLUMNS[1:]))
     return made
 
 

@@ -81,7 +81,7 @@ def _of_run(run: Run) -> dict[str, Any]:
 
 
 def _of_extension(run: Run) -> dict[str, Any]:
-    rows = [[row["class"], *(row[c] for c in extended.COLUMNS[1:])] for row in extended.rows(run)]
+    rows = [[extended.name_of(row), *(row[c] for c in extended.COLUMNS[1:])] for row in extended.rows(run)]
     return {"tables": [{"head": list(extended.COLUMNS), "rows": rows}]}
 
 

@@ -254,7 +254,8 @@ def losses(metrics: Sequence[Mapping[str, Any]], terms: Collection[str] | None =
         axes.set_xlim(x[0] - 0.5, x[-1] + 0.5)
         axes.tick_params(labelsize=7.5)
         axes.grid(axis="y", color=GRID)
-        axes.locator_params(axis="both", nbins=4)
+        axes.locator_params(axis="y", nbins=4)
+        axes.locator_params(axis="x", nbins=4, integer=True, min_n_ticks=1)
         axes.set_axisbelow(True)
     figure.supxlabel("step, all tasks in a row" if len(starts) > 1 else "step", fontsize=8, color=MUTED)
     return figure

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ciod.core.plural import counted
+from ciod.core.plural import counted, few
 from ciod.core.run_log import atomic_write
 from ciod.evaluation.confusions import SHOWN
 from ciod.report import scored_plots, scores
@@ -76,7 +76,7 @@ def _per_class(counts: np.ndarray, names: tuple[str, ...]) -> dict[str, dict[str
 def _notes(scored: Scored, settings: Mapping[str, Any]) -> list[str]:
     lines = [f"{k}: {v}" for k, v in settings.items()]
     if scored.unknown_to_model:
-        lines.append(f"not in the model, left out: {', '.join(scored.unknown_to_model)}")
+        lines.append(f"not in the model, left out: {few(scored.unknown_to_model)}")
     if scored.absent_from_data:
-        lines.append(f"not in the data, left out: {', '.join(scored.absent_from_data)}")
+        lines.append(f"not in the data, left out: {few(scored.absent_from_data)}")
     return [*lines, *(f"data: {line}" for line in scored.problems)]

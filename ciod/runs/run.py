@@ -25,7 +25,7 @@ from ciod.data.scenarios.scenario import Scenario, Task
 from ciod.detectors import own
 from ciod.detectors.base import Detector
 from ciod.detectors.files import weights
-from ciod.evaluation import open_world, pictures
+from ciod.evaluation import lvis, open_world, pictures
 from ciod.evaluation.detect import ap, evaluate
 from ciod.memory.rehearsal import Extra
 from ciod.methods.base.method import Method
@@ -188,7 +188,7 @@ class Runner:
     def _task(self, task: Task, detector: Detector) -> None:
         resuming: Any = self.saved if self.saved and "fit" in self.saved else None
         self.reporter.say(task_title(task, len(self.scenario)))
-        self.warnings.add(*sanity_checks.about_data(task))
+        self.warnings.add(*sanity_checks.about_data(task), *lvis.doubts(self.settings.protocol.metric, task.test))
         inside = EvaluateInside(partial(self._evaluate_epoch, task), self.settings.train.eval_every)
         result = train_task(
             inputs=self._inputs(task, detector, resuming is not None),

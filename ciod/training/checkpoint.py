@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ciod.core.errors import CiodError
-from ciod.core.files import is_file, sync_folder, whole
+from ciod.core.files import is_file, sync_folder, temporary, whole
 
 NEWEST, BEFORE = "state.pt", "previous.pt"
 _COMMENT = re.compile(rb"ciod sha256 ([0-9a-f]{64})")
@@ -87,8 +87,7 @@ def _keep(path: Path) -> None:
     if not is_file(path):
         return
     before = path.with_name(BEFORE)
-    beside = path.with_name(f".{BEFORE}.{os.getpid()}.tmp")
-    beside.unlink(missing_ok=True)
+    beside = temporary(before)
     try:
         os.link(path, beside)
     except OSError:  # a file system without links

@@ -128,7 +128,7 @@ def sentences(facts: Facts, choices: Choices) -> list[str]:
         f"learning rate {lr.value:g}{lr.why}",
     ]
     for key, what in (("train.trunk_lr", "trunk"), ("train.backbone_lr", "backbone")):
-        if key in choices and choices[key].value is not None:
+        if key in choices and choices[key].value is not None and not facts.branch:  # which trains nothing else
             lines.append(f"{what}: {choices[key].value:g} of the learning rate{choices[key].why}")
     ema = choices["train.ema"]
     lines.append(f"averaged weights: decay {ema.value:g}{ema.why}" if ema.value else f"no averaged weights{ema.why}")

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 import ciod
-from ciod.comparison import on_ray
+from ciod.comparison import on_ray, process
 from ciod.core.errors import CiodError, ConfigError
 
 from .conftest import ILYOLOX, SETTINGS
@@ -137,7 +137,7 @@ class Popen(subprocess.Popen):
 @pytest.mark.parametrize("loses", [False, True])
 def test_lines_log_and_reason_of_a_run_come_back(stand_in, monkeypatch, tmp_path, loses):
     ray = stand_in(loses=loses)
-    monkeypatch.setattr(on_ray.subprocess, "Popen", Popen)
+    monkeypatch.setattr(process.subprocess, "Popen", Popen)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setenv("RANK", "1")
     monkeypatch.chdir(tmp_path)
@@ -159,6 +159,11 @@ def test_lines_log_and_reason_of_a_run_come_back(stand_in, monkeypatch, tmp_path
     assert SEEN["job"] == str(tmp_path / "a.json") and SEEN["cwd"] == str(tmp_path)
 
 
+def test_a_ray_worker_that_starts_runs_does_not_import_pytorch():
+    code = "import sys, ciod.comparison.process; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(ciod.__file__).parents[1]).returncode == 0
+
+
 @pytest.mark.skipif(not os.environ.get("CIOD_RAY"), reason="starts a Ray cluster: set CIOD_RAY=1")
 @pytest.mark.slow
 def test_two_machines_of_which_one_loses_a_run_give_the_table_of_two_jobs(compared, scenes, tmp_path, monkeypatch):
@@ -167,6 +172,7 @@ def test_two_machines_of_which_one_loses_a_run_give_the_table_of_two_jobs(compar
     utils = pytest.importorskip("ray.cluster_utils")
     monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
     monkeypatch.setenv("PYTHONPATH", str(Path(ciod.__file__).parents[1]))  # also for the machines of the cluster
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # at its 15, runs starve beside other tests on the same machine
     size = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
     cluster = utils.Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
     killed: list[int] = []

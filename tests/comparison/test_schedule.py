@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from ciod.comparison import schedule
+from ciod.comparison import process, schedule
 
 
 @dataclass
@@ -141,8 +141,8 @@ def test_an_interruption_stops_what_runs(go):
     ],
 )
 def test_why_a_process_failed(code, last, said):
-    assert said in (schedule.reason(code, last) or "")
-    assert (schedule.reason(code, last) is None) == (code == 0)
+    assert said in (process.reason(code, last) or "")
+    assert (process.reason(code, last) is None) == (code == 0)
 
 
 def test_a_log_on_a_full_disk_does_not_stop_the_reading():
@@ -153,7 +153,7 @@ def test_a_log_on_a_full_disk_does_not_stop_the_reading():
             raise OSError(28, "No space left on device")
 
     heard: list[str] = []
-    schedule.follow(["a\n", "b\n"], Full(), heard.append)
+    process.follow(["a\n", "b\n"], Full(), heard.append)
     assert heard == ["a", "b"]
 
 

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from ciod.comparison import process
 from ciod.config import load as config
 from ciod.core import distributed, files, streams
 from ciod.core.errors import CiodError
@@ -124,7 +125,7 @@ def test_a_process_that_waits_for_others_says_so(monkeypatch, capfd):
 def test_what_a_comparison_starts_trains_alone(monkeypatch):
     """Also if the comparison itself was started by srun or torchrun."""
     place(monkeypatch, "RANK=0 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=1 SLURM_PROCID=1 SLURM_STEP_NUM_TASKS=2")
-    env = distributed.without_ranks(os.environ)
+    env = process.without_ranks(os.environ)
     place(monkeypatch, " ".join(f"{k}={env[k]}" for k in OURS if k in env))
     assert "MASTER_ADDR" in env and distributed._environment() == (0, 1, 0)
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from ciod.core.files import LOCK, WriteError, atomic_write, explained, sweep
+from ciod.core.files import LOCK, WriteError, atomic_write, explained, sweep, temporary, whole
 
 
 def left_behind(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f".state.pt.{os.getpid()}.tmp"
+    path = temporary(folder / "state.pt")
     path.write_text("half")
     return path
 
@@ -25,6 +25,18 @@ def test_a_run_removes_its_temporary_files(tmp_path):
         path.write_text("the user's")
     sweep(tmp_path)
     assert not any(p.exists() for p in left) and all(p.exists() for p in kept)
+
+
+def test_two_threads_that_write_one_file_each_write_a_whole_one(tmp_path):
+    """Also two machines with the same process number: the names of their temporary files differ."""
+    path, second = tmp_path / "a.json", threading.Thread(target=lambda: atomic_write(tmp_path / "a.json", "second"))
+    with whole(path) as file:
+        file.write(b"fir")
+        second.start()
+        second.join()
+        assert path.read_text() == "second"
+        file.write(b"st")
+    assert path.read_text() == "first" and [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_half_written_files_of_runs_inside_are_left_alone(tmp_path):

@@ -159,6 +159,9 @@ def test_eval_and_train_with_lvis(tmp_path):
     detector = detectors.build(NAMES, name="yolox-pico", size=64)
     scored = ciod.evaluate(detector, tmp_path, metric="lvis", device="cpu")
     assert {"APr", "APc", "APf"} < set(scored.table.overall) and scored.confusion is None
+    as_coco = ciod.evaluate(detector, tmp_path, device="cpu").problems[-1]
+    assert as_coco.endswith("metric=coco counts detections of the unlabelled objects as false. Write metric=lvis.")
+    assert not any("metric=" in line for line in scored.problems)
     truth = formats.read(tmp_path, "val")
     assert pictures.of([found([])] * 2, truth, NAMES) is None
     pictures.write(tmp_path / "out", None)

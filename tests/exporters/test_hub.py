@@ -18,7 +18,7 @@ import yaml
 from typer.testing import CliRunner
 
 import ciod
-from ciod import detectors
+from ciod import detectors, listing
 from ciod.cli import app
 from ciod.core.errors import CiodError
 from ciod.detectors.files import hub
@@ -144,6 +144,7 @@ def test_a_pushed_model_predicts_the_same_boxes(server, run):
 
 def test_the_card_has_classes_lineage_numbers_and_licence(server, run):
     ciod.push(run, "me/cards", license="apache-2.0")
+    assert listing.look_up("hf:me/cards", [], {}).lines[0].startswith("hf:me/cards: name=yolox-pico, ")
     text = server.repos["me/cards"]["README.md"].decode()
     _, head, body = text.split("---\n", 2)
     data, names = yaml.safe_load(head), list(ciod.load(run).class_names)
@@ -187,7 +188,7 @@ def test_what_the_hub_does_not_have(server, run, tmp_path, monkeypatch):
         assert f"push: {repo} cannot be written: 403" in refused(lambda repo=repo: ciod.push(run, repo))
 
 
-def test_a_server_that_does_not_answer(monkeypatch, tmp_path):
+def test_a_server_that_does_not_answer(monkeypatch, tmp_path, run):
     from huggingface_hub import constants
 
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
@@ -196,6 +197,18 @@ def test_a_server_that_does_not_answer(monkeypatch, tmp_path):
     monkeypatch.setattr("time.sleep", lambda _: None)  # huggingface_hub tries again after longer and longer pauses
     said = refused(lambda: ciod.load("hf:me/cards"))
     assert "hf:me/cards is not in the cache, and the Hub does not answer" in said or "cannot be fetched" in said
+    assert "push: me/cards cannot be written: " in refused(lambda: ciod.push(run, "me/cards"))
+
+
+def test_an_error_of_this_program_is_none_of_the_server(run, monkeypatch):
+    import huggingface_hub
+
+    def fails(*_, **__):
+        raise AssertionError("a mistake")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_exists", fails)
+    with pytest.raises(AssertionError, match="a mistake"):
+        ciod.push(run, "me/cards")
 
 
 def test_without_the_package(monkeypatch):

@@ -70,6 +70,15 @@ def test_false_alarms_are_counted_where_the_class_is_not():
     assert false_alarms.measure((new, on_new), {"pool": (old, loud)}, ["eel"], 100).together["AP50"] < 0.9
 
 
+def test_too_few_objects_for_a_threshold():
+    few = pictures(5, {i: [(0, "eel")] for i in range(4)})
+    told = false_alarms.measure((few, [found([(0, "eel", 0.9)])] * 4 + [NOTHING]), {}, ["eel"], 100)
+    assert told.sentences() == [
+        "false alarms above 0.3 in 5 pictures (the new pictures without the class): none",
+        "no threshold is suggested for eel: that takes 12 labelled objects",
+    ]
+
+
 def test_a_threshold_rises_until_alarms_are_rare():
     new = pictures(12, {i: [(0, "eel")] for i in range(12)})
     on_new = [found([(0, "eel", 0.5 + i / 100)]) for i in range(12)]
@@ -92,7 +101,9 @@ def test_detections_on_an_object_are_counted_by_class():
         "confused on the new pictures: 1 of 1 dog taken for eel, 2 of 3 eel taken for cat"
     ]
     (said,) = confusion.alike(rows[1:])
-    assert said.startswith("eel looks like the known class cat: the model as it was takes 3 of 3 objects for it (100%)")
+    assert said.startswith(
+        "eel looks like the known class cat: the model as it was takes 3 of 3 objects for it (100 %),"
+    )
     assert confusion.alike([{"class": "eel", "objects": 9, "found": 0, "taken": {"cat": 2}}]) == []
 
 

@@ -105,3 +105,8 @@ def test_the_matrix_shows_moments_with_one_order_and_roles_with_several():
 
 def test_figures_of_nothing():
     assert compared_figures.forest([], "a") == "" == compared_figures.stability_plasticity([("x", fake.results())])
+
+
+def test_an_axis_of_per_cent_spans_a_point_at_least():
+    assert compared_figures._span((-0.04, 0.04)) == (-0.5, 0.5)
+    assert compared_figures._span((10.0, 30.0)) == (10.0, 30.0)

@@ -11,6 +11,7 @@ from PIL import Image
 
 import ciod
 from ciod.core.errors import CiodError
+from ciod.report import extended
 from ciod.report.notebook import Compared, Run
 from tests.report import fake
 
@@ -33,6 +34,7 @@ def test_an_extension_shows_the_new_classes_first(tmp_path):
     fake.write_run(tmp_path, fake.extension())
     html = Run(tmp_path)._repr_html_()
     assert html.index("suggested threshold") < html.index("<svg") and "0.41" in html
+    assert extended.name_of({"class": "cat", "what": "known, AP50 before 40.0"}) == "cat (known, AP50 before 40.0)"
 
 
 @pytest.mark.parametrize("name", ["ap_matrix", "task_curves", "class_change", "losses"])

@@ -79,6 +79,21 @@ def test_losses(tasks: int, steps: int) -> None:
     assert len(svg) < 250_000
 
 
+def test_steps_of_losses_are_whole_numbers() -> None:
+    figure = plots.losses.__wrapped__([{"kind": "step", "task": 0, "step": 6, "losses": {"cls": 1.0}}])
+    ticks = figure.axes[0].get_xticks()
+    assert len(ticks) and (ticks == ticks.round()).all()
+
+
+def test_bars_of_runs_that_learnt_nothing_begin_at_0() -> None:
+    results = fake.results((2, 1))
+    for table in results["ap"].values():
+        for row in table:
+            row.update(dict.fromkeys(row, 0.0))
+    figure = compared_plots.bars.__wrapped__([("a", results)])
+    assert figure.axes[0].get_ylim()[0] == 0 and figure.axes[0].get_ylim()[1] >= 5
+
+
 def test_losses_that_distil_have_a_colour_of_their_own() -> None:
     lines = [{"kind": "step", "task": 0, "step": s, "losses": {"distill_cls": 1.0, "near": 2.0}} for s in (1, 2)]
     both, marked, old = (plots.losses(lines, d) for d in ({"distill_cls", "near"}, {"near"}, None))

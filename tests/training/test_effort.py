@@ -105,6 +105,8 @@ def test_every_choice_has_its_reason():
         "augmentation: flip 0.5, photometric 0.5, scale 0.7 to 1.3, mosaic 0",
     ):
         assert part in text.splitlines()
+    branch = replace(FACTS, later=True, branch=True)
+    assert not any(line.startswith("trunk") for line in sentences(branch, choose(branch, {})))
     few = replace(FACTS, start="backbone", images=12)
     lines = sentences(few, choose(few, {}))
     assert any("a quarter of 12 images" in line for line in lines)

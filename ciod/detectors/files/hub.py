@@ -79,6 +79,15 @@ def local(name: str | Path) -> Path:
     raise CiodError(f"{name} is not a model of ciod: it has neither {' nor '.join(FILES)}.")
 
 
+def of_the_way(error: BaseException) -> bool:
+    """Whether a server refused or does not answer. The client raises the errors of the HTTP library that it uses, which
+    changed from requests to httpx, and has no name for them."""
+    libraries = ("requests", "httpx", "httpcore")
+    return isinstance(error, (package().errors.HfHubHTTPError, OSError)) or any(
+        kind.__module__.startswith(libraries) for kind in type(error).__mro__
+    )
+
+
 def package() -> Any:
     """``huggingface_hub``. Raises CiodError where it is not installed."""
     try:
