@@ -300,6 +300,11 @@ def data(tree: dict[str, Any]) -> list[str]:
     data, protocol = _folder(tree), section(tree, "protocol")
     if data is None:
         return ["data: no data set is given; write data=FOLDER (COCO, VOC or YOLO format), or scenario=NAME."]
+    if data == "shapes" and formats.is_data_set(Path(data)):
+        return [
+            "data: shapes is the built-in data set, but a folder of this name is here too. Write data=./shapes for the "
+            "folder; for the built-in scenes run the command elsewhere."
+        ]
     if problems_of(Protocol, protocol):
         return []
     if problems := folds.problems(Protocol.model_validate(protocol)):
@@ -321,10 +326,14 @@ def data(tree: dict[str, Any]) -> list[str]:
 
 
 def data_folder(data: str | None) -> str | None:
-    """``data`` with ``~`` and ``${VARIABLES}`` replaced, unless something of exactly that name exists."""
-    if data is None or exists(str(data)):
-        return None if data is None else str(Path(data))
-    return str(expanded(os.path.expandvars(str(data))))
+    """``data`` with ``~`` and ``${VARIABLES}`` replaced, unless something of exactly that name exists.
+
+    ``shapes`` is the built-in data set; a folder of that name is ``./shapes``.
+    """
+    if data is None:
+        return None
+    path = str(Path(data)) if exists(str(data)) else str(expanded(os.path.expandvars(str(data))))
+    return os.path.join(os.curdir, path) if path == "shapes" != str(data) else path  # noqa: PTH118 (Path drops the dot)
 
 
 def trackers(given: Any) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -297,6 +299,17 @@ def test_shapes_are_known_without_drawing_them():
     assert run.data == "shapes"
     with pytest.raises(ConfigError, match="the data has no class 'circel'; did you mean 'circle'"):
         load(None, ["data=shapes", "split=[[circel]]"])
+
+
+def test_a_folder_with_the_name_of_the_built_in_data(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("shapes").mkdir()  # holds no data
+    assert load(None, ["data=shapes", "split=6+4"]).data == "shapes"
+    shutil.copytree(data, "shapes", dirs_exist_ok=True)
+    with pytest.raises(ConfigError, match=r"data: shapes is the built-in .* Write data=\./shapes for the folder"):
+        load(None, ["data=shapes", "split=6+4"])
+    assert load(None, ["data=./shapes", "split=2+1"]).data == "./shapes"
+    assert config.data_folder("./shapes") == os.path.join(".", "shapes")  # noqa: PTH118
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ COMMANDS = {  # words, and parts of the names of the files whose writing is trie
     "export to MMDetection": ("export model.safetensors mmdet={out}", ("detector",)),
     "extend": ("extend model.safetensors data=coco out={out} epochs=1 batch=4 device=cpu",
                ("state.pt", "model.safetensors", "results.json")),
-    "compare": ("compare data=shapes split=1+1 detector=yolox-pico size=64 epochs=1 batch=4 device=cpu "
+    "compare": ("compare data=scenes split=1+1 detector=yolox-pico size=64 epochs=1 batch=4 device=cpu "
                 "methods=finetune upper=none out={out}", ("compare.json", "compare.html", "model.safetensors")),
 }  # fmt: skip
 
@@ -35,7 +35,7 @@ COMMANDS = {  # words, and parts of the names of the files whose writing is trie
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("full").resolve()
-    write_shapes(folder / "shapes", train=6, val=2, size=64)
+    write_shapes(folder / "scenes", train=6, val=2, size=64)
     index = sample_index(folder / "raw", images=4, names=("dog", "eel"))
     for split in ("train", "val"):
         write_coco(index, folder / "coco", split)

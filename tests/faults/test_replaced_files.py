@@ -23,8 +23,8 @@ from tests.comparison.conftest import in_this_process
 from tests.data.writers import sample_index, write_coco, write_voc, write_yolo
 
 TINY = "split=1+1 detector=yolox-pico size=64 epochs=1 batch=4 method=finetune device=cpu"
-TRAIN = f"train {TINY} data=shapes out=run"
-COMPARE = "compare data=shapes split=1+1 detector=yolox-pico size=64 epochs=1 batch=4 device=cpu methods=finetune"
+TRAIN = f"train {TINY} data=scenes out=run"
+COMPARE = "compare data=scenes split=1+1 detector=yolox-pico size=64 epochs=1 batch=4 device=cpu methods=finetune"
 COMPARE += " upper=none out=compared"
 EXTEND = "extend model.safetensors data=coco out=extended epochs=1 batch=4 device=cpu"
 ON = "split=1+1 epochs=1"  # of a command that continues from another run's first task
@@ -52,28 +52,28 @@ CASES = [
     Case("voc/ImageSets/Main/train.txt", (DATA[0].format("voc"), f"train {TINY} data=voc --dry-run")),
     Case("yolo/data.yaml", (DATA[0].format("yolo"), f"train {TINY} data=yolo --dry-run")),
     Case("yolo/labels/train/000001.txt", (DATA[0].format("yolo"), f"train {TINY} data=yolo --dry-run")),
-    Case("shapes/train.json", (f"train {TINY} data=shapes out=new --dry-run", f"{COMPARE} --dry-run")),
+    Case("scenes/train.json", (f"train {TINY} data=scenes out=new --dry-run", f"{COMPARE} --dry-run")),
     Case("settings.yaml", ("train settings.yaml --dry-run", "compare settings.yaml methods=finetune --dry-run"),
-         ("shapes",)),
-    Case("scenario.yaml", ("list scenario.yaml", "train scenario=scenario.yaml data=shapes --dry-run"), ("shapes",)),
+         ("scenes",)),
+    Case("scenario.yaml", ("list scenario.yaml", "train scenario=scenario.yaml data=scenes --dry-run"), ("scenes",)),
     Case("names.txt", ("eval bare.pth data=coco names=names.txt device=cpu", "export bare.pth mmdet=m names=names.txt"),
          ("bare.pth", "coco")),
     Case("model.safetensors", (
         "list model.safetensors", DATA[1].format("coco"), "predict model.safetensors coco/images out=found device=cpu",
         "export model.safetensors mmdet=m", "export model.safetensors onnx=m.onnx", EXTEND,
-        f"train {TINY} data=shapes weights=model.safetensors out=new --dry-run"), ("coco", "shapes")),
+        f"train {TINY} data=scenes weights=model.safetensors out=new --dry-run"), ("coco", "scenes")),
     Case("bare.pth", ("list bare.pth", "predict bare.pth coco/images out=found device=cpu",
-                      f"train {TINY} data=shapes weights=bare.pth out=new"), ("coco", "shapes")),
-    Case("run/results.json", ("report run", TRAIN, f"train {TINY} data=shapes first=run out=new",
-                              f"train {TINY} data=shapes upper_bound=run out=new2"), ("shapes",)),
-    Case("run/run.yaml", ("report run", TRAIN, f"train {TINY} data=shapes first=run out=new"), ("shapes",)),
-    Case("run/metrics.jsonl", ("report run", TRAIN), ("shapes",)),
-    Case("run/last/state.pt", (TRAIN,), ("shapes",)),
-    Case("run/last/previous.pt", (TRAIN,), ("shapes",)),
-    Case("run/last/data.json", (TRAIN,), ("shapes",)),
-    Case("run/task-1/model.safetensors", (TRAIN, f"train {TINY} data=shapes first=run out=new"), ("shapes",)),
-    Case("compared/compare.json", (COMPARE,), ("shapes",)),
-    Case("compared/finetune-seed0/results.json", (COMPARE,), ("shapes",)),
+                      f"train {TINY} data=scenes weights=bare.pth out=new"), ("coco", "scenes")),
+    Case("run/results.json", ("report run", TRAIN, f"train {TINY} data=scenes first=run out=new",
+                              f"train {TINY} data=scenes upper_bound=run out=new2"), ("scenes",)),
+    Case("run/run.yaml", ("report run", TRAIN, f"train {TINY} data=scenes first=run out=new"), ("scenes",)),
+    Case("run/metrics.jsonl", ("report run", TRAIN), ("scenes",)),
+    Case("run/last/state.pt", (TRAIN,), ("scenes",)),
+    Case("run/last/previous.pt", (TRAIN,), ("scenes",)),
+    Case("run/last/data.json", (TRAIN,), ("scenes",)),
+    Case("run/task-1/model.safetensors", (TRAIN, f"train {TINY} data=scenes first=run out=new"), ("scenes",)),
+    Case("compared/compare.json", (COMPARE,), ("scenes",)),
+    Case("compared/finetune-seed0/results.json", (COMPARE,), ("scenes",)),
     Case("extended/results.json", ("report extended", EXTEND), ("coco", "model.safetensors")),
     Case("extended/last/state.pt", (EXTEND,), ("coco", "model.safetensors")),
     Case("extended/last/data.json", (EXTEND,), ("coco", "model.safetensors")),
@@ -94,7 +94,7 @@ def run(words: str) -> int:
 def root(tmp_path_factory) -> Iterator[Path]:
     """One of everything: data sets, models, a run, a comparison, an extension."""
     folder = tmp_path_factory.mktemp("replaced")
-    write_shapes(folder / "shapes", train=6, val=2, size=64)
+    write_shapes(folder / "scenes", train=6, val=2, size=64)
     index = sample_index(folder / "raw", images=4, names=("dog", "eel"))
     for split in ("train", "val"):
         write_coco(index, folder / "coco", split)
@@ -105,7 +105,7 @@ def root(tmp_path_factory) -> Iterator[Path]:
     weights.save_model(folder / "model.safetensors", detector)
     torch.save({"model": detectors.build(("cat", "dog"), name="yolox-nano", size=64).state_dict()}, folder / "bare.pth")
     (folder / "names.txt").write_text("cat\ndog\n")
-    (folder / "settings.yaml").write_text("data: shapes\nprotocol: {split: 1+1}\ndetector: {name: yolox-pico}\n")
+    (folder / "settings.yaml").write_text("data: scenes\nprotocol: {split: 1+1}\ndetector: {name: yolox-pico}\n")
     (folder / "scenario.yaml").write_text(f"name: two\ngroups: [[{CLASSES[0]}], [{CLASSES[1]}]]\n")
     before = sys.argv
     with pytest.MonkeyPatch.context() as patch:
