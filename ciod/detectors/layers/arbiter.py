@@ -290,8 +290,8 @@ class Arbiter(nn.Module):
             first: positions of the detector itself.
         """
         n = len(branches)
-        best = scores[:, first:].amax(2).unflatten(1, (n, -1))
-        factor = self.factors(best, boxes[:, first:].unflatten(1, (n, -1)), maps, branches)
+        best, near = (torch.stack(x[:, first:].chunk(n, 1), 1) for x in (scores.amax(2), boxes))
+        factor = self.factors(best, near, maps, branches)
         return torch.cat([scores[:, :first], scores[:, first:] * factor.flatten(1)[..., None]], 1)
 
     def factors(self, best: Tensor, boxes: Tensor, maps: Sequence[Tensor], branches: Sequence[Sequence[int]]) -> Tensor:
