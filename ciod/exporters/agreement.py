@@ -41,7 +41,7 @@ def distance(
     """Of a graph's boxes [B, P, 4] xyxy and scores [B, P, C] from those of its model.
 
     Args:
-        looked: so many boxes with the highest scores matter in any case.
+        looked: number of boxes with the highest scores that matter in any case.
     """
     off = (boxes - true_boxes).abs().amax(2)
     side = (true_boxes[..., 2:] - true_boxes[..., :2]).amax(2).clamp(min=SHORTEST)

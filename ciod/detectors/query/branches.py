@@ -207,9 +207,9 @@ class QueryBranches(QueryDetector, Parted):
         self._check_new(names)
         columns = br.columns_of(self.class_names, names, taught)
         most = self.width
-        usual = self.branches[0].queries if len(self.branches) else min(most, max(LEAST, most // SHARE))
-        queries = usual if inner is None else inner[0] if len(inner) == 1 else 0
-        if not 1 <= queries <= most or (len(self.branches) and queries != usual):
+        as_others = self.branches[0].queries if len(self.branches) else min(most, max(LEAST, most // SHARE))
+        queries = as_others if inner is None else inner[0] if len(inner) == 1 else 0
+        if not 1 <= queries <= most or (len(self.branches) and queries != as_others):
             raise CiodError(
                 f"method.inner: a branch of {self.settings['name']} has queries and no bottlenecks; leave inner out."
             )

@@ -103,7 +103,7 @@ class LWDETR(QueryBranches, WholeDetector):
         tables = ("query_feat", "reference_point_embed")
         head = head_of(self.network, (*encoder, *tables, "decoder", "class_embed", "bbox_embed"), queries)
         for name in tables:
-            old = getattr(self.network, name).weight.unflatten(0, (-1, self.network.config.num_queries))
+            old = getattr(self.network, name).weight.detach().unflatten(0, (-1, self.network.config.num_queries))
             setattr(head, name, nn.Embedding.from_pretrained(old[:, :queries].flatten(0, 1).clone(), freeze=False))
         return head
 
