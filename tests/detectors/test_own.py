@@ -151,7 +151,9 @@ def test_compared(place, tmp_path, monkeypatch):
     ciod.compare(methods=["finetune", "lwf"], **words)
     assert trained == ["first-seed0", "finetune-seed0", "lwf-seed0"]
     assert "plain.py:Plain" in (tmp_path / "out" / "compare.html").read_text(encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"freeze_branch needs a detector with branches, which plain\.py:Plain does not"):
+    with pytest.raises(
+        ConfigError, match=r"freeze_branch needs a detector with branches, which plain\.py:Plain does not"
+    ):
         ciod.compare(methods=["finetune", "freeze_branch"], **words)
 
 

@@ -313,7 +313,7 @@ class Arbiter(nn.Module):
         right = (probability * columns).sum(3) * (known * columns).amax(3)
         rest = right.mean(2, keepdim=True).expand(-1, -1, positions)
         judged = torch.tensor([c is not None for c in own], device=best.device)[:, None]
-        return torch.where(judged, rest.scatter(2, place, right), torch.ones_like(best))
+        return torch.where(judged, rest.scatter(2, place, right), best.new_ones(()))
 
     def own(self, parts: Sequence[Sequence[int]]) -> list[Tensor | None]:
         """For each part [rows] float, 1 at its classes; None if one of them has no statistics."""

@@ -166,7 +166,7 @@ class QueryBranches(QueryDetector, Parted):
         part = torch.cat([scores.new_full((n,), i) for i, n in enumerate(outputs.parts)])
         rival = (bx.pairwise_iou(outputs.boxes, outputs.boxes) > SAME) & (part[:, None] != part)
         kept = [~(rival & (own[:, :, None] < own[:, None])).any(2) for own in (scores[..., c] for c in shared)]
-        every = torch.stack([*kept, torch.ones_like(kept[0])], 2).to(scores.dtype)
+        every = torch.stack([*kept, kept[0] | ~kept[0]], 2).to(scores.dtype)
         column = [shared.index(c) if c in shared else len(shared) for c in range(self.num_classes)]
         return scores * every.index_select(2, torch.tensor(column, device=scores.device))
 

@@ -184,7 +184,7 @@ class DeformableDETR(QueryBranches, WholeDetector):
     def _maps(tokens: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Tokens → [B, d, h, w] per level."""
         each = tokens.transpose(1, 2).split([h * w for h, w in shapes], 2)
-        return [m.unflatten(2, s) for m, s in zip(each, shapes, strict=True)]
+        return [m.reshape(*m.shape[:2], *s) for m, s in zip(each, shapes, strict=True)]  # for a batch of any size
 
     def _decoded(
         self,

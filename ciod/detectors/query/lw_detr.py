@@ -189,8 +189,10 @@ class LWDETR(QueryBranches, WholeDetector):
 
     def _sets(self, of_layers: Tensor, of_encoder: Tensor) -> Tensor:
         """[B, L, groups × Q, n] and [B, groups, Q, n] → [B, groups × (L + 1) × Q, n]: by group, the encoder last."""
-        each = of_layers.unflatten(2, of_encoder.shape[1:3]).transpose(1, 2)
-        return torch.cat([each, of_encoder[:, :, None]], 2).flatten(1, 3)
+        groups, queries, columns = of_encoder.shape[1:]
+        each = of_layers.reshape(*of_layers.shape[:2], groups, queries, columns).transpose(1, 2)
+        sets = torch.cat([each, of_encoder[:, :, None]], 2)
+        return sets.reshape(sets.shape[0], groups * sets.shape[2] * queries, columns)  # in a graph, of any batch
 
     def groups_in(self, sets: int) -> int:
         return sets // (self.network.config.decoder_layers + 1)

@@ -149,9 +149,10 @@ def sample_index_without_boxes():
 
 
 @torch.no_grad()
-def test_an_exported_graph_is_the_model_with_its_arbiter(tmp_path):
+@pytest.mark.parametrize("name", ["rtdetr-pico", "lwdetr-pico"])
+def test_an_exported_graph_is_the_model_with_its_arbiter(name, tmp_path):
     """Parts have unequal numbers of queries, and one class is known to two."""
-    detector, images = branched(), sample_index(tmp_path / "raw", images=6, names=(NAMES[0], "fox"))
+    detector, images = branched(name), sample_index(tmp_path / "raw", images=6, names=(NAMES[0], "fox"))
     statistics.gather(detector, images.relabel(detector.class_names))
     outputs = detector(pictures())
     raw, weighed = outputs.scores(), detector.scores(outputs)
