@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ciod.contract.material import NAMES, Subject, summed
+from ciod.contract.report import NotChecked
 from ciod.core.types import Matches, Targets
 from ciod.training.method_checks import waiting
 
@@ -117,6 +118,8 @@ def counted(s: Subject) -> Iterator[str]:
 
 def channels(s: Subject) -> Iterator[str]:
     """Class channels that are masked get no gradient at all."""
+    if s.regions:
+        raise NotChecked("in a softmax with background, a class that is masked counts as background")
     detector = s.make(("ant", "bee"))
     detector.grow(["cow", "dog"])
     out, targets, found = s.matched(detector)
@@ -146,13 +149,15 @@ def incomplete(s: Subject) -> Iterator[str]:
     at = s.at("loss")
     if gradient(replace(targets, background=torch.tensor([True, False])))[1].any():
         yield f"{at}: a picture without labels (targets.background) is learnt as background."
-    undrawn = gradient(replace(targets, known=torch.tensor([[True, False, True], [True] * 3])))
-    drawn = detector.match(out, targets).positive[0]
-    if undrawn[0, ~drawn, 1].any() or not undrawn[0, :, 2].any():
-        yield f"{at}: a class that is not drawn in a picture (targets.known) is learnt as background there."
     doubtful = gradient(replace(targets, doubtful=torch.ones_like(targets.valid)))
+    drawn = detector.match(out, targets).positive[0]
     if doubtful[0, drawn].any():
         yield f"{at}: positions of doubtful boxes (targets.doubtful) get a gradient of the class loss."
+    if s.regions:
+        return  # a class that is not drawn counts as background
+    undrawn = gradient(replace(targets, known=torch.tensor([[True, False, True], [True] * 3])))
+    if undrawn[0, ~drawn, 1].any() or not undrawn[0, :, 2].any():
+        yield f"{at}: a class that is not drawn in a picture (targets.known) is learnt as background there."
 
 
 class _Called(TorchDispatchMode):

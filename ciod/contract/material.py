@@ -36,6 +36,11 @@ class Subject:
     def query(self) -> bool:
         return "query" in detectors.traits(self.name)
 
+    @property
+    def regions(self) -> bool:
+        """Whether positions are regions, of which each class has boxes of its own and a share of one softmax."""
+        return "rois" in detectors.traits(self.name)
+
     def at(self, function: str) -> str:
         """A function of the class, with file and line; instead of ``forward`` the ``respond`` that it calls."""
         cls = detectors.find(self.name)

@@ -78,7 +78,7 @@ NOT_ALIGNED = (
 """Why a method that compares positions of teacher and student cannot use a query detector."""
 OTHER_REGIONS = (
     "Its regions differ between student and teacher, so their outputs cannot be compared one by one; mma, "
-    "faster_ilod and bpf give both the same regions, and pseudo_label works on the detections alone."
+    "faster_ilod, bpf and abr give both the same regions, and pseudo_label works on the detections alone."
 )
 """The same of a detector with two stages."""
 PACKAGES = {"detr": ("transformers", "scipy")}  # packages of an extra

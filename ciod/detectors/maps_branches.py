@@ -9,7 +9,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ciod.core.errors import CiodError
 from ciod.core.types import Matches, Outputs, Targets
 from ciod.detectors.assigners.sim_ota import sim_ota
 from ciod.detectors.layers import branch as br
@@ -24,6 +23,8 @@ class MapsBranches(StagedBranches):
     Its own positions and those of a branch differ: in number, in how they are matched and in their losses. Only the
     newest branch can be trained, so in train mode a detector with branches computes that one alone.
     """
+
+    branches_only = True
 
     @abstractmethod
     def towers(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -130,11 +131,7 @@ class MapsBranches(StagedBranches):
         Raises:
             CiodError: there are branches. Rows beside them could not be trained.
         """
-        if names and len(self.branches):
-            raise CiodError(
-                f"{self.settings['name']} has branches already, so classes can be added only on a further branch: use "
-                "method=freeze_branch."
-            )
+        self._check_branches_only(names)
         super().grow(names)
 
 

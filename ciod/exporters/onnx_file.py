@@ -336,7 +336,7 @@ def _compare(
         got = [torch.from_numpy(array) for array in session.run(list(graph.names), {"images": batch.numpy()})]
         with torch.no_grad():
             wanted = graph.wanted(batch)
-        compare = distance_of_sets if "rois" in graph.detector.traits else distance
+        compare = distance_of_sets if {"rois", "first_stage"} & graph.detector.traits else distance
         found = compare(got[0], got[1], wanted[0], wanted[1])
         if not found.within(tolerance):
             raise CiodError(

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from ciod.detectors.dense import grid
 from ciod.detectors.layers.arbiter import Arbiter
 from ciod.detectors.maps_branches import MapsBranches
+from ciod.detectors.parted import Parted
 from ciod.detectors.rcnn.proposals import NonMaxSuppression
 from ciod.detectors.staged_branches import STRIDES, StagedBranches
 from ciod.detectors.yolox import YOLOX, assemble
 from ciod.exporters.merged import Merged, alike
 
 if TYPE_CHECKING:
+    from ciod.core.types import Outputs
     from ciod.detectors.base import Detector
 
 __all__ = ["NonMaxSuppression", "Part", "Parts", "dense", "linked"]
@@ -54,7 +56,7 @@ class Parts(nn.Module):
     @property
     def number(self) -> int:
         """Of parts."""
-        return 1 + (len(self.detector.branches) if isinstance(self.detector, StagedBranches) else 0)
+        return 1 + (len(self.detector.branches) if isinstance(self.detector, Parted) else 0)
 
     @property
     def even(self) -> bool:
@@ -73,6 +75,8 @@ class Parts(nn.Module):
             return [_with_class(own), *_weighed(detector, branches, maps)]
         if not isinstance(detector, YOLOX) or not self.groups:
             outputs = detector(images).answer()
+            if isinstance(detector, Parted) and outputs.parts:
+                return _of_queries(detector, outputs)
             return [Part(outputs.boxes, detector.scores(outputs).transpose(1, 2), list(range(detector.num_classes)))]
         maps, features = detector.extract(images)
         towers = detector.head.towers(features)
@@ -84,6 +88,16 @@ class Parts(nn.Module):
             found |= dict(zip(group, _split(cls, reg, columns), strict=True))
         branches = _weighed(detector, [found[i] for i in range(len(found))], maps)
         return [_with_class(Part(own.boxes, own.scores().transpose(1, 2), detector.parts[0])), *branches]
+
+
+def _of_queries(detector: Parted, outputs: Outputs) -> list[Part]:
+    """The parts of outputs that have all classes at every position, with the arbiter's judgement."""
+    boxes = outputs.boxes.split(outputs.parts, 1)
+    scores = detector.scores(outputs).transpose(1, 2).split(outputs.parts, 2)
+    return [
+        _with_class(Part(b, s[:, columns], columns))
+        for b, s, columns in zip(boxes, scores, detector.parts, strict=True)
+    ]
 
 
 def _with_class(part: Part) -> Part:

@@ -103,7 +103,9 @@ def choose(
 
 def branch_widths(train: Index, detector: Detector) -> tuple[int, int, int] | None:
     """Channels of a branch's bottleneck, put where the new objects are: none at stride 8, which is half of the cost,
-    where fewer than a tenth of the boxes are below 64 pixels; None: the usual ones."""
+    where fewer than a tenth of the boxes are below 64 pixels; None: the usual ones, or a branch that has none."""
+    if "query" in detector.traits:
+        return None
     size = train.sizes[train.image].max(1) if len(train.image) else np.ones(0)
     side = np.sqrt(np.prod(train.boxes[:, 2:] - train.boxes[:, :2], 1)) / size * detector.input.size
     if np.mean(side < 64) >= 0.1:

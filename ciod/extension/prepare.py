@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ciod import methods
 from ciod.core.errors import CiodError
-from ciod.detectors.maps_branches import MapsBranches
+from ciod.detectors.parted import Parted
 from ciod.extension import data, effort, onnx_model
 from ciod.methods.base.split_class import SplitClass
 from ciod.training import speed
@@ -78,7 +78,12 @@ def choose_method(
             f"method: {name} needs a detector with {', '.join(sorted(lacking))}, which {detector.settings['name']} "
             "does not have."
         )
-    if isinstance(detector, MapsBranches) and len(detector.branches) and "branches" not in cls.needs:
+    if (
+        isinstance(detector, Parted)
+        and detector.branches_only
+        and len(detector.branches)
+        and "branches" not in cls.needs
+    ):
         raise CiodError(
             f"method: {name} trains the whole model, and of a {detector.settings['name']} that was extended only "
             "further branches can be trained; use method=freeze_branch."

@@ -82,6 +82,7 @@ def look(
 
 def same(old: Outputs, new: Outputs, i: int) -> bool:
     """Whether picture ``i`` has the old positions' logits of the old classes, boxes and objectness to the bit."""
+    old, new = old.answer(), new.answer()
     positions, classes = old.logits.shape[1:]
     pairs = [(old.logits[i], new.logits[i, :positions, :classes]), (old.boxes[i], new.boxes[i, :positions])]
     if old.objectness is not None and new.objectness is not None:

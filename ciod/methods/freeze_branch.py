@@ -22,7 +22,7 @@ Width = Annotated[int, Field(ge=0)]
 class FreezeBranch(Method):
     """Freezes the old detector; new classes get a separate small head per level."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"dense", "branches"})
+    needs: ClassVar[frozenset[str]] = frozenset({"branches"})
     uses_teacher: ClassVar[bool] = False
     learns_background: ClassVar[bool] = True
 

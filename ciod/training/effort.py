@@ -187,6 +187,8 @@ def _lr(facts: Facts, batch: int | None) -> Choice:
         return Choice(LR_SGD * (batch or standard) / 16, ", for SGD, in proportion to the batch")
     if facts.checkpoint and (facts.later or facts.start == "detector"):
         base, why = LR_CHECKPOINT, ", for a checkpoint of transformers, as in the recipes of its authors"
+    elif facts.branch and facts.query:
+        base, why = LR_QUERY["trunk"], ", for a branch with queries, whose decoder starts as a copy"
     elif facts.branch:
         base, why = LR_BRANCH, ", for a branch, which starts from nothing"
     elif facts.later:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 import ciod
 from ciod import detectors, listing
-from ciod.comparison import identity
+from ciod.comparison import identity, schedule, worker
 from ciod.config import commands
 from ciod.config import load as config
 from ciod.core.errors import CiodError, ConfigError
@@ -128,6 +128,33 @@ def test_extended(place, tmp_path):
     own.named.clear()
     with pytest.raises(CiodError, match="That is code"):
         extend(extension_settings({**given, "out": str(tmp_path / "other")}), reporter=Reporter(quiet=True))
+
+
+def test_compared(place, tmp_path, monkeypatch):
+    """As one process a run, each of which finds the file again; a file below the folder of the command."""
+    trained = []
+
+    def here(cells, **_):
+        for cell in cells:
+            if not worker.finished(cell.folder, cell.key):
+                own.named.clear()
+                worker.work(json.loads(json.dumps(cell.job())))
+                trained.append(cell.name)
+        return {}
+
+    monkeypatch.setattr(schedule, "run", here)
+    monkeypatch.setattr("ciod.report.page.write_report", lambda out: None)  # of each run: tested elsewhere
+    monkeypatch.setattr("ciod.report.examples.write_examples", lambda *_: None)
+    monkeypatch.chdir(place)
+    given = {"data": "data", "split": "6+4", "size": 64, "epochs": 1, "batch": 6, "device": "cpu"}
+    words = {"detector": "plain.py:Plain", "upper": "none", "out": tmp_path / "out", **given}
+    ciod.compare(methods=["finetune", "lwf"], **words)
+    assert trained == ["first-seed0", "finetune-seed0", "lwf-seed0"]
+    assert "plain.py:Plain" in (tmp_path / "out" / "compare.html").read_text(encoding="utf-8")
+    with pytest.raises(
+        ConfigError, match=r"freeze_branch needs a detector with branches, which plain\.py:Plain does not"
+    ):
+        ciod.compare(methods=["finetune", "freeze_branch"], **words)
 
 
 def test_variants_and_what_a_class_inherits(tmp_path):

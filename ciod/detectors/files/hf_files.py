@@ -21,6 +21,7 @@ from ciod.core.files import is_file
 from ciod.core.reading import lfs_hint
 from ciod.detectors.base import Detector
 from ciod.detectors.layers.class_layers import RankedLinear
+from ciod.detectors.parted import Parted
 from ciod.detectors.query import configs, hf
 from ciod.detectors.query.whole import WholeDetector
 
@@ -125,6 +126,11 @@ def to_transformers(detector: Detector) -> Any:
         raise CiodError(
             f"{detector.settings['name']} cannot be exported to transformers, which has no such network; "
             f"{', '.join(sorted(k.model_type for k in detectors.whole()))} can."
+        )
+    if isinstance(detector, Parted) and len(detector.branches):
+        raise CiodError(
+            "A detector with branches (freeze_branch) cannot be exported to transformers, which has none. Export it "
+            "with onnx=FILE, or extend the model before it with method=pseudo_label, which leaves one network."
         )
     name = detector.settings["name"]
     model = configs.network(configs.configuration(detector.config, detector.class_names, name), name)

@@ -290,8 +290,8 @@ class Arbiter(nn.Module):
             first: positions of the detector itself.
         """
         n = len(branches)
-        best = scores[:, first:].amax(2).unflatten(1, (n, -1))
-        factor = self.factors(best, boxes[:, first:].unflatten(1, (n, -1)), maps, branches)
+        best, near = (torch.stack(x[:, first:].chunk(n, 1), 1) for x in (scores.amax(2), boxes))
+        factor = self.factors(best, near, maps, branches)
         return torch.cat([scores[:, :first], scores[:, first:] * factor.flatten(1)[..., None]], 1)
 
     def factors(self, best: Tensor, boxes: Tensor, maps: Sequence[Tensor], branches: Sequence[Sequence[int]]) -> Tensor:
@@ -313,7 +313,7 @@ class Arbiter(nn.Module):
         right = (probability * columns).sum(3) * (known * columns).amax(3)
         rest = right.mean(2, keepdim=True).expand(-1, -1, positions)
         judged = torch.tensor([c is not None for c in own], device=best.device)[:, None]
-        return torch.where(judged, rest.scatter(2, place, right), torch.ones_like(best))
+        return torch.where(judged, rest.scatter(2, place, right), best.new_ones(()))
 
     def own(self, parts: Sequence[Sequence[int]]) -> list[Tensor | None]:
         """For each part [rows] float, 1 at its classes; None if one of them has no statistics."""

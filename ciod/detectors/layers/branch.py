@@ -225,7 +225,8 @@ def scatter_classes(outputs: Outputs, row: Tensor) -> Outputs:
     Args:
         row: [C] int64 of ``table_of``.
     """
-    off = outputs.logits.new_full((*outputs.logits.shape[:2], 1), OFF)
+    # Computed, so that in a graph it has the size of any batch.
+    off = (outputs.boxes[..., :1] > 0).to(outputs.logits.dtype) * 0 + OFF
     return replace(outputs, logits=torch.cat([outputs.logits, off], 2).index_select(2, row))
 
 

@@ -79,8 +79,7 @@ class DFINE(HybridEncoder):
             return f"{before}{shared}head.{layer.partition('.')[2]}"
         return key
 
-    def decode_queries(self, **given: Any) -> Any:
-        decoder = self.network.decoder
+    def decode_queries(self, decoder: Any, **given: Any) -> Any:
         mode, decoder.training = decoder.training, True  # else the last layer alone answers; its layers keep their mode
         try:
             return decoder(**given)

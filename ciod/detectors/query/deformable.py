@@ -15,6 +15,7 @@ from ciod.core.types import Outputs
 from ciod.detectors.base import IMAGENET, Input
 from ciod.detectors.layers.class_layers import ClassLinear
 from ciod.detectors.query import matching
+from ciod.detectors.query.branches import QueryBranches, head_of
 from ciod.detectors.query.whole import WholeDetector
 
 CLASS_WEIGHT = 2.0  # of the paper, table 4 and section A.4; transformers has 1
@@ -57,7 +58,7 @@ class Levels(nn.Module):
             self.weight.copy_(weight)
 
 
-class DeformableDETR(WholeDetector):
+class DeformableDETR(QueryBranches, WholeDetector):
     """Deformable DETR: as many queries as were learnt, the same for every picture, so new classes change no old one.
 
     Each decoder layer has its own heads, also without box refinement, where those of the paper are one; heads of a
@@ -69,7 +70,7 @@ class DeformableDETR(WholeDetector):
         "ddetr-r50": R50,  # of the paper, without box refinement: the detector of CL-DETR and SIKD
     }
     model_type = "deformable_detr"
-    traits = WholeDetector.traits | {"learnt_queries", "given_queries"}
+    traits = QueryBranches.traits | {"learnt_queries", "given_queries"}
 
     @classmethod
     def default_backbone(cls, name: str) -> str | None:
@@ -95,7 +96,17 @@ class DeformableDETR(WholeDetector):
         width, layers = network.config.d_model, network.config.decoder_layers
         network.class_embed = nn.ModuleList(ClassLinear(width, self.num_classes) for _ in range(layers))
         self.network = network
+        self.start_parts(network.config.num_queries)
         self.train()
+
+    def copy_head(self, queries: int) -> nn.Module:
+        """With some of the learnt queries, spread evenly over their order."""
+        boxes = () if self.network.config.with_box_refine else ("bbox_embed",)
+        head = head_of(self.network, ("reference_points", "decoder", "class_embed", *boxes), queries)
+        old = self.network.query_position_embeddings.weight.detach()
+        rows = torch.linspace(0, len(old) - 1, queries, device=old.device).round().long()
+        head.query_position_embeddings = nn.Embedding.from_pretrained(old[rows], freeze=False)
+        return head
 
     def own_name(self, key: str) -> str:
         key = key.removeprefix("model.")
@@ -120,16 +131,20 @@ class DeformableDETR(WholeDetector):
         return [network.backbone, network.input_proj, network.levels, network.position_embedding, network.encoder]
 
     def forward(self, images: Tensor) -> Outputs:
-        network = self.network
         tokens, shapes = self._encode(self.normalise(images))
-        asked = network.query_position_embeddings.weight.repeat(tokens.shape[0], 1, 1)
-        starts = network.reference_points(asked.chunk(2, 2)[0]).sigmoid()
+        return self.answered(images, self._maps(tokens, shapes))
+
+    def ask(self, images: Tensor, maps: Sequence[Tensor], head: Any) -> Outputs:
+        shapes = [(int(m.shape[2]), int(m.shape[3])) for m in maps]
+        tokens = torch.cat([m.flatten(2) for m in maps], 2).transpose(1, 2)
+        asked = head.query_position_embeddings.weight.repeat(tokens.shape[0], 1, 1)
+        starts = head.reference_points(asked.chunk(2, 2)[0]).sigmoid()
         frame = (int(images.shape[3]), int(images.shape[2]))
-        return replace(self._decoded(asked, starts, tokens, shapes, frame), features=self._maps(tokens, shapes))
+        return replace(self._decoded(head, asked, starts, tokens, shapes, frame), features=list(maps))
 
     def decode_at(self, outputs: Outputs, asked: Tensor, starts: Tensor) -> Outputs:
         assert outputs.memory is not None and outputs.frame is not None
-        return self._decoded(asked, starts, outputs.memory, outputs.shapes, outputs.frame)
+        return self._decoded(self.network, asked, starts, outputs.memory, outputs.shapes, outputs.frame)
 
     def classify(self, states: Tensor) -> Tensor:
         """States [..., d] of the decoder's last layer → class logits [..., C]."""
@@ -169,13 +184,18 @@ class DeformableDETR(WholeDetector):
     def _maps(tokens: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Tokens → [B, d, h, w] per level."""
         each = tokens.transpose(1, 2).split([h * w for h, w in shapes], 2)
-        return [m.unflatten(2, s) for m, s in zip(each, shapes, strict=True)]
+        return [m.reshape(*m.shape[:2], *s) for m, s in zip(each, shapes, strict=True)]  # for a batch of any size
 
     def _decoded(
-        self, asked: Tensor, starts: Tensor, tokens: Tensor, shapes: Sequence[tuple[int, int]], frame: tuple[int, int]
+        self,
+        network: Any,
+        asked: Tensor,
+        starts: Tensor,
+        tokens: Tensor,
+        shapes: Sequence[tuple[int, int]],
+        frame: tuple[int, int],
     ) -> Outputs:
         """Sets of queries of the decoder's layers, the last one first."""
-        network = self.network
         position, content = asked.chunk(2, 2)
         decoded = network.decoder(
             inputs_embeds=content,

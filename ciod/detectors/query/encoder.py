@@ -13,18 +13,18 @@ from ciod.core import boxes as bx
 from ciod.core.types import Outputs
 from ciod.detectors.layers.class_layers import ClassLinear, RankedLinear
 from ciod.detectors.query import matching
-from ciod.detectors.query.detector import QueryDetector
+from ciod.detectors.query.branches import QueryBranches, head_of
 
 ANCHOR, INSIDE = 0.05, 0.01  # side of an anchor of the finest level, and its least distance to the border, as shares
 
 
-class EncoderQueries(QueryDetector):
+class EncoderQueries(QueryBranches):
     """A detector whose encoder chooses the queries (arXiv 2304.08069).
 
     The last set of ``Outputs`` is the encoder's own predictions at the places it chose.
     """
 
-    traits = QueryDetector.traits | {"first_stage", "given_queries"}
+    traits = QueryBranches.traits | {"first_stage", "given_queries"}
 
     def _set_network(self, network: Any) -> None:
         """Takes a network of ``transformers`` over; its class layers are replaced by ones that can grow."""
@@ -32,16 +32,16 @@ class EncoderQueries(QueryDetector):
         network.enc_score_head = RankedLinear(width, self.num_classes)
         network.decoder.class_embed = nn.ModuleList(ClassLinear(width, self.num_classes) for _ in range(layers))
         self.network = network
+        self.start_parts(network.config.num_queries)
         self.train()
 
-    def ask(self, images: Tensor, maps: Sequence[Tensor]) -> Outputs:
-        """The answers to the queries that the maps of the encoder give.
+    def copy_head(self, queries: int) -> nn.Module:
+        parts = ("decoder_input_proj", "enc_output", "enc_score_head", "enc_bbox_head", "decoder")
+        return head_of(self.network, parts, queries)
 
-        Args:
-            images: [B, 3, H, W], only for their shape.
-            maps: [B, F, h, w] per level, finest first.
-        """
-        network = self.network
+    def ask(self, images: Tensor, maps: Sequence[Tensor], head: Any) -> Outputs:
+        """See ``QueryBranches``: the queries are the places that the encoder chooses."""
+        network = head
         more = [maps[-1]] * (len(network.decoder_input_proj) - len(maps))  # coarser levels, made of the coarsest
         sources = [project(m) for project, m in zip(network.decoder_input_proj, [*maps, *more], strict=True)]
         shapes = [(int(m.shape[2]), int(m.shape[3])) for m in sources]
@@ -55,19 +55,19 @@ class EncoderQueries(QueryDetector):
         first = bx.gather_rows(corrected, chosen)
         content = bx.gather_rows(encoded, chosen).detach()
         frame = (int(images.shape[3]), int(images.shape[2]))
-        outputs = self._decoded(
-            content, first.detach(), tokens, shapes, frame, [(bx.gather_rows(logits, chosen), first.sigmoid())]
-        )
+        of_encoder = (bx.gather_rows(logits, chosen), first.sigmoid())
+        outputs = self._decoded(network, content, first.detach(), tokens, shapes, frame, [of_encoder])
         return replace(outputs, features=list(maps), asked=chosen, first=logits)
 
     def decode_at(self, outputs: Outputs, asked: Tensor, starts: Tensor) -> Outputs:
         assert outputs.memory is not None and outputs.frame is not None
         _, inside = self._anchors(outputs.shapes, outputs.memory.device)
         content = self.network.enc_output(bx.gather_rows(outputs.memory * inside, asked)).detach()  # as in training
-        return self._decoded(content, starts, outputs.memory, outputs.shapes, outputs.frame, [])
+        return self._decoded(self.network, content, starts, outputs.memory, outputs.shapes, outputs.frame, [])
 
     def _decoded(
         self,
+        head: Any,
         content: Tensor,
         starts: Tensor,
         tokens: Tensor,
@@ -78,6 +78,7 @@ class EncoderQueries(QueryDetector):
         """The sets of the decoder's layers, the last one first, then ``more``: logits, and boxes as shares."""
         sizes = torch.tensor(shapes, device="cpu")  # RT-DETRv2 compares them with the number of tokens
         decoded = self.decode_queries(
+            head.decoder,
             inputs_embeds=content,
             encoder_hidden_states=tokens,
             reference_points=starts,
@@ -102,9 +103,9 @@ class EncoderQueries(QueryDetector):
             **self.of_decoder(decoded),
         )
 
-    def decode_queries(self, **given: Any) -> Any:
-        """What the decoder of ``transformers`` returns, for every layer."""
-        return self.network.decoder(**given)
+    def decode_queries(self, decoder: Any, **given: Any) -> Any:
+        """What a decoder of ``transformers`` returns, for every layer."""
+        return decoder(**given)
 
     def of_decoder(self, decoded: Any) -> dict[str, Any]:
         """Further fields of ``Outputs`` that a family's decoder gives."""

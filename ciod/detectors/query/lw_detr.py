@@ -13,6 +13,7 @@ from ciod.core import boxes as bx
 from ciod.core.types import Outputs
 from ciod.detectors.layers.class_layers import ClassLinear, RankedLinear
 from ciod.detectors.query import matching
+from ciod.detectors.query.branches import QueryBranches, head_of
 from ciod.detectors.query.encoder import cell_boxes
 from ciod.detectors.query.whole import WholeDetector
 
@@ -62,7 +63,7 @@ RF_PICO: dict[str, Any] = {
 }
 
 
-class LWDETR(WholeDetector):
+class LWDETR(QueryBranches, WholeDetector):
     """LW-DETR: an encoder chooses the first boxes, and what a query asks for is learnt, by its rank among them.
 
     In train mode there are several groups of queries (Group DETR, arXiv 2207.13085), each with the sets of queries of
@@ -73,7 +74,7 @@ class LWDETR(WholeDetector):
         "lwdetr-pico": PICO
     }  # ours: for demonstrations and small machines; no official weights
     model_type = "lw_detr"
-    traits = WholeDetector.traits | {"first_stage"}
+    traits = QueryBranches.traits | {"first_stage"}
 
     def inner(self, model: Any) -> Any:
         network = model.model
@@ -93,7 +94,18 @@ class LWDETR(WholeDetector):
         groups = (RankedLinear(config.d_model, self.num_classes) for _ in range(config.group_detr))
         network.enc_out_class_embed = nn.ModuleList(groups)
         self.network = network
+        self.start_parts(config.num_queries)
         self.train()
+
+    def copy_head(self, queries: int) -> nn.Module:
+        """With as many groups of queries, of each the first ones."""
+        encoder = ("enc_output", "enc_output_norm", "enc_out_bbox_embed", "enc_out_class_embed")
+        tables = ("query_feat", "reference_point_embed")
+        head = head_of(self.network, (*encoder, *tables, "decoder", "class_embed", "bbox_embed"), queries)
+        for name in tables:
+            old = getattr(self.network, name).weight.detach().unflatten(0, (-1, self.network.config.num_queries))
+            setattr(head, name, nn.Embedding.from_pretrained(old[:, :queries].flatten(0, 1).clone(), freeze=False))
+        return head
 
     def tensors_of(self, model: Any) -> dict[str, Tensor]:
         return {key.removeprefix("model."): value for key, value in model.state_dict().items()}
@@ -109,21 +121,27 @@ class LWDETR(WholeDetector):
         found = both.projector(maps)
         return [found] if isinstance(found, Tensor) else list(found)
 
+    def forward(self, images: Tensor) -> Outputs:
+        return self.answered(images, self.encode(self.normalise(images)))
+
     @property
     def groups(self) -> int:
-        """Of queries, in this mode: attention splits its queries by its own flag."""
-        network = self.network
-        return network.config.group_detr if network.decoder.layers[0].self_attn.training else 1
+        """Of the detector's own queries, in this mode."""
+        return self._groups_of(self.network)
 
-    def forward(self, images: Tensor) -> Outputs:
-        network, groups = self.network, self.groups
-        maps = self.encode(self.normalise(images))
+    @staticmethod
+    def _groups_of(head: Any) -> int:
+        """Attention splits its queries by its own flag."""
+        return head.config.group_detr if head.decoder.layers[0].self_attn.training else 1
+
+    def ask(self, images: Tensor, maps: Sequence[Tensor], head: Any) -> Outputs:
+        network, groups = head, self._groups_of(head)
         shapes = [(int(m.shape[2]), int(m.shape[3])) for m in maps]
         tokens = torch.cat([m.flatten(2) for m in maps], 2).transpose(1, 2)  # [B, T, d]
         queries = min(network.config.num_queries, tokens.shape[1])
         proposals, inside = _proposals(shapes, tokens.device)
         seen = tokens * inside
-        chosen = [self._choose(group, seen, proposals, inside, queries) for group in range(groups)]
+        chosen = [self._choose(network, group, seen, proposals, inside, queries) for group in range(groups)]
         first, first_logits = torch.stack([c[0] for c in chosen], 1), torch.stack([c[1] for c in chosen], 1)
         content, moves = (
             table.weight.unflatten(0, (-1, network.config.num_queries))[:groups, :queries].flatten(0, 1)
@@ -151,16 +169,16 @@ class LWDETR(WholeDetector):
             matching.pixels(self._sets(units, first), frame),
             nowhere.view(0, 2),
             nowhere,
-            features=maps,
+            features=list(maps),
             answers=queries,
             frame=frame,
         )
 
+    @staticmethod
     def _choose(
-        self, group: int, tokens: Tensor, proposals: Tensor, inside: Tensor, queries: int
+        network: Any, group: int, tokens: Tensor, proposals: Tensor, inside: Tensor, queries: int
     ) -> tuple[Tensor, Tensor]:
         """Boxes [B, Q, 4] and logits [B, Q, C] of the encoder at the places that it chooses for a group."""
-        network = self.network
         encoded = network.enc_output_norm[group](network.enc_output[group](tokens))
         head = network.enc_out_class_embed[group]
         logits = head(encoded).float()
@@ -171,8 +189,10 @@ class LWDETR(WholeDetector):
 
     def _sets(self, of_layers: Tensor, of_encoder: Tensor) -> Tensor:
         """[B, L, groups × Q, n] and [B, groups, Q, n] → [B, groups × (L + 1) × Q, n]: by group, the encoder last."""
-        each = of_layers.unflatten(2, of_encoder.shape[1:3]).transpose(1, 2)
-        return torch.cat([each, of_encoder[:, :, None]], 2).flatten(1, 3)
+        groups, queries, columns = of_encoder.shape[1:]
+        each = of_layers.reshape(*of_layers.shape[:2], groups, queries, columns).transpose(1, 2)
+        sets = torch.cat([each, of_encoder[:, :, None]], 2)
+        return sets.reshape(sets.shape[0], groups * sets.shape[2] * queries, columns)  # in a graph, of any batch
 
     def groups_in(self, sets: int) -> int:
         return sets // (self.network.config.decoder_layers + 1)

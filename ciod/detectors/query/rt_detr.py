@@ -49,7 +49,7 @@ class HybridEncoder(EncoderQueries, WholeDetector):
     """RT-DETR and those that follow it, on the backbone and the encoder of their network."""
 
     def forward(self, images: Tensor) -> Outputs:
-        return self.ask(images, self.encode(self.normalise(images)))
+        return self.answered(images, self.encode(self.normalise(images)))
 
     def encode(self, images: Tensor) -> Sequence[Tensor]:
         """Normalised images → maps [B, F, h, w] of the encoder, finest first."""
@@ -104,4 +104,4 @@ class RTDETRCSP(EncoderQueries, StagedDetector):
         self._set_network(network)
 
     def respond(self, images: Tensor, maps: list[Tensor], features: list[Tensor]) -> Outputs:
-        return self.ask(images, features)
+        return self.answered(images, features)

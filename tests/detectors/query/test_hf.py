@@ -360,7 +360,7 @@ def kept_from_loss(model: Path, own: Path, foreign: Path) -> None:
 def test_a_checkpoint_is_extended_and_loaded_by_transformers_again(family, folders, data, tmp_path):
     folder, _ = folders[family]
     quick = {"epochs": 1, "batch": 2, "device": "cpu"}
-    results = ciod.extend(f"hf:{folder}", data, tmp_path / "run", **quick)
+    results = ciod.extend(f"hf:{folder}", data, tmp_path / "run", method="pseudo_label", **quick)
     assert results["extension"]["names"]["new"] == ["eel", "fox"]
     chosen = results["extension"]["plan"]["more"]
     assert chosen["train.clip"] == 0.1 and chosen["train.weight_decay"] == 1e-4, "as ciod train does"
