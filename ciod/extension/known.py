@@ -20,6 +20,7 @@ from ciod.data import formats
 from ciod.data.index import Index
 from ciod.data.mixture import Mixture
 from ciod.data.text_files import read_text
+from ciod.extension import auto
 
 if TYPE_CHECKING:
     from ciod.core.types import Detections
@@ -76,8 +77,8 @@ def open_checked(settings: Extend, detector: Detector, task: Task, names: Names)
     if settings.known is None:
         return None
     name = str(settings.method.get("name", "auto"))
-    branch = name == "freeze_branch" or (name == "auto" and "branches" in detector.traits)
-    return take(settings.known, task, names, trains_old=not branch)
+    name = auto.method_for(detector)[0] if name == "auto" else name
+    return take(settings.known, task, names, trains_old=name != "freeze_branch")
 
 
 def take(path: str, task: Task, names: Names, *, trains_old: bool) -> Known:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ciod import methods
 from ciod.core.errors import CiodError
 from ciod.detectors.parted import Parted
-from ciod.extension import data, effort, onnx_model
+from ciod.extension import auto, data, effort, onnx_model
 from ciod.methods.base.split_class import SplitClass
 from ciod.training import speed
 
@@ -63,8 +63,8 @@ def choose_method(
     if parent is not None:
         name, given = "split_class", {**given, "parent": parent}
     elif name == "auto":
-        name = "freeze_branch" if "branches" in detector.traits else "pseudo_label"
-        reporter.say(f"method: {name} (chosen by auto)")
+        name, why = auto.method_for(detector)
+        reporter.say(f"method: {name} (chosen by auto{', ' + why if why else ''})")
     if parent is not None and "children" not in detector.traits:
         raise CiodError(
             f"split: a class of a {detector.settings['name']} cannot become several; that needs a YOLOX as a model of "

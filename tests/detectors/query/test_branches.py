@@ -18,7 +18,7 @@ from ciod.detectors.layers.branch import OFF
 from ciod.detectors.query.branches import QueryBranches
 from ciod.exporters import hf_folder
 from ciod.exporters.onnx_file import export
-from ciod.extension import effort
+from ciod.extension import auto, effort
 from ciod.methods.freeze_branch import FreezeBranch
 from ciod.training import optim
 from ciod.training.loop import train_mode
@@ -166,12 +166,14 @@ def test_an_exported_graph_is_the_model_with_its_arbiter(name, tmp_path):
     assert done.verified and done.score_difference < 1e-4 and done.detections > 4 * 12, "raw outputs are compared, too"
 
 
-def test_a_checkpoint_of_transformers_is_extended_by_its_default_method(tmp_path, capsys):
+def test_a_checkpoint_of_transformers_is_extended_by_queries_of_its_own(tmp_path):
     write(tmp_path / "model", "rt_detr")
     write_coco(sample_index(tmp_path / "raw", images=6, names=("eel", "dog")), tmp_path / "data")
     quick = {"epochs": 1, "batch": 2, "device": "cpu"}
-    results = ciod.extend(f"hf:{tmp_path / 'model'}", tmp_path / "data", tmp_path / "run", **quick)
-    assert "method: freeze_branch (chosen by auto)" in capsys.readouterr().out
+    assert auto.method_for(weights.load(f"hf:{tmp_path / 'model'}"))[0] == "pseudo_label"
+    results = ciod.extend(
+        f"hf:{tmp_path / 'model'}", tmp_path / "data", tmp_path / "run", method="freeze_branch", **quick
+    )
     unchanged = results["extension"]["unchanged"]
     assert unchanged["identical"] == unchanged["images"] == 6
     was, detector = (weights.load(f) for f in (f"hf:{tmp_path / 'model'}", tmp_path / "run" / "model.safetensors"))
@@ -180,6 +182,7 @@ def test_a_checkpoint_of_transformers_is_extended_by_its_default_method(tmp_path
         old, new = was(pictures()).answer(), detector(pictures())
     n = old.logits.shape[1]
     assert torch.equal(new.logits[:, :n, :3], old.logits) and torch.equal(new.boxes[:, :n], old.boxes)
+    assert auto.method_for(detector) == ("freeze_branch", ""), "it cannot go back any more"
     with pytest.raises(CiodError, match="trains the whole model, and of a hf:rt_detr that was extended only"):
         ciod.extend(
             tmp_path / "run" / "model.safetensors",

@@ -357,10 +357,12 @@ def kept_from_loss(model: Path, own: Path, foreign: Path) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_checkpoint_is_extended_and_loaded_by_transformers_again(family, folders, data, tmp_path):
+def test_a_checkpoint_is_extended_and_loaded_by_transformers_again(family, folders, data, tmp_path, capsys):
     folder, _ = folders[family]
     quick = {"epochs": 1, "batch": 2, "device": "cpu"}
-    results = ciod.extend(f"hf:{folder}", data, tmp_path / "run", method="pseudo_label", **quick)
+    results = ciod.extend(f"hf:{folder}", data, tmp_path / "run", **quick)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "method: pseudo_label (chosen by auto, so that export hf= can write the model back; method=freeze_" in told
     assert results["extension"]["names"]["new"] == ["eel", "fox"]
     chosen = results["extension"]["plan"]["more"]
     assert chosen["train.clip"] == 0.1 and chosen["train.weight_decay"] == 1e-4, "as ciod train does"
