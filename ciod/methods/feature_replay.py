@@ -1,7 +1,7 @@
 """Feature replay: pseudo-labels, and stored feature vectors of old objects that the prediction layers answer again.
 
-Pseudo-labels hold the old classes only where the new images show old objects. Stored vectors hold them without: they are
-what the prediction layers of the head read at an object, twice 64 numbers on YOLOX-nano. No image is stored.
+Pseudo-labels hold the old classes only where the new images show old objects. Stored vectors need none: they are what
+the prediction layers of the head read at an object, twice 64 numbers on YOLOX-nano. No image is stored.
 """
 
 from __future__ import annotations
