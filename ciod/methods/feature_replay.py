@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ciod.data.scenarios.scenario import Task
 
 Weight = Annotated[float, Field(ge=0)]
+FLOOR = 0.01  # weight of a place where the teacher sees nothing; where it sees an old object, its score is added
+STAYS = 0.98  # share of the statistics of the drift that stays in each step
 
 
 @dataclass
@@ -57,23 +59,17 @@ class FeatureReplay(PseudoLabel):
 
     needs: ClassVar[frozenset[str]] = frozenset({"dense", "head_inputs"})
     distillation_terms: ClassVar[frozenset[str]] = frozenset({"replay_cls", "replay_obj", "tie"})
-    paper: ClassVar[str] = "none; a method of ciod"
 
     weight: Weight = 1.0
     """Weight of the replay terms; 0: no replay."""
     tie: Weight = 1.0
     """Weight of the feature tie; 0: no tie."""
-    floor_tie: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Weight of a place in the tie where the teacher sees nothing; where it sees an old object, its score is added."""
     vectors: Annotated[int, Field(ge=1)] = 64
     """Stored vectors per class."""
-    images: Annotated[int, Field(ge=1)] = 4000
-    """The vectors come from at most this number of the task's training images, evenly spaced in its list. (Also of the
-    ``adaptive`` thresholds.)"""
+    source_images: Annotated[int, Field(ge=1)] = 4000
+    """The vectors come from at most this number of the task's training images, evenly spaced in its list."""
     ridge: Annotated[float, Field(gt=0)] | None = 0.1
     """Strength with which the estimated drift of the features is drawn to none; None: no drift correction."""
-    memory: Annotated[float, Field(ge=0, lt=1)] = 0.98
-    """Share of the statistics of the drift that stays in each step."""
 
     _store: Vectors | None = PrivateAttr(default=None)
     _live: list[tuple[int, Vectors]] = PrivateAttr(default_factory=list)  # per level, on the device
@@ -110,8 +106,12 @@ class FeatureReplay(PseudoLabel):
         outputs = self.student(batch.images)
         knowledge = self.teach(batch)
         losses = self.supervised(outputs, knowledge, batch)
-        if self.tie or (self._live and self.ridge):
-            seen = self._seen(knowledge)
+        with torch.autocast(batch.images.device.type, enabled=False):
+            return losses | self.held(outputs, knowledge)
+
+    def held(self, outputs: Outputs, knowledge: Outputs) -> dict[str, Tensor]:
+        """The terms beside those of ``pseudo_label``, in float32."""
+        seen, losses = self._seen(knowledge), {}
         if self.tie:
             losses["tie"] = self.tie * self.tied(outputs, knowledge, seen)
         if self._live:
@@ -123,15 +123,16 @@ class FeatureReplay(PseudoLabel):
     def _seen(self, knowledge: Outputs) -> list[Tensor]:
         """[B, h × w] per level: the teacher's best score of an old class, of all anchors."""
         best = knowledge.scores()[..., : self.old].amax(2)
-        each = best.split(knowledge.levels, 1)
-        return [s.view(len(s), m.shape[2] * m.shape[3], -1).amax(2) for s, m in zip(each, knowledge.towers)]
+        each = best.split(knowledge.levels, 1)[: len(knowledge.towers)]  # without branches
+        maps = zip(each, knowledge.towers, strict=True)
+        return [s.view(len(s), m.shape[2] * m.shape[3], -1).amax(2) for s, m in maps]
 
     def tied(self, outputs: Outputs, knowledge: Outputs, seen: list[Tensor]) -> Tensor:
-        """Σ w ‖f − f_T‖² ÷ Σ w ‖f_T‖² over places and both towers; w is the teacher's score + ``floor_tie``."""
+        """Σ w ‖f − f_T‖² ÷ Σ w ‖f_T‖² over places and both towers; w is the teacher's score + ``FLOOR``."""
         error, size = [], []
         for mine, theirs in ((outputs.towers, knowledge.towers), (outputs.box_towers, knowledge.box_towers)):
             for s, t, w in zip(mine, theirs, seen, strict=True):
-                w = w + self.floor_tie
+                w = w + FLOOR
                 error.append((w * (s.float() - t.float()).square().sum(1).flatten(1)).sum())
                 size.append((w * t.float().square().sum(1).flatten(1)).sum())
         return torch.stack(error).sum() / L.normaliser(torch.stack(size).sum(), 1e-6)
@@ -142,13 +143,13 @@ class FeatureReplay(PseudoLabel):
         now = []
         for i, w in enumerate(seen):
             pairs = ((outputs.towers, knowledge.towers), (outputs.box_towers, knowledge.box_towers))
-            now.append(torch.stack([_moments(s[i], t[i], w + self.floor_tie) for s, t in pairs]))
+            now.append(torch.stack([_moments(s[i], t[i], w + FLOOR) for s, t in pairs]))
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             flat = torch.cat([m.flatten() for m in now])
             dist.all_reduce(flat)
-            now = [f.view_as(m) for f, m in zip(flat.split([m.numel() for m in now]), now)]
+            now = [f.view_as(m) for f, m in zip(flat.split([m.numel() for m in now]), now, strict=True)]
         old = self._moments or [torch.zeros_like(m) for m in now]
-        self._moments = [self.memory * a.to(b) + b for a, b in zip(old, now)]
+        self._moments = [STAYS * a.to(b) + b for a, b in zip(old, now, strict=True)]
 
     def _moved(self, level: int, part: Vectors) -> tuple[Tensor, Tensor]:
         """The windows of both towers where the student's features are now."""
@@ -202,7 +203,7 @@ class FeatureReplay(PseudoLabel):
         detector, random = self._head, torch.Generator().manual_seed(task.index)
         training = {m: m.training for m in detector.modules()}
         detector.eval()
-        rows = range(0, len(task.train), max(1, len(task.train) // self.images))[: self.images]
+        rows = range(0, len(task.train), max(1, len(task.train) // self.source_images))[: self.source_images]
         given = detector.input
         how = {"batch": 8, "workers": 0, "pin": False, "rows": rows, "place": given.place}
         kept: Vectors | None = None
@@ -229,7 +230,8 @@ class FeatureReplay(PseudoLabel):
         position = matches.position[image, slot]
         label = batch.targets.labels[image, matches.target[image, slot]]
         found, first = [], 0
-        for level, (cls, box, n) in enumerate(zip(outputs.towers, outputs.box_towers, outputs.levels)):
+        own_levels = outputs.levels[: len(outputs.towers)]  # without branches
+        for level, (cls, box, n) in enumerate(zip(outputs.towers, outputs.box_towers, own_levels, strict=True)):
             own = (position >= first) & (position < first + n)
             height, width = cls.shape[2:]
             cell = (position[own] - first) // (n // (height * width))

@@ -18,6 +18,7 @@ from ciod.methods import feature_replay as fr
 from ciod.methods.feature_replay import FeatureReplay, Vectors
 from ciod.methods.pseudo_label import PseudoLabel
 from tests import fixed
+from tests.methods.test_waits import waits
 
 OLD, NEW = ("ant", "bee"), ("cow", "dog")
 KINDS = ("yolox-pico", "gfl-pico", "retinanet-nano", "fcos-nano")
@@ -129,8 +130,9 @@ def test_replay_by_hand():
     assert got["replay_obj"].item() == pytest.approx(2 * (kl(0.5, s[0]) + kl(0.5, s[2])) / 2, abs=1e-5)
 
 
-def test_the_tie_by_hand():
-    method = FeatureReplay(floor_tie=0.5)
+def test_the_tie_by_hand(monkeypatch):
+    monkeypatch.setattr(fr, "FLOOR", 0.5)
+    method = FeatureReplay()
 
     def maps(*values: float) -> list[torch.Tensor]:
         return [torch.tensor(values).view(1, 1, 1, 2)]
@@ -244,3 +246,35 @@ def test_an_empty_state_is_pseudo_labels_and_the_tie():
     method = second(FeatureReplay(), stored=False)
     method.load_state({})
     assert "tie" in method.loss(some_batch()) and method.state() == {}
+
+
+@kinds
+def test_a_step_with_vectors_waits_for_nothing(name):
+    method = second(FeatureReplay(), name)
+    batch = some_batch(1)
+    assert waits(lambda: torch.stack(list(method.loss(batch).values())).sum().backward()) == {}
+    assert method._live and method._moments
+
+
+def test_two_processes_see_the_drift_of_one(monkeypatch):
+    g = torch.Generator().manual_seed(2)
+    old, new = torch.randn(2, 4, 3, 4, 4, generator=g)  # 4 images
+
+    def follow(rows: slice) -> list[torch.Tensor]:
+        method = FeatureReplay()
+        student, teacher = (SimpleNamespace(towers=[m[rows]], box_towers=[-m[rows]]) for m in (new, old))
+        method._follow(student, teacher, [torch.ones(len(old[rows]), 16)])  # type: ignore[arg-type]
+        return method._moments
+
+    whole, other = follow(slice(4)), follow(slice(2, 4))
+    monkeypatch.setattr(fr.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(fr.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(fr.dist, "all_reduce", lambda x: x.add_(other[0].flatten()))
+    torch.testing.assert_close(follow(slice(2)), whole)
+
+
+def test_under_mixed_precision_the_terms_are_float32():
+    method = second(FeatureReplay(), moved=0.01)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = method.loss(some_batch(1))
+    assert all(v.dtype == torch.float32 and v.isfinite() for v in losses.values())
