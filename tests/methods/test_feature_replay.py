@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -97,6 +98,11 @@ def test_the_largest_keys_of_each_class_are_kept():
 # The terms -----------------------------------------------------------------------------------------------------------
 
 
+def stand_in(towers: list[torch.Tensor], box_towers: list[torch.Tensor]) -> Any:
+    """Outputs with nothing but towers."""
+    return SimpleNamespace(towers=towers, box_towers=box_towers)
+
+
 class Line:
     """A head with one feature f: class logits f and −f for the old class and the new one, objectness 2 f."""
 
@@ -121,7 +127,8 @@ def kl(p: float, q: float) -> float:
 
 def test_replay_by_hand():
     method = FeatureReplay(weight=2)
-    method._detector = Line()  # type: ignore[assignment]
+    head: Any = Line()
+    method._detector = head
     method._live = [(0, stored([0.0, 1.0], prob=0.8, obj=0.5))]
     got = method.replayed()
     s = [1 / (1 + math.exp(-x)) for x in (0.0, 1.0, 2.0)]
@@ -137,9 +144,8 @@ def test_the_tie_by_hand(monkeypatch):
     def maps(*values: float) -> list[torch.Tensor]:
         return [torch.tensor(values).view(1, 1, 1, 2)]
 
-    student = SimpleNamespace(towers=maps(1, 4), box_towers=maps(2, 2))
-    teacher = SimpleNamespace(towers=maps(1, 2), box_towers=maps(1, 2))
-    got = method.tied(student, teacher, [torch.tensor([[0.5, 0.0]])])  # type: ignore[arg-type]
+    student, teacher = stand_in(maps(1, 4), maps(2, 2)), stand_in(maps(1, 2), maps(1, 2))
+    got = method.tied(student, teacher, [torch.tensor([[0.5, 0.0]])])
     assert got.item() == pytest.approx((0.5 * 4 + 1 * 1) / (1 + 0.5 * 4 + 1 + 0.5 * 4))
 
 
@@ -190,8 +196,8 @@ def test_vectors_follow_the_features():
     for _ in range(2):
         old = [[torch.randn(2, 3, 4, 4, generator=g) for _ in range(2)] for _ in range(2)]  # tower, level
         new = [[moved(x, level, tower) for level, x in enumerate(maps)] for tower, maps in enumerate(old)]
-        student, teacher = (SimpleNamespace(towers=m[0], box_towers=m[1]) for m in (new, old))
-        method._follow(student, teacher, [torch.ones(2, 16)] * 2)  # type: ignore[arg-type]
+        student, teacher = (stand_in(m[0], m[1]) for m in (new, old))
+        method._follow(student, teacher, [torch.ones(2, 16)] * 2)
     part = stored([0.0], 0.5, 0.5)
     part.cls, part.box = torch.randn(2, 5, 3, 1, 1, generator=g)
     for level in range(2):
@@ -211,20 +217,20 @@ def pictures(tmp_path_factory) -> Index:
 def test_what_is_stored(pictures):
     """At most ``vectors`` of each class, the same in every process, and of earlier tasks what no task taught again."""
     detector = detectors.build(pictures.class_names, name="yolox-pico", size=64)
-    task = SimpleNamespace(train=pictures, index=0)
+    task: Any = SimpleNamespace(train=pictures, index=0)
     method = FeatureReplay(vectors=3)
     method.attach(detector, detector, None)
-    method.end_task(task)  # type: ignore[arg-type]
+    method.end_task(task)
     state = method.state()["vectors"]
     assert state["label"].bincount().max() == 3 and state["cls"].dtype == torch.float16
     again = FeatureReplay(vectors=3)
     again.attach(detector, detector, None)
-    again.end_task(task)  # type: ignore[arg-type]
+    again.end_task(task)
     assert all(torch.equal(v, again.state()["vectors"][k]) for k, v in state.items())
     before = method._store
     assert before is not None
     detector.grow(["later"])
-    method.end_task(task)  # type: ignore[arg-type]
+    method.end_task(task)
     after = method._store
     assert after is not None
     assert after.prob.shape[2] == len(pictures.class_names) + 1
@@ -262,8 +268,8 @@ def test_two_processes_see_the_drift_of_one(monkeypatch):
 
     def follow(rows: slice) -> list[torch.Tensor]:
         method = FeatureReplay()
-        student, teacher = (SimpleNamespace(towers=[m[rows]], box_towers=[-m[rows]]) for m in (new, old))
-        method._follow(student, teacher, [torch.ones(len(old[rows]), 16)])  # type: ignore[arg-type]
+        student, teacher = (stand_in([m[rows]], [-m[rows]]) for m in (new, old))
+        method._follow(student, teacher, [torch.ones(len(old[rows]), 16)])
         return method._moments
 
     whole, other = follow(slice(4)), follow(slice(2, 4))
