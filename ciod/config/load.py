@@ -70,6 +70,8 @@ def gather(
         plain, given, more = split(list(overrides))
         problems += more + [f"'{w}' is not a setting; write key=value, for example epochs=30." for w in plain]
     merged, more = table.settings(content, given)
+    if merged.get("method.name") == "auto":
+        merged["method.name"] = _auto_method(merged)
     its, wrong = _detector_defaults(merged)
     theirs, also = _method_defaults(merged)
     problems += [*wrong, *also]
@@ -151,6 +153,15 @@ def _detector_defaults(flat: dict[str, Any]) -> tuple[Mapping[str, Any], list[st
             return {}, []  # checks.method reports it
     known = name in detectors.available() or name.startswith(detectors.HF)
     return (detectors.run_defaults(name) if known else {}), []
+
+
+def _auto_method(flat: dict[str, Any]) -> str:
+    """What ``method=auto`` means for the detector."""
+    try:
+        traits = detectors.traits(str(flat.get("detector.name", DetectorSettings().name)))
+    except CiodError:
+        traits = frozenset[str]()  # checks.method reports it
+    return methods.auto(traits)
 
 
 def _method_defaults(flat: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

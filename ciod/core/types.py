@@ -125,6 +125,7 @@ class Outputs:
     refs: Tensor | None = None  # [B, P, 4] boxes that a distribution of queries corrects: centre and sides, as shares
     features: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] per level, of the neck
     towers: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] per level: the input of the class layer
+    box_towers: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] per level: that of the box layer
     maps: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] per level, of the backbone, for an arbiter
     levels: tuple[int, ...] = ()  # positions of each level; their sum is P
     parts: tuple[int, ...] = ()  # positions of the detector itself, then of each branch; (): there is no branch

@@ -61,11 +61,12 @@ class Detector(nn.Module, ABC):
     traits: ClassVar[frozenset[str]] = frozenset()
     """Properties on which methods rely: ``dense`` (positions are cells, which are the same in teacher and student),
     ``objectness`` (trained at every position, including background), ``centerness`` (instead of objectness, trained
-    only at matches), ``box_distribution``, ``features``, ``branches``, ``children`` (a class can get kinds of its own
-    on a branch), ``query`` (positions are queries, which show different objects in teacher and student),
-    ``first_stage`` (an encoder chooses the queries), ``learnt_queries`` (they are the same for every picture),
-    ``given_queries`` (the decoder can be asked another detector's queries), ``rois`` (positions are regions that a
-    first stage proposes, which differ between teacher and student; classes and background are one softmax).
+    only at matches), ``box_distribution``, ``features``, ``head_inputs`` (stored features can be answered:
+    ``HeadInputs``), ``branches``, ``children`` (a class can get kinds of its own on a branch), ``query`` (positions are
+    queries, which show different objects in teacher and student), ``first_stage`` (an encoder chooses the queries),
+    ``learnt_queries`` (they are the same for every picture), ``given_queries`` (the decoder can be asked another
+    detector's queries), ``rois`` (positions are regions that a first stage proposes, which differ between teacher and
+    student; classes and background are one softmax).
     """
     variants: ClassVar[Mapping[str, Any]] = {}
     """Names of this family, each with its architecture."""

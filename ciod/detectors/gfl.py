@@ -86,6 +86,7 @@ def assemble(
     strides: Sequence[int],
     features: Sequence[Tensor] = (),
     towers: Sequence[Tensor] = (),
+    box_towers: Sequence[Tensor] = (),
 ) -> Outputs:
     """Raw maps of the levels → Outputs.
 
@@ -105,6 +106,7 @@ def assemble(
         distribution=distribution,
         features=list(features),
         towers=list(towers),
+        box_towers=list(box_towers),
         levels=levels,
     )
 
@@ -113,8 +115,9 @@ class GFL(MapsBranches):
     """See the module. ``settings`` are the keyword arguments of ``build``."""
 
     multi_label = True
-    traits = frozenset({"dense", "box_distribution", "features", "branches"})
+    traits = frozenset({"dense", "box_distribution", "features", "head_inputs", "branches"})
     variants = VARIANTS
+    window = 3
     box_weight, distribution_weight = 2.0, 0.25
 
     def __init__(
@@ -150,7 +153,11 @@ class GFL(MapsBranches):
         return self.head.towers(features)
 
     def own(self, images: Tensor, features: list[Tensor], towers: tuple[list[Tensor], list[Tensor]]) -> Outputs:
-        return assemble(*self.head.layers(*towers), self.strides, features, towers[0])
+        return assemble(*self.head.layers(*towers), self.strides, features, *towers)
+
+    def answer_at(self, level: int, cls: Tensor, box: Tensor) -> tuple[Tensor, Tensor | None]:
+        """See ``HeadInputs``."""
+        return self.head.cls(cls)[:, None, :, 1, 1], None
 
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
         """ATSS; with branches, the newest is matched as ``match_branch`` does."""

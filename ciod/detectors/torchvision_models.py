@@ -36,6 +36,7 @@ class TorchvisionDetector(MapsBranches):
     CSPDarknet with a pyramid and head of 64 channels."""
 
     multi_label = True
+    window = 3
     anchors_a_cell: ClassVar[int]
     anchor_generator: AnchorGenerator
     head: Any  # torchvision's, whose parts have no types
@@ -106,7 +107,7 @@ def correction(anchors: Tensor, boxes: Tensor) -> Tensor:
 class RetinaNet(TorchvisionDetector):
     """A position is an anchor, with nine per cell. ``settings`` are the keyword arguments of ``build``."""
 
-    traits = frozenset({"dense", "features", "branches"})
+    traits = frozenset({"dense", "features", "head_inputs", "branches"})
     variants: ClassVar[dict[str, Any]] = {
         "retinanet-nano": (0.33, 0.25, True),
         "retinanet-r18": 18,
@@ -146,10 +147,15 @@ class RetinaNet(TorchvisionDetector):
             stride,
             features=features,
             towers=towers[0],
+            box_towers=towers[1],
             levels=levels,
             anchors=anchors,
             deltas=deltas,
         )
+
+    def answer_at(self, level: int, cls: Tensor, box: Tensor) -> tuple[Tensor, Tensor | None]:
+        """See ``HeadInputs``."""
+        return self.head.classification_head.cls_logits(cls)[..., 1, 1].transpose(1, 2), None
 
     @torch.no_grad()
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
@@ -206,7 +212,7 @@ class FCOS(TorchvisionDetector):
 
     ``settings`` are the keyword arguments of ``build``."""
 
-    traits = frozenset({"dense", "centerness", "features", "branches"})
+    traits = frozenset({"dense", "centerness", "features", "head_inputs", "branches"})
     variants: ClassVar[dict[str, Any]] = {"fcos-nano": (0.33, 0.25, True), "fcos-r18": 18, "fcos-r50": 50}
     anchors_a_cell = 1
     radius = 1.5
@@ -243,10 +249,16 @@ class FCOS(TorchvisionDetector):
             quality,
             features=features,
             towers=towers[0],
+            box_towers=towers[1],
             levels=levels,
             anchors=anchors,
             root=True,
         )
+
+    def answer_at(self, level: int, cls: Tensor, box: Tensor) -> tuple[Tensor, Tensor | None]:
+        """See ``HeadInputs``."""
+        logits = self.head.classification_head.cls_logits(cls)[:, None, :, 1, 1]
+        return logits, self.head.regression_head.bbox_ctrness(box)[..., 1, 1]
 
     @torch.no_grad()
     def match(self, outputs: Outputs, targets: Targets) -> Matches:

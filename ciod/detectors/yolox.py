@@ -92,6 +92,7 @@ def assemble(
     features: Sequence[Tensor] = (),
     towers: Sequence[Tensor] = (),
     strides: Sequence[int] = STRIDES,
+    box_towers: Sequence[Tensor] = (),
 ) -> Outputs:
     """Raw maps of the levels → Outputs.
 
@@ -108,7 +109,15 @@ def assemble(
     point = corner + stride[:, None] / 2
     objectness = flatten(obj)[..., 0]
     return Outputs(
-        flatten(cls), boxes, point, stride, objectness, features=list(features), towers=list(towers), levels=levels
+        flatten(cls),
+        boxes,
+        point,
+        stride,
+        objectness,
+        features=list(features),
+        towers=list(towers),
+        box_towers=list(box_towers),
+        levels=levels,
     )
 
 
@@ -145,8 +154,9 @@ def loss_of(
 class YOLOX(StagedBranches):
     """See the module. ``settings`` are the keyword arguments of ``build``."""
 
-    traits = frozenset({"dense", "objectness", "features", "branches", "children"})
+    traits = frozenset({"dense", "objectness", "features", "head_inputs", "branches", "children"})
     variants = VARIANTS
+    window = 1
     box_weight = 5.0
     backbone: backbones.Backbone
     branches: Layers[br.Branch]  # type: ignore[assignment]
@@ -181,13 +191,17 @@ class YOLOX(StagedBranches):
 
     def respond(self, images: Tensor, maps: list[Tensor], features: list[Tensor]) -> Outputs:
         towers = self.head.towers(features)
-        base = assemble(*self.head.layers(*towers), features, towers[0])
+        base = assemble(*self.head.layers(*towers), features, towers[0], box_towers=towers[1])
         if not len(self.branches):
             return base
         if self.arbiter is not None and not self.training:
             base = replace(base, maps=maps)
         parts = self.with_branches(base, maps, features, towers)
         return br.append([br.scatter_classes(p, row) for p, row in zip(parts, self.channel_of, strict=True)])
+
+    def answer_at(self, level: int, cls: Tensor, box: Tensor) -> tuple[Tensor, Tensor | None]:
+        """See ``HeadInputs``."""
+        return self.head.cls[level](cls).flatten(2).transpose(1, 2), self.head.obj[level](box).flatten(1)
 
     @property
     def has_children(self) -> bool:

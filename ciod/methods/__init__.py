@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ciod.core.errors import CiodError, did_you_mean
@@ -33,6 +33,11 @@ _BEFORE = {
 def available() -> list[str]:
     """Names that ``find`` accepts; ``joint`` is fine-tuning on all classes at once."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _PARTS)
+
+
+def auto(traits: Collection[str]) -> str:
+    """The method of ``method=auto`` in a run, by the traits of its detector (docs/methods/feature_replay.md)."""
+    return "feature_replay" if "head_inputs" in traits else "pseudo_label"
 
 
 def find(name: str) -> type[Method]:

@@ -122,3 +122,35 @@ def test_an_onnx_file_against_its_extension(tmp_path, monkeypatch, capsys):
         found = json.loads(file.read_text(encoding="utf-8"))
         assert found["runs"] == 3 and len(found["differing"]) == 8 and set(found["differing"].values()) == {expected}
         assert found["seconds"]["old"] > 0 and f"{3 - expected} of 3 runs bit-equal" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_rows_on_a_held_backbone(tmp_path, monkeypatch, capsys):
+    from ciod import detectors
+    from ciod.data.formats import read
+    from ciod.data.shapes.scenes import write_shapes
+    from ciod.detectors.files import weights
+
+    data, model = tmp_path / "data", tmp_path / "first" / "task-1" / "model.safetensors"
+    write_shapes(data, train=8, val=4, size=64)
+    model.parent.mkdir(parents=True)
+    first = sorted(read(data, "train").class_names)[:6]
+    weights.save_model(model, detectors.build(first, name="yolox-pico", size=64))
+    words = [str(tmp_path / "first"), "pseudo_label", "feature_replay,tie=0", "--steps", "2", "--run"]
+    monkeypatch.setattr("sys.argv", ["held_backbone", *words, f"data={data} split=6+4 detector=yolox-pico size=64"])
+    importlib.import_module("benchmarks.held_backbone").main()
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [r["row"] for r in rows] == ["after the first task", "pseudo_label", "feature_replay,tie=0"]
+    assert all(len(r["change"]) == 3 for r in rows[1:])
+
+
+def test_held_out_frames():
+    from benchmarks.held_out_frames import cut
+
+    names = ["a", "a", "a", "a", "a", "b", "a", "a"]  # the class of each frame
+    images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(8)]
+    boxes = [{"image_id": i, "category_id": name} for i, name in enumerate(names)]
+    parts = cut({"images": images[::-1], "annotations": boxes})
+    shown = {name: [i["id"] for i in part["images"]] for name, part in parts.items()}
+    assert shown == {"train": [0, 1, 2, 5, 6, 7], "val": [4]}  # frame 3 is beside the tested one
+    assert [b["image_id"] for b in parts["val"]["annotations"]] == [4]

@@ -333,3 +333,17 @@ def test_a_method_that_no_detector_can_serve(monkeypatch):
     monkeypatch.setattr(detectors, "traits", lambda _: frozenset())
     monkeypatch.setattr(detectors, "offering", lambda _: [])
     assert checks.method({"method": {"name": "ilyolox"}})[0].endswith("which yolox-nano does not have, nor any other.")
+
+
+@pytest.mark.parametrize(
+    ("detector", "method"),
+    [("yolox-pico", "feature_replay"), ("gfl-pico", "feature_replay"), ("fasterrcnn-pico", "pseudo_label")],
+)
+def test_auto_is_a_method_that_fits_the_detector(detector, method):
+    words = ["data=shapes", "split=6+4", "method=auto", f"detector={detector}"]
+    assert load(None, words).method["name"] == method
+
+
+def test_auto_with_an_unknown_detector_tells_of_the_detector():
+    with pytest.raises(ConfigError, match="yolox-nan"):
+        load(None, ["data=shapes", "split=6+4", "method=auto", "detector=yolox-nan"])

@@ -137,10 +137,10 @@ _seen: int = PrivateAttr(default=0)
 """
 
 
-@pytest.mark.parametrize("kind", ["gathers in loss", "ewc"])
+@pytest.mark.parametrize("kind", ["gathers in loss", "ewc", "feature_replay"])
 def test_a_method_has_the_same_state_under_train_and_compare(tmp_path, data, monkeypatch, kind):
-    """What it gathers in the first task: pictures that it counts, or Fisher information."""
-    name = "ewc" if kind == "ewc" else write(tmp_path, GATHERS)
+    """What it gathers in the first task: pictures that it counts, Fisher information, or feature vectors."""
+    name = write(tmp_path, GATHERS) if kind == "gathers in loss" else kind
     run(data, tmp_path / "alone", method=name)
 
     def here(cells, **_):
@@ -154,8 +154,10 @@ def test_a_method_has_the_same_state_under_train_and_compare(tmp_path, data, mon
     places = (tmp_path / "alone", tmp_path / "c" / folder)
     one, other = (torch.load(p / "last" / "state.pt", weights_only=True) for p in places)
     assert list(one["method"]) == list(other["method"]) != []
-    if kind == "ewc":
-        assert all(torch.equal(v, other["method"]["fisher"][k]) for k, v in one["method"]["fisher"].items())
+    if kind != "gathers in loss":
+        key = "fisher" if kind == "ewc" else "vectors"
+        assert all(torch.equal(v, other["method"][key][k]) for k, v in one["method"][key].items())
+        assert one["method"][key]
     else:
         assert one["method"] == other["method"] and one["method"]["seen"] > 0
 
