@@ -20,7 +20,7 @@ ROOT = Path(ciod.__file__).parent
 ALSO = {
     "AttributeError": {"__init__.py"},
     "Elsewhere": {"comparison/worker.py"},
-    "NotChecked": {"contract/detector.py", "contract/method.py"},
+    "NotChecked": {"contract/detector.py", "contract/losses.py", "contract/method.py"},
     "KeyboardInterrupt": {"core/signals.py"},
     "RunAgain": {"core/signals.py"},
     "typer.Exit": {"cli/__init__.py", "cli/command.py", "cli/others.py"},
