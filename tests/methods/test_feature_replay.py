@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,7 +47,9 @@ def second(method: FeatureReplay | PseudoLabel, name: str = "yolox-pico", *, mov
     assert has_head_inputs(detector)
     if stored and isinstance(method, FeatureReplay):
         with torch.no_grad():
-            method._store = method._matched(detector, some_batch(classes=2))
+            found = method._matched(detector, some_batch(classes=2))
+        assert found is not None
+        method.load_state({"vectors": {f.name: getattr(found, f.name) for f in fields(found)}})
     teacher = detector.frozen()
     detector.grow(NEW)
     with torch.no_grad():
@@ -121,15 +124,22 @@ def stored(values: list[float], prob: float, obj: float) -> Vectors:
     return Vectors(f, f.clone(), index, index, torch.full((n, 1, 1), prob), torch.full((n, 1), obj))
 
 
+class Holding(FeatureReplay):
+    """In a later task, with these vectors of a level."""
+
+    def hold(self, level: int, vectors: Vectors) -> None:
+        self._live = [(level, vectors)]
+
+
 def kl(p: float, q: float) -> float:
     return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
 
 
 def test_replay_by_hand():
-    method = FeatureReplay(weight=2)
+    method = Holding(weight=2)
     head: Any = Line()
-    method._detector = head
-    method._live = [(0, stored([0.0, 1.0], prob=0.8, obj=0.5))]
+    method.attach(head, head, None)
+    method.hold(0, stored([0.0, 1.0], prob=0.8, obj=0.5))
     got = method.replayed()
     s = [1 / (1 + math.exp(-x)) for x in (0.0, 1.0, 2.0)]
     cls = kl(0.8, s[0]) - math.log(s[0]) + kl(0.8, s[1]) - math.log(s[1])  # 1 − σ(−f) = σ(f) for the new class
