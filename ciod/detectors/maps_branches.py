@@ -125,15 +125,6 @@ class MapsBranches(StagedBranches):
         levels = [Channels(s, c, self.width, towers) for s, c in zip(STRIDES, self.backbone.channels, strict=True)]
         return MapsBranch(levels, columns, new, inner)
 
-    def grow(self, names: Sequence[str]) -> None:
-        """Adds classes. See ``Detector.grow``.
-
-        Raises:
-            CiodError: there are branches. Rows beside them could not be trained.
-        """
-        self._check_branches_only(names)
-        super().grow(names)
-
 
 def read_maps(
     maps: Sequence[Tensor], features: Sequence[Tensor], towers: tuple[Sequence[Tensor], Sequence[Tensor]]

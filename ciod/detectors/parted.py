@@ -54,8 +54,8 @@ class Parted(Branched):
 
     @property
     def judged(self) -> list[list[int]]:
-        """Of each branch the classes whose objects the arbiter takes for the branch's: its own, and where a class
-        became several, the class and all its kinds, since an object of a kind is one of the class too."""
+        """Per branch, the classes that the arbiter counts as the branch's: its own, and if a class became several, the
+        class and all its kinds, since an object of a kind is one of the class too."""
         known = set() if self.arbiter is None else {r for r in self.arbiter.listed if r < self.num_classes}
         above = self.parents
         first = list(self.class_names)
@@ -80,15 +80,17 @@ class Parted(Branched):
         self.arbiter = Arbiter(*self.judged_maps(), self.num_classes, nothing).to(self.device)
         return self.arbiter
 
-    def _check_branches_only(self, names: Sequence[str]) -> None:
-        """Raises CiodError for classes that would be rows beside branches, where those could not be trained."""
-        if names and len(self.branches):
+    def grow(self, names: Sequence[str]) -> None:
+        """Adds classes to the detector itself. See ``Detector.grow``.
+
+        Raises:
+            CiodError: there are branches, and rows beside them could not be trained (``branches_only``).
+        """
+        if self.branches_only and names and len(self.branches):
             raise CiodError(
                 f"{self.settings['name']} has branches already, so classes can be added only on a further branch: use "
                 "method=freeze_branch."
             )
-
-    def grow(self, names: Sequence[str]) -> None:
         known = self.num_classes
         super().grow(names)
         if self.arbiter is not None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ciod.core import boxes as bx
 from ciod.core.types import Batch, Targets
+from ciod.detectors.rcnn import sampling
 from ciod.detectors.rcnn.outputs import RoIOutputs
 from ciod.methods.base.distillation import Fraction, Weight
 from ciod.methods.base.regions import Judged, RegionDistillation, box_error, chosen, mean
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 PLACES = 10  # tried for each crop; the one that covers least of the boxes is taken
 CENTRE = (0.4, 0.6)  # of a mosaic, as shares of the picture
+KIND, WHICH, PLACE, SHARE, MIDDLE = 11, 12, 13, 15, 17  # of ``sampling.draws``; PLACE and SHARE have one per pasted box
 SMALLEST = 8.0  # side in pixels of the batch image below which a box is not kept
 
 
@@ -85,13 +87,14 @@ class ABR(RegionDistillation):
 
     @torch.no_grad()
     def pasted(self, batch: Batch) -> Batch:
-        """The batch with old boxes in some of its pictures, drawn on the device without waiting for it."""
-        n, device = len(batch.images), batch.images.device
-        kind = torch.rand(n, device=device)
+        """The batch with old boxes in some of its pictures. What is drawn depends on each picture's pixels alone, as in
+        ``rcnn.sampling``: batches may be divided among processes, and nothing waits for the device."""
+        key = sampling.keys(batch.images)
+        kind = sampling.draws(key, 1, KIND)[:, 0]
         mixed, whole = kind < self.mixup, (kind >= self.mixup) & (kind < self.mixup + self.mosaic)
-        which = torch.randint(len(self._labels), (n, 4), device=device)
-        images, blended = self.blend(batch, which[:, :2], mixed)
-        images, tiles = self.tile(images, which, whole)
+        which = (sampling.draws(key, 4, WHICH) * len(self._labels)).long()
+        images, blended = self.blend(batch, which[:, :2], mixed, key)
+        images, tiles = self.tile(images, which, whole, key)
         real = replace(batch.targets, valid=batch.targets.valid & ~whole[:, None])
         known = batch.targets.known
         labels = self._labels[which]
@@ -101,7 +104,7 @@ class ABR(RegionDistillation):
         ]
         return replace(batch, images=images, targets=real + old[0] + old[1])
 
-    def blend(self, batch: Batch, which: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+    def blend(self, batch: Batch, which: Tensor, used: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Two crops in every used picture: λ × picture + (1 - λ) × crop, λ of Beta(2, 5), where they cover least.
 
         Returns:
@@ -112,23 +115,23 @@ class ABR(RegionDistillation):
         placed: list[Tensor] = []
         for slot in range(which.shape[1]):
             extent = (self._shapes[which[:, slot]] * size).clamp(SMALLEST, size - 1)[:, None]  # [B, 1, 2]
-            corner = torch.rand(n, PLACES, 2, device=images.device) * (size - extent)
+            corner = sampling.draws(key, 2 * PLACES, PLACE + slot).view(n, PLACES, 2) * (size - extent)
             tried = torch.cat([corner, corner + extent], 2)
             covered = bx.pairwise_iou(tried, boxes).masked_fill(~valid[:, None], 0).sum(2)
             box = tried.gather(1, covered.argmin(1)[:, None, None].expand(-1, 1, 4))
             # the second smallest of six uniform numbers has the distribution Beta(2, 5)
-            share = torch.rand(n, 6, device=images.device).sort(1).values[:, 1].view(-1, 1, 1, 1)
+            share = sampling.draws(key, 6, SHARE + slot).sort(1).values[:, 1].view(-1, 1, 1, 1)
             crop, inside = self.drawn(which[:, slot], box[:, 0], size)
             images = torch.where(inside & used.view(-1, 1, 1, 1), share * images + (1 - share) * crop, images)
             boxes, valid = torch.cat([boxes, box], 1), torch.cat([valid, torch.ones_like(valid[:, :1])], 1)
             placed.append(box)
         return images, torch.cat(placed, 1)
 
-    def tile(self, images: Tensor, which: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+    def tile(self, images: Tensor, which: Tensor, used: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Four crops that fill every used picture, around a random centre; and the boxes [B, 4, 4]."""
-        n, size = len(images), images.shape[2]
+        size = images.shape[2]
         low, high = CENTRE
-        x, y = (size * (low + (high - low) * torch.rand(n, 2, device=images.device))).unbind(1)
+        x, y = (size * (low + (high - low) * sampling.draws(key, 2, MIDDLE))).unbind(1)
         none, end = torch.zeros_like(x), torch.full_like(x, size)
         corners = ((none, none, x, y), (x, none, end, y), (none, y, x, end), (x, y, end, end))
         boxes = torch.stack([torch.stack(c, 1) for c in corners], 1)

@@ -11,7 +11,7 @@ from scipy.special import softmax
 from torch import nn
 
 from ciod import detectors
-from ciod.core.types import MEMORY, TASK
+from ciod.core.types import MEMORY, TASK, Targets
 from ciod.methods import find
 from ciod.methods.abr import attention, attention_error
 from tests import fixed
@@ -104,11 +104,24 @@ def test_a_mosaic_is_four_kept_boxes():
 def test_half_of_the_pictures_stay_as_they_are():
     method = find("abr")()
     learner(method)
-    torch.manual_seed(3)
     batch = a_batch(40)
     found = method.pasted(batch)
     same = (found.images == batch.images).flatten(1).all(1)
     assert 8 <= int(same.sum()) <= 32 and not found.targets.valid[same][:, -6:].any()
+
+
+def test_what_is_pasted_does_not_depend_on_the_batch():
+    method = find("abr")(mixup=0.5, mosaic=0.5)
+    learner(method)
+    batch = a_batch(8)
+    whole = method.pasted(batch)
+    for own in (slice(0, 4), slice(4, 8)):
+        t = batch.targets
+        part = replace(batch, images=batch.images[own], targets=Targets(t.boxes[own], t.labels[own], t.valid[own]))
+        found = method.pasted(part)
+        assert torch.equal(found.images, whole.images[own])
+        assert torch.equal(found.targets.boxes, whole.targets.boxes[own])
+        assert torch.equal(found.targets.valid, whole.targets.valid[own])
 
 
 @pytest.mark.parametrize("source", [None, (TASK, MEMORY)], ids=["task", "with memory"])

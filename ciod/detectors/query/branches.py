@@ -25,8 +25,8 @@ from ciod.detectors.layers.modules import Layers
 from ciod.detectors.parted import Parted
 from ciod.detectors.query.detector import QueryDetector
 
-LEAST, SHARE = 20, 3  # queries of a branch: a third of the detector's, and at least so many
-SAME = 0.65  # IoU above which a branch and another part mean the same object, in a class that both know
+LEAST, SHARE = 20, 3  # queries of a branch: a third of the detector's, and at least 20
+SAME = 0.65  # IoU above which two parts mean the same object, for classes that both know
 
 
 class Head(nn.Module):
@@ -179,15 +179,6 @@ class QueryBranches(QueryDetector, Parted):
         maps = self.eval()(self.mean.new_zeros(1, 3, size, size)).features
         self.train(training)
         return [m.shape[1] for m in maps], [size // m.shape[3] for m in maps]
-
-    def grow(self, names: Sequence[str]) -> None:
-        """Adds classes. See ``Detector.grow``.
-
-        Raises:
-            CiodError: there are branches. Rows beside them could not be trained.
-        """
-        self._check_branches_only(names)
-        super().grow(names)
 
     def add_branch(
         self, names: Sequence[str], *, taught: Sequence[str] = (), inner: Sequence[int] | None = None
