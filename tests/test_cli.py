@@ -510,6 +510,7 @@ def test_train_and_report(run, tmp_path):
              f"out={tmp_path / 'run'}", "device=cpu"]  # fmt: skip
     code, out, err = run("train", *words)
     assert code == 0, err
+    assert " on yolox-pico\n" in out, "the method, which auto may have chosen"
     assert "task 1/2: arrow, circle" in out and "task 2/2" in out and "boxes of old classes hidden" in out
     assert "report:" in out and "after each task" in out
     (tmp_path / "run" / "report.html").unlink()

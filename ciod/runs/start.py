@@ -99,6 +99,7 @@ def start(settings: Run, scenario: Scenario, reporter: Reporter) -> tuple[Detect
     check_repeats(settings, scenario)
     torch.manual_seed(settings.seed)
     d = settings.detector
+    reporter.say(f"{settings.method.get('name', methods.DEFAULT)} on {d.name}")
     names = scenario.classes if d.head == "full" else ()
     backbone = (
         None
