@@ -1,7 +1,9 @@
-"""python -m benchmarks.held_out_frames DATA OUT
+"""python -m benchmarks.held_out_frames DATA OUT [--whole] [--quarter 4]
 
-A development split of the training part of video frames in COCO format: of every run of frames with the same classes,
-the last quarter is tested on and the frame before it is left out. The test part of DATA is not read.
+Another split of video frames in COCO format: of every run of frames with the same classes, one quarter is tested on,
+and the frame on each side of it is left out, so that no tested frame has a neighbour in training. By default only the
+training part of DATA is cut, for development, and its test part is not read; ``--whole`` cuts both parts together, for
+results: four quarters test every frame once.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 
-def cut(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """``train`` and ``val``, in COCO's format."""
+def cut(content: dict[str, Any], quarter: int = 4) -> dict[str, dict[str, Any]]:
+    """``train`` and ``val``, in COCO's format; ``quarter``: 1 to 4, of each run of more than three frames."""
     shown: dict[int, set[int]] = {}
     for box in content["annotations"]:
         shown.setdefault(box["image_id"], set()).add(box["category_id"])
@@ -22,9 +24,10 @@ def cut(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
     parts: dict[str, list[Any]] = {"train": [], "val": []}
     for _, run in groupby(frames, key=lambda i: sorted(shown.get(i["id"], ()))):
         clip = list(run)
-        tested = max(1, round(len(clip) / 4)) if len(clip) > 3 else 0
-        parts["train"] += clip[: len(clip) - tested - 1] if tested else clip
-        parts["val"] += clip[len(clip) - tested :]
+        start, end = (round(q * len(clip) / 4) if len(clip) > 3 else 0 for q in (quarter - 1, quarter))
+        beside = slice(max(0, start - 1), end + 1) if end > start else slice(0, 0)
+        parts["train"] += [*clip[: beside.start], *clip[beside.stop :]]
+        parts["val"] += clip[start:end]
     made = {}
     for name, images in parts.items():
         ids = {i["id"] for i in images}
@@ -33,14 +36,30 @@ def cut(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return made
 
 
+def whole(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Images and boxes of several parts together, with numbers of their own."""
+    images, boxes = [], []
+    for part in parts:
+        number = {i["id"]: len(images) + n for n, i in enumerate(part["images"])}
+        images += [{**i, "id": number[i["id"]]} for i in part["images"]]
+        boxes += [
+            {**a, "id": len(boxes) + n, "image_id": number[a["image_id"]]} for n, a in enumerate(part["annotations"])
+        ]
+    return {**parts[0], "images": images, "annotations": boxes}
+
+
 def main() -> None:
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument("data", type=Path)
     parse.add_argument("out", type=Path)
+    parse.add_argument("--whole", action="store_true", help="training and test part together")
+    parse.add_argument("--quarter", type=int, choices=(1, 2, 3, 4), default=4, help="of each run: the tested one")
     args = parse.parse_args()
+    names = ["train", "val"] if args.whole else ["train"]
+    content = whole([json.loads((args.data / f"{n}.json").read_text(encoding="utf-8")) for n in names])
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "images").symlink_to((args.data / "images").resolve())
-    for name, part in cut(json.loads((args.data / "train.json").read_text(encoding="utf-8"))).items():
+    for name, part in cut(content, args.quarter).items():
         (args.out / f"{name}.json").write_text(json.dumps(part), encoding="utf-8")
         print(f"{name}: {len(part['images'])} images")
 

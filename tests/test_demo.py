@@ -13,7 +13,8 @@ from ciod.runs import start
 
 
 def small(monkeypatch, run):
-    monkeypatch.setattr(demo, "SETTINGS", {**demo.SETTINGS, "train.epochs": 1, "detector.size": 64, "train.batch": 4})
+    tiny = {"train.epochs": 1, "train.joint_epochs": 2, "detector.size": 64, "train.batch": 4}
+    monkeypatch.setattr(demo, "SETTINGS", {**demo.SETTINGS, **tiny})
     monkeypatch.setattr(start, "SHAPES", {"train": 12, "val": 6})
     monkeypatch.setattr(schedule, "run", run)
 

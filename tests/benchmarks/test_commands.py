@@ -154,3 +154,32 @@ def test_held_out_frames():
     shown = {name: [i["id"] for i in part["images"]] for name, part in parts.items()}
     assert shown == {"train": [0, 1, 2, 5, 6, 7], "val": [4]}  # frame 3 is beside the tested one
     assert [b["image_id"] for b in parts["val"]["annotations"]] == [4]
+
+
+def test_quarters_of_all_frames_test_every_frame_of_a_long_run_once():
+    from benchmarks.held_out_frames import cut, whole
+
+    names = "aaaaaaabbaaaaaa"
+    parts = [
+        {"images": [{"id": i, "file_name": f"{2 * i + k:02d}"} for i in range(n)], "categories": ["a", "b"]}
+        for k, n in enumerate((8, 7))
+    ]
+    for k, part in enumerate(parts):
+        part["annotations"] = [
+            {"id": i, "image_id": i, "category_id": names[2 * i + k]} for i in range(len(part["images"]))
+        ]
+    content = whole(parts)
+    assert len({a["id"] for a in content["annotations"]}) == len({i["id"] for i in content["images"]}) == 15
+    cuts = [cut(content, q) for q in (1, 2, 3, 4)]
+    tested = [sorted(int(i["file_name"]) for i in c["val"]["images"]) for c in cuts]
+    assert tested == [[0, 1, 9, 10], [2, 3, 11], [4, 12], [5, 6, 13, 14]]
+    assert sorted(n for frames in tested for n in frames) == [n for n in range(15) if n not in (7, 8)], (
+        "the run of two frames is only trained on"
+    )
+    for c, frames in zip(cuts, tested, strict=True):
+        trained = {int(i["file_name"]) for i in c["train"]["images"]}
+        assert not trained & {n + d for n in frames for d in (-1, 0, 1)} - {7, 8}
+        assert all(
+            names[int(i["file_name"])] == a["category_id"]
+            for i, a in zip(c["val"]["images"], c["val"]["annotations"], strict=True)
+        )
