@@ -109,7 +109,7 @@ PER_POSITION = ("logits", "boxes", "objectness", "distribution", "refs")
 
 @dataclass
 class Outputs:
-    """Raw predictions of a detector, the same in train and eval mode.
+    """Raw predictions of a detector, the same in train and eval mode, except that eval mode corrects boxes of branches.
 
     Positions of a dense detector are ordered by level, then row-major; teacher and student have the same order.
     Positions of a query detector are sets of queries: those of the last layer, which are the answers, then those of the
@@ -127,6 +127,7 @@ class Outputs:
     towers: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] per level: the input of the class layer
     box_towers: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] per level: that of the box layer
     maps: list[Tensor] = field(default_factory=list[Tensor])  # [B, F, h, w] per level, of the backbone, for an arbiter
+    near: Tensor | None = None  # [B, F, h, w] in train mode, what the newest branch reads at its boxes to correct them
     levels: tuple[int, ...] = ()  # positions of each level; their sum is P
     parts: tuple[int, ...] = ()  # positions of the detector itself, then of each branch; (): there is no branch
     anchors: Tensor | None = None  # [P, 4] the boxes that predictions correct, if a detector has them

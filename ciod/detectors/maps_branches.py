@@ -13,6 +13,7 @@ from ciod.core.types import Matches, Outputs, Targets
 from ciod.detectors.assigners.sim_ota import sim_ota
 from ciod.detectors.layers import branch as br
 from ciod.detectors.layers.maps_branch import Channels, MapsBranch
+from ciod.detectors.layers.refiner import BoxRefiner
 from ciod.detectors.staged_branches import STRIDES, StagedBranches
 from ciod.detectors.yolox import YOLOX, assemble, loss_of
 
@@ -71,7 +72,7 @@ class MapsBranches(StagedBranches):
         """Outputs of a branch, with only its own classes, of the maps of ``read_maps``."""
         branch = self.branches[i]
         assert isinstance(branch, MapsBranch)
-        return assemble(*branch(read), strides=branch.strides)
+        return self.corrected(i, assemble(*branch(read), strides=branch.strides), read[0][0])
 
     # Training of the newest branch --------------------------------------------------------------------------------
 
@@ -96,7 +97,8 @@ class MapsBranches(StagedBranches):
             matches = replace(matches, position=position, positive=matches.positive[:, before:])
             if channels is not None and channels.ndim == 3:
                 channels = channels[:, before:]
-        return loss_of(newest, targets, matches, YOLOX.box_weight, counted=counted, channels=channels)
+        losses = loss_of(newest, targets, matches, YOLOX.box_weight, counted=counted, channels=channels)
+        return losses | self.refinement(newest, targets, matches, counted)
 
     @torch.no_grad()
     def observe(self, images: Tensor) -> None:
@@ -120,10 +122,12 @@ class MapsBranches(StagedBranches):
 
     # Classes ------------------------------------------------------------------------------------------------------
 
-    def make_branch(self, columns: Sequence[int], new: int, inner: Sequence[int]) -> MapsBranch:
+    def make_branch(
+        self, columns: Sequence[int], new: int, inner: Sequence[int], refiner: BoxRefiner | None
+    ) -> MapsBranch:
         towers = (self.width, self.width)
         levels = [Channels(s, c, self.width, towers) for s, c in zip(STRIDES, self.backbone.channels, strict=True)]
-        return MapsBranch(levels, columns, new, inner)
+        return MapsBranch(levels, columns, new, inner, refiner)
 
 
 def read_maps(

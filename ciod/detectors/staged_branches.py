@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
+from torch import Tensor
+
+from ciod.core import losses as L
+from ciod.core.boxes import gather_rows
 from ciod.core.errors import CiodError
-from ciod.core.types import Outputs
+from ciod.core.types import Matches, Outputs, Targets
 from ciod.detectors.layers import branch as br
 from ciod.detectors.layers.class_layers import ClassRows
 from ciod.detectors.layers.maps_branch import MapsBranch
 from ciod.detectors.layers.modules import Layers
+from ciod.detectors.layers.refiner import BoxRefiner
 from ciod.detectors.parted import Parted
 from ciod.detectors.staged import StagedDetector
 
@@ -31,15 +37,50 @@ class StagedBranches(StagedDetector, Parted):
         raise CiodError(f"A class of a {self.settings['name']} cannot become several; only one of a YOLOX can.")
 
     @abstractmethod
-    def make_branch(self, columns: Sequence[int], new: int, inner: Sequence[int]) -> br.Branch | MapsBranch:
+    def make_branch(
+        self, columns: Sequence[int], new: int, inner: Sequence[int], refiner: BoxRefiner | None
+    ) -> br.Branch | MapsBranch:
         """A branch of ``columns``, the last ``new`` of which only it has; ``inner``: see ``add_branch``."""
+
+    def corrected(self, i: int, part: Outputs, early: Tensor) -> Outputs:
+        """The positions of branch ``i``. In eval mode its boxes are corrected; in train mode they are not, but those of
+        the newest branch get what the correction is learnt from.
+
+        Args:
+            early: [B, F, h, w], the backbone's map of the lowest stride.
+        """
+        refiner = self.branches[i].refiner
+        if refiner is None:
+            return part
+        if not self.training:
+            return refiner.answer(part, early)
+        newest = i == len(self.branches) - 1
+        return replace(part, near=refiner.read(early)) if newest else part
+
+    def refinement(
+        self, outputs: Outputs, targets: Targets, matches: Matches, counted: Tensor | None
+    ) -> dict[str, Tensor]:
+        """The loss ``refine`` of the newest branch's corrections, if there are any. See ``Detector.loss``."""
+        if outputs.near is None:
+            return {}
+        refiner = self.branches[-1].refiner
+        assert refiner is not None
+        counted = L.supervise(outputs, targets, matches, counted).counted
+        counted = counted & (matches.position >= outputs.logits.shape[1] - sum(outputs.levels[-len(STRIDES) :]))
+        boxes = gather_rows(outputs.boxes, matches.position), gather_rows(targets.boxes, matches.target)
+        return {"refine": refiner.loss(outputs.near, *boxes, matches.position, counted)}
 
     def judged_maps(self) -> tuple[Sequence[int], Sequence[int]]:
         """Those of the backbone."""
         return self.backbone.channels, STRIDES
 
     def add_branch(
-        self, names: Sequence[str], *, taught: Sequence[str] = (), inner: Sequence[int] | None = None
+        self,
+        names: Sequence[str],
+        *,
+        taught: Sequence[str] = (),
+        inner: Sequence[int] | None = None,
+        refine: bool = True,
     ) -> br.Branch | MapsBranch:
         """Adds classes as a separate branch: all existing outputs stay bit-identical.
 
@@ -47,6 +88,7 @@ class StagedBranches(StagedDetector, Parted):
             names: new classes.
             taught: known classes that the branch also predicts; NMS merges its boxes with the others.
             inner: channels of its bottleneck per level, 0 for none; None: ``branch.default_widths``.
+            refine: whether a second stage corrects its boxes (``refiner.BoxRefiner``).
 
         Raises:
             CiodError: a new name is already known, a taught one is not, or there are no classes.
@@ -54,8 +96,10 @@ class StagedBranches(StagedDetector, Parted):
         self._check_new(names)
         columns = br.columns_of(self.class_names, names, taught)
         inner = list(inner if inner is not None else br.default_widths(self.width))
-        added = self.make_branch(columns, len(names), inner)
-        self._append(added, names, {"branch": len(names), "taught": [*taught], "inner": inner})
+        refiner = BoxRefiner(self.backbone.channels[0], STRIDES[0]) if refine else None
+        added = self.make_branch(columns, len(names), inner, refiner)
+        step = {"branch": len(names), "taught": [*taught], "inner": inner}
+        self._append(added, names, step | ({"refine": True} if refine else {}))
         return added
 
     def add_children(self, parent: str, names: Sequence[str], *, inner: Sequence[int] | None = None) -> br.ChildBranch:

@@ -24,6 +24,7 @@ from ciod.detectors.layers.blocks import conv
 from ciod.detectors.layers.class_layers import ClassConv, start_rare
 from ciod.detectors.layers.modules import Layers
 from ciod.detectors.layers.necks import PAFPN
+from ciod.detectors.layers.refiner import BoxRefiner
 from ciod.detectors.staged_branches import STRIDES, StagedBranches
 
 # name: (deepen, widen, depthwise) on CSPDarknet, or the depth of a ResNet
@@ -223,13 +224,13 @@ class YOLOX(StagedBranches):
     ) -> list[Outputs]:
         """The outputs of every part, each with the classes of the part only."""
         parts = [base]
-        for b in self.branches:
+        for i, b in enumerate(self.branches):
             if isinstance(b, br.ChildBranch):
-                of = next(i for i, columns in enumerate(self.parts) if b.parent in columns)
+                of = next(n for n, columns in enumerate(self.parts) if b.parent in columns)
                 logits = flatten(b.names(maps, features, towers[0]))
                 parts.append(br.under(parts[of], self.parts[of].index(b.parent), logits))
             else:
-                parts.append(assemble(*b(maps, features, *towers)))
+                parts.append(self.corrected(i, assemble(*b(maps, features, *towers)), maps[0]))
         return parts
 
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
@@ -252,12 +253,15 @@ class YOLOX(StagedBranches):
         """cls (IoU-aware BCE), box (5 × (1 - IoU²)) over counted matches; obj (BCE) over all positions.
 
         cls and box are divided by the number of counted matches, obj by the number of all matches
-        (except doubtful ones).
+        (except doubtful ones). refine: see ``StagedBranches.refinement``.
         """
-        return loss_of(outputs, targets, matches, self.box_weight, counted=counted, channels=channels)
+        losses = loss_of(outputs, targets, matches, self.box_weight, counted=counted, channels=channels)
+        return losses | self.refinement(outputs, targets, matches, counted)
 
-    def make_branch(self, columns: Sequence[int], new: int, inner: Sequence[int]) -> br.Branch:
-        return br.Branch(self.backbone.channels, self.width, columns, new, inner, list(self.head.reg))
+    def make_branch(
+        self, columns: Sequence[int], new: int, inner: Sequence[int], refiner: BoxRefiner | None
+    ) -> br.Branch:
+        return br.Branch(self.backbone.channels, self.width, columns, new, inner, list(self.head.reg), refiner)
 
     def make_children(self, columns: Sequence[int], inner: Sequence[int], parent: int) -> br.ChildBranch:
         return br.ChildBranch(self.backbone.channels, self.width, columns, inner, parent=parent)

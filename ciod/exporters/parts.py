@@ -7,7 +7,7 @@ would spend most of its time on.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -85,7 +85,11 @@ class Parts(nn.Module):
         for group, merged in zip(self.groups, self.merged, strict=True):
             columns = [detector.parts[i + 1] for i in group]
             cls, reg = merged(maps, features, *towers)
-            found |= dict(zip(group, _split(cls, reg, columns), strict=True))
+            for i, part in zip(group, _split(cls, reg, columns), strict=True):
+                refiner = detector.branches[i].refiner
+                if refiner is not None:
+                    part = replace(part, boxes=refiner.best(refiner.read(maps[0]), part.boxes, part.scores.amax(1)))
+                found[i] = part
         branches = _weighed(detector, [found[i] for i in range(len(found))], maps)
         return [_with_class(Part(own.boxes, own.scores().transpose(1, 2), detector.parts[0])), *branches]
 

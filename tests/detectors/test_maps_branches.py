@@ -147,7 +147,7 @@ def test_steps_train_the_newest_branch_alone(name, tmp_path):
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
-    assert losses.keys() == {"cls", "box", "obj"}
+    assert losses.keys() == {"cls", "box", "obj", "refine"}
     assert sum(float(v.detach()) for v in losses.values()) < sum(first.values())
     changed = {k for k, v in detector.state_dict().items() if not torch.equal(v, before[k])}
     assert changed and all(k.startswith("branches.1.") for k in changed)

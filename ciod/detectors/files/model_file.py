@@ -44,6 +44,8 @@ class Growth(BaseModel):
     inner: list[Annotated[int, Field(ge=0, le=4096)]] | None = None
     parent: Name | None = None
     """Of a branch whose classes are kinds of a known class."""
+    refine: bool = False
+    """Whether a second stage corrects the boxes of the branch."""
 
 
 class Metadata(BaseModel):

@@ -273,6 +273,8 @@ def regrow(detector: Detector, names: Sequence[str], growth: Sequence[dict[str, 
         if "parent" in step:
             assert isinstance(detector, StagedBranches)
             detector.add_children(step["parent"], arriving, inner=step["inner"])
+        elif isinstance(detector, StagedBranches) and "branch" in step:
+            detector.add_branch(arriving, taught=step["taught"], inner=step["inner"], refine=step.get("refine", False))
         elif "branch" in step:
             assert has_branches(detector)
             detector.add_branch(arriving, taught=step["taught"], inner=step["inner"])

@@ -18,6 +18,7 @@ from ciod.core.types import Matches, Outputs, Targets
 from ciod.detectors.layers.blocks import conv
 from ciod.detectors.layers.class_layers import ClassConv, start_rare
 from ciod.detectors.layers.modules import Layers, bias_of
+from ciod.detectors.layers.refiner import BoxRefiner
 
 OFF = -30.0  # logit of a class that a position cannot have: probability 1e-13, far below every threshold
 
@@ -112,6 +113,8 @@ class Branch(nn.Module):
     """The head of the classes ``columns``, of which only the last ``new`` are new; one ``BranchLevel`` per level."""
 
     levels: Layers[BranchLevel]
+    refiner: BoxRefiner | None
+    """Corrects its boxes. None: of a model that was extended before there were such, or without boxes of its own."""
 
     def __init__(
         self,
@@ -121,9 +124,11 @@ class Branch(nn.Module):
         new: int,
         inner: Sequence[int],
         boxes: Sequence[nn.Conv2d | None],
+        refiner: BoxRefiner | None = None,
     ):
         super().__init__()
         self.columns = list(columns)
+        self.refiner = refiner
         rows = [1] * (len(self.columns) - new) + [new] * (new > 0)  # per taught class: they may not be adjacent
         self.levels = Layers()
         above = 0
@@ -247,6 +252,7 @@ def append(parts: Sequence[Outputs]) -> Outputs:
         strides=cat("strides", 0),
         objectness=cat("objectness", 1),
         levels=tuple(n for p in parts for n in p.levels),
+        near=parts[-1].near,
         parts=tuple(p.logits.shape[1] for p in parts),
         distribution=None,
         anchors=None,

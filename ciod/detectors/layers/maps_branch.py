@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ciod.detectors.layers.blocks import conv
 from ciod.detectors.layers.class_layers import ClassConv, start_rare
 from ciod.detectors.layers.modules import Layers, bias_of
+from ciod.detectors.layers.refiner import BoxRefiner
 
 NARROWEST, WIDEST = 48, 96  # channels from which widths of the branch are derived
 USUAL_CELLS = 4.0  # side of a box in cells before training
@@ -144,13 +145,23 @@ class MapsBranch(nn.Module):
 
     Args:
         inner: channels of the bottleneck of each level.
+        refiner: corrects its boxes; None: nothing does.
     """
 
     levels: Layers[MapsLevel]
+    refiner: BoxRefiner | None
 
-    def __init__(self, levels: Sequence[Channels], columns: Sequence[int], new: int, inner: Sequence[int]):
+    def __init__(
+        self,
+        levels: Sequence[Channels],
+        columns: Sequence[int],
+        new: int,
+        inner: Sequence[int],
+        refiner: BoxRefiner | None = None,
+    ):
         super().__init__()
         self.columns = list(columns)
+        self.refiner = refiner
         self.strides = tuple(v.stride for v in levels)
         rows = [1] * (len(self.columns) - new) + [new] * (new > 0)
         self.levels = Layers()
