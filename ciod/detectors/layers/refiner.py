@@ -25,6 +25,7 @@ AROUND = 1.25  # of the box, so that its edges are inside
 HIDDEN = 32
 STEP = 0.1  # unit of the corrections, in sides of the box
 CANDIDATES = 100  # best positions of a branch in an image whose boxes are corrected
+FADE = 0.1  # whole corrections for scores this share above that of the last of them
 MOVES, MOVED, GROWN = 64, 0.06, 0.08  # of boxes in training: kinds, and standard deviations in sides, and of log sides
 WEIGHT = 0.1  # of the loss: only the refiner learns from it, and its gradients should not dominate when all are clipped
 
@@ -64,10 +65,16 @@ class BoxRefiner(nn.Module):
             return moved(boxes, STEP * self.change(nn.functional.silu(self.hidden(x))))
 
     def best(self, near: Tensor, boxes: Tensor, best: Tensor) -> Tensor:
-        """Boxes [B, P, 4] with those of the best positions corrected; ``best``: [B, P] their best scores."""
-        place = best.topk(min(CANDIDATES, best.shape[1]), 1).indices
+        """Boxes [B, P, 4] with those of the best positions corrected; ``best``: [B, P] their best scores.
+
+        The correction fades out towards the last of them. Else rounding would decide about whole corrections where
+        scores are nearly equal, and an exported graph would differ from the model.
+        """
+        scores, place = best.topk(min(CANDIDATES, best.shape[1]), 1)
+        share = ((scores / scores[:, -1:].clamp(min=1e-30) - 1) / FADE).clamp(0, 1)[..., None]
         place = place[..., None].expand(-1, -1, 4)
-        return boxes.scatter(1, place, self(near, boxes.gather(1, place)))
+        before = boxes.gather(1, place)
+        return boxes.scatter(1, place, before + share * (self(near, before) - before))
 
     def answer(self, outputs: Outputs, early: Tensor) -> Outputs:
         """The positions of a branch with corrected boxes; ``early``: the map that ``read`` takes."""

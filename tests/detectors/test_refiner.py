@@ -1,0 +1,179 @@
+"""The second stage that corrects the boxes of a branch."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ciod.core import boxes as bx
+from ciod.core.types import Targets
+from ciod.detectors.files import weights
+from ciod.detectors.layers import refiner as rf
+from ciod.detectors.layers.refiner import BoxRefiner, moved
+from ciod.detectors.layers.sampling import at_points, points
+from ciod.exporters.onnx_file import export
+from tests.detectors.common import make, pictures
+
+BOXES = torch.tensor([[[4.0, 6, 30, 40], [0, 0, 56, 48]], [[10, 10, 20, 30], [-9, -9, 70, 60]]])
+
+
+def awake(detector):
+    """The refiners of its branches correct something; at the start they do not."""
+    torch.manual_seed(5)
+    for branch in detector.branches:
+        for p in branch.refiner.parameters():
+            nn.init.normal_(p, std=0.3)
+    return detector.eval()
+
+
+def test_samples_are_those_of_grid_sample():
+    m = torch.randn(2, 3, 6, 7, generator=torch.Generator().manual_seed(0))
+    columns, rows = points(BOXES, stride=8, count=4, scale=1.5)
+    x, y = ((at + 0.5) / n * 2 - 1 for at, n in ((columns, 7), (rows, 6)))
+    place = torch.stack([x[:, :, None].expand(-1, -1, 4, -1), y[..., None].expand(-1, -1, -1, 4)], -1)
+    expected = F.grid_sample(m, place.flatten(1, 2), padding_mode="border", align_corners=False)
+    torch.testing.assert_close(at_points(m, columns, rows), expected.unflatten(2, (2, 4)).permute(0, 2, 3, 4, 1))
+
+
+def test_points_of_a_box():
+    columns, rows = points(torch.tensor([[[8.0, 16, 40, 32]]]), stride=8, count=2)
+    assert columns.tolist() == [[[1.5, 3.5]]], "pixels 16 and 32; the centre of cell 0 is at pixel 4"
+    assert rows.tolist() == [[[2.0, 3.0]]]
+
+
+def test_moved_by_hand():
+    found = moved(torch.tensor([10.0, 20, 30, 60]), torch.tensor([0.5, -0.25, math.log(2), 0.0]))
+    assert found.tolist() == pytest.approx([10, 10, 50, 50])
+    far = moved(torch.tensor([0.0, 0, 2, 2]), torch.tensor([0.0, 0, 50, -50]))
+    assert far.tolist() == pytest.approx([1 - math.e, 1 - 1 / math.e, 1 + math.e, 1 + 1 / math.e])
+
+
+def test_before_training_a_branch_has_the_boxes_of_its_layers():
+    plain, corrected = make(seed=3), make(seed=3)
+    for detector, refine in ((plain, False), (corrected, True)):
+        torch.manual_seed(4)
+        detector.add_branch(["dog"], refine=refine)
+    corrected.load_state_dict(plain.state_dict(), strict=False)
+    x = pictures()
+    with torch.no_grad():
+        a, b = plain.eval()(x), corrected.eval()(x)
+    torch.testing.assert_close(a.boxes, b.boxes)
+    assert torch.equal(a.logits, b.logits)
+
+
+def test_only_the_best_positions_of_a_branch_are_corrected(monkeypatch):
+    monkeypatch.setattr(rf, "CANDIDATES", 5)
+    detector = make()
+    x = pictures()
+    with torch.no_grad():
+        base = detector.eval()(x)
+    detector.add_branch(["dog"])
+    with torch.no_grad():
+        before = detector.eval()(x)
+        after = awake(detector)(x)
+    own = base.boxes.shape[1]
+    assert torch.equal(after.boxes[:, :own], base.boxes), "old boxes stay bit-identical"
+    assert torch.equal(after.scores(), before.scores())
+    changed = (after.boxes != before.boxes).any(2)[:, own:]
+    best = before.scores()[:, own:].amax(2).topk(5).indices
+    assert not changed.scatter(1, best, torch.zeros(2, 5, dtype=torch.bool)).any()
+    assert changed.gather(1, best[:, :3]).any(1).all() and not changed.gather(1, best[:, 4:]).any()
+
+
+def test_corrections_fade_out_towards_the_last_score():
+    refiner = BoxRefiner(4, 8)
+    nn.init.ones_(refiner.change.bias)
+    boxes = torch.tensor([[[0.0, 0, 10, 10]] * 3])
+    found = refiner.best(torch.zeros(1, rf.WIDTH, 4, 4), boxes, torch.tensor([[0.5, 0.525, 0.9]]))
+    whole = moved(boxes[0, 0], torch.full((4,), rf.STEP))
+    for box, share in zip(found[0], (0, 0.5, 1), strict=True):
+        torch.testing.assert_close(box, boxes[0, 0] + share * (whole - boxes[0, 0]))
+
+
+def test_the_loss_by_hand():
+    refiner = BoxRefiner(4, 8)
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [5, 5, 9, 9]]])
+    targets = torch.tensor([[[0.0, 0, 20, 10], [0, 0, 1, 1]]])
+    position = torch.tensor([[3, 70]])
+    counted = torch.tensor([[True, False]])
+    near = torch.zeros(1, rf.WIDTH, 4, 4)
+    other = moved(boxes[0, 0], refiner.moves[3])
+    apart = 10 / 20 + ((other - targets[0, 0]).abs() / torch.tensor([20.0, 10, 20, 10])).sum()
+    overlap = 0.5 + bx.iou(other, targets[0, 0])
+    expected = rf.WEIGHT * (apart + 2 - overlap) / 2
+    torch.testing.assert_close(refiner.loss(near, boxes, targets, position, counted), expected, rtol=1e-5, atol=1e-6)
+    none = refiner.loss(near, boxes, targets, position, torch.zeros_like(counted))
+    assert none.item() == 0
+
+
+def test_it_learns_where_edges_are():
+    torch.manual_seed(0)
+    refiner = BoxRefiner(2, 4)
+    optimizer = torch.optim.AdamW(refiner.parameters(), 0.01)
+    corner = torch.randint(3, 9, (16, 1, 2)) * 4
+    truth = torch.cat([corner, corner + torch.randint(4, 8, (16, 1, 2)) * 4], 2).float()
+    cell = torch.arange(20) * 4 + 2
+    inside = [(cell > truth[..., i]) & (cell < truth[..., i + 2]) for i in (0, 1)]  # [16, 20] columns, rows
+    image = (inside[1][:, :, None] & inside[0][:, None, :]).float()
+    early = torch.stack([image, 1 - image], 1)
+    shifts = torch.randn(16, 1, 4) * torch.tensor([0.12, 0.12, 0.15, 0.15])
+    wrong, position = moved(truth, shifts), torch.arange(16)[:, None]
+    for _ in range(60):
+        loss = refiner.loss(refiner.read(early), wrong, truth, position, torch.ones(16, 1, dtype=torch.bool))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        found = refiner.eval()(refiner.read(early), wrong)
+    assert bx.iou(found, truth).mean() > bx.iou(wrong, truth).mean() + 0.1
+
+
+@pytest.mark.parametrize("name", ["yolox-nano", "gfl-pico"])
+def test_only_the_refiner_learns_from_its_loss(name):
+    detector = make(name)
+    detector.add_branch(["dog"])
+    detector.train()
+    awake(detector).train()
+    outputs = detector.newest(detector(pictures()))
+    targets = Targets.pad([torch.tensor([[5.0, 5, 40, 40]])] * 2, [torch.tensor([3])] * 2)
+    losses = detector.loss(outputs, targets, detector.match(outputs, targets))
+    losses["refine"].backward()
+    touched = {n for n, p in detector.named_parameters() if p.grad is not None and p.grad.any()}
+    assert touched and all(".refiner." in n or n.startswith(("backbone.", "neck.")) for n in touched)
+    detector.eval()
+    assert detector(pictures()).near is None, "in eval mode boxes are corrected, and nothing is learnt"
+
+
+def test_files_keep_it_and_files_without_it_still_read(tmp_path):
+    detector = make()
+    detector.add_branch(["dog"], refine=False)
+    detector.add_branch(["eel"])
+    x = pictures()
+    torch.manual_seed(5)
+    for p in detector.branches[1].refiner.parameters():
+        nn.init.normal_(p, std=0.3)
+    with torch.no_grad():
+        expected = detector.eval()(x)
+    weights.save_model(tmp_path / "model.safetensors", detector)
+    read = weights.load(tmp_path / "model.safetensors").eval()
+    assert read.branches[0].refiner is None and read.branches[1].refiner is not None
+    assert [step.get("refine") for step in read.growth] == [None, None, True]
+    with torch.no_grad():
+        assert torch.equal(read(x).boxes, expected.boxes)
+
+
+@pytest.mark.parametrize("name", ["yolox-nano", "gfl-pico"])
+def test_onnx_corrects_boxes_too(tmp_path, name):
+    pytest.importorskip("onnxruntime")
+    detector = make(name)
+    detector.add_branch(["dog", "eel"], inner=(4, 6, 8))
+    detector.add_branch(["fox"], inner=(0, 5, 7), taught=["bee"])
+    detector.add_branch(["gnu"], inner=(0, 4, 9))
+    awake(detector)
+    for nms in (False, True):
+        found = export(detector.frozen(), tmp_path / f"{nms}.onnx", nms=nms)
+        assert found.score_difference is not None and found.score_difference < 1e-4
