@@ -12,6 +12,7 @@ from ciod.core.errors import CiodError
 from ciod.detectors.parted import Parted
 from ciod.extension import auto, data, effort, known, measure, mixing, names, onnx_model
 from ciod.methods.base.split_class import SplitClass
+from ciod.training import effort as training_effort
 from ciod.training import speed
 
 if TYPE_CHECKING:
@@ -67,6 +68,16 @@ def plan(
     learnt = len(measured.names.learnt)
     chosen = effort.choose(s, measured.task.train, learnt, detector, method[0], world, whole, beside)
     return onnx_model.with_views(chosen, s, detector, measured, world)
+
+
+def resumed(plan: effort.Plan, settings: Extend) -> effort.Plan:
+    """The plan of an earlier process, which is kept because it was made for its machine, with what is set by hand now
+    (``allow=settings``)."""
+    given = {k: v for k in ("epochs", "batch", "lr") if (v := getattr(settings, k)) not in (None, getattr(plan, k))}
+    if not given:
+        return plan
+    told = ", ".join(f"{k}={v:g}" for k, v in given.items())
+    return replace(plan, **given, why=[*plan.why, f"resumed with {told}{training_effort.BY_HAND}"])
 
 
 def check_room(out: Path, detector: Detector) -> None:
