@@ -1,4 +1,4 @@
-"""``ciod extend … --dry-run``: it says what the extension does, refuses what that refuses, and leaves nothing behind."""
+"""``ciod extend … --dry-run``: it says what the extension does, refuses what that refuses, and writes nothing."""
 
 from __future__ import annotations
 
