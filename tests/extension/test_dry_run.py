@@ -12,10 +12,13 @@ import torch
 import ciod
 from ciod import cli, detectors
 from ciod.cli import answers
+from ciod.core.distributed import World
 from ciod.core.errors import CiodError, ConfigError
 from ciod.detectors.files import weights
 from ciod.extension import dry_run
+from ciod.extension.run import Extension
 from ciod.extension.settings import load
+from ciod.training.progress import Reporter
 from tests.data.writers import sample_index, write_coco
 
 OLD = ("cat", "dog")
@@ -74,6 +77,24 @@ def test_what_the_extension_refuses_is_refused_all_at_once(place):
     (place / "full" / "model.safetensors").touch()
     with pytest.raises(CiodError, match=r"holds .*; choose another out="):
         text(place, out=str(place / "full"))
+
+
+def test_annotations_of_lvis_are_warned_about(place, tmp_path):
+    """Not every class is labelled in every picture, and an extension is measured by COCO's AP."""
+    write_coco(sample_index(place / "raw", images=8, names=("eel",)), tmp_path / "data")
+    for split in ("train", "val"):
+        content = json.loads((tmp_path / "data" / "train.json").read_text())
+        for image in content["images"]:
+            image["neg_category_ids"], image["not_exhaustive_category_ids"] = [], []
+        (tmp_path / "data" / f"{split}.json").write_text(json.dumps(content))
+    assert "neg_category_ids" not in text(place)
+    (line,) = [line for line in text(place, data=str(tmp_path / "data")).splitlines() if "neg_category_ids" in line]
+    assert line.startswith("warning: Not every class is labelled") and "ciod eval with metric=lvis" in line
+    settings = load(words(place, data=str(tmp_path / "data"), epochs=1, out=str(tmp_path / "run")))
+    run = Extension(settings, World(), Reporter(quiet=True))
+    run._open(weights.load(place / "m.safetensors"))
+    run._say_names(weights.load(place / "m.safetensors"))
+    assert f"warning: {run.warnings.sentences[-1]}" == line
 
 
 @pytest.mark.parametrize("method", ["auto", "pseudo_label"])
