@@ -1,6 +1,7 @@
 # make demo   installs into .venv and runs the main job on the built-in data
 # make test   installs into .venv and runs every test; an error or sentence for people that none reaches fails it
 # make test-mmdet   installs MMDetection into .venv-mmdet, compiling its operators once, and runs the tests with it
+# make test-label-studio   runs the example of a backend for Label Studio against its package, which pip refuses to install
 # make coverage   runs every test and writes which lines and branches none reaches into htmlcov/
 # make wheel   builds the wheel and trains with it in an environment that holds only what it requires
 # make docs   builds the documentation site into site/; a broken link or anchor fails it
@@ -8,7 +9,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-mmdet coverage lint wheel docs clean
+.PHONY: demo test test-mmdet test-label-studio coverage lint wheel docs clean
 
 demo: .venv
 	$(BIN)/ciod demo out=demo
@@ -36,6 +37,13 @@ $(MMDET)/ready: pyproject.toml scripts/mmcv_cxx
 	$(PIP) install --quiet -e ".[dev,mmdet]"
 	rm -rf $(MMDET)/headers
 	@touch $(MMDET)/ready
+
+# Its release asks for a package that is gone and for a Flask of 2020; it works with today's.
+STUDIO := .venv-label-studio
+test-label-studio: .venv/dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --target $(STUDIO) label-studio-ml==1.0.9 \
+		label-studio-tools redis rq croniter colorama appdirs lxml flask werkzeug itsdangerous blinker
+	OMP_NUM_THREADS=1 PYTHONPATH=$(STUDIO) $(BIN)/python -m pytest -rs tests/test_examples.py
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -68,4 +76,4 @@ docs: .venv/docs
 	@touch .venv/docs
 
 clean:
-	rm -rf .venv .venv-mmdet demo runs site dist htmlcov
+	rm -rf .venv .venv-mmdet .venv-label-studio demo runs site dist htmlcov

@@ -1,9 +1,10 @@
-"""Label Studio asks a ciod model for pre-annotations: pip install label-studio-ml, put this file as ``model.py`` into
-the folder of a backend (``label-studio-ml create``), and start it with CIOD_MODEL=model.safetensors.
+"""Label Studio asks a ciod model for pre-annotations: install label-studio-ml (docs/labelling.md), put this file as
+``model.py`` into the folder of a backend (``label-studio-ml create``), and start it with CIOD_MODEL=model.safetensors.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 from typing import Any
 
@@ -24,8 +25,9 @@ class Ciod(LabelStudioMLBase):
             self.setup()
         answers = []
         for task in tasks:
-            path = self.get_local_path(task["data"]["image"], task_id=task.get("id"))
-            picture = PIL.Image.open(path).convert("RGB")
+            address, known = task["data"]["image"], inspect.signature(self.get_local_path).parameters
+            more = {"task_id": task.get("id")} if "task_id" in known else {}  # not in the release on PyPI
+            picture = PIL.Image.open(self.get_local_path(address, **more)).convert("RGB")
             found = self.detector.predict(picture, score_threshold=self.least)
             answers.append(found.to_label_studio(*picture.size))
         return answers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -59,15 +60,56 @@ def test_cvat_annotates_with_a_model(place):
     assert function.detect(Context(), picture) == []
 
 
-def test_label_studio_gets_predictions_of_a_model(place, monkeypatch):
-    pytest.importorskip("label_studio_ml.model", reason="label-studio-ml is not installed")
+@pytest.fixture
+def served(place, monkeypatch) -> tuple[list, dict]:
+    """What Label Studio asks for, and what the model finds there."""
     monkeypatch.setenv("CIOD_MODEL", str(place / "model.safetensors"))
     monkeypatch.setenv("CIOD_SCORE", "0")
-    backend = example("label_studio_backend").Ciod()
-    monkeypatch.setattr(backend, "get_local_path", lambda address, task_id=None: str(place / address), raising=False)
-    (answer,) = backend.predict([{"id": 1, "data": {"image": "a.png"}}])
     wanted = ciod.load(place / "model.safetensors").predict(place / "a.png", score_threshold=0.0)
-    assert answer == wanted.to_label_studio(60, 48) and len(answer["result"]) == len(wanted)
+    answer = wanted.to_label_studio(60, 48)
+    assert len(answer["result"]) == len(wanted) > 0
+    return [{"id": 7, "data": {"image": f"/data/local-files/?d={place / 'a.png'}"}}], answer
+
+
+class Old:
+    """The parts of label-studio-ml that the example uses: nobody calls ``setup``, and pictures have an address only."""
+
+    def get_local_path(self, url: str, project_dir: str | None = None) -> str:
+        return url.partition("?d=")[2]
+
+
+class New:
+    """The same of version 2: storage in the cloud is read by the number of the task."""
+
+    def __init__(self) -> None:
+        self.setup()
+
+    def setup(self) -> None: ...
+
+    def get_local_path(self, url: str, project_dir: str | None = None, *, task_id: int | None = None) -> str:
+        assert task_id == 7
+        return url.partition("?d=")[2]
+
+
+@pytest.mark.parametrize("base", [Old, New])
+def test_label_studio_gets_predictions_of_a_model(served, monkeypatch, base):
+    """A stand-in for both versions of the package."""
+    module = ModuleType("label_studio_ml.model")
+    module.__dict__["LabelStudioMLBase"] = base
+    monkeypatch.setitem(sys.modules, "label_studio_ml", ModuleType("label_studio_ml"))
+    monkeypatch.setitem(sys.modules, "label_studio_ml.model", module)
+    tasks, answer = served
+    assert example("label_studio_backend").Ciod().predict(tasks) == [answer]
+
+
+def test_the_server_of_label_studio_answers_with_predictions(served, tmp_path):
+    """The package itself; ``make test-label-studio`` installs it."""
+    api = pytest.importorskip("label_studio_ml.api", reason="label-studio-ml is absent: make test-label-studio")
+    tasks, answer = served
+    client = api.init_app(example("label_studio_backend").Ciod, model_dir=str(tmp_path)).test_client()
+    client.post("/setup", json={"project": "1.1", "schema": "<View></View>"})
+    found = client.post("/predict", json={"tasks": tasks, "project": "1.1"})
+    assert found.status_code == 200 and found.get_json()["results"] == [answer]
 
 
 def test_a_prediction_of_label_studio_is_in_percent():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+CELL = r"<td[^>]*>([\d.]+)</td>"
 
 
 def kinds(cell) -> set[str]:
@@ -48,3 +50,8 @@ def test_comparing_shows_table_and_curves(executed):
     html = cells[0].outputs[-1]["data"]["text/html"]
     assert "pseudo_label" in html and "retention" in html and "<svg" in html
     assert all("image/svg+xml" in kinds(c) for c in cells[1:])
+    rows = {
+        row[0]: [float(v) for v in row[1:]] for row in re.findall(r">(finetune|pseudo_label)</td>" + 3 * CELL, html)
+    }
+    forgets, keeps = rows["finetune"], rows["pseudo_label"]  # AP50 of old and new classes, and AP, in %
+    assert min(forgets[1], keeps[1]) > 10 and keeps[0] > forgets[0] + 10, "there is something to see"

@@ -149,6 +149,7 @@ def extend(
     model: Annotated[str, typer.Argument(help=MODEL)],
     words: Words = None,
     subset: Subset = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained, and stop.")] = False,
 ) -> Any:
     """Teach a model the classes of a folder: `ciod extend MODEL data=FOLDER out=DIR`.
 
@@ -162,6 +163,8 @@ def extend(
     - `old_data=FOLDER` measures AP of the old classes before and after; without it, agreement of old and new model
     - `pool=FOLDER` any unlabelled images; `min_retention=0.98` writes no model below it (exit code 3)
     - `epochs=30 batch=8 lr=0.003 size=416 holdout=0.15 seed=0 device=auto` and every `train.`, `augment.`, `eval.`
+
+    Run the same command again to resume. `--dry-run` prints classes, images, steps and what is measured.
     """
     from ciod.config.reader import split
     from ciod.extension import settings
@@ -172,6 +175,10 @@ def extend(
     if given.pop("model", None) is not None:
         problems.append("extend takes one model: the first word, without model=.")
     chosen = settings.load({"model": model, **given}, problems)
+    if dry_run:
+        from ciod.extension.dry_run import show
+
+        return show(chosen)
     with interruptible():
         return answers.of_extension(run(chosen))
 

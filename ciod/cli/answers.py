@@ -53,6 +53,25 @@ class Extend(TypedDict):
     results: dict[str, Any]  # the content of results.json
 
 
+class ExtendPlan(TypedDict):
+    """``ciod extend … --dry-run``."""
+
+    out: str
+    new: list[str]  # classes that the model will learn
+    taught: list[str]  # classes of the folder that the model knows
+    old: list[str]  # classes of the model that stay
+    method: str
+    images: int  # to train on
+    boxes: int
+    test_images: int  # to measure on
+    epochs: int
+    steps: int
+    batch: int
+    lr: float
+    size: int  # side of the input in pixels
+    why: list[str]  # why effort= chooses what it chooses
+
+
 class Compare(TypedDict):
     """``ciod compare``, and a part of it (``--only``)."""
 

@@ -8,18 +8,13 @@ from typing import Any
 from ciod.config.load import Run
 from ciod.core.errors import CiodError
 from ciod.data.scenarios.scenario import Scenario
-from ciod.runs.start import epochs_of
+from ciod.runs.start import epochs_of, steps_per_epoch
 
 
 def of_tasks(run: Run, scenario: Scenario) -> list[int]:
     """Optimiser steps of each task, without images of a merged memory."""
     tasks = len(scenario.parts)
-    return [epochs_of(run, i, tasks) * per_epoch(run, scenario, i) for i in range(len(scenario))]
-
-
-def per_epoch(run: Run, scenario: Scenario, task: int) -> int:
-    """Optimiser steps of one epoch of a task."""
-    return max(1, -(-len(scenario.rows(task)) // run.train.batch))
+    return [epochs_of(run, i, tasks) * steps_per_epoch(run, scenario, i) for i in range(len(scenario))]
 
 
 def joint_epochs(steps: Sequence[int], run: Run, scenario: Scenario) -> int:
@@ -29,7 +24,7 @@ def joint_epochs(steps: Sequence[int], run: Run, scenario: Scenario) -> int:
         steps: steps of the tasks whose classes it is trained on.
         run, scenario: those of joint training, with its batch.
     """
-    return max(1, -(-sum(steps) // per_epoch(run, scenario, 0)))
+    return max(1, -(-sum(steps) // steps_per_epoch(run, scenario, 0)))
 
 
 def excluded(settings: Mapping[str, Any]) -> list[str]:
@@ -51,8 +46,8 @@ def check(rows: Mapping[str, tuple[Run, Sequence[int]]]) -> None:
     merged = [n for n, (run, _) in rows.items() if run.memory.size and run.memory.batches == "merged"]
     if merged:
         raise CiodError(
-            f"equal_steps: {', '.join(merged)} adds its memory to every epoch (memory.batches=merged) and so takes "
-            "more steps than the others; write memory.batches=share or balanced."
+            f"equal_steps: {', '.join(merged)} adds its memory to every epoch (memory.batches=merged), which takes a "
+            "number of steps that is not known yet; write memory.batches=share or balanced, and fewer epochs."
         )
     reference, (_, wanted) = next(iter(rows.items()))
     for name, (_, steps) in rows.items():
@@ -60,5 +55,5 @@ def check(rows: Mapping[str, tuple[Run, Sequence[int]]]) -> None:
             mine, theirs = ("+".join(map(str, s)) for s in (steps, wanted))
             raise CiodError(
                 f"equal_steps: {name} takes {mine} steps but {reference} takes {theirs}; give all methods the same "
-                "epochs and batch (epochs= and batch=)."
+                "images of its own task per step (epochs=, batch=, memory.share= and pool.share=)."
             )

@@ -72,14 +72,19 @@ def lvis_ap(
     return table
 
 
-def doubts(metric: str, truth: Index) -> list[str]:
-    """A warning about another metric on annotations of LVIS; [] if there is none."""
+def doubts(metric: str, truth: Index, *, other: bool = True) -> list[str]:
+    """A warning about another metric on annotations of LVIS; [] if there is none.
+
+    Args:
+        other: the metric can be chosen; otherwise the model can be scored afterwards.
+    """
     if metric == "lvis" or truth.federated is None:
         return []
+    advice = "Write metric=lvis." if other else "ciod eval with metric=lvis scores the extended model without them."
     return [
         f"Not every class is labelled in every image of {truth.source or 'the data'} (its images have neg_category_ids "
         f"or not_exhaustive_category_ids, as in LVIS), and metric={metric} counts detections of the unlabelled objects "
-        "as false. Write metric=lvis."
+        f"as false. {advice}"
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,7 @@ def choose(
     method: str,
     world: World,
     whole: int | None = None,
+    beside: Callable[[int], int] | None = None,
 ) -> Plan:
     """Sizes the work, as ``training.effort`` does for a later task. What ``settings`` gives is taken as it is.
 
@@ -61,6 +63,7 @@ def choose(
         classes: how many classes they teach.
         method: its name.
         whole: with ``settings.subset``, number of images of which ``train`` is a part.
+        beside: size of a batch → how many of its images are not those of ``train``.
     """
     whole = whole if settings.subset else None
     own = {"train.epochs": settings.epochs, "train.batch": settings.batch, "train.lr": settings.lr}
@@ -82,6 +85,7 @@ def choose(
         device=world.device.type,
         processes=world.size,
         machine=effort.machine(world),
+        beside=beside,
     )
     choices = effort.choose(facts, given)
     brought = {k: v for k, v in detector.run_defaults.items() if k.startswith("train.") and not is_set(settings, k)}

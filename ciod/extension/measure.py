@@ -17,6 +17,7 @@ from ciod.data.index import Index
 from ciod.data.scenarios import subsets
 from ciod.data.scenarios.scenario import Task
 from ciod.detectors.base import Detector
+from ciod.evaluation import lvis
 from ciod.evaluation.ap import APTable, coco_ap
 from ciod.evaluation.detect import detect
 from ciod.extension import confusion, data, false_alarms, negatives, retention
@@ -75,6 +76,11 @@ class Measure:
         """Problems of the old data and the pool, one line per kind."""
         indexes = (("old_data", self.old), ("pool", self.pool))
         return [f"{key}: {line}" for key, i in indexes if i is not None for line in i.problems.lines()]
+
+    def doubts(self) -> list[str]:
+        """Warnings about what is measured on annotations of LVIS."""
+        indexes = (i for i in (self.task.test, self.old) if i is not None)
+        return [line for i in indexes for line in lvis.doubts("coco", i, other=False)]
 
     def detect(self, detector: Detector, index: Index, title: str = "measuring the new model") -> list[Detections]:
         """Detections on every image of ``index``; ``title`` is shown meanwhile."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ciod.config.settings import Run
+from ciod.config.settings import PoolSettings, Run
 from ciod.extension import known as checked
 from ciod.extension import negatives
-from ciod.memory.rehearsal import Extra
+from ciod.memory.rehearsal import Extra, shares
 
 if TYPE_CHECKING:
     from ciod.data.mixture import Mixture
     from ciod.detectors.base import Detector
     from ciod.extension.known import Known
     from ciod.extension.measure import Measure
+    from ciod.extension.settings import Extend
     from ciod.methods.base.method import Method
 
 
@@ -46,5 +47,18 @@ def _others(measured: Measure, method: Method, name: str, batch: int, detector: 
     if not method.uses_teacher:
         measured.reporter.say(f"pool: {name} does not learn from it; agreement is measured on it")
         return None
-    run = Run(train=settings.train.model_copy(update={"batch": batch}))
-    return Extra(run, None, pool).mixture(task, detector.num_classes)
+    return Extra(_run(settings, batch), None, pool).mixture(task, detector.num_classes)
+
+
+def beside(measured: Measure, method: Method, batch: int) -> int:
+    """How many images of a batch are not new ones, but of the pool or of the old data."""
+    if method.learns_background:
+        return negatives.count(batch) if measured.negatives.train else 0
+    if measured.pool is None or not method.uses_teacher:
+        return 0
+    return sum(shares(_run(measured.settings, batch), batch, old=1, seen=2))  # without a memory; only the pool counts
+
+
+def _run(settings: Extend, batch: int) -> Run:
+    train = settings.train.model_copy(update={"batch": batch})
+    return Run(train=train, pool=PoolSettings(folder=settings.pool))

@@ -97,15 +97,21 @@ def mixture(task: Task, negatives: Negatives, classes: int, batch: int) -> Mixtu
     Args:
         classes: channels of the detector.
     """
-    if not negatives.train or batch < 2:
+    own = batch - count(batch)
+    if not negatives.train or own == batch:
         return None
     sizes = [len(task.train), sum(map(len, negatives.train))]
-    count, negatives.used = max(1, round(SHARE * batch)), sizes[1]
+    negatives.used = sizes[1]
     return Mixture(
         concatenate([task.train, *negatives.train]),
         np.repeat([TASK, POOL], sizes),
         np.ones((sum(sizes), classes), bool),
         np.ones(sum(sizes), bool),
         [np.arange(sizes[0]), np.arange(sizes[0], sum(sizes))],
-        [batch - count, count],
+        [own, batch - own],
     )
+
+
+def count(batch: int) -> int:
+    """How many of the images of a batch are such pictures; 0: there is no room for one."""
+    return max(1, round(SHARE * batch)) if batch > 1 else 0

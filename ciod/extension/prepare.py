@@ -2,27 +2,82 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ciod import methods
 from ciod.core.errors import CiodError
 from ciod.detectors.parted import Parted
-from ciod.extension import auto, data, effort, onnx_model
+from ciod.extension import auto, data, effort, known, measure, mixing, names, onnx_model
 from ciod.methods.base.split_class import SplitClass
+from ciod.training import effort as training_effort
 from ciod.training import speed
 
 if TYPE_CHECKING:
     from ciod.core.distributed import World
     from ciod.data.index import Index
     from ciod.detectors.base import Detector
-    from ciod.extension.names import Names
     from ciod.extension.settings import Extend
     from ciod.methods.base.method import Method
     from ciod.training.progress import Reporter
 
 ROOM = 100e6  # bytes beyond eight times the model: states, pictures, report
+
+
+@dataclass(frozen=True)
+class Read:
+    """The data of an extension, under the names that the extended model will have."""
+
+    folder: data.Folder
+    names: names.Names
+    known: known.Known | None  # corrected labels of some images
+    measured: measure.Measure  # also the task, the pool and the old data
+
+
+def read(settings: Extend, detector: Detector, world: World, reporter: Reporter | None = None) -> Read:
+    """Reads the data, and matches the classes of folder and model.
+
+    Raises:
+        CiodError: data that cannot be used, or names that do not fit.
+    """
+    s = settings
+    folder = data.open_folder(s.data, holdout=s.holdout, seed=s.seed, subset=s.subset)
+    matched = names.of_settings(s, detector.class_names, folder.classes)
+    task = data.task_of(folder, matched)
+    checked = known.open_checked(s, detector, task, matched)
+    measured = measure.Measure(s, world, checked.task if checked else task, matched, reporter)
+    return Read(folder, matched, checked, measured)
+
+
+def plan(
+    detector: Detector, method: tuple[str, Method], measured: measure.Measure, *, whole: int | None
+) -> effort.Plan:
+    """How it is trained.
+
+    Args:
+        method: its name and itself.
+        whole: with a subset, number of images that it was taken from.
+
+    Raises:
+        ConfigError: ``views=`` where maps cannot be kept.
+    """
+    s, world = measured.settings, measured.world
+    beside = partial(mixing.beside, measured, method[1])
+    learnt = len(measured.names.learnt)
+    chosen = effort.choose(s, measured.task.train, learnt, detector, method[0], world, whole, beside)
+    return onnx_model.with_views(chosen, s, detector, measured, world)
+
+
+def resumed(plan: effort.Plan, settings: Extend) -> effort.Plan:
+    """The plan of an earlier process, which is kept because it was made for its machine, with what is set by hand now
+    (``allow=settings``)."""
+    given = {k: v for k in ("epochs", "batch", "lr") if (v := getattr(settings, k)) not in (None, getattr(plan, k))}
+    if not given:
+        return plan
+    told = ", ".join(f"{k}={v:g}" for k, v in given.items())
+    return replace(plan, **given, why=[*plan.why, f"resumed with {told}{training_effort.BY_HAND}"])
 
 
 def check_room(out: Path, detector: Detector) -> None:
@@ -33,7 +88,7 @@ def check_room(out: Path, detector: Detector) -> None:
         raise CiodError(f"out: there is {free / 1e6:.0f} MB of room for {out}; about {needed / 1e6:.0f} MB are needed.")
 
 
-def adapt(detector: Detector, names: Names, settings: Extend, world: World) -> None:
+def adapt(detector: Detector, names: names.Names, settings: Extend, world: World) -> None:
     """keep, drop, rename and size, on the model as it was: everything after compares with the result."""
     detector.to(world.device)
     speed.prepare(detector, settings.train, world)
@@ -48,11 +103,12 @@ def adapt(detector: Detector, names: Names, settings: Extend, world: World) -> N
 
 
 def choose_method(
-    settings: Extend, detector: Detector, reporter: Reporter, parent: str | None = None
+    settings: Extend, detector: Detector, reporter: Reporter | None = None, parent: str | None = None
 ) -> tuple[str, Method]:
     """The method and its name: the named one, or the tested default, a branch where the detector can have one.
 
     Args:
+        reporter: says what was chosen by ``auto``.
         parent: the class that becomes several, if one does.
 
     Raises:
@@ -64,7 +120,8 @@ def choose_method(
         name, given = "split_class", {**given, "parent": parent}
     elif name == "auto":
         name, why = auto.method_for(detector)
-        reporter.say(f"method: {name} (chosen by auto{', ' + why if why else ''})")
+        if reporter is not None:
+            reporter.say(f"method: {name} (chosen by auto{', ' + why if why else ''})")
     if parent is not None and "children" not in detector.traits:
         raise CiodError(
             f"split: a class of a {detector.settings['name']} cannot become several; that needs a YOLOX as a model of "

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ciod.config.load import data_folder
 from ciod.core.distributed import World
-from ciod.core.errors import CiodError
-from ciod.core.files import WriteError, exists, sweep
+from ciod.core.files import WriteError, sweep
 from ciod.core.run_log import RunLog
 from ciod.core.user_code import told
 from ciod.data.scenarios.scenario import Task
@@ -127,8 +126,8 @@ class Extension:
         s = self.settings
         saved, notes = resume.saved_state(s, self._compared, "extend", model_of=write.model_of)
         self.saved = cast("ExtensionState | None", saved)
-        if self.saved is None and any(exists(self.out / name) for name in ("model.safetensors", "model.onnx")):
-            raise CiodError(f"out: {self.out} already holds a result, which is never overwritten; choose another out=.")
+        if self.saved is None:
+            write.refuse_result(self.out)
         detector = onnx_model.open_model(s)
         with first_alone(self.world):
             self._open(detector)
@@ -174,12 +173,9 @@ class Extension:
 
     def _open(self, detector: Detector) -> None:
         """Reads the data, and matches the classes of folder and model."""
-        s = self.settings
-        self.folder = data.open_folder(s.data, holdout=s.holdout, seed=s.seed, subset=s.subset)
-        self.names = names.of_settings(s, detector.class_names, self.folder.classes)
-        self.known = known.open_checked(s, detector, data.task_of(self.folder, self.names), self.names)
-        self.task = self.known.task if self.known else data.task_of(self.folder, self.names)
-        self.measured = measure.Measure(s, self.world, self.task, self.names, self.reporter)
+        read = prepare.read(self.settings, detector, self.world, self.reporter)
+        self.folder, self.names, self.known, self.measured = read.folder, read.names, read.known, read.measured
+        self.task = self.measured.task
 
     def _identify(self) -> fingerprints.Listing:
         """Fingerprints data, model and code, and compares them with those of the extension that is resumed."""
@@ -208,6 +204,7 @@ class Extension:
         for line in [*onnx_model.lines(detector), *self.names.sentences()]:
             self.reporter.say(line)
         self._tell(self.known.sentences() if self.known else [])
+        self.warnings.add(*self.measured.doubts())
 
     def _tell(self, lines: list[str]) -> None:
         for line in lines:
@@ -217,11 +214,10 @@ class Extension:
     def _plan(self, detector: Detector) -> None:
         """A resumed extension keeps its plan: it is made for a machine, and this may be another."""
         if self.saved:
-            self.plan = effort.Plan(**self.saved["plan"])
+            self.plan = prepare.resumed(effort.Plan(**self.saved["plan"]), self.settings)
         else:
-            s, learnt, whole = self.settings, len(self.names.learnt), self.folder.whole
-            chosen = effort.choose(s, self.task.train, learnt, detector, self.method_name, self.world, whole)
-            self.plan = onnx_model.with_views(chosen, s, detector, self.measured, self.world)
+            method = (self.method_name, self.method)
+            self.plan = prepare.plan(detector, method, self.measured, whole=self.folder.whole)
         for line in self.plan.why:
             self.reporter.say(line)
 

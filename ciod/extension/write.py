@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from ciod.config.load import data_folder
+from ciod.core.errors import CiodError
 from ciod.core.files import exists
 from ciod.core.plural import counted
 from ciod.core.run_log import atomic_write, write_json
@@ -46,6 +47,12 @@ def written(out: Path) -> Path:
     """The model of a finished extension: of an ONNX file again one."""
     file = out / "model.onnx"
     return file if exists(file) else out / "model.safetensors"
+
+
+def refuse_result(out: Path) -> None:
+    """Raises CiodError if a model is there already."""
+    if any(exists(out / name) for name in ("model.safetensors", "model.onnx")):
+        raise CiodError(f"out: {out} already holds a result, which is never overwritten; choose another out=.")
 
 
 def settings(out: Path, s: Extend, plan: Plan, command: str) -> None:

@@ -52,8 +52,8 @@ class Extra:
         Args:
             classes: number of classes of the detector.
         """
-        batch, seen = self.settings.train.batch, len(task.seen_classes)
-        s, p = self.settings.memory, self.settings.pool
+        batch, s = self.settings.train.batch, self.settings.memory
+        from_memory, from_pool = shares(self.settings, batch, old=len(task.old_classes), seen=len(task.seen_classes))
         indices, known, source, counts = [task.train], [np.ones((len(task.train), classes), bool)], [TASK], [batch]
         background = [np.ones(len(task.train), bool)]
         merged = np.arange(len(task.train))
@@ -68,15 +68,13 @@ class Extra:
             source.append(MEMORY)
             if s.batches == "merged":
                 merged = np.arange(len(task.train) + len(index))
-                counts.append(0)
-            else:
-                counts.append(_count(batch, s.share if s.batches == "share" else len(task.old_classes) / seen))
+            counts.append(from_memory)
         if task.index and self.pool is not None:
             indices.append(self.pool)
             known.append(np.zeros((len(self.pool), classes), bool))
             background.append(np.zeros(len(self.pool), bool))
             source.append(POOL)
-            counts.append(_count(batch, p.share))
+            counts.append(from_pool)
         if len(indices) == 1:
             return None
         ends = np.cumsum([0, *(len(i) for i in indices)])
@@ -106,6 +104,20 @@ class Extra:
     def load_state(self, state: dict[str, Any]) -> None:
         if self.memory is not None and state:
             self.memory.load_state(state)
+
+
+def shares(settings: Run, batch: int, *, old: int, seen: int) -> tuple[int, int]:
+    """How many images of a later task's batch come from the memory and from the pool; 0: none, or the memory is merged.
+
+    Args:
+        batch: its images.
+        old, seen: classes of earlier tasks, and with those of the task.
+    """
+    memory, pool = settings.memory, settings.pool
+    count = 0
+    if memory.size and memory.batches != "merged":
+        count = _count(batch, memory.share if memory.batches == "share" else old / seen)
+    return count, _count(batch, pool.share) if pool.folder else 0
 
 
 def _count(batch: int, share: float) -> int:

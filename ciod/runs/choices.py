@@ -6,6 +6,7 @@ A resumed run keeps its choices. Run folders of versions without choices keep th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +17,7 @@ from ciod.config.settings import Augment, Run, Train
 from ciod.core.files import is_file
 from ciod.detectors.files import weights
 from ciod.runs import environment
-from ciod.runs.start import epochs_of, per_task
+from ciod.runs.start import beside, epochs_of, per_task
 from ciod.training import effort
 from ciod.training.effort import KEYS, Facts, Start
 
@@ -214,6 +215,7 @@ def _facts(settings: Run, scenario: Scenario, i: int, world: World, start: Start
         processes=world.size,
         parts=settings.train.accumulate,
         machine=effort.machine(world),
+        beside=partial(beside, settings, scenario, i),
     )
 
 

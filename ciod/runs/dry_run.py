@@ -77,11 +77,11 @@ def _lr(settings: Run, task: int) -> float:
 
 
 def _counted(settings: Run, scenario: Scenario, i: int) -> Step:
-    from ciod.runs.start import epochs_of
+    from ciod.runs.start import epochs_of, steps_per_epoch
 
     task, t = scenario.task(i), settings.train
     epochs, lr = epochs_of(settings, i, len(scenario.parts)), _lr(settings, i)
-    each = -(-len(task.train) // t.batch)
+    each = steps_per_epoch(settings, scenario, i)
     total = epochs * each
     changes = []
     if t.schedule == "step":

@@ -257,7 +257,9 @@ class Runner:
             workers=environment.workers(s.train.workers, self.world),
             metric=s.protocol.metric,
         )
-        doubts = [*sanity_checks.about_data(task), *done.warnings, *sanity_checks.about_table(task, table, found)]
+        scores = self.results.content["ap"]["AP50"][: task.index]
+        doubts = [*sanity_checks.about_data(task), *done.warnings]
+        doubts += sanity_checks.about_table(task, table, found, scores)
         doubts += self._about_broken([*done.broken, *broken])
         self.warnings.add(*doubts)
         facts = {**done.facts, "seconds": result.seconds, "warnings": doubts}

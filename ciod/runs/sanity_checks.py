@@ -56,13 +56,20 @@ def about_data(task: Task) -> list[str]:
     return warnings
 
 
-def about_table(task: Task, table: APTable, found: Sequence[Detections]) -> list[str]:
-    """AP of exactly 0 or suspiciously near 1, and new classes that are never found."""
+def about_table(
+    task: Task, table: APTable, found: Sequence[Detections], scores: Sequence[Mapping[str, float | None]]
+) -> list[str]:
+    """AP of exactly 0 or suspiciously near 1, and new classes that are never found.
+
+    Args:
+        scores: AP50 of each class after every earlier task. A class that never had any cannot be forgotten.
+    """
     ap = {n: table.per_class[n]["AP50"] for n in task.seen_classes}
     highest = best_scores(found, task.seen_classes)
     silent = [n for n in task.taught_classes if ap[n] is not None and highest[n] < SILENT]
     new = [n for n in task.taught_classes if ap[n] == 0 and n not in silent]
-    old = [n for n in task.old_classes if ap[n] == 0 and n not in task.repeated_classes]
+    learnt = {n for row in scores for n, v in row.items() if v}
+    old = [n for n in task.old_classes if ap[n] == 0 and n in learnt and n not in task.repeated_classes]
     perfect = [n for n, v in ap.items() if v is not None and v >= PERFECT]
     after = f"After task {task.index + 1}"
     warnings = []

@@ -17,6 +17,7 @@ from ciod.data import formats
 from ciod.data.index import Index
 from ciod.data.scenarios import folds
 from ciod.detectors.files import weights
+from ciod.memory import rehearsal
 
 if TYPE_CHECKING:
     from ciod.config.load import Run
@@ -59,6 +60,21 @@ def epochs_of(settings: Run, task: int, tasks: int) -> int:
     t = settings.train
     each = per_task("train.epochs", t.epochs, tasks)
     return t.joint_epochs or max(each) if settings.protocol.joint else each[task]
+
+
+def beside(settings: Run, scenario: Scenario, task: int, batch: int) -> int:
+    """How many images of a batch are not the task's own, but of the memory or the pool."""
+    if not task:
+        return 0
+    seen = scenario.seen(task)
+    return sum(rehearsal.shares(settings, batch, old=seen - len(scenario.new(task)), seen=seen))
+
+
+def steps_per_epoch(settings: Run, scenario: Scenario, task: int) -> int:
+    """Optimiser steps in which each image of a task is seen once, without those of a merged memory."""
+    batch = settings.train.batch
+    own = max(1, batch - beside(settings, scenario, task, batch))
+    return max(1, -(-len(scenario.rows(task)) // own))
 
 
 def per_task(key: str, value: int | list[int], tasks: int) -> list[int]:

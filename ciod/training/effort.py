@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -75,6 +75,13 @@ class Facts:
     """Processes that compute a batch: its minimum size."""
     machine: str = ""
     """A description of the machine."""
+    beside: Callable[[int], int] | None = None
+    """Size of a batch → how many of its images are not the task's own; None: all are."""
+
+    def per_epoch(self, batch: int, images: int | None = None) -> int:
+        """Steps in which each of ``images`` (default: those of the task) is seen once."""
+        own = batch - (self.beside(batch) if self.beside else 0)
+        return -(-(self.images if images is None else images) // max(1, own))
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ def choose(facts: Facts, given: Mapping[str, Any], shared: Mapping[str, Any] | N
     fixed = {k: Choice(v, ", as in the first task") for k, v in (shared or {}).items()}
     batch = _given(given, "train.batch") or fixed.get("train.batch") or _batch(facts)
     epochs = _given(given, "train.epochs") or _epochs(facts, batch.value, given.get("train.steps"))
-    steps = epochs.value * -(-facts.images // batch.value)
+    steps = epochs.value * facts.per_epoch(batch.value)
     lr = _given(given, "train.lr") or _lr(facts, batch.value if "train.batch" in given else None)
     found = {"train.epochs": epochs, "train.batch": batch, "train.lr": lr}
     for key, choice in {**_trunk(facts, steps, given), "train.ema": _ema(steps), **_augment()}.items():
@@ -119,7 +126,7 @@ def sentences(facts: Facts, choices: Choices) -> list[str]:
     """What was chosen and why, one line per setting; for a later task only what differs from the first."""
     epochs, batch, lr = choices["train.epochs"], choices["train.batch"], choices["train.lr"]
     images = facts.images if facts.taken is None else facts.taken
-    steps = epochs.value * -(-images // batch.value)
+    steps = epochs.value * facts.per_epoch(batch.value, images)
     passes = f"{epochs.value} epoch{'s' if epochs.value != 1 else ''}"
     subset = "" if facts.taken is None else f"; the epochs are those of all {facts.images}"
     lines = [
@@ -158,7 +165,9 @@ def _batch(facts: Facts) -> Choice:
 
 def _epochs(facts: Facts, batch: int, steps: int | None) -> Choice:
     if steps is not None:
-        return Choice(max(1, -(-steps // -(-facts.images // batch))), f", for steps={steps}{BY_HAND}")
+        each = facts.per_epoch(batch)
+        rounded = ", rounded up to whole epochs" if steps % each else ""
+        return Choice(max(1, -(-steps // each)), f", for steps={steps}{BY_HAND}{rounded}")
     each, least, most = SEEN[facts.effort]
     longer = 3 if facts.branch else LONGER["detector" if facts.later else facts.start]  # a step of a branch costs half
     wanted = longer * min(max(each * facts.classes, least), most)

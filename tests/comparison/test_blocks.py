@@ -119,6 +119,9 @@ def test_rows_with_other_steps_are_refused(scenes, tmp_path):
     rows = ["finetune", {"name": "ilyolox", "memory": 5, "memory.batches": "merged"}]
     with pytest.raises(CiodError, match=r"equal_steps: ilyolox adds its memory to every epoch"):
         build(scenes, tmp_path / "a", rows, equal_steps=True)
+    rows[1]["memory.batches"] = "share"
+    with pytest.raises(CiodError, match=r"equal_steps: ilyolox takes \d+\+\d+ steps but finetune takes"):
+        build(scenes, tmp_path / "a", rows, equal_steps=True, epochs=3)
     with pytest.raises(ConfigError, match="joint_epochs: equal_steps=true chooses them"):
         build(scenes, tmp_path / "a", equal_steps=True, joint_epochs=5)
     made = build(scenes, tmp_path / "a")

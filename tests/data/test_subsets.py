@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
 
 from ciod.config import load as config
 from ciod.core.errors import CiodError, ConfigError
+from ciod.data.images import save_image
+from ciod.data.names import COCO, VOC
 from ciod.data.scenarios import subsets
 from ciod.data.scenarios.scenario import Protocol, Scenario
 from ciod.runs import dry_run
+from tests.data.writers import write_coco
 from tests.fixed import index_of
 
 NAMES = ("ant", "bee", "cow", "dog")
@@ -126,6 +130,46 @@ def test_a_run_says_that_it_is_a_subset_and_is_not_resumed_as_a_full_one(shapes,
     assert Upper.read([tmp_path / "full"], [classes]).classes
     with pytest.raises(CiodError, match=r"subset of the images cannot be compared with others \(a: subset=8; b: all"):
         write_comparison({"a": out, "b": tmp_path / "full"}, tmp_path / "compare.html")
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """Two folders with the classes of COCO and of VOC: 160 pictures, an object in each. Nothing waits for the disk."""
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(os, "fsync", lambda _: None)
+        root = tmp_path_factory.mktemp("real")
+        picture = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+        for kind, names in (("coco", COCO), ("voc", VOC)):
+            for split in ("train", "val"):
+                index = index_of([(i, names[i % len(names)]) for i in range(160)], names, 160)
+                index.boxes = np.tile(np.float32([4, 4, 24, 20]), (160, 1))
+                index.sizes[:] = 32
+                index.files = [root / "raw" / f"{split}-{i}.png" for i in range(160)]
+                for file in index.files if kind == "coco" else ():
+                    save_image(file, picture)
+                write_coco(index, root / kind, split)
+        yield root
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["coco-40+10x4-ilyolox", "coco-70+10-cl_detr", "coco-last40+first40-erd", "coco-joint50-gfl", "voc-15+1x5-mma",
+     "voc-10+10-abr"],
+)  # fmt: skip
+def test_a_recipe_plans_a_part_of_its_data(name, real):
+    settings = config.load(name, [f"data={real / name[: name.index('-')]}", "subset=20%", "device=cpu"])
+    steps = dry_run.plan(settings)
+    assert steps and all(0 < (s.images or 0) < 160 and s.steps for s in steps)
+    assert settings.protocol.subset == "20%"
+
+
+def test_a_recipe_runs_from_start_to_end_on_a_part_of_its_data(real, tmp_path):
+    import ciod
+
+    more = {"detector": "gfl-pico", "size": 32, "epochs": 1, "batch": 16, "subset": "1%", "device": "cpu"}
+    results = ciod.train("coco-40+40-lwf", data=str(real / "coco"), out=str(tmp_path / "run"), **more)
+    assert [len(t["new_classes"]) for t in results["tasks"]] == [40, 40] and (tmp_path / "run/report.html").is_file()
+    assert "Smoke test" in results["warnings"][0]
 
 
 def test_a_comparison_is_marked(shapes, tmp_path):

@@ -241,6 +241,19 @@ def test_other_negatives_are_refused_unless_allowed(place, tmp_path, file, what)
         extend(load(words), reporter=Reporter(quiet=True))
 
 
+def test_settings_that_are_given_on_resuming_hold(place, tmp_path, capsys):
+    """The plan is kept, except for what is set by hand now."""
+    out = tmp_path / "run"
+    stop(place, out, kill_after(1, 2))
+    with pytest.raises(CiodError, match=r"holds a run with other settings \(epochs was 2, is 1\)"):
+        go(place, out, epochs=1)
+    given = {"model": str(place / "m.safetensors"), "data": str(place / "folder"), "out": str(out), **QUICK}
+    extend(load({**given, "epochs": 1, "allow": "settings"}), reporter=Reporter())
+    results = results_of(out)
+    assert results["tasks"][-1]["steps"] == STEPS and results["extension"]["plan"]["epochs"] == 1
+    assert "resumed with epochs=1 (as asked)" in capsys.readouterr().out
+
+
 def test_another_model_is_refused_unless_allowed(stopped):
     out = stopped.parent / "run"
     weights.save_model(stopped / "m.safetensors", detectors.build(("cat", "dog", "cow"), name="yolox-pico", size=64))

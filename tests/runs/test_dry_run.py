@@ -36,6 +36,18 @@ def test_counts_are_the_tasks(scenes):
     assert steps[1].hidden
 
 
+def test_steps_are_those_of_a_run_with_a_memory(scenes, tmp_path):
+    """A quarter of every batch comes from the memory, so that an epoch has more steps."""
+    import ciod
+
+    words = (f"data={scenes}", "split=6+4", "method=finetune", "epochs=1", "memory=6", "memory.share=0.25", "lr=0.01")
+    settings = load(*words, f"out={tmp_path / 'run'}", "device=cpu")
+    first, second = plan(settings)
+    assert (first.steps, second.steps) == (-(-first.images // 8), -(-second.images // 6))
+    content = ciod.train(**{**settings.model_dump(exclude_unset=True), "out": str(tmp_path / "run")})
+    assert [t.get("steps") for t in content["tasks"]] == [first.steps, second.steps]
+
+
 def test_learning_rates_fall_where_training_lets_them(scenes):
     settings = load(f"data={scenes}", "split=10", "epochs=12", "schedule=step", "lr=0.02", "warmup=5",
                     "milestones=[0.6666666, 0.9166666]")  # fmt: skip

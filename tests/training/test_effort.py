@@ -91,7 +91,18 @@ def test_steps_become_whole_epochs():
     assert values(given={"train.steps": 608, "train.batch": 16})["train.epochs"] == 32
     assert values(given={"train.steps": 609, "train.batch": 16})["train.epochs"] == 33
     assert values(given={"train.steps": 1})["train.epochs"] == 1
-    assert "608 steps (32 epochs of 296 images), for steps=600 (as asked)" in told(steps=600, batch=16)
+    assert "608 steps (32 epochs of 296 images), for steps=600 (as asked), rounded up" in told(steps=600, batch=16)
+    assert "608 steps (32 epochs of 296 images), for steps=608 (as asked)\n" in told(steps=608, batch=16)
+
+
+def test_other_images_in_a_batch_make_an_epoch_longer():
+    """A quarter of every batch comes from a pool: 296 images, six per step, are 50 steps."""
+    facts = replace(FACTS, beside=lambda batch: batch // 4)
+    assert [facts.per_epoch(b) for b in (1, 4, 8)] == [296, 99, 50] and facts.per_epoch(8, 12) == 2
+    given = {"train.steps": 40, "train.batch": 8}
+    assert values(given=given)["train.epochs"] == 2 and values(facts, given)["train.epochs"] == 1
+    assert "50 steps (1 epoch of 296 images)" in sentences(facts, choose(facts, given))[0]
+    assert values(facts, {"train.batch": 8})["train.epochs"] == values(given={"train.batch": 8})["train.epochs"]
 
 
 def test_every_choice_has_its_reason():

@@ -127,17 +127,17 @@ def test_rows_that_never_fire_and_strange_ap():
     names = ("ant", "bee", "cat", "dog", "eel")
     made = task([(0, n) for n in sorted(names)], names[2:], names[:2])
     seen = [found(names, ant=0.9, cat=0.04, dog=0.6), found(names, bee=0.8, eel=0.9)]
-    said = sanity_checks.about_table(made, table(ant=0.0, bee=0.999, cat=0.0, dog=0.0, eel=None), seen)
+    said = sanity_checks.about_table(made, table(ant=0.0, bee=0.999, cat=0.0, dog=0.0, eel=None), seen, [{"ant": 0.1}])
     assert [s.split(" are ")[0].split(": ")[0] for s in said] == [
         "After task 2 the new class rows of cat never fire",
         "After task 2 AP50 is exactly 0 for the new classes dog.",
         "After task 2 AP50 is exactly 0 for the old classes ant",
         "After task 2 AP50 is suspiciously near 1 for bee:",
     ]
-    assert (
-        sanity_checks.about_table(made, table(**dict.fromkeys(names, 0.5)), [found(names, cat=0.5, dog=0.5, eel=0.5)])
-        == []
-    )
+    all_found, half = [found(names, cat=0.5, dog=0.5, eel=0.5)], dict.fromkeys(names, 0.5)
+    assert sanity_checks.about_table(made, table(**half), all_found, []) == []
+    never = [{"ant": 0.0, "bee": None}, {"ant": None}]
+    assert sanity_checks.about_table(made, table(**{**half, "ant": 0.0}), all_found, never) == [], "nothing to forget"
 
 
 def test_an_upper_bound_below_the_result_is_reported():
