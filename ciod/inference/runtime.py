@@ -6,6 +6,7 @@ convolutions take longer to start than to compute.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import tempfile
 import warnings
@@ -62,20 +63,20 @@ def runtime(detector: Detector, normalise: Callable[[Tensor], Tensor] | None = N
     name = detector.settings["name"]
     if why := _why_not(detector):
         raise CiodError(f"{name} cannot run in ONNX Runtime: {why}. {INSTEAD}")
-    copy: Any = detector.frozen()
+    twin: Any = detector.frozen()
     if normalise is not None:
-        copy.normalise = normalise
+        twin.normalise = normalise
     trial = noise(detector.input.size)
     with torch.no_grad():
-        outputs = copy(trial[:1])
+        outputs = twin(trial[:1])
         if type(outputs) is not Outputs:
             raise CiodError(f"{name} cannot run in ONNX Runtime: its outputs are of a kind of their own. {INSTEAD}")
-        graph = Graph(copy, outputs.answer())
+        graph = Graph(twin, outputs.answer())
         session = started(graph, trial[:1], name)
-    copy.forward = Run(session, graph)
-    if not agree(detector, copy, trial):
+    twin.forward = Run(session, graph, twin)
+    if not agree(detector, twin, trial):
         raise CiodError(f"{name} cannot run in ONNX Runtime: its outputs would not be the same. {INSTEAD}")
-    return copy
+    return twin
 
 
 def _why_not(detector: Detector) -> str | None:
@@ -120,14 +121,14 @@ class Run:
     """``Detector.forward`` of the copy: uint8 images [B, 3, H, W] of the detector's size → Outputs. Other images, and
     a copy that has changed since, are for PyTorch."""
 
-    def __init__(self, session: Any, graph: Graph):
-        self.session, self.graph = session, graph
+    def __init__(self, session: Any, graph: Graph, detector: Detector):
+        self.session, self.graph, self.detector = session, graph, detector
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Run:
-        return self
+        return Run(self.session, self.graph, copy.deepcopy(self.detector, memo))
 
     def __call__(self, images: Tensor) -> Outputs:
-        detector, side = self.graph.detector, self.graph.detector.input.size
+        detector, side = self.detector, self.detector.input.size
         changed = detector.training or detector.num_classes != self.graph.constant.logits.shape[2]
         if changed or images.dtype != torch.uint8 or images.shape[1:] != (3, side, side):
             return type(detector).forward(detector, images)
