@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time see __getattr__
     from ciod.exporters.hub import push
     from ciod.exporters.onnx_file import export
     from ciod.inference.images import predict
+    from ciod.inference.quick import fast
     from ciod.inference.video import frames
     from ciod.methods.base.method import Method
     from ciod.training.hooks import Hooks
@@ -39,6 +40,7 @@ _WHERE = {
     "evaluate": "ciod.api",
     "draw": "ciod.api",
     "predict": "ciod.inference.images",
+    "fast": "ciod.inference.quick",
     "frames": "ciod.inference.video",
     "export": "ciod.exporters.onnx_file",
     "push": "ciod.exporters.hub",
@@ -63,6 +65,7 @@ __all__ = [
     "evaluate",
     "export",
     "extend",
+    "fast",
     "frames",
     "load",
     "predict",

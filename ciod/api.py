@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ciod.data.index import Index
     from ciod.detectors.base import Detector
     from ciod.evaluation.detect import Scored
+    from ciod.inference.quick import Engine
     from ciod.training.hooks import Hooks
 
 
@@ -110,6 +111,7 @@ def evaluate(
     max_detections: int | None = None,
     multi_label: bool | None = None,
     device: str = "auto",
+    engine: Engine = "torch",
     classes: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
     input: str | Sequence[str] | None = None,
@@ -128,6 +130,8 @@ def evaluate(
             ``metric="lvis"`` of each image, default 300).
         multi_label: every class of a position above ``score_threshold`` makes a detection, not only the best (default:
             depends on the detector).
+        engine: what runs the network. ``torch``: PyTorch, the model as it is. ``onnx`` and ``auto``: see ``ciod.fast``;
+            scores differ by rounding.
         classes: only these are evaluated (default: all that both have).
         names: class names for a checkpoint without them.
         input: how pictures are given, for an ONNX file that does not say it: ``"0..255,bgr"``.
@@ -139,7 +143,8 @@ def evaluate(
 
     Raises:
         ConfigError: impossible settings of the evaluation.
-        CiodError: no file, no data, a class that the data does not have, or no class in common.
+        CiodError: no file, no data, a class that the data does not have, no class in common, or an engine that cannot
+            run the model.
     """
     from ciod.config.load import data_folder
     from ciod.data import formats
@@ -151,7 +156,7 @@ def evaluate(
         settings.nms_iou = opened.run_defaults.get("eval.nms_iou", settings.nms_iou)
     index = formats.read(data_folder(str(data)) or "", split)
     both = _in_common(opened, index, data, classes)
-    return _score(opened, index, settings, both, device=device, metric=metric, progress=progress)
+    return _score(opened, index, settings, both, device=device, engine=engine, metric=metric, progress=progress)
 
 
 def _score(
@@ -161,6 +166,7 @@ def _score(
     both: tuple[str, ...],
     *,
     device: str,
+    engine: Engine,
     metric: str,
     progress: bool,
 ) -> Scored:
@@ -171,9 +177,12 @@ def _score(
     from ciod.evaluation.detect import Scored
     from ciod.evaluation.detect import evaluate as run
     from ciod.evaluation.lvis import doubts
+    from ciod.inference.quick import quick
 
     world = World(device=pick_device(device))
     detector.to(world.device)
+    if engine != "torch":
+        detector = quick(detector, engine, len(index))
     with terminal.counting(terminal.console(quiet=not progress), "images", len(index)) as tick:
         table, found, broken = run(detector, index, settings, classes=both, world=world, metric=metric, tick=tick)
     return Scored(

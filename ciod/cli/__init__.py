@@ -234,6 +234,7 @@ def evaluate(
 
     Classes are matched by name; those that only the model or only the data has are listed and left out.
     Settings: `data=` `split=val` `size=416` `score_threshold=0.001` `nms_iou=0.65` `max_detections=100` `device=auto`
+    `engine=torch` (or `onnx`, `auto`: see docs/predict.md)
     `classes='[a, b]'` (score only these) `names='[a, b]'` `input=` (if the file has none) `json=FILE` `out=FOLDER` (a
     page with precision-recall curves and the confusion matrix) `detector=FILE.py:CLASS` (of a model with a detector of
     your own)
@@ -276,6 +277,7 @@ def predict(
       its pictures if no file is given
     - `batch=8` `size=` `nms_iou=0.65` `max_detections=100` `device=auto` `names='[a, b]'` `input=` (if the
       file has none)
+    - `engine=auto` `torch` or `onnx`: what runs the network
     - `arbiter=off` the raw scores of branches; `finest=true` one name per box where a class became several (see
       docs/extend.md)
     - `detector=FILE.py:CLASS` for a model with a detector of your own

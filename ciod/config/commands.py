@@ -16,6 +16,8 @@ from ciod.core.errors import ConfigError
 Names = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
 """``a,b`` or ``[a, b]``: one or more names of classes."""
 
+Engine = Literal["auto", "torch", "onnx"]
+
 
 class Eval(Section):
     """Settings of ``ciod eval``."""
@@ -37,6 +39,9 @@ class Eval(Section):
     """Each class of a position counts (true), or only the best (false); None: as is usual for the detector."""
     device: Annotated[str, NO_RESULT] = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
+    engine: Annotated[Engine, NO_RESULT] = "torch"
+    """What runs the network. ``torch``: PyTorch, the model as it is. ``onnx``: ONNX Runtime, on a CPU; scores differ by
+    rounding. ``auto``: the faster one, as in ``ciod predict``."""
     classes: Names | None = None
     """Only these are scored."""
     names: Names | None = None
@@ -84,6 +89,9 @@ class Predict(Section):
     """Maximum number of detections per picture, the best first; None: 100."""
     device: Annotated[str, NO_RESULT] = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
+    engine: Annotated[Engine, NO_RESULT] = "auto"
+    """What runs the network. ``onnx``: ONNX Runtime, on a CPU. ``torch``: PyTorch. ``auto``: ONNX Runtime for 100
+    pictures or a video on a CPU, where it is installed and can run the network; else PyTorch."""
     names: Names | None = None
     """Class names for a checkpoint without names, a file with them, or ``coco``."""
     finest: bool = False

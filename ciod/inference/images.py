@@ -13,7 +13,7 @@ from ciod.data.folders import NO_TARGET, below, has_pictures, why_passed_over
 from ciod.data.images import SUFFIXES
 from ciod.data.index import Problems
 from ciod.detectors.inference import stream
-from ciod.inference.quick import FEW, quick
+from ciod.inference.quick import FEW, Engine, quick
 
 if TYPE_CHECKING:
     from ciod.detectors.base import Detector
@@ -91,6 +91,7 @@ def predict(
     batch: int = 8,
     size: int | None = None,
     device: str = "auto",
+    engine: Engine = "auto",
     names: Sequence[str] | None = None,
     arbiter: bool = True,
     finest: bool = False,
@@ -103,13 +104,15 @@ def predict(
         classes: only these are detected (default: all).
         batch: images per forward pass.
         size: side of the input in pixels (default: that of the model).
+        engine: what runs the network: ``torch``, ``onnx``, or ``auto``, see ``fast``.
         names: class names for a checkpoint without them.
         arbiter: False: scores of branches stay as the branches give them.
         finest: a box has one name where a class became several: see ``core.kinds.finest``.
         detector: for a model of a detector of your own, ``FILE.py:Class``.
 
     Raises:
-        CiodError: no model, no image, or a class that the model does not know. Unreadable images are left out.
+        CiodError: no model, no image, a class that the model does not know, or ``engine="onnx"`` where it cannot be.
+            Unreadable images are left out.
     """
     from ciod.core.distributed import pick_device
     from ciod.detectors.files.weights import open_detector
@@ -120,7 +123,7 @@ def predict(
         raise CiodError(f"{films[0]} is a video; give its pictures one by one: for frame in ciod.frames('{films[0]}').")
     opened = open_detector(model, size, names, arbiter=arbiter, detector=detector).to(pick_device(device))
     results = stream(
-        quick(opened) if len(paths) >= FEW else opened,
+        quick(opened, engine, len(paths)) if len(paths) >= FEW or engine not in ("auto", "torch") else opened,
         paths,
         batch=batch,
         score_threshold=score_threshold,

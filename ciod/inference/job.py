@@ -20,7 +20,7 @@ from ciod.data.images import as_array, read_header, read_image, save_image
 from ciod.data.index import Problems
 from ciod.detectors.inference import stream
 from ciod.inference.images import VIDEOS, files
-from ciod.inference.quick import FEW, quick
+from ciod.inference.quick import FEW, Engine, quick
 from ciod.inference.target import LISTED, Target
 from ciod.inference.video import Video, VideoWriter, need_av
 from ciod.report.draw import draw_boxes
@@ -52,6 +52,7 @@ class Job:
     max_detections: int | None = None
     classes: Sequence[str] | None = None
     batch: int = 8
+    engine: Engine = "auto"
     finest: bool = False
     draw: bool = True
     overwrite: bool = False
@@ -87,8 +88,8 @@ class Job:
         self.target = Target(
             self.out, self.pictures, self.films, draw=self.draw, coco=self.coco, overwrite=self.overwrite
         )
-        if self.films or len(self.pictures) >= FEW:
-            self.detector = quick(self.detector)
+        if self.films or len(self.pictures) >= FEW or self.engine == "onnx":
+            self.detector = quick(self.detector, self.engine, None if self.films else len(self.pictures))
         for_coco = self.coco is not None
         self.shown = SHOWN if self.score is None else self.score
         self.decoding: dict[str, Any] = {

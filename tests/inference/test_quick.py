@@ -91,7 +91,7 @@ def test_a_copy_with_other_outputs_is_not_used(monkeypatch):
 def test_many_pictures_are_detected_with_it_and_few_without(tmp_path, monkeypatch):
     folder = write_shapes(tmp_path / "data", train=FEW, val=1, size=64)
     detector, used = made("yolox-pico"), []
-    monkeypatch.setattr(images, "quick", lambda d: used.append(d) or quick(d))
+    monkeypatch.setattr(images, "quick", lambda d, *given: used.append(d) or quick(d, *given))
     pictures = images.files(str(folder))[:FEW]
     few = ciod.predict(detector, pictures[: FEW - 1], score_threshold=0.0, device="cpu")
     assert not used and len(few) == FEW - 1
