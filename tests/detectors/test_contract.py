@@ -562,7 +562,9 @@ def test_two_processes_with_two_images_are_one_with_four(tmp_path):
         if not absent(name):
             assert_same(torch.load(tmp_path / f"{name}.pt"), gradients(name), name)
     for method, name in [] if absent("rtdetr-pico") else divided.CASES:
-        assert_same(torch.load(tmp_path / f"{method} {name}.pt"), divided.gradients(method, name), f"{method} on {name}")
+        assert_same(
+            torch.load(tmp_path / f"{method} {name}.pt"), divided.gradients(method, name), f"{method} on {name}"
+        )
 
 
 def assert_same(together: dict[str, Tensor], alone: dict[str, Tensor], what: str) -> None:
