@@ -228,12 +228,14 @@ class _RunState(_State):
 
 
 class RunState(_RunState, total=False):
-    """What ``ciod train`` is resumed from: inside a task with ``fit`` and ``random``, after one with ``method``."""
+    """What ``ciod train`` is resumed from: inside a task with ``fit`` and ``random``, after one with ``method``, inside
+    the training of an interim model with all of them and ``interim``."""
 
     memory: dict[str, Any]
     method: dict[str, Any]
     fit: FitState
     random: list[dict[str, Any]]
+    interim: bool
 
 
 class _ExtensionState(_State):

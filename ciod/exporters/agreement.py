@@ -13,6 +13,7 @@ TOLERANCE = 1e-3
 """Of scores; of boxes as a share of their longer side."""
 MATTERS = 0.01  # a score below which no box is looked at, as long as there are enough above it
 POSITIONS = 100  # with the highest scores, which are looked at in any case
+SPARED = 20  # of positions that are chosen by score one in so many may be another: at the end rounding chooses
 SHORTEST = 16.0  # pixels; smaller boxes count as so large: of them a share would mean less than float32 has
 
 
@@ -36,30 +37,45 @@ class Distance:
 
 
 def distance(
-    boxes: Tensor, scores: Tensor, true_boxes: Tensor, true_scores: Tensor, looked: int = POSITIONS
+    boxes: Tensor,
+    scores: Tensor,
+    true_boxes: Tensor,
+    true_scores: Tensor,
+    looked: int = POSITIONS,
+    spared: int | None = None,
 ) -> Distance:
     """Of a graph's boxes [B, P, 4] xyxy and scores [B, P, C] from those of its model.
 
     Args:
         looked: number of boxes with the highest scores that matter in any case.
+        spared: number of boxes of an image that may be wrong among those that do not matter; None: all of them.
     """
     off = (boxes - true_boxes).abs().amax(2)
     side = (true_boxes[..., 2:] - true_boxes[..., :2]).amax(2).clamp(min=SHORTEST)
     best = torch.maximum(scores, true_scores).amax(2)
     least = best.topk(min(looked, best.shape[1]), dim=1).values[:, -1:].clamp(max=MATTERS)
     matters = ~(best < least)  # NaN matters
+    if spared is not None:
+        matters = matters | ~(off / side >= _largest(off / side, ~matters, spared))  # the same for NaN
     score = (scores - true_scores).abs().max()
     return Distance(score.item(), off[matters].max().item(), (off / side)[matters].max().item())
 
 
+def _largest(values: Tensor, mask: Tensor, count: int) -> Tensor:
+    """[B, 1]: of the values [B, P] under ``mask`` the ``count``-th largest."""
+    return values.masked_fill(~mask, 0.0).topk(min(count, values.shape[1]), dim=1).values[:, -1:]
+
+
 def distance_of_sets(boxes: Tensor, scores: Tensor, true_boxes: Tensor, true_scores: Tensor) -> Distance:
     """``distance`` of outputs whose positions are chosen by score: rounding may change their order, and which comes
-    last; so of scores below ``MATTERS`` only the best quarter is looked at. Each position of one side is compared with
-    the nearest of the other."""
-    looked = max(1, min(POSITIONS, boxes.shape[1] // 4))
+    last. So each position of one side is compared with the nearest of the other, and one in ``SPARED`` need have none
+    there, if its score is below ``MATTERS`` and not in the best quarter."""
+    positions = boxes.shape[1]
+    looked, spared = max(1, min(POSITIONS, positions // 4)), max(1, positions // SPARED)
     mine, theirs = (torch.cat([b / SHORTEST, s], 2) for b, s in ((boxes, scores), (true_boxes, true_scores)))
     apart = torch.cdist(mine, theirs, p=float("inf"))
     of_theirs, of_mine = apart.argmin(1), apart.argmin(2)  # the nearest of the other side
-    one = distance(gather_rows(boxes, of_theirs), gather_rows(scores, of_theirs), true_boxes, true_scores, looked)
+    chosen = gather_rows(boxes, of_theirs), gather_rows(scores, of_theirs)
+    one = distance(*chosen, true_boxes, true_scores, looked, spared)
     other = gather_rows(true_boxes, of_mine), gather_rows(true_scores, of_mine)
-    return one.larger(distance(boxes, scores, *other, looked))
+    return one.larger(distance(boxes, scores, *other, looked, spared))

@@ -11,6 +11,7 @@ from ciod import methods
 from ciod.core.errors import CiodError
 from ciod.detectors.parted import Parted
 from ciod.extension import auto, data, effort, known, measure, mixing, names, onnx_model
+from ciod.methods.base.interim import TakesInterim
 from ciod.methods.base.split_class import SplitClass
 from ciod.training import effort as training_effort
 from ciod.training import speed
@@ -145,7 +146,13 @@ def choose_method(
             f"method: {name} trains the whole model, and of a {detector.settings['name']} that was extended only "
             "further branches can be trained; use method=freeze_branch."
         )
-    return name, cls.model_validate(given)
+    method = cls.model_validate(given)
+    if isinstance(method, TakesInterim) and method.trains_interim:
+        raise CiodError(
+            f"method: {name} learns from an interim model of the new classes, which only ciod train trains; give the "
+            "file of one (method.interim=[MODEL]), or method.interim=none."
+        )
+    return name, method
 
 
 def fill_in(method: Method, thresholds: dict[str, float], train: Index, detector: Detector) -> None:

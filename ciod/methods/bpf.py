@@ -7,7 +7,7 @@ Paper: Mo et al., "Bridge Past and Future: Overcoming Information Asymmetry in I
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import PrivateAttr
@@ -18,10 +18,12 @@ from ciod.core.errors import ConfigError
 from ciod.core.files import is_file
 from ciod.core.plural import counted
 from ciod.core.types import Batch, Matches, Targets
+from ciod.detectors.base import Detector
 from ciod.detectors.rcnn.detector import FasterRCNN
 from ciod.detectors.rcnn.outputs import RoIOutputs
 from ciod.methods.base import selection
 from ciod.methods.base.distillation import Fraction, Weight
+from ciod.methods.base.interim import TRAIN
 from ciod.methods.base.regions import (
     Judged,
     RegionDistillation,
@@ -43,9 +45,10 @@ class BPF(RegionDistillation):
 
     paper: ClassVar[str] = "Bridge Past and Future, ECCV 2024"
 
-    interim: list[str] | None = None
-    """For each later task a model file that was trained on its new classes alone. None: only the teacher teaches, and
-    new classes count as background in the distillation, as in ``mma``."""
+    interim: Literal["train", "none"] | list[str] = "train"
+    """The interim models, which know the new classes of a task alone. ``train``: before each later task the run
+    fine-tunes a copy of the detector on its images and new classes. Or for each later task a model file. ``none``: only
+    the teacher teaches, and new classes count as background in the distillation, as in ``mma``."""
     score: Fraction = 0.75
     """Minimum score of a pseudo box."""
     nms_iou: Fraction = 0.5
@@ -62,33 +65,47 @@ class BPF(RegionDistillation):
     rpn_weight: Weight = 0.15
     """Weight of Faster-ILOD's term of the first stage."""
 
+    _trained: Detector | None = PrivateAttr(default=None)  # by the run, for the task that begins
     _other: FasterRCNN | None = PrivateAttr(default=None)
     _columns: list[int] = PrivateAttr(default_factory=list)  # its classes in the order of this task's
 
+    @property
+    def trains_interim(self) -> bool:
+        return self.interim == TRAIN
+
+    def take_interim(self, model: Detector) -> None:
+        self._trained = model
+
     def check(self) -> list[str]:
-        lacking = [f"method.interim: there is no file {f}." for f in self.interim or () if not is_file(f)]
+        files = self.interim if isinstance(self.interim, list) else []
+        lacking = [f"method.interim: there is no file {f}." for f in files if not is_file(f)]
         if self.drop_iou < self.keep_iou:
             lacking.append(f"method.drop_iou={self.drop_iou:g} is below method.keep_iou={self.keep_iou:g}.")
         return lacking
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
-        self._other = None
-        if self.teacher is None or self.interim is None:
+        self._other, trained, self._trained = None, self._trained, None
+        if self.teacher is None or (trained is None and not isinstance(self.interim, list)):
             return
-        from ciod.detectors.files.weights import load
-
-        if task.index > len(self.interim):
-            have = counted(len(self.interim), "model file")
-            raise ConfigError([f"method.interim: it has {have}, but task {task.index + 1} needs one."])
-        file = self.interim[task.index - 1]
-        other = load(file)
+        file, other = self._read(task) if trained is None else ("the interim model", trained)
         lacking = [n for n in task.new_classes if n not in other.class_names]
         if not isinstance(other, FasterRCNN) or lacking:
             what = f"does not know {lacking[0]!r}" if lacking else "is no Faster R-CNN"
             raise ConfigError([f"method.interim: {file} {what}; it must be trained on the task's new classes."])
         self._other = other.frozen().to(self.detector.device)
         self._columns = [other.class_names.index(n) for n in task.new_classes]
+
+    def _read(self, task: Task) -> tuple[str, Detector]:
+        """The model file of the task, and the model in it."""
+        from ciod.detectors.files.weights import load
+
+        assert isinstance(self.interim, list)
+        if task.index > len(self.interim):
+            have = counted(len(self.interim), "model file")
+            raise ConfigError([f"method.interim: it has {have}, but task {task.index + 1} needs one."])
+        file = self.interim[task.index - 1]
+        return file, load(file)
 
     def supervised(self, outputs: RoIOutputs, knowledge: RoIOutputs, batch: Batch) -> dict[str, Tensor]:
         targets = self.past(knowledge, batch.targets, outputs.logits.shape[2]) + batch.targets

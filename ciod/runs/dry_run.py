@@ -135,7 +135,7 @@ def _print(settings: Run, steps: list[Step], why: list[str], absent: list[str]) 
         cells.append("?" if step.lr is None else f"{step.lr:g}")
         table.add_row(str(i), *cells, f"≤ {t.warmup}" if step.warmup is None else str(step.warmup))
     console.print(table)
-    for line in [*why, *_schedule(settings, steps)]:
+    for line in [*why, *_schedule(settings, steps), *_interim(settings, steps)]:
         say(line)
     batch = f"batch {t.batch} " if "batch" in t.model_fields_set else ""
     say(f"{batch}({t.optimizer}); nothing was trained and {settings.out} was not created")
@@ -148,6 +148,16 @@ def _schedule(settings: Run, steps: list[Step]) -> list[str]:
     if t.schedule == "cosine":
         return ["schedule: cosine to 1 % of the learning rate"]
     return [f"task {i}: {_changes(settings, step)}" for i, step in enumerate(steps, 1)]
+
+
+def _interim(settings: Run, steps: list[Step]) -> list[str]:
+    from ciod import methods
+    from ciod.runs import interim
+
+    if len(steps) < 2 or not interim.wanted(methods.make(settings.method)):
+        return []
+    which = "task 2" if len(steps) == 2 else "each later task"
+    return [f"before {which}, an interim model of its classes is trained for as many steps"]
 
 
 def _changes(settings: Run, step: Step) -> str:

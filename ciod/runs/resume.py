@@ -282,7 +282,7 @@ def restore_method(saved: Mapping[str, Any], method: Method, scenario: Scenario,
     called here, on the restored detector, to which the method was attached before.
     """
     extra.load_state(saved.get("memory", {}))
-    if "fit" in saved:
+    if "fit" in saved and "method" not in saved:  # not while an interim model was trained, which has another method
         method.load_state(saved["fit"]["method"])
     elif "method" in saved:
         method.load_state(saved["method"])

@@ -29,7 +29,7 @@ from ciod.evaluation import lvis, open_world, pictures
 from ciod.evaluation.detect import ap, evaluate
 from ciod.memory.rehearsal import Extra
 from ciod.methods.base.method import Method
-from ciod.runs import choices, environment, fingerprints, resume, sanity_checks
+from ciod.runs import choices, environment, fingerprints, interim, resume, sanity_checks
 from ciod.runs.results import Results, bounds_of
 from ciod.runs.session import first_alone, session
 from ciod.runs.start import epochs_of, open_data, start, task_title
@@ -187,12 +187,17 @@ class Runner:
 
     def _task(self, task: Task, detector: Detector) -> None:
         resuming: Any = self.saved if self.saved and "fit" in self.saved else None
+        started = resuming is not None and interim.KEY not in resuming
         self.reporter.say(task_title(task, len(self.scenario)))
         self.warnings.add(*sanity_checks.about_data(task), *lvis.doubts(self.settings.protocol.metric, task.test))
         inside = EvaluateInside(partial(self._evaluate_epoch, task), self.settings.train.eval_every)
+        inputs = self._inputs(task, detector, started)
+        if task.index and interim.wanted(self.method):
+            beside = {interim.KEY: True, "method": self.method.state()}
+            interim.give(inputs, self.out, lambda state: self._save(task.index, **state, **beside), resuming)
         result = train_task(
-            inputs=self._inputs(task, detector, resuming is not None),
-            saved=resuming,
+            inputs=inputs,
+            saved=resuming if started else None,
             save=lambda state: self._save(task.index, **state),
             hooks=[inside, *self.hooks],
         )

@@ -14,6 +14,7 @@ from ciod.report import published as literature
 from ciod.runs.dry_run import plan
 
 RECIPES = config.recipes()
+QUERIES = ("-cl_detr", "-sikd", "-psedet")  # on Deformable DETR
 
 
 def published(name: str) -> str:
@@ -44,7 +45,7 @@ def test_a_recipe_plans_without_data(name):
         assert sum(len(s.classes) for s in steps) == 20 and settings.train.steps == 10000
         return
     assert steps and sum(len(s.classes) for s in steps) in (40, 50, 60, 70, 80)
-    assert all(s.epochs == (50 if name.endswith("-cl_detr") else 12) for s in steps)
+    assert all(s.epochs == (50 if name.endswith(QUERIES) else 12) for s in steps)
 
 
 def test_a_recipe_can_be_overridden_and_misspelt():
@@ -73,7 +74,7 @@ def test_erds_schedule():
     """.2.8 of the other methods' page: lr 0.01 at batch 16, a tenth of it from the 9th epoch, 500 steps of warm-up."""
     from ciod.training import optim
 
-    theirs = [n for n in RECIPES if n.startswith("coco") and not n.endswith(("-ilyolox", "-cl_detr"))]
+    theirs = [n for n in RECIPES if n.startswith("coco") and not n.endswith(("-ilyolox", *QUERIES))]
     assert len(theirs) == 27
     for name in theirs:
         settings = config.load(name, [], absent=[])
@@ -102,6 +103,20 @@ def test_cl_detrs_rule_memory_and_schedule(split):
     assert rates == pytest.approx([2e-4, 2e-4, 2e-5])
     assert (t.optimizer, t.batch, t.clip, t.weight_decay) == ("adamw", 32, 0.1, 1e-4)
     assert (t.lr, t.trunk_lr, t.backbone_lr) == (2e-4, 1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("split", "method"), [(s, "SIKD") for s in ("40+40", "70+10", "40+20+20", "40+10x4")] + [("70+10", "PseDet")]
+)
+def test_sikd_and_psedet_have_recipes_with_their_numbers(split, method):
+    name = f"coco-{split}-{method.lower()}"
+    (row,) = [r for r in literature.rows() if (r.dataset, r.scenario, r.method) == ("COCO2017", split, method)]
+    assert published(name).startswith(f"final mAP {row.value:g} ") and published(name).endswith("upper bound 47.0")
+    settings, theirs = config.load(name, [], absent=[]), config.load("coco-70+10-cl_detr", [], absent=[])
+    assert settings.detector == theirs.detector and settings.train == theirs.train and settings.eval == theirs.eval
+    protocol = settings.protocol
+    assert (protocol.images, protocol.order, protocol.eval_images) == ("disjoint", "seed:123", "all")
+    assert settings.method["name"] == ("sikd" if method == "SIKD" else "pseudo_label")
 
 
 def test_table_2_has_a_recipe_a_cell_with_its_numbers(reference):

@@ -10,7 +10,7 @@ import torch
 from ciod import detectors
 from ciod.core.errors import ConfigError
 from ciod.detectors.base import Detector
-from ciod.exporters.agreement import MATTERS, POSITIONS, TOLERANCE, distance
+from ciod.exporters.agreement import MATTERS, POSITIONS, TOLERANCE, distance, distance_of_sets
 from ciod.exporters.onnx_file import export
 from tests.inference.networks import SIZE, pictures, settled
 
@@ -48,6 +48,23 @@ def test_unused_boxes_do_not_count():
     seen_by_the_graph_alone = low.flip(1).clone()
     seen_by_the_graph_alone[0, 250] = 0.5
     assert not distance(many, seen_by_the_graph_alone, many, low.flip(1)).within(TOLERANCE)
+
+
+def test_of_a_set_the_order_does_not_count_and_one_position_in_twenty_may_be_another():
+    g = torch.Generator().manual_seed(0)
+    corner = torch.rand(1, 60, 2, generator=g) * 300
+    boxes, scores = torch.cat([corner, corner + 40], 2), torch.linspace(1e-3, 5e-3, 60)[None, :, None]
+    order = torch.randperm(60, generator=g)
+    assert distance_of_sets(boxes[:, order], scores[:, order], boxes, scores).within(TOLERANCE)
+    wrong = boxes.clone()
+    for n, within in ((3, True), (4, False)):  # of the lowest scores
+        wrong[:, :n] += 5
+        assert distance_of_sets(wrong[:, order], scores[:, order], boxes, scores).within(TOLERANCE) == within
+    wrong = boxes.clone()
+    wrong[:, -1] += 5  # the best
+    assert not distance_of_sets(wrong, scores, boxes, scores).within(TOLERANCE)
+    wrong[:, 0] = math.nan
+    assert not distance_of_sets(wrong, scores, boxes, scores).within(1.0)
 
 
 @pytest.mark.parametrize("of", ["boxes", "scores"])

@@ -119,6 +119,13 @@ def test_every_setting_that_is_wrong_at_once(model, monkeypatch, capsys):
         assert part in said, part
 
 
+def test_an_interim_model_is_trained_by_ciod_train_alone(folder, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "m.safetensors"
+    weights.save_model(path, detectors.build(("cat",), name="fasterrcnn-pico", size=64))
+    said = refusal(monkeypatch, capsys, path, f"data={folder}", f"out={tmp_path / 'out'}", "method=bpf")
+    assert "method: bpf learns from an interim model of the new classes, which only ciod train trains; give the" in said
+
+
 def test_a_method_that_the_detector_cannot_be_taught_by(folder, tmp_path, monkeypatch, capsys):
     path = tmp_path / "m.safetensors"
     weights.save_model(path, detectors.build(("cat",), name="gfl-pico", size=64))

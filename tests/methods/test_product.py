@@ -21,7 +21,9 @@ from ciod.core.errors import CiodError
 from ciod.core.run_log import read_metrics
 from ciod.data.shapes.scenes import write_shapes
 from ciod.detectors.base import Detector
+from ciod.detectors.files import weights as files
 from ciod.methods.base.method import Method
+from ciod.runs import interim
 from ciod.runs import run as engine
 from ciod.training import checkpoint
 from ciod.training.hooks import Hooks
@@ -164,6 +166,23 @@ def test_a_second_task_of_three_steps(name, detector, data, firsts, tmp_path, mo
     with pytest.raises(Killed):
         go(data, tmp_path / "cut", detector, *words, hooks=kill_after(1, len(logged) - 2))
     torch.manual_seed(99)
+    assert_equal(whole, go(data, tmp_path / "cut", detector, *words))
+
+
+def test_an_interim_model_is_trained_in_the_run_and_resumed(data, firsts, tmp_path, monkeypatch):
+    """Killed while it is trained; in the test above, after that."""
+    detector = lightest()["FasterRCNN"]
+    words = (f"first={firsts(detector)}", "method=bpf", "method.score=0")
+    whole = go(data, tmp_path / "whole", detector, *words)
+    model = files.load(whole / "task-2" / interim.FILE)
+    assert model.class_names == files.load(whole / "task-2" / "model.safetensors").class_names[6:]
+    real = interim.train_task
+    with monkeypatch.context() as m, pytest.raises(Killed):
+        m.setattr(interim, "train_task", functools.partial(real, hooks=kill_after(1, 1)))
+        go(data, tmp_path / "cut", detector, *words)
+    assert not (tmp_path / "cut" / "task-2" / interim.FILE).exists()
+    saved = checkpoint.load_state(tmp_path / "cut" / "last" / checkpoint.NEWEST)
+    assert saved["interim"] and saved["fit"]["done"] == 1
     assert_equal(whole, go(data, tmp_path / "cut", detector, *words))
 
 

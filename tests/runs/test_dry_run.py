@@ -123,3 +123,10 @@ def test_the_command_makes_no_folder(scenes, monkeypatch, tmp_path, capsys):
 def test_a_task_that_is_all_warm_up_is_reported(scenes, capsys):
     show(load(f"data={scenes}", "split=6+4", "epochs=1", "schedule=step", "warmup=999", "warmup_share=1"), [])
     assert "all of it is warm-up" in capsys.readouterr().out
+
+
+def test_an_interim_model_is_part_of_the_plan(scenes, capsys):
+    show(load(f"data={scenes}", "split=5+5", "epochs=2", "detector=fasterrcnn-pico", "method=bpf"), [])
+    assert "before task 2, an interim model of its classes is trained for as many steps" in capsys.readouterr().out
+    show(load(f"data={scenes}", "split=4+3+3", "epochs=2", "detector=fasterrcnn-pico", "method=bpf"), [])
+    assert "before each later task, an interim model" in capsys.readouterr().out

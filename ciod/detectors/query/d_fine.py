@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ciod.core import losses as L
 from ciod.core.types import Matches, Outputs, Targets
 from ciod.detectors.query import distribution as fine
+from ciod.detectors.query import matching
 from ciod.detectors.query.rt_detr import DECODER, HybridEncoder
 
 PICO: dict[str, Any] = {
@@ -90,6 +91,16 @@ class DFINE(HybridEncoder):
         corners = decoded.intermediate_predicted_corners.float().unflatten(-1, (4, -1))  # [B, L, Q, 4, R]
         refs = decoded.initial_reference_points.float()  # [B, L, Q, 4]
         return {"distribution": corners.flip(1).flatten(1, 2), "refs": refs.flip(1).flatten(1, 2)}
+
+    def box_matches(
+        self, outputs: Outputs, targets: Targets, matches: Matches, counted: Tensor, n: Tensor
+    ) -> tuple[Matches, Tensor, Tensor]:
+        """The union of the matches of all sets (GO-LSD), unless a configuration of DEIMv2 says otherwise."""
+        if not getattr(self.network.config, "use_dense_one_to_one", True):
+            return matches, counted, n
+        matches, counted = matching.union(outputs, targets, matches, counted)
+        sets = outputs.logits.shape[1] // (outputs.answers or outputs.logits.shape[1])
+        return matches, counted, L.normaliser(counted.sum().float() / sets)
 
     def more_losses(
         self, outputs: Outputs, targets: Targets, matches: Matches, counted: Tensor, n: Tensor

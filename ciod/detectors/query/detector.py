@@ -104,20 +104,32 @@ class QueryDetector(Detector):
         cls = self.class_loss(outputs.logits, quality, hit)
         if supervision.channels is not None:
             cls = cls * supervision.channels
+        found = {"cls": L.masked_sum(cls.sum(2), in_class_loss(matches, supervision)) / n}
+        matches, placed, n = self.box_matches(outputs, targets, matches, supervision.counted, n)
         own = bx.gather_rows(outputs.boxes, matches.position)
         real = bx.gather_rows(targets.boxes, matches.target)
         apart = (matching.shares(own, outputs.frame) - matching.shares(real, outputs.frame)).abs().sum(-1)
         l1, giou = self.box_weights()
-        return {
-            "cls": L.masked_sum(cls.sum(2), in_class_loss(matches, supervision)) / n,
-            "box": l1 * L.masked_sum(apart, supervision.counted) / n,
-            "giou": giou * L.masked_sum(1 - bx.giou(own, real), supervision.counted) / n,
-            **self.more_losses(outputs, targets, matches, supervision.counted, n),
+        return found | {
+            "box": l1 * L.masked_sum(apart, placed) / n,
+            "giou": giou * L.masked_sum(1 - bx.giou(own, real), placed) / n,
+            **self.more_losses(outputs, targets, matches, placed, n),
         }
 
     def groups_in(self, sets: int) -> int:
         """Groups of queries that so many sets are of; losses are means over groups, and sums over the sets of each."""
         return 1
+
+    def box_matches(
+        self, outputs: Outputs, targets: Targets, matches: Matches, counted: Tensor, n: Tensor
+    ) -> tuple[Matches, Tensor, Tensor]:
+        """The matches by which boxes are trained, which of them count, and the divisor of their losses.
+
+        Args:
+            counted: [B, K] bool, matches that are trained.
+            n: boxes of one set of queries, averaged over processes.
+        """
+        return matches, counted, n
 
     def box_weights(self) -> tuple[float, float]:
         """Of the L1 distance and of GIoU."""
@@ -127,12 +139,7 @@ class QueryDetector(Detector):
     def more_losses(
         self, outputs: Outputs, targets: Targets, matches: Matches, counted: Tensor, n: Tensor
     ) -> dict[str, Tensor]:
-        """Losses that a family adds.
-
-        Args:
-            counted: [B, K] bool, matches that are trained.
-            n: boxes of one set of queries, averaged over processes.
-        """
+        """Losses that a family adds. The arguments are those of ``box_matches``, and ``n`` is its divisor."""
         return {}
 
     def class_loss(self, logits: Tensor, quality: Tensor, hit: Tensor) -> Tensor:

@@ -74,3 +74,29 @@ def hungarian(outputs: Outputs, targets: Targets) -> Matches:
     valid = targets.valid.gather(1, target)
     iou = bx.iou(bx.gather_rows(outputs.boxes, position), bx.gather_rows(targets.boxes, target))
     return Matches(position, target, iou, valid, bx.marked(position, valid, size))
+
+
+@torch.no_grad()
+def union(outputs: Outputs, targets: Targets, matches: Matches, counted: Tensor) -> tuple[Matches, Tensor]:
+    """The union of the matches of all sets (GO-LSD, D-FINE, arXiv 2410.13842): a query that any set matched has its
+    target in every set. Of several targets it keeps the most frequent one, of equally frequent ones the first.
+
+    Args:
+        counted: [B, K] bool; other matches are left out.
+
+    Returns:
+        Matches with a slot for every query of every set, and which slots count, [B, P] bool.
+    """
+    size, number = outputs.logits.shape[1], targets.valid.shape[1]
+    if not number:
+        return matches, counted
+    queries = outputs.answers or size
+    votes = torch.zeros(len(counted), queries * number, dtype=torch.long, device=counted.device)
+    votes.scatter_add_(1, matches.position % queries * number + matches.target, counted.long())
+    first = torch.arange(number, 0, -1, device=votes.device)
+    votes = votes.view(-1, queries, number) * (number + 1)
+    most, target = (votes + first).max(2)
+    target, slots = (v.repeat(1, size // queries) for v in (target, most > number))
+    iou = bx.iou(outputs.boxes, bx.gather_rows(targets.boxes, target))
+    position = torch.arange(size, device=votes.device).expand_as(target)
+    return Matches(position, target, iou, slots, slots), slots

@@ -6,6 +6,7 @@ distributions, so a whole loss is compared with NumPy alone, and theirs only wit
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -59,6 +60,7 @@ def blocks(out: Outputs, *sets: int, layers: tuple[int, ...] = ()) -> Outputs:
 @pytest.mark.parametrize("name", CLASS)
 def test_outputs_and_parts_of_the_loss_are_those_of_transformers(name):
     model, detector, out, targets = case(name)
+    detector.network.config.use_dense_one_to_one = False
     found = model(pixel_values=pictures(len(COUNTS)) / 255, labels=labels(targets))
     n = found.logits.shape[1]
     assert out.logits.shape[1] == 4 * n, "two layers, the first boxes, the encoder"
@@ -91,11 +93,13 @@ def found_sets(found, what: str) -> list[torch.Tensor]:
     return [*stacked.unbind(1)][::-1] + [found.enc_topk_logits if what == "logits" else found.enc_topk_bboxes]
 
 
+@pytest.mark.parametrize("together", [True, False], ids=["union", "own"])
 @pytest.mark.parametrize("name", CLASS)
-def test_the_whole_loss_is_that_of_the_formulas(name):
+def test_the_whole_loss_is_that_of_the_formulas(name, together):
     _, detector, out, targets = case(name)
+    detector.network.config.use_dense_one_to_one = together
     losses = {k: float(v.detach()) for k, v in detector.loss(out, targets, detector.match(out, targets)).items()}
-    wanted = formulas(out, targets, mal=name == "deimv2-pico")
+    wanted = formulas(out, targets, mal=name == "deimv2-pico", together=together)
     assert set(losses) == set(wanted)
     for key, value in wanted.items():
         assert losses[key] == pytest.approx(value, rel=1e-5), key
@@ -173,22 +177,37 @@ def ddf(dist, teacher, best, iou_of):
     return (np.mean(yes) * root[0] + np.mean(no) * root[1]) / sum(root)
 
 
-def formulas(out: Outputs, targets, *, mal: bool) -> dict[str, float]:
+def united(pairs: list[list[tuple[int, int]]]) -> list[tuple[int, int]]:
+    """Of all sets: every query with its most frequent target, of equally frequent ones the first."""
+    found = {}
+    votes = Counter(pair for one in pairs for pair in one)
+    for query, target in sorted(votes, key=lambda pair: (-votes[pair], pair[1])):
+        found.setdefault(query, target)
+    return list(found.items())
+
+
+def formulas(out: Outputs, targets, *, mal: bool, together: bool) -> dict[str, float]:
     n, frame = out.answers or 0, out.frame
     double = lambda v: v.detach().double().numpy()  # noqa: E731
     logits, dist, refs = double(out.logits), double(out.distribution), double(out.refs)
     units = np.clip(double(shares(out.boxes.double(), frame)), 0, 1)
     real = double(shares(targets.boxes.double(), frame))
     total = dict.fromkeys(("cls", "box", "giou", "fgl", "ddf"), 0.0)
-    for part in range(logits.shape[1] // n):
-        own, ious = slice(part * n, (part + 1) * n), {}
-        for b, count in enumerate(COUNTS):
-            z, label = logits[b, own], targets.labels[b, :count].numpy()
+    sets = [slice(i * n, (i + 1) * n) for i in range(logits.shape[1] // n)]
+    labels = [targets.labels[b, :count].numpy() for b, count in enumerate(COUNTS)]
+    pairs = [
+        [matched(logits[b, own], units[b, own], real[b, :c], labels[b]) for own in sets] for b, c in enumerate(COUNTS)
+    ]
+    for part, own in enumerate(sets):
+        ious = {}
+        for b in range(len(COUNTS)):
+            z = logits[b, own]
             target, hit = np.zeros_like(z), np.zeros_like(z, dtype=bool)
-            for q, t in matched(z, units[b, own], real[b, :count], label):
+            for q, t in pairs[b][part]:
+                target[q, labels[b][t]], hit[q, labels[b][t]] = overlap(units[b, own][q], real[b, t])[0], True
+            for q, t in united(pairs[b]) if together else pairs[b][part]:
                 iou, giou = overlap(units[b, own][q], real[b, t])
                 ious[b, q] = iou
-                target[q, label[t]], hit[q, label[t]] = iou, True
                 total["box"] += 5 * np.abs(units[b, own][q] - real[b, t]).sum()
                 total["giou"] += 2 * (1 - giou)
                 if part < 2:
@@ -200,8 +219,9 @@ def formulas(out: Outputs, targets, *, mal: bool) -> dict[str, float]:
         if part == 1:
             best = sigmoid(logits[:, :n]).max(-1)
             total["ddf"] += 1.5 * ddf(dist[:, own], dist[:, :n], best, ious)
-    boxes = sum(COUNTS)
-    return {k: v if k == "ddf" else v / boxes for k, v in total.items()}
+    boxes = sum(len(united(p)) for p in pairs) if together else sum(COUNTS)
+    assert not together or boxes > sum(COUNTS), "sets disagree"
+    return {k: v if k == "ddf" else v / (sum(COUNTS) if k == "cls" else boxes) for k, v in total.items()}
 
 
 def test_a_side_of_negative_length_has_none():

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from ciod.core.types import Outputs, Targets
+from ciod.core import boxes as bx
+from ciod.core.types import Matches, Outputs, Targets
 from ciod.detectors.query import matching
 from tests import fixed
 
@@ -90,3 +91,22 @@ def test_without_classes_only_boxes_decide():
     out, targets = outputs(), fixed.boxes_at_random(1, [2, 2], classes=1, size=32)
     found = matching.hungarian(replace(out, logits=out.logits[..., :0]), targets)
     assert found.valid.all()
+
+
+def test_in_the_union_of_all_sets_a_query_has_its_most_frequent_target():
+    out, targets = outputs(images=1, queries=4, sets=3), fixed.boxes_at_random(1, [3], classes=3, size=32)
+    position = torch.tensor([[0, 1, 2, 4, 5, 7, 8, 9, 10]])  # queries 0, 1, 2; 0, 1, 3; 0, 1, 2
+    target = torch.tensor([[2, 1, 0, 2, 0, 0, 1, 2, 0]])
+    counted = torch.ones_like(target, dtype=torch.bool)
+    counted[0, -1] = False
+    given = Matches(position, target, torch.zeros_like(target).float(), counted, counted)
+    found, slots = matching.union(out, targets, given, counted)
+    assert slots.all() and found.position[0].tolist() == list(range(12))
+    assert found.target[0].tolist() == [2, 0, 0, 0] * 3, "of three targets that query 1 had once, the first"
+    iou = bx.iou(out.boxes[0, 5], targets.boxes[0, 0])
+    assert found.iou[0, 5] == pytest.approx(float(iou))
+    counted[0, 2] = False  # now nobody speaks of query 2
+    assert matching.union(out, targets, given, counted)[1][0].tolist() == [True, True, False, True] * 3
+    none = Targets.pad([torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.long)])
+    nothing = matching.hungarian(out, none)
+    assert not matching.union(out, none, nothing, nothing.valid)[1].any()
