@@ -27,7 +27,7 @@ from ciod.detectors.onnx.pictures import NO_CLASS
 from ciod.detectors.onnx.recognise import Asked, Recognised
 from ciod.detectors.onnx.session import Runner, on_gpu
 from ciod.detectors.onnx.written import Opened
-from ciod.detectors.yolox import YOLOX, assemble
+from ciod.detectors.yolox import YOLOX, assemble, loss_of
 
 STRIDES = (8, 16, 32)
 LARGEST_HALF = 65504.0
@@ -239,7 +239,17 @@ class OnnxDetector(Detector):
 
     # Training -----------------------------------------------------------------------------------------------------
 
-    loss = YOLOX.loss
+    def loss(
+        self,
+        outputs: Outputs,
+        targets: Targets,
+        matches: Matches,
+        *,
+        counted: Tensor | None = None,
+        channels: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """YOLOX's losses. See ``Detector.loss``."""
+        return loss_of(outputs, targets, matches, self.box_weight, counted=counted, channels=channels)
 
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
         """SimOTA on the newest branch, because nothing else is trained."""
