@@ -40,6 +40,7 @@ def outputs(images: int) -> Outputs:
         shapes=((2, 2), (1, 3)),
         first=each(7, 3),
         states=each(5, 3),
+        near=each(8, 2, 2),
     )
 
 

@@ -102,12 +102,13 @@ def test_a_loss_is_the_same_in_any_share_of_the_sets():
 
 
 @pytest.mark.parametrize("name", [n for n in ALL if n != "rfdetr-pico"])  # whose attention needs longer to settle
-def test_thirty_steps_on_one_batch_lower_the_loss(name):
+def test_steps_on_one_batch_lower_the_loss(name):
     detector = make(name).train()
     targets = fixed.boxes_at_random(1, [1, 1], classes=3, size=SIZE)
     optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-3)
     seen = []
-    for _ in range(30):
+    # DEIMv2's class targets are IoUs, which start near 0: while boxes improve, the class loss first rises.
+    for _ in range(60 if name.startswith("deimv2") else 30):
         outputs = detector(pictures())
         loss = torch.stack(list(detector.loss(outputs, targets, detector.match(outputs, targets)).values())).sum()
         optimizer.zero_grad()
