@@ -27,6 +27,7 @@ from ciod.detectors.query import hf
 from ciod.extension import names as extension_names
 from ciod.extension import settings as extending
 from ciod.inference import images
+from ciod.inference.quick import quick
 from ciod.memory import pools
 from tests.data.writers import sample_index, write_coco
 
@@ -73,6 +74,7 @@ SITES: dict[str, tuple[Check, Callable[[Path], Iterable[str]]]] = {
     "order": (lambda _, w: ordered(w), lambda _: CLASSES),
     "keep": (lambda _, w: extension_names.match(CLASSES, ("eel",), keep=read_names(w)), lambda _: CLASSES),
     "drop": (lambda _, w: extension_names.match(CLASSES, ("eel",), drop=read_names(w) or ()), lambda _: CLASSES),
+    "engine": (lambda _, w: quick(detectors.build(["a"], name="yolox-pico", size=64), w), lambda _: ("torch", "auto")),
     "input": (lambda _, w: onnx_pictures.parse(f"0..1,{w}"), lambda _: ("rgb", "bgr")),
     "data set": (lambda _, w: formats.recognise(Path(w)), lambda p: (str(p / "sub" / "pets"),)),
     "data=": (lambda _, w: ok(checks.folder_of_data(w)), lambda p: (str(p / "sub" / "pets"),)),
@@ -153,6 +155,6 @@ def test_every_site_is_looked_at():
         "detectors/onnx/file.py", "detectors/onnx/pictures.py", "detectors/onnx/recognise.py", "detectors/onnx/taps.py",
         "extension/known.py", "extension/names.py", "extension/settings.py", "inference/images.py",
         "listing/__init__.py", "listing/model_files.py", "memory/pools.py", "methods/__init__.py",
-        "core/user_code.py",
+        "core/user_code.py", "inference/quick.py",
         "detectors/own.py",
     }  # fmt: skip

@@ -74,7 +74,7 @@ class Extra:
             known.append(np.zeros((len(self.pool), classes), bool))
             background.append(np.zeros(len(self.pool), bool))
             source.append(POOL)
-            counts.append(from_pool)
+            counts.append(from_pool or _count(batch, self.settings.pool.share))  # a pool need not be a folder
         if len(indices) == 1:
             return None
         ends = np.cumsum([0, *(len(i) for i in indices)])
