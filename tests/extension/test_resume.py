@@ -18,7 +18,7 @@ from ciod.core.errors import CiodError
 from ciod.core.run_log import read_metrics
 from ciod.core.signals import RunAgain
 from ciod.detectors.files import weights
-from ciod.extension import effort, looked, measure, old_objects, write
+from ciod.extension import dry_run, effort, looked, measure, old_objects, write
 from ciod.extension.run import extend
 from ciod.extension.settings import load
 from ciod.runs import fingerprints, lock
@@ -203,6 +203,15 @@ def stopped(place, tmp_path) -> Path:
     shutil.copytree(place, tmp_path / "place")
     stop(tmp_path / "place", tmp_path / "run", kill_after(1, STEPS + 1))
     return tmp_path / "place"
+
+
+def test_a_dry_run_says_where_it_would_be_resumed(stopped):
+    given = {"model": str(stopped / "m.safetensors"), "data": str(stopped / "folder"), **QUICK}
+    _, lines = dry_run.plan(load(given | {"out": str(stopped.parent / "run")}))
+    assert (
+        lines[-1]
+        == f"nothing was trained; the extension in {stopped.parent / 'run'} would be resumed at step {STEPS + 2}"
+    )
 
 
 def test_other_data_are_refused_unless_allowed(stopped):
