@@ -97,8 +97,8 @@ class MapsBranches(StagedBranches):
             matches = replace(matches, position=position, positive=matches.positive[:, before:])
             if channels is not None and channels.ndim == 3:
                 channels = channels[:, before:]
-        losses = loss_of(newest, targets, matches, YOLOX.box_weight, counted=counted, channels=channels)
-        return losses | self.refinement(newest, targets, matches, counted)
+        refiner = self.branches[-1].refiner
+        return loss_of(newest, targets, matches, YOLOX.box_weight, counted=counted, channels=channels, refiner=refiner)
 
     @torch.no_grad()
     def observe(self, images: Tensor) -> None:

@@ -8,10 +8,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ciod.core import losses as L
-from ciod.core.boxes import gather_rows
 from ciod.core.errors import CiodError
-from ciod.core.types import Matches, Outputs, Targets
+from ciod.core.types import Outputs
 from ciod.detectors.layers import branch as br
 from ciod.detectors.layers.class_layers import ClassRows
 from ciod.detectors.layers.maps_branch import MapsBranch
@@ -56,19 +54,6 @@ class StagedBranches(StagedDetector, Parted):
             return refiner.answer(part, early)
         newest = i == len(self.branches) - 1
         return replace(part, near=refiner.read(early)) if newest else part
-
-    def refinement(
-        self, outputs: Outputs, targets: Targets, matches: Matches, counted: Tensor | None
-    ) -> dict[str, Tensor]:
-        """The loss ``refine`` of the newest branch's corrections, if there are any. See ``Detector.loss``."""
-        if outputs.near is None:
-            return {}
-        refiner = self.branches[-1].refiner
-        assert refiner is not None
-        counted = L.supervise(outputs, targets, matches, counted).counted
-        counted = counted & (matches.position >= outputs.logits.shape[1] - sum(outputs.levels[-len(STRIDES) :]))
-        boxes = gather_rows(outputs.boxes, matches.position), gather_rows(targets.boxes, matches.target)
-        return {"refine": refiner.loss(outputs.near, *boxes, matches.position, counted)}
 
     def judged_maps(self) -> tuple[Sequence[int], Sequence[int]]:
         """Those of the backbone."""

@@ -130,8 +130,10 @@ def loss_of(
     *,
     counted: Tensor | None = None,
     channels: Tensor | None = None,
+    refiner: BoxRefiner | None = None,
 ) -> dict[str, Tensor]:
-    """The losses of ``YOLOX.loss``, for any positions that predict as YOLOX does."""
+    """The losses of ``YOLOX.loss``, for any positions that predict as YOLOX does; with ``refiner``, of the newest
+    branch, that of its corrections too."""
     supervision = L.supervise(outputs, targets, matches, counted, channels)
     n = L.count(supervision.counted)
     logits = gather_rows(outputs.logits, matches.position)
@@ -140,16 +142,21 @@ def loss_of(
     cls = L.bce(logits, quality)
     if supervision.at_matches is not None:
         cls = cls * supervision.at_matches
-    box = L.iou_square(gather_rows(outputs.boxes, matches.position), gather_rows(targets.boxes, matches.target))
+    boxes = gather_rows(outputs.boxes, matches.position), gather_rows(targets.boxes, matches.target)
+    box = L.iou_square(*boxes)
     assert outputs.objectness is not None
     obj = L.bce(outputs.objectness, matches.positive.float())
     if supervision.objectness is not None:
         obj = obj * supervision.objectness
-    return {
+    losses = {
         "cls": L.masked_sum(cls.sum(2), supervision.counted) / n,
         "box": box_weight * L.masked_sum(box, supervision.counted) / n,
         "obj": obj.sum() / L.count(supervision.matched),
     }
+    if refiner is not None and outputs.near is not None:
+        newest = matches.position >= outputs.logits.shape[1] - sum(outputs.levels[-len(STRIDES) :])
+        losses["refine"] = refiner.loss(outputs.near, *boxes, matches.position, supervision.counted & newest)
+    return losses
 
 
 class YOLOX(StagedBranches):
@@ -253,10 +260,10 @@ class YOLOX(StagedBranches):
         """cls (IoU-aware BCE), box (5 × (1 - IoU²)) over counted matches; obj (BCE) over all positions.
 
         cls and box are divided by the number of counted matches, obj by the number of all matches
-        (except doubtful ones). refine: see ``StagedBranches.refinement``.
+        (except doubtful ones). refine: see ``BoxRefiner.loss``.
         """
-        losses = loss_of(outputs, targets, matches, self.box_weight, counted=counted, channels=channels)
-        return losses | self.refinement(outputs, targets, matches, counted)
+        refiner = self.branches[-1].refiner if len(self.branches) else None
+        return loss_of(outputs, targets, matches, self.box_weight, counted=counted, channels=channels, refiner=refiner)
 
     def make_branch(
         self, columns: Sequence[int], new: int, inner: Sequence[int], refiner: BoxRefiner | None

@@ -168,7 +168,7 @@ def test_files_keep_it_and_files_without_it_still_read(tmp_path):
 
 @pytest.mark.parametrize("name", ["yolox-nano", "gfl-pico"])
 def test_onnx_corrects_boxes_too(tmp_path, name):
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is absent: pip install 'ciod[onnx]'")
     detector = make(name)
     detector.add_branch(["dog", "eel"], inner=(4, 6, 8))
     detector.add_branch(["fox"], inner=(0, 5, 7), taught=["bee"])

@@ -20,8 +20,8 @@ from ciod.inference import images, job, runtime
 from ciod.inference import quick as q
 from tests.data.writers import sample_index
 
-pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+pytest.importorskip("onnx", reason="onnx is absent: pip install 'ciod[onnx]'")
+pytest.importorskip("onnxruntime", reason="onnxruntime is absent: pip install 'ciod[onnx]'")
 SIZE = 64
 
 
