@@ -156,6 +156,25 @@ def test_held_out_frames():
     assert [b["image_id"] for b in parts["val"]["annotations"]] == [4]
 
 
+def test_quarters_in_one_data_set_share_no_neighbours(tmp_path, monkeypatch):
+    from benchmarks import held_out_frames
+
+    images = [{"id": i, "file_name": f"{i:02d}.jpg"} for i in range(10)]
+    boxes = [{"id": i, "image_id": i, "category_id": int(i > 7)} for i in range(10)]
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    for name in ("train", "val"):
+        part = {"images": images[name == "val" :: 2], "annotations": boxes[name == "val" :: 2], "categories": []}
+        (tmp_path / "data" / f"{name}.json").write_text(json.dumps(part))
+    monkeypatch.setattr("sys.argv", ["held_out_frames", str(tmp_path / "data"), str(tmp_path / "out"), "--quarters"])
+    held_out_frames.main()
+    made = json.loads((tmp_path / "out" / "train.json").read_text())
+    names = [i["file_name"] for i in made["images"]]
+    assert names == [f"quarter-{n}.jpg" for n in ("1-00", "1-01", "2-03", "3-05", "4-07", "2-08")]
+    assert sorted(p.name for p in (tmp_path / "out" / "images").iterdir()) == sorted(names)
+    shown = {b["image_id"]: b["category_id"] for b in made["annotations"]}
+    assert [shown[i["id"]] for i in made["images"]] == [0, 0, 0, 0, 0, 1]
+
+
 def test_quarters_of_all_frames_test_every_frame_of_a_long_run_once():
     from benchmarks.held_out_frames import cut, whole
 
