@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from ciod.detectors.layers.blocks import ConvBN, DepthwiseConv
 from ciod.detectors.layers.branch import Branch, BranchLevel
 from ciod.detectors.layers.modules import Layers, bias_of
+from ciod.detectors.layers.refiner import AROUND, SIDE, STEP, WIDTH, BoxRefiner, chosen, moved
+from ciod.detectors.layers.sampling import samples
 
 Rows = tuple[Tensor, Tensor]  # weights [outputs, inputs, height, width] and biases [outputs] of a convolution
 
@@ -95,6 +97,39 @@ class MergedLevel(nn.Module):
                 x = x + self.refine(x)
             cls, reg = cls + self.cls_own(x), reg + self.reg_own(x)
         return cls, reg, x
+
+
+class MergedRefiners(nn.Module):
+    """The second stages of n branches, which read the same map."""
+
+    def __init__(self, refiners: Sequence[BoxRefiner]):
+        super().__init__()
+        self.stride = refiners[0].stride
+        self.read = _conv(_beside([_folded(r.read) for r in refiners]))
+        # Samples come channel by channel here, and point by point to the layer.
+        hidden = [r.hidden.weight.unflatten(1, (SIDE * SIDE, WIDTH)).transpose(1, 2).flatten(1) for r in refiners]
+        self.hidden = _stacked(hidden, [r.hidden for r in refiners])
+        self.change = _stacked([r.change.weight for r in refiners], [r.change for r in refiners])
+
+    def forward(self, early: Tensor, boxes: Tensor, best: Tensor) -> Tensor:
+        """Boxes [B, n, P, 4], with those of the best positions of each branch corrected; ``best``: [B, n, P] their
+        best scores, ``early``: [B, F, h, w]. See ``BoxRefiner.best``."""
+        n, (height, width) = boxes.shape[1], early.shape[2:]
+        near = nn.functional.silu(self.read(early)).reshape(-1, WIDTH, height, width)
+        place, share = chosen(best)
+        before = boxes.gather(2, place)
+        x = samples(near, before.reshape(-1, before.shape[2], 4), self.stride, SIDE, AROUND)
+        x = x.reshape(-1, n, before.shape[2], WIDTH * SIDE * SIDE)
+        hidden = nn.functional.silu(x @ self.hidden[0] + self.hidden[1])
+        change = hidden @ self.change[0] + self.change[1]
+        return boxes.scatter(2, place, before + share * (moved(before, STEP * change) - before))
+
+
+def _stacked(weights: Sequence[Tensor], layers: Sequence[nn.Linear]) -> nn.ParameterList:
+    """Linear layers of n branches: weights [n, inputs, outputs] and biases [n, 1, outputs]."""
+    return nn.ParameterList(
+        [torch.stack([w.detach().T for w in weights]), torch.stack([bias_of(v).detach()[None] for v in layers])]
+    )
 
 
 class _Separable(nn.Module):

@@ -20,7 +20,7 @@ from ciod.detectors.parted import Parted
 from ciod.detectors.rcnn.proposals import NonMaxSuppression
 from ciod.detectors.staged_branches import STRIDES, StagedBranches
 from ciod.detectors.yolox import YOLOX, assemble
-from ciod.exporters.merged import Merged, alike
+from ciod.exporters.merged import Merged, MergedRefiners, alike
 
 if TYPE_CHECKING:
     from ciod.core.types import Outputs
@@ -52,6 +52,9 @@ class Parts(nn.Module):
             branches = list(detector.branches)
             self.groups = alike(branches)
             self.merged = nn.ModuleList(Merged([branches[i] for i in group]) for group in self.groups)
+            refiners = {i: b.refiner for i, b in enumerate(branches) if b.refiner is not None}
+            self.corrected = list(refiners)
+            self.refiners = MergedRefiners(list(refiners.values())) if refiners else None
 
     @property
     def number(self) -> int:
@@ -85,11 +88,12 @@ class Parts(nn.Module):
         for group, merged in zip(self.groups, self.merged, strict=True):
             columns = [detector.parts[i + 1] for i in group]
             cls, reg = merged(maps, features, *towers)
-            for i, part in zip(group, _split(cls, reg, columns), strict=True):
-                refiner = detector.branches[i].refiner
-                if refiner is not None:
-                    part = replace(part, boxes=refiner.best(refiner.read(maps[0]), part.boxes, part.scores.amax(1)))
-                found[i] = part
+            found |= dict(zip(group, _split(cls, reg, columns), strict=True))
+        if self.refiners is not None:
+            chosen = [found[i] for i in self.corrected]
+            boxes, best = torch.stack([p.boxes for p in chosen], 1), torch.stack([p.scores.amax(1) for p in chosen], 1)
+            better = self.refiners(maps[0], boxes, best).unbind(1)
+            found |= {i: replace(found[i], boxes=b) for i, b in zip(self.corrected, better, strict=True)}
         branches = _weighed(detector, [found[i] for i in range(len(found))], maps)
         return [_with_class(Part(own.boxes, own.scores().transpose(1, 2), detector.parts[0])), *branches]
 

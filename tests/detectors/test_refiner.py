@@ -14,11 +14,9 @@ from ciod.core.types import Targets
 from ciod.detectors.files import weights
 from ciod.detectors.layers import refiner as rf
 from ciod.detectors.layers.refiner import BoxRefiner, moved
-from ciod.detectors.layers.sampling import at_points, points
+from ciod.detectors.layers.sampling import samples
 from ciod.exporters.onnx_file import export
 from tests.detectors.common import make, pictures
-
-BOXES = torch.tensor([[[4.0, 6, 30, 40], [0, 0, 56, 48]], [[10, 10, 20, 30], [-9, -9, 70, 60]]])
 
 
 def awake(detector):
@@ -32,17 +30,27 @@ def awake(detector):
 
 def test_samples_are_those_of_grid_sample():
     m = torch.randn(2, 3, 6, 7, generator=torch.Generator().manual_seed(0))
-    columns, rows = points(BOXES, stride=8, count=4, scale=1.5)
-    x, y = ((at + 0.5) / n * 2 - 1 for at, n in ((columns, 7), (rows, 6)))
-    place = torch.stack([x[:, :, None].expand(-1, -1, 4, -1), y[..., None].expand(-1, -1, -1, 4)], -1)
-    expected = F.grid_sample(m, place.flatten(1, 2), padding_mode="border", align_corners=False)
-    torch.testing.assert_close(at_points(m, columns, rows), expected.unflatten(2, (2, 4)).permute(0, 2, 3, 4, 1))
+    boxes = torch.tensor([[[9.0, 14, 30, 32], [12, 8, 44, 36]], [[12, 12, 20, 30], [30, 20, 36, 26]]])
+    found = samples(m, boxes, stride=8, count=4, scale=1.25)
+    place = (torch.arange(4) + 0.5) / 4 - 0.5
+    for n, box in enumerate(boxes.flatten(0, 1)):
+        centre, side = (box[:2] + box[2:]) / 2, ((box[2:] - box[:2]) * 1.25).clamp(min=8)
+        x, y = ((centre[i] + place * side[i]) / 8 / cells * 2 - 1 for i, cells in ((0, 7), (1, 6)))
+        at = torch.stack([x[None].expand(4, 4), y[:, None].expand(4, 4)], -1)
+        expected = F.grid_sample(m[n // 2, None], at[None], padding_mode="border", align_corners=False)
+        torch.testing.assert_close(found[n], expected[0])
 
 
-def test_points_of_a_box():
-    columns, rows = points(torch.tensor([[[8.0, 16, 40, 32]]]), stride=8, count=2)
-    assert columns.tolist() == [[[1.5, 3.5]]], "pixels 16 and 32; the centre of cell 0 is at pixel 4"
-    assert rows.tolist() == [[[2.0, 3.0]]]
+def test_samples_by_hand():
+    m = torch.arange(12.0).view(1, 1, 3, 4)
+    inside = samples(m, torch.tensor([[[8.0, 8, 24, 24]]]), stride=8, count=2)
+    assert inside.flatten().tolist() == [5, 6, 9, 10], "points at pixels 12 and 20, the centres of cells 1 and 2"
+    small = samples(m, torch.tensor([[[12.0, 12, 12, 12]]]), stride=8, count=2)
+    assert small.flatten().tolist() == [3.75, 4.25, 5.75, 6.25], "as of a box of one cell around the point"
+    odd = torch.tensor([[[-1e9, 0.0, 8, 8], [float("nan"), 0, float("inf"), 8]]])
+    assert samples(m, odd, stride=8, count=2).isfinite().all()
+    outside = samples(m, torch.tensor([[[-90.0, 0, -60, 8]]]), stride=8, count=2)
+    assert not outside.any(), "0 more than a cell outside"
 
 
 def test_moved_by_hand():

@@ -17,7 +17,7 @@ from ciod.core import losses as L
 from ciod.core.types import Outputs
 from ciod.detectors.layers.blocks import ConvBN
 from ciod.detectors.layers.modules import bias_of
-from ciod.detectors.layers.sampling import at_points, points
+from ciod.detectors.layers.sampling import samples
 
 WIDTH = 8  # channels that are read at each point
 SIDE = 7  # points per side
@@ -61,7 +61,8 @@ class BoxRefiner(nn.Module):
         """
         with torch.autocast(near.device.type, enabled=False):
             boxes = boxes.detach()
-            x = at_points(near.float(), *points(boxes, self.stride, SIDE, AROUND)).flatten(2)
+            x = samples(near.float(), boxes, self.stride, SIDE, AROUND)
+            x = x.permute(0, 2, 3, 1).reshape(*boxes.shape[:2], -1)
             return moved(boxes, STEP * self.change(nn.functional.silu(self.hidden(x))))
 
     def best(self, near: Tensor, boxes: Tensor, best: Tensor) -> Tensor:
@@ -70,9 +71,7 @@ class BoxRefiner(nn.Module):
         The correction fades out towards the last of them. Else rounding would decide about whole corrections where
         scores are nearly equal, and an exported graph would differ from the model.
         """
-        scores, place = best.topk(min(CANDIDATES, best.shape[1]), 1)
-        share = ((scores / scores[:, -1:].clamp(min=1e-30) - 1) / FADE).clamp(0, 1)[..., None]
-        place = place[..., None].expand(-1, -1, 4)
+        place, share = chosen(best)
         before = boxes.gather(1, place)
         return boxes.scatter(1, place, before + share * (self(near, before) - before))
 
@@ -97,6 +96,14 @@ class BoxRefiner(nn.Module):
         side = (targets[..., 2:] - targets[..., :2]).clamp(min=1)
         apart = ((found - targets).abs() / torch.cat([side, side], -1)).sum(-1)
         return WEIGHT * L.masked_sum(apart + 1 - bx.iou(found, targets), twice) / L.count(twice)
+
+
+def chosen(best: Tensor) -> tuple[Tensor, Tensor]:
+    """From scores [..., P] the k positions whose boxes are corrected, [..., k, 4] int64 as ``gather`` takes them, and
+    the share of each correction, [..., k, 1]."""
+    scores, place = best.topk(min(CANDIDATES, best.shape[-1]), -1)
+    share = ((scores / scores[..., -1:].clamp(min=1e-30) - 1) / FADE).clamp(0, 1)
+    return torch.stack([place] * 4, -1), share[..., None]
 
 
 def moved(boxes: Tensor, change: Tensor) -> Tensor:
