@@ -24,6 +24,7 @@ from ciod.detectors.onnx.detector import OnnxDetector
 from ciod.evaluation.detect import ap
 from ciod.extension import (
     confusion,
+    further,
     data,
     effort,
     known,
@@ -360,6 +361,7 @@ class Extension:
             "false_alarms": alarms,
             "confusion": confusions,
             "split": splitting.measure(found.judged.after_new, self.task.test, self.names),
+            "further": further.measure(found.judged, self.names.taught),
         }
         made = onnx_model.make(detector, self.task, s) if isinstance(detector, OnnxDetector) else None
         if made is None:

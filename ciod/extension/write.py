@@ -253,7 +253,7 @@ def examples(
 
 def finish(out: Path, content: ResultsFile, reporter: Reporter) -> None:
     """results.json, report.html, and what a person sees in the terminal."""
-    from ciod.extension import confusion
+    from ciod.extension import confusion, further
     from ciod.extension.false_alarms import FalseAlarms
     from ciod.extension.retention import Retention
     from ciod.extension.unchanged import Unchanged
@@ -276,10 +276,8 @@ def finish(out: Path, content: ResultsFile, reporter: Reporter) -> None:
     alarms = FalseAlarms(**{k: extension["false_alarms"][k] for k in ("sources", "thresholds", "together")})
     for line in [*alarms.sentences(), *confusion.sentences(extension["confusion"])]:
         reporter.say(line)
-    for name in extension["names"]["taught"]:
-        a, b = (content["ap"]["AP50"][i].get(name) for i in (0, 1))
-        if a is not None and b is not None:
-            reporter.say(f"taught further: {name} AP50 {100 * a:.1f} → {100 * b:.1f} %")
+    for line in further.sentences(extension["further"]):
+        reporter.say(line)
     reporter.say(f"cost: {extension['cost']}")
     reporter.say(f"report: {out / 'report.html'}")
 

@@ -138,6 +138,10 @@ def content(results: Results) -> dict[str, Any] | None:
         ],
         "unchanged": found.get("unchanged"),
         "split": found.get("split"),
+        "further": [
+            {"class": row["class"], **{k: [percent(v) for v in row[k]["AP50"]] for k in ("new", "old")}}
+            for row in found.get("further") or []
+        ],
         "alarms": _alarms(found.get("false_alarms")),
         "notes": [
             line

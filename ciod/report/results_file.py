@@ -151,6 +151,17 @@ class Confused(_Loose):
     beside: dict[str, int] | None = None
 
 
+class Sides(_Loose):
+    AP: Annotated[list[Value], Field(min_length=2, max_length=2)]
+    AP50: Annotated[list[Value], Field(min_length=2, max_length=2)]
+
+
+class Further(_Loose):
+    name: str = Field(alias="class")
+    new: Sides
+    old: Sides
+
+
 class Unchanged(_Loose):
     images: int
     identical: int
@@ -169,6 +180,7 @@ class Extension(_Loose):
     false_alarms: FalseAlarms | None = None
     confusion: list[Confused] | None = None
     unchanged: Unchanged | None = None
+    further: list[Further] | None = None
 
 
 class File(_Loose):

@@ -44,6 +44,7 @@ def test_extending_twice_keeps_old_outputs_and_remembers(place, tmp_path):
     assert results["extension"]["names"]["new"] == ["eel"]
     assert [len(t["new_classes"]) for t in results["tasks"]] == [3, 1]
     assert results["extension"]["retention"]["kind"] == "agreement"
+    assert [row["class"] for row in results["extension"]["further"]] == ["dog"]
     made = tmp_path / "one" / "model.safetensors"
     for name in ("report.html", "results.json", "run.yaml", "metrics.jsonl", "last/state.pt"):
         assert (tmp_path / "one" / name).is_file(), name
@@ -51,6 +52,7 @@ def test_extending_twice_keeps_old_outputs_and_remembers(place, tmp_path):
     assert same["images"] == same["identical"] == 6 and same["listed"] == same["boxes"]
     page = (tmp_path / "one" / "report.html").read_text()
     assert "are bit-identical on 6 of 6 pictures" in page
+    assert "Known classes, taught further" in page
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     before, after = old_outputs(place / "m.safetensors", images), old_outputs(made, images)
     positions = before.logits.shape[1]
