@@ -14,7 +14,7 @@ from ciod.detectors.layers import branch as br
 from ciod.detectors.layers.class_layers import ClassRows
 from ciod.detectors.layers.maps_branch import MapsBranch
 from ciod.detectors.layers.modules import Layers
-from ciod.detectors.layers.refiner import BoxRefiner
+from ciod.detectors.layers.refiner import HIDDEN, BoxRefiner
 from ciod.detectors.parted import Parted
 from ciod.detectors.staged import StagedDetector
 
@@ -65,7 +65,7 @@ class StagedBranches(StagedDetector, Parted):
         *,
         taught: Sequence[str] = (),
         inner: Sequence[int] | None = None,
-        refine: bool = True,
+        refine: bool | int = True,
     ) -> br.Branch | MapsBranch:
         """Adds classes as a separate branch: all existing outputs stay bit-identical.
 
@@ -73,7 +73,7 @@ class StagedBranches(StagedDetector, Parted):
             names: new classes.
             taught: known classes that the branch also predicts; NMS merges its boxes with the others.
             inner: channels of its bottleneck per level, 0 for none; None: ``branch.default_widths``.
-            refine: whether a second stage corrects its boxes (``refiner.BoxRefiner``).
+            refine: whether a second stage corrects its boxes (``refiner.BoxRefiner``); a number: its hidden units.
 
         Raises:
             CiodError: a new name is already known, a taught one is not, or there are no classes.
@@ -81,10 +81,11 @@ class StagedBranches(StagedDetector, Parted):
         self._check_new(names)
         columns = br.columns_of(self.class_names, names, taught)
         inner = list(inner if inner is not None else br.default_widths(self.width))
-        refiner = BoxRefiner(self.backbone.channels[0], STRIDES[0]) if refine else None
+        hidden = HIDDEN if refine is True else int(refine)
+        refiner = BoxRefiner(self.backbone.channels[0], STRIDES[0], hidden) if hidden else None
         added = self.make_branch(columns, len(names), inner, refiner)
         step = {"branch": len(names), "taught": [*taught], "inner": inner}
-        self._append(added, names, step | ({"refine": True} if refine else {}))
+        self._append(added, names, step | ({"refine": hidden} if hidden else {}))
         return added
 
     def add_children(self, parent: str, names: Sequence[str], *, inner: Sequence[int] | None = None) -> br.ChildBranch:

@@ -107,9 +107,9 @@ class MergedRefiners(nn.Module):
         self.stride = refiners[0].stride
         self.read = _conv(_beside([_folded(r.read) for r in refiners]))
         # Samples come channel by channel here, and point by point to the layer.
-        hidden = [r.hidden.weight.unflatten(1, (SIDE * SIDE, WIDTH)).transpose(1, 2).flatten(1) for r in refiners]
-        self.hidden = _stacked(hidden, [r.hidden for r in refiners])
-        self.change = _stacked([r.change.weight for r in refiners], [r.change for r in refiners])
+        hidden = [r.hidden.weight.unflatten(1, (SIDE * SIDE, WIDTH)).transpose(1, 2).flatten(1).T for r in refiners]
+        self.hidden = _stacked(hidden, [bias_of(r.hidden) for r in refiners])
+        self.change = _stacked([r.change.weight.T for r in refiners], [bias_of(r.change) for r in refiners])
 
     def forward(self, early: Tensor, boxes: Tensor, best: Tensor) -> Tensor:
         """Boxes [B, n, P, 4], with those of the best positions of each branch corrected; ``best``: [B, n, P] their
@@ -125,11 +125,17 @@ class MergedRefiners(nn.Module):
         return boxes.scatter(2, place, before + share * (moved(before, STEP * change) - before))
 
 
-def _stacked(weights: Sequence[Tensor], layers: Sequence[nn.Linear]) -> nn.ParameterList:
-    """Linear layers of n branches: weights [n, inputs, outputs] and biases [n, 1, outputs]."""
-    return nn.ParameterList(
-        [torch.stack([w.detach().T for w in weights]), torch.stack([bias_of(v).detach()[None] for v in layers])]
-    )
+@torch.no_grad()
+def _stacked(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> nn.ParameterList:
+    """Linear layers of n branches, [inputs, outputs] and [outputs] each, as weights [n, inputs, outputs] and biases
+    [n, 1, outputs]. Smaller layers are filled up with zeros: of such a unit nothing arrives in the next layer."""
+    inputs, outputs = (max(w.shape[i] for w in weights) for i in (0, 1))
+    wide = weights[0].new_zeros(len(weights), inputs, outputs)
+    shift = biases[0].new_zeros(len(weights), 1, outputs)
+    for n, (w, bias) in enumerate(zip(weights, biases, strict=True)):
+        wide[n, : w.shape[0], : w.shape[1]] = w
+        shift[n, 0, : len(bias)] = bias
+    return nn.ParameterList([wide, shift])
 
 
 class _Separable(nn.Module):

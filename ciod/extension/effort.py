@@ -116,7 +116,7 @@ def branch_widths(train: Index, detector: Detector) -> tuple[int, int, int] | No
         return None
     assert has_branches(detector)
     width = detector.width
-    return 0, 7 * width // 16, 3 * width // 4
+    return 0, 11 * width // 32, 5 * width // 8
 
 
 def measure(detector: Detector, method: Method, loader: DataLoader, world: World, steps: int = 3) -> float:

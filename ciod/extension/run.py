@@ -24,9 +24,9 @@ from ciod.detectors.onnx.detector import OnnxDetector
 from ciod.evaluation.detect import ap
 from ciod.extension import (
     confusion,
-    further,
     data,
     effort,
+    further,
     known,
     looked,
     measure,

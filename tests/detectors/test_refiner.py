@@ -169,9 +169,21 @@ def test_files_keep_it_and_files_without_it_still_read(tmp_path):
     weights.save_model(tmp_path / "model.safetensors", detector)
     read = weights.load(tmp_path / "model.safetensors").eval()
     assert read.branches[0].refiner is None and read.branches[1].refiner is not None
-    assert [step.get("refine") for step in read.growth] == [None, None, True]
+    assert [step.get("refine") for step in read.growth] == [None, None, rf.HIDDEN]
     with torch.no_grad():
         assert torch.equal(read(x).boxes, expected.boxes)
+
+
+def test_a_file_that_only_says_that_there_is_a_second_stage(tmp_path):
+    detector = make()
+    detector.add_branch(["dog"], refine=rf.FIRST_HIDDEN)
+    awake(detector)
+    detector.growth[-1]["refine"] = True  # as the first files had it
+    weights.save_model(tmp_path / "model.safetensors", detector)
+    read = weights.load(tmp_path / "model.safetensors").eval()
+    assert read.branches[0].refiner.hidden.out_features == 32
+    with torch.no_grad():
+        assert torch.equal(read(pictures()).boxes, detector(pictures()).boxes)
 
 
 @pytest.mark.parametrize("name", ["yolox-nano", "gfl-pico"])
@@ -180,7 +192,7 @@ def test_onnx_corrects_boxes_too(tmp_path, name):
     detector = make(name)
     detector.add_branch(["dog", "eel"], inner=(4, 6, 8))
     detector.add_branch(["fox"], inner=(0, 5, 7), taught=["bee"])
-    detector.add_branch(["gnu"], inner=(0, 4, 9))
+    detector.add_branch(["gnu"], inner=(0, 4, 9), refine=5)
     awake(detector)
     for nms in (False, True):
         found = export(detector.frozen(), tmp_path / f"{nms}.onnx", nms=nms)

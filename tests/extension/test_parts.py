@@ -170,7 +170,7 @@ def test_a_branch_is_put_where_the_objects_are():
     large = fixed.index_of([(i, "ant") for i in range(4)], NAMES, 4)  # 10 of 64 pixels: small at any size
     assert effort.branch_widths(large, detector) is None
     large.boxes[:] = [0, 0, 64, 64]
-    assert effort.branch_widths(large, detector) == (0, 14, 24)
+    assert effort.branch_widths(large, detector) == (0, 11, 20)
 
 
 def test_cost_counts_convolutions():

@@ -44,8 +44,8 @@ class Growth(BaseModel):
     inner: list[Annotated[int, Field(ge=0, le=4096)]] | None = None
     parent: Name | None = None
     """Of a branch whose classes are kinds of a known class."""
-    refine: bool = False
-    """Whether a second stage corrects the boxes of the branch."""
+    refine: bool | Annotated[int, Field(ge=1, le=4096)] = False
+    """Hidden units of the second stage that corrects the boxes of the branch; true: ``refiner.FIRST_HIDDEN``."""
 
 
 class Metadata(BaseModel):

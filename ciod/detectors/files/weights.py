@@ -26,6 +26,7 @@ from ciod.detectors.files import foreign, foreign_rcnn, hub, model_file
 from ciod.detectors.files.checkpoint import named, names_in_metadata, read_checkpoint, spelled_out, tensors_of
 from ciod.detectors.files.model_file import read_metadata, save_model
 from ciod.detectors.files.transfer import Taken, start_from
+from ciod.detectors.layers.refiner import FIRST_HIDDEN
 from ciod.detectors.staged_branches import StagedBranches
 
 __all__ = [
@@ -274,7 +275,9 @@ def regrow(detector: Detector, names: Sequence[str], growth: Sequence[dict[str, 
             assert isinstance(detector, StagedBranches)
             detector.add_children(step["parent"], arriving, inner=step["inner"])
         elif isinstance(detector, StagedBranches) and "branch" in step:
-            detector.add_branch(arriving, taught=step["taught"], inner=step["inner"], refine=step.get("refine", False))
+            refine = step.get("refine", False)
+            hidden = FIRST_HIDDEN if refine is True else refine
+            detector.add_branch(arriving, taught=step["taught"], inner=step["inner"], refine=hidden)
         elif "branch" in step:
             assert has_branches(detector)
             detector.add_branch(arriving, taught=step["taught"], inner=step["inner"])
