@@ -26,7 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="""Class-incremental object detection: a detector learns new classes without the old data.
 
-    **Start here:** `ciod demo`, then `ciod train data=FOLDER split=3+3 method=ilyolox out=runs/mine`.
+    **Start here:** `ciod demo`, then `ciod train data=FOLDER split=3+3 out=runs/mine`.
     """,
 )
 
@@ -78,7 +78,7 @@ def train(
 
     - `data=FOLDER` COCO, VOC or YOLO, recognised automatically; or `scenario=shapes-6+4`
     - `split=3+3` classes per task: `40+40`, `15+1x5`, `20x4`, or `split='[[cat, dog], [bird]]'`
-    - `method=ilyolox` see `ciod list methods`; its settings are `method.NAME=VALUE`
+    - `method=ilyolox` see `ciod list methods` (default: `auto`); its settings are `method.NAME=VALUE`
     - `detector=yolox-nano` see `ciod list detectors`, or `FILE.py:CLASS`; `size=320`, `weights=FILE` (what fits)
     - `effort=normal` quick or thorough: chooses what is not given of `epochs=30 batch=16 lr=0.001` and more
     - `seed=0 out=DIR device=auto`; `ciod list settings` prints every setting

@@ -70,7 +70,7 @@ def gather(
         plain, given, more = split(list(overrides))
         problems += more + [f"'{w}' is not a setting; write key=value, for example epochs=30." for w in plain]
     merged, more = table.settings(content, given)
-    if merged.get("method.name") == "auto":
+    if merged.get("method.name", "auto" if table is TABLE else None) == "auto":
         merged["method.name"] = _auto_method(merged)
     its, wrong = _detector_defaults(merged)
     theirs, also = _method_defaults(merged)

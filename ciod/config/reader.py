@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from ciod.core import reading, typed, yaml_text
 from ciod.core.errors import CiodError, nearest
 from ciod.core.files import exists
+from ciod.core.plural import few
 from ciod.core.validation_messages import problems_of
 from ciod.core.yaml_text import Sourced, without_sources
 
@@ -85,6 +86,9 @@ class Table:
         section = f"{key.rpartition('.')[0]}."
         inside = [k for k in options if k.startswith(section)] if "." in key else []
         leaf = key.rpartition(".")[2]
+        if section == "method." and method is not None and (others := _methods_with(leaf)):
+            name = method.__module__.rpartition(".")[2]
+            return f"{key}: no setting of {name}, but of {few(others, 4)}; write method={others[0]}."
         near = nearest(leaf, [k.removeprefix(section) for k in inside])
         if near is not None:
             near = near if self.short.get(near) == section + near else section + near
@@ -132,7 +136,8 @@ class Table:
         for source in sources:
             raw |= self.flat(source, problems)
         own = any(k.startswith("method.") and k != "method.name" for k in raw)
-        method = self.method(raw.get("method.name", self.default_method)) if own else None
+        named = raw.get("method.name", self.default_method)
+        method = self.method(self.default_method if str(named) == "auto" else named) if own else None
         found: dict[str, Any] = {}
         for key, value in raw.items():
             kind = self.annotation(key, method)
@@ -165,6 +170,13 @@ class Table:
         filled = {k: v for k, v in tree.items() if k not in missing}
         found = [p for p in problems_of(self.model, filled) if p.partition(":")[0] not in missing]
         return list(dict.fromkeys([*(f"{k}= is needed." for k in missing), *found]))
+
+
+def _methods_with(setting: str) -> list[str]:
+    """Names of the methods that have it."""
+    from ciod import methods
+
+    return [n for n in methods.available() if setting in methods.find(n).model_fields]
 
 
 def split(words: Sequence[str] | None, table: Table | None = None) -> tuple[list[str], dict[str, Any], list[str]]:

@@ -210,8 +210,9 @@ class Run(Section):
     protocol: Protocol = Protocol()
     detector: DetectorSettings = DetectorSettings()
     method: Annotated[dict[str, Any], LATER_TASKS] = {"name": methods.DEFAULT}
-    """One of ``ciod list methods``, or ``FILE.py:CLASS``; its own settings are ``method.NAME=VALUE``. ``auto``:
-    ``feature_replay`` on detectors whose prediction layers can answer stored features, else ``pseudo_label``."""
+    """One of ``ciod list methods``, or ``FILE.py:CLASS``; its own settings are ``method.NAME=VALUE``. ``auto`` (used
+    if no method is named): ``feature_replay`` on detectors whose prediction layers can answer stored features, else
+    ``pseudo_label``."""
     train: Train = Train()
     augment: Augment = Augment()
     eval: Evaluation = Evaluation()

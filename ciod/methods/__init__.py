@@ -14,7 +14,7 @@ from ciod.core.user_code import class_of, split
 if TYPE_CHECKING:
     from ciod.methods.base.method import Method
 
-DEFAULT = "ilyolox"  # used if no method is named
+DEFAULT = "feature_replay"  # of method=auto, which is used if no method is named, on most detectors
 _PARTS = {"base"}  # packages in this folder that are not methods
 # Old import paths, for method files that were written for ciod 0.1.
 _BEFORE = {

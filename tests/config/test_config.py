@@ -33,7 +33,7 @@ MISTAKES = [
     (["train.epoch=3"], r"train\.epoch: there is no such setting; did you mean 'epochs'"),
     (["tain.epochs=3"], r"tain\.epochs: there is no such setting; did you mean"),
     (["zzzzzz=3"], "zzzzzz: there is no such setting; allowed: "),
-    (["method.center_scor=0.2"], r"method\.center_scor: there is no such setting; did you mean 'method\.center_score'"),
+    (["method=ilyolox", "method.center_scor=0.2"], r"method\.center_scor: there is no such setting; did you mean 'method\.center_score'"),
     (["augment.flipp=1"], r"augment\.flipp: there is no such setting; did you mean 'flip'"),
     (["epochs=many"], r"train\.epochs: should be a valid integer.*got 'many'"),
     (["epochs=0"], r"train\.epochs: should be greater than or equal to 1 \(got 0\)"),
@@ -48,8 +48,8 @@ MISTAKES = [
     (["optimizer=adam"], r"train\.optimizer: 'adam' is not allowed; did you mean 'adamw'"),
     (["schedule=exponential"], r"train\.schedule: 'exponential' is not allowed; allowed: cosine, step"),
     (["images=any_new"], r"protocol\.images: 'any_new' is not allowed; did you mean 'any-new'"),
-    (["method.select=csr"], r"method\.select: 'csr' is not allowed; did you mean 'crs'"),
-    (["method.center_score=1.5"], r"method\.center_score: should be less than or equal to 1 \(got 1\.5\)"),
+    (["method=ilyolox", "method.select=csr"], r"method\.select: 'csr' is not allowed; did you mean 'crs'"),
+    (["method=ilyolox", "method.center_score=1.5"], r"method\.center_score: should be less than or equal to 1 \(got 1\.5\)"),
     (["method=ilyollox"], "method: there is no method 'ilyollox'; did you mean 'ilyolox'"),
     (["method=absent.py:Mine"], r"method: there is no file absent\.py"),
     (["detector=yolox_nano"], r"detector\.name: no detector 'yolox_nano'; did you mean 'yolox-nano'"),
@@ -130,11 +130,11 @@ def test_a_method_from_a_file_that_needs_a_setting(tmp_path, data):
 
 def test_contradictions_of_a_method_are_found_before_training(data):
     with pytest.raises(ConfigError, match=r"method\.cls_weight and method\.box_weight are both 0"):
-        load(None, [f"data={data}", "method.cls_weight=0", "method.box_weight=0"])
+        load(None, [f"data={data}", "method=ilyolox", "method.cls_weight=0", "method.box_weight=0"])
 
 
 def test_a_contradiction_is_reported_with_a_wrong_setting(data):
-    words = ["method.cls_weight=0", "method.box_weight=0", "method.nms_ou=0.5", "method.score=2"]
+    words = ["method=ilyolox", "method.cls_weight=0", "method.box_weight=0", "method.nms_ou=0.5", "method.score=2"]
     with pytest.raises(ConfigError) as e:
         load(None, [f"data={data}", *words])
     for said in ("did you mean 'method.nms_iou'", "method.score:", "cls_weight and method.box_weight are both 0"):
@@ -172,7 +172,7 @@ def test_a_message_can_be_caught_as_ciods():
         ("split=40+40", "40+40"),
         ("split=15+1x5", "15+1x5"),
         ("split=[[cat, dog], [bird]]", [["cat", "dog"], ["bird"]]),
-        ("method.weighted=false", False),
+        ("method.only_old=false", False),
         ("clip=null", None),
         ("clip=", None),
         ("out=runs/a=b", "runs/a=b"),

@@ -24,7 +24,7 @@ def test_what_changes_nothing_of_the_first_task():
         "train.teacher_stream",
     }  # fmt: skip
     flat = environment.fingerprint(load(None, ["data=shapes", "split=6+4", "epochs=[3, 4]", "memory=5", "out=x"]))
-    assert "out" not in flat and flat["memory.size"] == 5 and flat["method.name"] == "ilyolox"
+    assert "out" not in flat and flat["memory.size"] == 5 and flat["method.name"] == "feature_replay"
     first = environment.first_task(flat)
     assert first["train.epochs"] == 3 and not any(k.startswith(("method", "memory", "pool")) for k in first)
     assert "train.lr" in first and "train.lr_later" not in first
