@@ -283,7 +283,7 @@ def test_without_objectness_the_class_decides():
 
 @pytest.mark.parametrize("name", ["gfl-pico", "retinanet-nano", "fcos-nano"])
 def test_on_detectors_without_objectness(name):
-    """Old boxes that the teacher detects are not background in the class loss; they are distilled. Losses are finite."""
+    """Old boxes that the teacher detects are distilled and are not background in the class loss; losses are finite."""
     torch.manual_seed(0)
     student = detectors.build(OLD, name=name, size=SIZE)
     for block in next(iter(student.class_modules().values())).blocks:
