@@ -80,7 +80,7 @@ class Measure:
     def data_warnings(self) -> list[str]:
         """Warnings about what is measured on annotations of LVIS."""
         indexes = (i for i in (self.task.test, self.old) if i is not None)
-        return [line for i in indexes for line in lvis.data_warnings("coco", i, other=False)]
+        return [line for i in indexes for line in lvis.metric_warnings("coco", i, other=False)]
 
     def detect(self, detector: Detector, index: Index, title: str = "measuring the new model") -> list[Detections]:
         """Detections on every image of ``index``; ``title`` is shown meanwhile."""
