@@ -43,13 +43,13 @@ from ciod.training.loop import Fit
 from ciod.training.progress import Reporter
 
 SIDES = ("ciod", "plain loop")
-GOAL = 0.9  # share of the best final AP whose time is told
+GOAL = 0.9  # share of the best final AP whose time is reported
 
 Told = Callable[[int, Detector], None]
 
 
 class Turns:
-    """The clock of one row: processor seconds between its turns; told on standard output, one line per epoch."""
+    """The clock of one row: processor seconds between its turns; printed, one line per epoch."""
 
     def __init__(self, score: Callable[[Detector], dict[str, float]], epochs: int, every: int):
         self.score, self.epochs, self.every = score, epochs, every
@@ -88,8 +88,8 @@ def settings_of(args: argparse.Namespace, out: str) -> Run:
     words += [f"size={args.size}"] if args.size else []
     settings = config.load(None, words)
     scenario = Scenario(settings.protocol, *open_data(settings))
-    here = World(device=pick_device(settings.device))
-    return choices.complete(settings, scenario, here, choices.start_of(settings))[0]
+    process_group = World(device=pick_device(settings.device))
+    return choices.complete(settings, scenario, process_group, choices.start_of(settings))[0]
 
 
 def serve(side: str, args: argparse.Namespace) -> None:
@@ -165,7 +165,7 @@ def ours(settings: Run, scenario: Scenario, turns: Turns) -> None:
 
 
 def row(side: str, points: list[dict[str, float]], best: float) -> dict[str, Any]:
-    """What is told of a row: its last AP, and the seconds after which it has ``GOAL`` of the best last AP."""
+    """The entries of a row: its last AP, and the seconds after which it has ``GOAL`` of the best last AP."""
     scored = [p for p in points if "AP" in p]
     reached = [p["seconds"] for p in scored if p["AP"] >= GOAL * best]
     last = scored[-1]

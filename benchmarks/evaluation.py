@@ -1,6 +1,6 @@
 """python -m benchmarks.evaluation
 
-From raw outputs to the AP table at COCO size: 5,000 images, 80 classes, 100 detections an image. Decoding with NMS and
+From raw outputs to the AP table at COCO size: 5,000 images, 80 classes, 100 detections per image. Decoding with NMS and
 the table are timed apart, in seconds of this process's CPU time; peak memory is this process's.
 """
 
@@ -73,7 +73,7 @@ def main() -> None:
     peak = peak_memory_mb()
     timing.tell(
         [
-            f"{args.images} images, {args.classes} classes, {args.detections} detections an image",
+            f"{args.images} images, {args.classes} classes, {args.detections} detections per image",
             f"decoding and NMS {decoded:.1f} s, AP table {scored:.1f} s, together {decoded + scored:.1f} s",
             f"peak memory {peak:.0f} MB; {table.line()}",
         ],

@@ -1,7 +1,7 @@
 """python -m benchmarks.head
 
 ilYOLOX's head mathematics (selection, matching, losses, and their gradients) in ciod against the same formulas written
-out image by image and object by object (``benchmarks.reference``), on the same outputs in the same run.
+as loops over images and objects (``benchmarks.reference``), on the same outputs in the same run.
 """
 
 from __future__ import annotations

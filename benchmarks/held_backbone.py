@@ -5,8 +5,8 @@ flipped) are computed once for all rows, so a row costs a third of a run. Prints
 old ones where new ones cannot be found (what is lost is then not confusion with new classes), and the relative change
 of the class tower's features at old objects of the first task's images, per level.
 
-FIRST is the folder of a run whose first task is finished, ROW a method and its settings: feature_replay,tie=0. For the
-choice of settings on development data; the numbers are not those of ``ciod train``, which trains the backbone, too.
+FIRST is the folder of a run whose first task is finished, a ROW is a method with settings: feature_replay,tie=0. It is
+for choosing settings on development data; the numbers are not those of ``ciod train``, which trains the backbone, too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """python -m benchmarks.loader
 
-Images a second the training loader delivers, with decoded pictures kept or made smaller and with loader processes,
-beside the images a second the network takes: the loader keeps up when its ratio is above 1. Pictures are made up, JPEG.
+Images per second that the training loader delivers, with decoded pictures kept or scaled down and loader processes,
+next to those that the network takes: the loader keeps up if its ratio is above 1. The pictures are synthetic JPEGs.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def pictures(folder: Path, count: int, width: int, height: int) -> Index:
 
 
 def rate(index: Index, size: int, batch: int, workers: int, cache: Cache, *, presize: bool = False) -> float:
-    """Images a second in the second epoch, when pictures that are kept are there."""
+    """Images per second in the second epoch, when the kept pictures are in memory."""
     loader = train_loader(
         index,
         TrainTransform(Augment(), size, 114),

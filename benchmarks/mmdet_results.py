@@ -43,13 +43,13 @@ def from_equal_weights(native: str) -> Iterator[None]:
     real = engine.start
 
     def start(settings: config.Run, *more: Any) -> tuple[Any, list[str]]:
-        detector, said = real(settings, *more)
+        detector, notes = real(settings, *more)
         if settings.detector.name.startswith("mmdet:"):
             chosen = settings.detector.model_copy(update={"name": native})
             own, _ = real(settings.model_copy(update={"detector": chosen}), *more)
             mmdet_files.fill(detector, mmdet_files.state_of(own), native)
         torch.manual_seed(settings.seed)  # building took more or fewer random numbers
-        return detector, said
+        return detector, notes
 
     engine.start = start
     try:
@@ -59,7 +59,7 @@ def from_equal_weights(native: str) -> Iterator[None]:
 
 
 def train(words: Sequence[str], out: Path, until: int | None = None) -> Path:
-    """Runs what is not finished there; ``until``: of so many tasks."""
+    """Runs what is not finished there; ``until``: number of tasks."""
     if not (out / ("results.json" if until is None else f"task-{until}/model.safetensors")).is_file():
         engine.train(config.load(None, [*words, f"out={out}"]), command=" ".join(words), until=until)
     return out

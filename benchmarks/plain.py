@@ -68,7 +68,7 @@ def collate(items: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, list[Te
 
 
 def loss(outputs: Outputs, boxes: list[Tensor], labels: list[Tensor]) -> Tensor:
-    """YOLOX's loss, image by image; divided by the number of matched positions in the batch."""
+    """YOLOX's loss, as a loop over images; divided by the number of matched positions in the batch."""
     assert outputs.objectness is not None
     total, matches = torch.zeros(()), 0
     for i, (box, label) in enumerate(zip(boxes, labels, strict=True)):

@@ -31,8 +31,8 @@ ENGINES: tuple[Engine, ...] = ("torch", "onnx")
 
 
 def largest_differences(one: list[Detections], other: list[Detections]) -> tuple[float, float, int]:
-    """Of scores, and of boxes in pixels, over detections in the order of their scores; and pictures whose detections
-    are not as many or of other classes."""
+    """The largest differences of scores, and of boxes in pixels, over detections in the order of their scores; and the
+    number of pictures whose detections differ in number or classes."""
     scores, boxes, others = 0.0, 0.0, 0
     for a, b in zip(one, other, strict=True):
         if a.labels.tolist() != b.labels.tolist():

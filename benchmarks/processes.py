@@ -24,26 +24,30 @@ from ciod.core.distributed import World, world
 from ciod.runs.environment import peak_memory_mb
 
 
-def stepper(args: argparse.Namespace, here: World) -> Callable[[], None]:
+def stepper(args: argparse.Namespace, process_group: World) -> Callable[[], None]:
     """One whole step on this process's share of the batch, gradients of all averaged."""
     torch.manual_seed(0)
     names = tuple(f"class {i}" for i in range(args.classes))
-    detector = detectors.build(names, name=args.detector, size=args.size, backbone_weights=None).to(here.device).train()
-    data = batch(args.batch // here.size, args.size, args.classes, 0, here.device)
-    return fine_tuning(detector, Train(optimizer="sgd", lr=1e-4), data, here)
+    detector = (
+        detectors.build(names, name=args.detector, size=args.size, backbone_weights=None)
+        .to(process_group.device)
+        .train()
+    )
+    data = batch(args.batch // process_group.size, args.size, args.classes, 0, process_group.device)
+    return fine_tuning(detector, Train(optimizer="sgd", lr=1e-4), data, process_group)
 
 
 def serve(args: argparse.Namespace) -> None:
     """As ``timing.serve``; the first process hears and speaks for all, and the others follow it."""
-    with world() as here:
-        step = stepper(args, here)
-        go = torch.ones(1, device=here.device)
-        if here.main:
+    with world() as process_group:
+        step = stepper(args, process_group)
+        go = torch.ones(1, device=process_group.device)
+        if process_group.main:
             print("ready", flush=True)
         while True:
-            if here.main:
+            if process_group.main:
                 go.fill_(float(bool(sys.stdin.readline())))
-            if here.size > 1:
+            if process_group.size > 1:
                 dist.broadcast(go, 0)
             if not go.item():
                 return
@@ -51,11 +55,11 @@ def serve(args: argparse.Namespace) -> None:
             for _ in range(3):  # the first wakes the others; of two more the quicker
                 began = time.perf_counter()
                 step()
-                if here.device.type == "cuda":
+                if process_group.device.type == "cuda":
                     torch.cuda.synchronize()
-                here.barrier()
+                process_group.barrier()
                 seconds.append(time.perf_counter() - began)
-            if here.main:
+            if process_group.main:
                 print(min(seconds[1:]), peak_memory_mb(), flush=True)
 
 

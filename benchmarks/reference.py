@@ -1,4 +1,4 @@
-"""ilYOLOX's head mathematics written out plainly: image by image, class by class, object by object.
+"""ilYOLOX's head mathematics written out plainly, as loops over images, classes and objects.
 
 This is the yardstick of ``benchmarks.head``: selection (CRS), SimOTA with the class cost expanded to candidates ×
 boxes × classes, losses and CKD as the formulas are printed (docs/methods/ilyolox.md), without any thought of speed.

@@ -27,7 +27,7 @@ print(time.process_time())
 """
 
 
-def seconds(argv: list[str], rounds: int, *, told: bool = False) -> float:
+def seconds(argv: list[str], rounds: int, *, printed: bool = False) -> float:
     """Median of the processes' own CPU time, to their end or until they say it: other work does not count."""
     spent = []
     for _ in range(rounds):
@@ -35,7 +35,7 @@ def seconds(argv: list[str], rounds: int, *, told: bool = False) -> float:
         done = subprocess.run([sys.executable, *argv], check=True, capture_output=True, text=True)
         after = os.times()
         whole = after.children_user + after.children_system - before.children_user - before.children_system
-        spent.append(float(done.stdout) if told else whole)
+        spent.append(float(done.stdout) if printed else whole)
     return statistics.median(spent)
 
 
@@ -52,7 +52,7 @@ def main() -> None:
             "import ciod": seconds(["-c", "import ciod"], rounds),
             "ciod --help": seconds(["-m", "ciod.cli", "--help"], rounds),
             "import torch": seconds(["-c", "import torch"], rounds),
-            "load and first prediction": seconds(["-c", PREDICT, str(model), str(picture)], rounds, told=True),
+            "load and first prediction": seconds(["-c", PREDICT, str(model), str(picture)], rounds, printed=True),
             "ciod predict": seconds(predict, rounds),
         }
     timing.tell([f"{name:26s} {value:.2f} s" for name, value in figures.items()], {"seconds": figures}, args.json)

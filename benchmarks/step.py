@@ -61,10 +61,10 @@ def updating(losses: Callable[[], Iterable[torch.Tensor]], optimizer: torch.opti
     return step
 
 
-def fine_tuning(detector: Detector, settings: Train, data: Batch, here: World) -> Callable[[], None]:
+def fine_tuning(detector: Detector, settings: Train, data: Batch, process_group: World) -> Callable[[], None]:
     """A step of plain fine-tuning, with the detector prepared as a run does it."""
-    speed.prepare(detector, settings, here)
-    forward = speed.student(detector, settings, here)
+    speed.prepare(detector, settings, process_group)
+    forward = speed.student(detector, settings, process_group)
 
     def losses() -> Iterable[torch.Tensor]:
         outputs = forward(data.images)
@@ -87,9 +87,9 @@ def awaken(detector: Detector, data: Batch, wanted: int) -> int:
         layer.bias.fill_(3.0)  # objects everywhere: the classes alone decide
     for rows in detector.class_layers():
         torch.nn.init.normal_(rows.tensor, 0, 0.2)
-    spread = detector.eval()(data.images).logits.std(1).mean()
+    deviation = detector.eval()(data.images).logits.std(1).mean()
     for rows in detector.class_layers():
-        rows.tensor *= 3 / spread  # positions of noise answer alike
+        rows.tensor *= 3 / deviation  # positions of noise answer alike
     outputs = detector(data.images)
     crs = ILYOLOX(only_old=False)  # there are no others yet
 

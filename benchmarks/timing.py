@@ -86,7 +86,9 @@ def apart(
     try:
         for name, argv in commands.items():
             running[name] = subprocess.Popen([sys.executable, "-m", *argv], **pipe)
-            _line(running[name], name)  # one after the other: what a process begins with disturbs nobody's steps
+            _line(
+                running[name], name
+            )  # one after the other: the start of one process does not disturb the steps of another
         for i in range(warm + rounds):
             for name, process in running.items():
                 assert process.stdin is not None

@@ -176,7 +176,7 @@ def _score(
     from ciod.evaluation.confusions import confusion
     from ciod.evaluation.detect import Scored
     from ciod.evaluation.detect import evaluate as run
-    from ciod.evaluation.lvis import doubts
+    from ciod.evaluation.lvis import metric_warnings
     from ciod.inference.quick import quick
 
     world = World(device=pick_device(device))
@@ -192,7 +192,7 @@ def _score(
         tuple(n for n in detector.class_names if n not in index.class_names),
         len(index),
         broken,
-        [*(f"{index.source}: {line}" for line in index.problems.lines()), *doubts(metric, index)],
+        [*(f"{index.source}: {line}" for line in index.problems.lines()), *metric_warnings(metric, index)],
         confusion(found, index, both) if index.federated is None else None,  # LVIS: it may be right without an object
     )
 
@@ -245,7 +245,7 @@ def _evaluation(
 
 
 def _in_common(detector: Detector, index: Index, data: str | Path, classes: Sequence[str] | None) -> tuple[str, ...]:
-    """Of ``classes`` (None: all) those that model and data both have. Raises CiodError without any."""
+    """Those of ``classes`` (None: all) that both model and data have. Raises CiodError if there are none."""
     from ciod.detectors.inference import mask_of
 
     both = tuple(n for n in index.class_names if n in detector.class_names)

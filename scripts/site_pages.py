@@ -36,7 +36,7 @@ def rewritten(text: str, folder: str, page: str) -> str:
     """Markdown whose relative links lead to pages of the site.
 
     Args:
-        text: the page as it stands in the repository.
+        text: the page in the repository, unchanged.
         folder: its folder there, relative to the root: ``""`` or ``docs/methods``.
         page: its path in the site.
     """

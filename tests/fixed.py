@@ -20,7 +20,7 @@ def logit(p) -> Tensor:
 
 
 class Returns:
-    """A network in eval mode that gives the same outputs whatever it sees, and counts how often it is asked."""
+    """A network in eval mode that returns the same outputs for any input, and counts its calls."""
 
     training = False
 
@@ -29,7 +29,7 @@ class Returns:
 
     @property
     def detector(self) -> Returns:
-        """As a teacher's: itself."""
+        """Itself, as ``Teacher.detector``."""
         return self
 
     def __call__(self, images: Tensor) -> Outputs:
@@ -38,7 +38,7 @@ class Returns:
 
 
 def outputs(logits, boxes, objectness, *, stride: float = 8.0, points=None) -> Outputs:
-    """Of one image or a batch; points default to the centres of the boxes of the first image."""
+    """Outputs of one image or a batch; points default to the centres of the boxes of the first image."""
     logits, boxes, objectness = (torch.as_tensor(t, dtype=torch.float32) for t in (logits, boxes, objectness))
     if logits.dim() == 2:
         logits, boxes, objectness = logits[None], boxes[None], objectness[None]
@@ -75,15 +75,15 @@ def task(old: tuple[str, ...], new: tuple[str, ...]) -> Task:
 def random_outputs(
     seed: int, classes: int, *, images: int = 2, size: int | tuple[int, int] = 64, grad: bool = False
 ) -> Outputs:
-    """Raw maps of a YOLOX at random, with boxes near their cells. ``size``: a side, or height and width."""
+    """Random outputs of a YOLOX, with boxes near their cells. ``size``: length of a side, or (height, width)."""
     from ciod.detectors.yolox import STRIDES, assemble
 
     g = torch.Generator().manual_seed(seed)
     height, width = (size, size) if isinstance(size, int) else size
 
-    def maps(channels: int, spread: float) -> list[Tensor]:
+    def maps(channels: int, scale: float) -> list[Tensor]:
         return [
-            (torch.randn(images, channels, height // s, width // s, generator=g) * spread).requires_grad_(grad)
+            (torch.randn(images, channels, height // s, width // s, generator=g) * scale).requires_grad_(grad)
             for s in STRIDES
         ]
 
@@ -91,7 +91,7 @@ def random_outputs(
 
 
 def boxes_at_random(seed: int, counts: list[int], *, classes: int, size: int = 64) -> Targets:
-    """``counts`` boxes an image, inside it, at least 4 pixels wide and high."""
+    """``counts[i]`` boxes in image i, inside it, at least 4 pixels wide and high."""
     rng = np.random.default_rng(seed)
     boxes, labels = [], []
     for n in counts:

@@ -191,7 +191,7 @@ def install(names: frozenset[str]) -> None:
         if key not in seen:
             seen.add(key)
             try:
-                # at once, as the process may be killed; opened anew, as tests count open files
+                # at once, as the process may be killed; opened each time, as tests count open files
                 file = _open(f"{folder}/{_pid()}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
                 _write(file, f"{key}\n".encode())
                 _close(file)
@@ -236,7 +236,7 @@ def pytest_load_initial_conftests(early_config) -> None:
     if "ciod" in sys.modules:
         raise RuntimeError("ciod was imported before tests.reached could see it")
     notes, hook = (Path(tempfile.mkdtemp(prefix=f"ciod-{what}-")) for what in ("reached", "hook"))
-    notes.chmod(0o777)  # some tests are nobody
+    notes.chmod(0o777)  # some tests run as ``nobody``
     hook.chmod(0o755)
     child = _CHILD.format(folder=FOLDER, file=str(Path(__file__).resolve()), names=sorted(people()))
     (hook / "sitecustomize.py").write_text(child)
@@ -290,8 +290,8 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
     lacking, every = missing(config), len(counted(config))
     without = "" if INSTALLED else f"without {' and '.join(ADAPTER)}, whose extra is not installed"
     where = config.getoption("reached") or without
-    said = f"{every - len(lacking)} of {every} errors and sentences for people were reached"
-    terminalreporter.write_line(f"{said} ({where})" if where else said)
+    summary = f"{every - len(lacking)} of {every} errors and sentences for people were reached"
+    terminalreporter.write_line(f"{summary} ({where})" if where else summary)
     for site in lacking:
         terminalreporter.write_line(f"  not: ciod/{site.file}:{site.line}: {' '.join(site.text.split())[:100]}")
     if lacking and whole_suite(config) and (skipped := absent(terminalreporter)):

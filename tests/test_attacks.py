@@ -138,7 +138,7 @@ def test_of_very_many_problems_some_are_shown():
 
 
 def test_an_unreadable_picture_is_scored_at_the_size_of_the_network(tmp_path):
-    """Annotated as 9,999,999 × 9,999,999 pixels: 300 TB that nobody must make."""
+    """Annotated as 9,999,999 × 9,999,999 pixels: 300 TB that must not be allocated."""
     (tmp_path / "a.jpg").write_bytes(b"no picture")
     save_image(tmp_path / "b.jpg", np.zeros((8, 8, 3), np.uint8))
     content = {**COCO, "images": [*COCO["images"], {"id": 2, "file_name": "b.jpg", "width": 8, "height": 8}]}
@@ -200,13 +200,13 @@ def test_a_model_file_starts_no_other_file(tmp_path, engine, command, name, monk
     monkeypatch.setattr(sys, "argv", ["ciod", *words])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    said = "".join(capfd.readouterr())
+    output = "".join(capfd.readouterr())
     own = "That is code, which a model file does not contain and may not start"
     wanted = own if ".py:" in name else "outside the model"
     if command in ("list", "compare"):  # nothing is built, or by processes of its own
-        assert "Traceback" not in said
+        assert "Traceback" not in output
     else:
-        assert ended.value.code == 2 and wanted in said
+        assert ended.value.code == 2 and wanted in output
     assert engine == [] and not (tmp_path / "canary").exists()
 
 

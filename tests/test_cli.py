@@ -170,7 +170,7 @@ def test_unreadable_words_are_reported_with_the_other_problems(run, pets, model)
 
 
 def test_the_path_of_a_data_set_may_be_any_bytes(run, pets, tmp_path):
-    """Bytes that are no UTF-8: data may lie there; models may not be written there, which is said at once."""
+    """Paths that are not UTF-8: data may be there; models cannot be written there, which gives an error at once."""
     strange = tmp_path / os.fsdecode(b"pets-\xff")
     shutil.copytree(pets, strange)
     words = ["split=2+1", "detector=yolox-pico", "size=64", "epochs=1", "batch=2", "method=finetune", "device=cpu"]
@@ -323,7 +323,7 @@ def test_eval_replaces_no_file_but_its_own(run, model, pets, tmp_path):
 
 
 def test_list_describes_a_checkpoint(run, tmp_path):
-    """Of another project: what ciod takes it for, and what can be done with it. 80 classes have COCO's names."""
+    """One of another project: how ciod interprets it, and what can be done with it. 80 classes get COCO's names."""
     for classes, words in ((80, "they are taken to be COCO's 80"), (3, "3 classes without names")):
         made = detectors.build([str(i) for i in range(classes)], name="yolox-nano")
         path = tmp_path / f"{classes}.pth"
@@ -358,11 +358,11 @@ def test_a_pickled_model_is_never_run(run, pets, tmp_path, monkeypatch):
 
 def test_eval_scores_what_it_cannot_read_as_empty(run, model, pets, tmp_path):
     shutil.copytree(pets, tmp_path / "data")
-    torn = tmp_path / "data" / "images" / "000002.png"
-    torn.write_bytes(torn.read_bytes()[:60])
+    damaged = tmp_path / "data" / "images" / "000002.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
     code, out, err = run("eval", str(model), f"data={tmp_path / 'data'}", "device=cpu")
     assert code == 0, err
-    assert f"unreadable, scored as empty: {torn}" in out and "4 images, 2 classes" in out
+    assert f"unreadable, scored as empty: {damaged}" in out and "4 images, 2 classes" in out
 
 
 def test_eval_without_a_class_in_common(run, model, tmp_path):
@@ -398,7 +398,7 @@ def test_ap_of_the_real_nano_is_the_independent_evaluators(run, weights, dataset
 
 def test_predict_writes_pictures_and_json(run, model, pets, tmp_path):
     save_image(tmp_path / "in" / "000001.png", np.zeros((30, 50, 3), np.uint8))  # the same name from another folder
-    (tmp_path / "in" / "torn.jpg").write_bytes(b"torn")
+    (tmp_path / "in" / "damaged.jpg").write_bytes(b"damaged")
     words = [str(pets / "images"), str(tmp_path / "in"), f"out={tmp_path / 'out'}", "score=0.0001", "device=cpu"]
     code, out, err = run("predict", str(model), *words)
     assert code == 0, err
@@ -412,13 +412,13 @@ def test_predict_writes_pictures_and_json(run, model, pets, tmp_path):
     height, width = read_image(found[0]["image"]).shape[:2]
     assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
     assert read_image(tmp_path / "out" / "000001.jpg").ndim == 3
-    assert "5 files →" in out and "torn.jpg: cannot be read, left out" in err
+    assert "5 files →" in out and "damaged.jpg: cannot be read, left out" in err
 
 
 def test_predict_of_nothing_readable(run, model, tmp_path):
-    files = [tmp_path / "torn.jpg", tmp_path / "torn.mp4"]
+    files = [tmp_path / "damaged.jpg", tmp_path / "damaged.mp4"]
     for file in files:
-        file.write_bytes(b"torn")
+        file.write_bytes(b"damaged")
     code, _, err = run("predict", str(model), *map(str, files), f"out={tmp_path / 'out'}")
     assert code == 2 and "None of the files could be read" in err
     assert not (tmp_path / "out").exists()
@@ -433,7 +433,7 @@ def test_predict_in_a_folder_without_pictures(run, model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         ([], ["detectors", "methods", "scenarios", "settings"]),
         (["detectors"], ["yolox-nano", "0.9 M", "objectness"]),
@@ -444,10 +444,10 @@ def test_predict_in_a_folder_without_pictures(run, model, tmp_path):
     ],
     ids=["nothing", "detectors", "methods", "scenarios", "settings", "environment"],
 )
-def test_list(run, words, said):
+def test_list(run, words, expected):
     code, out, err = run("list", *words)
     assert code == 0, err
-    for part in said:
+    for part in expected:
         assert part in out, part
 
 

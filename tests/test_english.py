@@ -1,4 +1,4 @@
-"""Plain English: phrases and names that were hard to understand must not come back, in the code or in the docs."""
+"""Plain English: phrases and names that were hard to understand must not come back, in code, tests or docs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *(ROOT / f for f in ("README.md", "CONTRIBUTING.md", "SECURITY.md"))])
-MODULES = sorted((ROOT / "ciod").rglob("*.py"))
+PAGES = sorted(
+    [
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "ciod").rglob("*.j2"),
+        *(ROOT / f for f in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    ]
+)
+MODULES = sorted(
+    p
+    for folder in ("ciod", "tests", "benchmarks", "scripts", "examples")
+    for p in (ROOT / folder).rglob("*.py")
+    if p != Path(__file__)
+)
 
 UNIT = (
     "batch|cell|class|epoch|frame|group|image|kind|layer|level|line|method|name|picture|position|process|run|second|seed|"
@@ -49,7 +60,7 @@ PHRASES = {  # regular expression → what to write instead
     r"\bgo together\b": "are compatible",
     r"\bknows? no\b": "has no, does not know",
     r"does not name\b": "has no names of",
-    r"\bnobody\b": "say what does not happen",
+    r"(?<!`)\bnobody\b": "say what does not happen",
     r"what there (is|was)\b": "name it",
     r"\b(seed by seed|element by element|position by position)\b": "per ...",
     r"\b(image by image|level by level|class by class)\b": "per ...",
@@ -106,8 +117,15 @@ PHRASES = {  # regular expression → what to write instead
     r"\bis a sentence\b": "gives an error message",
     r"\b(the same|equal|rounding|runs?) but for\b|\bbut for rounding\b": "except for",
     r"\bthrown off\b": "loses",
+    r"(?<!there )\b(is|are|was|were) no (?!longer|more|less|better)[\w'`]+ (that|which|of)\b": "is not a",
+    r"(?<!there )\b(is|are|was|were) no (background|weights?|forgetting|warning|error|ranking|rounding)\b": "is not",
+    r"\bis there already\b": "already exists",
+    r"\bafresh\b": "again, newly",
+    r"\bthat very\b": "exactly that",
+    r"\(said by\b": "from, stated by",
+    r'^\s*"""Of ': "name what it is, not only of what",
 }
-NAMES = frozenset({"said", "here", "taking", "earlier", "usual", "spread", "begun"})
+NAMES = frozenset({"said", "told", "here", "taking", "earlier", "usual", "spread", "begun", "doubts"})
 WORDS = frozenset({"said", "told", "torn", "nought", "nobody", "whose", "begun", "seldom", "anew"})  # in names of tests
 MODULE_NAMES = frozenset(
     {"columns", "doubt", "drawn", "extra", "found", "garbage", "lattice", "machine", "sentences", "teaching", "words"}

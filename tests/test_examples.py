@@ -72,7 +72,7 @@ def served(place, monkeypatch) -> tuple[list, dict]:
 
 
 class Old:
-    """The parts of label-studio-ml that the example uses: nobody calls ``setup``, and pictures have an address only."""
+    """The parts of label-studio-ml that the example uses: no ``setup``, and pictures have only an address."""
 
     def get_local_path(self, url: str, project_dir: str | None = None) -> str:
         return url.partition("?d=")[2]

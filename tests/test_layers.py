@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 import ciod
+from ciod.config.load import load
+from ciod.data.shapes.scenes import write_shapes
 from ciod.runs import fingerprints
+from ciod.runs.run import train
 from tests.layers import LAYERS, circle, floors, imports, modules, picture, upward
 
 ROOT = Path(ciod.__file__).parent
@@ -40,11 +44,48 @@ def test_the_picture_in_the_docs_is_that_of_the_code(found):
     assert block[1] == picture(found), "write the output of python -m tests.layers into docs/architecture.md"
 
 
-def test_one_step_crosses_at_most_nine_files_and_each_exists():
+def walk() -> tuple[set[str], set[str]]:
+    """The page's files of a training step: those of the numbered walk; those, or folders, that they call."""
     section = PAGE.read_text(encoding="utf-8").partition("## How one training step runs")[2].partition("\n## ")[0]
-    files = set(re.findall(r"`ciod/([\w/]+\.py)`", section))
+    steps, _, called = section.partition("These files call others")
+    return set(re.findall(r"`ciod/([\w/]+\.py)`", steps)), set(re.findall(r"`([\w/]+(?:\.py|/))`", called))
+
+
+def test_one_step_crosses_at_most_nine_files_and_each_exists():
+    files, called = walk()
     assert 5 <= len(files) <= 9
-    assert [f for f in files if not (ROOT / f).is_file()] == []
+    assert [f for f in files | called if not (ROOT / f).exists()] == []
+
+
+class Profile(ciod.Hooks):
+    """Notes the files of ciod that run from the end of the first step of the second task to the end of the second."""
+
+    def __init__(self):
+        self.files: set[str] = set()
+
+    def on_step(self, at, row):
+        if at.task == 1:
+            sys.setprofile(self.note if at.done == 1 else None)
+
+    def on_end(self, at):
+        sys.setprofile(None)
+
+    def note(self, frame, event, argument):
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and path.is_relative_to(ROOT):
+            self.files.add(path.relative_to(ROOT).as_posix())
+
+
+def test_the_files_of_a_step_are_those_of_the_page(tmp_path):
+    data = write_shapes(tmp_path / "data", train=8, val=2, size=64)
+    words = ["split=6+4", "detector=yolox-pico", "size=64", "epochs=1", "batch=2", "method=ilyolox", "log_every=1",
+             "workers=0", "method.center_score=0", "method.other_score=0", "device=cpu"]  # fmt: skip
+    profile = Profile()
+    train(load(None, [*words, f"data={data}", f"out={tmp_path / 'run'}"]), hooks=[profile])
+    files, called = walk()
+    assert files - profile.files == set(), "the page has a file that does not run"
+    folders = tuple(f for f in called if f.endswith("/"))
+    assert {f for f in profile.files - files - called if not f.startswith(folders)} == set()
 
 
 def test_the_code_fingerprint_of_a_run_covers_all_that_it_stands_on(found):

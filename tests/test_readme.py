@@ -1,4 +1,4 @@
-"""What the README shows must run as it stands there, on real photographs in every format."""
+"""The code of the README must run unchanged, on real photographs in every format."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_train_example_for_each_format(photographs, monkeypatch):
 
 
 def test_the_comparison_is_one_command(tmp_path, monkeypatch):
-    """As it stands, up to training: three methods and the bound, three seeds, a shared first task each."""
+    """Unchanged, up to training: three methods and the bound, three seeds, a shared first task each."""
     from ciod.comparison import outcome, plan, schedule
     from ciod.runs import start
 

@@ -105,7 +105,7 @@ def test_the_canary_sings(tmp_path):
 
 
 def test_a_signed_state_with_code_is_refused_too(tmp_path):
-    """A checksum shows damage; against intent stands the reader, which knows no code."""
+    """A checksum shows damage; against an attack the reader protects, because it runs no code from the file."""
     path = tmp_path / "last" / "state.pt"
     checkpoint.save_state(path, {"task": Canary(tmp_path / "canary")})
     with pytest.raises(checkpoint.Damaged, match=r"cannot be read \(UnpicklingError"):

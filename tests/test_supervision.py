@@ -28,7 +28,7 @@ def three(scores=((0.1, 0.1, 0.1),) * 3):
 
 
 def first_matched(targets: Targets) -> Matches:
-    """Position 0 answers for target 0."""
+    """Position 0 is matched with target 0."""
     n = len(targets.boxes)
     positive = torch.tensor([[True, False, False]]).expand(n, -1)
     zero = torch.zeros(n, 1, dtype=torch.long)
@@ -39,36 +39,36 @@ def one_box(**more) -> Targets:
     return replace(Targets.pad([BOXES[:1]], [torch.tensor([0])]), **more)
 
 
-def test_nothing_left_open_masks_nothing():
-    said = L.supervise(three(), one_box(), first_matched(one_box()))
-    assert said.counted.all() and said.matched.all()
-    assert said.channels is None and said.positions is None and said.objectness is None
+def test_complete_labels_mask_nothing():
+    supervision = L.supervise(three(), one_box(), first_matched(one_box()))
+    assert supervision.counted.all() and supervision.matched.all()
+    assert supervision.channels is None and supervision.positions is None and supervision.objectness is None
 
 
-def test_a_class_that_is_not_drawn_spares_detections_of_the_student():
+def test_a_class_that_is_not_labelled_spares_detections_of_the_student():
     # Position 1 looks like a bee, position 2 like a cow, position 0 (matched) like a bee too.
     looks = three([[0.1, 0.9, 0.1], [0.1, 0.31, 0.1], [0.1, 0.1, 0.9]])
     targets = one_box(known=torch.tensor([[True, False, True]]))
-    said = L.supervise(looks, targets, first_matched(targets))
-    assert said.channels is not None and said.at_matches is None
-    # A drawn box is of its own class and of no other, also of none that is not drawn.
-    assert said.channels.tolist() == [[[True, True, True], [True, False, True], [True, False, True]]]
-    assert said.positions is None
-    assert said.objectness is not None and said.objectness.tolist() == [[True, False, True]]
+    supervision = L.supervise(looks, targets, first_matched(targets))
+    assert supervision.channels is not None and supervision.at_matches is None
+    # A labelled box is of its own class and of no other class, labelled or not.
+    assert supervision.channels.tolist() == [[[True, True, True], [True, False, True], [True, False, True]]]
+    assert supervision.positions is None
+    assert supervision.objectness is not None and supervision.objectness.tolist() == [[True, False, True]]
 
 
 def test_a_doubtful_box_is_neither_positive_nor_negative():
     targets = one_box(doubtful=torch.tensor([[True]]))
-    said = L.supervise(three(), targets, first_matched(targets))
-    assert not said.counted.any() and not said.matched.any()
-    assert said.positions is not None and said.positions.tolist() == [[False, True, True]]
+    supervision = L.supervise(three(), targets, first_matched(targets))
+    assert not supervision.counted.any() and not supervision.matched.any()
+    assert supervision.positions is not None and supervision.positions.tolist() == [[False, True, True]]
 
 
 def test_without_background_only_matches_count():
     targets = one_box(background=torch.tensor([False]))
-    said = L.supervise(three(), targets, first_matched(targets))
-    assert said.counted.all()
-    assert said.objectness is not None and said.objectness.tolist() == [[True, False, False]]
+    supervision = L.supervise(three(), targets, first_matched(targets))
+    assert supervision.counted.all()
+    assert supervision.objectness is not None and supervision.objectness.tolist() == [[True, False, False]]
 
 
 def gradients(detector, targets: Targets, **arguments):
@@ -91,7 +91,7 @@ def family(request):
 
 
 def class_gradient(detector, targets: Targets, mask=None):
-    """Of the class loss on the logits of a picture of noise, and which positions are matched.
+    """The gradient of the class loss on the logits of a picture of noise, and the matched positions.
 
     Args:
         mask: what ``channels`` to give, from the matches.

@@ -64,9 +64,9 @@ def test_a_strict_type_checker_sees_the_types_of_the_installed_wheel(tmp_path, m
     (user / "pyrightconfig.json").write_text('{"typeCheckingMode": "strict", "include": ["script.py"]}')
     words = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", str(python)]
     done = subprocess.run(words, cwd=user, capture_output=True, text=True)
-    said = json.loads(done.stdout)["generalDiagnostics"]
-    assert [m["message"] for m in said if m["severity"] != "information"] == []
-    types = dict(re.findall(r'Type of "(.+?)" is "(.+)"', "\n".join(m["message"] for m in said)))
+    diagnostics = json.loads(done.stdout)["generalDiagnostics"]
+    assert [m["message"] for m in diagnostics if m["severity"] != "information"] == []
+    types = dict(re.findall(r'Type of "(.+?)" is "(.+)"', "\n".join(m["message"] for m in diagnostics)))
     assert set(types) == set(REVEALED)
     unknown = {name: kind for name, kind in types.items() if kind in ("Any", "Unknown") or "Unknown" in kind}
     assert unknown == {}

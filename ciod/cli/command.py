@@ -43,8 +43,8 @@ def command(name: str, *, heavy: bool = True) -> Callable[[Callable[..., Any]], 
                             importlib.import_module("torchvision")
                     content = function(*args, **kwargs) or {}
             except BaseException as error:
-                if wants_json and (told := _failure(error)):
-                    _write(out, name, told)
+                if wants_json and (message := _failure(error)):
+                    _write(out, name, message)
                 raise
             if wants_json:
                 _write(out, name, content)
@@ -79,7 +79,7 @@ def interruptible(then: str = "run the same command again to resume from the las
 
 
 def _failure(error: BaseException) -> dict[str, Any] | None:
-    """What is written about an error; None: it is one of ciod, which has a traceback."""
+    """The message about an error; None: it is a bug of ciod, which gets a traceback."""
     if isinstance(error, CiodError):
         problems = error.problems if isinstance(error, ConfigError) else [str(error)]
         return {"error": str(error), "problems": problems, "exit_code": getattr(error, "exit_code", 2)}

@@ -35,13 +35,13 @@ def setting(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def _values(key: str, start: str) -> list[str]:
-    """Of a setting with a list of them; after the last comma of several."""
+    """Completions of a setting with a list of values; of several values, of the last one."""
     done, comma, last = start.rpartition(",")
     return [f"{done}{comma}{v}" for v in _words()["values"].get(key, []) if v.startswith(last)]
 
 
 def topic(incomplete: str) -> list[str]:
-    """Of ``ciod list``."""
+    """Completions of the topic of ``ciod list``."""
     return [t for t in _words()["topics"] if t.startswith(incomplete)]
 
 

@@ -23,7 +23,7 @@ class Block:
     """Fold and class order, by full key; empty if they are the same in all repetitions."""
 
     def content(self) -> dict[str, Any]:
-        """As in compare.json."""
+        """The entry in compare.json."""
         return {"seed": self.seed, **{k.removeprefix("protocol."): v for k, v in self.settings.items()}}
 
     def words(self) -> str:

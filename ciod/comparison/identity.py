@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ciod.core.version import __version__
+from ciod.methods import DEFAULT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +34,7 @@ def facts(
 
     flat = environment.fingerprint(settings)
     files = {k: _file(flat.get(f"detector.{k}")) for k in ("weights", "backbone_weights")}
-    method = None if first else str(settings.method.get("name", "ilyolox"))
+    method = None if first else str(settings.method.get("name", DEFAULT))
     return {
         "settings": environment.first_task(flat) if first else flat,
         "groups": [list(g) for g in groups],

@@ -20,7 +20,7 @@ from ciod.core.distributed import World, pick_device
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.files import is_file
 from ciod.core.plural import counted
-from ciod.core.user_code import told
+from ciod.core.user_code import user_errors
 from ciod.data.index import Index
 from ciod.data.scenarios import subsets
 from ciod.data.scenarios.scenario import Scenario
@@ -216,7 +216,7 @@ class _Builder:
     cache: Path
     command: str
     start: Start | None = None
-    """What is trained already when the runs start; None: not known yet."""
+    """The parts that are pretrained when the runs start; None: not known yet."""
     why: list[str] = field(default_factory=list)
     materials: dict[str, _Material] = field(default_factory=dict)
     scenarios: dict[str, Scenario] = field(default_factory=dict)
@@ -288,7 +288,7 @@ class _Builder:
         """Label of each method that needs a first task of its own → why."""
         found: dict[str, str] = {}
         for e in (e for e in self.entries if e.name != "joint" and self.tasks > 1):
-            with told(e.name):
+            with user_errors(e.name):
                 run = config.load(None, {**self.base, **self.blocks[0].settings, **given.of_method(e)})
                 reason = first_task.why(methods.make(run.method))
             if reason:

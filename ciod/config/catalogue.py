@@ -29,7 +29,7 @@ class Setting:
     section: str
     """Dotted; "" at the top."""
     key: str
-    """As it is written in full: ``train.epochs``."""
+    """The full name: ``train.epochs``."""
     kind: str
     """Its type and limits: ``integer ≥ 1``; several kinds are separated by "or"."""
     default: str

@@ -13,7 +13,7 @@ from ciod.config import outputs
 from ciod.config.settings import DetectorSettings, MemorySettings, PoolSettings, Run, Train
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.core.files import exists, expanded, is_file, is_folder, is_loop, is_model, near_path
-from ciod.core.user_code import UserCodeError, told, where
+from ciod.core.user_code import UserCodeError, user_errors, where
 from ciod.core.validation_messages import problems_of
 from ciod.data.scenarios import folds, lists
 from ciod.data.scenarios.protocol import Protocol
@@ -43,7 +43,7 @@ def method(tree: dict[str, Any]) -> list[str]:
         cls = methods.find(str(name))
     except CiodError as e:
         return [*problems, str(e)]
-    with told(str(name)):
+    with user_errors(str(name)):
         method, complaints = method_of(cls, settings)
         problems += complaints
         needs, exact = (cls.needs, False) if method is None else (method.requires(), method.exact_teacher)

@@ -125,7 +125,7 @@ class Export(Section):
     max_detections: Positive | None = None
     """With ``nms``: largest number of detections per picture, the best first; None: 100."""
     overwrite: Annotated[bool, NO_RESULT] = False
-    """True: replaces a file that is no earlier export of ciod, too."""
+    """True: also replaces a file that 'ciod export' did not write."""
     images: Annotated[str | None, NO_RESULT] = None
     """Folder of pictures to compare graph and model on."""
     tolerance: Annotated[Annotated[float, Field(gt=0, le=1)] | None, NO_RESULT] = None
@@ -144,7 +144,7 @@ class ExportMMDet(Section):
     mmdet: Annotated[str, NO_RESULT]
     """The folder for config and checkpoint."""
     overwrite: Annotated[bool, NO_RESULT] = False
-    """True: replaces a config or checkpoint that is no earlier export of ciod, too."""
+    """True: also replaces a config or checkpoint that 'ciod export' did not write."""
     size: Size | None = None
     """Side of the input in pixels; None: the model's own."""
     names: Names | None = None
@@ -157,7 +157,7 @@ class ExportHF(Section):
     hf: Annotated[str, NO_RESULT]
     """The folder that transformers loads."""
     overwrite: Annotated[bool, NO_RESULT] = False
-    """True: replaces a folder that is no earlier export of ciod, too."""
+    """True: also replaces a folder that 'ciod export' did not write."""
     size: Size | None = None
     """Side of the input in pixels; None: the model's own."""
     names: Names | None = None
@@ -225,7 +225,7 @@ EVAL = Table(Eval, {"json": "json_file"})
 PREDICT = Table(Predict)
 EXPORT = Table(Export)
 EXPORTS = {"mmdet": Table(ExportMMDet), "hf": Table(ExportHF)}
-"""Of ``ciod export``: the setting that names a folder → the settings beside it."""
+"""Formats of ``ciod export`` that are a folder: the setting with the folder → the other settings of the format."""
 CHECK = Table(Check)
 CHECK_CODE = Table(CheckCode)
 DEMO = Table(Demo)

@@ -24,7 +24,7 @@ class Effect:
 NO_RESULT = Effect("nothing")
 """Changes neither the weights nor the results of a run: it may differ when a run is resumed."""
 LATER_TASKS = Effect("later tasks")
-"""Changes nothing of the first task: runs that differ in it can share one."""
+"""Does not affect the first task: runs that differ in it can share one."""
 
 
 def marked(model: type[BaseModel], mark: Effect) -> frozenset[str]:

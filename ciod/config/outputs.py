@@ -69,7 +69,7 @@ def comparison_folder(key: str, folder: Path) -> list[str]:
         return [f"{key}: {folder} holds a single run (ciod train or extend), no comparison; choose another {key}=."]
     foreign = [] if key != "out" or of_comparison(folder) else [n for n in COMPARED if os.path.lexists(folder / n)]
     if foreign:
-        return [f"{key}: {folder / foreign[0]} is there already, and is not of a comparison; choose another {key}=."]
+        return [f"{key}: {folder / foreign[0]} exists already and is not of a comparison; choose another {key}=."]
     return []
 
 

@@ -221,7 +221,7 @@ def read(
     others, given, problems = split(words, table)
     found, more = table.settings(given)
     problems += more
-    problems += untold(table.problems(found), problems)
+    problems += unreported(table.problems(found), problems)
     if plain is not None:
         problems += [f"{plain}; '{w}' is neither a setting nor needed." for w in others]
     if problems:
@@ -230,9 +230,9 @@ def read(
     return others, {k: getattr(values, k) for k in found if getattr(values, k) is not None}, []
 
 
-def untold(problems: Sequence[str], told: Sequence[str]) -> list[str]:
-    """The problems of settings that have no problem in ``told`` yet."""
-    keys = {p.partition(":")[0] for p in told}
+def unreported(problems: Sequence[str], reported: Sequence[str]) -> list[str]:
+    """The problems of settings that have no problem in ``reported`` yet."""
+    keys = {p.partition(":")[0] for p in reported}
     return [p for p in problems if p.partition(":")[0] not in keys and p.partition("=")[0] not in keys]
 
 

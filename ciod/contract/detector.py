@@ -136,7 +136,7 @@ def rows(s: Subject) -> Iterator[str]:
             at = s.at("class_layers")
             yield f"{at}: the {kind} rows do not cover the classes 0 to 5 once in each layer: {spans}."
     if missing := [r.name for r in found if r.name not in state]:
-        yield f"{s.at('class_layers')} lists {missing[0]}, which is no tensor of the detector."
+        yield f"{s.at('class_layers')} lists {missing[0]}, which is not a tensor of the detector."
 
 
 def classes(s: Subject) -> Iterator[str]:
@@ -323,7 +323,7 @@ def processes(s: Subject) -> Iterator[str]:
 
 
 def _gradients(s: Subject, detector: Detector, part: slice = slice(0, 4)) -> dict[str, Tensor]:
-    """Of one step with pictures that have 3, 0, 1 and 2 boxes."""
+    """The gradients of one step with pictures that have 3, 0, 1 and 2 boxes."""
     t = s.boxes([3, 0, 1, 2], seed=4)
     targets = type(t)(t.boxes[part], t.labels[part], t.valid[part])
     out = still(detector.train())(s.pictures(4)[part])

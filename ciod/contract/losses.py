@@ -88,7 +88,7 @@ def _wrong(s: Subject, losses: Any) -> Iterator[str]:
         return
     for name, value in losses.items():
         if not isinstance(name, str) or not isinstance(value, Tensor) or value.dim():
-            yield f"{s.at('loss')}: {name!r} is no scalar tensor; take the sum or mean, and no .item()."
+            yield f"{s.at('loss')}: {name!r} is not a scalar tensor; take the sum or mean, and no .item()."
         elif value.dtype != torch.float32:
             yield f"{s.at('loss')}: '{name}' is {value.dtype}; losses are float32."
         elif not bool(value.isfinite()):
@@ -137,7 +137,7 @@ def channels(s: Subject) -> Iterator[str]:
 
 
 def incomplete(s: Subject) -> Iterator[str]:
-    """What is not labelled gives no gradient: losses.supervise."""
+    """Unlabelled objects give no gradient: ``losses.supervise``."""
     detector = s.make()
     out, targets, _ = s.matched(detector, (3, 0))
     out = replace(out, logits=out.logits.detach().requires_grad_())
@@ -150,14 +150,14 @@ def incomplete(s: Subject) -> Iterator[str]:
     if gradient(replace(targets, background=torch.tensor([True, False])))[1].any():
         yield f"{at}: a picture without labels (targets.background) is learnt as background."
     doubtful = gradient(replace(targets, doubtful=torch.ones_like(targets.valid)))
-    drawn = detector.match(out, targets).positive[0]
-    if doubtful[0, drawn].any():
+    matched = detector.match(out, targets).positive[0]
+    if doubtful[0, matched].any():
         yield f"{at}: positions of doubtful boxes (targets.doubtful) get a gradient of the class loss."
     if s.regions:
-        return  # a class that is not drawn counts as background
-    undrawn = gradient(replace(targets, known=torch.tensor([[True, False, True], [True] * 3])))
-    if undrawn[0, ~drawn, 1].any() or not undrawn[0, :, 2].any():
-        yield f"{at}: a class that is not drawn in a picture (targets.known) is learnt as background there."
+        return  # a class that is not labelled counts as background
+    unlabelled = gradient(replace(targets, known=torch.tensor([[True, False, True], [True] * 3])))
+    if unlabelled[0, ~matched, 1].any() or not unlabelled[0, :, 2].any():
+        yield f"{at}: a class that is not labelled in a picture (targets.known) is learnt as background there."
 
 
 class _Called(TorchDispatchMode):

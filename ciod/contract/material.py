@@ -1,4 +1,4 @@
-"""What the checks work with: small pictures and boxes, the same each time, and the detector under them."""
+"""Inputs of the checks: small pictures and boxes, the same each time, and the detector that is checked."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class _Run:
         self.s, self.method = s, (cls or s.cls).model_validate(settings or {})
         self.student = s.detector.make(())
         self.teacher: Detector | None = None
-        self.told: list[str] = []
+        self.warned: list[str] = []
 
     def begin(self, task: int) -> None:
         """The first task or the second, up to its first step."""
@@ -127,7 +127,7 @@ class _Run:
             self.begin(task)
             found = [self.step(i) for i in range(STEPS)]
             self.method.end_task(self.task)
-            self.told += [w for w in self.checks.warnings if w not in self.told]
+            self.warned += [w for w in self.checks.warnings if w not in self.warned]
         return found
 
 
@@ -135,7 +135,7 @@ def tasks(s: Subject) -> Iterator[str]:
     """Two tasks train: super() calls, names and values of losses, a state that can be saved, and no waiting."""
     run = _Run(s)
     run.train()
-    yield from run.told
+    yield from run.warned
 
 
 def forwards(s: Subject) -> Iterator[str]:

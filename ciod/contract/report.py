@@ -1,4 +1,4 @@
-"""What checks found."""
+"""The results of checks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from ciod.core.errors import CiodError
 from ciod.core.plural import counted
-from ciod.core.user_code import UserCodeError, told, told_of
+from ciod.core.user_code import UserCodeError, describe, user_errors
 
 State = Literal["kept", "broken", "not checked"]
 S = TypeVar("S")
@@ -43,7 +43,7 @@ class Report:
         return any(c.state == "broken" for c in self.checks)
 
     def lines(self) -> list[str]:
-        """For people: one line per check, and below it what breaks."""
+        """Text for the terminal: one line per check, and below it what breaks."""
         width = max(len(c.state) for c in self.checks)
         lines = [line for c in self.checks for line in (f"{c.state:{width}}  {c.promise}", *_below(c, width))]
         wrong = sum(c.state == "broken" for c in self.checks)
@@ -51,7 +51,7 @@ class Report:
         return [*lines, f"{self.name}: {end}"]
 
     def content(self) -> list[dict[str, Any]]:
-        """For ``--json``."""
+        """The entries for ``--json``."""
         return [{"name": c.name, "state": c.state, "sentences": c.sentences} for c in self.checks]
 
 
@@ -90,7 +90,7 @@ def sentences_of(check: Check[S], subject: S, name: str, kind: str) -> list[str]
     """
     found: list[str] = []
     try:
-        with told(name, kind):
+        with user_errors(name, kind):
             for sentence in check(subject):
                 if sentence not in found:
                     found.append(sentence)
@@ -103,5 +103,5 @@ def sentences_of(check: Check[S], subject: S, name: str, kind: str) -> list[str]
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError, AssertionError) as error:
         if found:  # it follows from what was found before
             return found
-        found.append(f"ciod cannot work with what it returns: {told_of(error)}.")
+        found.append(f"ciod cannot work with what it returns: {describe(error)}.")
     return found

@@ -144,8 +144,8 @@ def supervise(
         counted, matched = counted & ~doubtful, matched & ~doubtful
         positions = ~bx.marked(matches.position, doubtful, size)
     if targets.background is not None:
-        spoken = matches.positive | targets.background[:, None]
-        positions = spoken if positions is None else positions & spoken
+        in_loss = matches.positive | targets.background[:, None]
+        positions = in_loss if positions is None else positions & in_loss
     objectness = positions
     if targets.known is not None:
         known = targets.known[:, None, :]
@@ -153,6 +153,6 @@ def supervise(
         mask = labelled if mask is None else mask & labelled
         if outputs.objectness is not None:
             seen = outputs.scores().detach().masked_fill(known, 0).amax(2) >= SPARE
-            spoken = matches.positive | ~seen
-            objectness = spoken if objectness is None else objectness & spoken
+            in_loss = matches.positive | ~seen
+            objectness = in_loss if objectness is None else objectness & in_loss
     return Supervision(counted, matched, mask, at_matches, positions, objectness)

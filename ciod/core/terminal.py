@@ -36,14 +36,14 @@ def counting(
             job = bar.add_task(title, total=total)
             yield lambda n: bar.advance(job, n)
         return
-    done, told = 0, time.monotonic()
+    done, reported_at = 0, time.monotonic()
 
     def count(n: int) -> None:
-        nonlocal done, told
+        nonlocal done, reported_at
         done += n
         now = time.monotonic()
-        if now - told >= every and done < total:
-            told = now
+        if now - reported_at >= every and done < total:
+            reported_at = now
             place.print(f"{prefix}{title}: {done} of {total}", markup=False, soft_wrap=True)
 
     yield count

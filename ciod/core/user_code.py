@@ -99,7 +99,7 @@ def where(cls: type, name: str | None = None) -> str:
 
 
 @contextmanager
-def told(name: str, kind: str = "method") -> Generator[None, None, None]:
+def user_errors(name: str, kind: str = "method") -> Generator[None, None, None]:
     """Turns exceptions from the file of ``name`` (``path.py:Class``) into a UserCodeError; others are not changed.
 
     Raises:
@@ -117,10 +117,10 @@ def told(name: str, kind: str = "method") -> Generator[None, None, None]:
         at = _last_line(error.__traceback__, file)
         if at is None or not (isinstance(error, Exception) or type(error) is SystemExit):
             raise
-        raise UserCodeError(f"{kind} {name}: {told_of(error)} in {at[1]} ({file}, line {at[0]}).") from error
+        raise UserCodeError(f"{kind} {name}: {describe(error)} in {at[1]} ({file}, line {at[0]}).") from error
 
 
-def told_of(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """A description of an exception: type and message in one line, with advice for pydantic errors."""
     if type(error) is SystemExit:
         return "sys.exit() was called; it ends the whole program"
@@ -144,7 +144,7 @@ def told_of(error: BaseException) -> str:
 def import_fault(error: BaseException, file: str) -> str:
     """Why a file cannot be imported, with the line if it is known."""
     line = error.lineno if isinstance(error, SyntaxError) else (_last_line(error.__traceback__, file) or (None,))[0]
-    return f"{told_of(error)}{f' (line {line})' if line else ''}"
+    return f"{describe(error)}{f' (line {line})' if line else ''}"
 
 
 def _no_class(name: str, found: object, base: type) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ciod.core.errors import CiodError, did_you_mean
-from ciod.core.user_code import UserCodeError, class_of, is_users, split, told, where
+from ciod.core.user_code import UserCodeError, class_of, is_users, split, user_errors, where
 from ciod.detectors.base import Detector
 
 DIGEST = "file_sha256"
@@ -52,7 +52,7 @@ def find(name: str) -> type[Detector]:
     """The class, which is the same one until the file changes. Runs the file, and permits models of it.
 
     Raises:
-        UserCodeError: the file cannot be imported, or the class is no detector that ciod can use.
+        UserCodeError: the file cannot be imported, or the class is not a detector that ciod can use.
         CiodError: no such file, class or variant.
     """
     file, cls, variant = parts(name)
@@ -101,7 +101,7 @@ def build(class_names: Sequence[str], *, name: str, **settings: Any) -> Detector
     file, cls, asked = parts(name)
     family = find(name)
     variant = variant_of(family, asked, name)
-    with told(f"{file}:{cls}", "detector"):
+    with user_errors(f"{file}:{cls}", "detector"):
         made: Any = family
         detector = made(class_names, name=variant, **settings)
     if not isinstance(getattr(detector, "settings", None), dict):
@@ -170,7 +170,7 @@ def problems(asked: object) -> list[str]:
     if asked is None:
         return []
     if not isinstance(asked, str) or not split(asked)[0]:
-        return [f"detector: {asked} is no file; a model says itself which detector of ciod it is. Leave it out."]
+        return [f"detector: {asked} is not a file; a model says itself which detector of ciod it is. Leave it out."]
     try:
         find(asked)
     except CiodError as e:
@@ -184,11 +184,11 @@ def faults(name: str | None) -> Iterator[None]:
     Nothing for None and for detectors of ciod.
 
     Raises:
-        UserCodeError: see ``told``.
+        UserCodeError: see ``user_errors``.
     """
     if name and split(name)[0]:
         find(name)
-    with told(name or "", "detector"):
+    with user_errors(name or "", "detector"):
         yield
 
 

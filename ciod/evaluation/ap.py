@@ -26,7 +26,7 @@ class APTable:
     per_class: dict[str, dict[str, float | None]]  # name → AP, AP50, AP75, and metrics added by ``include``
     overall: dict[str, float | None]  # AP, AP50, AP75, APs, APm, APl: means over the classes with ground truth
     curves: dict[str, np.ndarray] = field(default_factory=dict)
-    """Of each class with ground truth [101] precision at IoU 0.5 and recall 0, 0.01, …, 1."""
+    """For each class with ground truth: [101] precision at IoU 0.5 and recall 0, 0.01, …, 1."""
 
     def mean(self, names: Iterable[str], key: str = "AP") -> float | None:
         """Mean of ``key`` over those of ``names`` that have ground truth; None if none has.

@@ -72,7 +72,7 @@ def lvis_ap(
     return table
 
 
-def doubts(metric: str, truth: Index, *, other: bool = True) -> list[str]:
+def metric_warnings(metric: str, truth: Index, *, other: bool = True) -> list[str]:
     """A warning about another metric on annotations of LVIS; [] if there is none.
 
     Args:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ciod.core.boxes import gather_rows
 
 TOLERANCE = 1e-3
-"""Of scores; of boxes as a share of their longer side."""
+"""Largest difference of scores, and of boxes as a fraction of their longer side."""
 MATTERS = 0.01  # a score below which no box is looked at, as long as there are enough above it
 POSITIONS = 100  # with the highest scores, which are looked at in any case
 SPARED = 20  # of positions that are chosen by score one in so many may be another: at the end rounding chooses
@@ -26,7 +26,7 @@ class Distance:
     box: float
     """Largest difference of a box in pixels of the batch image, where a score matters."""
     share: float
-    """The same as a share of the box's longer side."""
+    """The same as a fraction of the box's longer side."""
 
     def within(self, tolerance: float) -> bool:
         """Written so that NaN is not."""
@@ -44,7 +44,7 @@ def distance(
     looked: int = POSITIONS,
     spared: int | None = None,
 ) -> Distance:
-    """Of a graph's boxes [B, P, 4] xyxy and scores [B, P, C] from those of its model.
+    """Distance of a graph's boxes [B, P, 4] xyxy and scores [B, P, C] from those of its model.
 
     Args:
         looked: number of boxes with the highest scores that matter in any case.

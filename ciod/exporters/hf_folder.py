@@ -26,14 +26,14 @@ FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 class Written:
     folder: Path
     notes: list[str]
-    """What whoever loads the folder must know."""
+    """Notes for users who load the folder."""
 
     def lines(self) -> list[str]:
-        """For the terminal."""
+        """Text for the terminal."""
         return [str(self.folder), *self.notes]
 
     def content(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """The entries for ``--json``."""
         return {"folder": str(self.folder), "notes": self.notes}
 
 
@@ -55,7 +55,7 @@ def export(
         model: a detector, or a file for ``ciod.load``.
         size: side of the images (default: that of the model).
         names: class names for a checkpoint without them.
-        overwrite: replace files of these names, too, that are no earlier export of ciod.
+        overwrite: also replace files with these names that ``ciod export`` did not write.
 
     Raises:
         CiodError: no model, a detector that ``transformers`` does not have, or the folder cannot be written.
@@ -94,7 +94,7 @@ def _keep(folder: Path, model: str | Path | Detector, overwrite: bool) -> None:
         raise CiodError(f"hf: {folder} is the model itself; choose another folder.")
     if not overwrite and "ciod" not in _config(folder / "config.json"):
         raise CiodError(
-            f"hf: {folder / there[0]} is there already, and is no earlier export of ciod; choose another folder, or "
+            f"hf: {folder / there[0]} already exists and was not written by 'ciod export'; choose another folder, or "
             "write overwrite=true."
         )
 
@@ -139,7 +139,7 @@ def pictures(given: Input) -> dict[str, Any]:
 
 
 def notes(given: Input) -> list[str]:
-    """What whoever loads the folder must know."""
+    """Notes for users who load the folder."""
     if given.place == "stretch":
         return []
     return [

@@ -197,8 +197,8 @@ def _beside(rows: Sequence[Rows]) -> Rows:
 
 
 def _columns(widths: Sequence[Sequence[int]]) -> list[Tensor]:
-    """For each branch its channels, those of its first part first, where parts come one after the other and branches
-    within each."""
+    """The channels of each branch, those of its first part first. In the merged layer the branches follow each other
+    within each part."""
     flat = [n for part in widths for n in part]
     pieces = torch.arange(sum(flat)).split(flat)
     branches = len(widths[0])

@@ -36,11 +36,11 @@ class Written:
     checkpoint: Path
 
     def lines(self) -> list[str]:
-        """For the terminal."""
+        """Text for the terminal."""
         return [f"{self.config} and {self.checkpoint}"]
 
     def content(self) -> dict[str, str]:
-        """For ``--json``."""
+        """The entries for ``--json``."""
         return {"config": str(self.config), "checkpoint": str(self.checkpoint)}
 
 
@@ -58,7 +58,7 @@ def export(
         model: a detector, or a file for ``ciod.load``.
         size: side of the images (default: that of the model).
         names: class names for a checkpoint without them.
-        overwrite: replace files of these names, too, that are no earlier export of ciod.
+        overwrite: also replace files with these names that ``ciod export`` did not write.
 
     Raises:
         CiodError: no model, a detector that MMDetection does not have, or the folder cannot be written.
@@ -97,7 +97,7 @@ def _keep(out: Written, model: str | Path | Detector, overwrite: bool) -> None:
     there = [p for p in (out.config, out.checkpoint) if is_file(p)]
     if there and not overwrite and not start.startswith((MARK, BEFORE)):
         raise CiodError(
-            f"mmdet: {there[0]} is there already, and is no file that 'ciod export' wrote. Choose another folder, or "
+            f"mmdet: {there[0]} already exists and was not written by 'ciod export'. Choose another folder, or "
             "write overwrite=true."
         )
 

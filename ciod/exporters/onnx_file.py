@@ -96,7 +96,7 @@ def export(
         names: class names for a checkpoint without them.
         arbiter: False: raw scores of branches.
         detector: for a model of a detector of your own, ``FILE.py:Class``.
-        overwrite: replace a file, too, that is no earlier export of ciod.
+        overwrite: also replace a file that ``ciod export`` did not write.
 
     Raises:
         ConfigError: every problem of the arguments.
@@ -141,7 +141,7 @@ def _checked_path(onnx: str | Path, model: str | Path | Detector, overwrite: boo
         raise CiodError(f"{model} is an ONNX file already.")
     if is_file(path) and not overwrite and not _is_own(path):
         raise CiodError(
-            f"onnx: {path} is there already, and is no file that 'ciod export' wrote. Choose another name, or write "
+            f"onnx: {path} already exists and was not written by 'ciod export'. Choose another name, or write "
             "overwrite=true."
         )
     return path

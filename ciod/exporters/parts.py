@@ -1,4 +1,4 @@
-"""What an ONNX graph computes of a detector: boxes and scores, of an extended detector per branch.
+"""The part of a detector that an ONNX graph computes: boxes and scores, of an extended detector per branch.
 
 A branch scores only its own classes. ``Outputs`` has every class at every position, which a graph with five branches
 would spend most of its time on.
@@ -31,7 +31,7 @@ __all__ = ["NonMaxSuppression", "Part", "Parts", "dense", "linked"]
 
 @dataclass
 class Part:
-    """Of the detector itself, or of a branch."""
+    """The outputs of the detector itself, or of a branch."""
 
     boxes: Tensor  # [B, P, 4] xyxy in pixels of the batch image
     scores: Tensor  # [B, k, P]
@@ -58,7 +58,7 @@ class Parts(nn.Module):
 
     @property
     def number(self) -> int:
-        """Of parts."""
+        """Number of parts."""
         return 1 + (len(self.detector.branches) if isinstance(self.detector, Parted) else 0)
 
     @property

@@ -14,7 +14,7 @@ def method_for(detector: Detector) -> tuple[str, str]:
     """The method for a detector and the reason, which may be empty.
 
     A branch, where the detector can have one. A checkpoint of transformers gets one only if it has one already: with a
-    branch it is no network that transformers could load.
+    branch transformers could not load it.
     """
     if "branches" not in detector.traits:
         return "pseudo_label", ""

@@ -55,7 +55,7 @@ def table(found: Sequence[Detections], truth: Index, names: Sequence[str]) -> li
 
 
 def _scores(found: Detections, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each object the highest score per class of the shown boxes on it, and which box has it, -1: none.
+    """For each object the highest score per class of the shown boxes on it, and which box has it (-1: none).
 
     Returns:
         Two arrays [objects, classes].

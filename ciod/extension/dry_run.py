@@ -8,7 +8,7 @@ from typing import Any
 from ciod.core import terminal
 from ciod.core.distributed import World, pick_device
 from ciod.core.plural import counted
-from ciod.core.user_code import told
+from ciod.core.user_code import user_errors
 from ciod.detectors import own
 from ciod.extension import effort, mixing, onnx_model, prepare, write
 from ciod.extension.settings import Extend
@@ -43,7 +43,7 @@ def plan(settings: Extend) -> tuple[dict[str, Any], list[str]]:
     steps = chosen.epochs * -(-len(train) // own_images)
     by_auto = " (chosen by auto)" if s.method.get("name", "auto") == "auto" and names.parent is None else ""
     lines = [
-        *(f"warning: {line}" for line in [*notes, *measured.doubts()]),
+        *(f"warning: {line}" for line in [*notes, *measured.data_warnings()]),
         *read.folder.notes,
         *onnx_model.lines(detector),
         *names.sentences(),
@@ -67,7 +67,7 @@ def plan(settings: Extend) -> tuple[dict[str, Any], list[str]]:
 
 def show(settings: Extend) -> dict[str, Any]:
     """Prints the plan and returns it as JSON-ready values. Raises as ``plan``."""
-    with told(str(settings.method.get("name", ""))), own.faults(settings.detector):
+    with user_errors(str(settings.method.get("name", ""))), own.faults(settings.detector):
         content, lines = plan(settings)
     console = terminal.console()
     for line in lines:

@@ -93,8 +93,8 @@ def choose(
     as_made = ", what the model was made for: its old classes are seen as before"
     why = [*effort.sentences(facts, choices), f"{size} px{effort.BY_HAND if settings.size else as_made}"]
     if brought:
-        told = ", ".join(f"{k.removeprefix('train.')} {v:g}" for k, v in brought.items())
-        why.append(f"{told}, as the detector brings it along")
+        brought_values = ", ".join(f"{k.removeprefix('train.')} {v:g}" for k, v in brought.items())
+        why.append(f"{brought_values}, as the detector brings it along")
     return Plan(
         choices["train.epochs"].value,
         choices["train.batch"].value,

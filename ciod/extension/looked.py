@@ -45,7 +45,7 @@ def detections(measured: Measure, before: Detector, identity: Identity, place: P
 
 
 def key(settings: Extend, identity: Identity, before: Detector) -> str:
-    """Of everything that what is found depends on."""
+    """Fingerprint of everything that the detections depend on."""
     asked = {"eval": settings.eval.model_dump(mode="json"), "size": before.input.size, "input": settings.input}
     parts = [asked, identity.get("data"), identity.get("model"), identity.get("code"), before.class_names]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

@@ -77,10 +77,10 @@ class Measure:
         indexes = (("old_data", self.old), ("pool", self.pool))
         return [f"{key}: {line}" for key, i in indexes if i is not None for line in i.problems.lines()]
 
-    def doubts(self) -> list[str]:
+    def data_warnings(self) -> list[str]:
         """Warnings about what is measured on annotations of LVIS."""
         indexes = (i for i in (self.task.test, self.old) if i is not None)
-        return [line for i in indexes for line in lvis.doubts("coco", i, other=False)]
+        return [line for i in indexes for line in lvis.metric_warnings("coco", i, other=False)]
 
     def detect(self, detector: Detector, index: Index, title: str = "measuring the new model") -> list[Detections]:
         """Detections on every image of ``index``; ``title`` is shown meanwhile."""
@@ -102,7 +102,7 @@ class Measure:
         return Judged(taught, learnt, found, on_old, old_before, old_after, kept)
 
     def false_alarms(self, after: Detector, judged: Judged) -> FalseAlarms:
-        """Of the new classes, in every picture that shows none of them."""
+        """False alarms of the new classes, in every picture that shows none of them."""
         sources = self.negatives.measured.items()
         known = {} if self.names.parent is not None else {"old_data": judged.after_old}
         others = {k: (v, known[k] if k in known else self.detect(after, v)) for k, v in sources}
@@ -135,7 +135,7 @@ class Measure:
     def agreement(self, before: Detector, after: Detector) -> Retention:
         """On the folder's images and the pool: old classes that were not taught further.
 
-        What an arbiter changes in the classes of earlier branches is no forgetting: it changes no weight, and whether
+        A change of earlier branches' classes by an arbiter is not forgetting: it changes no weight, and whether
         it is right cannot be measured without pictures of those classes. It is reported separately.
         """
         if before.arbiter is None:

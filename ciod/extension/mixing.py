@@ -1,4 +1,4 @@
-"""What an extension's batches are made of: the new images, with those of a pool and of the old data."""
+"""The batches of an extension: the new images, with those of a pool and of the old data."""
 
 from __future__ import annotations
 

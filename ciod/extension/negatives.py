@@ -34,7 +34,7 @@ class Negatives:
     """How many were mixed into the training."""
 
     def sentences(self, learns: bool) -> list[str]:
-        """What becomes of them, in words.
+        """Sentences about how they are used.
 
         Args:
             learns: whether the method learns from such pictures.

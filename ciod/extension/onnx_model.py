@@ -1,4 +1,4 @@
-"""What extending an ONNX file has of its own: opening it, measuring its maps, and the merged file with its proof."""
+"""Extending an ONNX file: opening it, measuring its maps, merging the new parts into it, and verifying the result."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def open_model(s: Extend) -> Detector:
 
 
 def name(detector: Detector) -> str:
-    """Of the file that an extension writes."""
+    """File name of the model that an extension writes."""
     return "model.onnx" if isinstance(detector, OnnxDetector) else "model.safetensors"
 
 
 def lines(detector: Detector) -> list[str]:
-    """What an ONNX file is taken for; [] for other models."""
+    """Lines on how an ONNX file was interpreted; [] for other models."""
     return detector.source.found.lines() if isinstance(detector, OnnxDetector) else []
 
 
@@ -125,7 +125,7 @@ def prepare(detector: Detector, task: Task) -> list[str]:
         return []
     images = pictures(detector, task.train, OBSERVED)
     detector.observe(torch.from_numpy(images))
-    return mirror.doubts(detector, images)
+    return mirror.input_warnings(detector, images)
 
 
 def pictures(detector: Detector, index: Index, count: int) -> np.ndarray:

@@ -41,8 +41,8 @@ class Picture:
 
 def pictures(found: Found, detections: Sequence[Detections], index: Index) -> list[Picture]:
     """The pictures with old objects, those with most doubtful ones first."""
-    doubts = dict(found.doubtful)
-    rows = sorted((i for i, d in enumerate(found.boxes) if len(d) or i in doubts), key=lambda i: (-doubts.get(i, 0), i))
+    counts = dict(found.doubtful)
+    rows = sorted((i for i, d in enumerate(found.boxes) if len(d) or i in counts), key=lambda i: (-counts.get(i, 0), i))
     return [_picture(i, found, detections[i], index) for i in rows]
 
 

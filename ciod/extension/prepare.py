@@ -77,8 +77,8 @@ def resumed(plan: effort.Plan, settings: Extend) -> effort.Plan:
     given = {k: v for k in ("epochs", "batch", "lr") if (v := getattr(settings, k)) not in (None, getattr(plan, k))}
     if not given:
         return plan
-    told = ", ".join(f"{k}={v:g}" for k, v in given.items())
-    return replace(plan, **given, why=[*plan.why, f"resumed with {told}{training_effort.BY_HAND}"])
+    given_values = ", ".join(f"{k}={v:g}" for k, v in given.items())
+    return replace(plan, **given, why=[*plan.why, f"resumed with {given_values}{training_effort.BY_HAND}"])
 
 
 def check_room(out: Path, detector: Detector) -> None:

@@ -14,7 +14,7 @@ from ciod.config.load import data_folder
 from ciod.core.distributed import World
 from ciod.core.files import WriteError, sweep
 from ciod.core.run_log import RunLog
-from ciod.core.user_code import told
+from ciod.core.user_code import user_errors
 from ciod.data.scenarios.scenario import Task
 from ciod.data.views import Schedule
 from ciod.detectors import own
@@ -80,8 +80,8 @@ def extend(
         RunAgain: SIGTERM or SIGUSR1 came; the state is written (exit code 75).
         KeyboardInterrupt: Ctrl-C; the state is written.
     """
-    users, its = told(str(settings.method.get("name", ""))), own.faults(settings.detector)
-    with session(settings.out, settings.device, reporter) as (process_group, speaker), users, its:
+    method_errors, detector_errors = user_errors(str(settings.method.get("name", ""))), own.faults(settings.detector)
+    with session(settings.out, settings.device, reporter) as (process_group, speaker), method_errors, detector_errors:
         extension = Extension(settings, process_group, speaker, command, hooks)
         try:
             extension.run()
@@ -205,7 +205,7 @@ class Extension:
         for line in [*onnx_model.lines(detector), *self.names.sentences()]:
             self.reporter.say(line)
         self._tell(self.known.sentences() if self.known else [])
-        self.warnings.add(*self.measured.doubts())
+        self.warnings.add(*self.measured.data_warnings())
 
     def _tell(self, lines: list[str]) -> None:
         for line in lines:
@@ -243,7 +243,7 @@ class Extension:
             old_objects.draw_doubtful(self.out / "doubtful", self.found, detections, self.task.train)
             if self.names.parent is None:  # known= is for ordinary extensions
                 for line in prelabels.write(self.out / prelabels.FOLDER, self.found, detections, self.task.train):
-                    self.reporter.say(line)  # it is no warning
+                    self.reporter.say(line)  # not a warning
 
     # Training -----------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from ciod.config.checks import (
     trackers,
 )
 from ciod.config.marks import NO_RESULT
-from ciod.config.reader import Table, nest, untold
+from ciod.config.reader import Table, nest, unreported
 from ciod.config.settings import Allowed, Effort, Evaluation, Positive, Section, Share, Size, Trackers, Train
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.data.augment import Augment
@@ -45,18 +45,18 @@ class Extend(Section):
     names: list[str] | None = None
     """Names for a checkpoint that does not carry its own."""
     input: list[str] | None = None
-    """Of an ONNX file: how pictures are given, where the file does not say it (``0..255,bgr``)."""
+    """For an ONNX file: the input format, if the file does not state it (``0..255,bgr``)."""
     old_outputs: str = "auto"
-    """Of an ONNX file: the layout of its outputs by name, or ``none``."""
+    """For an ONNX file: the name of the layout of its outputs, or ``none``."""
     taps: str | None = None
-    """Of an ONNX file: the tensors that the branch reads, by hand (``8:a,b 16:c,d 32:e``)."""
+    """For an ONNX file: the tensors that the branch reads, per stride (``8:a,b 16:c,d 32:e``)."""
     nms: bool = False
-    """Of an ONNX file: a further output of all classes, old and new, after non-maximum suppression."""
+    """For an ONNX file: adds an output with all classes, old and new, after non-maximum suppression."""
     outputs: Literal["separate", "joined"] = "separate"
-    """Of an ONNX file: ``joined`` also writes ``out/joined.onnx``, whose one output is as YOLOv8's files have it."""
+    """For an ONNX file: ``joined`` also writes ``out/joined.onnx``, whose one output is as YOLOv8's files have it."""
     views: Annotated[int, Field(ge=0, le=1000)] | None = None
-    """Of an ONNX file: for how many augmented views per image its maps are kept in the temporary folder, to be computed
-    once and used several times; 0: every epoch has new views. None: by the room."""
+    """For an ONNX file: number of augmented views per image whose maps are kept in the temporary folder, so that they
+    are computed once and used several times; 0: every epoch has new views. None: depends on the free space."""
     keep: list[str] | None = None
     """Only these old classes stay."""
     drop: list[str] = Field(default_factory=list)
@@ -100,7 +100,7 @@ class Extend(Section):
     log: Annotated[Trackers, NO_RESULT] = Field(default_factory=list)
     """Trackers that follow the extension: ``log=tensorboard,wandb`` (docs/trackers.md)."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of new weights, order of images and augmentation."""
+    """Seed of new weights, order of images and augmentation."""
     device: Annotated[str, NO_RESULT] = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
     resume: Annotated[Literal["auto", "never"], NO_RESULT] = "auto"
@@ -127,7 +127,7 @@ def load(content: Mapping[str, Any], problems: Sequence[str] = ()) -> Extend:
     """Validated settings from flat ``key: value`` pairs (``train.clip``, ``clip`` and ``method.score`` are keys).
 
     Args:
-        problems: what is known already to be wrong, to be told with the rest.
+        problems: already known problems, to be reported with the others.
 
     Raises:
         ConfigError: every problem at once, before any image is read.
@@ -137,7 +137,7 @@ def load(content: Mapping[str, Any], problems: Sequence[str] = ()) -> Extend:
     flat, more = TABLE.settings(content)
     problems = [*problems, *more]
     tree = nest({k: v for k, v in flat.items() if v is not None})
-    problems += untold(TABLE.problems(tree), problems)
+    problems += unreported(TABLE.problems(tree), problems)
     problems += model_folder("out", tree.get("out") or None)
     problems += _split(tree)
     problems += [*_method(tree.get("method") or {}), *own.problems(tree.get("detector"))]

@@ -16,8 +16,8 @@ from ciod.extension.names import Names
 
 
 def measure(found: Sequence[Detections], truth: Index, names: Names) -> dict[str, Any] | None:
-    """Of the objects of the kinds: how many the parent finds (score 0.3, IoU 0.5), and of those how many have the right
-    kind as the surest name. None: no class became several.
+    """How many objects of the kinds the parent finds (score 0.3, IoU 0.5), and for how many of these the right kind has
+    the highest score. None: no class became several.
 
     Args:
         found: of the new model, one per picture of ``truth``.

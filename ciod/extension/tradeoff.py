@@ -30,7 +30,7 @@ class Mixture:
 
 def moved(old: dict[str, Tensor], new: dict[str, Tensor]) -> bool:
     """Whether any weight that both models have differs."""
-    weights = {k: v for k, v in old.items() if not k.startswith("arbiter.")}  # statistics, which are no weights
+    weights = {k: v for k, v in old.items() if not k.startswith("arbiter.")}  # statistics, not weights
     return any(k in new and v.shape == new[k].shape and not torch.equal(v, new[k].to(v)) for k, v in weights.items())
 
 

@@ -27,7 +27,7 @@ class NotKept(CiodError):
 
 @dataclass
 class Verdict:
-    """What became of an extended detector."""
+    """The measurements of an extended detector, and what is written of it."""
 
     judged: Judged
     short: bool  # less is kept than was asked for

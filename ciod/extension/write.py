@@ -50,7 +50,7 @@ def written(out: Path) -> Path:
 
 
 def refuse_result(out: Path) -> None:
-    """Raises CiodError if a model is there already."""
+    """Raises CiodError if a model already exists."""
     if any(exists(out / name) for name in ("model.safetensors", "model.onnx")):
         raise CiodError(f"out: {out} already holds a result, which is never overwritten; choose another out=.")
 
@@ -111,7 +111,7 @@ def provenance(s: Extend, task: Task) -> dict[str, Any]:
 
 
 def sha256(path: Path) -> str:
-    """Of a file, read in pieces."""
+    """SHA-256 of a file, read in pieces."""
     found = hashlib.sha256()
     with path.open("rb") as f:
         while piece := f.read(1 << 20):

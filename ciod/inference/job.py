@@ -134,7 +134,7 @@ class Job:
                 self.target.begin(line["drawn"])
                 save_image(self.out / line["drawn"], draw_boxes(picture, found))
             listed.append(line)
-            self.say(f"{path}: {told(found)}")
+            self.say(f"{path}: {summary_of(found)}")
         if not listed:
             return 0
         self.target.finish({line["drawn"] for line in listed if self.draw})
@@ -294,7 +294,7 @@ def coco_results(found: Detections, image_id: Any, categories: Sequence[Any]) ->
     ]
 
 
-def told(found: Detections) -> str:
+def summary_of(found: Detections) -> str:
     """ "2 cat, 1 dog", or "nothing"."""
     count = Counter(int(y) for y in found.labels)
     return ", ".join(f"{count[y]} {found.class_names[y]}" for y in sorted(count)) or "nothing"

@@ -80,7 +80,7 @@ def runtime(detector: Detector, normalise: Callable[[Tensor], Tensor] | None = N
 
 
 def _why_not(detector: Detector) -> str | None:
-    """What stands against it, as far as that is known before it is tried."""
+    """The reason why it cannot be used, as far as that is known before it is tried."""
     if detector.device.type != "cpu":
         return f"it is on {detector.device}, and this is for a CPU"
     if any(m._forward_hooks or m._forward_pre_hooks for m in detector.modules()):

@@ -73,7 +73,7 @@ class Target:
         what = "holds an earlier prediction" if LISTED in {t.name for t in there} else "would be overwritten in part"
         where = there[0] if key == "coco" else self.out
         raise CiodError(
-            f"{key}: {where} {what if key == 'out' else 'is there already'} ({there[0].name}{more}). Choose another "
+            f"{key}: {where} {what if key == 'out' else 'already exists'} ({there[0].name}{more}). Choose another "
             f"{key}=, or write overwrite=true."
         )
 
@@ -125,7 +125,7 @@ def _drawn_before(out: Path) -> set[str]:
     except Unreadable:
         return set()
     names = [line.get("drawn") for line in listed if isinstance(line, dict)] if isinstance(listed, list) else []
-    # a list from a stranger must not lead to a file elsewhere, nor to one that is no drawn picture
+    # a list of unknown origin must not lead to a file elsewhere, nor to one that is not a drawn picture
     return {n for n in names if isinstance(n, str) and Path(n).name == n and n.endswith(".jpg") and is_file(out / n)}
 
 

@@ -1,4 +1,4 @@
-"""What a model file says of itself: one of ciod, an ONNX file, a checkpoint of another project."""
+"""The content of a model file: one of ciod, an ONNX file, or a checkpoint of another project."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def of_hub(name: str) -> Sheet:
 
 
 def onnx(path: Path) -> Sheet:
-    """What ciod extended an ONNX file by, or what its maker wrote."""
+    """What ciod added to an ONNX file, or else its metadata."""
     from ciod.detectors.onnx import pictures, written
 
     opened = written.open_file(path)

@@ -1,4 +1,4 @@
-"""What ``ciod list`` found, before it is printed: for people, for a pipe, or as JSON."""
+"""The result of ``ciod list`` before it is printed: for the terminal, for a pipe, or as JSON."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Sheet:
     content: dict[str, Any] = field(default_factory=dict)
     """Beside the rows, for ``--json``."""
     people: RenderableType | None = None
-    """What people see instead."""
+    """Text for the terminal instead."""
 
     def show(self, console: Console | None = None) -> None:
         """Prints it for people."""

@@ -58,12 +58,12 @@ class Extra:
         background = [np.ones(len(task.train), bool)]
         merged = np.arange(len(task.train))
         if task.index and self.memory is not None and len(self.memory):
-            index, drawn = self.memory.index()
-            drawn = np.pad(drawn, ((0, 0), (0, max(0, classes - drawn.shape[1]))))[:, :classes]
+            index, labelled = self.memory.index()
+            labelled = np.pad(labelled, ((0, 0), (0, max(0, classes - labelled.shape[1]))))[:, :classes]
             if s.labels == "none":
-                index, drawn = index.select(boxes=np.zeros(len(index.labels), bool)), np.zeros_like(drawn)
+                index, labelled = index.select(boxes=np.zeros(len(index.labels), bool)), np.zeros_like(labelled)
             indices.append(index)
-            known.append(np.ones_like(drawn) if s.labels == "as_is" else drawn)
+            known.append(np.ones_like(labelled) if s.labels == "as_is" else labelled)
             background.append(np.full(len(index), s.labels != "none"))
             source.append(MEMORY)
             if s.batches == "merged":

@@ -200,7 +200,7 @@ class ABR(RegionDistillation):
         self._labels = torch.cat([self._labels[rows], labels[new]])
 
     def seen(self, images: Index) -> tuple[Tensor, Tensor, Tensor]:
-        """Of every box its picture and number there [n, 2], its class [n], and the mean of its maps [n, F]."""
+        """For every box: its picture and its number in it [n, 2], its class [n], and the mean of its maps [n, F]."""
         places, labels, features = [], [], []
         training = self.detector.training
         self.detector.eval()

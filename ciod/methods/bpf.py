@@ -58,7 +58,7 @@ class BPF(RegionDistillation):
     drop_iou: Fraction = 0.8
     """A pseudo box that overlaps a real one by more than this is dropped."""
     future: Fraction = 0.2
-    """Regions without a box are no background if they belong to this share with the highest objectness and to this
+    """Regions without a box are not background if they belong to this share with the highest objectness and to this
     share with the highest attention of the maps. 0: all are background."""
     weight: Weight = 0.15
     """Weight of the distillation of classes and boxes."""
@@ -91,7 +91,7 @@ class BPF(RegionDistillation):
         file, other = self._read(task) if trained is None else ("the interim model", trained)
         lacking = [n for n in task.new_classes if n not in other.class_names]
         if not isinstance(other, FasterRCNN) or lacking:
-            what = f"does not know {lacking[0]!r}" if lacking else "is no Faster R-CNN"
+            what = f"does not know {lacking[0]!r}" if lacking else "is not a Faster R-CNN"
             raise ConfigError([f"method.interim: {file} {what}; it must be trained on the task's new classes."])
         self._other = other.frozen().to(self.detector.device)
         self._columns = [other.class_names.index(n) for n in task.new_classes]

@@ -31,7 +31,7 @@ STAYS = 0.98  # share of the statistics of the drift that stays in each step
 
 @dataclass
 class Vectors:
-    """What the head reads at n stored places, and what it answered there."""
+    """The inputs of the head at n stored positions, and its outputs there."""
 
     cls: Tensor  # [n, F, k, k] float16: a window of the class tower
     box: Tensor  # [n, F, k, k] float16: of the box tower
@@ -69,7 +69,7 @@ class FeatureReplay(PseudoLabel):
     source_images: Annotated[int, Field(ge=1)] = 4000
     """The vectors come from at most this number of the task's training images, evenly spaced in its list."""
     ridge: Annotated[float, Field(gt=0)] | None = 0.1
-    """Strength with which the estimated drift of the features is drawn to none; None: no drift correction."""
+    """Strength with which the estimated drift of the features is pulled towards zero; None: no drift correction."""
 
     _store: Vectors | None = PrivateAttr(default=None)
     _live: list[tuple[int, Vectors]] = PrivateAttr(default_factory=list)  # per level, on the device

@@ -122,7 +122,7 @@ class PseudoLabel(Method):
     def draw(self, images: Index, workers: int = 0) -> Index | None:
         if self.teacher is None or not self.offline:
             return None
-        drawn = [(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, np.int64))]  # row, boxes, labels
+        found = [(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, np.int64))]  # row, boxes, labels
         for batch, outputs in self._teach_plain(images, workers=workers):
             kept = self.choose(outputs.logits.shape[2], outputs)
             if self.guard_iou is not None:
@@ -133,8 +133,8 @@ class PseudoLabel(Method):
                 assert batch.frames is not None
                 d = in_original(d, batch.frames[i].tolist(), *batch.sizes[i].tolist())
                 inside = (d.boxes[:, 2:] > d.boxes[:, :2]).all(1)
-                drawn.append((np.full(inside.sum(), int(batch.index[i])), d.boxes[inside], d.labels[inside]))
-        rows, boxes, labels = (np.concatenate(column) for column in zip(*drawn, strict=True))
+                found.append((np.full(inside.sum(), int(batch.index[i])), d.boxes[inside], d.labels[inside]))
+        rows, boxes, labels = (np.concatenate(column) for column in zip(*found, strict=True))
         return images.with_boxes(rows, boxes, labels)
 
     def _teach_plain(

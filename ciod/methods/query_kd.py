@@ -34,9 +34,9 @@ class QueryKD(QueryDistillation):
     box_score: Fraction = 0.4
     """Boxes are distilled of queries with at least this score of an old class."""
     box_iou: Annotated[float, Field(gt=0, le=1)] = 0.7
-    """And with less overlap than this with every real box."""
+    """A query is only used if it overlaps every real box by less than this."""
     temperature: Temperature = 5.0
-    """Of the distributions of box sides (D-FINE)."""
+    """Temperature of the distributions of box sides (D-FINE)."""
 
     def distill(self, outputs: Outputs, knowledge: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Named terms; each is 0 if student and teacher are equal, and none is computed whose weight is 0."""

@@ -28,7 +28,7 @@ class SIKD(QueryDistillation):
     distillation_terms = frozenset({"distill_spsd", "distill_sesd"})
 
     spsd_weight: Weight = 1.0
-    """Of the spatial term: anchors and, times ``id_weight``, all queries of all layers."""
+    """Weight of the spatial term: anchors and, times ``id_weight``, all queries of all layers."""
     id_weight: Weight = 1.0
     """α of the class logits of all queries, within the spatial term."""
     sesd_weight: Weight = 6.0

@@ -32,7 +32,7 @@ class Outcome:
     new: tuple[str, ...]
     pictures: Pictures
     groups: tuple[str, ...]
-    """Of each picture what is drawn together with it: its group in grouped folds, else its own name."""
+    """Per picture, the group that is resampled together with it: its group in grouped folds, otherwise its own name."""
 
 
 def outcomes(runs: Sequence[tuple[str, Results, Path]]) -> list[Outcome]:

@@ -1,4 +1,4 @@
-"""What a report and a terminal show of an extension: the new classes first, then what became of the old ones.
+"""An extension in the report and in the terminal: the new classes first, then the changes of the old ones.
 
 ``results`` is the content of ``results.json`` of ``ciod extend``.
 """

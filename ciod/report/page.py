@@ -41,7 +41,7 @@ from ciod.training import keep
 __all__ = ["read_results", "summary_table", "verdict", "write_report"]
 
 _ABOUT_RUN = ("versions", "command", "commit", "machine", "seed")
-_MOST_EXAMPLES = 12  # images per task: a report must be small enough to mail
+_MOST_EXAMPLES = 12  # images per task: a report must be small enough to send by e-mail
 _CONTINUAL = (
     ("retention", "Retention", "AP of the old classes now ÷ when they were learnt (%); 100 = nothing forgotten"),
     ("forgetting", "Forgetting", "mean loss of the old classes relative to their best previous task (AP points)"),
@@ -66,7 +66,7 @@ def write_report(folder: Path | str) -> Path:
     Missing parts are left out; a run with fewer tasks than its scenario is called unfinished.
 
     Raises:
-        CiodError: the folder has none of a run's files, or one that cannot be read.
+        CiodError: the folder has no files of a run, or one of them cannot be read.
     """
     folder = Path(folder)
     run, results, metrics = read_run(folder), read_results(folder), read_metrics(folder)
@@ -297,7 +297,7 @@ def data_url(path: Path) -> str:
 
 
 def svg(element: str) -> Any:
-    """A figure of ``plots`` can be inserted without escaping: matplotlib has escaped its text."""
+    """Marks a figure of ``plots`` as safe HTML: matplotlib has escaped its text."""
     from markupsafe import Markup
 
     return Markup(element)

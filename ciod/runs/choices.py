@@ -199,7 +199,7 @@ def _by_hand(settings: Run, task: int, tasks: int, keys: Sequence[str], first: M
 
 def _facts(settings: Run, scenario: Scenario, i: int, world: World, start: Start) -> Facts:
     task = scenario.task(i)
-    name = str(settings.method.get("name", "ilyolox"))
+    name = str(settings.method.get("name", methods.DEFAULT))
     return Facts(
         effort=settings.effort,
         images=max(1, scenario.images_without_subset(i)),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ciod.core.plural import counted
+from ciod.methods import DEFAULT
 from ciod.training import optim
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _print(settings: Run, steps: list[Step], why: list[str], absent: list[str]) 
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
-    method = str(settings.method.get("name", "ilyolox"))
+    method = str(settings.method.get("name", DEFAULT))
     size = f", {d.size} px" if d.size else ""
     say(f"{settings.protocol.name or settings.data}: {method} on {d.name}{size}, head={d.head}, seed {settings.seed}")
     for sentence in settings.protocol.sentences():

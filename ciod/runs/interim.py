@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FILE = "interim.safetensors"
 KEY = "interim"
 """In a saved state: it was written while an interim model was trained."""
-AFTER = "interim model"  # in the title of its progress
+TITLE = "interim model"  # in its progress
 
 
 def wanted(method: Method) -> bool:
@@ -31,11 +31,11 @@ def wanted(method: Method) -> bool:
 
 
 def give(inputs: TaskInputs, out: Path, save: Callable[[TaskState], None], saved: Mapping[str, Any] | None) -> None:
-    """Trains the model of the task of ``inputs``, or the rest of it, and hands it to the method; reads it if the task
-    itself is resumed.
+    """Trains the interim model of a task, or the rest of it, and gives it to the method. If the task itself is resumed,
+    the model is read from its file.
 
     Args:
-        inputs: of the task. Only its own images are used, without those of memory and pool.
+        inputs: those of the task. Only its own images are used, without those of memory and pool.
         save: called on every rank with the state to resume from.
         saved: the state of an earlier process inside this task.
     """
@@ -47,7 +47,9 @@ def give(inputs: TaskInputs, out: Path, save: Callable[[TaskState], None], saved
         if inputs.world.main:
             weights.save_model(file, model)
         inputs.world.barrier()
-    model = weights.load(file).to(inputs.world.device)  # in any case, or its layout in memory would decide the rounding
+    model = weights.load(file).to(
+        inputs.world.device
+    )  # always: the memory layout of a trained model can change the rounding
     speed.lay_out(model, inputs.train)
     method.take_interim(model.frozen())
 
@@ -62,7 +64,7 @@ def _train(inputs: TaskInputs, save: Callable[[TaskState], None], saved: Mapping
         mixture=lambda grown: None,
         log=None,
         hint=False,
-        title=f"task {task.index + 1}/{inputs.tasks}, {AFTER}",
+        title=f"task {task.index + 1}/{inputs.tasks}, {TITLE}",
     )
     resumed: Any = saved
     train_task(inputs=alone, save=save, saved=resumed)

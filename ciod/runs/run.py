@@ -19,7 +19,7 @@ from ciod.core.distributed import World
 from ciod.core.errors import CiodError
 from ciod.core.files import WriteError, sweep
 from ciod.core.run_log import RunLog
-from ciod.core.user_code import told
+from ciod.core.user_code import user_errors
 from ciod.data.index import Index
 from ciod.data.scenarios.scenario import Scenario, Task
 from ciod.detectors import own
@@ -66,8 +66,8 @@ def train(
         RunAgain: SIGTERM or SIGUSR1 was received; the state is written (exit code 75).
         KeyboardInterrupt: Ctrl-C; the state is written.
     """
-    users, name = told(str(settings.method.get("name", ""))), settings.detector.name
-    with session(settings.out, settings.device, reporter) as (process_group, speaker), users, own.faults(name):
+    method_errors, name = user_errors(str(settings.method.get("name", ""))), settings.detector.name
+    with session(settings.out, settings.device, reporter) as (process_group, speaker), method_errors, own.faults(name):
         runner = Runner(settings, process_group, speaker, command, until, hooks=hooks)
         try:
             runner.run()
@@ -189,7 +189,9 @@ class Runner:
         resuming: Any = self.saved if self.saved and "fit" in self.saved else None
         started = resuming is not None and interim.KEY not in resuming
         self.reporter.say(task_title(task, len(self.scenario)))
-        self.warnings.add(*sanity_checks.about_data(task), *lvis.doubts(self.settings.protocol.metric, task.test))
+        self.warnings.add(
+            *sanity_checks.about_data(task), *lvis.metric_warnings(self.settings.protocol.metric, task.test)
+        )
         inside = EvaluateInside(partial(self._evaluate_epoch, task), self.settings.train.eval_every)
         inputs = self._inputs(task, detector, started)
         if task.index and interim.wanted(self.method):
@@ -263,11 +265,11 @@ class Runner:
             metric=s.protocol.metric,
         )
         scores = self.results.content["ap"]["AP50"][: task.index]
-        doubts = [*sanity_checks.about_data(task), *done.warnings]
-        doubts += sanity_checks.about_table(task, table, found, scores)
-        doubts += self._about_broken([*done.broken, *broken])
-        self.warnings.add(*doubts)
-        facts = {**done.facts, "seconds": result.seconds, "warnings": doubts}
+        warnings = [*sanity_checks.about_data(task), *done.warnings]
+        warnings += sanity_checks.about_table(task, table, found, scores)
+        warnings += self._about_broken([*done.broken, *broken])
+        self.warnings.add(*warnings)
+        facts = {**done.facts, "seconds": result.seconds, "warnings": warnings}
         facts |= open_world.after_task(self.scenario, task, found)
         self.results.add(task, table, **self.extra.images(task), **facts)
         self.results.warn(self.warnings.sentences)
@@ -313,7 +315,7 @@ class Runner:
         """Fingerprints data and code, compares them with those of a resumed run, and lists the images."""
         s = self.settings
         images = fingerprints.listing(splits := {"train": train, "test": test})
-        code = fingerprints.of_code(str(s.method.get("name", "ilyolox")), s.detector.name)
+        code = fingerprints.of_code(str(s.method.get("name", methods.DEFAULT)), s.detector.name)
         self.identity = {"data": fingerprints.of_data(splits, images), "code": code}
         if self.saved:
             self.warnings.add(*resume.check_identity(self.saved, s, self.identity, images, len(self.scenario)))

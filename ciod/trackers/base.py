@@ -36,7 +36,7 @@ class Run:
 
 
 class Tracker(Protocol):
-    """One tracker. All calls come from one thread. What a call raises ends the tracker, and the user is told."""
+    """One tracker. All calls come from one thread. An exception in a call ends the tracker and is reported."""
 
     keeps_all: bool
     """Whether what was logged survives a killed process. Where it may not, all is logged again, and the tracker leaves

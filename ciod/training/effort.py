@@ -20,7 +20,7 @@ from ciod.core.plural import counted
 from ciod.data.augment import Augment
 
 Start = Literal["detector", "trunk", "backbone", "nothing"]
-"""What is trained already: everything except the class layer; backbone and neck; the backbone; nothing."""
+"""The pretrained parts: everything except the class layer; backbone and neck; the backbone; nothing."""
 
 # Images in which each class should be seen, over all epochs, and the minimum and maximum of images in total.
 SEEN = {"quick": (400, 1_500, 12_000), "normal": (1_500, 6_000, 60_000), "thorough": (6_000, 24_000, 300_000)}

@@ -91,7 +91,7 @@ class Keeper:
         detector.load_state_dict(self.weights)
 
     def result(self, epochs: int) -> dict[str, Any]:
-        """For results.json: the epoch that was kept, of how many, its AP and that of every epoch, and why.
+        """The entry in results.json: the epoch that was kept, of how many, the AP of every epoch, and why.
 
         Args:
             epochs: planned ones.
@@ -111,5 +111,5 @@ class Keeper:
 
 
 def sentence(kept: Mapping[str, Any]) -> str:
-    """For the terminal and the page."""
+    """The sentence about it in the terminal and on the page."""
     return f"epoch {kept['epoch']} of {kept['planned']} is kept: {kept['why']}"

@@ -51,7 +51,7 @@ def train_mode(detector: Detector, method: Method, norm: str, *, task: int) -> N
 
 @dataclass(frozen=True)
 class FitResult:
-    """What is known after a task's training."""
+    """The result of a task's training."""
 
     steps: int
     seconds: float  # of this process only
@@ -62,7 +62,7 @@ class FitResult:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For results.json."""
+        """The entries in results.json."""
         return {"steps": self.steps, "epochs": self.epochs, **({"kept": self.kept} if self.kept else {})}
 
 

@@ -1,5 +1,5 @@
-"""What a method gives to the loop: wrong returns, forgotten calls and states that cannot be saved are reported before
-an epoch is lost.
+"""Checks of a method's returns: wrong returns, forgotten calls and states that cannot be saved are reported before an
+epoch is lost.
 
 The structure of the losses is checked in every step, which costs nothing; checks that wait for the device run once.
 """

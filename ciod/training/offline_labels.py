@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ciod.training.progress import Reporter
 
 
-def with_drawn(
+def with_offline_labels(
     train: Index, mixture: Mixture | None, method: Method, *, workers: int, reporter: Reporter
 ) -> tuple[Index, Mixture | None, list[str]]:
     """``index`` and ``mixture`` of ``train_loader``, after ``Method.draw``; and warnings.

@@ -20,7 +20,7 @@ from ciod.detectors.files import transfer
 from ciod.training import checkpoint, keep, speed, watch
 from ciod.training.hooks import Hooks
 from ciod.training.loop import Fit, FitResult
-from ciod.training.offline_labels import with_drawn
+from ciod.training.offline_labels import with_offline_labels
 from ciod.training.progress import LogLosses, ShowProgress
 from ciod.training.sync_norm import synchronise
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskInputs:
-    """What a task is trained with."""
+    """The inputs of the training of a task."""
 
     task: Task
     tasks: int
@@ -90,7 +90,7 @@ class TaskInputs:
     before_fit: Callable[[DataLoader], None] | None = None
     """Called when everything is ready, unless the task is resumed."""
     title: str = ""
-    """Of its progress; "": which task it is."""
+    """Title of its progress; "": the number of the task."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def train_task(
 
 
 def _held_out(i: TaskInputs) -> tuple[TaskInputs, keep.Keeper | None]:
-    """With ``train.best``: the task without the pictures that an epoch is chosen on; neither losses nor method see
+    """With ``train.best``: the task without the held-out pictures that choose an epoch; neither losses nor method see
     them."""
     if i.train.best is None or i.score is None:
         return i, None
@@ -187,7 +187,9 @@ def _loader(i: TaskInputs) -> DataLoader:
     if i.hint and (line := presize_hint(i.task.train, transform, presize=presize, cache=cache)):
         i.reporter.say(line)
     mixture = i.mixture(i.detector)
-    index, mixture, warnings = with_drawn(i.task.train, mixture, i.method, workers=i.workers, reporter=i.reporter)
+    index, mixture, warnings = with_offline_labels(
+        i.task.train, mixture, i.method, workers=i.workers, reporter=i.reporter
+    )
     i.warnings.add(*warnings)
     loader = train_loader(
         index,

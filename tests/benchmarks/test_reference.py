@@ -1,4 +1,4 @@
-"""The vectorised head mathematics against the same formulas written out image by image and object by object."""
+"""The vectorised head mathematics against the same formulas written out with loops over images and objects."""
 
 from __future__ import annotations
 

@@ -69,8 +69,8 @@ def test_blocks_that_cannot_be_read(given, base, message):
 
 
 def test_uneven_folds_are_named():
-    (told,) = blocks.warnings(blocks_of(3, {"protocol.folds": 2}), 2)
-    assert "(fold 1: 2, fold 2: 1); a multiple of 2 blocks" in told
+    (warning,) = blocks.warnings(blocks_of(3, {"protocol.folds": 2}), 2)
+    assert "(fold 1: 2, fold 2: 1); a multiple of 2 blocks" in warning
     assert blocks.warnings(blocks_of(4, {"protocol.folds": 2}), 2) == [] == blocks.warnings(blocks_of(3, {}), None)
 
 

@@ -58,11 +58,13 @@ def test_a_wrong_upper_bound_is_reported_with_the_table(compared, tmp_path):
     results = json.loads(file.read_text())
     results["tasks"][1]["all"]["AP"], results["upper_bounds"][1]["AP"] = 0.3, 0.2
     file.write_text(json.dumps(results))
-    said = io.StringIO()
+    stream = io.StringIO()
     shown = SimpleNamespace(out=tmp_path / "a", seeds=[0], bounds=lambda _: [], scenario=[0, 1], rules=Rules())
-    outcome.show(shown, read(compared), Console(file=said))
-    assert "warning: ilyolox, seed 0: After task 2 AP is 30.0, more than the 20.0 of joint training" in said.getvalue()
-    assert "warning: finetune, seed 0" not in said.getvalue()
+    outcome.show(shown, read(compared), Console(file=stream))
+    assert (
+        "warning: ilyolox, seed 0: After task 2 AP is 30.0, more than the 20.0 of joint training" in stream.getvalue()
+    )
+    assert "warning: finetune, seed 0" not in stream.getvalue()
 
 
 def test_files(compared):
@@ -122,9 +124,9 @@ def test_a_dry_run_lists_and_trains_nothing(compared, scenes, capsys, monkeypatc
     words = [f"{k}={v}" for k, v in {"data": scenes, "out": compared, **SETTINGS}.items()]
     methods = "methods=[finetune, {name: ilyolox, center_score: 0, other_score: 0}, pseudo_label]"
     app(["compare", "--dry-run", methods, *words], standalone_mode=False)
-    said = capsys.readouterr().out
-    assert "4 of 5 exist already" in said
-    assert "finished  ilyolox-seed0" in said and "to train  pseudo_label-seed0" in said
+    output = capsys.readouterr().out
+    assert "4 of 5 exist already" in output
+    assert "finished  ilyolox-seed0" in output and "to train  pseudo_label-seed0" in output
 
 
 def test_another_comparison_uses_its_cache(compared, scenes, tmp_path, monkeypatch):
@@ -147,15 +149,15 @@ def test_a_part_writes_no_page(compared, scenes, monkeypatch, capsys):
     before = (compared / "compare.html").stat().st_mtime_ns
     monkeypatch.setattr(schedule, "run", lambda cells, **_: {cells[-1].name: "a test"})
     content = ciod.compare(only="1/2", **given)
-    told = " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().out.split())
     assert content["runs"] == [{"label": "joint-seed0", "status": "failed", "error": "a test"}]
-    assert "failed: joint-seed0: a test" in told
-    assert "part 1 of 2: 0 of 1 runs are finished, 4 of 4 in total. When all parts are finished, repeat the" in told
+    assert "failed: joint-seed0: a test" in output
+    assert "part 1 of 2: 0 of 1 runs are finished, 4 of 4 in total. When all parts are finished, repeat the" in output
     assert (compared / "compare.html").stat().st_mtime_ns == before
     settings = {"data": str(scenes), **SETTINGS}
     ciod.comparison.run(settings=settings, methods=given["methods"], out=compared, only="2/2", dry=True)
-    told = capsys.readouterr().out
-    assert "finished  ilyolox-seed0" in told and "joint-seed0" not in told
+    output = capsys.readouterr().out
+    assert "finished  ilyolox-seed0" in output and "joint-seed0" not in output
 
 
 def test_jobs_are_a_number(scenes, tmp_path):
@@ -211,8 +213,8 @@ def test_two_commands_in_one_folder_share_the_runs_and_one_takes_over_from_the_o
     for pid in (a.pid, trainer):
         os.kill(pid, signal.SIGKILL)
     a.wait()
-    said = b.communicate()[0]
-    assert b.returncode == 0 and "finetune-seed0: process" in said and "trains it; its result is used" in said
+    output = b.communicate()[0]
+    assert b.returncode == 0 and "finetune-seed0: process" in output and "trains it; its result is used" in output
     assert table(out) == table(compared)
     for name in ("finetune-seed0", "ilyolox-seed0"):
         ours, theirs = (load_file(f / name / "task-2" / "model.safetensors") for f in (out, compared))
@@ -243,14 +245,14 @@ def test_blocks_killed_twice_and_cut_in_two_halves_give_the_same_page(scenes, tm
     kill_when(first, "first-*/last/state.pt", halves)
     kill_when(second, "ilyolox-seed1/last/state.pt", halves)
     both = [subprocess.Popen(c, env=environment(), stdout=subprocess.PIPE, text=True) for c in (first, second)]
-    told = [p.communicate()[0] for p in both]
+    output = [p.communicate()[0] for p in both]
     assert [p.returncode for p in both] == [0, 0] and not (halves / "compare.html").exists()
-    assert "part 1 of 2: 4 of 4 runs are finished" in told[0] and "repeat the command without only=" in told[1]
+    assert "part 1 of 2: 4 of 4 runs are finished" in output[0] and "repeat the command without only=" in output[1]
     for _ in range(2):  # merging is the same command without a part, and may be repeated
         capsys.readouterr()
         ciod.compare(out=halves, **given)
-        told = capsys.readouterr().out
-        assert "8 of 8 exist already" in told, told
+        output = capsys.readouterr().out
+        assert "8 of 8 exist already" in output, output
         assert contents(halves) == contents(whole)
     lines = list(csv.DictReader((whole / "compare.csv").open()))
     assert {(x["seed"], x["fold"], x["order"]) for x in lines} == {("0", "1", "seed:0"), ("1", "2", "seed:1")}

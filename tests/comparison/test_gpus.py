@@ -84,9 +84,9 @@ def test_a_worker_sees_its_gpu_only_and_the_result_is_the_same(compared, scenes,
     content = ciod.compare(methods=["finetune"], out=tmp_path / "o", data=str(scenes), **SETTINGS)
     assert sorted(seen.values()) == ["7", "7", "MIG-x"]  # the first task and joint training, then the run
     assert gpus.VISIBLE not in os.environ
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for cell in content["runs"]:
         log = (tmp_path / "o" / "logs" / f"{cell.name}.log").read_text()
         assert "on GPU 7" in log or "on GPU MIG-x" in log
-        assert log.strip() in said
+        assert log.strip() in output
         assert (compared / cell.folder.name).exists()  # the same key as without GPUs

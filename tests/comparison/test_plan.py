@@ -59,7 +59,7 @@ def test_labels_tell_variants_apart():
 
 
 @pytest.mark.parametrize(
-    ("methods", "said"),
+    ("methods", "message"),
     [
         ("", "methods= is needed"),
         ("ilyolox,ilyolox", "two entries 'ilyolox'"),
@@ -67,8 +67,8 @@ def test_labels_tell_variants_apart():
         ([3], "neither a method's name nor a mapping"),
     ],
 )
-def test_methods_that_cannot_be_read(methods, said):
-    with pytest.raises(ConfigError, match=said):
+def test_methods_that_cannot_be_read(methods, message):
+    with pytest.raises(ConfigError, match=message):
         words.entries(methods)
 
 
@@ -93,9 +93,9 @@ def test_a_comparison_of_nothing_but_failures_outside_a_checkout(scenes, tmp_pat
     page = (tmp_path / "out" / "compare.html").read_text()
     assert content["commit"] is None and "<dt>Commit</dt><dd>not a checkout</dd>" in page
     outcome.show(made, content, Console(width=200))
-    said = capsys.readouterr().out
-    assert "failed: finetune, seed 1: a test" in said
-    assert f"mean ± standard deviation over 2 seeds; page: {tmp_path / 'out' / 'compare.html'}" in said
+    output = capsys.readouterr().out
+    assert "failed: finetune, seed 1: a test" in output
+    assert f"mean ± standard deviation over 2 seeds; page: {tmp_path / 'out' / 'compare.html'}" in output
 
 
 def test_two_tasks_need_only_the_final_joint_model(scenes, tmp_path):
@@ -241,7 +241,7 @@ def test_a_weights_file_counts_by_its_content(tmp_path):
 def test_every_problem_at_once(scenes, tmp_path):
     with pytest.raises(ConfigError) as e:
         build(scenes, tmp_path, "finetun,ilyolox", seeds=0, upper="all", epoch=3, seed=1, first="x", nms_iou_x=1)
-    said = str(e.value)
+    message = str(e.value)
     for part in (
         "no method 'finetun'; did you mean 'finetune'?",
         "seeds: 0 must say how many seeds",
@@ -251,7 +251,7 @@ def test_every_problem_at_once(scenes, tmp_path):
         "first: not a setting of a comparison",
         "nms_iou_x: there is no such setting",
     ):
-        assert part in said, said
+        assert part in message, message
     with pytest.raises(
         ConfigError,
         match=r"method.nms_iou: this setting belongs to a method\. Write methods='\[\{name: ilyolox, nms_iou: 0.6\}",
@@ -356,8 +356,8 @@ def test_every_run_has_the_choices_of_effort(scenes, tmp_path, monkeypatch):
     assert runs["finetune"].train.lr_later == effort.LR_LATER
     assert runs["freeze_branch"].train.lr_later == effort.LR_BRANCH
     assert isinstance(runs["joint"].train.epochs, int) and isinstance(runs["finetune"].train.epochs, list)
-    said = "\n".join(outcome.announcement(made))
-    assert "effort=quick: " in said and "task 2: learning rate" in said
+    text = "\n".join(outcome.announcement(made))
+    assert "effort=quick: " in text and "task 2: learning rate" in text
     assert build(scenes, tmp_path / "other", "finetune", lr=0.1).cells[0].settings.train.lr == 0.1
     more = build(scenes, tmp_path / "out", "finetune,freeze_branch,joint", effort="thorough")
     assert first_of(more).key != first.key

@@ -1,4 +1,4 @@
-"""Runs on a Ray cluster: what each asks for, what is said without a cluster, and a real one of two machines."""
+"""Runs on a Ray cluster: the resources of each, the message without a cluster, and a real cluster of two machines."""
 
 from __future__ import annotations
 

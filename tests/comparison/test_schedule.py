@@ -132,7 +132,7 @@ def test_an_interruption_stops_what_runs(go):
 
 
 @pytest.mark.parametrize(
-    ("code", "last", "said"),
+    ("code", "last", "expected"),
     [
         (3, [], "its process ended with code 3"),
         (3, ["a", " "], "a"),
@@ -140,8 +140,8 @@ def test_an_interruption_stops_what_runs(go):
         (0, [], ""),
     ],
 )
-def test_why_a_process_failed(code, last, said):
-    assert said in (process.reason(code, last) or "")
+def test_why_a_process_failed(code, last, expected):
+    assert expected in (process.reason(code, last) or "")
     assert (process.reason(code, last) is None) == (code == 0)
 
 
@@ -182,9 +182,9 @@ def test_what_another_process_trains_is_left_to_it_until_it_ends(go, monkeypatch
     world = go(cells(), done=done)
     assert world.failed() == {}
     assert world.started == ["b", "a"]
-    said = capsys.readouterr().out
-    assert said.count("joint: process 7 on node1 trains it; its result is used") == 1
-    assert said.count("a: process 7 on node1 trains it") == 1
+    output = capsys.readouterr().out
+    assert output.count("joint: process 7 on node1 trains it; its result is used") == 1
+    assert output.count("a: process 7 on node1 trains it") == 1
 
 
 def test_a_run_that_another_process_took_first_waits_again(go):

@@ -1,4 +1,4 @@
-"""Settings: every kind of mistake is a sentence that says what to do, and several come in one message."""
+"""Settings: the error for every kind of mistake says what to do, and one message lists several mistakes."""
 
 from __future__ import annotations
 
@@ -137,8 +137,8 @@ def test_a_contradiction_is_reported_with_a_wrong_setting(data):
     words = ["method=ilyolox", "method.cls_weight=0", "method.box_weight=0", "method.nms_ou=0.5", "method.score=2"]
     with pytest.raises(ConfigError) as e:
         load(None, [f"data={data}", *words])
-    for said in ("did you mean 'method.nms_iou'", "method.score:", "cls_weight and method.box_weight are both 0"):
-        assert said in str(e.value)
+    for expected in ("did you mean 'method.nms_iou'", "method.score:", "cls_weight and method.box_weight are both 0"):
+        assert expected in str(e.value)
     assert len(e.value.problems) == 3
 
 
@@ -313,7 +313,7 @@ def test_a_folder_with_the_name_of_the_built_in_data(data, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("word", "options", "said"),
+    ("word", "options", "expected"),
     [
         ("epoch", ["epochs", "batch"], "did you mean 'epochs'?"),
         ("CAT", ["cat", "dog"], "did you mean 'cat'?"),
@@ -322,8 +322,8 @@ def test_a_folder_with_the_name_of_the_built_in_data(data, tmp_path, monkeypatch
         ("zzz", [str(i) for i in range(20)], "allowed: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, …"),
     ],
 )
-def test_did_you_mean(word, options, said):
-    assert did_you_mean(word, options) == said
+def test_did_you_mean(word, options, expected):
+    assert did_you_mean(word, options) == expected
 
 
 def test_a_method_that_no_detector_can_serve(monkeypatch):

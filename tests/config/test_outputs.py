@@ -91,7 +91,7 @@ def test_a_comparison_takes_no_folder_of_another_command(places, tmp_path, key):
     (tmp_path / "run.yaml").unlink()
     (tmp_path / "compare.csv").write_text("mine")
     assert outputs.comparison_folder("cache", tmp_path) == []
-    with pytest.raises(ConfigError, match=r"out: .*compare\.csv is there already, and is not of a comparison"):
+    with pytest.raises(ConfigError, match=r"out: .*compare\.csv exists already and is not of a comparison"):
         plan.build(**given, out=tmp_path)
 
 
@@ -106,10 +106,10 @@ def test_an_export_to_mmdetection_keeps_other_files(places, tmp_path):
     with pytest.raises(CiodError, match=r"detector\.pth is the model itself, which is never overwritten"):
         mmdet_file.export(written.checkpoint, tmp_path, overwrite=True)
     written.config.write_text("model = {}\n")
-    with pytest.raises(CiodError, match=r"detector\.py is there already, and is no file that 'ciod export' wrote"):
+    with pytest.raises(CiodError, match=r"detector\.py already exists and was not written by 'ciod export'"):
         mmdet_file.export(model, tmp_path)
     written.config.unlink()
-    with pytest.raises(CiodError, match=r"detector\.pth is there already.*write overwrite=true"):
+    with pytest.raises(CiodError, match=r"detector\.pth already exists.*write overwrite=true"):
         mmdet_file.export(model, tmp_path)
     mmdet_file.export(model, tmp_path, overwrite=True)
     assert written.config.read_text() == text

@@ -124,10 +124,10 @@ def test_table_2_has_a_recipe_a_cell_with_its_numbers(reference):
     assert len(rows) == 25
     for row in rows:
         name = f"coco-{row['scenario']}-{method_of(row)}"
-        said = published(name)
-        numbers = [float(n) for n in re.findall(r"\d+\.\d+", said)]
+        text = published(name)
+        numbers = [float(n) for n in re.findall(r"\d+\.\d+", text)]
         wanted = [row[k] for k in ("final_mAP", "AbsGap", "RelGap_pct", "Omega_all", "upper_bound")]
-        assert numbers == pytest.approx(wanted), said
+        assert numbers == pytest.approx(wanted), text
         settings = config.load(name, [], absent=[])
         assert settings.method["name"] == method_of(row)
         assert [len(s.classes) for s in plan(settings)] == row["split"]
@@ -157,11 +157,11 @@ def test_the_two_stage_rows_of_voc_have_recipes_with_their_numbers(split, method
 def test_the_plots_have_recipes_with_their_points(reference):
     for series in _published(reference)["multi_step_plot"]["series"]:
         name = {3: "coco-40+20+20", 4: "coco-20x4", 5: "coco-40+10x4"}[series["steps"]]
-        said = published(f"{name}-{method_of(series)}")
-        listed = re.search(r"Ω ([\d. /]+)", said)
-        assert listed and [float(n) for n in listed[1].split("/")] == list(series["points"].values()), said
-        implied = re.search(r"implies a final mAP of ([\d.]+\d)", said)
-        assert series["steps"] == 4 or (implied and float(implied[1]) == series["implied_final_mAP"]), said
+        text = published(f"{name}-{method_of(series)}")
+        listed = re.search(r"Ω ([\d. /]+)", text)
+        assert listed and [float(n) for n in listed[1].split("/")] == list(series["points"].values()), text
+        implied = re.search(r"implies a final mAP of ([\d.]+\d)", text)
+        assert series["steps"] == 4 or (implied and float(implied[1]) == series["implied_final_mAP"]), text
     labels = _published(reference)["four_step_curve"]["printed_labels"]
     ends = [labels[f"task{t}_end_epoch{12 * t}"] for t in (1, 2, 3, 4)]
     found = re.search(r"mAP after tasks 1 to 4: ([\d. /]+)", published("coco-20x4-ilyolox"))

@@ -116,7 +116,7 @@ BROKEN: dict[str, list[tuple[list[tuple[str, str]], str]]] = {
                     "    def match(",
                 )
             ],
-            r"lists x\.cls\.blocks\.0\.weight, which is no tensor of the detector",
+            r"lists x\.cls\.blocks\.0\.weight, which is not a tensor of the detector",
         ),
     ],
     "classes": [
@@ -228,7 +228,7 @@ BROKEN: dict[str, list[tuple[list[tuple[str, str]], str]]] = {
             r"Plain\.loss \(plain\.py, line \d+\) returned \{\}; return \{\"cls\"",
         ),
         ([(SUPERVISE, SUPERVISE + "        return 3\n")], r"returned int; return \{\"cls\""),
-        ([(BOX, BOX.replace(" / n,", ".item() / float(n),"))], r"'box' is no scalar tensor; take the sum or mean"),
+        ([(BOX, BOX.replace(" / n,", ".item() / float(n),"))], r"'box' is not a scalar tensor; take the sum or mean"),
         ([(BOX, BOX.replace(" / n,", " / n.double(),"))], r"'box' is torch\.float64; losses are float32"),
         ([(BOX, BOX.replace(" / n,", " / (n * 0),"))], r"'box' is not finite"),
         ([(BOX, "")], r"returned no 'box': methods use the losses cls and box by name"),
@@ -283,7 +283,7 @@ BROKEN: dict[str, list[tuple[list[tuple[str, str]], str]]] = {
                     "        import dataclasses as d\n        targets = d.replace(targets, known=None)\n" + SUPERVISE,
                 )
             ],
-            r"a class that is not drawn in a picture \(targets\.known\) is learnt as background",
+            r"a class that is not labelled in a picture \(targets\.known\) is learnt as background",
         ),
         (
             [

@@ -18,7 +18,7 @@ FORWARD = "\n    def forward(self, images):\n        out = super().forward(image
 
 
 def found(folder: Path, check: str, source: str) -> list[str]:
-    """What a check says; a reason not to check is said too."""
+    """The problems that a check reports; a reason to skip it is reported too."""
     if "lw_detr" in source:
         pytest.importorskip("transformers", reason="transformers is absent: pip install 'ciod[detr]'")
         pytest.importorskip("scipy", reason="scipy is absent: pip install 'ciod[detr]'")
@@ -53,5 +53,5 @@ def test_a_subclass_with_groups_of_queries_keeps_it(check, tmp_path):
     ],
 )
 def test_what_breaks_is_seen(check, source, line, sentence, tmp_path):
-    said = found(tmp_path, check, source.replace("    pass\n", "") + FORWARD.format(line))
-    assert any(sentence in s for s in said), said
+    problems = found(tmp_path, check, source.replace("    pass\n", "") + FORWARD.format(line))
+    assert any(sentence in s for s in problems), problems

@@ -1,4 +1,4 @@
-"""Box arithmetic: hand values, and NMS of a whole batch against torchvision image by image."""
+"""Box arithmetic: hand values, and NMS of a whole batch against torchvision's per image."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_compact_takes_the_best_when_there_are_too_many():
     index, valid = bx.compact(torch.ones(1, 5, dtype=torch.bool), torch.tensor([[0.1, 0.5, 0.0, 0.4, 0.3]]), 3)
     assert index.tolist() == [[1, 3, 4]] and valid.all()
     index, valid = bx.compact(torch.ones(1, 5, dtype=torch.bool), torch.zeros(1, 5), 5)
-    assert index.tolist() == [[0, 1, 2, 3, 4]] and valid.all()  # a score of nought is a place like any other
+    assert index.tolist() == [[0, 1, 2, 3, 4]] and valid.all()  # a position with score 0 is listed like any other
 
 
 def test_compact_of_nothing_has_one_empty_slot():

@@ -84,7 +84,7 @@ def test_a_port_that_is_not_a_number(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("variables", "said"),
+    ("variables", "hinted"),
     [
         ("MASTER_ADDR=a", False),
         ("SLURM_NTASKS=1 SLURM_PROCID=0", False),
@@ -93,20 +93,20 @@ def test_a_port_that_is_not_a_number(monkeypatch):
         ("SLURM_NTASKS=4 SLURM_PROCID=0 RANK=0 WORLD_SIZE=1", False),  # torchrun in a batch script
     ],
 )
-def test_a_batch_script_without_srun_gets_a_hint(variables, said, monkeypatch, tmp_path):
+def test_a_batch_script_without_srun_gets_a_hint(variables, hinted, monkeypatch, tmp_path):
     place(monkeypatch, variables)
     hint = distributed.not_by_srun()
-    assert (hint is None) != said
+    assert (hint is None) != hinted
     assert not hint or "SLURM reserved 4 tasks, but one process trains; write srun before" in hint
     heard: list[str] = []
     if "RANK" not in variables and "STEP" not in variables:
         with session.session(str(tmp_path / "out"), "cpu", SimpleNamespace(say=heard.append)) as (world, _):
             assert world.size == 1
-    assert heard == ([hint] if said else [])
+    assert heard == ([hint] if hinted else [])
 
 
 def test_a_process_that_waits_for_others_says_so(monkeypatch, capfd):
-    """A real meeting place at which nobody else arrives."""
+    """A real rendezvous that no other process joins."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -117,9 +117,11 @@ def test_a_process_that_waits_for_others_says_so(monkeypatch, capfd):
     monkeypatch.setattr(distributed.dist, "init_process_group", short)
     with pytest.raises(CiodError, match="processes of the run cannot find each other"), distributed.world("cpu"):
         pass
-    said = capfd.readouterr().err
-    assert f"Process 0 of 2 waits for the others (MASTER_ADDR=localhost, MASTER_PORT={port}). If none will come" in said
-    assert "unset these variables to train with one process" in said
+    output = capfd.readouterr().err
+    assert (
+        f"Process 0 of 2 waits for the others (MASTER_ADDR=localhost, MASTER_PORT={port}). If none will come" in output
+    )
+    assert "unset these variables to train with one process" in output
 
 
 def test_what_a_comparison_starts_trains_alone(monkeypatch):

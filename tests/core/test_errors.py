@@ -1,4 +1,4 @@
-"""What a person can mend is a CiodError with a sentence; anything else that is raised is a contract of the code."""
+"""What a user can fix raises CiodError with a message; any other exception means that code broke a contract."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CONTRACTS = {"core/types.py", "data/formats/__init__.py", "evaluation/ap.py", "e
 
 
 def strange(source: str, file: str) -> list[str]:
-    """Everything in a module that could end in a traceback, or in a message that is no CiodError."""
+    """Everything in a module that could end in a traceback, or in a message that is not a CiodError."""
     found = []
 
     def say(node: ast.AST, what: str) -> None:

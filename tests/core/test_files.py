@@ -1,4 +1,4 @@
-"""Half-written files: a run removes its own, and nobody else's."""
+"""Partly written files: a run removes its own and no others."""
 
 from __future__ import annotations
 

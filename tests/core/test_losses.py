@@ -45,7 +45,8 @@ def test_count_is_at_least_one():
 
 @pytest.mark.parametrize(("own", "other", "expected"), [(3, 5, 4.0), (0, 0, 0.5), (0, 1, 0.5), (1, 0, 0.5)])
 def test_count_over_two_ranks(monkeypatch, own, other, expected):
-    """Sum over ranks, at least 1, by the number of ranks: after DDP's mean a sum over the whole batch by its count."""
+    """The sum over ranks (at least 1) divided by the number of ranks. DDP averages the gradients, so a loss divided by
+    it is that of the whole batch divided by its count."""
     monkeypatch.setattr(L.dist, "is_initialized", lambda: True)
     monkeypatch.setattr(L.dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(L.dist, "all_reduce", lambda n: n.add_(other))
@@ -53,7 +54,7 @@ def test_count_over_two_ranks(monkeypatch, own, other, expected):
     assert L.count(mask).item() == expected
 
 
-def test_masked_sum_stops_what_is_not_finite():
+def test_masked_sum_leaves_out_masked_values_that_are_not_finite():
     values = torch.tensor([1.0, float("nan"), float("inf"), 2], requires_grad=True)
     total = L.masked_sum(values, torch.tensor([True, False, False, True]))
     total.backward()

@@ -1,4 +1,4 @@
-"""A script without a main guard, where processes are spawned: told in a sentence, before anything is trained twice."""
+"""A script without a main guard, where processes are spawned: an error says so before anything is trained twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run's log survives a kill at any byte; files are whole or absent."""
+"""The run's log survives a kill at any byte; files are complete or absent."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_no_file_can_have_that_name(name, tmp_path):
 
 
 def test_bytes_that_are_not_text_are_written_as_an_escape_and_read_back(tmp_path):
-    """A file name of a disk that knows no UTF-8."""
+    """A file name of a disk that does not use UTF-8."""
     name = "bild-\udce9.jpg"
     with RunLog(tmp_path) as log:
         log.write("step", image=name)

@@ -24,10 +24,10 @@ def test_fewer_than_two_values_make_no_clusters():
 def test_no_other_partition_has_a_smaller_sum_of_squares(seed):
     values = np.random.default_rng(seed).random(9).astype(np.float32)
 
-    def spread(upper: np.ndarray) -> float:
+    def squares(upper: np.ndarray) -> float:
         return sum(((part - part.mean()) ** 2).sum() for part in (values[upper], values[~upper]) if len(part))
 
     found = two_means(values)
     assert found is not None
-    best = min(spread(np.array(choice)) for choice in itertools.product([False, True], repeat=len(values)))
-    assert spread(values >= found.first_high) == pytest.approx(best, rel=1e-5)
+    best = min(squares(np.array(choice)) for choice in itertools.product([False, True], repeat=len(values)))
+    assert squares(values >= found.first_high) == pytest.approx(best, rel=1e-5)

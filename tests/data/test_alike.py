@@ -1,4 +1,4 @@
-"""Class names that look the same: what is joined is said, and what stays apart is warned of, in every format."""
+"""Class names that look the same: merging them is reported, keeping them separate gives a warning, in every format."""
 
 from __future__ import annotations
 

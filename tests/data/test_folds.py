@@ -93,8 +93,8 @@ def test_the_sizes_of_both_sides_are_in_the_protocol():
     index = images(FRAMES)
     protocol = Protocol(split="1+1", folds=3, fold=2, group="clip(.)", fold_by="order", guard=1)
     made = Scenario(protocol, *folds.cut(index, protocol))
-    told = "Fold 2 of 3: training on 14 images of 4 groups, testing on 8 images of 2 groups; 1 image on each side"
-    assert made.sentences()[-1].startswith(told) and made.sizes() == made.sentences()[-1:]
+    sentence = "Fold 2 of 3: training on 14 images of 4 groups, testing on 8 images of 2 groups; 1 image on each side"
+    assert made.sentences()[-1].startswith(sentence) and made.sizes() == made.sentences()[-1:]
     assert any("into 3 folds (neighbours in the order of file names)" in s for s in made.sentences())
     assert any("images with equal 'clip(.)' in their names" in s for s in made.sentences())
     assert any("2 folds (each with its share of every class), of" in s for s in Protocol(folds=2, fold=1).sentences())
@@ -102,7 +102,7 @@ def test_the_sizes_of_both_sides_are_in_the_protocol():
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({"fold": 2}, r"fold: the data is not cut into folds; also write folds=5 fold=1"),
         ({"group": "x"}, r"group: the data is not cut into folds"),
@@ -114,8 +114,8 @@ def test_the_sizes_of_both_sides_are_in_the_protocol():
         ({"folds": 2, "fold": 1, "fold_by": "ordr"}, r"fold_by: 'ordr' is not allowed; did you mean 'order'"),
     ],
 )
-def test_nonsense_is_refused_before_data_is_read(given, said):
-    with pytest.raises(ConfigError, match=said):
+def test_nonsense_is_refused_before_data_is_read(given, message):
+    with pytest.raises(ConfigError, match=message):
         config.load(None, {"data": "shapes", "split": "6+4", **given})
 
 

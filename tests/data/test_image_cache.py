@@ -1,4 +1,4 @@
-"""Decoded pictures: kept in memory, in a file that processes share, or made smaller, with the same boxes on them."""
+"""Decoded pictures: kept in memory, in a file that processes share, or scaled down together with their boxes."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def test_they_are_kept_in_a_file(index, reads, longest):
             (a, b), (c, d) = kept.scaled(i), plain.scaled(i)
             assert np.array_equal(a, c) and np.array_equal(b, d)
     assert len(reads) == 4 + 8
-    kept[0][:] = 0  # what is handed out is the caller's own
+    kept[0][:] = 0  # the caller gets a copy
     assert np.array_equal(kept[0], plain[0])
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_the_file_is_shared_and_goes_with_its_process(index, tmp_path, monkeypatch, start):
+def test_the_file_is_shared_and_removed_with_its_process(index, tmp_path, monkeypatch, start):
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda: start)
     monkeypatch.setattr(image_cache.tempfile, "tempdir", str(tmp_path))
     store = Disk(index.sizes)
@@ -79,7 +79,7 @@ def test_the_file_is_shared_and_goes_with_its_process(index, tmp_path, monkeypat
         os.waitpid(pid, 0)
     else:
         other = pickle.loads(pickle.dumps(store))
-        other.opened = (-1, -1)  # as in a process that was started afresh
+        other.opened = (-1, -1)  # as in a new process
         other.put(1, picture)
     assert np.array_equal(store.get(1), picture)
     assert store.get(0) is None
@@ -97,7 +97,7 @@ def test_a_full_disk_for_the_file(index, monkeypatch):
 
     monkeypatch.setattr(os, "pwrite", full)
     kept = Pictures(index, cache="disk")
-    assert np.array_equal(kept[0], kept[0]), "where no room could be set aside it is decoded again"
+    assert np.array_equal(kept[0], kept[0]), "without space in the file it is decoded again"
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     match = r"picture_cache=disk needs 0\.0 GB in the temporary folder \(No space left on device\); choose another"
     with pytest.raises(CiodError, match=match):
@@ -136,7 +136,7 @@ def test_the_longest_side_counts(size, longest, expected):
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 @pytest.mark.parametrize("turn", [1, 6])
 def test_a_smaller_picture_shows_the_same(tmp_path, suffix, turn):
-    """Of JPEGs the decoder gives a smaller one itself; turned pictures are turned."""
+    """JPEG's decoder scales by itself; pictures that EXIF rotates are rotated."""
     across = np.linspace(0, 255, 640)[None, :, None] * np.ones((480, 1, 1))
     down = np.linspace(0, 255, 480)[:, None, None] * np.ones((1, 640, 1))
     exif = Image.Exif()
@@ -163,7 +163,7 @@ def big(index: Index, times: int) -> Index:
 
 
 def test_boxes_shrink_with_their_picture(index):
-    """A batch of large pictures that were made smaller has the boxes it has without."""
+    """A batch of large pictures has the same boxes with and without ``presize``."""
     large = big(index, 8)
     transform = TrainTransform(Augment(photometric=0, mosaic=0.5), 64, 114)
 
@@ -202,7 +202,7 @@ def test_users_who_would_benefit_get_a_hint(index, monkeypatch):
     message = hint()
     assert message is not None and message.startswith("hint: pictures have 456 pixels along their longer side")
     assert "train.presize=true" in message and "(to 64)" in message
-    assert hint(128) is None, "hardly larger than what is seen"
+    assert hint(128) is None, "hardly larger than the input of the network"
     assert hint(presize=True) is None and hint(picture_cache="disk") is None, "decoded once, or made smaller"
     assert hint(pictures_of=large.select(np.array([], int))) is None
 

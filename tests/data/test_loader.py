@@ -267,7 +267,7 @@ def test_mosaic_shows_four_pictures():
 @pytest.fixture
 def broken(tmp_path) -> Index:
     index = sample_index(tmp_path, images=4)
-    index.files[1].write_bytes(b"torn")
+    index.files[1].write_bytes(b"damaged")
     return index
 
 
@@ -283,7 +283,7 @@ def test_a_broken_picture_is_replaced_and_reported(broken):
 
 def test_nothing_but_broken_pictures(broken):
     for f in broken.files:
-        f.write_bytes(b"torn")
+        f.write_bytes(b"damaged")
     with pytest.raises(CiodError, match=r"None of the 4 images of .* can be read"):
         Pictures(broken).or_next(0)
 

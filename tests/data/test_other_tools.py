@@ -103,13 +103,13 @@ def test_a_dangling_link_and_a_picture_named_twice(tmp_path):
     save_image(root / "images" / "a.jpg", GREY)
     (root / "images" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     model = make("yolox-pico")
-    told: list[str] = []
-    assert Job(model, [str(root / "images")], tmp_path / "out", say=told.append, complain=told.append).run() == 1
-    assert any("link to a missing file, skipped" in line and "gone.jpg" in line for line in told)
+    lines: list[str] = []
+    assert Job(model, [str(root / "images")], tmp_path / "out", say=lines.append, complain=lines.append).run() == 1
+    assert any("link to a missing file, skipped" in line and "gone.jpg" in line for line in lines)
     save_image(tmp_path / "copy" / "a.jpg", GREY)
     with pytest.raises(CiodError, match=r"coco: .*a\.jpg and .*a\.jpg are one picture of .*; name it once"):
         Job(model, [str(root / "images" / "a.jpg"), str(tmp_path / "copy" / "a.jpg")], tmp_path / "out2",
-            coco=tmp_path / "r.json", data=formats.read(root, "train"), say=told.append).run()  # fmt: skip
+            coco=tmp_path / "r.json", data=formats.read(root, "train"), say=lines.append).run()  # fmt: skip
 
 
 def test_a_box_file_of_two_pictures_is_used_for_both(tmp_path):

@@ -1,4 +1,4 @@
-"""Scenarios: how classes are dealt out, and what each task may see, counted by hand on a few images."""
+"""Scenarios: how classes are assigned to tasks, and what each task may see, counted by hand on a few images."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ NAMES = ("ant", "bee", "cow", "dog")
 
 def index():
     """Twenty images with one ant each; bees: two in each of images 0 to 4, and three in 5; one cow beside a bee in 0,
-    cows alone in 10 and 11; one dog in all."""
+    cows alone in 10 and 11; one dog in total."""
     rows = [(i, "ant") for i in range(20)] + [(i, "bee") for i in range(5) for _ in range(2)] + [(5, "bee")] * 3
     return index_of(sorted([*rows, (0, "cow"), (10, "cow"), (11, "cow"), (19, "dog")]), NAMES, 20)
 

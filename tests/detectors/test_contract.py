@@ -61,7 +61,7 @@ def regions(name: str) -> bool:
 
 
 def positions(detector: Detector) -> int:
-    """Of pictures of the tests: cells, or queries of all sets."""
+    """Number of positions in pictures of the tests: cells, or queries of all sets."""
     with torch.no_grad():
         return detector(pictures(1)).logits.shape[1]
 
@@ -372,7 +372,7 @@ def test_masked_channels_get_exactly_no_gradient(name):
 
 @pytest.mark.parametrize("name", marked(LIGHT))
 def test_incomplete_labels_give_exactly_zero_gradient(name):
-    """An unlabelled image; a class that is not drawn; positions of doubtful boxes (``losses.supervise``)."""
+    """An unlabelled image; a class that is not labelled; positions of doubtful boxes (``losses.supervise``)."""
     detector = make(name)
     outputs, targets, _ = matched(detector, counts=(3, 0))
     outputs = replace(outputs, logits=outputs.logits.detach().requires_grad_())
@@ -385,13 +385,17 @@ def test_incomplete_labels_give_exactly_zero_gradient(name):
         return found
 
     assert (gradient(background=torch.tensor([True, False]))[1] == 0).all()
-    if regions(name):  # a class that is not drawn is part of background: see tests/detectors/test_rcnn.py
+    if regions(name):  # a class that is not labelled is part of background: see tests/detectors/test_rcnn.py
         doubtful = gradient(doubtful=torch.ones_like(targets.valid))
         assert (doubtful[0, detector.match(outputs, targets).positive[0]] == 0).all()
         return
-    undrawn = gradient(known=torch.tensor([[True, False, True], [True] * 3]))
+    unlabelled = gradient(known=torch.tensor([[True, False, True], [True] * 3]))
     drawn = detector.match(outputs, targets).positive[0]  # what is drawn there is of no other class
-    assert (undrawn[0, ~drawn, 1] == 0).all() and (undrawn[0, drawn, 1] != 0).all() and (undrawn[0, :, 2] != 0).any()
+    assert (
+        (unlabelled[0, ~drawn, 1] == 0).all()
+        and (unlabelled[0, drawn, 1] != 0).all()
+        and (unlabelled[0, :, 2] != 0).any()
+    )
     doubtful = gradient(doubtful=torch.ones_like(targets.valid))
     assert (doubtful[0, detector.match(outputs, targets).positive[0]] == 0).all()
 
@@ -511,8 +515,8 @@ class Flat(nn.Module):
 
 @pytest.mark.parametrize("name", [n for n in LIGHT if not queries(n) and not regions(n)])
 def test_the_forward_is_exportable(name):
-    """Of query detectors in tests/exporters/test_query.py, of regions in tests/detectors/test_rcnn.py: rounding would
-    decide which queries and regions random weights have."""
+    """tests/exporters/test_query.py tests query detectors, tests/detectors/test_rcnn.py those with regions: with random
+    weights, rounding would decide which queries and regions are chosen."""
     pytest.importorskip("onnx", reason="onnx is absent: pip install 'ciod[onnx]'")
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is absent: pip install 'ciod[onnx]'")
     detector = lively(make(name))
@@ -527,7 +531,7 @@ def test_the_forward_is_exportable(name):
 
 
 def gradients(name: str, rank: int = 0, size: int = 1) -> dict[str, Tensor]:
-    """Of one step on this rank's share of four images with 3, 0, 1 and 2 boxes."""
+    """The gradients of one step on this rank's share of four images with 3, 0, 1 and 2 boxes."""
     detector = bn_eval(make(name).train())
     mine = slice(4 * rank // size, 4 * (rank + 1) // size)
     targets = fixed.boxes_at_random(4, [3, 0, 1, 2], classes=3, size=SIZE)

@@ -134,7 +134,7 @@ def test_compared(place, tmp_path, monkeypatch):
     """As one process a run, each of which finds the file again; a file below the folder of the command."""
     trained = []
 
-    def here(cells, **_):
+    def in_this_process(cells, **_):
         for cell in cells:
             if not worker.finished(cell.folder, cell.key):
                 own.named.clear()
@@ -142,7 +142,7 @@ def test_compared(place, tmp_path, monkeypatch):
                 trained.append(cell.name)
         return {}
 
-    monkeypatch.setattr(schedule, "run", here)
+    monkeypatch.setattr(schedule, "run", in_this_process)
     monkeypatch.setattr("ciod.report.page.write_report", lambda out: None)  # of each run: tested elsewhere
     monkeypatch.setattr("ciod.report.examples.write_examples", lambda *_: None)
     monkeypatch.chdir(place)
@@ -196,7 +196,7 @@ def test_a_detector_that_is_not_needed_is_refused(tmp_path):
     (tmp_path / "m.onnx").write_bytes(b"")
     with pytest.raises(CiodError, match=r"m\.onnx holds its network itself; leave detector= out"):
         ciod.load(tmp_path / "m.onnx", detector=write(tmp_path))
-    with pytest.raises(ConfigError, match="detector: yolox-pico is no file; a model says itself which"):
+    with pytest.raises(ConfigError, match="detector: yolox-pico is not a file; a model says itself which"):
         ciod.load(tmp_path / "m.safetensors", detector="yolox-pico")
     for table, words in ((commands.EVAL, ["data=."]), (commands.PREDICT, []), (commands.EXPORT, ["onnx=a.onnx"])):
         with pytest.raises(ConfigError, match=r"detector: there is no file no\.py"):

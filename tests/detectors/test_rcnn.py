@@ -233,7 +233,7 @@ def test_a_sample_depends_on_the_pixels_alone():
 # Classes --------------------------------------------------------------------------------------------------------------
 
 
-def test_cross_entropy_counts_undrawn_classes_as_background():
+def test_cross_entropy_counts_unlabelled_classes_as_background():
     g = torch.Generator().manual_seed(0)
     background, logits = torch.randn(1, 4, generator=g), torch.randn(1, 4, 3, generator=g, requires_grad=True)
     label, positive = torch.tensor([[0, 1, 2, 2]]), torch.tensor([[True, False, False, True]])
@@ -241,14 +241,18 @@ def test_cross_entropy_counts_undrawn_classes_as_background():
     plain = losses.unbiased_cross_entropy(background, logits, label, positive, None)
     aim = torch.where(positive, label + 1, 0)
     torch.testing.assert_close(plain, nn.functional.cross_entropy(every[0], aim[0], reduction="none")[None])
-    drawn = torch.tensor([True, False, True]).expand(1, 4, 3)
+    labelled = torch.tensor([True, False, True]).expand(1, 4, 3)
     p = every.softmax(2)
-    merged = losses.unbiased_cross_entropy(background, logits, label, positive, drawn)
+    merged = losses.unbiased_cross_entropy(background, logits, label, positive, labelled)
     wanted = -torch.stack([p[0, 0, 1], p[0, 1, 0] + p[0, 1, 2], p[0, 2, 0] + p[0, 2, 2], p[0, 3, 3]]).log()
     torch.testing.assert_close(merged[0], wanted)
-    torch.testing.assert_close(losses.unbiased_cross_entropy(background, logits, label, positive, drawn | True), plain)
+    torch.testing.assert_close(
+        losses.unbiased_cross_entropy(background, logits, label, positive, labelled | True), plain
+    )
     merged[0, 1].backward()
-    assert logits.grad[0, 1, 1] < 0 < logits.grad[0, 1, 0]  # a class that is not drawn may rise as background does
+    assert (
+        logits.grad[0, 1, 1] < 0 < logits.grad[0, 1, 0]
+    )  # the logit of a class that is not labelled may rise, as background's does
 
 
 def test_channels_and_known_make_classes_part_of_background():

@@ -1,4 +1,4 @@
-"""SimOTA for a whole batch at once against the rule written out position by position (ilyolox.md .3.1)."""
+"""SimOTA for a whole batch at once against the rule written as loops over positions (ilyolox.md .3.1)."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from tests import fixed
 
 
 @pytest.fixture
-def told(monkeypatch) -> list[tuple]:
+def events(monkeypatch) -> list[tuple]:
     """What was asked of CUDA, in order: (what, on which stream, of what)."""
     log: list[tuple] = []
     on = ["usual"]
@@ -47,18 +47,18 @@ def told(monkeypatch) -> list[tuple]:
     return log
 
 
-def test_each_waits_for_what_it_needs_and_keeps_what_it_reads(told):
-    on = told.pop()
+def test_each_waits_for_what_it_needs_and_keeps_what_it_reads(events):
+    on = events.pop()
     outputs = replace(fixed.random_outputs(0, 3, images=1), features=[torch.zeros(1, 2, 4, 4)])
     images, beside = torch.zeros(1, 3, 64, 64), SideStream(torch.device("cpu"))
 
     def forward(given):
-        told.append(("computes", on[-1], id(given)))
+        events.append(("computes", on[-1], id(given)))
         return outputs
 
     beside.mark(images)
     assert beside.run(forward, images) is outputs
-    assert told[:5] == [
+    assert events[:5] == [
         ("marked", "usual"),
         ("waits for the mark", "side"),
         ("computes", "side", id(images)),
@@ -66,14 +66,14 @@ def test_each_waits_for_what_it_needs_and_keeps_what_it_reads(told):
         ("waits for", "usual", "side"),
     ]
     tensors = [outputs.logits, outputs.boxes, outputs.objectness, outputs.points, outputs.features[0]]
-    assert {("kept for", "usual", id(t)) for t in tensors} <= set(told[5:])
-    assert {t[:2] for t in told[5:]} == {("kept for", "usual")}
+    assert {("kept for", "usual", id(t)) for t in tensors} <= set(events[5:])
+    assert {t[:2] for t in events[5:]} == {("kept for", "usual")}
 
 
-def test_images_made_after_the_mark_are_computed_on_the_current_stream(told):
-    on = told.pop()
+def test_images_made_after_the_mark_are_computed_on_the_current_stream(events):
+    on = events.pop()
     beside = SideStream(torch.device("cpu"))
     beside.mark(torch.zeros(1, 3, 64, 64))
-    told.clear()
-    beside.run(lambda given: told.append(("computes", on[-1])), torch.zeros(1, 3, 64, 64))
-    assert told == [("computes", "usual")]
+    events.clear()
+    beside.run(lambda given: events.append(("computes", on[-1])), torch.zeros(1, 3, 64, 64))
+    assert events == [("computes", "usual")]

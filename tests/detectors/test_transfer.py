@@ -133,6 +133,6 @@ def test_a_checkpoint_of_torchvision_starts_another_class_count(tmp_path):
     taken = weights.load_fitting(other, donor)
     assert set(taken.left) == {"head.classification_head"} and taken.left["head.classification_head"] == 2
     assert transfer.take_class_rows(other, donor) == ("zebra",)
-    torch.save(torchvision_state(5), tmp_path / "own.pth")  # nobody knows the names of these
+    torch.save(torchvision_state(5), tmp_path / "own.pth")  # without class names
     assert transfer.take_class_rows(build(("0", "1"), name="retinanet-r50", size=64, frozen=True),
                                     weights.donor(tmp_path / "own.pth")) == ()  # fmt: skip

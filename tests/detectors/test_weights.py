@@ -1,4 +1,4 @@
-"""Model files: torn, strange, foreign; and trunks taken from them."""
+"""Model files: damaged, strange, foreign; and trunks taken from them."""
 
 from __future__ import annotations
 
@@ -136,11 +136,11 @@ def test_a_plain_pickle_is_refused_and_not_run(tmp_path):
     assert not canary.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", b"PK\x03\x04 torn"])
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", b"PK\x03\x04 damaged"])
 def test_a_truncated_checkpoint_is_refused(tmp_path, content):
-    (tmp_path / "torn.pth").write_bytes(content)
-    with pytest.raises(CiodError, match=r"torn\.pth"):
-        files.load(tmp_path / "torn.pth")
+    (tmp_path / "damaged.pth").write_bytes(content)
+    with pytest.raises(CiodError, match=r"damaged\.pth"):
+        files.load(tmp_path / "damaged.pth")
 
 
 def test_a_checkpoint_of_something_else(tmp_path):

@@ -131,7 +131,7 @@ def test_equals_pycocotools(seed, max_detections):
 
 
 def test_equals_pycocotools_with_hundreds_of_boxes_in_an_image():
-    """Where 100 and 1000 detections an image differ: 150 objects of one class in one image, all found."""
+    """Where 100 and 1000 detections per image differ: 150 objects of one class in one image, all found."""
     rng = np.random.default_rng(0)
     corner = rng.uniform(0, 400, (150, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(5, 40, (150, 2))], 1)
@@ -213,7 +213,7 @@ def test_classes_are_matched_by_name_not_by_number():
     one = found(("dog", 0.9, 0, 0, 50, 50), names=("dog",))
     two = found(("owl", 0.9, 0, 0, 50, 50), ("ufo", 0.95, 0, 0, 50, 50), names=("ufo", "owl", "dog"))
     table = coco_ap([one, two], truth)
-    assert table.mean(["dog", "owl"]) == pytest.approx(1)  # and the class that is not in the data set harms nobody
+    assert table.mean(["dog", "owl"]) == pytest.approx(1)  # a class that is not in the data set is left out
 
 
 def test_nothing_found_is_0_where_there_is_truth():

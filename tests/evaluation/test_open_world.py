@@ -58,7 +58,7 @@ def test_wilderness_impact_at_recall_08():
 def test_what_does_not_count():
     data = truth((0, "owl", 0), (0, "owl", 100), (0, "cat", 200), (0, "cat", 201), crowd=[1, 3])
     seen = [found((0, "owl", 0.9), (100, "cat", 0.8), (200, "cat", 0.7)), found(), found()]
-    made = open_world.measure(seen, data, KNOWN)  # an owl cannot be detected by name; the crowd is no object
+    made = open_world.measure(seen, data, KNOWN)  # an owl is an unknown class; the crowd is not counted
     assert (made.unknown_recall, made.open_set_error, made.unknown_boxes) == (0.0, 0, 1)
     assert made.wilderness_impact == 0
     nothing = open_world.measure(seen, data, NAMES)

@@ -75,6 +75,6 @@ def test_it_comes_back_from_its_file(tmp_path):
     again = pictures.read(tmp_path / "task-1")
     assert again is not None and again.classes == ("cat", "dog") and again.files == ("0.jpg",)
     assert all(np.array_equal(v, getattr(again, k)) for k, v in vars(outcome).items())
-    (tmp_path / "task-1" / pictures.NAME).write_bytes(b"PK\3\4 torn")
+    (tmp_path / "task-1" / pictures.NAME).write_bytes(b"PK\3\4 damaged")
     with pytest.raises(CiodError, match=r"pictures.npz cannot be read \(.*\); remove it, or train the run again"):
         pictures.read(tmp_path / "task-1")

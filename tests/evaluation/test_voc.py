@@ -89,7 +89,7 @@ def test_wrong_input_is_refused():
 
 
 def slow_area(detections: list[Detections], truth, name: str) -> float | None:
-    """Written anew from the definition, box by box, without numpy's tricks."""
+    """Written from the definition as a loop over boxes, without vectorisation."""
     label = truth.class_names.index(name)
     boxes = {a: truth.boxes[a].tolist() for a in range(len(truth.labels)) if truth.labels[a] == label}
     easy = [a for a in boxes if not (truth.difficult[a] or truth.crowd[a])]

@@ -135,8 +135,8 @@ def test_a_pushed_model_predicts_the_same_boxes(server, run):
     assert config["class_names"] == list(ciod.load(run).class_names) and config["detector"]["name"] == "yolox-pico"
 
     picture = np.random.default_rng(0).integers(0, 255, (50, 60, 3), dtype=np.uint8)
-    here, there = (ciod.load(m).predict(picture, score_threshold=0.0) for m in (run, "hf:me/cards"))
-    assert len(here) and np.array_equal(here.boxes, there.boxes) and np.array_equal(here.scores, there.scores)
+    ours, theirs = (ciod.load(m).predict(picture, score_threshold=0.0) for m in (run, "hf:me/cards"))
+    assert len(ours) and np.array_equal(ours.boxes, theirs.boxes) and np.array_equal(ours.scores, theirs.scores)
     assert file_of(f"hf:me/cards@{COMMIT}").read_bytes() == run.read_bytes()
     shown = CliRunner().invoke(app, ["eval", "hf:me/cards", "data=/none"]).output
     assert "Traceback" not in shown
@@ -174,8 +174,8 @@ def refused(call) -> str:
 def test_what_the_hub_does_not_have(server, run, tmp_path, monkeypatch):
     assert "There is no model hf:me/none on the Hub" in refused(lambda: ciod.load("hf:me/none"))
     server.repos["me/other"] = {"pytorch_model.bin": b""}
-    said = refused(lambda: ciod.load("hf:me/other"))
-    assert said == "hf:me/other is not a model of ciod: it has neither model.safetensors nor model.onnx."
+    message = refused(lambda: ciod.load("hf:me/other"))
+    assert message == "hf:me/other is not a model of ciod: it has neither model.safetensors nor model.onnx."
     ciod.push(run, "me/cards")
     assert "There is no model hf:me/cards@v9" in refused(lambda: ciod.load("hf:me/cards@v9"))
     assert "hf:a--b/c is not the name of a model on the Hub" in refused(lambda: ciod.load("hf:a--b/c"))
@@ -195,8 +195,8 @@ def test_a_server_that_does_not_answer(monkeypatch, tmp_path, run):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("time.sleep", lambda _: None)  # huggingface_hub tries again after longer and longer pauses
-    said = refused(lambda: ciod.load("hf:me/cards"))
-    assert "hf:me/cards is not in the cache, and the Hub does not answer" in said or "cannot be fetched" in said
+    message = refused(lambda: ciod.load("hf:me/cards"))
+    assert "hf:me/cards is not in the cache, and the Hub does not answer" in message or "cannot be fetched" in message
     assert "push: me/cards cannot be written: " in refused(lambda: ciod.push(run, "me/cards"))
 
 

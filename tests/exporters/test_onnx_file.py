@@ -296,7 +296,7 @@ def test_only_an_earlier_export_is_replaced(pico, tmp_path):
     del theirs.metadata_props[:]
     for content in (theirs.SerializeToString(), b"my notes", b""):
         done.path.write_bytes(content)
-        with pytest.raises(CiodError, match=r"a\.onnx is there already, and is no file that 'ciod export' wrote\."):
+        with pytest.raises(CiodError, match=r"a\.onnx already exists and was not written by 'ciod export'\."):
             export(pico, done.path)
         assert done.path.read_bytes() == content
     export(pico, done.path, overwrite=True)

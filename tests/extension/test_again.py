@@ -1,4 +1,4 @@
-"""A second extension: what the arbiter does to the classes of the first is no forgetting."""
+"""A second extension: changes by the arbiter to the classes of the first do not count as forgetting."""
 
 from __future__ import annotations
 

@@ -49,14 +49,14 @@ def test_it_says_what_would_be_done_and_writes_nothing(place, monkeypatch, capsy
     monkeypatch.setattr(sys, "argv", ["ciod", "extend", str(place / "m.safetensors"), *given, "--dry-run", "--json"])
     with pytest.raises(SystemExit) as done:
         cli.main()
-    said = capsys.readouterr()
-    found = json.loads(said.out)
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
     assert not done.value.code and {"command", "exit_code", *answers.ExtendPlan.__annotations__} == set(found)
     assert (found["new"], found["old"], found["taught"]) == (["eel"], ["cat", "dog"], [])
-    assert found["method"] == "freeze_branch" and "method: freeze_branch (chosen by auto)" in said.err
-    assert f"{found['steps']} steps on {found['images']} images with {found['boxes']} boxes" in said.err
-    assert "old classes: agreement of old and new model on the new images; below min_retention=0.9 no mo" in said.err
-    assert "nothing was trained" in said.err and not (place / "run").exists()
+    assert found["method"] == "freeze_branch" and "method: freeze_branch (chosen by auto)" in printed.err
+    assert f"{found['steps']} steps on {found['images']} images with {found['boxes']} boxes" in printed.err
+    assert "old classes: agreement of old and new model on the new images; below min_retention=0.9 no mo" in printed.err
+    assert "nothing was trained" in printed.err and not (place / "run").exists()
 
 
 def test_old_data_and_a_pool_are_named(place):

@@ -35,9 +35,9 @@ def refusal(monkeypatch, capsys, *words) -> str:
     with pytest.raises(SystemExit) as caught:
         cli.main()
     assert caught.value.code == 2
-    said = capsys.readouterr().err
-    assert said.startswith("ciod: ") and "Traceback" not in said
-    return said
+    message = capsys.readouterr().err
+    assert message.startswith("ciod: ") and "Traceback" not in message
+    return message
 
 
 def edit(folder, change) -> None:
@@ -52,33 +52,33 @@ def test_labels_but_no_images(model, tmp_path, monkeypatch, capsys, write):
     root = write(sample_index(tmp_path / "raw", images=3, names=("dog", "eel")), tmp_path / "folder")
     for picture in [*root.rglob("*.png")]:
         picture.unlink()
-    said = refusal(monkeypatch, capsys, model, f"data={root}", f"out={tmp_path / 'out'}")
-    assert "no usable image" in said or "no image" in said or "not one picture" in said
+    message = refusal(monkeypatch, capsys, model, f"data={root}", f"out={tmp_path / 'out'}")
+    assert "no usable image" in message or "no image" in message or "not one picture" in message
 
 
 def test_no_images_at_all(model, tmp_path, monkeypatch, capsys):
     (tmp_path / "empty").mkdir()
-    said = refusal(monkeypatch, capsys, model, f"data={tmp_path / 'empty'}", f"out={tmp_path / 'out'}")
-    assert "is not a data set that ciod knows" in said and "Found: nothing" in said
+    message = refusal(monkeypatch, capsys, model, f"data={tmp_path / 'empty'}", f"out={tmp_path / 'out'}")
+    assert "is not a data set that ciod knows" in message and "Found: nothing" in message
 
 
 def test_images_but_no_boxes(model, folder, monkeypatch, capsys):
     edit(folder, lambda content: content.update(annotations=[]))
-    said = refusal(monkeypatch, capsys, model, f"data={folder}", f"out={folder.parent / 'out'}")
-    assert "not one box" in said or "no box" in said
+    message = refusal(monkeypatch, capsys, model, f"data={folder}", f"out={folder.parent / 'out'}")
+    assert "not one box" in message or "no box" in message
 
 
 def test_a_checkpoint_of_another_architecture(folder, tmp_path, monkeypatch, capsys):
     torch.save({"model": {"layer1.weight": torch.zeros(3, 3)}}, tmp_path / "resnet.pth")
-    said = refusal(monkeypatch, capsys, tmp_path / "resnet.pth", f"data={folder}", f"out={tmp_path / 'out'}")
-    assert "is not a checkpoint of a detector that ciod has" in said
+    message = refusal(monkeypatch, capsys, tmp_path / "resnet.pth", f"data={folder}", f"out={tmp_path / 'out'}")
+    assert "is not a checkpoint of a detector that ciod has" in message
 
 
 def test_class_names_missing(folder, tmp_path, monkeypatch, capsys):
     model = detectors.build(("a", "b"), name="yolox-pico", size=64)
     torch.save({"model": model.state_dict()}, tmp_path / "nameless.pth")
-    said = refusal(monkeypatch, capsys, tmp_path / "nameless.pth", f"data={folder}", f"out={tmp_path / 'out'}")
-    assert "has 2 classes but no class names; give them" in said
+    message = refusal(monkeypatch, capsys, tmp_path / "nameless.pth", f"data={folder}", f"out={tmp_path / 'out'}")
+    assert "has 2 classes but no class names; give them" in message
 
 
 def test_a_data_set_of_keypoints_without_boxes(model, folder, monkeypatch, capsys):
@@ -88,24 +88,24 @@ def test_a_data_set_of_keypoints_without_boxes(model, folder, monkeypatch, capsy
             a["keypoints"] = [[1, 1, 5, 1, 5, 5]]
 
     edit(folder, change)
-    said = refusal(monkeypatch, capsys, model, f"data={folder}", f"out={folder.parent / 'out'}")
-    assert "segmentations or keypoints" in said and "box" in said
+    message = refusal(monkeypatch, capsys, model, f"data={folder}", f"out={folder.parent / 'out'}")
+    assert "segmentations or keypoints" in message and "box" in message
 
 
 def test_two_classes_of_one_name(model, folder, monkeypatch, capsys):
     edit(folder, lambda content: content["categories"][1].update(name="dog"))
-    said = refusal(monkeypatch, capsys, model, f"data={folder}", f"out={folder.parent / 'out'}")
-    assert "two classes have the name 'dog'" in said
+    message = refusal(monkeypatch, capsys, model, f"data={folder}", f"out={folder.parent / 'out'}")
+    assert "two classes have the name 'dog'" in message
 
 
 def test_a_disk_with_too_little_space(model, folder, monkeypatch, capsys):
     monkeypatch.setattr(data, "free_of", lambda path: 1e6)
-    said = refusal(monkeypatch, capsys, model, f"data={folder}", f"out={folder.parent / 'out'}")
-    assert "there is 1 MB of room" in said and not (folder.parent / "out").exists()
+    message = refusal(monkeypatch, capsys, model, f"data={folder}", f"out={folder.parent / 'out'}")
+    assert "there is 1 MB of room" in message and not (folder.parent / "out").exists()
 
 
 def test_every_setting_that_is_wrong_at_once(model, monkeypatch, capsys):
-    said = refusal(
+    message = refusal(
         monkeypatch, capsys, model, "data=/nowhere", "efort=quick", "method=finetun", "size=100", "min_retention=98"
     )
     for part in (
@@ -116,43 +116,45 @@ def test_every_setting_that_is_wrong_at_once(model, monkeypatch, capsys):
         "data: there is no folder /nowhere",
         "out= is needed",
     ):
-        assert part in said, part
+        assert part in message, part
 
 
 def test_an_interim_model_is_trained_by_ciod_train_alone(folder, tmp_path, monkeypatch, capsys):
     path = tmp_path / "m.safetensors"
     weights.save_model(path, detectors.build(("cat",), name="fasterrcnn-pico", size=64))
-    said = refusal(monkeypatch, capsys, path, f"data={folder}", f"out={tmp_path / 'out'}", "method=bpf")
-    assert "method: bpf learns from an interim model of the new classes, which only ciod train trains; give the" in said
+    message = refusal(monkeypatch, capsys, path, f"data={folder}", f"out={tmp_path / 'out'}", "method=bpf")
+    assert (
+        "method: bpf learns from an interim model of the new classes, which only ciod train trains; give the" in message
+    )
 
 
 def test_a_method_that_the_detector_cannot_be_taught_by(folder, tmp_path, monkeypatch, capsys):
     path = tmp_path / "m.safetensors"
     weights.save_model(path, detectors.build(("cat",), name="gfl-pico", size=64))
     monkeypatch.setattr(GFL, "traits", GFL.traits - {"branches"})
-    said = refusal(monkeypatch, capsys, path, f"data={folder}", f"out={tmp_path / 'out'}", "method=freeze_branch")
-    assert "method: freeze_branch needs a detector with branches, which gfl-pico does not have." in said
+    message = refusal(monkeypatch, capsys, path, f"data={folder}", f"out={tmp_path / 'out'}", "method=freeze_branch")
+    assert "method: freeze_branch needs a detector with branches, which gfl-pico does not have." in message
 
 
 def test_a_method_that_trains_more_than_branches(folder, tmp_path, monkeypatch, capsys):
     path, detector = tmp_path / "m.safetensors", detectors.build(("cat",), name="gfl-pico", size=64)
     detector.add_branch(["dog"])
     weights.save_model(path, detector)
-    said = refusal(monkeypatch, capsys, path, f"data={folder}", f"out={tmp_path / 'out'}", "method=pseudo_label")
-    assert "method: pseudo_label trains the whole model, and of a gfl-pico that was extended only further" in said
-    assert "use method=freeze_branch." in said
+    message = refusal(monkeypatch, capsys, path, f"data={folder}", f"out={tmp_path / 'out'}", "method=pseudo_label")
+    assert "method: pseudo_label trains the whole model, and of a gfl-pico that was extended only further" in message
+    assert "use method=freeze_branch." in message
 
 
 def test_old_data_without_an_old_class(model, folder, tmp_path, monkeypatch, capsys):
     write_coco(sample_index(tmp_path / "other", names=("dog", "eel")), tmp_path / "old", "val")
     words = [f"data={folder}", f"old_data={tmp_path / 'old'}", f"out={tmp_path / 'out'}", "epochs=1"]
-    said = refusal(monkeypatch, capsys, model, *words)
-    assert "val.json has no box of an old class; it names dog, eel, the model cat, cow." in said
+    message = refusal(monkeypatch, capsys, model, *words)
+    assert "val.json has no box of an old class; it names dog, eel, the model cat, cow." in message
 
 
 def test_joint_training_is_refused(model, folder, monkeypatch, capsys):
-    said = refusal(monkeypatch, capsys, model, f"data={folder}", "out=x", "method=joint")
-    assert "joint training needs the old images" in said
+    message = refusal(monkeypatch, capsys, model, f"data={folder}", "out=x", "method=joint")
+    assert "joint training needs the old images" in message
 
 
 def test_a_folder_without_an_image():

@@ -22,7 +22,7 @@ from ciod.detectors.files import weights
 from ciod.extension import known, names, old_objects, prelabels
 from ciod.extension.data import open_folder, task_of
 from ciod.methods.pseudo_label import PseudoLabel
-from ciod.training.offline_labels import with_drawn
+from ciod.training.offline_labels import with_offline_labels
 from ciod.training.progress import Reporter
 from tests.data.writers import sample_index, write_coco
 
@@ -137,7 +137,7 @@ def test_the_teacher_adds_nothing_to_what_is_labelled_completely(task, tmp_path)
         def draw(self, images, workers):
             return images.with_boxes(np.arange(n), np.tile([1.0, 1, 9, 9], (n, 1)), np.zeros(n, np.int64))
 
-    _, after, _ = with_drawn(back.task.train, mixed, Draws(), workers=0, reporter=Reporter(quiet=True))
+    _, after, _ = with_offline_labels(back.task.train, mixed, Draws(), workers=0, reporter=Reporter(quiet=True))
     assert after is not None
     added = np.diff(after.index.starts) - np.diff(back.task.train.starts)
     assert added.tolist() == [0, 0, *[1] * (n - 2)]
@@ -176,8 +176,8 @@ def test_labels_that_cannot_be_used(task, folder, tmp_path):
     write_coco(sample_index(tmp_path / "o", images=3, names=("eel",), first=70), tmp_path / "others")
     assert "is among the training images" in problem(task, tmp_path / "others")
     write_coco(sample_index(tmp_path / "raw", images=3, names=("eels",)), tmp_path / "named")
-    said = problem(task, tmp_path / "named")
-    assert "has the class 'eels', which neither the model nor the folder has; did you mean 'eel'?" in said
+    message = problem(task, tmp_path / "named")
+    assert "has the class 'eels', which neither the model nor the folder has; did you mean 'eel'?" in message
     bare = tmp_path / "bare"
     (bare / "labels").mkdir(parents=True)
     (bare / "classes.txt").write_text("eel\n")

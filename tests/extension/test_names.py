@@ -84,6 +84,6 @@ def test_a_name_that_is_kept_and_dropped():
 
 
 def test_the_plan_as_text():
-    said = match(("cat", "cow"), ("kitty", "cow", "dog"), drop=["cat"], rename={"kitty": "kitten"}).sentences()
-    assert "dropped from the model: cat" in said and "known, taught further: cow" in said
-    assert any("kitty → kitten (in the folder)" in s for s in said) and "known and kept: 1 class" in said
+    sentences = match(("cat", "cow"), ("kitty", "cow", "dog"), drop=["cat"], rename={"kitty": "kitten"}).sentences()
+    assert "dropped from the model: cat" in sentences and "known, taught further: cow" in sentences
+    assert any("kitty → kitten (in the folder)" in s for s in sentences) and "known and kept: 1 class" in sentences

@@ -216,7 +216,7 @@ def test_folders_without_a_readable_picture(place):
 
 
 class Fixed:
-    """Finds what it is told, in a picture and in the mirrored one."""
+    """Returns the given detections, in a picture and in the mirrored one."""
 
     def __init__(self, detector, mirrored: float):
         self.source, self.mirrored = detector.source, mirrored
@@ -230,19 +230,19 @@ class Fixed:
         return [Detections(b, np.ones(2), np.arange(2), ("a", "b")) for b in (boxes, other)]
 
 
-@pytest.mark.parametrize(("moved", "said"), [(0, []), (1, []), (25, ["0 of 10 old detections are found again"])])
-def test_what_is_not_found_again_in_the_mirror_is_warned_of(place, moved, said):
+@pytest.mark.parametrize(("moved", "expected"), [(0, []), (1, []), (25, ["0 of 10 old detections are found again"])])
+def test_what_is_not_found_again_in_the_mirror_is_warned_of(place, moved, expected):
     detector = Fixed(ciod.load(place / "m.onnx", input="0..1,rgb", classes=OLD), moved)
-    found = mirror.doubts(detector, np.zeros((5, 3, SIZE, SIZE), np.uint8))
-    assert len(found) == len(said) and all(a in b for a, b in zip(said, found))
-    assert mirror.doubts(detector, np.zeros((4, 3, SIZE, SIZE), np.uint8)) == []
+    found = mirror.input_warnings(detector, np.zeros((5, 3, SIZE, SIZE), np.uint8))
+    assert len(found) == len(expected) and all(a in b for a, b in zip(expected, found))
+    assert mirror.input_warnings(detector, np.zeros((4, 3, SIZE, SIZE), np.uint8)) == []
 
 
 def test_a_detector_that_finds_nothing_is_warned_of(place):
     detector = Fixed(ciod.load(place / "m.onnx", input="0..1,rgb", classes=OLD), 0)
     nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0), np.zeros(0, np.int64))
     detector.decode = lambda images, score_threshold: [nothing] * 2
-    found = mirror.doubts(detector, np.zeros((9, 3, SIZE, SIZE), np.uint8))
+    found = mirror.input_warnings(detector, np.zeros((9, 3, SIZE, SIZE), np.uint8))
     assert found[0].startswith("The old detector finds 0 objects in 9 images: is input= right?")
 
 

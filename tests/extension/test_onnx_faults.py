@@ -103,10 +103,10 @@ def test_files_that_cannot_be_extended(place, command):
     x = net.conv(net.first, 4, stride=8)
     net.output(net.conv(net.node("GlobalAveragePool", [x], 4), 3, 1, act=None))
     net.save(place / "classifier.onnx")
-    (place / "torn.onnx").write_bytes((place / "m.onnx").read_bytes()[:2000])
+    (place / "damaged.onnx").write_bytes((place / "m.onnx").read_bytes()[:2000])
     for name, sentence in (
         ("classifier", "no two of the strides 8, 16 and 32 have maps"),
-        ("torn", "is not a readable ONNX file"),
+        ("damaged", "is not a readable ONNX file"),
     ):
         words = [command, str(place / f"{name}.onnx"), "input=0..1,rgb"]
         words += [f"data={place / 'folder'}", f"out={place / name}"] if command == "extend" else []

@@ -131,13 +131,13 @@ def test_a_detector_of_transformers(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "expected"),
     [
         ("0..255,bgr", ""),
         ("0..1,bgr", "The old detector finds 0 objects in 24 images: is input= right?"),
     ],
 )
-def test_a_wrong_input_is_warned_of(datasets, weights, given, said):
+def test_a_wrong_input_is_warned_of(datasets, weights, given, expected):
     detector = load(weights / "yolox_nano_416.onnx", Asked(input=given))
     images = onnx_model.pictures(detector, formats.read(str(datasets / "coco671"), "val"), 24)
-    assert "".join(mirror.doubts(detector, images))[: len(said) or None] == said
+    assert "".join(mirror.input_warnings(detector, images))[: len(expected) or None] == expected

@@ -120,9 +120,9 @@ def test_old_classes_in_the_terminal_worst_first():
     assert kept.sentence() == "The old classes keep 50.0 % of their AP, measured on 7 images of old data."
     console = Console(width=100, record=True)
     console.print(write.old_table(kept))
-    said = console.export_text()
-    assert "old classes, worst first: AP (%)" in said and "c11" in said and "c12" not in said
-    assert "1 more in report.html" in said
+    text = console.export_text()
+    assert "old classes, worst first: AP (%)" in text and "c11" in text and "c12" not in text
+    assert "1 more in report.html" in text
 
 
 # Mixtures -------------------------------------------------------------------------------------------------------------

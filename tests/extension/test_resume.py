@@ -1,4 +1,4 @@
-"""An extension that stops goes on to the same end, and is refused where it would not."""
+"""An interrupted extension resumes to the same result, and resuming is refused where the result would differ."""
 
 from __future__ import annotations
 
@@ -132,9 +132,9 @@ def test_an_incomplete_state_is_named_and_the_one_before_is_used(whole, place, t
     path.write_bytes(path.read_bytes()[:-1])
     go(place, out)
     results = results_of(out)
-    (said,) = [w for w in results["warnings"] if "state.pt is incomplete" in w]
-    assert "The checkpoint before it was used" in said
-    results["warnings"].remove(said)
+    (warning,) = [w for w in results["warnings"] if "state.pt is incomplete" in w]
+    assert "The checkpoint before it was used" in warning
+    results["warnings"].remove(warning)
     (out / "results.json").write_text(json.dumps(results))
     assert_equal(whole, out)
 

@@ -1,4 +1,4 @@
-"""Pictures without new objects: what they teach, what is measured on them, and what is said about it."""
+"""Pictures without new objects: what they teach, what is measured on them, and what is reported."""
 
 from __future__ import annotations
 
@@ -53,27 +53,30 @@ def test_false_alarms_are_counted_where_the_class_is_not():
     on_new = [found([(0, "eel", 0.9), (40, "eel", 0.5)])] * 13 + [found([(0, "eel", 0.4)])]
     old = pictures(4, {0: [(0, "cat")], 1: [(0, "eel")]})
     on_old = [found([(0, "eel", 0.6)]), found([(0, "eel", 0.8)]), found([(0, "eel", 0.2)]), NOTHING]
-    told = false_alarms.measure((new, on_new), {"old_data": (old, on_old)}, ["eel"], 100)
-    assert [r["classes"]["eel"] for r in told.sources] == [1.0, pytest.approx(1 / 3)]
-    assert told.measured and told.together is not None
+    alarms = false_alarms.measure((new, on_new), {"old_data": (old, on_old)}, ["eel"], 100)
+    assert [r["classes"]["eel"] for r in alarms.sources] == [1.0, pytest.approx(1 / 3)]
+    assert alarms.measured and alarms.together is not None
     # 14 objects found above 0.8; alarms 0.6 and 0.4 in 4 pictures without eels, where 0.05 × 4 allows none
-    assert told.thresholds == {"eel": pytest.approx(0.8)}
+    assert alarms.thresholds == {"eel": pytest.approx(0.8)}
     alone = false_alarms.measure((new, on_new), {}, ["eel"], 100)
     assert not alone.measured and alone.together is None
-    said = told.sentences()
+    sentences = alarms.sentences()
     assert (
-        said[1] == "false alarms above 0.3 in 4 pictures (old_data): 0.333 per picture and class, most of eel (0.333)"
+        sentences[1]
+        == "false alarms above 0.3 in 4 pictures (old_data): 0.333 per picture and class, most of eel (0.333)"
     )
-    assert said[2] == "suggested score thresholds: eel 0.80" and said[3].startswith("new classes on new and other")
-    assert told.together["AP50"] == 1.0
+    assert sentences[2] == "suggested score thresholds: eel 0.80" and sentences[3].startswith(
+        "new classes on new and other"
+    )
+    assert alarms.together["AP50"] == 1.0
     loud = [found([(30, "eel", 0.95)])] * 4
     assert false_alarms.measure((new, on_new), {"pool": (old, loud)}, ["eel"], 100).together["AP50"] < 0.9
 
 
 def test_too_few_objects_for_a_threshold():
     few = pictures(5, {i: [(0, "eel")] for i in range(4)})
-    told = false_alarms.measure((few, [found([(0, "eel", 0.9)])] * 4 + [NOTHING]), {}, ["eel"], 100)
-    assert told.sentences() == [
+    alarms = false_alarms.measure((few, [found([(0, "eel", 0.9)])] * 4 + [NOTHING]), {}, ["eel"], 100)
+    assert alarms.sentences() == [
         "false alarms above 0.3 in 5 pictures (the new pictures without the class): none",
         "no threshold is suggested for eel: that takes 12 labelled objects",
     ]
@@ -84,8 +87,8 @@ def test_a_threshold_rises_until_alarms_are_rare():
     on_new = [found([(0, "eel", 0.5 + i / 100)]) for i in range(12)]
     other = pictures(40, {})
     on_other = [found([(0, "eel", 0.55)])] * 3 + [NOTHING] * 37  # 0.05 × 40 allows two
-    told = false_alarms.measure((new, on_new), {"pool": (other, on_other)}, ["eel"], 100)
-    assert told.thresholds["eel"] > 0.55
+    alarms = false_alarms.measure((new, on_new), {"pool": (other, on_other)}, ["eel"], 100)
+    assert alarms.thresholds["eel"] > 0.55
 
 
 def test_detections_on_an_object_are_counted_by_class():
@@ -100,8 +103,8 @@ def test_detections_on_an_object_are_counted_by_class():
     assert confusion.sentences(rows) == [
         "confused on the new pictures: 1 of 1 dog taken for eel, 2 of 3 eel taken for cat"
     ]
-    (said,) = confusion.alike(rows[1:])
-    assert said.startswith(
+    (sentence,) = confusion.alike(rows[1:])
+    assert sentence.startswith(
         "eel looks like the known class cat: the model as it was takes 3 of 3 objects for it (100 %),"
     )
     assert confusion.alike([{"class": "eel", "objects": 9, "found": 0, "taken": {"cat": 2}}]) == []
@@ -129,12 +132,12 @@ def test_most_of_the_pool_trains_and_the_rest_measures():
     assert not {*parts.train[0].files} & {*parts.measured["pool"].files}
     assert parts.sentences(True) == ["17 pictures without new objects train the branch to be silent there"]
     assert negatives.find(settings(negatives=False), plan, pictures(20, {}), None).train == []
-    known = names.match(OLD, ("eel", "dog"))  # nobody labelled the dogs of the pool
+    known = names.match(OLD, ("eel", "dog"))  # the dogs of the pool are not labelled
     assert negatives.find(settings(), known, pictures(20, {}), None).train == []
-    (said,) = negatives.find(settings(), plan, None, None).sentences(True)
-    assert "is not measured, and the branch was not taught" in said
-    (said,) = negatives.find(settings(), plan, None, None).sentences(False)
-    assert "is not measured. pool=FOLDER" in said
+    (sentence,) = negatives.find(settings(), plan, None, None).sentences(True)
+    assert "is not measured, and the branch was not taught" in sentence
+    (sentence,) = negatives.find(settings(), plan, None, None).sentences(False)
+    assert "is not measured. pool=FOLDER" in sentence
 
 
 def test_a_batch_has_a_share_of_pictures_without_new_objects():
@@ -161,11 +164,11 @@ def test_extending_with_a_pool_and_old_data_measures_both_and_says_so(tmp_path, 
         tmp_path / "m.safetensors", tmp_path / "folder", tmp_path / "out",
         old_data=str(tmp_path / "old_data"), pool=str(tmp_path / "pool"), **QUICK,
     )  # fmt: skip
-    told = results["extension"]
-    assert told["negatives"] == 4 + 4
-    assert [s["source"] for s in told["false_alarms"]["sources"][1:]] == ["old_data", "pool"]
-    assert told["false_alarms"]["together"].keys() == {"AP", "AP50"}
-    assert {r["class"] for r in told["confusion"]} >= {"eel", "fox"}
+    extension = results["extension"]
+    assert extension["negatives"] == 4 + 4
+    assert [s["source"] for s in extension["false_alarms"]["sources"][1:]] == ["old_data", "pool"]
+    assert extension["false_alarms"]["together"].keys() == {"AP", "AP50"}
+    assert {r["class"] for r in extension["confusion"]} >= {"eel", "fox"}
     assert results["scenario"]["protocol"][1] == (
         "8 pictures without new objects were used in training, their old boxes were not."
     )

@@ -23,13 +23,13 @@ def test_names_of_parent_and_kinds():
     plan = names.match(MODEL, ("cat", "animal", "book", "dog"), split={"animal": ["dog", "cat"]})
     assert (plan.parent, plan.new, plan.taught, plan.ignored) == ("animal", ("cat", "dog"), (), ("book",))
     assert plan.learnt == ("cat", "dog")
-    said = plan.sentences()
-    assert "animal becomes cat, dog; what is clearly none of them stays animal alone" in said
-    assert "not used, as only kinds of animal are taught: boxes of book" in said
+    sentences = plan.sentences()
+    assert "animal becomes cat, dog; what is clearly none of them stays animal alone" in sentences
+    assert "not used, as only kinds of animal are taught: boxes of book" in sentences
 
 
 @pytest.mark.parametrize(
-    ("folder", "split", "said"),
+    ("folder", "split", "message"),
     [
         (("cat",), {"animals": ["cat"]}, "split: the model has no class 'animals'; did you mean 'animal'?"),
         (("cat",), {"animal": []}, "split: 'animal' becomes nothing; list the classes of the folder"),
@@ -43,8 +43,8 @@ def test_names_of_parent_and_kinds():
         (("cat",), {"animal": ["cat"], "ant": ["dog"]}, "split: one class at a time; give animal, ant each a command"),
     ],
 )
-def test_what_cannot_become_several(folder, split, said):
-    with pytest.raises(ConfigError, match=said):
+def test_what_cannot_become_several(folder, split, message):
+    with pytest.raises(ConfigError, match=message):
         names.match(MODEL, folder, split=split)
 
 

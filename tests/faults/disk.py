@@ -1,9 +1,9 @@
 """python -m tests.faults.disk [--real] [--kinds] [--folder DIR]
 
 Finds every point at which a run of two tasks writes (folders made, files opened, each write to them, syncs, renames,
-links), by tracing one. Then runs it again and again on a disk that is full from one of these points on. Each must end
-in a sentence that names the file and the room it needs, with what was saved before intact; and the same command, when
-there is room, must end with bit-identical weights, losses and results.
+links), by tracing one. Then runs it again and again on a disk that is full from one of these points on. Each must stop
+with an error message that names the file and the space it needs, and what was saved before must be intact. The same
+command, when there is space, must end with bit-identical weights, losses and results.
 
 Of the many writes of one file the first, the middle and the last are tried. ``--kinds``: one point of each kind of
 file, by turns its opening, its writing, its syncing and its renaming.
@@ -156,8 +156,8 @@ def saved(out: Path) -> dict[str, str]:
 
 
 def chosen(points: list[Point], *, kinds: bool) -> list[int]:
-    """Which points to try: all, but of adjacent writes to one file the first, middle and last. ``kinds``: one a kind
-    of file."""
+    """Which points to try: all, but of adjacent writes to one file the first, middle and last. ``kinds``: one per
+    kind of file."""
     blocks: list[list[int]] = []
     for i, point in enumerate(points):
         if blocks and point.what == "write" and points[blocks[-1][-1]] == point and point.file != "metrics.jsonl":
@@ -192,15 +192,15 @@ def check(data: Path, whole: Path, out: Path, at: int, fill: Callable[[], None],
             go(data, out, *WORDS)
         stopped = False
     except CiodError as e:
-        said = SENTENCE.fullmatch(str(e)) or (fill is not no_room and BEFORE.match(str(e)))
-        assert said, f"{disk.points[at]}: {e}"
+        match = SENTENCE.fullmatch(str(e)) or (fill is not no_room and BEFORE.match(str(e)))
+        assert match, f"{disk.points[at]}: {e}"
         named = disk.points[-1] if fill is not no_room else disk.points[at]
-        names = [Path(f).name.replace("previous.pt", "state.pt") for f in (said["file"], named.file)]
-        assert named.what == "mkdir" or said.re is BEFORE or names[0] == names[1], f"{named}: {e}"
+        names = [Path(f).name.replace("previous.pt", "state.pt") for f in (match["file"], named.file)]
+        assert named.what == "mkdir" or match.re is BEFORE or names[0] == names[1], f"{named}: {e}"
     room()
-    assert stopped or fill is not no_room, f"{disk.points[at]}: nothing was said"
+    assert stopped or fill is not no_room, f"{disk.points[at]}: no error message"
     left = [p.name for p in out.rglob("*") if _BESIDE.fullmatch(p.name)]
-    assert not left, f"{disk.points[at]}: {left} lie beside"
+    assert not left, f"{disk.points[at]}: {left} left over"
     now = saved(out)
     for name, digest in disk.saved.items():
         if stopped:
@@ -252,7 +252,7 @@ def trace(data: Path, out: Path) -> list[Point]:
 
 
 class Tmpfs:
-    """A disk of 320 MB (a run wants some 200 free to begin) that can be filled up."""
+    """A disk of 320 MB that can be filled up; a run needs about 200 MB free to start."""
 
     def __init__(self, folder: Path):
         self.folder, self.filler = folder, folder / "filler"

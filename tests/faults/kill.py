@@ -1,9 +1,9 @@
 """python -m tests.faults.kill --times 100 [--command extend] [--processes 2] [--seed 0] [--folder DIR]
 
-Trains two tasks on the built-in shapes, extends a detector by them, compares two methods on them, predicts or exports,
-once without a fault; then again and again, killed with SIGKILL at a random moment (and again a few times when resumed)
-until it ends. Every one must end with bit-identical weights, losses, results, detections and graphs.
-Prints a line a run and the figures; the exit code is 1 when one differed.
+Trains two tasks on the built-in shapes, extends a detector by them, compares two methods on them, predicts or exports:
+once without a fault, then ``--times`` times with SIGKILL at random moments, each repeated until it finishes. Every one
+must end with bit-identical weights, losses, results, detections and graphs.
+Prints one line per run and the figures; the exit code is 1 if one differed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ EXTEND = ["epochs=2", "batch=4", "log_every=3", "save_every=2", "warmup=1", "met
 
 @dataclass
 class Command:
-    """Of ciod, on data in a folder."""
+    """A command of ciod, on data in a folder."""
 
     words: list[str]
     processes: int = 1
@@ -84,7 +84,7 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def differences(a: Path, b: Path) -> list[str]:
-    """What two finished results of a command differ in, but times and memory."""
+    """The differences between two finished results of a command, except times and memory."""
     found = []
     models = [p.relative_to(a) for p in sorted(a.rglob("model.safetensors"))]
     others = [p.relative_to(a) for p in a.rglob("*") if p.suffix == ".onnx" or p.name == "predictions.json"]
@@ -112,7 +112,7 @@ def losses(out: Path) -> list[dict]:
 
 
 def once(command: Command, whole: Path, out: Path, seconds: float, rng: random.Random) -> tuple[int, list[str]]:
-    """One run with up to three kills, then left to end. Returns how many kills met it alive, and what differs."""
+    """One run with up to three kills, then left to finish. Returns how many kills hit it, and what differs."""
     kills = 0
     for _ in range(rng.randint(1, 3)):
         process = command.start(out, out.parent / "log.txt")

@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or torn, at every point where a run writes."""
+"""Disks that are full, read-only or failing, at every point where a run writes."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_other_faults_keep_their_words(tmp_path):
 
 @contextmanager
 def unprivileged():
-    """Root may write everywhere; inside the block it is nobody."""
+    """Root may write everywhere; inside the block the user is ``nobody``."""
     root = os.geteuid() == 0
     if root:
         os.seteuid(NOBODY)
@@ -138,13 +138,13 @@ def unprivileged():
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no users on this system")
 def test_a_read_only_folder():
-    root = Path(tempfile.mkdtemp())  # not tmp_path: nobody but root may look into that
+    root = Path(tempfile.mkdtemp())  # not tmp_path: only root may read that
     root.chmod(0o755)
     try:
         data = write_shapes(root / "data", train=4, val=2, size=64)
         for path in (data, *data.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
-        go(data, root / "imports", *WORDS)  # modules that are not there yet might lie where nobody may read
+        go(data, root / "imports", *WORDS)  # modules imported later may be where the user ``nobody`` may not read
         out = root / "run"
         out.mkdir()
         if os.geteuid() == 0:

@@ -76,10 +76,10 @@ def test_a_full_disk_is_reported_and_the_command_can_be_repeated(root, tmp_path,
         capfd.readouterr()
         with full.watching():
             code = run(words.format(out=full.folder))
-        said = capfd.readouterr().err
-        assert code == 2 and disk.SENTENCE.search(said), f"{part}: {said}"
+        printed = capfd.readouterr().err
+        assert code == 2 and disk.SENTENCE.search(printed), f"{part}: {printed}"
         out = Path(full.folder)
-        assert not [p.name for p in out.rglob("*") if disk._BESIDE.fullmatch(p.name)], f"{part}: files lie beside"
+        assert not [p.name for p in out.rglob("*") if disk._BESIDE.fullmatch(p.name)], f"{part}: files left over"
         now = disk.saved(out)
         for name, digest in full.saved.items():
             assert digest in (now.get(name), now.get("last/previous.pt")), f"{part}: {name} is not what it was"

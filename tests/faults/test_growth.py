@@ -22,7 +22,7 @@ def resident() -> float:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc on this system")
 def test_ten_tasks(tmp_path, monkeypatch):
-    """CIOD_GROWTH_EPOCHS=100 makes it some 2,000 steps."""
+    """CIOD_GROWTH_EPOCHS=100 makes it about 2,000 steps."""
     epochs = int(os.environ.get("CIOD_GROWTH_EPOCHS", "2"))
     data = write_shapes(tmp_path / "data", train=16, val=2, size=64)
     seen: dict[int, list[tuple[float, int, int]]] = {}

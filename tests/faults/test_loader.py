@@ -93,7 +93,7 @@ def test_a_bus_error():
 
 
 def test_a_loader_that_stalls_stops_the_run(tmp_path, monkeypatch):
-    """It ends in a sentence, also in an evaluation; the same command ends it without loader processes."""
+    """It stops with an error message, also in an evaluation; the same command finishes it without loader processes."""
     data = write_shapes(tmp_path / "data", train=8, val=4, size=64)
     words = ["split=10", "epochs=1", "train.workers=1"]
     monkeypatch.setattr(dataset, "STALLED", 2)

@@ -1,6 +1,6 @@
 """Every JSON, YAML, XML, text, state and model file that ciod reads, replaced by something else.
 
-Each command ends by itself or with a sentence, and a command that refuses has changed no file.
+Each command finishes or stops with an error message, and a command that refuses has changed no file.
 """
 
 from __future__ import annotations

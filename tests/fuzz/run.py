@@ -69,7 +69,7 @@ def fuzz(name: str, seconds: float, seed: int) -> int:
         if lines.new and len(content) < 1 << 20:
             pool.append(content)
     print(
-        f"{name}: {tried} inputs, {refused} refused with a sentence, {len(lines.seen)} lines reached, {failed} failures"
+        f"{name}: {tried} inputs, {refused} refused with a message, {len(lines.seen)} lines reached, {failed} failures"
     )
     return failed
 

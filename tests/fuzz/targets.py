@@ -128,7 +128,7 @@ def settings(content: bytes, folder: Path) -> object:
 
 
 def words(content: bytes, folder: Path) -> object:
-    """``key=value`` words, one a line."""
+    """``key=value`` words, one per line."""
     return config.load(None, content.decode("utf-8", "replace").split("\n"))
 
 
@@ -151,7 +151,7 @@ def metrics(content: bytes, folder: Path) -> object:
 
 
 def _paged(content: bytes, folder: Path) -> object:
-    """Of one input in sixteen the whole page, which is slow to draw."""
+    """The whole page only for one input in sixteen, because it is slow to draw."""
     return page.write_report(folder) if zlib.crc32(content) % 16 == 0 else None
 
 

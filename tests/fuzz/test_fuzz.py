@@ -1,6 +1,6 @@
-"""Hostile and broken input, for a bounded number of examples; ``python -m tests.fuzz.run`` goes on as long as asked.
+"""Hostile and broken input, for a bounded number of examples; ``python -m tests.fuzz.run`` runs as long as asked.
 
-The outcome of any content of any file is a result or a CiodError with a sentence.
+Any content of any file gives a result or a CiodError with a message.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ def outcome(name: str, content: bytes) -> str:
 @pytest.mark.parametrize("name", TARGETS)
 def test_what_was_found_before(name):
     good, *found = corpus(name)
-    said = outcome(name, good)
-    assert not said or name in ("checkpoint", "settings", "words"), "the first seed is good input, but for absent files"
+    refusal = outcome(name, good)
+    assert not refusal or name in ("checkpoint", "settings", "words"), (
+        "the first seed is good input, but for absent files"
+    )
     for content in found:
         outcome(name, content)
 

@@ -1,4 +1,4 @@
-"""The pages on prediction and deployment say what is so: their code runs as it stands there."""
+"""The pages on prediction and deployment are right: their code runs unchanged."""
 
 from __future__ import annotations
 

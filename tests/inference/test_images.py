@@ -97,10 +97,10 @@ def test_a_batch_of_nothing(model, folder):
 
 
 def test_a_bad_picture_is_reported_or_left_out(model, folder, tmp_path):
-    (tmp_path / "torn.jpg").write_bytes(b"torn")
+    (tmp_path / "damaged.jpg").write_bytes(b"damaged")
     (tmp_path / "good.png").write_bytes((folder / "a.png").read_bytes())
-    with pytest.raises(DataError, match=r"torn\.jpg is not a picture"):
-        model.predict([folder / "a.png", tmp_path / "torn.jpg"])
+    with pytest.raises(DataError, match=r"damaged\.jpg is not a picture"):
+        model.predict([folder / "a.png", tmp_path / "damaged.jpg"])
     found = ciod.predict(model, tmp_path, device="cpu", **LOW)
     assert [p.name for p in found] == ["good.png"]
     with pytest.raises(CiodError, match=r"for frame in ciod\.frames"):
@@ -164,7 +164,7 @@ def test_coco_results_take_the_ids_of_the_data_set(model, tmp_path):
     results = json.loads((tmp_path / "r.json").read_text())
     assert {r["image_id"] for r in results} == {i["id"] for i in truth["images"]}
     ids = {c["name"]: c["id"] for c in truth["categories"]}
-    assert {r["category_id"] for r in results} == {ids["cat"], ids["dog"]}  # the data set knows no owl
+    assert {r["category_id"] for r in results} == {ids["cat"], ids["dog"]}  # the data set has no owl
     assert all(set(r) == {"image_id", "category_id", "bbox", "score"} for r in results)
     assert min(r["score"] for r in results) < 0.3, "a file for AP has doubtful detections too"
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["predictions.json"]
@@ -237,7 +237,7 @@ def test_pictures_of_the_user_in_out_are_not_overwritten(model, folder, tmp_path
     with pytest.raises(CiodError, match=r"out: .* would be overwritten in part \(a\.jpg\)\. Choose another out="):
         Job(model, [str(folder / "a.png")], tmp_path)
     (tmp_path / "c.json").write_text("[]")
-    with pytest.raises(CiodError, match=r"coco: .*c\.json is there already \(c\.json\)\. Choose another coco="):
+    with pytest.raises(CiodError, match=r"coco: .*c\.json already exists \(c\.json\)\. Choose another coco="):
         Job(model, [str(folder / "a.png")], tmp_path / "out", coco=tmp_path / "c.json")
     with pytest.raises(CiodError, match=r"coco: .* is the file of the predictions themselves"):
         Job(model, [str(folder / "a.png")], tmp_path / "out", coco=tmp_path / "out" / LISTED)

@@ -140,11 +140,11 @@ def test_a_broken_video_keeps_the_frames_before_the_damage(clip, model, tmp_path
                 target.mux(packet)
     cut = (tmp_path / "f.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(cut[: len(cut) * 3 // 4])
-    (tmp_path / "torn.mp4").write_bytes(whole[:100])
+    (tmp_path / "damaged.mp4").write_bytes(whole[:100])
     complaints: list[str] = []
-    places = [str(tmp_path / n) for n in ("cut.mp4", "torn.mp4")]
+    places = [str(tmp_path / n) for n in ("cut.mp4", "damaged.mp4")]
     done = Job(model, places, tmp_path / "out", draw=False, say=lambda _: None, complain=complaints.append).run()
-    assert done == 1 and any("torn.mp4 is not a video" in c for c in complaints)
+    assert done == 1 and any("damaged.mp4 is not a video" in c for c in complaints)
     assert 1 < len((tmp_path / "out" / "cut.jsonl").read_text().splitlines()) < FRAMES
 
 

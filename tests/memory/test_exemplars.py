@@ -36,7 +36,7 @@ def memory(made: Scenario | None = None, **settings) -> Memory:
     return Memory(MemorySettings(**settings), made or scenario(), seed=0)
 
 
-NO_MODEL: object = None  # these rules ask no model
+NO_MODEL: object = None  # these rules need no model
 
 
 # Selection -----------------------------------------------------------------------------------------------------------
@@ -50,7 +50,7 @@ def test_herding_by_hand():
 
 
 def test_calibrated_by_hand():
-    # Wanted 3 : 1. The best single image is the one with that very share; then the pair that keeps it closest.
+    # Wanted 3 : 1. The best single image has exactly that ratio; then the pair that is closest to it.
     boxes = np.array([[1, 0], [0, 1], [3, 1], [2, 0]])
     assert rules.calibrated(boxes, np.array([3, 1]), 1).tolist() == [2]
     # After (3, 1): +(1,0) gives .8/.2, +(0,1) .6/.4, +(2,0) .83/.17: the first is closest to .75/.25.
@@ -62,7 +62,7 @@ def test_ocdm_balances_and_keeps_the_last_image_of_a_class():
     for k, expected in ((6, [4, 2]), (4, [2, 2]), (2, [1, 1])):
         kept = rules.ocdm(present, k, np.random.default_rng(0))
         assert len(kept) == k and present[kept].sum(0).tolist() == expected
-    # An image of both classes counts for both: removing it is never the way from (3, 1) towards uniform.
+    # An image of both classes counts for both: removing it never brings (3, 1) closer to uniform.
     both = np.array([[True, True], [True, False], [True, False]])
     assert 0 in rules.ocdm(both, 1, np.random.default_rng(0))
 
@@ -76,7 +76,7 @@ def test_in_turn():
 
 
 @pytest.mark.parametrize("select", ["random", "calibrated", "ocdm"])
-def test_a_memory_keeps_its_size_and_only_what_was_drawn(select):
+def test_a_memory_keeps_its_size_and_only_labelled_images(select):
     kept = memory(size=2, select=select)
     kept.update(0, NO_MODEL)
     assert len(kept) == 2 and set(kept.rows) <= {0, 1, 2, 3} and kept.known.tolist() == [[True, True, False]] * 2
@@ -90,7 +90,7 @@ def test_an_image_of_two_tasks_has_the_boxes_of_both():
     kept = memory(size=6)
     kept.update(0, NO_MODEL)
     index, _ = kept.index()
-    assert index.boxes_per_class().tolist() == [3, 3, 0]  # image 3's cow was not drawn yet
+    assert index.boxes_per_class().tolist() == [3, 3, 0]  # image 3's cow was not labelled yet
     kept.update(1, NO_MODEL)
     index, known = kept.index()
     assert index.boxes_per_class().tolist() == [3, 3, 3]
@@ -119,7 +119,7 @@ def test_random_keeps_every_image_with_equal_probability():
 
 
 class Sees:
-    """A model that finds a cow at the same place of every image, and an ant nobody asked for."""
+    """A model that finds a cow at the same place of every image, and an ant, which is not an old class."""
 
     device = torch.device("cpu")
     input = Input(size=64, fill=0.0)
@@ -148,11 +148,11 @@ def test_completed_labels_and_a_saved_state(tmp_path):
     made = files(tmp_path, scenario())
     kept = memory(made, size=6, labels="completed", score=0.25)
     kept.update(0, Sees())
-    assert len(kept.found["row"]) == 0  # everything that had arrived was drawn
+    assert len(kept.found["row"]) == 0  # every class so far was labelled
     kept.update(1, Sees())
     index, known = kept.index()
     assert known.all()
-    # Cows in 0, 1, 2 (3 has a real one), ants in 4, 5 (0, 1, 3 have them drawn; 2 has all its ants, none).
+    # Cows in 0, 1, 2 (3 has a labelled one), ants in 4, 5 (in 0, 1, 3 they are labelled; 2 is labelled and has none).
     assert sorted(zip(kept.found["row"].tolist(), kept.found["labels"].tolist(), strict=True)) == [
         (0, 2), (1, 2), (2, 2), (4, 0), (5, 0)]  # fmt: skip
     assert index.boxes_per_class().tolist() == [5, 3, 6]
@@ -299,8 +299,8 @@ def test_a_pool_follows_links_and_counts_skipped_files(tmp_path):
     (pool / "c.cr2").write_bytes(b"raw")
     found = pools.read(pool)
     assert [p.name for p in found.files] == ["b.png", "a.png"]
-    told = " ".join(found.problems.lines())
-    assert "loop" in told and "gone.png" in told and "c.cr2" in told and len(found.problems.counts) == 3
+    lines = " ".join(found.problems.lines())
+    assert "loop" in lines and "gone.png" in lines and "c.cr2" in lines and len(found.problems.counts) == 3
 
 
 def test_a_pool_with_nothing_in_it(tmp_path):

@@ -28,7 +28,7 @@ CASES = [
 
 
 def gradients(method: str, name: str, rank: int = 0, size: int = 1) -> dict[str, Tensor]:
-    """Of this rank's share of four images with 3, 0, 1 and 2 boxes of new classes."""
+    """The gradients of a step on this rank's share of four images with 3, 0, 1 and 2 boxes of new classes."""
     torch.manual_seed(0)
     detector = detectors.build(OLD, name=name, size=SIZE)
     for rows in detector.class_layers():

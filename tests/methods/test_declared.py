@@ -1,4 +1,4 @@
-"""What the class of a user's method declares wrongly is told as the method's fault, with file and line."""
+"""Wrong declarations in the class of a user's method are reported as errors of the method, with file and line."""
 
 from __future__ import annotations
 

@@ -87,6 +87,6 @@ def test_pool_images_learn_only_from_the_teacher(detector):
     only = gradient(run(DistillPool(on="unlabelled"), detector, student, teacher), student)
     for a, b in zip(off, on, strict=True):
         assert (a[1] == 0).all() and (a[0] != 0).any() and (b[1] != 0).any()
-    assert (on[0][1, :, 2] == 0).all()  # the new class is nobody's business there
+    assert (on[0][1, :, 2] == 0).all()  # no loss for the new class there
     for a, b in zip(off, only, strict=True):
         assert torch.equal(a[0], b[0]) and (b[1] != 0).any()

@@ -1,4 +1,4 @@
-"""A method that acts in its first task has it under itself: told of, not shared, not taken from another run."""
+"""A method that acts in its first task trains it itself: this is reported, and the task is not shared or taken over."""
 
 from __future__ import annotations
 
@@ -109,12 +109,12 @@ def test_compare_counts_what_train_counts(tmp_path, data, monkeypatch, capsys):
     alone = counted(capsys.readouterr().out)
     assert len(alone) == 2 and not alone[0].endswith(": 0")
 
-    def here(cells, **_):
+    def in_this_process(cells, **_):
         for cell in cells:
             worker.work(cell.job())
         return {}
 
-    monkeypatch.setattr(schedule, "run", here)
+    monkeypatch.setattr(schedule, "run", in_this_process)
     content = ciod.compare(methods=[name], out=tmp_path / "compared", upper="none", data=str(data), **SMALL)
     assert counted(capsys.readouterr().out) == alone
     assert "Mine: its first task is not shared with the other methods: its loss, end_task may act in it." in (
@@ -143,12 +143,12 @@ def test_a_method_has_the_same_state_under_train_and_compare(tmp_path, data, mon
     name = write(tmp_path, GATHERS) if kind == "gathers in loss" else kind
     run(data, tmp_path / "alone", method=name)
 
-    def here(cells, **_):
+    def in_this_process(cells, **_):
         for cell in cells:
             worker.work(cell.job())
         return {}
 
-    monkeypatch.setattr(schedule, "run", here)
+    monkeypatch.setattr(schedule, "run", in_this_process)
     content = ciod.compare(methods=["finetune", name], out=tmp_path / "c", upper="none", data=str(data), **SMALL)
     (folder,) = [r["folder"] for r in content["runs"] if r["label"] != "finetune"]
     places = (tmp_path / "alone", tmp_path / "c" / folder)

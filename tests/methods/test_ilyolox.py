@@ -140,7 +140,7 @@ def test_box_term_is_zero_at_the_teachers_box():
 
 @pytest.mark.parametrize("unseen", ["zero", "ignore"])
 def test_a_grown_student_and_a_smaller_teacher(unseen):
-    """Classes the teacher lacks: target nought, or no target."""
+    """Classes that the teacher lacks: target 0, or no target."""
     losses, gradient, _ = ckd(ILYOLOX(weighted=False, unseen=unseen), teacher=TEACHER[:, :2])
     soft = TEACHER[:, :2].sigmoid()
     error = L.bce(STUDENT[:, :2], soft).sum(1)
@@ -283,7 +283,7 @@ def test_without_objectness_the_class_decides():
 
 @pytest.mark.parametrize("name", ["gfl-pico", "retinanet-nano", "fcos-nano"])
 def test_on_detectors_without_objectness(name):
-    """Old boxes the teacher sees are no background of the class loss, and are taught; the losses are finite."""
+    """Old boxes that the teacher detects are distilled and are not background in the class loss; losses are finite."""
     torch.manual_seed(0)
     student = detectors.build(OLD, name=name, size=SIZE)
     for block in next(iter(student.class_modules().values())).blocks:

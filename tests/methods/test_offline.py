@@ -21,7 +21,7 @@ from ciod.methods.base.method import Method
 from ciod.methods.pseudo_label import PseudoLabel
 from ciod.runs import run as engine
 from ciod.training.hooks import Hooks
-from ciod.training.offline_labels import with_drawn
+from ciod.training.offline_labels import with_offline_labels
 from ciod.training.progress import Reporter
 from tests import fixed
 from tests.methods.test_pseudo_label import NEW, OLD, Asked, teacher
@@ -34,8 +34,8 @@ def data(tmp_path_factory) -> Path:
 
 
 def settings(data: Path, out: Path, *words: str) -> config.Run:
-    """A teacher of a few steps is sure of nothing: its best five boxes an image. Pixels are shown as they are, so that
-    what the teacher sees once is what it would see at every step."""
+    """After a few steps a teacher has only low scores: its best five boxes per image. Pixels are not augmented, so that
+    the teacher sees at once what it would see at every step."""
     given = ["split=6+4", "detector=yolox-pico", "size=64", "epochs=2", "batch=4", "log_every=1", "warmup=0",
              "scale=[1,1]", "flip=0", "photometric=0", "method=pseudo_label", "method.score=0", "method.top_k=5",
              f"data={data}", f"out={out}", "device=cpu"]  # fmt: skip
@@ -130,7 +130,7 @@ def test_nothing_is_drawn_in_the_first_task_or_unasked(pictures):
     online = PseudoLabel()
     online.attach(answers, answers, answers)
     assert online.draw(pictures) is None and Method().draw(pictures) is None and answers.calls == 0
-    assert with_drawn(pictures, None, online, workers=0, reporter=Reporter(quiet=True)) == (pictures, None, [])
+    assert with_offline_labels(pictures, None, online, workers=0, reporter=Reporter(quiet=True)) == (pictures, None, [])
 
 
 def test_a_teacher_that_is_sure_of_nothing_is_warned_of(data, tmp_path):

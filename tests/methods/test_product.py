@@ -116,7 +116,7 @@ def assert_equal(a: Path, b: Path) -> None:
 
 
 def tensors(teacher: Detector) -> dict[str, torch.Tensor]:
-    """Of a teacher that may be folded, which refuses to give them by name."""
+    """The weights of a teacher that may be folded, which does not give them by name."""
     return {**dict(nn.Module.named_parameters(teacher)), **dict(teacher.named_buffers())}
 
 
@@ -156,7 +156,7 @@ def test_a_second_task_of_three_steps(name, detector, data, firsts, tmp_path, mo
     assert all(torch.tensor(v).isfinite() for step in logged for v in step.values())
     old, new = weights_of(whole, 1), weights_of(whole)
     assert old.keys() < new.keys()
-    weights = {k: v for k, v in old.items() if not k.endswith(".ranking")}  # how many rows choose queries is no weight
+    weights = {k: v for k, v in old.items() if not k.endswith(".ranking")}  # a count, not a weight
     assert any(not torch.equal(v, new[k]) for k, v in weights.items()) != (name in ("freeze", "freeze_branch"))
     assert len(watch.teachers) == int(bool(methods.find(name)().uses_teacher))
     watch.check()

@@ -239,7 +239,7 @@ def test_interim_models_that_do_not_fit(tmp_path):
     with pytest.raises(ConfigError, match=r"few\.safetensors does not know 'dog'; it must be trained on"):
         learner(find("bpf")(interim=[str(tmp_path / "few.safetensors")]))
     files.save_model(tmp_path / "kind.safetensors", detectors.build(NEW, name="yolox-pico", size=64))
-    with pytest.raises(ConfigError, match=r"kind\.safetensors is no Faster R-CNN"):
+    with pytest.raises(ConfigError, match=r"kind\.safetensors is not a Faster R-CNN"):
         learner(find("bpf")(interim=[str(tmp_path / "kind.safetensors")]))
     with pytest.raises(ConfigError, match="it has 0 model files, but task 2 needs one"):
         learner(find("bpf")(interim=[]))

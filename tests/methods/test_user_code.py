@@ -1,4 +1,4 @@
-"""Mistakes in a method file of the user's own: told with method, file and line, before training is lost."""
+"""Errors in a user's method file are reported with method, file and line before training time is lost."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ciod import detectors, methods
 from ciod.config import checks
 from ciod.config import load as config
 from ciod.core.errors import CiodError
-from ciod.core.user_code import UserCodeError, told
+from ciod.core.user_code import UserCodeError, user_errors
 from ciod.data.shapes.scenes import write_shapes
 from ciod.extension.run import extend
 from ciod.extension.settings import load as extension_settings
 from ciod.runs.run import train
 from ciod.training.method_checks import MethodChecks
-from ciod.training.offline_labels import with_drawn
+from ciod.training.offline_labels import with_offline_labels
 from ciod.training.progress import Reporter
 from ciod.training.watch import NotFinite
 from tests import fixed
@@ -176,7 +176,7 @@ def test_a_wrong_return_value_of_loss_is_reported(tmp_path, body):
 )
 def test_mistakes_are_reported_in_the_first_steps(tmp_path, body, match):
     try:
-        with pytest.raises(UserCodeError, match=match), told(str(tmp_path / "mine.py") + ":Mine"):
+        with pytest.raises(UserCodeError, match=match), user_errors(str(tmp_path / "mine.py") + ":Mine"):
             step(tmp_path, body)
     except TypeError as e:  # begin_task(), which this test calls before the checks
         assert "begin_task" in body and "positional" in str(e)
@@ -291,9 +291,9 @@ def test_extend_reports_it_too(tmp_path, data):
 
 
 def test_faults_of_ciod_keep_their_traceback(tmp_path):
-    with pytest.raises(KeyError), told(write(tmp_path, "pass")):
+    with pytest.raises(KeyError), user_errors(write(tmp_path, "pass")):
         raise KeyError("ours")
-    with pytest.raises(KeyboardInterrupt), told(write(tmp_path, "pass")):
+    with pytest.raises(KeyboardInterrupt), user_errors(write(tmp_path, "pass")):
         raise KeyboardInterrupt
 
 
@@ -331,4 +331,4 @@ def test_draw_returns_the_images_that_it_was_given(tmp_path):
     method = methods.find(write(tmp_path, body))()
     images = fixed.index_of([(0, "ant")], ("ant",), 2)
     with pytest.raises(UserCodeError, match=r"Mine\.draw .* must return the given images with more boxes"):
-        with_drawn(images, None, method, workers=0, reporter=Reporter(quiet=True))
+        with_offline_labels(images, None, method, workers=0, reporter=Reporter(quiet=True))

@@ -39,7 +39,9 @@ class Copied(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         name = getattr(func, "__name__", "")
-        places = [v for v in (*args[1:], *(kwargs or {}).values()) if isinstance(v, str)]  # to a device is no wait
+        places = [
+            v for v in (*args[1:], *(kwargs or {}).values()) if isinstance(v, str)
+        ]  # copies to a device do not wait
         self.count += name in ("cpu", "tolist") or (name == "to" and "cpu" in places)
         return func(*args, **(kwargs or {}))
 

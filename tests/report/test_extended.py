@@ -1,4 +1,4 @@
-"""What is said of an extension in sentences, also where little is known."""
+"""The sentences about an extension, also where little is known."""
 
 from __future__ import annotations
 

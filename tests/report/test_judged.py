@@ -46,12 +46,12 @@ def test_below_the_gate_the_ratios_are_withheld_and_the_reason_is_named():
     runs = [("lwf", run(0.5, 0.4)), ("lwf", run(0.85, 0.6, 1)), ("joint", joint(0.9)), ("joint", joint(0.9, 1))]
     low, good, *_ = compared.seed_rows(runs, Gate(0.9))
     assert all(low[k] is None for k in ratios.RATIOS) and good["retention"] == pytest.approx(0.6 / 0.85)
-    assert low["base_share"] == pytest.approx(0.5 / 0.9) and low["old_after"] is not None, "an AP is no ratio"
+    assert low["base_share"] == pytest.approx(0.5 / 0.9) and low["old_after"] is not None, "an AP is not a ratio"
     mean, _ = compared.comparison_rows(runs, Gate(0.9))
     assert mean["retention"] is None and mean["all_ap50"] is not None
-    (told,) = judged.remarks(runs, Gate(0.9))
+    (remark,) = judged.remarks(runs, Gate(0.9))
     start = "Seed 0: the base reaches 55.6 % of joint training's AP50 on its own classes (50.0 against 90.0);"
-    assert told.startswith(start)
+    assert remark.startswith(start)
     assert judged.bases(runs, Gate(0.9))[0] == ("0", ["50.0", "90.0", "55.6", "–", "below the gate"])
     assert judged.bases(runs, Gate(0.9))[1][1][-1] == "passes"
     assert compared.seed_rows(runs, Gate(0.5))[0]["retention"] == pytest.approx(0.8) and not judged.remarks(
@@ -61,10 +61,10 @@ def test_below_the_gate_the_ratios_are_withheld_and_the_reason_is_named():
 
 def test_joint_models_that_are_not_rows_also_count_and_a_missing_one_is_named():
     runs = [("lwf", run(0.5, 0.4)), ("erd", run(0.88, 0.4))]
-    (told,) = judged.remarks(runs, Gate(0.9, {0: joint(0.9)}))
-    assert "the base of lwf reaches" in told, "erd has a first task of its own"
-    (told,) = judged.remarks(runs, Gate(0.9))
-    assert told == "There is no joint model (upper=none), so it is not known whether the bases have converged."
+    (remark,) = judged.remarks(runs, Gate(0.9, {0: joint(0.9)}))
+    assert "the base of lwf reaches" in remark, "erd has a first task of its own"
+    (remark,) = judged.remarks(runs, Gate(0.9))
+    assert remark == "There is no joint model (upper=none), so it is not known whether the bases have converged."
 
 
 def test_a_ratio_is_withheld_where_its_denominator_is_under_the_floor():
@@ -73,30 +73,30 @@ def test_a_ratio_is_withheld_where_its_denominator_is_under_the_floor():
     weak = {**run(0.6, 0.5), "upper_bounds": [None, {"AP": 0.01}]}
     assert set(ratios.withheld(weak, joint(0.9), 0)) == {"omega"}
     assert ratios.withheld(run(0.6, 0.5), joint(0.9), 0) == {} == ratios.withheld(run(0.6, 0.5), None, 0.9)
-    (told, *_) = judged.remarks([("a", run(0.04, 0.02)), ("b", run(0.04, 0.03))], Gate())
-    assert told == (
+    (remark, *_) = judged.remarks([("a", run(0.04, 0.02)), ("b", run(0.04, 0.03))], Gate())
+    assert remark == (
         "a, b: retention, RAI withheld: AP50 of the old classes when they were learnt is 4.0 %, below 5.0 %."
     )
 
 
 def test_retention_above_one_beyond_noise_is_a_base_that_has_not_converged():
     runs = [("erd", run(0.6, 0.66 + 0.001 * s, s)) for s in range(3)]
-    (told,) = judged.remarks(runs, Gate())
-    assert told.startswith("erd: retention is 110.2 %, above 100 % beyond noise: the later tasks keep teaching")
+    (remark,) = judged.remarks(runs, Gate())
+    assert remark.startswith("erd: retention is 110.2 %, above 100 % beyond noise: the later tasks keep teaching")
     assert judged.remarks([("erd", run(0.6, 0.5 + 0.1 * s, s)) for s in range(3)], Gate()) == []
 
 
 def test_rows_that_differ_in_steps_are_named():
     runs = [("lwf", run(0.8, 0.7)), ("joint", joint(0.9, steps=480))]
-    (told,) = judged.remarks(runs, Gate())
-    assert told == (
+    (remark,) = judged.remarks(runs, Gate())
+    assert remark == (
         "The rows differ in optimiser steps: lwf 960, joint 480. Write equal_steps=true to compare equal effort."
     )
     assert judged.remarks([runs[0], ("joint", joint(0.9, steps=1000))], Gate()) == []
     for _, results in (short := [("lwf", run(0.8, 0.7)), ("joint", joint(0.9, steps=128))]):
         for task in results["tasks"]:
             task |= {"epochs": 4} if results is short[1][1] else {"steps": 55, "epochs": 2}
-    assert judged.remarks(short, Gate()) == [], "110 and 128 steps: the last epoch, of 32, is whole"
+    assert judged.remarks(short, Gate()) == [], "110 and 128 steps: the last epoch, of 32, is complete"
 
 
 def test_the_csv_has_every_class_after_every_task():

@@ -54,7 +54,7 @@ def picture() -> np.ndarray:
 
 @pytest.mark.parametrize(("nms", "kept"), [(0.95, [0, 1, 4, 7]), (0.65, [0, 4, 7])])
 def test_its_sets_are_those_worked_out_by_hand(pair, picture, monkeypatch, nms, kept):
-    """The case of tests/methods: 3 fails the gate and recruits 7; 2 is recruited and fails; 1 is lost at 0.65."""
+    """The case of tests/methods: 3 fails the gate and adds 7; 2 is added and fails; 1 is lost at 0.65."""
     teacher, student = pair
     message = fixed.outputs(fixed.logit(PROBABILITIES), BOXES, fixed.logit(OBJECTNESS))
     monkeypatch.setattr(teacher, "forward", lambda _: message)

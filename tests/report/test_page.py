@@ -204,7 +204,7 @@ def test_comparison_page(tmp_path: Path) -> None:
     write_report(folders["our way"])
     page = Page(write_comparison(folders, tmp_path / "pages" / "compare.html"))
     links = [link for link in page.links if not link.startswith(("#", "data:image/jpeg"))]
-    assert links == ["../runs/our%20way/report.html"], "relative, and only to what is there"
+    assert links == ["../runs/our%20way/report.html"], "relative, and only to pages that exist"
     assert page.html.count("data:image/jpeg") == 2
     assert "keeps only 5.0" in page.text and "old AP50 before" in page.text
 

@@ -1,4 +1,4 @@
-"""Differences seed by seed, against hand-computed values."""
+"""Differences per seed, against hand-computed values."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_unknown_or_unfinished_runs_give_no_difference():
     runs = [*RUNS[:1], run("b", 0, 0.6, old=None), ("d", fake.results(tasks=1)), ("joint", fake.results(joint=True))]
     (b,) = paired.differences(runs, "a")
     assert b["mean"]["old_after"] is None and paired.cell(b, "old_after") == "–"
-    assert paired.differences(runs, "nobody") == [] and paired.markdown([], "a") == ""
+    assert paired.differences(runs, "absent") == [] and paired.markdown([], "a") == ""
 
 
 def test_table_and_page(tmp_path):
@@ -49,7 +49,7 @@ def test_table_and_page(tmp_path):
         folders.setdefault(name, []).append(fake.write_run(tmp_path / f"{name}{results['seed']}", results))
     page = write_comparison(folders, tmp_path / "page.html", About(against="a")).read_text()
     assert (
-        "<details open><summary>Differences to a, seed by seed" in page
+        "<details open><summary>Differences to a, per seed" in page
         and '<td class="number best">+3.0 ± 2.5</td>' in page
     )
     assert "Differences to" not in write_comparison(folders, tmp_path / "page.html").read_text()
@@ -66,9 +66,9 @@ def test_tests_are_corrected_for_the_number_of_methods_and_put_into_words():
     b, c = paired.differences(runs, "a")
     assert b["p_sign"]["new"] == 2 / 64 and b["p_holm"]["new"] == 4 / 64 and b["verdict"]["new"] == "open"
     assert c["verdict"]["new"] == "equal" and paired.words(c, "new", "a") == "equal to a within 2 points"
-    (told,) = paired.limits([b, c])
-    assert told.startswith("With 6 repetitions and 2 methods against one, p (Holm) cannot be below 0.062")
-    assert "7 repetitions are needed" in told
+    (sentence,) = paired.limits([b, c])
+    assert sentence.startswith("With 6 repetitions and 2 methods against one, p (Holm) cannot be below 0.062")
+    assert "7 repetitions are needed" in sentence
     (b,) = paired.differences(runs[:12], "a")
     assert b["verdict"]["new"] == "better" and paired.words(b, "new", "a") == "better than a" and not paired.limits([b])
     (b,) = paired.differences([*base, *blocks("b", [-0.003, -0.004] * 3)], "a", margin=0.01)

@@ -25,9 +25,9 @@ def test_every_row_says_where_it_is_from():
 def test_a_row_without_a_source(monkeypatch):
     listed = published.content()
     row = [*listed["rows"][0]]
-    row[listed["columns"].index("source")] = "nobody+hearsay"
+    row[listed["columns"].index("source")] = "rumour+hearsay"
     monkeypatch.setattr(published, "content", lambda: {**listed, "rows": [row]})
-    with pytest.raises(CiodError, match=r"published\.json: no source hearsay, nobody\."):
+    with pytest.raises(CiodError, match=r"published\.json: no source hearsay, rumour\."):
         published.rows()
 
 

@@ -94,7 +94,7 @@ def test_verdict_when_nothing_was_learnt() -> None:
 
 
 def test_verdict_when_hardly_anything_was_learnt() -> None:
-    """Ten times nothing is no memory: the share that is kept would be 1375 %."""
+    """Ten times almost nothing is not retention: the share that is kept would be 1375 %."""
     found = by_hand()
     found["ap"]["AP50"][0] = {"a": 0.02, "b": 0.06}
     assert verdict(found).startswith(

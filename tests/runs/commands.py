@@ -108,7 +108,7 @@ def launch(*words: str, cwd: Path, before: tuple[str, ...] = ("-m", "ciod.cli"))
 
 
 def assert_one_equals_two(data: Path, folder: Path, words: list[str]) -> None:
-    """One process with four images a step, two with two: equal weights after each of two tasks.
+    """One process with four images per step, two with two: equal weights after each of two tasks.
 
     Batch normalisation with fixed statistics: others are per process. SGD: Adam divides rounding by itself.
     """

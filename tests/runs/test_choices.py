@@ -49,13 +49,13 @@ def complete(data: Path, *words: str, **facts) -> tuple[config.Run, list[str]]:
 
 
 def test_every_task_has_choices_of_its_own(data):
-    run, said = complete(data, "effort=quick")
+    run, chosen = complete(data, "effort=quick")
     t = run.train
     assert isinstance(t.epochs, list) and len(t.epochs) == 2 and t.epochs[0] > t.epochs[1] > 0
     assert (t.lr, t.lr_later) == (effort.LR["nothing"], effort.LR_LATER) and t.trunk_lr == 1 and t.backbone_lr is None
-    assert said[0].startswith("effort=quick: ") and "as the whole network is new" in said[0]
-    assert [line for line in said if line.startswith("task 2: ")] == said[-2:]
-    assert "learning rate 0.001, for a network that must keep what it knows" in said[-1]
+    assert chosen[0].startswith("effort=quick: ") and "as the whole network is new" in chosen[0]
+    assert [line for line in chosen if line.startswith("task 2: ")] == chosen[-2:]
+    assert "learning rate 0.001, for a network that must keep what it knows" in chosen[-1]
     assert choices.open_keys(run) == [] and choices.open_keys(load(data)) == list(effort.KEYS)
 
 
@@ -67,21 +67,21 @@ def test_a_branch_has_its_own_rate_and_epochs(data):
 
 
 def test_joint_training_is_chosen_for_all_classes(data):
-    joint, said = complete(data, "method=joint", "effort=quick")
-    assert isinstance(joint.train.epochs, int) and not any("task 2" in line for line in said)
+    joint, chosen = complete(data, "method=joint", "effort=quick")
+    assert isinstance(joint.train.epochs, int) and not any("task 2" in line for line in chosen)
     assert complete(data, "method=joint", "joint_epochs=7")[0].train.epochs == 7
     assert complete(data, "method=joint", "steps=[3, 9]", "batch=4")[0].train.epochs == 3
 
 
 def test_what_is_given_is_not_chosen(data):
-    run, said = complete(data, "epochs=[3, 4]", "batch=5", "lr=0.5", "trunk_lr=0.3", "ema=0", "flip=0", "mosaic=0.2")
+    run, chosen = complete(data, "epochs=[3, 4]", "batch=5", "lr=0.5", "trunk_lr=0.3", "ema=0", "flip=0", "mosaic=0.2")
     t, a = run.train, run.augment
     assert (t.epochs, t.batch, t.lr, t.lr_later, t.trunk_lr, t.ema) == ([3, 4], 5, 0.5, None, 0.3, 0)
     assert (a.flip, a.mosaic, a.photometric) == (0, 0.2, 0.5)
-    assert "task 2: learning rate 0.5 (as asked)" in said
-    run, said = complete(data, "lr=0.5", "lr_later=0.25")
-    assert run.train.lr_later == 0.25 and "task 2: learning rate 0.25 (as asked)" in said
-    run, said = complete(data, "lr_later=0.25")
+    assert "task 2: learning rate 0.5 (as asked)" in chosen
+    run, chosen = complete(data, "lr=0.5", "lr_later=0.25")
+    assert run.train.lr_later == 0.25 and "task 2: learning rate 0.25 (as asked)" in chosen
+    run, chosen = complete(data, "lr_later=0.25")
     assert (run.train.lr, run.train.lr_later) == (effort.LR["nothing"], 0.25)
     settings = config.load(None, {**dict(w.split("=") for w in WORDS), "data": str(data), "train.lr_later": None})
     scenario = Scenario(settings.protocol, *open_data(settings))
@@ -89,12 +89,12 @@ def test_what_is_given_is_not_chosen(data):
 
 
 def test_steps_of_every_task(data):
-    run, said = complete(data, "steps=[4, 2]", "batch=2")
+    run, chosen = complete(data, "steps=[4, 2]", "batch=2")
     scenario = Scenario(run.protocol, *open_data(run))
     each = [-(-len(scenario.task(i).train) // 2) for i in (0, 1)]
     wanted = [-(-4 // each[0]), -(-2 // each[1])]
     assert run.train.epochs in (wanted, wanted[0])
-    assert run.train.steps == [4, 2] and "for steps=4 (as asked)" in said[0]
+    assert run.train.steps == [4, 2] and "for steps=4 (as asked)" in chosen[0]
     with pytest.raises(CiodError, match=r"train\.steps has 1 entry, but the scenario 2 tasks"):
         complete(data, "steps=[4]")
     with pytest.raises(ConfigError, match=r"train\.steps: the epochs are given too .*; write one of the two"):
@@ -125,25 +125,25 @@ def test_a_dial_that_is_misspelt(data):
 
 def test_a_plan_says_what_is_chosen(data, capsys, monkeypatch, tmp_path):
     show(load(data, "effort=quick"), [])
-    said = capsys.readouterr().out
-    assert "effort=quick: " in said and "learning rate 0.002, as the whole network is new" in said
-    assert "task 2: learning rate 0.001, for a network that must keep what it knows" in said
+    output = capsys.readouterr().out
+    assert "effort=quick: " in output and "learning rate 0.002, as the whole network is new" in output
+    assert "task 2: learning rate 0.001, for a network that must keep what it knows" in output
     monkeypatch.delenv("COCO", raising=False)
     monkeypatch.chdir(tmp_path)
     absent: list[str] = []
     settings = config.load(None, ["scenario=coco-40+40", "lr=0.01", "schedule=step"], absent=absent)
     show(settings, absent)
-    said = capsys.readouterr().out
-    assert "effort=normal chooses when the data is available: epochs, batch, trunk_lr" in said and "0.01" in said
-    assert "task 2: a tenth of the learning rate after 67%, 92% of the steps" in said
+    output = capsys.readouterr().out
+    assert "effort=normal chooses when the data is available: epochs, batch, trunk_lr" in output and "0.01" in output
+    assert "task 2: a tenth of the learning rate after 67%, 92% of the steps" in output
 
 
 # Trained --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_says_and_records_its_choices(data, tmp_path):
-    said = go(data, tmp_path / "run", "steps=2", until=1)
-    assert "for steps=2 (as asked)" in said and "batch 3, for " in said
+    output = go(data, tmp_path / "run", "steps=2", until=1)
+    assert "for steps=2 (as asked)" in output and "batch 3, for " in output
     written = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
     assert written["effort"] == "normal" and written["train"]["steps"] == 2 and written["train"]["batch"] == 3
     assert any(line.startswith("learning rate 0.002") for line in written["chosen"])

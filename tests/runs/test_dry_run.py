@@ -83,9 +83,9 @@ def test_without_data_classes_and_epochs_are_still_printed(monkeypatch, tmp_path
     assert len(first.classes) == len(second.classes) == 40 and second.classes[9] == "person"
     assert first.images is None and first.epochs == 3
     show(settings, absent)
-    said = capsys.readouterr().out
-    assert "task 2, 40 classes: kite, knife" in said and "nothing was trained" in said
-    assert "missing: data: the environment variable COCO" in said and "write data=FOLDER" in said
+    output = capsys.readouterr().out
+    assert "task 2, 40 classes: kite, knife" in output and "nothing was trained" in output
+    assert "missing: data: the environment variable COCO" in output and "write data=FOLDER" in output
     assert list(tmp_path.iterdir()) == []
 
 

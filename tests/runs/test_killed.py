@@ -1,4 +1,4 @@
-"""Runs killed at awkward moments go on to the same end; folders that are no run of these settings are refused."""
+"""Runs killed at awkward moments resume to the same result; folders without a run of these settings are refused."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_second_kill_is_survived_too(whole, data, tmp_path):
 
 def test_an_incomplete_state_file_says_what_to_do(data, tmp_path):
     (tmp_path / "run" / "last").mkdir(parents=True)
-    (tmp_path / "run" / "last" / "state.pt").write_bytes(b"torn")
+    (tmp_path / "run" / "last" / "state.pt").write_bytes(b"damaged")
     with pytest.raises(CiodError, match=r"state\.pt is incomplete.*choose another out=, or remove"):
         go(data, tmp_path / "run")
 
@@ -104,7 +104,7 @@ from pathlib import Path
 from ciod.methods.ilyolox import ILYOLOX
 
 class Killer(ILYOLOX):
-    "ilYOLOX in a process that is killed while a file lies beside this one."
+    "ilYOLOX in a process that is killed while there is a certain file next to this one."
     def before_step(self):
         if self.teacher is not None and Path(__file__).with_name("kill").exists():
             self.__dict__["_n"] = self.__dict__.get("_n", 0) + 1

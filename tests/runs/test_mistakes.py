@@ -1,4 +1,4 @@
-"""What is said when something goes wrong while a run goes on."""
+"""The messages when something goes wrong during a run."""
 
 from __future__ import annotations
 

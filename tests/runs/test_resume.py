@@ -1,4 +1,4 @@
-"""Nothing lost: states inside an epoch, signals, damaged files, and what a run refuses to go on with."""
+"""Resuming: states inside an epoch, signals, damaged files, and what a run refuses to resume from."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def whole(data, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copy(whole, tmp_path) -> Path:
-    """A finished run that may be spoilt."""
+    """A finished run that tests may damage."""
     subprocess.run(["cp", "-r", str(whole), str(tmp_path / "run")], check=True)
     return tmp_path / "run"
 
@@ -184,11 +184,11 @@ def test_a_damaged_state_is_named_and_the_one_before_is_used(whole, data, tmp_pa
     path.write_bytes({"flipped": bytes(content), "cut": path.read_bytes()[:-1], "empty": b""}[how])
     run(data, tmp_path / "run")
     results = results_of(tmp_path / "run")
-    (said,) = [w for w in results["warnings"] if "state.pt" in w]
+    (warning,) = [w for w in results["warnings"] if "state.pt" in w]
     assert (
         "is damaged" if how == "flipped" else "is incomplete"
-    ) in said and "The checkpoint before it was used" in said
-    results["warnings"].remove(said)
+    ) in warning and "The checkpoint before it was used" in warning
+    results["warnings"].remove(warning)
     (tmp_path / "run" / "results.json").write_text(json.dumps({**results, "tasks": _timed(results["tasks"])}))
     assert_equal(whole, tmp_path / "run")
 
@@ -199,7 +199,7 @@ def _timed(tasks: list[dict]) -> list[dict]:
 
 def test_two_damaged_states_are_an_error(copy, data):
     for name in ("state.pt", "previous.pt"):
-        (copy / "last" / name).write_bytes(b"torn")
+        (copy / "last" / name).write_bytes(b"damaged")
     with pytest.raises(
         CiodError, match=r"state\.pt is incomplete.*previous\.pt is incomplete.*choose another out=, or remove"
     ):
@@ -213,8 +213,8 @@ def test_a_damaged_model_is_made_again_from_the_state_before(whole, copy, data):
     path.write_bytes(content)
     run(data, copy)
     assert path.read_bytes() == (whole / "task-2" / "model.safetensors").read_bytes()
-    said = [w for w in results_of(copy)["warnings"] if "model.safetensors is damaged" in w]
-    assert said and "The checkpoint before it was used" in said[0]
+    warnings = [w for w in results_of(copy)["warnings"] if "model.safetensors is damaged" in w]
+    assert warnings and "The checkpoint before it was used" in warnings[0]
 
 
 def test_a_state_of_another_version(copy, data, monkeypatch):
@@ -341,8 +341,8 @@ def test_without_locks_of_the_system_the_owner_is_looked_for(tmp_path, monkeypat
     (tmp_path / lock.NAME).write_text(json.dumps(me))
     with pytest.raises(lock.Taken, match=f"process {os.getppid()}"), lock.owner_of(tmp_path):
         pass
-    for dead in ({**me, "pid": 2**22 + 1}, {**me, "start": "0"}, {**me, "host": "elsewhere"}, "torn"):
-        (tmp_path / lock.NAME).write_text(json.dumps(dead)[:-1] if dead == "torn" else json.dumps(dead))
+    for dead in ({**me, "pid": 2**22 + 1}, {**me, "start": "0"}, {**me, "host": "elsewhere"}, "damaged"):
+        (tmp_path / lock.NAME).write_text(json.dumps(dead)[:-1] if dead == "damaged" else json.dumps(dead))
         with lock.owner_of(tmp_path):
             pass
 
@@ -386,8 +386,10 @@ def test_what_differs_between_data():
     images = {"train": [["a/1.jpg", 1], ["a/3.jpg", 2]], "test": []}
     path = Path("/nowhere")
     same = {"classes": [], "images": 0, "boxes": 0, "digest": ""}
-    said = fingerprints.data_differences(path, {"train": was, "test": same}, {"train": now, "test": same}, images)
-    assert said == ["train data: class dog is missing; class fox is new"], "without a listing, what is known"
+    differences = fingerprints.data_differences(
+        path, {"train": was, "test": same}, {"train": now, "test": same}, images
+    )
+    assert differences == ["train data: class dog is missing; class fox is new"], "without a listing, what is known"
     assert fingerprints._named(listed["train"], images["train"]) == ["a/2.jpg is missing", "a/3.jpg is new"]
     turned = fingerprints.data_differences(
         path, {"train": was, "test": same}, {"train": {**was, "classes": ["dog", "cat"]}, "test": same}, images

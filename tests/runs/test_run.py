@@ -48,7 +48,7 @@ def test_results(whole):
     assert results["upper_bounds"] is None  # no joint run is known
     assert results["format"] == 1 and results["seed"] == 0
     assert results["warnings"] == [w for t in results["tasks"] for w in t["warnings"]], (
-        "of nothing learnt it is said so"
+        "a class that was not learnt gives a warning"
     )
     assert "never fire" in results["warnings"][0] and "arrow, circle" in results["warnings"][0]
     assert results["scenario"]["classes"] == list(CLASSES) and results["scenario"]["split"] == [6, 4]
@@ -95,8 +95,8 @@ def test_file_names_need_not_be_text(tmp_path):
         (data / f"{split}.json").write_text(json.dumps(listing))
     out = go(data, tmp_path / "out")
     assert r"\udce9" in (out / "last" / "data.json").read_text() and (out / "report.html").is_file()
-    said = launch("eval", str(out / "task-2" / "model.safetensors"), f"data={data}", "device=cpu", cwd=tmp_path)
-    assert said.returncode == 0, said.stderr
+    evaluated = launch("eval", str(out / "task-2" / "model.safetensors"), f"data={data}", "device=cpu", cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
 
 
 def test_metrics_of_a_run(whole):
@@ -130,7 +130,7 @@ def test_the_report_is_whole_and_needs_nothing_else(whole):
 
 def test_the_state_file_loads_without_code(whole):
     state = torch.load(whole / "last" / "state.pt", weights_only=True)
-    assert state["task"] == 2 and "fit" not in state  # nothing is left to go on with
+    assert state["task"] == 2 and "fit" not in state  # nothing is left to resume
 
 
 def test_a_finished_run_is_not_changed(whole, data):
@@ -155,7 +155,7 @@ def test_joint_trains_once_with_the_recipe_of_the_longest_task(joint):
 
 
 def test_an_upper_bound_gives_gaps(whole, joint, data, tmp_path):
-    """Every AP is nought after so few steps; the joint run is given some, so that gaps are numbers."""
+    """After these few steps every AP is 0; the joint run gets other values, so that gaps are numbers."""
     bound = tmp_path / "joint"
     bound.mkdir()
     results = json.loads((joint / "results.json").read_text())
@@ -180,7 +180,7 @@ def test_an_upper_bound_of_something_else(joint, data, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(results))
     with pytest.raises(CiodError, match=r"upper_bound: .* is not a finished joint run of the same classes"):
         go(data, tmp_path / "run", f"upper_bound={tmp_path}", "epochs=1")
-    assert not (tmp_path / "run" / "task-1").exists(), "it is told before anything is trained"
+    assert not (tmp_path / "run" / "task-1").exists(), "the error comes before anything is trained"
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1, "tasks": []}'])

@@ -1,4 +1,4 @@
-"""States with a right checksum and other entries than a run writes end in a sentence."""
+"""States with a correct checksum but other entries than a run writes give an error message."""
 
 from __future__ import annotations
 

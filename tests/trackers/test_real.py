@@ -118,8 +118,8 @@ def test_trackio(data, places):
     pytest.importorskip("trackio", reason="Trackio is absent: pip install trackio")
     out = stopped_and_resumed(data, places / "run", "trackio")
     code = "import trackio, json; r = trackio.Api().runs('tests'); print(len(r), r[0].name)"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert told[0] == "1" and told[1].startswith("run-")
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert printed[0] == "1" and printed[1].startswith("run-")
     base = next((places / "trackio").glob("*.db"))
     with sqlite3.connect(base) as store:
         rows = store.execute("select step, metrics from metrics order by id").fetchall()

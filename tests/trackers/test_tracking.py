@@ -22,7 +22,7 @@ from tests.runs.commands import AtStep, Killed, assert_equal, go, results_of, se
 
 
 class Kept:
-    """Keeps what it is told; ``broken`` names the call that raises."""
+    """Records its calls; ``broken`` names the call that raises."""
 
     keeps_all = True
 
@@ -53,7 +53,7 @@ class Kept:
             raise SystemExit("the server said no")
 
 
-class Said(Reporter):
+class KeptLines(Reporter):
     """Keeps every sentence."""
 
     def __init__(self):
@@ -86,9 +86,9 @@ def kept(monkeypatch):
 
 def run(data: Path, out: Path, *words: str, hooks=()) -> list[str]:
     """The sentences of a run."""
-    said = Said()
-    engine.train(settings(data, out, "log=mlflow", *words), reporter=said, hooks=hooks)
-    return said.lines
+    reporter = KeptLines()
+    engine.train(settings(data, out, "log=mlflow", *words), reporter=reporter, hooks=hooks)
+    return reporter.lines
 
 
 def test_a_run_is_tracked_and_not_changed(data, plain, kept, tmp_path):
@@ -148,8 +148,8 @@ def test_a_stopped_run_continues_where_the_tracker_was(data, plain, kept, tmp_pa
 @pytest.mark.parametrize("call", ["open", "log", "finish", "close"])
 def test_a_tracker_that_fails_ends_alone(data, plain, kept, tmp_path, call):
     kept.broken = call
-    said = run(data, tmp_path / "run")
-    assert [s for s in said if "log:" in s] == [
+    lines = run(data, tmp_path / "run")
+    assert [s for s in lines if "log:" in s] == [
         "warning: log: mlflow stopped, the run does not. SystemExit: the server said no"
     ]
     assert results_of(plain) == results_of(tmp_path / "run")
@@ -171,22 +171,22 @@ def test_a_tracker_that_hangs_is_left(data, kept, tmp_path, monkeypatch):
     monkeypatch.setattr(tracking, "WAIT", 0.01)
     free = threading.Event()
     kept.log = lambda values, step: free.wait()
-    said = run(data, tmp_path / "run")
+    lines = run(data, tmp_path / "run")
     free.set()
-    assert any("mlflow is still sending after 0 s and is left; results and report are complete" in s for s in said)
+    assert any("mlflow is still sending after 0 s and is left; results and report are complete" in s for s in lines)
 
 
 def test_a_damaged_note_starts_a_new_run(data, kept, tmp_path):
     out = tmp_path / "run"
     run(data, out)
     (out / "last" / "tracker-mlflow.json").write_text('{"id": "x"}')
-    said = run(data, out)
-    assert any("tracker-mlflow.json is damaged; mlflow starts a new run." in s for s in said)
+    lines = run(data, out)
+    assert any("tracker-mlflow.json is damaged; mlflow starts a new run." in s for s in lines)
     assert kept.opened[-1].id is None
 
 
 def test_other_settings_are_another_tracker_run(data, kept, tmp_path):
-    """A run that died before its first state starts anew; so do its trackers."""
+    """A run that died before its first state starts again from the beginning; so do its trackers."""
     out = tmp_path / "run"
 
     def kill():

@@ -80,7 +80,7 @@ def test_it_ends_with_the_training_also_when_that_fails(glibc):
 
 @pytest.mark.parametrize("case", ["unwanted", "gpu", "library"])
 def test_it_is_left_alone(glibc, case):
-    """Where nobody asks, where a GPU computes, and where the C library is another."""
+    """Where it is not asked for, where a GPU computes, and with another C library."""
     if case == "library":
         glibc.setattr(allocator.platform, "libc_ver", lambda: ("", ""))
     with allocator.keeping_freed(torch.device("cuda" if case == "gpu" else "cpu"), wanted=case != "unwanted"):

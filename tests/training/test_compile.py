@@ -20,7 +20,7 @@ from tests.training.test_speed import grown, trained
 
 
 def losses(device: str = "cpu", **settings) -> dict[str, float]:
-    """Of one step of a distilling method with its gradient's norm."""
+    """The losses of one step of a distilling method, and the norm of its gradient."""
     train = Train(**settings)
     student = trained().to(device)
     teacher = speed.make_teacher(student, train)

@@ -17,7 +17,7 @@ def values(facts: Facts = FACTS, given: dict[str, Any] | None = None) -> dict[st
     return {k: c.value for k, c in choose(facts, given or {}).items()}
 
 
-def told(facts: Facts = FACTS, **given) -> str:
+def reasons(facts: Facts = FACTS, **given) -> str:
     return "\n".join(sentences(facts, choose(facts, {f"train.{k}": v for k, v in given.items()})))
 
 
@@ -74,7 +74,7 @@ def test_a_batch_by_hand_brings_its_learning_rate():
     assert values(given={"train.batch": 8})["train.lr"] == 3e-3
     assert values(given={"train.batch": 32})["train.lr"] == 6e-3  # the square root, as for Adam
     assert values(replace(FACTS, sgd=True), {"train.batch": 64})["train.lr"] == 0.04
-    assert "for a batch of 32" in told(batch=32)
+    assert "for a batch of 32" in reasons(batch=32)
 
 
 def test_settings_set_by_hand_are_kept():
@@ -91,8 +91,8 @@ def test_steps_become_whole_epochs():
     assert values(given={"train.steps": 608, "train.batch": 16})["train.epochs"] == 32
     assert values(given={"train.steps": 609, "train.batch": 16})["train.epochs"] == 33
     assert values(given={"train.steps": 1})["train.epochs"] == 1
-    assert "608 steps (32 epochs of 296 images), for steps=600 (as asked), rounded up" in told(steps=600, batch=16)
-    assert "608 steps (32 epochs of 296 images), for steps=608 (as asked)\n" in told(steps=608, batch=16)
+    assert "608 steps (32 epochs of 296 images), for steps=600 (as asked), rounded up" in reasons(steps=600, batch=16)
+    assert "608 steps (32 epochs of 296 images), for steps=608 (as asked)\n" in reasons(steps=608, batch=16)
 
 
 def test_other_images_in_a_batch_make_an_epoch_longer():
@@ -106,7 +106,7 @@ def test_other_images_in_a_batch_make_an_epoch_longer():
 
 
 def test_every_choice_has_its_reason():
-    text = told()
+    text = reasons()
     for part in (
         "effort=normal: 1,110 steps (30 epochs of 296 images), so that 6 classes are learnt from 8,880 views",
         "batch 8, for 2 CPU cores",

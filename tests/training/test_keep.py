@@ -82,8 +82,8 @@ def trained(scores, patience=None):
         ([0.1, 0.3, 0.2], None, 3, 2),
         ([0.1, 0.3, 0.3], None, 3, 3),  # of equal ones the last
         ([0.1, 0.3, 0.2, 0.2, 0.9], 2, 4, 2),
-        ([0.1, 0.3, 0.3, 0.3, 0.9], 2, 4, 4),  # equal is no rise
-        ([0.0, 0.0, None, 0.0, 0.2, 0.1, 0.1, 0.5], 2, 7, 5),  # nothing found yet: patience has not begun
+        ([0.1, 0.3, 0.3, 0.3, 0.9], 2, 4, 4),  # an equal AP is not an improvement
+        ([0.0, 0.0, None, 0.0, 0.2, 0.1, 0.1, 0.5], 2, 7, 5),  # nothing found yet: patience has not started
         ([0.0, 0.0], 1, 2, 2),
     ],
 )

@@ -126,7 +126,7 @@ def test_average_includes_statistics_and_goes_back_into_the_model():
     assert model.running_mean is not None
     model.running_mean += 11
     ema.update(model)
-    assert ema.state["running_mean"].tolist() == pytest.approx([9.0, 9.0])  # 2/11 of nought, 9/11 of eleven
+    assert ema.state["running_mean"].tolist() == pytest.approx([9.0, 9.0])  # 2/11 of 0, 9/11 of 11
     assert model.running_mean.tolist() == [11, 11]  # training continues with its own
     ema.copy_to(model)
     assert model.running_mean.tolist() == pytest.approx([9.0, 9.0])

@@ -97,7 +97,7 @@ def test_losses_with_a_cheap_teacher(kind: str, limit: float):
         with torch.random.fork_rng():
             torch.manual_seed(3)
             student.grow(["d"])
-        # Thresholds far from any score: a position that falls on the other side would be no rounding.
+        # Thresholds far from any score: a position that falls on the other side would not be rounding.
         method = ILYOLOX(center_score=0.0, other_score=0.0, nms_iou=0.5)
         method.attach(student, student, teacher)
         method.begin_task(fixed.task(("a", "b", "c"), ("d",)))

@@ -1,4 +1,4 @@
-"""Numbers that go wrong: what is noticed, and what is said."""
+"""Losses that go wrong: what is noticed, and the messages."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def test_losses_that_explode_are_named_once():
     assert watch.sentences == []
     for step in (2, 3):
         watch.read(*rows({"cls": 21.0}, first=step))
-    (said,) = watch.sentences
-    assert said.startswith("The losses of task 2 exploded: their sum was 2 at the beginning and 21 at step 3.")
+    (warning,) = watch.sentences
+    assert warning.startswith("The losses of task 2 exploded: their sum was 2 at the beginning and 21 at step 3.")
 
 
 def test_distillation_that_is_zero_for_a_whole_epoch_gives_a_warning():
@@ -63,8 +63,8 @@ def test_which_step_and_which_loss():
     found, values = rows({"cls": 1.0, "box": 2.0}, {"cls": 1.0, "box": float("inf")}, {"cls": float("nan"), "box": 1.0})
     norms = torch.tensor([1.0, 1.0, float("nan")])
     assert first_bad(values, norms) == 1 and first_bad(values[:1], norms[:1]) is None
-    said = str(not_finite(found[1], values[1], 1.0, 2, model))
-    assert said.startswith("box became inf in task 3, step 2, images 1.jpg. A lower train.lr")
+    message = str(not_finite(found[1], values[1], 1.0, 2, model))
+    assert message.startswith("box became inf in task 3, step 2, images 1.jpg. A lower train.lr")
 
 
 def test_a_gradient_names_its_layers():
@@ -73,8 +73,8 @@ def test_a_gradient_names_its_layers():
     model[1].weight.grad[0, 0] = float("nan")
     found, values = rows({"cls": 1.0})
     assert first_bad(values, torch.tensor([float("nan")])) == 0
-    said = str(not_finite(found[0], values[0], float("nan"), 0, model))
-    assert said.startswith("The gradient became nan (layers 1.weight) while every loss was finite in task 1, step 1")
+    message = str(not_finite(found[0], values[0], float("nan"), 0, model))
+    assert message.startswith("The gradient became nan (layers 1.weight) while every loss was finite in task 1, step 1")
 
 
 def test_broken_weights_are_not_saved():
@@ -98,19 +98,19 @@ def task(labels: list[tuple[int, str]], new: tuple[str, ...], old: tuple[str, ..
 def test_classes_without_boxes_and_starved_ones():
     many = [(i % 2, "cat") for i in range(200)]
     many = sorted([*many, (0, "eel")])
-    said = sanity_checks.about_data(task(many, ("cat", "dog", "eel")))
-    assert said == ["Task 1 has no training box of dog.",
+    warnings = sanity_checks.about_data(task(many, ("cat", "dog", "eel")))
+    assert warnings == ["Task 1 has no training box of dog.",
                     "Task 1 has only 1 box of eel; its most frequent class has 200."]  # fmt: skip
     assert sanity_checks.about_data(task([(0, "cat"), (1, "dog")], ("cat", "dog"))) == [], (
-        "a small data set is no imbalance"
+        "a small data set is not an imbalance"
     )
 
 
 def test_test_images_that_are_trained_on():
     made = task([(0, "cat")], ("cat",))
     made.test.files = [made.train.files[1]]
-    (said,) = sanity_checks.about_data(made)
-    assert "1 of the test images of task 1 are also training images, for example" in said
+    (warning,) = sanity_checks.about_data(made)
+    assert "1 of the test images of task 1 are also training images, for example" in warning
 
 
 def table(**ap: float | None) -> APTable:
@@ -127,8 +127,10 @@ def test_rows_that_never_fire_and_strange_ap():
     names = ("ant", "bee", "cat", "dog", "eel")
     made = task([(0, n) for n in sorted(names)], names[2:], names[:2])
     seen = [found(names, ant=0.9, cat=0.04, dog=0.6), found(names, bee=0.8, eel=0.9)]
-    said = sanity_checks.about_table(made, table(ant=0.0, bee=0.999, cat=0.0, dog=0.0, eel=None), seen, [{"ant": 0.1}])
-    assert [s.split(" are ")[0].split(": ")[0] for s in said] == [
+    warnings = sanity_checks.about_table(
+        made, table(ant=0.0, bee=0.999, cat=0.0, dog=0.0, eel=None), seen, [{"ant": 0.1}]
+    )
+    assert [s.split(" are ")[0].split(": ")[0] for s in warnings] == [
         "After task 2 the new class rows of cat never fire",
         "After task 2 AP50 is exactly 0 for the new classes dog.",
         "After task 2 AP50 is exactly 0 for the old classes ant",
@@ -143,8 +145,11 @@ def test_rows_that_never_fire_and_strange_ap():
 def test_an_upper_bound_below_the_result_is_reported():
     tasks = [{"all": {"AP": ap}, "epochs": epochs} for ap, epochs in ((0.4, 3), (0.286, 5), (0.2, 5))]
     bounds = [None, {"AP": 0.282}, {"AP": 0.199}]
-    (said,) = sanity_checks.about_bounds(tasks, bounds)  # 0.2 is no more than 1 % above 0.199
-    assert said.startswith("After task 2 AP is 28.6, more than the 28.2 of joint training") and "joint_epochs=8" in said
+    (warning,) = sanity_checks.about_bounds(tasks, bounds)  # 0.2 is no more than 1 % above 0.199
+    assert (
+        warning.startswith("After task 2 AP is 28.6, more than the 28.2 of joint training")
+        and "joint_epochs=8" in warning
+    )
     assert sanity_checks.about_bounds(tasks[:2], [None, {"AP": 0.3}]) == []
     assert sanity_checks.about_bounds(tasks[:2], [{"AP": None}, None]) == sanity_checks.about_bounds(tasks, None) == []
     assert sanity_checks.about_bounds([{"all": {"AP": None}, "epochs": 1}], [{"AP": 0.3}]) == []

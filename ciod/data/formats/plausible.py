@@ -44,7 +44,7 @@ def check_categories(used: Sequence[Any], known: Collection[Any], source: str) -
         known: ids of the categories.
 
     Raises:
-        DataError: every id is that of a category moved by one, and some are no category.
+        DataError: all ids are off by one, and some belong to no category.
     """
     numbers = {k for k in known if isinstance(k, int)}
     ids = set(used)

@@ -58,7 +58,7 @@ def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def coco_classes(
     state: dict[str, Tensor], classes: Sequence[str] | None, coco: dict[str, int]
 ) -> tuple[dict[str, Tensor], Sequence[str] | None]:
-    """Of COCO's rows those with a name, and the names; other checkpoints are unchanged.
+    """Keeps those of COCO's rows that have a name; returns also the names. Other checkpoints are unchanged.
 
     Args:
         state: renamed.

@@ -54,10 +54,10 @@ def build(name: str, classes: Sequence[str] | None = None, *, numbered: bool = F
 
     Args:
         classes: class names, in place of those of the folder.
-        numbered: a folder without class names is no error; its classes then have names that no class has.
+        numbered: a folder without class names is accepted; its classes then get numbered names.
 
     Raises:
-        CiodError: there is no such folder, it is no detector that ciod reads, or it has no class names.
+        CiodError: there is no such folder, it is not a detector that ciod reads, or it has no class names.
     """
     path = file_of(name)
     found = hf.describe(f"{configs.PREFIX}{path.parent}")
@@ -82,10 +82,10 @@ def _loaded(path: Path, found: hf.Described) -> Any:
     kind = getattr(configs.package(), f"{configs.FAMILIES[config.model_type]}ForObjectDetection")
     try:
         with configs.quiet():
-            model, told = kind.from_pretrained(None, config=config, state_dict=raw, output_loading_info=True)
+            model, report = kind.from_pretrained(None, config=config, state_dict=raw, output_loading_info=True)
     except Exception as error:
         raise configs.refused(str(path), error) from error
-    lacking = sorted(k for k in told["missing_keys"] if "num_batches_tracked" not in k)
+    lacking = sorted(k for k in report["missing_keys"] if "num_batches_tracked" not in k)
     if lacking:
         raise CiodError(
             f"{path} does not fit its config.json: {len(lacking)} tensors are not in it, such as {lacking[0]}."

@@ -43,7 +43,7 @@ class Growth(BaseModel):
     taught: list[Name] = []
     inner: list[Annotated[int, Field(ge=0, le=4096)]] | None = None
     parent: Name | None = None
-    """Of a branch whose classes are kinds of a known class."""
+    """The known class of which the classes of the branch are kinds."""
     refine: bool | Annotated[int, Field(ge=1, le=4096)] = False
     """Hidden units of the second stage that corrects the boxes of the branch; true: ``refiner.FIRST_HIDDEN``."""
 

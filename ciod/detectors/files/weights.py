@@ -142,7 +142,7 @@ def parse(path: str | Path) -> Parsed:
 
 
 def _check_own(parsed: Parsed, asked: str) -> None:
-    """Raises CiodError if the detector named is no class in a file, or the model needs none."""
+    """Raises CiodError if the detector is not a class in a file, or the model needs none."""
     if problems := own.problems(asked):
         raise ConfigError(problems)
     name = parsed.content["detector"]["name"] if parsed.kind == "ciod" else parsed.name or "checkpoint"

@@ -138,8 +138,8 @@ class Pair(Layout):
 
 
 def _boxlike(values: np.ndarray) -> float:
-    """Of two outputs with four columns the larger values are the boxes: scores sum to 1 or are small, logits are
-    negative."""
+    """How likely the values are boxes: of two outputs with four columns the one with the larger result has them. Scores
+    sum to 1 or are small, logits are negative."""
     if not values.size or values.shape[1] != 4:
         return -np.inf
     return 0.0 if np.allclose(values.sum(1), 1, atol=1e-3) else float(values.mean())

@@ -42,7 +42,7 @@ def _pairs(plain: Detections, mirrored: Detections, width: int) -> int:
     return int((overlap.max(1) >= IOU).sum())
 
 
-def doubts(detector: OnnxDetector, images: np.ndarray) -> list[str]:
+def input_warnings(detector: OnnxDetector, images: np.ndarray) -> list[str]:
     """A warning if too few detections are found again; otherwise []."""
     if detector.source.found.layout is None:
         return []

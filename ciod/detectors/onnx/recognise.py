@@ -34,7 +34,7 @@ class Asked:
     size: int | None = None
     old_outputs: str = "auto"
     taps: str | Sequence[tuple[int, Sequence[str | None]]] | None = None
-    """As text, or as the result of ``taps.to_names``."""
+    """As text, or the result of ``taps.to_names``."""
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Recognised:
             f"graph: {nodes} nodes, opset {s.opset}{maker}; input {s.picture.words}",
             f"reads: {reads} ({kept}; {len(taps.names_of(self.levels))} tensors)",
             f"old outputs: {self._outputs()}",
-            f"input: {pictures.words(self.input)}, {self.input.size} px (said by {self.input_from})",
+            f"input: {pictures.words(self.input)}, {self.input.size} px (from {self.input_from})",
             *self.notes,
         ]
 

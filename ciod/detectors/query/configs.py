@@ -84,7 +84,7 @@ def model_type(raw: Mapping[str, Any], source: str) -> str:
 
 
 def plain(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Of a ``config.json`` what describes the network: neither classes nor names of other files.
+    """The part of a ``config.json`` that describes the network: neither classes nor names of other files.
 
     Layers behind the one that answers (``eval_idx``) are left out, and sizes that would switch off positions.
 

@@ -132,7 +132,7 @@ class QueryDetector(Detector):
         return matches, counted, n
 
     def box_weights(self) -> tuple[float, float]:
-        """Of the L1 distance and of GIoU."""
+        """Weights of the L1 distance and of GIoU."""
         config = self.network.config
         return config.weight_loss_bbox, config.weight_loss_giou
 

@@ -76,7 +76,7 @@ class Described:
 
 
 def folder_of(name: str, *, weights: bool = False) -> Path:
-    """The folder of ``hf:FOLDER`` or ``hf:OWNER/NAME``, which is fetched from huggingface.co where it is no folder.
+    """The folder of ``hf:FOLDER`` or ``hf:OWNER/NAME``, which is downloaded from huggingface.co if it is not a folder.
 
     Args:
         weights: fetch the weights too.
@@ -169,7 +169,7 @@ def _labels(raw: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
     except ValueError:
         labels = {}
     if not labels or sorted(labels) != list(range(len(labels))):
-        raise CiodError(f"{folder}/config.json: id2label is no list of classes that are numbered from 0.")
+        raise CiodError(f"{folder}/config.json: id2label is not a list of classes numbered from 0.")
     return tuple(labels[i] for i in range(len(labels)))
 
 
@@ -192,8 +192,8 @@ def input_of(given: Mapping[str, Any], source: str, multiple: int = 32) -> Input
     side = sides[0]
     if not isinstance(side, int) or set(sides) != {side} or not 32 <= side <= LARGEST or side % multiple:
         raise CiodError(
-            f"{source}: size {dict(size)} is no square of a multiple of {multiple} pixels, stretched (height, width) "
-            "or with a border (max_height, max_width, pad_size)."
+            f"{source}: size {dict(size)} is not a square with sides of a multiple of {multiple} pixels, stretched "
+            "(height, width) or with a border (max_height, max_width, pad_size)."
         )
     try:
         scale = float(given.get("rescale_factor", 1 / 255)) if given.get("do_rescale", True) else 1.0

@@ -126,7 +126,7 @@ class LWDETR(QueryBranches, WholeDetector):
 
     @property
     def groups(self) -> int:
-        """Of the detector's own queries, in this mode."""
+        """Number of groups of queries: ``group_detr`` in train mode, 1 in eval mode."""
         return self._groups_of(self.network)
 
     @staticmethod

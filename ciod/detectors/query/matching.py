@@ -15,7 +15,7 @@ PADDING, BROKEN = 1e6, 1e8  # cost of padding, and of a prediction that is not f
 
 
 def shares(boxes: Tensor, frame: tuple[int, int]) -> Tensor:
-    """[..., 4] xyxy in pixels → centre x, y, width, height as shares of the batch image (``frame``: width, height)."""
+    """[..., 4] xyxy in pixels → centre x, y, width, height as fractions of the batch image, whose size is ``frame``."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     across, down = frame
     return torch.stack([(x1 + x2) / (2 * across), (y1 + y2) / (2 * down), (x2 - x1) / across, (y2 - y1) / down], -1)
@@ -35,7 +35,7 @@ def inside(outputs: Outputs) -> Tensor:
 
 
 def costs(outputs: Outputs, targets: Targets) -> Tensor:
-    """[B, P, N]: 2 × focal class cost + 5 × L1 of shares of the image + 2 × (- GIoU)."""
+    """[B, P, N]: 2 × focal class cost + 5 × L1 of boxes as fractions of the image - 2 × GIoU."""
     assert outputs.frame is not None
     n = targets.labels.shape[1]
     logits = outputs.logits
@@ -56,10 +56,10 @@ def costs(outputs: Outputs, targets: Targets) -> Tensor:
 
 @torch.no_grad()
 def hungarian(outputs: Outputs, targets: Targets) -> Matches:
-    """Every target has one query in every set, those of earlier layers too, and every query at most one target.
+    """Each target gets one query in every set, also in those of earlier layers, and each query at most one target.
 
-    This is the only place in a step that waits for the device: the assignment is computed on the CPU, of all images and
-    sets after one transfer. Padding has slots too, which are not ``valid``.
+    This is the only place in a step that waits for the device: the assignment of all images and sets is computed on the
+    CPU after one transfer. Padding also has slots, which are not ``valid``.
     """
     from scipy.optimize import linear_sum_assignment
 

@@ -97,7 +97,7 @@ class WholeDetector(QueryDetector):
         return net if load_resnet(net, 50, weights) else None
 
     def own_name(self, key: str) -> str:
-        """The name in ``network`` of a tensor that is no class layer, from its name in ``transformers``."""
+        """The name in ``network`` of a tensor that is not of a class layer, from its name in ``transformers``."""
         return key
 
     def inner(self, model: Any) -> Any:

@@ -62,10 +62,10 @@ def second_stage(
     taken = bx.marked(matches.position, supervision.counted, matches.positive.shape[1])
     label = _at_positions(targets.labels.gather(1, matches.target), matches)
     which = _at_positions(matches.target, matches)
-    spoken = in_class_loss(matches, supervision) & outputs.real
+    in_loss = in_class_loss(matches, supervision) & outputs.real
     own = targets.valid & _counts(targets, matches, supervision.counted, chosen=counted is not None)
-    positive = torch.cat([taken & spoken, own], 1)
-    negative = torch.cat([spoken & ~taken, torch.zeros_like(own)], 1)
+    positive = torch.cat([taken & in_loss, own], 1)
+    negative = torch.cat([in_loss & ~taken, torch.zeros_like(own)], 1)
     random = sampling.draws(outputs.keys, positive.shape[1], 2)
     positive, negative = sampling.balanced(positive, negative, random, REGIONS, REGION_SHARE)
     sampled = positive | negative
@@ -73,8 +73,8 @@ def second_stage(
     logits = torch.cat([outputs.logits, real.logits], 1)
     background = torch.cat([outputs.background, real.background], 1)
     label = torch.cat([label, targets.labels], 1)
-    drawn = _channels(logits, supervision.channels, outputs.logits.shape[1])
-    cls = unbiased_cross_entropy(background, logits, label, positive, drawn)
+    labelled = _channels(logits, supervision.channels, outputs.logits.shape[1])
+    cls = unbiased_cross_entropy(background, logits, label, positive, labelled)
 
     places = torch.arange(own.shape[1], device=own.device).expand_as(own)
     wanted = bx.gather_rows(targets.boxes, torch.cat([which, places], 1))
@@ -88,11 +88,11 @@ def second_stage(
 
 
 def unbiased_cross_entropy(
-    background: Tensor, logits: Tensor, label: Tensor, positive: Tensor, drawn: Tensor | None
+    background: Tensor, logits: Tensor, label: Tensor, positive: Tensor, labelled: Tensor | None
 ) -> Tensor:
-    """[B, K]: -log p(label) at positives, elsewhere -log p(background or a class that is not drawn there).
+    """[B, K]: -log p(label) at positives, elsewhere -log p(background or a class that is not labelled there).
 
-    With every class drawn this is the cross-entropy. For an increment, where the old classes are not drawn, it is the
+    If every class is labelled this is the cross-entropy. For an increment, where the old classes are not, it is the
     loss of MMA (Cermelli et al., CVPRW 2022, eq. 3).
 
     Args:
@@ -101,14 +101,14 @@ def unbiased_cross_entropy(
         drawn: [B, K, C] bool, or None: all.
     """
     every = torch.cat([background[..., None], logits], 2)
-    if drawn is None:
+    if labelled is None:
         none = background
     else:
-        hidden = torch.cat([torch.zeros_like(positive)[..., None], drawn], 2)
+        hidden = torch.cat([torch.zeros_like(positive)[..., None], labelled], 2)
         none = every.masked_fill(hidden, float("-inf")).logsumexp(2)
     right = logits.gather(2, label[..., None])[..., 0]
-    if drawn is not None:  # a match whose class is not drawn is one of those that count as background
-        positive = positive & drawn.gather(2, label[..., None])[..., 0]
+    if labelled is not None:  # a match whose class is not labelled counts as background
+        positive = positive & labelled.gather(2, label[..., None])[..., 0]
     return every.logsumexp(2) - torch.where(positive, right, none)
 
 

@@ -41,7 +41,7 @@ class Shape:
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Of the levels from which regions are read."""
+        """Strides of the levels from which regions are read."""
         return {"csp": (8, 16, 32), "mobilenet_v1": (8, 16, 32), "mobilenet_v3": (32,)}.get(
             self.backbone, (4, 8, 16, 32)
         )

@@ -67,7 +67,7 @@ def _check_defaults(cls: type[Method]) -> None:
         if wrong:
             name, text = str(wrong[0]["loc"][0]), problems_in(cls, wrong[:1])[0]
             raise UserCodeError(f"{_at(cls, name)}: the default of the setting {text}") from error
-    except Exception:  # of a default that is computed; told where the method is made
+    except Exception:  # of a computed default; reported where the method is made
         return
 
 

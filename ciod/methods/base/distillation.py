@@ -1,4 +1,4 @@
-"""What the response-distillation methods share: one step, the supervised part, and small formulas."""
+"""Shared by the response-distillation methods: one step, the supervised part, and small formulas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the methods share that compare the queries of a student with those of its teacher, one by one.
+"""Shared by the methods that compare each query of the student with the same query of the teacher.
 
 The student's decoder is asked the teacher's queries (``decode_at``), so query i is the same query in both.
 """

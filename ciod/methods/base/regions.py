@@ -1,4 +1,4 @@
-"""What the methods for Faster R-CNN share: the teacher's regions, which teacher and student both judge."""
+"""Shared by the methods for Faster R-CNN: the teacher's regions, on which teacher and student both give outputs."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def chosen(knowledge: RoIOutputs) -> tuple[Tensor, Tensor]:
 
 
 def answers(outputs: RoIOutputs, at: Tensor) -> Judged:
-    """What a detector says about its own regions at these positions [B, R]."""
+    """A detector's outputs for its own regions at these positions [B, R]."""
     every = torch.cat([outputs.background[..., None], outputs.logits], 2)
     return Judged(bx.gather_rows(every, at), bx.gather_rows(outputs.class_deltas, at))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ciod.core import boxes as bx
 from ciod.core.types import Outputs, Targets
 
-LIMIT = 512  # longest list of candidates per image; of more, the best are taken
+LIMIT = 512  # largest number of candidates per image; only the best are kept
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Responses:
 
 
 def respond(outputs: Outputs, classes: int | None) -> Responses:
-    """s, f and k of the answers; ``classes``: only labels below it may be kept (None: any)."""
+    """s, f and k of the outputs; ``classes``: only labels below it may be kept (None: any)."""
     outputs = outputs.answer()
     s, k = outputs.probability().max(2)
     f = outputs.combine(s)

@@ -18,7 +18,7 @@ SIZE = 96
 
 @dataclass
 class Expected:
-    """Of a stride: the backbone's map, the neck's, the towers."""
+    """The maps of a stride: the backbone's, the neck's, the towers."""
 
     early: str | None = None
     late: str | None = None

@@ -72,7 +72,7 @@ def test_outputs_are_those_of_the_layout(path):
 
 
 def test_detections_are_in_pixels_of_the_picture(tmp_path):
-    """Of a detector with letterboxed input the border is taken off again."""
+    """The border is removed again for a detector with letterboxed input."""
     path = small().save(tmp_path / "m.onnx")
     picture = np.random.default_rng(0).integers(0, 255, (48, 96, 3), dtype=np.uint8)
     corner, middle = (

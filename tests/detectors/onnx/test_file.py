@@ -1,4 +1,4 @@
-"""A file of a stranger is read within bounds, and refused in a sentence."""
+"""An untrusted file is read within bounds and refused with an error message."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_whole_numbers_beside_the_pictures_are_their_size(tmp_path):
     assert source.feed(np.zeros((2, 3, 64, 64)))["sizes"].tolist() == [[64, 64]] * 2
 
 
-# What is no detector --------------------------------------------------------------------------------------------------
+# Files without a detector ---------------------------------------------------------------------------------------------
 
 
 def test_no_file_and_the_nearest_name(path):

@@ -51,7 +51,7 @@ def best(boxes, scores):
 
 
 def softmax_logits(scores, background):
-    """Of which a softmax gives the scores, with a column for the background put in."""
+    """Logits whose softmax gives the scores, with an inserted column for the background."""
     scores = scores / (2 * scores.sum(1, keepdims=True))
     return np.log(np.insert(scores, background, 0.5, 1))
 

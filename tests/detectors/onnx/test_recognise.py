@@ -71,7 +71,7 @@ def test_it_is_asked_for_where_nothing_says_it(path):
 def test_metadata_of_ultralytics(tmp_path):
     path = small().save(tmp_path / "m.onnx", **ULTRALYTICS, license="AGPL-3.0", author="Ultralytics")
     lines = api.check(path)
-    assert f"input: 0..1, RGB, letterbox, {SIZE} px (said by metadata of Ultralytics)" in lines
+    assert f"input: 0..1, RGB, letterbox, {SIZE} px (from metadata of Ultralytics)" in lines
     assert any(line.endswith("3 classes; cat, dog, cow") for line in lines)
     assert "the file states: license AGPL-3.0, author Ultralytics; that still applies to it." in lines
 
@@ -91,7 +91,7 @@ def test_another_task_of_a_network_is_reported(tmp_path):
 def test_metadata_of_ciod(tmp_path):
     meta = {"class_names": ["a", "b", "c"], "normalised_in_graph": {}, "input": {"size": SIZE, "fill": 7.0}}
     path = small(side="s").save(tmp_path / "m.onnx", ciod=json.dumps(meta))
-    assert any(f"0..255, RGB, corner, {SIZE} px (said by metadata of ciod)" in line for line in api.check(path))
+    assert any(f"0..255, RGB, corner, {SIZE} px (from metadata of ciod)" in line for line in api.check(path))
     assert pictures.of_metadata(file.read(path))[0].fill == 7
 
 
@@ -190,7 +190,7 @@ def test_labels_need_names(tmp_path):
     assert any("by shape alone" in line for line in api.check(path, input="0..1,rgb", names=["a"]))
 
 
-# What is said ---------------------------------------------------------------------------------------------------------
+# Messages ---------------------------------------------------------------------------------------------------------
 
 
 def test_lines_of_check(path):
@@ -202,7 +202,7 @@ def test_lines_of_check(path):
         "reads: stride 8: 12 + 8 + 16 channels; 16: 16 + 8 + 16; 32: 24 + 8 + 16 (backbone, neck, towers; 12 tensors)"
     )
     assert lines[2].startswith("old outputs: t") and "[1, 189, 8]: one row per position (strides 8, 16, 32)" in lines[2]
-    assert lines[3] == f"input: 0..255, BGR, corner, {SIZE} px (said by input=)"
+    assert lines[3] == f"input: 0..255, BGR, corner, {SIZE} px (from input=)"
 
 
 def test_check_accepts_only_onnx():
@@ -248,7 +248,7 @@ def test_a_quantised_file_is_reported(tmp_path):
 
 
 def test_a_tap_that_would_move_the_outputs_is_replaced(path, monkeypatch):
-    """What onnxruntime no longer fuses may give other last digits: simulated, as it needs a machine's own kernels."""
+    """Operators that onnxruntime no longer fuses may change the last digits; simulated, as it depends on the CPU."""
     source = file.read(path)
     flow = graph.Flow(source, SIZE)
     levels = taps.find(flow, path)

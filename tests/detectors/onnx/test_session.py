@@ -69,7 +69,7 @@ def test_a_gpu_is_used_where_onnxruntime_can(tmp_path, monkeypatch):
 
 
 def opened_on(monkeypatch, tmp_path):
-    """A detector of which a GPU is said to be there."""
+    """A detector that seems to have a GPU."""
     monkeypatch.undo()
     detector = opened(small().save(tmp_path / "m.onnx"))
     monkeypatch.setattr("ciod.detectors.onnx.detector.on_gpu", lambda device: True)

@@ -106,7 +106,7 @@ def test_the_same_file_gives_the_same_taps_in_every_process(tmp_path):
 
 
 def test_megviis_nano_has_the_maps_that_ciods_own_has(weights, tmp_path):
-    """Of both the same network: backbone and neck of the one are taps of the other."""
+    """Both have the same network: backbone and neck of the one are taps of the other."""
     import torch
 
     import ciod

@@ -88,7 +88,7 @@ def test_outputs_and_parts_of_the_loss_are_those_of_transformers(name):
 
 
 def found_sets(found, what: str) -> list[torch.Tensor]:
-    """Of transformers, in ciod's order: the last layer first, then the first boxes, then the encoder."""
+    """The outputs of transformers, in ciod's order: the last layer first, then the first boxes, then the encoder."""
     stacked = found.intermediate_logits if what == "logits" else found.intermediate_reference_points
     return [*stacked.unbind(1)][::-1] + [found.enc_topk_logits if what == "logits" else found.enc_topk_bboxes]
 
@@ -148,7 +148,7 @@ def weights_of_bins(number=32, up=0.5, scale=4.0):
 
 
 def fgl(dist, ref, real, iou, scale=4.0):
-    """Of one query: [4, 33] logits."""
+    """The loss of one query: [4, 33] logits."""
     (cx, cy, w, h), (x, y, bw, bh) = ref, real
     offset = [
         (cx - (x - bw / 2)) * scale / w, (cy - (y - bh / 2)) * scale / h,
@@ -165,7 +165,7 @@ def fgl(dist, ref, real, iou, scale=4.0):
 
 
 def ddf(dist, teacher, best, iou_of):
-    """Of one layer: dist and teacher [B, Q, 4, 33], best [B, Q], iou_of (image, query) → IoU of the matched."""
+    """The loss of one layer: dist and teacher [B, Q, 4, 33], best [B, Q], iou_of (image, query) → IoU if matched."""
     t, s = softmax(teacher / 5), softmax(dist / 5)
     apart = 25 * (t * (np.log(t) - np.log(s))).sum(-1)  # [B, Q, 4]
     yes, no = [], []
@@ -178,7 +178,7 @@ def ddf(dist, teacher, best, iou_of):
 
 
 def united(pairs: list[list[tuple[int, int]]]) -> list[tuple[int, int]]:
-    """Of all sets: every query with its most frequent target, of equally frequent ones the first."""
+    """The union of all sets: every query with its most frequent target; of equally frequent ones, the first."""
     found = {}
     votes = Counter(pair for one in pairs for pair in one)
     for query, target in sorted(votes, key=lambda pair: (-votes[pair], pair[1])):

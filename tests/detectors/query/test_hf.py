@@ -159,7 +159,7 @@ def test_class_names(folder):
     with pytest.raises(CiodError, match="two classes that are called 'a'; give names=a,b,c"):
         weights.load(f"hf:{folder}")
     edit(folder / "config.json", id2label={"0": "a", "7": "b"})
-    with pytest.raises(CiodError, match="id2label is no list of classes that are numbered from 0"):
+    with pytest.raises(CiodError, match="id2label is not a list of classes numbered from 0"):
         weights.load(f"hf:{folder}")
     described = hf.Described(folder, {}, tuple(f"LABEL_{i}" for i in range(80)), Input())
     assert described.names()[1] == known.COCO
@@ -216,7 +216,7 @@ def test_a_configuration_without_a_detector_is_refused(what, match, folder):
 )
 def test_pictures_of_another_shape_are_refused(size, more, folder):
     edit(folder / "preprocessor_config.json", size=size, **more)
-    with pytest.raises(CiodError, match="is no square of a multiple of 32 pixels, stretched"):
+    with pytest.raises(CiodError, match="is not a square with sides of a multiple of 32 pixels, stretched"):
         weights.load(f"hf:{folder}")
 
 
@@ -349,7 +349,7 @@ def kept_from_loss(model: Path, own: Path, foreign: Path) -> None:
     """An export replaces an earlier one of ciod, another folder when asked to, and never the model itself."""
     hf_folder.export(model, own)
     copied = Path(shutil.copytree(foreign, own.parent / "copied"))
-    with pytest.raises(CiodError, match="is there already, and is no earlier export of ciod"):
+    with pytest.raises(CiodError, match="already exists and was not written by 'ciod export'"):
         hf_folder.export(model, copied)
     with pytest.raises(CiodError, match="is the model itself; choose another folder"):
         hf_folder.export(f"hf:{copied}", copied, overwrite=True)
@@ -361,8 +361,8 @@ def test_a_checkpoint_is_extended_and_loaded_by_transformers_again(family, folde
     folder, _ = folders[family]
     quick = {"epochs": 1, "batch": 2, "device": "cpu"}
     results = ciod.extend(f"hf:{folder}", data, tmp_path / "run", **quick)
-    told = " ".join(capsys.readouterr().out.split())
-    assert "method: pseudo_label (chosen by auto, so that export hf= can write the model back; method=freeze_" in told
+    output = " ".join(capsys.readouterr().out.split())
+    assert "method: pseudo_label (chosen by auto, so that export hf= can write the model back; method=freeze_" in output
     assert results["extension"]["names"]["new"] == ["eel", "fox"]
     chosen = results["extension"]["plan"]["more"]
     assert chosen["train.clip"] == 0.1 and chosen["train.weight_decay"] == 1e-4, "as ciod train does"
@@ -397,8 +397,8 @@ def test_other_commands_take_a_checkpoint(folders, data, tmp_path):
     pytest.importorskip("onnxruntime", reason="onnxruntime is absent: pip install 'ciod[onnx]'")
     folder, _ = folders["rt_detr"]
     run = lambda *words: CliRunner().invoke(app, [str(w) for w in words])  # noqa: E731
-    told = run("list", f"hf:{folder}").output
-    assert f"rt_detr, pictures of {SIZE} pixels, stretched; 3 classes: cat, dog, bird" in " ".join(told.split())
+    output = run("list", f"hf:{folder}").output
+    assert f"rt_detr, pictures of {SIZE} pixels, stretched; 3 classes: cat, dog, bird" in " ".join(output.split())
     picture().save(tmp_path / "a.png")
     done = run("predict", f"hf:{folder}", tmp_path / "a.png", f"out={tmp_path / 'p'}", "score=0.01")
     assert done.exit_code == 0, done.output

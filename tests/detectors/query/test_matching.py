@@ -105,7 +105,7 @@ def test_in_the_union_of_all_sets_a_query_has_its_most_frequent_target():
     assert found.target[0].tolist() == [2, 0, 0, 0] * 3, "of three targets that query 1 had once, the first"
     iou = bx.iou(out.boxes[0, 5], targets.boxes[0, 0])
     assert found.iou[0, 5] == pytest.approx(float(iou))
-    counted[0, 2] = False  # now nobody speaks of query 2
+    counted[0, 2] = False  # now no loss uses query 2
     assert matching.union(out, targets, given, counted)[1][0].tolist() == [True, True, False, True] * 3
     none = Targets.pad([torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.long)])
     nothing = matching.hungarian(out, none)

@@ -179,8 +179,8 @@ def test_a_missing_package_is_named_before_anything_is_read(monkeypatch):
 
 def test_the_list_of_detectors_names_the_extra(monkeypatch):
     monkeypatch.setattr(detectors, "find_spec", lambda name: None)
-    told = CliRunner().invoke(app, ["list", "detectors"], env={"COLUMNS": "200"}).output
-    row = next(line for line in told.splitlines() if line.split()[:1] == ["rtdetr-pico"])
+    output = CliRunner().invoke(app, ["list", "detectors"], env={"COLUMNS": "200"}).output
+    row = next(line for line in output.splitlines() if line.split()[:1] == ["rtdetr-pico"])
     assert row.rstrip().endswith("pip install 'ciod[detr]'")
 
 
