@@ -224,7 +224,8 @@ class OnnxDetector(Detector):
         boxes = np.zeros((len(decoded), most, 4), np.float32)
         scores = np.zeros((len(decoded), most, columns), np.float32)
         for i, (b, s) in enumerate(decoded):
-            boxes[i, : len(b)], scores[i, : len(s)] = b, s
+            box = np.isfinite(b).all(1) & (b[:, 2:] >= b[:, :2]).all(1)  # a foreign file may give what is none
+            boxes[i, : len(b)], scores[i, : len(s)] = np.where(box[:, None], b, 0), np.where(box[:, None], s, 0)
         probability = torch.from_numpy(scores)
         logits = torch.logit(probability.clamp(1e-12, 1 - 6e-8)).masked_fill(probability <= 0, -torch.inf)
         device = self.device

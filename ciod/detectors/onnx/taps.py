@@ -15,6 +15,7 @@ from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.detectors.onnx.graph import Flow
 
 STRIDES = (8, 16, 32)
+_TO_TOKENS = {"Reshape", "Flatten", "Transpose"}
 SMALLEST = 3  # minimum cells per side of a map
 
 
@@ -162,6 +163,8 @@ class _Search:
             region = [t for t in self.maps if self.of(t, stride) and self.strides_below[t] <= {stride}]
             predictions = self._last_weighted(region)
             if not predictions:
+                if (read := self._read_as_tokens(stride)) is not None:
+                    found[stride] = read, []
                 continue
             common = self.flow.common(predictions)
             if common in predictions:
@@ -169,6 +172,20 @@ class _Search:
             inputs = [self.upwards(self.flow.above[p], stride) for p in predictions]
             found[stride] = self.upwards(common, stride), [t for t in inputs if t is not None]
         return found
+
+    def _read_as_tokens(self, stride: int) -> str | None:
+        """The neck's map of a stride that a decoder takes as a sequence, without a layer between (D-FINE)."""
+        back, leaving = set(), []  # tensors from which a path leads to a map of this stride
+        for tensor in reversed(self.flow.order):
+            children = self.flow.children[tensor]
+            own = self.of(tensor, stride)
+            away = (c for c in children if c not in self.maps and c not in back)
+            if own and tensor not in self.fresh and any(self.flow.maker[c].op_type in _TO_TOKENS for c in away):
+                leaving.append(tensor)
+            if own or any(c in back for c in children):
+                back.add(tensor)
+        near = self.upwards(self.flow.common(reversed(leaving)), stride)
+        return None if near in self.fresh else near
 
     def _last_weighted(self, region: Sequence[str]) -> list[str]:
         """The layers with weights below which the region has no other."""
