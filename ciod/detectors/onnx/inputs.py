@@ -96,7 +96,7 @@ def of_session(path: Path, given: Sequence[Any]) -> tuple[Picture, dict[str, Siz
 
 def settled(picture: Picture, sizes: dict[str, Size], run: Run) -> dict[str, Size]:
     """Sizes, of which each that is not a whole number is the picture's size or a factor: boxes should be in pixels of
-    the input, so the choice with the largest values among the outputs is right. The first of equal ones: factors."""
+    the input, so the choice with the largest outputs is right. The first of equal ones: factors."""
     unsure = [name for name, size in sizes.items() if size.dtype not in (np.int64, np.int32)]
     if not unsure:
         return sizes
@@ -107,7 +107,7 @@ def settled(picture: Picture, sizes: dict[str, Size], run: Run) -> dict[str, Siz
         tried = sizes | {n: replace(sizes[n], factor=c) for n, c in zip(unsure, choice, strict=True)}
         feed = {picture.name: picture.given(noise)}
         feed |= {n: s.value(len(noise), side, side) for n, s in tried.items()}
-        largest = max(_largest(run(feed)), default=0.0)
+        largest = sum(_largest(run(feed)))  # a sum, because boxes of branches are the same for every choice
         if largest > found[0]:
             found = (largest, tried)
     return found[1]

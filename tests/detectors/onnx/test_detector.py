@@ -84,7 +84,7 @@ def test_detections_are_in_pixels_of_the_picture(tmp_path):
     assert not np.array_equal(corner.boxes, middle.boxes)
 
 
-def test_what_is_no_box_is_left_out(path, monkeypatch):
+def test_rows_without_a_valid_box_are_left_out(path, monkeypatch):
     """A layout is recognised on a few pictures; on others the outputs may be something else."""
     detector = load(path, ASKED)
     boxes = np.array([[1, 1, 2, 2], [3, 3, 2, 4], [np.nan, 1, 2, 2], [0, 0, np.inf, 1]], np.float32)

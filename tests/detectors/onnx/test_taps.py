@@ -109,7 +109,7 @@ def test_a_projector_behind_a_transformer_is_enough(tmp_path):
     assert level.stride == 16 and projected in [t.name for t in level.taps]
 
 
-def test_what_is_made_of_shapes_alone_is_no_map(tmp_path):
+def test_tables_made_of_shapes_alone_are_not_maps(tmp_path):
     """A table for a graph of any size, of as many cells as the deepest map: it is not made of the pictures."""
     net = Net(side="s")
     c8, c16, c32 = net.backbone()
