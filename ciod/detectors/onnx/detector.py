@@ -219,12 +219,14 @@ class OnnxDetector(Detector):
             yield br.scatter_classes(self._outputs(decoded), self.channel_of[k])
 
     def _outputs(self, decoded: Sequence[tuple[np.ndarray, np.ndarray]]) -> Outputs:
-        """Boxes and scores per picture → Outputs; shorter lists are filled up with scores of 0."""
+        """Boxes and scores per picture → Outputs; shorter lists are filled up with scores of 0, which
+        rows without a valid box get too."""
         most, columns = max(len(b) for b, _ in decoded), decoded[0][1].shape[1]
         boxes = np.zeros((len(decoded), most, 4), np.float32)
         scores = np.zeros((len(decoded), most, columns), np.float32)
         for i, (b, s) in enumerate(decoded):
-            boxes[i, : len(b)], scores[i, : len(s)] = b, s
+            kept = np.isfinite(b).all(1, keepdims=True) & (b[:, 2:] >= b[:, :2]).all(1, keepdims=True)
+            boxes[i, : len(b)], scores[i, : len(s)] = np.where(kept, b, 0), np.where(kept, s, 0)
         probability = torch.from_numpy(scores)
         logits = torch.logit(probability.clamp(1e-12, 1 - 6e-8)).masked_fill(probability <= 0, -torch.inf)
         device = self.device

@@ -21,6 +21,8 @@ import numpy as np
 
 from ciod.core.errors import CiodError
 from ciod.core.files import is_file, no_model_file
+from ciod.detectors.onnx import inputs
+from ciod.detectors.onnx.inputs import Picture, Size
 
 Proto: TypeAlias = Any
 """A message of the package onnx, which is optional: a model, graph, node or tensor."""
@@ -33,44 +35,20 @@ OPSETS = (7, 27)  # onnxruntime reports which of the newest it lacks
 
 _STANDARD = {"", "ai.onnx"}
 _RUNTIME = {"ai.onnx.ml", "com.microsoft"}  # onnxruntime has operators of these
-_PICTURES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
-
-
-@dataclass(frozen=True)
-class Picture:
-    """The input that takes the pictures."""
-
-    name: str
-    dtype: Any  # float32, float16 or uint8
-    channels_last: bool
-    single: bool  # one picture [3, h, w] without a batch, as torchvision exports
-    batch: int | None  # pictures per run, if the file fixes it
-    side: int | None  # pixels, if the file fixes it
-
-    def shape(self, size: int) -> tuple[int, ...]:
-        spatial = (size, size, 3) if self.channels_last else (3, size, size)
-        return spatial if self.single else (self.batch or 1, *spatial)
-
-    @property
-    def words(self) -> str:
-        spatial = [self.side or "h", self.side or "w"]
-        shape = [*spatial, 3] if self.channels_last else [3, *spatial]
-        return f"{self.name} [{', '.join(map(str, shape if self.single else [self.batch or 'n', *shape]))}]"
 
 
 @dataclass
 class OnnxFile:
     """A file that was read.
 
-    ``content`` is the model with all weights and ``data`` the same as bytes; ``sizes`` are further inputs, for the size
-    of the original picture ([n, 2] integers, as in RT-DETR).
+    ``content`` is the model with all weights and ``data`` the same as bytes; ``sizes`` are further inputs, by name.
     """
 
     path: Path
     content: Proto = field(repr=False)
     data: bytes = field(repr=False)
     picture: Picture
-    sizes: list[str]
+    sizes: dict[str, Size]
     metadata: dict[str, str]
     outputs: list[str]
     quantised: bool = False
@@ -92,13 +70,8 @@ class OnnxFile:
 
     def feed(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """The inputs of a session, from images [n, 3, H, W] float32 with values as the graph expects them."""
-        given = images.transpose(0, 2, 3, 1) if self.picture.channels_last else images
-        if self.picture.dtype == np.uint8:
-            given = given.round().clip(0, 255)
-        size = np.array([images.shape[2:]] * len(images), np.int64)
-        given = given[0] if self.picture.single else given
-        inputs = {self.picture.name: np.ascontiguousarray(given.astype(self.picture.dtype))}
-        return inputs | dict.fromkeys(self.sizes, size)
+        sizes = {name: s.value(len(images), *images.shape[2:]) for name, s in self.sizes.items()}
+        return {self.picture.name: self.picture.given(images)} | sizes
 
 
 def require(package: str) -> Any:
@@ -131,7 +104,8 @@ def of_bytes(path: Path, raw: bytes) -> OnnxFile:
     data = content.SerializeToString() if _embed(path, content) else raw
     _known_operators(path, content)
     session = start(path, data, optimised=False)
-    picture, sizes = _inputs(path, session)
+    picture, sizes = inputs.of_session(path, session.get_inputs())
+    sizes = inputs.settled(picture, sizes, lambda feed: run(path, session, None, feed))
     metadata = {p.key: p.value for p in content.metadata_props}
     kinds = {n.op_type for n in content.graph.node}
     quantised = bool(kinds & {"DequantizeLinear", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear"})
@@ -360,31 +334,8 @@ def _reason(error: Exception) -> str:
     """The part of onnxruntime's message that says why, on one line."""
     text = " ".join(str(error).split())
     text = text.rpartition("Status Message: ")[2][:300]
-    if "IR version" in text or "opset" in text.lower():
+    if "NOT_IMPLEMENTED" in str(error):
+        text += ". Export the model in float32, or with another opset, so that onnxruntime has all its operators."
+    if "IR version" in text or ("opset" in text.lower() and "NOT_IMPLEMENTED" not in str(error)):
         text += " Update onnxruntime (pip install -U onnxruntime), or export the model for an older version."
     return text
-
-
-def _inputs(path: Path, session: Any) -> tuple[Picture, list[str]]:
-    """The input for the pictures, and those for their original sizes."""
-    given = session.get_inputs()
-    images = [i for i in given if len(i.shape) in (3, 4) and i.type in _PICTURES and 3 in (i.shape[-3], i.shape[-1])]
-    listed = ", ".join(f"{i.name} {i.shape}" for i in given) or "none"
-    if len(images) != 1:
-        raise CiodError(f"{path} does not take one picture [n, 3, h, w]; its inputs: {listed}.")
-    sizes = [i for i in given if i is not images[0]]
-    if any(i.type not in ("tensor(int64)", "tensor(int32)") or len(i.shape) != 2 or i.shape[1] != 2 for i in sizes):
-        raise CiodError(
-            f"{path} also has other inputs ({listed}). Export the detector so that pictures are its only input."
-        )
-    image = images[0]
-    last = image.shape[-3] != 3
-    fixed = [d if isinstance(d, int) and d > 0 else None for d in image.shape]
-    height, width = fixed[-3:-1] if last else fixed[-2:]
-    if height != width and height and width:
-        raise CiodError(
-            f"{path} takes pictures of {width} × {height} pixels; ciod gives square ones. Export it square."
-        )
-    single = len(fixed) == 3
-    batch = 1 if single else fixed[0]
-    return Picture(image.name, _PICTURES[image.type], last, single, batch, height or width), [i.name for i in sizes]

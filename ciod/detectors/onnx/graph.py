@@ -1,5 +1,8 @@
 """The data flow of an ONNX graph: which tensors depend on the pictures, their shapes, and the paths between them.
 
+Shapes of tensors are known before a run. What is made of them alone (anchors, masks and position embeddings of a graph
+for any size) does not depend on the pictures.
+
 Everything follows the order of the nodes, never that of sets: the same file gives the same result in every process.
 """
 
@@ -17,7 +20,8 @@ from ciod.detectors.onnx import file as f
 from ciod.detectors.onnx.file import OnnxFile, Proto
 
 AT_ONCE = 1 << 27  # elements of the tensors that one run returns
-WEIGHTED = {"Conv", "Gemm", "MatMul", "ConvInteger", "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvTranspose"}
+INTEGER = {"ConvInteger", "MatMulInteger"}
+WEIGHTED = {"Conv", "Gemm", "MatMul", "QLinearConv", "QLinearMatMul", "ConvTranspose", *INTEGER}
 
 
 class Flow:
@@ -38,6 +42,8 @@ class Flow:
         self.maker: dict[str, Proto] = {}
         self.parents: dict[str, list[str]] = {source.picture.name: []}
         for node in source.content.graph.node:
+            if node.op_type in ("Shape", "Size"):
+                continue
             given = [t for t in dict.fromkeys(inputs_of(node)) if t in self.parents]
             for made in node.output if given else ():
                 if made:
@@ -74,9 +80,14 @@ class Flow:
                 yield other
 
     def weighted(self, tensor: str) -> bool:
-        """Whether a layer with weights makes it: one input from the pictures, the others constant."""
+        """Whether a layer with weights makes it: one input from the pictures, the others constant. Where quantisation
+        is dynamic, the zero point is a further input that depends on them."""
         node = self.maker.get(tensor)
-        return node is not None and node.op_type in WEIGHTED and len(self.parents[tensor]) == 1
+        if node is None or node.op_type not in WEIGHTED:
+            return False
+        if node.op_type in INTEGER:
+            return node.input[1] not in self.parents
+        return len(self.parents[tensor]) == 1
 
     def _forget_unused(self, outputs: Sequence[str]) -> None:
         """Removes tensors on which no output depends."""

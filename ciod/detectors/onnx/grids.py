@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ciod.core.plural import counted
+from ciod.data.names import COCO
 from ciod.detectors.onnx.layout import (
     STRIDES,
     Arrays,
@@ -70,7 +71,7 @@ class Grid(Layout):
     def _boxes(rows: Sequence[np.ndarray], size: int, strides: tuple[int, ...], anchors: int) -> str | None:
         """The kind of the boxes. In absolute ones the centre depends on the cell, in relative ones it does not."""
         boxes = np.concatenate([r[:, :4] for r in rows])
-        if ordered(boxes):
+        if ordered(boxes) and not (anchors == 1 and _around_cells(boxes, size, strides)):
             return "corners" if np.abs(boxes).max() > 2 else None
         if anchors == 1:
             corner = np.tile(corners(size, strides)[0][:, 0], len(rows))
@@ -164,12 +165,72 @@ class LevelPairs(Layout):
             cells = (-(-self.size // stride)) ** 2
             score, distance = (_positions(outputs[i], cells) for i in (c, d))
             assert score is not None and distance is not None
-            share = softmax(distance.reshape(cells, 4, self.bins).astype(np.float32))
-            side = share @ np.arange(self.bins, dtype=np.float32) * stride
             centre = corners(self.size, (stride,))[0] + stride / 2
-            boxes.append(np.concatenate([centre - side[:, :2], centre + side[:, 2:]], 1))
+            boxes.append(_of_distances(distance, centre, np.float32(stride)))
             scores.append(sigmoid(score) if self.logits else score)
         return np.concatenate(boxes), np.concatenate(scores).astype(np.float32)
+
+
+def _of_distances(distances: np.ndarray, centres: np.ndarray, strides: Any) -> np.ndarray:
+    """Boxes [P, 4] from distributions [P, 4 · bins] over the distances to their sides, in cells."""
+    share = softmax(distances.reshape(len(distances), 4, -1).astype(np.float32))
+    side = share @ np.arange(share.shape[2], dtype=np.float32) * strides
+    return np.concatenate([centres - side[:, :2], centres + side[:, 2:]], 1)
+
+
+@dataclass
+class GridDistances(Layout):
+    """One row per position: a score per class, then per side of the box a distribution over distances."""
+
+    name: ClassVar[str] = "grid-distances"
+    size: int
+    strides: tuple[int, ...]
+    transposed: bool
+    bins: int
+    classes: int
+
+    @classmethod
+    def of(cls, pictures: Sequence[Arrays], facts: Facts) -> GridDistances | None:
+        if any(len(o) != 1 or o[0].ndim != 2 or o[0].dtype.kind != "f" for o in pictures):
+            return None
+        classes = len(COCO) if facts.named is None else facts.named
+        for transposed in (False, True):
+            rows = np.concatenate([o[0].T if transposed else o[0] for o in pictures])
+            grid = grid_of(len(rows) // len(pictures), facts.size)
+            bins, rest = divmod(rows.shape[1] - classes, 4)
+            if grid is None or grid[1] > 1 or rest or bins < 2:
+                continue
+            if in_unit(rows[:, :classes]) and not in_unit(rows[:, classes:]) and classes:
+                return cls(facts.size, grid[0], transposed, bins, classes)
+        return None
+
+    @property
+    def words(self) -> str:
+        return (
+            f"classes and distances, one {'column' if self.transposed else 'row'} per position (strides "
+            f"{', '.join(map(str, self.strides))}), {counted(self.bins, 'bin')}, {counted(self.classes, 'class')}"
+        )
+
+    @property
+    def centres(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where distances begin [P, 2], and the stride of each position [P, 1]: in the middle of the cells (GFL), or
+        in their corners, as NanoDet-Plus counts on its four strides."""
+        corner, stride = corners(self.size, self.strides)
+        return corner + stride * (0.5 if len(self.strides) < 4 else 0), stride
+
+    def decode(self, outputs: Arrays) -> Found:
+        rows = outputs[0].T if self.transposed else outputs[0]
+        boxes = _of_distances(rows[:, self.classes :], *self.centres)
+        return boxes, rows[:, : self.classes].astype(np.float32)
+
+
+def _around_cells(boxes: np.ndarray, size: int, strides: Sequence[int]) -> bool:
+    """Whether the first two columns are nearer to their cells than the middle of the four as corners: then they are
+    centres. Large boxes near the upper left corner have sizes above their centres, which looks like corners."""
+    corner, stride = corners(size, strides)
+    cells = np.tile(corner + stride / 2, (len(boxes) // len(corner), 1))
+    near, middle = (float(np.abs(x - cells).mean()) for x in (boxes[:, :2], (boxes[:, :2] + boxes[:, 2:]) / 2))
+    return near < middle
 
 
 def _positions(array: np.ndarray, cells: int) -> np.ndarray | None:

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ciod.detectors.onnx.grids import Grid, LevelPairs
+from ciod.detectors.onnx.grids import Grid, GridDistances, LevelPairs
 from ciod.detectors.onnx.layout import Arrays, Facts, Layout
 from ciod.detectors.onnx.lists import Pair, Rows, Triple
 
-LAYOUTS: tuple[type[Layout], ...] = (LevelPairs, Triple, Pair, Rows, Grid)
+LAYOUTS: tuple[type[Layout], ...] = (LevelPairs, Triple, Pair, Rows, GridDistances, Grid)
 
 
 def per_picture(outputs: Sequence[np.ndarray], batch: int) -> list[Arrays]:

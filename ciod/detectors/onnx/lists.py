@@ -102,6 +102,8 @@ class Pair(Layout):
             transposed = shape[0] != rows
             if transposed:
                 other = np.concatenate([o[1 - which].T for o in pictures])
+            if not ordered(place) and place[:, 2:].min() < 0:
+                return None  # sizes are not negative: offsets from anchors, which are not in the file
             kind, background = cls._scores(other, facts.named)
             classes = other.shape[1] - (background is not None)
             unit, centres = float(np.abs(place).max()) <= 2, not ordered(place)

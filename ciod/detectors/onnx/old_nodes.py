@@ -4,10 +4,11 @@ arrays."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from ciod.detectors.onnx.grids import Grid, LevelPairs
+from ciod.detectors.onnx.grids import Grid, GridDistances, LevelPairs
 from ciod.detectors.onnx.layout import Layout, corners
 from ciod.detectors.onnx.lists import Pair, Rows, Triple
 from ciod.detectors.onnx.nodes import Nodes
@@ -34,6 +35,8 @@ def decoded(nodes: Nodes, layout: Layout, outputs: Sequence[str], shapes: Sequen
     """
     if isinstance(layout, Grid):
         return _grid(nodes, layout, outputs[0])
+    if isinstance(layout, GridDistances):
+        return _grid_distances(nodes, layout, outputs[0])
     if isinstance(layout, Pair):
         return _pair(nodes, layout, outputs, shapes)
     if isinstance(layout, Rows):
@@ -114,15 +117,31 @@ def _levels(nodes: Nodes, layout: LevelPairs, outputs: Sequence[str], shapes: Se
         cells = (-(-layout.size // stride)) ** 2
         score, distance = (_cells_first(nodes, outputs[i], shapes[i], cells) for i in (c, d))
         scores.append(nodes.add("Sigmoid", score) if layout.logits else score)
-        bins = nodes.add("Reshape", distance, nodes.const([0, cells, 4, layout.bins], np.int64))
-        share = nodes.add("Softmax", bins, axis=3)
-        weights = nodes.const(np.arange(layout.bins)[:, None] * stride)
-        side = nodes.add("Reshape", nodes.add("MatMul", share, weights), nodes.const([0, cells, 4], np.int64))
-        centre = nodes.const(corners(layout.size, (stride,))[0][None] + stride / 2)
-        first = nodes.add("Sub", centre, columns(nodes, side, (0, 1)))
-        last = nodes.add("Add", centre, columns(nodes, side, (2, 3)))
-        boxes.append(nodes.add("Concat", first, last, axis=2))
+        centre = corners(layout.size, (stride,))[0] + stride / 2
+        boxes.append(_of_distances(nodes, distance, layout.bins, centre, np.float32(stride)))
     return nodes.add("Concat", *boxes, axis=1), nodes.add("Concat", *scores, axis=1)
+
+
+def _grid_distances(nodes: Nodes, layout: GridDistances, output: str) -> Names:
+    rows = nodes.to_float(output)
+    rows = nodes.add("Transpose", rows, perm=[0, 2, 1]) if layout.transposed else rows
+    distances = columns(nodes, rows, range(layout.classes, layout.classes + 4 * layout.bins))
+    boxes = _of_distances(nodes, distances, layout.bins, *layout.centres)
+    return boxes, columns(nodes, rows, range(layout.classes))
+
+
+def _of_distances(nodes: Nodes, distances: str, bins: int, centres: np.ndarray, strides: Any) -> str:
+    """Boxes [n, P, 4] from distributions [n, P, 4 · bins] over the distances to their sides, in cells."""
+    count = len(centres)
+    share = nodes.add("Reshape", distances, nodes.const([0, count, 4, bins], np.int64))
+    share = nodes.add("Softmax", share, axis=3)
+    side = nodes.add("MatMul", share, nodes.const(np.arange(bins)[:, None]))
+    side = nodes.add("Reshape", side, nodes.const([0, count, 4], np.int64))
+    side = nodes.add("Mul", side, nodes.const(np.broadcast_to(strides, (1, count, 1))))
+    centre = nodes.const(centres[None])
+    first = nodes.add("Sub", centre, columns(nodes, side, (0, 1)))
+    last = nodes.add("Add", centre, columns(nodes, side, (2, 3)))
+    return nodes.add("Concat", first, last, axis=2)
 
 
 def _cells_first(nodes: Nodes, output: str, shape: tuple[int, ...], cells: int) -> str:

@@ -232,7 +232,10 @@ def _named(path: Path, layout: Layout | None, names: tuple[str, ...] | None) -> 
         raise CiodError(f"{path} has {counted(layout.classes, 'class')} without names; give them: names=a,b,c.")
     real = tuple(n for n in names if n not in pictures.NO_CLASS) if len(names) != layout.classes else names
     if len(real) != layout.classes:
-        raise CiodError(f"{path} has {counted(layout.classes, 'class')} without names, but names= gives {len(names)}.")
+        raise CiodError(
+            f"{path} has {counted(layout.classes, 'class')} without names, but names= gives {len(names)}. If its "
+            "outputs mean something else, old_outputs=none extends it without them."
+        )
     return real
 
 

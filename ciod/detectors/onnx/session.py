@@ -83,7 +83,7 @@ class Runner:
         binding, place = session.io_binding(), (given.device.type, given.device.index or 0)
         binding.bind_input(picture.name, *place, picture.dtype, tuple(x.shape), x.data_ptr())
         for name in {i.name for i in session.get_inputs()} & set(self.source.sizes):
-            binding.bind_cpu_input(name, np.array([[height, width]] * len(given), np.int64))
+            binding.bind_cpu_input(name, self.source.sizes[name].value(len(given), height, width))
         kinds, maps = {o.name: o.type for o in session.get_outputs()}, []
         for tap in self.taps:
             side = -(-height // self.strides[tap.name])

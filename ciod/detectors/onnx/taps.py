@@ -15,6 +15,8 @@ from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.detectors.onnx.graph import Flow
 
 STRIDES = (8, 16, 32)
+_ATTENTION = {"Softmax", "Attention", "MultiHeadAttention"}
+_TO_TOKENS = {"Reshape", "Flatten", "Transpose"}
 SMALLEST = 3  # minimum cells per side of a map
 
 
@@ -75,7 +77,7 @@ def find(flow: Flow, path: Path) -> list[Level]:
     """The levels of a graph that a branch can read, finest first.
 
     Raises:
-        CiodError: fewer than two strides have maps.
+        CiodError: fewer than two strides have maps, and none has one that a transformer has worked on.
     """
     search = _Search(flow)
     early, late, levels = search.early(), search.late(), []
@@ -91,7 +93,7 @@ def find(flow: Flow, path: Path) -> list[Level]:
         )
         if level.taps:
             levels.append(level)
-    if len(levels) >= 2:
+    if len(levels) >= 2 or any(t.name in search.attended() for v in levels for t in v.taps):
         return levels
     if search.tokens():
         raise CiodError(
@@ -136,9 +138,18 @@ class _Search:
         """The nearest of a tensor and its dominators that is a map of this stride."""
         return next((t for t in self.flow.chain(tensor) if self.of(t, stride)), None)
 
+    def attended(self) -> set[str]:
+        """Tensors that a transformer has worked on. A map of these is a projector's (RF-DETR), not the patches of a
+        plain vision transformer, and one stride is enough."""
+        found: set[str] = set()
+        for tensor in self.flow.order[1:]:
+            if self.flow.maker[tensor].op_type in _ATTENTION or any(p in found for p in self.flow.parents[tensor]):
+                found.add(tensor)
+        return found
+
     def tokens(self) -> bool:
         """Whether a transformer works on a sequence: a softmax over positions that follows a matrix product."""
-        return any(n.op_type in ("Softmax", "Attention", "MultiHeadAttention") for n in self.flow.maker.values())
+        return any(n.op_type in _ATTENTION for n in self.flow.maker.values())
 
     # The late maps and the towers -------------------------------------------------------------------------------------
 
@@ -162,6 +173,8 @@ class _Search:
             region = [t for t in self.maps if self.of(t, stride) and self.strides_below[t] <= {stride}]
             predictions = self._last_weighted(region)
             if not predictions:
+                if (read := self._read_as_tokens(stride)) is not None:
+                    found[stride] = read, []
                 continue
             common = self.flow.common(predictions)
             if common in predictions:
@@ -169,6 +182,20 @@ class _Search:
             inputs = [self.upwards(self.flow.above[p], stride) for p in predictions]
             found[stride] = self.upwards(common, stride), [t for t in inputs if t is not None]
         return found
+
+    def _read_as_tokens(self, stride: int) -> str | None:
+        """The neck's map of a stride that a decoder takes as a sequence, without a layer between (D-FINE)."""
+        back, leaving = set(), []  # tensors from which a path leads to a map of this stride
+        for tensor in reversed(self.flow.order):
+            children = self.flow.children[tensor]
+            own = self.of(tensor, stride)
+            away = (c for c in children if c not in self.maps and c not in back)
+            if own and tensor not in self.fresh and any(self.flow.maker[c].op_type in _TO_TOKENS for c in away):
+                leaving.append(tensor)
+            if own or any(c in back for c in children):
+                back.add(tensor)
+        near = self.upwards(self.flow.common(reversed(leaving)), stride)
+        return None if near in self.fresh else near
 
     def _last_weighted(self, region: Sequence[str]) -> list[str]:
         """The layers with weights below which the region has no other."""

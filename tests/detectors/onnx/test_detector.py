@@ -84,6 +84,17 @@ def test_detections_are_in_pixels_of_the_picture(tmp_path):
     assert not np.array_equal(corner.boxes, middle.boxes)
 
 
+def test_rows_without_a_valid_box_are_left_out(path, monkeypatch):
+    """A layout is recognised on a few pictures; on others the outputs may be something else."""
+    detector = load(path, ASKED)
+    boxes = np.array([[1, 1, 2, 2], [3, 3, 2, 4], [np.nan, 1, 2, 2], [0, 0, np.inf, 1]], np.float32)
+    made = boxes, np.full((4, 3), 0.5, np.float32)
+    monkeypatch.setattr(type(detector.source.found.layout), "decode", lambda layout, outputs: made)
+    found = detector(images(detector, 1))
+    assert (found.scores() > 0.1).all(2).tolist() == [[True, False, False, False]]
+    assert found.boxes.isfinite().all()
+
+
 def test_load_of_the_package(path):
     assert ciod.load(path, input="0..1,rgb", classes=NAMES).class_names == NAMES
     with pytest.raises(CiodError, match="does not say how pictures must be given"):

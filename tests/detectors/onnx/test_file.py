@@ -63,8 +63,39 @@ def test_whole_numbers_beside_the_pictures_are_their_size(tmp_path):
     model = net.model()
     model.graph.input.append(onnx.helper.make_tensor_value_info("sizes", onnx.TensorProto.INT64, ["n", 2]))
     source = file.read(saved(model, tmp_path))
-    assert source.sizes == ["sizes"]
+    assert [*source.sizes] == ["sizes"]
     assert source.feed(np.zeros((2, 3, 64, 64)))["sizes"].tolist() == [[64, 64]] * 2
+
+
+def scaled(operator: str, kind: int, shape: list, tmp_path) -> file.OnnxFile:
+    """A graph with a second input, by which its output is divided or multiplied."""
+    inputs = [("x", onnx.TensorProto.FLOAT, [1, 3, 96, 96]), ("s", kind, shape)]
+    infos = [onnx.helper.make_tensor_value_info(*i) for i in inputs]
+    nodes = [
+        onnx.helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+        onnx.helper.make_node("Cast", ["s"], ["float"], to=1),
+        onnx.helper.make_node(operator, ["most", "float"], ["y"]),
+    ]
+    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    g = onnx.helper.make_graph(nodes, "g", infos, [output])
+    model = onnx.helper.make_model(g, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    return file.read(saved(model, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("operator", "kind", "shape", "value"),
+    [
+        ("Div", onnx.TensorProto.FLOAT, ["n", 2], [[1, 1]]),  # scale_factor
+        ("Mul", onnx.TensorProto.FLOAT, ["n", 2], [[96, 96]]),  # im_shape
+        ("Div", onnx.TensorProto.INT32, [1, 2], [[96, 96]]),
+        ("Mul", onnx.TensorProto.INT64, [2], [96, 96]),
+    ],
+)
+def test_numbers_beside_the_pictures_leave_boxes_in_pixels_of_the_input(tmp_path, operator, kind, shape, value):
+    source = scaled(operator, kind, shape, tmp_path)
+    feed = source.feed(np.zeros((1, 3, 96, 96), np.float32))
+    assert feed["s"].tolist() == value
+    assert graph.Flow(source, 96).shapes["y"][-1] == 2
 
 
 # Files without a detector ---------------------------------------------------------------------------------------------
@@ -133,6 +164,21 @@ def test_what_onnxruntime_refuses(tmp_path):
     net = small()
     net.output(net.node("Identity", ["nowhere"], 1))
     refused(net.save(tmp_path / "m.onnx"), "onnxruntime cannot open .*m.onnx")
+
+
+def test_an_operator_that_the_runtime_lacks_for_this_type(tmp_path):
+    nodes = [
+        onnx.helper.make_node("Cast", ["x"], ["d"], to=onnx.TensorProto.DOUBLE),
+        onnx.helper.make_node("Conv", ["d", "w"], ["y"]),
+    ]
+    infos = [
+        onnx.helper.make_tensor_value_info(n, t, s)
+        for n, t, s in (("x", 1, [1, 3, 96, 96]), ("y", onnx.TensorProto.DOUBLE, None))
+    ]
+    weight = onnx.numpy_helper.from_array(np.zeros((1, 3, 1, 1)), "w")
+    g = onnx.helper.make_graph(nodes, "g", infos[:1], infos[1:], [weight])
+    model = onnx.helper.make_model(g, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    refused(saved(model, tmp_path), "implementation for Conv.*Export the model in float32, or with another opset")
 
 
 @pytest.mark.parametrize("opset", [6, 28])

@@ -26,13 +26,13 @@ def joined(net: Net, parts: list[str]) -> str:
 
 
 def ssd(net: Net, anchors: int = 3) -> None:
-    """SSD: predictions straight from the backbone's maps, boxes and a softmax with background."""
+    """SSD: predictions straight from the backbone's maps, boxes in 0..1 and a softmax with background."""
     scores, boxes = [], []
     for x in net.backbone():
         scores.append(flat(net, net.conv(x, anchors * (CLASSES + 1), act=None), CLASSES + 1))
         boxes.append(flat(net, net.conv(x, anchors * 4, act=None), 4))
     net.output(net.node("Softmax", [joined(net, scores)], 4, axis=-1))
-    net.output(joined(net, boxes))
+    net.output(net.node("Sigmoid", [joined(net, boxes)], 4))
 
 
 def retinanet(net: Net, anchors: int = 3) -> None:
@@ -101,6 +101,14 @@ def test_the_outputs_of_a_family(tmp_path, build, names, words):
     build(net)
     found = recognise.recognise(net.save(tmp_path / "m.onnx"), Asked(input="imagenet,bgr,stretch", names=names))
     assert found.layout is not None and words in found.layout.words and found.names == names
+
+
+def test_offsets_from_anchors_are_not_boxes(tmp_path):
+    """The anchors are not in the file."""
+    net = Net()
+    retinanet(net)
+    found = recognise.recognise(net.save(tmp_path / "m.onnx"), Asked(input="imagenet,bgr", names=("a", "b", "c")))
+    assert found.layout is None and len(found.levels) == 3
 
 
 def test_a_square_table_of_queries_is_not_a_map(tmp_path):

@@ -121,6 +121,13 @@ MADE = {
         ],
         None, CLASSES, "classes and distances of each stride",
     ),
+    "grid-distances": (
+        lambda b, s: [np.hstack([s, distances(b)])[None]], None, CLASSES,
+        "classes and distances, one row per position (strides 8, 16, 32), 8 bins, 5 classes",
+    ),
+    "grid-distances columns": (
+        lambda b, s: [np.hstack([s, distances(b)]).T[None]], None, CLASSES, "one column per position",
+    ),
 }  # fmt: skip
 
 
@@ -141,6 +148,27 @@ def test_made_outputs_are_decoded_back(name):
         elif back == "shares":
             scores = scores / (2 * scores.sum(1, keepdims=True))
         np.testing.assert_allclose(got, scores if back in (None, "best", "shares") else back(scores), atol=1e-4)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_large_boxes_are_not_taken_for_corners(transposed):
+    """Sizes above the centres in every row: only the cells tell centres from corners."""
+    boxes, scores = detections(0)
+    boxes = boxes + np.array([-200, -200, 200, 200], np.float32)
+    outputs = _floats(per_picture(grid(boxes, scores, transposed=transposed), 1)[0])
+    found = recognise([outputs], Facts(SIZE, CLASSES))
+    assert found is not None and "centre and size in pixels" in found.words
+    np.testing.assert_allclose(found.decode(outputs)[0], boxes, atol=1e-3)
+
+
+def test_the_distances_of_four_strides_begin_in_the_corners_of_the_cells():
+    """NanoDet-Plus has strides 8 to 64, and 80 classes without names are COCO's."""
+    rng, cells = np.random.default_rng(0), sum((-(-416 // s)) ** 2 for s in (8, 16, 32, 64))
+    outputs = [np.hstack([rng.random((cells, 80)), 9 * rng.standard_normal((cells, 32))]).astype(np.float32)]
+    outputs[0][0, 80:] = np.tile([20, 0, 0, 0, 0, 0, 0, 0], 4)  # no distance: the box is the point
+    found = recognise([outputs], Facts(416, None))
+    assert found is not None and found.name == "grid-distances" and found.classes == 80
+    np.testing.assert_allclose(found.decode(outputs)[0][0], 0, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["sigmoid", "logits", "softmax"])
@@ -183,6 +211,7 @@ def test_the_same_by_name_and_not_by_another():
         [np.full((5, 6), [9, 9, 1, 1, 0.5, 2], np.float32)],
         [np.full((5, 6), [9, 9, 10, 10, 0.5, 2], np.int64)],
         [np.zeros((1, 144, 5), np.float32), np.zeros((1, 144, 32), np.float32)],  # one level alone
+        [np.full((9, 3), 0.5, np.float32), np.tile([0.1, 0.2, -1, 1], (9, 1)).astype(np.float32)],  # offsets of anchors
     ],
 )
 def test_what_is_not_understood(outputs):

@@ -81,6 +81,55 @@ def test_the_backbone_is_followed_through_tokens(tmp_path):
     assert_as_built(net, find(net, tmp_path))
 
 
+def test_a_neck_that_is_read_as_tokens(tmp_path):
+    """D-FINE's way: no layer of its own between the neck and the sequence of the decoder."""
+    net = Net()
+    maps = net.fpn(net.backbone(), 8, joined=True, pan=True)
+    shape = net.const(np.array([1, 8, -1], np.int64))
+    tokens = net.node("Concat", [net.node("Reshape", [x, shape], 8) for x in maps], 8, axis=2)
+    tokens = net.node("Transpose", [tokens], 8, perm=[0, 2, 1])
+    square = net.const(net.rng.standard_normal((8, 8)).astype(np.float32))
+    net.output(net.node("MatMul", [tokens, square], 8))
+    levels = find(net, tmp_path)
+    assert [v.early.name for v in levels] == [net.expected[s].early for s in (8, 16, 32)]
+    assert [v.late.name for v in levels[:2]] == maps[:2]
+
+
+def test_a_projector_behind_a_transformer_is_enough(tmp_path):
+    """RF-DETR's way: a plain transformer, then convolutions on its tokens at one stride."""
+    net = Net()
+    x = net.conv(net.first, 8, 16, stride=16)
+    x = net.node("Slice", [x, *(net.const(np.array(v)) for v in ([0, 0], [6, 6], [2, 3]))], 8)  # 6 × 6 cells
+    tokens = net.node("Reshape", [x, net.const(np.array([1, 8, -1], np.int64))], 8)
+    tokens = net.node("Softmax", [tokens], 8, axis=-1)
+    back = net.node("Reshape", [tokens, net.const(np.array([1, 8, 6, 6], np.int64))], 8)
+    projected = net.conv(net.conv(back, 8), 16)
+    net.output(net.node("Reshape", [projected, net.const(np.array([1, 16, -1], np.int64))], 16))
+    (level,) = find(net, tmp_path)
+    assert level.stride == 16 and projected in [t.name for t in level.taps]
+
+
+def test_tables_made_of_shapes_alone_are_not_maps(tmp_path):
+    """A table for a graph of any size, of as many cells as the deepest map: it is not made of the pictures."""
+    net = Net(side="s")
+    c8, c16, c32 = net.backbone()
+    shape = net.node("Div", [net.node("Shape", ["x"], 0), net.const(np.array([1, 1, 32, 32]))], 0)
+    table = net.node("ConstantOfShape", [shape], 3)
+    net.rows(net.head(net.fpn([c8, c16, net.conv(net.join(c32, table), 24)], 8, pan=True), 3, towers=1))
+    net.expected[32].early = c32
+    levels = find(net, tmp_path)
+    assert [v.early.name for v in levels][:2] == [c8, c16] and len(levels) == 3
+
+
+def test_layers_of_a_dynamically_quantised_file(tmp_path):
+    """Their zero point depends on the pictures too; they are layers with weights all the same."""
+    quantization = pytest.importorskip("onnxruntime.quantization", reason="onnxruntime lacks its quantization")
+    path, ready = small().save(tmp_path / "f.onnx"), tmp_path / "q.onnx"
+    quantization.quantize_dynamic(path, ready, weight_type=quantization.QuantType.QUInt8)
+    both = [taps.find(graph.Flow(file.read(p), SIZE), p) for p in (path, ready)]
+    assert [v.words for v in both[0]] == [v.words for v in both[1]]
+
+
 def test_a_mask_branch_that_upsamples_does_not_hide_the_head(tmp_path):
     net = Net()
     maps = net.fpn(net.backbone(), 8, pan=True)
