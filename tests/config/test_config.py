@@ -33,7 +33,10 @@ MISTAKES = [
     (["train.epoch=3"], r"train\.epoch: there is no such setting; did you mean 'epochs'"),
     (["tain.epochs=3"], r"tain\.epochs: there is no such setting; did you mean"),
     (["zzzzzz=3"], "zzzzzz: there is no such setting; allowed: "),
-    (["method=ilyolox", "method.center_scor=0.2"], r"method\.center_scor: there is no such setting; did you mean 'method\.center_score'"),
+    (
+        ["method=ilyolox", "method.center_scor=0.2"],
+        r"method\.center_scor: there is no such setting; did you mean 'method\.center_score'",
+    ),
     (["augment.flipp=1"], r"augment\.flipp: there is no such setting; did you mean 'flip'"),
     (["epochs=many"], r"train\.epochs: should be a valid integer.*got 'many'"),
     (["epochs=0"], r"train\.epochs: should be greater than or equal to 1 \(got 0\)"),
@@ -49,7 +52,10 @@ MISTAKES = [
     (["schedule=exponential"], r"train\.schedule: 'exponential' is not allowed; allowed: cosine, step"),
     (["images=any_new"], r"protocol\.images: 'any_new' is not allowed; did you mean 'any-new'"),
     (["method=ilyolox", "method.select=csr"], r"method\.select: 'csr' is not allowed; did you mean 'crs'"),
-    (["method=ilyolox", "method.center_score=1.5"], r"method\.center_score: should be less than or equal to 1 \(got 1\.5\)"),
+    (
+        ["method=ilyolox", "method.center_score=1.5"],
+        r"method\.center_score: should be less than or equal to 1 \(got 1\.5\)",
+    ),
     (["method=ilyollox"], "method: there is no method 'ilyollox'; did you mean 'ilyolox'"),
     (["method=absent.py:Mine"], r"method: there is no file absent\.py"),
     (["detector=yolox_nano"], r"detector\.name: no detector 'yolox_nano'; did you mean 'yolox-nano'"),
