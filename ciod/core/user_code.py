@@ -144,7 +144,8 @@ def told_of(error: BaseException) -> str:
 def import_fault(error: BaseException, file: str) -> str:
     """Why a file cannot be imported, with the line if it is known."""
     line = error.lineno if isinstance(error, SyntaxError) else (_last_line(error.__traceback__, file) or (None,))[0]
-    return f"{told_of(error)}{f' (line {line})' if line else ''}"
+    told = f"{type(error).__name__}: {error.msg}" if isinstance(error, SyntaxError) else told_of(error)
+    return f"{told}{f' (line {line})' if line else ''}"
 
 
 def _no_class(name: str, found: object, base: type) -> str:
