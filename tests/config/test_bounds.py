@@ -86,6 +86,6 @@ def test_one_kind_of_export(words):
         commands.export_table(words)
 
 
-def test_a_word_after_two_dashes_is_no_option():
+def test_words_after_two_dashes():
     with pytest.raises(ConfigError, match=r"eval takes one model; '-x' is neither"):
         CliRunner().invoke(cli.app, ["eval", "m.pth", "data=.", "--", "-x"], catch_exceptions=False)

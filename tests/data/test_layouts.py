@@ -72,7 +72,7 @@ def test_the_box_around_other_shapes_of_voc_is_used(tmp_path, tool):
 @pytest.mark.parametrize(
     "shape", ["<polygon/>", "<polygon><x1>1</x1><y1>nan</y1></polygon>", "<robndbox/>", "<point/>"]
 )
-def test_an_object_of_voc_without_a_box_is_told(tmp_path, shape):
+def test_objects_of_voc_without_a_box(tmp_path, shape):
     put(tmp_path, {"JPEGImages/a.jpg": "", "Annotations/a.xml": re.sub("<bndbox>.*</bndbox>", shape, VOC)})
     assert formats.read(tmp_path, "train").problems.lines() == [
         "1 × object without a bndbox of four numbers, left out: cat in a.xml"
@@ -116,7 +116,7 @@ def test_names_in_data_yaml_are_what_is_written(tmp_path, form):
     assert formats.read(root, "train").class_names == tuple(TEXTS)
 
 
-def test_a_class_without_a_name_is_told_once(tmp_path):
+def test_one_message_about_a_class_without_a_name(tmp_path):
     yaml = "train: images\nval: images\nnames: [cat, ~]\n"
     root = put(tmp_path, {"images/a.jpg": "", "labels/a.txt": LINE, "data.yaml": yaml})
     with pytest.raises(DataError) as error:
@@ -175,7 +175,7 @@ def test_the_folder_that_is_proposed_is_read(tmp_path, inner):
     ("target", "match"),
     [("nowhere", r"it is a link to .*nowhere, which is not there"), ("link", "a link that leads to i")],
 )
-def test_a_link_to_nothing_is_told(tmp_path, target, match):
+def test_links_to_nothing(tmp_path, target, match):
     (tmp_path / "link").symlink_to(tmp_path / target)
     with pytest.raises(DataError, match=match):
         formats.recognise(tmp_path / "link")

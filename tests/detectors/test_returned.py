@@ -63,7 +63,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("body", WRONG)
-def test_a_wrong_return_value_is_told(tmp_path, body):
+def test_a_wrong_return_value_is_reported(tmp_path, body):
     with pytest.raises((UserCodeError, IndexError)) as error:
         step(tmp_path, body)
     assert error.type is IndexError or error.match(WRONG[body])
