@@ -14,12 +14,13 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from ciod.cli import answers, completion, others
+from ciod.cli import answers, completion, dashes, others
 from ciod.cli.command import command, interruptible
 from ciod.core.errors import CiodError
 from ciod.core.streams import streams
 
 app = typer.Typer(
+    cls=dashes.Commands,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,

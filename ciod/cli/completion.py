@@ -18,11 +18,15 @@ def _words() -> dict[str, Any]:
     return json.loads((Path(__file__).parent / "words.json").read_text(encoding="utf-8"))
 
 
+def settings_of(command: str) -> list[str]:
+    """The settings of a command, as they are written."""
+    return list(_words()["settings"].get(command, []))
+
+
 def setting(ctx: typer.Context, incomplete: str) -> list[str]:
     """``ep`` → ``epochs=``, ``method=il`` → ``method=ilyolox``. A shell that splits words at ``=`` (bash) gives the key
     and the sign as words of their own, and gets the value alone."""
-    words = _words()
-    keys: list[str] = words["settings"].get(ctx.info_name or "", [])
+    keys = settings_of(ctx.info_name or "")
     before: list[str] = [*(ctx.params.get("words") or ())]
     if before[1:] and before[-1] == "=":
         return _values(before[-2], incomplete)

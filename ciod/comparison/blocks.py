@@ -8,6 +8,7 @@ from typing import Any
 
 from ciod.core import typed, yaml_text
 from ciod.core.errors import ConfigError, did_you_mean
+from ciod.core.limits import LARGEST_SEED
 from ciod.core.yaml_text import without_sources
 
 MOST = 1000  # a larger number is a typing error
@@ -94,7 +95,7 @@ def _listed(given: list[Any], base: Mapping[str, Any]) -> list[Block]:
             f"blocks: the entry {n} has no setting '{k}'; {did_you_mean(str(k), _KEYS)}" for k in one if k not in _KEYS
         ]
         seed = one.get("seed")
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:
             problems.append(f"blocks: the entry {n} needs a seed, a number from 0; it is also the name of the block.")
             continue
         if "order" in one and isinstance(base.get("protocol.split"), list):

@@ -17,6 +17,7 @@ from ciod.config.settings import Run
 from ciod.core import text_lists, typed, yaml_text
 from ciod.core.errors import ConfigError
 from ciod.core.files import is_file
+from ciod.core.limits import LARGEST_SEED
 from ciod.core.yaml_text import without_sources
 
 SEEDS = 1000  # a larger number is a typing error
@@ -260,7 +261,11 @@ def seeds_of(given: int | Sequence[int] | str) -> list[int]:
     if isinstance(given, int) and not isinstance(given, bool) and 1 <= given <= SEEDS:
         return list(range(given))
     listed = list(given) if isinstance(given, (list, tuple)) else []
-    if not listed or any(not isinstance(s, int) or s < 0 for s in listed) or len({*listed}) < len(listed):
+    if (
+        not listed
+        or any(not isinstance(s, int) or not 0 <= s <= LARGEST_SEED for s in listed)
+        or len({*listed}) < len(listed)
+    ):
         raise ConfigError(
             [f"seeds: {given!r} must say how many seeds (1 to {SEEDS:,}), or list different ones: seeds=0,7,42."]
         )

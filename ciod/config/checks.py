@@ -211,7 +211,15 @@ def model_folder(key: str, value: object) -> list[str]:
 
 def target(key: str, value: object) -> list[str]:
     """Problems of a file or folder to write."""
-    return [f"{key}: should be a path; write {key}=PATH, or leave it out."] if value == "" else []
+    if value == "":
+        return [f"{key}: should be a path; write {key}=PATH, or leave it out."]
+    if key in _FILES and value is not None and is_folder(str(value)):
+        return [f"{_FILES[key]}: {value} cannot be written: it is a folder. Give the name of a file."]
+    return []
+
+
+_FILES = {"coco": "coco", "json_file": "json", "onnx": "onnx"}
+"""Settings that name a file to write, and how they are typed."""
 
 
 def device(wanted: object) -> list[str]:

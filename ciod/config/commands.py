@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ciod.config import checks, reader
+from ciod.config import checks, outputs, reader
 from ciod.config.marks import NO_RESULT
 from ciod.config.reader import Table
-from ciod.config.settings import Positive, Section, Share, Size
+from ciod.config.settings import Positive, Section, Seed, Share, Size
 from ciod.core.errors import ConfigError
 
 Names = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
@@ -193,7 +193,7 @@ class Demo(Section):
 
     out: Annotated[str, NO_RESULT] = "demo"
     """Folder for the comparison and its page."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Seed of scenes, weights and training."""
     device: Annotated[str, NO_RESULT] = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
@@ -234,9 +234,17 @@ PUSH = Table(Push)
 
 
 def export_table(words: Sequence[str] | None) -> Table:
-    """The settings of ``ciod export`` for the kind of output that is asked for."""
-    asked = (k for k in EXPORTS for w in words or () if w.startswith(f"{k}="))
-    return EXPORTS.get(next(asked, ""), EXPORT)
+    """The settings of ``ciod export`` for the kind of output that is asked for.
+
+    Raises:
+        ConfigError: several kinds are.
+    """
+    asked = [k for k in ("onnx", *EXPORTS) if any(w.startswith(f"{k}=") for w in words or ())]
+    if len(asked) > 1:
+        raise ConfigError(
+            [f"export writes one kind of file at a time, not {'= and '.join(asked)}=; write one of them."]
+        )
+    return EXPORTS.get(asked[0] if asked else "", EXPORT)
 
 
 def read(table: Table, words: Sequence[str] | None, *, takes: str | None = None) -> tuple[list[str], dict[str, Any]]:
@@ -254,6 +262,7 @@ def read(table: Table, words: Sequence[str] | None, *, takes: str | None = None)
     problems += checks.folder_of_data(found.get("data"))
     problems += [*checks.device(found.get("device")), *own.problems(found.get("detector"))]
     problems += [p for k in ("out", "coco", "onnx", "mmdet", "hf", "json_file") for p in checks.target(k, found.get(k))]
+    problems += outputs.data_folder("out", found.get("out"), found.get("data"))
     if problems:
         raise ConfigError(problems)
     return plain, found

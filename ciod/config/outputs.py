@@ -47,6 +47,13 @@ def run_folder(out: object, folders: Mapping[str, object], models: Mapping[str, 
     return problems
 
 
+def data_folder(key: str, out: object, data: object) -> list[str]:
+    """What is wrong with a folder for pages and pictures: a data set would read them as its own."""
+    if not out or not data or not is_folder(str(data)) or os.path.realpath(str(out)) != os.path.realpath(str(data)):
+        return []
+    return [f"{key}: {out} is the folder of data=; results and pictures would be mixed. Choose another {key}=."]
+
+
 def _nested(mine: str, theirs: str) -> str | None:
     if mine.startswith(theirs.rstrip(os.sep) + os.sep):
         return "lies inside"

@@ -148,7 +148,11 @@ class Table:
                 found[key] = str(value) if isinstance(value, Word) else value
                 continue
             try:
-                found[key] = typed.read_word(str(value), kind) if isinstance(value, Word) else typed.fit(value, kind)
+                read = typed.read_word(str(value), kind) if isinstance(value, Word) else typed.fit(value, kind)
+                if read is None and isinstance(value, Word) and not value.strip() and not typed.takes_none(kind):
+                    problems.append(f"{key}: there is no value after the =.")
+                    continue
+                found[key] = read
             except typed.Unreadable as error:
                 problems.append(f"{key}: '{value}' {error}")
         return found, problems

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ciod import methods
 from ciod.config.marks import LATER_TASKS, NO_RESULT
-from ciod.core.limits import LARGEST, MANY
+from ciod.core.limits import LARGEST, LARGEST_SEED, MANY
 from ciod.data.augment import Augment
 from ciod.data.scenarios.protocol import Protocol
 
@@ -16,6 +16,8 @@ Positive = Annotated[int, Field(ge=1, le=MANY)]
 Rate = Annotated[float, Field(gt=0)]
 Size = Annotated[int, Field(ge=32, le=LARGEST, multiple_of=32)]
 """Side of the input in pixels."""
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -231,7 +233,7 @@ class Run(Section):
     """Run folder."""
     log: Annotated[Trackers, NO_RESULT] = []
     """Trackers that record the run: ``log=tensorboard,wandb`` (docs/trackers.md)."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Seed of initial weights, order of images and augmentation."""
     device: Annotated[str, NO_RESULT] = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``."""

@@ -45,6 +45,13 @@ def near_path(path: Path, fits: Callable[[Path], bool]) -> str:
     Args:
         fits: whether a neighbour would be accepted where ``path`` was not.
     """
+    if os.path.islink(path):  # noqa: PTH114 (False for an impossible path)
+        loop = is_loop(path)
+        return (
+            "; it is a link that leads to itself."
+            if loop
+            else f"; it is a link to {path.readlink()}, which is not there."
+        )
     try:
         beside = [p.name for p in path.parent.iterdir()]
     except (OSError, ValueError):  # ValueError: a null character

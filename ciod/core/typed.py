@@ -43,6 +43,11 @@ class _Kind:
         return self.text or bool(self.items or self.pairs)
 
 
+def takes_none(annotation: Any) -> bool:
+    """Whether a setting of this type can be None, or be anything."""
+    return annotation is Any or _kind(annotation).none
+
+
 def _kind(annotation: Any) -> _Kind:
     kind = _Kind()
     lists: list[Any] = []

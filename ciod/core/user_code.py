@@ -144,7 +144,8 @@ def describe(error: BaseException) -> str:
 def import_fault(error: BaseException, file: str) -> str:
     """Why a file cannot be imported, with the line if it is known."""
     line = error.lineno if isinstance(error, SyntaxError) else (_last_line(error.__traceback__, file) or (None,))[0]
-    return f"{describe(error)}{f' (line {line})' if line else ''}"
+    reason = f"{type(error).__name__}: {error.msg}" if isinstance(error, SyntaxError) else describe(error)
+    return f"{reason}{f' (line {line})' if line else ''}"
 
 
 def _no_class(name: str, found: object, base: type) -> str:

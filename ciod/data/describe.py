@@ -118,7 +118,7 @@ def _read(layout: Layout, check: Check) -> tuple[dict[str, Index], dict[str, str
                 raise
             failures[split] = str(error)
     if not indexes:
-        raise DataError(" ".join(failures.values()))
+        raise DataError(" ".join(dict.fromkeys(failures.values())))
     return indexes, failures
 
 

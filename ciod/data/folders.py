@@ -15,7 +15,8 @@ Passed = Callable[[str, str], None]  # kind of problem, where
 _BESIDE = frozenset((
     ".txt", ".xml", ".json", ".jsonl", ".yaml", ".yml", ".csv", ".tsv", ".md", ".rst", ".pdf", ".html", ".htm",
     ".zip", ".tar", ".gz", ".7z", ".rar", ".cache", ".npy", ".npz", ".pkl", ".pt", ".pth", ".safetensors", ".onnx",
-    ".log", ".ini", ".cfg", ".db", ".lock", ".py", ".ipynb", ".sh", ".bat", ".names", ".data", ".part", ".tmp",
+    ".log", ".ini", ".cfg", ".db", ".lock", ".py", ".ipynb", ".sh", ".bat", ".names", ".data", ".labels", ".part",
+    ".tmp",
     ".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv", ".wav",
     ".mp3", ".srt", ".lst", ".rec", ".idx", ".tfrecord", ".parquet", ".docx", ".xlsx", ".license", ".gitignore",
     ".gitkeep",

@@ -18,6 +18,7 @@ from typing import Any
 from ciod.core.errors import CiodError, did_you_mean
 from ciod.core.user_code import UserCodeError, class_of, is_users, split, user_errors, where
 from ciod.detectors.base import Detector
+from ciod.detectors.returned import guard
 
 DIGEST = "file_sha256"
 """The entry of a detector's settings with the digest of its file."""
@@ -62,6 +63,7 @@ def find(name: str) -> type[Detector]:
     if found is None:
         found = class_of(file, cls, Detector, kind="detector")
         _check(found)
+        guard(found)
     if key:
         _read[key] = found
     variant_of(found, variant, name)

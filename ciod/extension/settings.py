@@ -20,7 +20,7 @@ from ciod.config.checks import (
 )
 from ciod.config.marks import NO_RESULT
 from ciod.config.reader import Table, nest, unreported
-from ciod.config.settings import Allowed, Effort, Evaluation, Positive, Section, Share, Size, Trackers, Train
+from ciod.config.settings import Allowed, Effort, Evaluation, Positive, Section, Seed, Share, Size, Trackers, Train
 from ciod.core.errors import CiodError, ConfigError, did_you_mean
 from ciod.data.augment import Augment
 from ciod.data.scenarios import subsets
@@ -99,7 +99,7 @@ class Extend(Section):
     eval: Evaluation = Evaluation()
     log: Annotated[Trackers, NO_RESULT] = Field(default_factory=list)
     """Trackers that follow the extension: ``log=tensorboard,wandb`` (docs/trackers.md)."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Seed of new weights, order of images and augmentation."""
     device: Annotated[str, NO_RESULT] = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``."""

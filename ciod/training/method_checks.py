@@ -44,6 +44,8 @@ class MethodChecks:
         self.users = is_users(type(method))
         self.names: tuple[str, ...] | None = None  # of the losses; None before the first step
         self.warnings: list[str] = []
+        if overrides(type(method.detector), "grow"):
+            self._grown(f"{where(type(method.detector), 'grow')}", "super().grow(names)")
         if self.users:
             self._before()
 
@@ -67,6 +69,8 @@ class MethodChecks:
             self.names = tuple(losses)
             if self.users:
                 self._first(losses)
+            elif is_users(family := type(self.method.detector)):
+                self._finite(losses, where(family, "loss"))
         return losses
 
     def backward(self, loss: Tensor) -> None:
@@ -147,11 +151,15 @@ class MethodChecks:
                 f"{', '.join(sorted(declared))}: the run cannot check distillation. Write the names of the losses "
                 "that hold the student near its teacher."
             )
+        self._finite(losses, self._at("loss"))
+
+    def _finite(self, losses: Mapping[str, Tensor], at: str) -> None:
+        """Raises NotFinite for the losses of the first step, before any weight has changed."""
         finite = torch.stack([v.detach().float() for v in losses.values()]).isfinite().tolist()
         bad = [name for name, good in zip(losses, finite, strict=True) if not good]
         if bad:
             raise NotFinite(
-                f"{self._at('loss')} returned {', '.join(f'{n} = {float(losses[n].detach())}' for n in bad)} in the "
+                f"{at} returned {', '.join(f'{n} = {float(losses[n].detach())}' for n in bad)} in the "
                 f"first step of task {self.task + 1}, before any weight has changed: the cause is its computation, not "
                 "the learning rate (a division by 0, the mean of nothing, log(0)?)."
             )
@@ -178,12 +186,7 @@ class MethodChecks:
                 f"{self._at('begin_task')} does not call super().begin_task(task), so the method does not know which "
                 "classes are old; make it its first line."
             )
-        lacking = [n for n in task.new_classes if n not in method.detector.class_names]
-        if lacking:
-            raise UserCodeError(
-                f"{self._at('grow')} did not add {', '.join(lacking[:4])} to the detector; call super().grow(detector, "
-                "names, taught) in it."
-            )
+        self._grown(self._at("grow"), "super().grow(detector, names, taught)")
         fresh = method.fresh()
         if not isinstance(fresh, (list, tuple)) or not all(isinstance(m, nn.Module) for m in fresh):
             raise UserCodeError(f"{self._at('fresh')} returned {_a(fresh)}; return a list of modules.")
@@ -193,6 +196,13 @@ class MethodChecks:
                 "function called loss."
             )
         self._check_state()
+
+    def _grown(self, at: str, call: str) -> None:
+        """Raises UserCodeError if the detector lacks a class of the task, which ``at`` had to add."""
+        task = self.method._task
+        lacking = [n for n in task.new_classes if n not in self.method.detector.class_names] if task else []
+        if lacking:
+            raise UserCodeError(f"{at} did not add {', '.join(lacking[:4])} to the detector; call {call} in it.")
 
     def _check_state(self) -> None:
         """Checks that the method's state can be saved and restored."""

@@ -11,7 +11,7 @@ from ciod.core.reading import check_regular
 from ciod.data import labelme
 from ciod.data.formats import coco, voc, yolo
 from ciod.data.formats.index_builder import Check
-from ciod.data.formats.layout import Layout, Part
+from ciod.data.formats.layout import Layout, Part, subfolders
 from ciod.data.formats.other_tools import advice
 from ciod.data.index import Index, Problems
 
@@ -49,11 +49,12 @@ def recognise(path: str | Path) -> Layout:
     if layout is not None:
         return layout
     inside = sorted(p.name + ("/" if p.is_dir() else "") for p in path.iterdir())
-    deeper = [name for name in inside[:20] if name.endswith("/") and is_data_set(path / name)]
+    folders = subfolders(path)[:20]
+    deeper = [p for p in (*folders, *(inner for f in folders for inner in subfolders(f)[:20])) if is_data_set(p)]
     found = ", ".join(inside[:8]) + (", …" if len(inside) > 8 else "") if inside else "nothing"
     raise DataError(
         f"{path} is not a data set that ciod knows. Looked for {coco.LOOKED_FOR}; {voc.LOOKED_FOR}; {yolo.LOOKED_FOR}; "
-        f"{labelme.LOOKED_FOR}. Found: {found}." + (f" Did you mean {path / deeper[0]}?" if deeper else advice(path))
+        f"{labelme.LOOKED_FOR}. Found: {found}." + (f" Did you mean {deeper[0]}?" if deeper else advice(path))
     )
 
 
@@ -134,8 +135,11 @@ def _look(folder: Path) -> Layout | None:
 
 
 def is_data_set(path: Path) -> bool:
-    """Whether ``recognise`` accepts it."""
+    """Whether it can be read as a data set, as far as names and keys of its files show."""
     try:
-        return (_look(path) if is_folder(path) else recognise(path)) is not None
+        layout = _look(path) if is_folder(path) else recognise(path) if exists(path) else None
     except DataError:
         return False
+    if layout is None or layout.kind != "coco":
+        return layout is not None
+    return all(coco.is_coco(part.boxes) for parts in layout.splits.values() for part in parts if part.boxes)

@@ -61,7 +61,7 @@ def find_named(root: Path) -> Layout | None:
         if len(options) > 1:  # the official folder often has the JSONs of 2014 and 2017, but the images of only one
             options = [o for o in options if _own_folder(o[1], o[0])] or options
         if len(options) > 1:
-            options = [o for o in options if _is_coco(o[0])]
+            options = [o for o in options if is_coco(o[0])]
         if len(options) > 1:
             raise DataError(_choose(root, [path for path, _ in options], f" for the split '{split}'"))
         if options:
@@ -80,7 +80,7 @@ def find_single(path: Path) -> Layout | None:
     else:
         jsons = [p for folder in _json_folders(path) for p in _jsons(folder)]
         if len(jsons) > 1:  # CVAT and Datumaro write a JSON per kind of annotation
-            jsons = [p for p in _of_boxes(jsons) if _is_coco(p)]
+            jsons = [p for p in _of_boxes(jsons) if is_coco(p)]
     if len(jsons) > 1:
         raise DataError(_choose(path, jsons))
     if not jsons:
@@ -103,7 +103,7 @@ def _of_boxes(jsons: list[Path]) -> list[Path]:
     return []
 
 
-def _is_coco(path: Path) -> bool:
+def is_coco(path: Path) -> bool:
     """Whether a JSON has COCO's keys and boxes or outlines, without parsing it."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,29 @@ EXPORT = "export it as COCO"
 def advice(path: Path) -> str:
     """A sentence with a leading space about a file or folder that is not a data set; empty if nothing is recognised."""
     try:
-        files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
-        folders = [] if path.is_file() else sorted(p for p in path.iterdir() if p.is_dir())
-        return next((f" {text}" for find in _FINDERS if (text := find(files, folders))), "")
+        if path.is_file():
+            return next((f" {text}" for find in _FINDERS if (text := find([path], []))), "")
+        inside = [path, *[p for p in _some(path) if p.is_dir()][:20]]  # many tools write a folder per split
+        found = ([p for p in _some(f) if p.is_file()] for f in inside)
+        pairs = [(files, [p for p in _some(f) if p.is_dir()]) for f, files in zip(inside, found)]
+        return next((f" {text}" for files, folders in pairs for find in _FINDERS if (text := find(files, folders))), "")
     except (OSError, ValueError):
         return ""
+
+
+def is_box_file(path: Path) -> bool:
+    """Whether the first line of a text file is a box of YOLO: a class number and fractions of the picture."""
+    try:
+        words = _head(path).split(b"\n")[0].split()
+        numbers = [float(w) for w in words]
+    except (OSError, ValueError):
+        return False
+    return len(numbers) >= 5 and numbers[0] == int(numbers[0]) and all(-0.5 <= n <= 1.5 for n in numbers[1:5])
+
+
+def _some(folder: Path, most: int = 2000) -> list[Path]:
+    """What is in a folder, sorted; of very many things some."""
+    return sorted(islice(folder.iterdir(), most))
 
 
 def advice_on_list(content: list[Any]) -> str:
@@ -29,7 +48,9 @@ def advice_on_list(content: list[Any]) -> str:
         return " It looks like detection results, not annotations."
     if isinstance(first.get("annotations"), list):
         return f" It looks like an export of another tool, such as CreateML or Label Studio; {EXPORT}."
-    return ""
+    if "labels" in first and "name" in first:
+        return " It looks like labels of BDD100K; convert them to COCO."
+    return f" It looks like an export of another tool; {EXPORT}." if first else ""
 
 
 def _of_ciod(files: list[Path], folders: list[Path]) -> str:
@@ -42,6 +63,21 @@ def _of_ciod(files: list[Path], folders: list[Path]) -> str:
 def _archive(files: list[Path], folders: list[Path]) -> str:
     found = [p for p in files if p.suffix.lower() in _ARCHIVES]
     return f"{found[0].name} is an archive; unpack it first." if found and not folders else ""
+
+
+def _archive_beside(files: list[Path], folders: list[Path]) -> str:
+    return _archive(files, [])
+
+
+def _boxes_without_names(files: list[Path], folders: list[Path]) -> str:
+    inside = [p for f in folders if f.name.lower() == "labels" for p in _some(f)]
+    texts = [p for p in (*files, *inside) if p.suffix.lower() == ".txt"]
+    found = next((p for p in texts[:20] if is_box_file(p)), None)
+    if found is None:
+        return ""
+    return (
+        f"{found.name} looks like a box file of YOLO; write the names of the classes, one per line, into classes.txt."
+    )
 
 
 def _by_content(files: list[Path], folders: list[Path]) -> str:
@@ -84,6 +120,9 @@ def _head(path: Path) -> bytes:
 _CONTENT = (
     ((b"<annotations>",), "CVAT ('CVAT for images')", "export it as COCO or Pascal VOC"),
     ((b'"regions"', b'"shape_attributes"'), "VIA", EXPORT),
+    ((b'"box2d"',), "BDD100K", "convert it to COCO"),
+    ((b'"tags"', b'"videoSettings"'), "VoTT", EXPORT),
+    ((b'"tags"', b'"assets"'), "VoTT", EXPORT),
     ((b'"items"', b'"categories"', b'"label"'), "Datumaro", EXPORT),
     ((b'"samples"',), "FiftyOne", EXPORT),
     ((b'"documents"',), "Labelbox", EXPORT),
@@ -102,4 +141,6 @@ _FINDERS: tuple[Callable[[list[Path], list[Path]], str], ...] = (
     _by_content,
     _by_ending,
     _by_folder,
+    _boxes_without_names,
+    _archive_beside,
 )

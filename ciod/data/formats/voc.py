@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import xml.etree.ElementTree as ElementTree
@@ -64,9 +65,10 @@ def _is_year(folder: Path) -> bool:
 
 def _source(folder: Path) -> Part | None:
     boxes = child(folder, "Annotations", "Annotation", "xml")
-    if not boxes or not _has_xml(boxes):
-        return None
-    return Part(images=(child(folder, "JPEGImages", "images", "img") or folder,), boxes=boxes)
+    if boxes and _has_xml(boxes):
+        return Part(images=(child(folder, "JPEGImages", "images", "img") or folder,), boxes=boxes)
+    boxes, images = child(folder, "labels"), child(folder, "data", "images")  # as FiftyOne writes them
+    return Part(images=(images,), boxes=boxes) if boxes and images and _has_xml(boxes) else None
 
 
 def _beside(folder: Path) -> Part | None:
@@ -97,6 +99,7 @@ class _Object:
     written: str  # the name in the XML, before it is cleaned
     box: tuple[float, float, float, float] | None  # as written, 1-based; None = no bndbox
     difficult: bool
+    drawn: bool = False  # the box is that of a polygon or rotated box
 
 
 @dataclass
@@ -196,6 +199,8 @@ def _add(thing: _Object, columns: Columns, label_of: dict[str, int], problems: P
     elif thing.box is None:
         problems.add("object without a bndbox of four numbers, left out", f"{thing.name} in {where}")
     else:
+        if thing.drawn:
+            problems.add("polygon or rotated box, its box is used", f"{thing.name} in {where}")
         x0, y0, x1, y1 = thing.box
         # VOC counts pixels from 1, and the last pixel is inside the box.
         columns.add_box((x0 - 1, y0 - 1, x1, y1), label_of[thing.name], thing.difficult)
@@ -225,10 +230,27 @@ def _parse(path: Path) -> tuple[_Annotation | None, str]:
         named = all(c is not None and (number(c) == number(c) or c.strip().lower() == "nan") for c in corners)
         written = item.findtext("name") or ""
         name = nfc(written).strip()
-        out.objects.append(
-            _Object(name, written, (x0, y0, x1, y1) if named else None, number(item.findtext("difficult")) == 1)
-        )
+        drawn = _drawn(item) if item.find("bndbox") is None else None
+        box = (x0, y0, x1, y1) if named else drawn
+        difficult = number(item.findtext("difficult")) == 1
+        out.objects.append(_Object(name, written, box, difficult, drawn=drawn is not None))
     return out, ""
+
+
+def _drawn(item: ElementTree.Element) -> tuple[float, float, float, float] | None:
+    """The box of an object that is a polygon (Roboflow, labelme) or a rotated box in radians (roLabelImg); counted from
+    1, like the others."""
+    points = [c for c in item.iterfind("polygon//*") if re.fullmatch(r"[xy]\d*", c.tag)]
+    xs, ys = ([number(c.text) for c in points if c.tag[0] == axis] for axis in "xy")
+    if (turned := item.find("robndbox")) is not None:
+        cx, cy, w, h, angle = (number(turned.findtext(k)) for k in ("cx", "cy", "w", "h", "angle"))
+        if math.isfinite(angle):
+            cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
+            half = (w * cos + h * sin) / 2, (w * sin + h * cos) / 2
+            xs, ys = [cx - half[0], cx + half[0]], [cy - half[1], cy + half[1]]
+    if len(xs) < 2 or len(xs) != len(ys) or not all(map(math.isfinite, (*xs, *ys))):
+        return None
+    return min(xs) + 1, min(ys) + 1, max(xs), max(ys)
 
 
 def _text(raw: bytes) -> str:

@@ -16,12 +16,14 @@ from ciod.core.reading import LABELS, Unreadable, read_bytes
 from ciod.data.folders import below, pictures
 from ciod.data.formats.index_builder import Check, Columns, number, numbered, to_index, unique_names
 from ciod.data.formats.layout import Files, Layout, Part, child, split_of_name, subfolders
+from ciod.data.formats.other_tools import is_box_file
 from ciod.data.formats.plausible import check_categories
+from ciod.data.images import SUFFIXES
 from ciod.data.index import Index, Problems
 from ciod.data.text_files import encoding_of, read_text
 
 LOOKED_FOR = "YOLO: data.yaml, obj.data, or images/ with labels/ and classes.txt"
-_NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt")
+_NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "_darknet.labels", "labels.txt")
 
 
 # ---------------------------------------------------------------------------------------------------- recognising
@@ -60,8 +62,13 @@ def find_yaml(path: Path) -> Layout | None:
 
 
 def find_plain(root: Path) -> Layout | None:
-    """images/ + labels/ + classes.txt without a YAML, with or without folders of splits inside or outside."""
-    names = _names_file(root)
+    """images/ + labels/ + classes.txt without a YAML, with or without folders of splits inside or outside; or pictures
+    and box files side by side.
+
+    Raises:
+        DataError: folders of splits with other names of classes.
+    """
+    names = _names_file(root) or _names_of_splits(root)
     if names is None:
         return None
     splits: dict[str, tuple[Part, ...]] = {}
@@ -72,6 +79,9 @@ def find_plain(root: Path) -> Layout | None:
             splits[split] = (_part(child(folder, "images") or folder),)
     if not splits and images and child(root, "labels"):
         splits = {"train": (_part(images),)}
+    if not splits:
+        flat = [f for f in (root, child(root, "data", "obj_train_data", "images")) if f and _beside(f)]
+        splits = {"train": (_part(flat[0]),)} if flat else {}
     return Layout("yolo", root, splits, names_file=names) if splits else None
 
 
@@ -99,6 +109,23 @@ def _names_file(folder: Path) -> Path | None:
     return next((Path(p) for p in found if p and is_file(p)), None)
 
 
+def _names_of_splits(root: Path) -> Path | None:
+    """The file of names inside the folders of splits, as Roboflow writes it for darknet."""
+    found = [names for f in subfolders(root) if split_of_name(f.name) and (names := _names_file(f))]
+    if len({tuple(_lines(names)) for names in found}) > 1:
+        listed = ", ".join(str(n.relative_to(root)) for n in found)
+        raise DataError(f"{root}: {listed} name other classes; the numbers of boxes would mean several things.")
+    return found[0] if found else None
+
+
+def _beside(folder: Path) -> bool:
+    """Whether a picture of the folder has its box file beside it."""
+    names = Files().names(folder)
+    stems = {stem.lower() for n in names for stem, suffix in [os.path.splitext(n)] if suffix.lower() in SUFFIXES}  # noqa: PTH122
+    texts = [n for n in names if n.lower().endswith(".txt") and n[:-4].lower() in stems]
+    return any(is_box_file(folder / n) for n in texts[:20])
+
+
 def _is_data(path: Path) -> bool:
     try:
         content = _yaml(path)
@@ -107,9 +134,9 @@ def _is_data(path: Path) -> bool:
     return "names" in content and any(split_of_name(str(k)) for k in content)
 
 
-def _yaml(path: Path) -> dict[str, Any]:
+def _yaml(path: Path, *, sourced: bool = False) -> dict[str, Any]:
     try:
-        content = yaml_text.parse(read_text(path))
+        content = (yaml_text.parse_sourced if sourced else yaml_text.parse)(read_text(path))
     except yaml_text.NotYAML as error:
         raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split()).rstrip('.')}.") from error
     if not isinstance(content, dict):
@@ -200,7 +227,7 @@ def class_names(layout: Layout) -> tuple[str, ...]:
 def _classes(layout: Layout) -> tuple[list[int], tuple[str, ...]]:
     file = layout.names_file or layout.root / "classes.txt"
     if file.suffix.lower() in (".yaml", ".yml"):
-        names = _yaml(file).get("names")
+        names = _as_written(_yaml(file, sourced=True).get("names"))
         beside = _names_file(file.parent)
         if names is None and beside:
             file, names = beside, _lines(beside)
@@ -214,6 +241,15 @@ def _classes(layout: Layout) -> tuple[list[int], tuple[str, ...]]:
         raise DataError(f"{file}: the keys of 'names' must be the class numbers; got {next(iter(names))!r}.")
     numbers = sorted(names, key=lambda k: int(k))
     return [int(n) for n in numbers], unique_names([names[n] for n in numbers], numbers, str(file))
+
+
+def _as_written(names: Any) -> Any:
+    """Names of classes as text: ``007`` and ``12:30`` are no numbers here. A name may be absent (``~``)."""
+    if isinstance(names, yaml_text.Sourced):
+        return names.source if names.value is not None else None
+    if isinstance(names, dict):
+        return {k: _as_written(v) for k, v in names.items()}
+    return [_as_written(v) for v in names] if isinstance(names, list) else names
 
 
 def _lines(file: Path) -> list[str]:
@@ -279,7 +315,11 @@ def _without_picture(images: Path, used: Collection[str], files: Files, problems
     for folder in sorted(folders):
         for name in files.names(folder):
             stem, suffix = os.path.splitext(name)  # noqa: PTH122
-            known = f"{folder}/{name}" in used or split_of_name(stem) or stem.lower() in ("classes", "obj")
+            known = (
+                f"{folder}/{name}" in used
+                or split_of_name(stem)
+                or stem.lower() in ("classes", "obj", "labels", "images")
+            )
             if suffix.lower() == ".txt" and not known and not stem.lower().startswith("readme"):
                 problems.add("box file without its picture, left out", f"{folder}/{name}")
 

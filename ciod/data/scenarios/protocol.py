@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from ciod.core.limits import LARGEST_SEED
 from ciod.data.scenarios import subsets
 
 Split = str | list[int] | list[list[str]]
@@ -51,7 +52,7 @@ class Protocol(BaseModel):
     subset: str | None = None
     """A smoke test: only a part of the training images of each task and of the test images, a share (``1%``, at least
     16 images) or a number (``200``); every class keeps an image. Epochs stay, so the steps shrink in proportion."""
-    image_seed: int = 123
+    image_seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = 123
     """Seed of ``images: disjoint`` and ``loco``, and of ``shots``."""
     train_split: str = "train"
     """The split of the data that is trained on; VOC: trainval."""
@@ -78,6 +79,9 @@ class Protocol(BaseModel):
     @classmethod
     def _number(cls, value: object) -> object:
         """``split=6`` is parsed as a number and means a first task of six classes."""
+        if isinstance(value, list) and not any(isinstance(v, (list, int)) for v in value):
+            what = "names no task" if not value else "must be a list of tasks, each a list of its classes"
+            raise ValueError(f"{what}, such as [[cat, dog], [bird]]")
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @field_validator("subset", mode="before")

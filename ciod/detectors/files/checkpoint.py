@@ -68,7 +68,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as e:  # the unpickler raises almost anything on other files: a text file is a KeyError
         known = isinstance(e, (RuntimeError, OSError, ValueError))
         why = next(iter(str(e).splitlines()), "it is empty") if known else "it is empty or another kind of file"
-        raise CiodError(f"{path} is not a readable PyTorch file: {why}") from e
+        raise CiodError(f"{path} is not a readable PyTorch file: {why.partition('. ')[0]}") from e
     if not isinstance(content, dict):
         raise CiodError(f"{path} contains a {type(content).__name__}, not a state dict.")
     return content
