@@ -17,7 +17,7 @@ class Commands(TyperGroup):
         """The command and its words.
 
         Raises:
-            CiodError: a word begins with dashes and is no option of the command.
+            CiodError: a word begins with dashes and is not an option of the command.
         """
         name, found, words = super().resolve_command(ctx, args)
         if found is not None:

@@ -156,7 +156,7 @@ def test_held_out_frames():
     assert [b["image_id"] for b in parts["val"]["annotations"]] == [4]
 
 
-def test_quarters_in_one_data_set_share_no_neighbours(tmp_path, monkeypatch):
+def test_quarters_of_one_data_set_do_not_share_neighbours(tmp_path, monkeypatch):
     from benchmarks import held_out_frames
 
     images = [{"id": i, "file_name": f"{i:02d}.jpg"} for i in range(10)]

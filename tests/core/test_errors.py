@@ -34,7 +34,8 @@ ALSO = {
     "NotImplementedError": {"detectors/base.py", "methods/base/method.py"},
 }
 # Files whose ValueErrors pydantic, the command line or the file itself turns into sentences.
-CONVERTED = {"data/augment.py", "data/masks.py", "data/scenarios/subsets.py", "detectors/mmdet/config.py",
+CONVERTED = {"data/augment.py", "data/masks.py", "data/scenarios/protocol.py", "data/scenarios/subsets.py",
+             "detectors/mmdet/config.py",
              "detectors/files/model_file.py", "detectors/onnx/written.py"}  # fmt: skip
 # Where a contract of the code is a ValueError. Each is in the docstring of what raises it.
 CONTRACTS = {"core/types.py", "data/formats/__init__.py", "evaluation/ap.py", "evaluation/continual.py",

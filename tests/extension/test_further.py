@@ -36,7 +36,7 @@ def test_measured_on_both_sides():
     ]
 
 
-def test_what_was_not_measured_is_said():
+def test_a_missing_measurement_is_reported():
     found = further.measure(judged(table(cow=0.2), table(cow=0.5)), ["cow"])
     assert found[0]["old"] == {"AP": [None, None], "AP50": [None, None]}
     first, second = further.sentences(found)
@@ -48,7 +48,7 @@ def test_what_was_not_measured_is_said():
 
 
 @pytest.mark.parametrize(
-    ("new", "old", "said"),
+    ("new", "old", "expected"),
     [
         ((0.2, 0.5), (0.6, 0.6), ": nothing is paid"),
         ((0.2, 0.5), (0.6, 0.596), ": nothing is paid"),
@@ -60,6 +60,6 @@ def test_what_was_not_measured_is_said():
         ((None, 0.5), (0.6, 0.6), ""),
     ],
 )
-def test_which_photographs_pay(new, old, said):
+def test_which_photographs_pay(new, old, expected):
     row = {"class": "cow", "new": {"AP50": list(new)}, "old": {"AP50": list(old)}}
-    assert further.verdict(row) == said
+    assert further.verdict(row) == expected
