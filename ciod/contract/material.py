@@ -42,9 +42,10 @@ class Subject:
         return "rois" in detectors.traits(self.name)
 
     def at(self, function: str) -> str:
-        """A function of the class, with file and line; instead of ``forward`` the ``respond`` that it calls."""
-        cls = detectors.find(self.name)
-        return where(cls, "respond" if function == "forward" and overrides(cls, "respond") else function)
+        """A function of the class, with file and line; ``respond`` and ``losses`` instead of ``forward`` and ``loss``,
+        which call them."""
+        cls, called = detectors.find(self.name), {"forward": "respond", "loss": "losses"}.get(function, function)
+        return where(cls, called if overrides(cls, called) else function)
 
     def pictures(self, n: int = 2, seed: int = 0) -> Tensor:
         """[n, 3, size, size] uint8 at random."""

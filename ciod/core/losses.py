@@ -117,6 +117,7 @@ class Supervision:
     at_matches: Tensor | None  # [1 or B, 1 or K, C] bool: the same, of matches
     positions: Tensor | None  # [B, P] bool: positions in the losses over all positions
     objectness: Tensor | None  # [B, P] bool: the same for class-agnostic objectness
+    chosen: bool = False  # whether the caller chose the counted matches
 
 
 def supervise(
@@ -133,7 +134,7 @@ def supervise(
     Args:
         counted, channels: see ``Detector.loss``.
     """
-    counted = matches.valid if counted is None else counted & matches.valid
+    chosen, counted = counted is not None, matches.valid if counted is None else counted & matches.valid
     matched, positions, size = matches.valid, None, matches.positive.shape[1]
     mask = at_matches = None
     if channels is not None:
@@ -155,4 +156,4 @@ def supervise(
             seen = outputs.scores().detach().masked_fill(known, 0).amax(2) >= SPARE
             in_loss = matches.positive | ~seen
             objectness = in_loss if objectness is None else objectness & in_loss
-    return Supervision(counted, matched, mask, at_matches, positions, objectness)
+    return Supervision(counted, matched, mask, at_matches, positions, objectness, chosen)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from ciod.core.files import nfc
 from ciod.core.types import Detections, Matches, Outputs, Targets
 from ciod.data.text_files import same_names
 from ciod.detectors.layers.class_layers import ClassConv, ClassRows
+from ciod.detectors.masked_loss import MaskedLoss
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -50,8 +51,8 @@ class Input:
     place: Placement = "corner"  # where the image is put, see ``augment.Placement``
 
 
-class Detector(nn.Module, ABC):
-    """A detector. Subclasses implement ``forward``, ``match``, ``loss`` and ``trunk``, and set ``traits`` and
+class Detector(nn.Module, MaskedLoss):
+    """A detector. Subclasses implement ``forward``, ``match``, ``losses`` and ``trunk``, and set ``traits`` and
     ``variants``.
 
     ``forward`` is the same in train and eval mode (except for batch normalisation), so outputs of teacher and student
@@ -112,27 +113,6 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
         """Assigns positions to targets. No gradient, no device synchronisation."""
-
-    @abstractmethod
-    def loss(
-        self,
-        outputs: Outputs,
-        targets: Targets,
-        matches: Matches,
-        *,
-        counted: Tensor | None = None,
-        channels: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """The detector's own losses as a dict of float32 scalars.
-
-        ``losses.supervise`` turns these arguments and the incomplete parts of ``targets`` (unlabelled classes, doubtful
-        boxes, images without labels) into masks; a detector multiplies its losses with them.
-
-        Args:
-            counted: [B, K] bool, matches that enter the class and box losses (default: all valid ones). Objectness,
-                if there is one, always uses every match.
-            channels: [C], [B, C] or [B, P, C] bool, class channels with supervision (default: all).
-        """
 
     def class_layers(self) -> Iterator[ClassRows]:
         """Every tensor with one row per class, in order of arrival. Override this if there are other layers than

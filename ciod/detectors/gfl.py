@@ -163,14 +163,8 @@ class GFL(MapsBranches):
         """ATSS; with branches, the newest is matched as ``match_branch`` does."""
         return self.match_branch(outputs, targets) if len(self.branches) else atss(outputs, targets)
 
-    def loss(
-        self,
-        outputs: Outputs,
-        targets: Targets,
-        matches: Matches,
-        *,
-        counted: Tensor | None = None,
-        channels: Tensor | None = None,
+    def losses(
+        self, outputs: Outputs, targets: Targets, matches: Matches, supervision: L.Supervision
     ) -> dict[str, Tensor]:
         """cls (quality focal loss) over all positions except those whose match is not counted; box (2 × (1 - GIoU)) and
         dfl (0.25 × distribution focal loss, mean of four sides) over counted matches.
@@ -179,9 +173,8 @@ class GFL(MapsBranches):
         (of ``channels``) and divided by the sum of these weights. With branches: the losses of the newest.
         """
         if len(self.branches):
-            return self.loss_of_branch(outputs, targets, matches, counted, channels)
+            return self.losses_of_branch(outputs, targets, matches, supervision)
         assert outputs.distribution is not None
-        supervision = L.supervise(outputs, targets, matches, counted, channels)
         at, which = matches.position, matches.target
         quality = class_targets(
             outputs.logits, matches, targets.labels.gather(1, which), matches.iou, supervision.counted

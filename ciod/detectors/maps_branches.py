@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ciod.core import losses as L
 from ciod.core.types import Matches, Outputs, Targets
 from ciod.detectors.assigners.sim_ota import sim_ota
 from ciod.detectors.layers import branch as br
@@ -85,10 +86,12 @@ class MapsBranches(StagedBranches):
         positive = torch.nn.functional.pad(found.positive, (before, 0))
         return replace(found, position=found.position + before, positive=positive)
 
-    def loss_of_branch(
-        self, outputs: Outputs, targets: Targets, matches: Matches, counted: Tensor | None, channels: Tensor | None
-    ) -> dict[str, Tensor]:
-        """YOLOX's losses on the newest branch. See ``Detector.loss``."""
+    def in_loss(
+        self, outputs: Outputs, matches: Matches, channels: Tensor | None
+    ) -> tuple[Outputs, Matches, Tensor | None]:
+        """With branches: the newest, because nothing else is trained."""
+        if not len(self.branches):
+            return outputs, matches, channels
         newest = self.newest(outputs)
         before = outputs.logits.shape[1] - newest.logits.shape[1]
         if before:
@@ -97,8 +100,13 @@ class MapsBranches(StagedBranches):
             matches = replace(matches, position=position, positive=matches.positive[:, before:])
             if channels is not None and channels.ndim == 3:
                 channels = channels[:, before:]
-        refiner = self.branches[-1].refiner
-        return loss_of(newest, targets, matches, YOLOX.box_weight, counted=counted, channels=channels, refiner=refiner)
+        return newest, matches, channels
+
+    def losses_of_branch(
+        self, outputs: Outputs, targets: Targets, matches: Matches, supervision: L.Supervision
+    ) -> dict[str, Tensor]:
+        """YOLOX's losses on the newest branch. See ``Detector.losses``."""
+        return loss_of(outputs, targets, matches, supervision, YOLOX.box_weight, self.branches[-1].refiner)
 
     @torch.no_grad()
     def observe(self, images: Tensor) -> None:

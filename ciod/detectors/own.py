@@ -33,7 +33,7 @@ _TRAITS = (
     "first_stage",
     "rois",
 )
-_PARTS = ("forward", "match", "loss", "trunk")
+_PARTS = ("forward", "match", "losses", "trunk")
 _STORED = re.compile(r"[^/\\:]+\.py:[^/\\:]+(:[^/\\:]+)?")
 
 named: dict[tuple[str, str], str] = {}

@@ -50,7 +50,9 @@ def _losses(value: Any, args: tuple[Any, ...]) -> str:
     for name, loss in value.items():
         if not isinstance(name, str) or not isinstance(loss, Tensor) or loss.ndim:
             found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else _a(loss)
-            return f"returned {found}: '{name}' is no scalar tensor; take the sum or mean, without .item() or float()."
+            return (
+                f"returned {found}: '{name}' is not a scalar tensor; take the sum or mean, without .item() or float()."
+            )
     learns = torch.is_grad_enabled() and any(isinstance(a, Outputs) and a.logits.requires_grad for a in args)
     if learns and not any(loss.requires_grad for loss in value.values()):
         return "returned no loss with a gradient: they are detached (.detach(), torch.no_grad(), .data)."
@@ -78,6 +80,7 @@ _CHECKS: dict[str, Callable[[Any, tuple[Any, ...]], str]] = {
     "respond": _outputs,
     "match": _matches,
     "loss": _losses,
+    "losses": _losses,
     "decode": _detections,
     "trunk": _modules,
 }

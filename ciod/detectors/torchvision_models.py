@@ -175,22 +175,15 @@ class RetinaNet(TorchvisionDetector):
         achieved = bx.iou(boxes, bx.gather_rows(targets.boxes, target))
         return Matches(position, target, achieved, ok, positive, ignored)
 
-    def loss(
-        self,
-        outputs: Outputs,
-        targets: Targets,
-        matches: Matches,
-        *,
-        counted: Tensor | None = None,
-        channels: Tensor | None = None,
+    def losses(
+        self, outputs: Outputs, targets: Targets, matches: Matches, supervision: L.Supervision
     ) -> dict[str, Tensor]:
         """cls (focal loss) over anchors that are foreground or background; box (L1 of the corrections) over counted
         matches. The sum of each image is divided by its counted matches; then the mean over images is taken. With
         branches: the losses of the newest."""
         if len(self.branches):
-            return self.loss_of_branch(outputs, targets, matches, counted, channels)
+            return self.losses_of_branch(outputs, targets, matches, supervision)
         assert outputs.anchors is not None and outputs.deltas is not None
-        supervision = L.supervise(outputs, targets, matches, counted, channels)
         at, which = matches.position, matches.target
         one = torch.ones_like(matches.iou)
         wanted = class_targets(outputs.logits, matches, targets.labels.gather(1, which), one, supervision.counted)
@@ -287,22 +280,15 @@ class FCOS(TorchvisionDetector):
         achieved = bx.iou(bx.gather_rows(outputs.boxes, position), bx.gather_rows(boxes, target))
         return Matches(position, target, achieved, ok, positive)
 
-    def loss(
-        self,
-        outputs: Outputs,
-        targets: Targets,
-        matches: Matches,
-        *,
-        counted: Tensor | None = None,
-        channels: Tensor | None = None,
+    def losses(
+        self, outputs: Outputs, targets: Targets, matches: Matches, supervision: L.Supervision
     ) -> dict[str, Tensor]:
         """cls (focal loss) over all cells except those whose match is not counted, box (1 - GIoU) over counted matches,
         centerness (BCE) over all matches; each divided by the number of its matches. With branches: the losses of the
         newest."""
         if len(self.branches):
-            return self.loss_of_branch(outputs, targets, matches, counted, channels)
+            return self.losses_of_branch(outputs, targets, matches, supervision)
         assert outputs.objectness is not None
-        supervision = L.supervise(outputs, targets, matches, counted, channels)
         at, which = matches.position, matches.target
         one = torch.ones_like(matches.iou)
         wanted = class_targets(outputs.logits, matches, targets.labels.gather(1, which), one, supervision.counted)

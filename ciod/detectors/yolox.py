@@ -126,15 +126,12 @@ def loss_of(
     outputs: Outputs,
     targets: Targets,
     matches: Matches,
+    supervision: L.Supervision,
     box_weight: float,
-    *,
-    counted: Tensor | None = None,
-    channels: Tensor | None = None,
     refiner: BoxRefiner | None = None,
 ) -> dict[str, Tensor]:
     """The losses of ``YOLOX.loss``, for any positions that predict as YOLOX does; with ``refiner``, of the newest
     branch, that of its corrections too."""
-    supervision = L.supervise(outputs, targets, matches, counted, channels)
     n = L.count(supervision.counted)
     logits = gather_rows(outputs.logits, matches.position)
     label = targets.labels.gather(1, matches.target)
@@ -248,14 +245,8 @@ class YOLOX(StagedBranches):
         found = [sim_ota(br.part(outputs, i, n), br.only(targets, own[i])) for i in range(n)]
         return br.join(found, outputs.logits.shape[1] // n)
 
-    def loss(
-        self,
-        outputs: Outputs,
-        targets: Targets,
-        matches: Matches,
-        *,
-        counted: Tensor | None = None,
-        channels: Tensor | None = None,
+    def losses(
+        self, outputs: Outputs, targets: Targets, matches: Matches, supervision: L.Supervision
     ) -> dict[str, Tensor]:
         """cls (IoU-aware BCE), box (5 × (1 - IoU²)) over counted matches; obj (BCE) over all positions.
 
@@ -263,7 +254,7 @@ class YOLOX(StagedBranches):
         (except doubtful ones). refine: see ``BoxRefiner.loss``.
         """
         refiner = self.branches[-1].refiner if len(self.branches) else None
-        return loss_of(outputs, targets, matches, self.box_weight, counted=counted, channels=channels, refiner=refiner)
+        return loss_of(outputs, targets, matches, supervision, self.box_weight, refiner)
 
     def make_branch(
         self, columns: Sequence[int], new: int, inner: Sequence[int], refiner: BoxRefiner | None

@@ -19,7 +19,17 @@ RESPOND = "        corner, stride, levels = grid(features, STRIDES)\n"
 LAST = "        return Outputs(logits, boxes, point, stride, features=features, levels=levels)"
 LOGITS = "        logits = flatten([self.cls(x) for x in features])\n"
 MATCH = "        return atss(outputs, targets)"
-SUPERVISE = "        supervision = L.supervise(outputs, targets, matches, counted, channels)\n"
+LABEL = "        label = targets.labels.gather(1, matches.target)\n"
+
+
+def without(part: str) -> str:
+    """Masks that do not know a part of the targets."""
+    return (
+        "        import dataclasses as d\n"
+        f"        supervision = L.supervise(outputs, d.replace(targets, {part}=None), matches)\n"
+    )
+
+
 CLS = '            "cls": L.masked_sum(cls.sum(2), in_class_loss(matches, supervision)) / n,\n'
 BOX = '            "box": 2 * L.masked_sum(box, supervision.counted) / n,\n'
 REG = "        self.reg = nn.Conv2d(width, 4, 1)\n"
@@ -224,10 +234,10 @@ BROKEN: dict[str, list[tuple[list[tuple[str, str]], str]]] = {
     ],
     "losses": [
         (
-            [(SUPERVISE, SUPERVISE + "        return {}\n")],
-            r"Plain\.loss \(plain\.py, line \d+\) returned \{\}; return \{\"cls\"",
+            [(LABEL, LABEL + "        return {}\n")],
+            r"Plain\.losses \(plain\.py, line \d+\) returned \{\}; return \{\"cls\"",
         ),
-        ([(SUPERVISE, SUPERVISE + "        return 3\n")], r"returned int; return \{\"cls\""),
+        ([(LABEL, LABEL + "        return 3\n")], r"returned int; return \{\"cls\""),
         ([(BOX, BOX.replace(" / n,", ".item() / float(n),"))], r"'box' is not a scalar tensor; take the sum or mean"),
         ([(BOX, BOX.replace(" / n,", " / n.double(),"))], r"'box' is torch\.float64; losses are float32"),
         ([(BOX, BOX.replace(" / n,", " / (n * 0),"))], r"'box' is not finite"),
@@ -249,7 +259,7 @@ BROKEN: dict[str, list[tuple[list[tuple[str, str]], str]]] = {
     ],
     "counted": [
         (
-            [(SUPERVISE, SUPERVISE.replace("counted", "None"))],
+            [(LABEL, "        supervision = L.supervise(outputs, targets, matches)\n" + LABEL)],
             r"'cls' does not follow counted; multiply it with the mask",
         ),
         (
@@ -269,9 +279,8 @@ BROKEN: dict[str, list[tuple[list[tuple[str, str]], str]]] = {
         (
             [
                 (
-                    SUPERVISE,
-                    "        import dataclasses as d\n        targets = d.replace(targets, background=None)\n"
-                    + SUPERVISE,
+                    LABEL,
+                    without("background") + LABEL,
                 )
             ],
             r"a picture without labels \(targets\.background\) is learnt as background",
@@ -279,8 +288,8 @@ BROKEN: dict[str, list[tuple[list[tuple[str, str]], str]]] = {
         (
             [
                 (
-                    SUPERVISE,
-                    "        import dataclasses as d\n        targets = d.replace(targets, known=None)\n" + SUPERVISE,
+                    LABEL,
+                    without("known") + LABEL,
                 )
             ],
             r"a class that is not labelled in a picture \(targets\.known\) is learnt as background",
@@ -288,9 +297,8 @@ BROKEN: dict[str, list[tuple[list[tuple[str, str]], str]]] = {
         (
             [
                 (
-                    SUPERVISE,
-                    "        import dataclasses as d\n        targets = d.replace(targets, doubtful=None)\n"
-                    + SUPERVISE,
+                    LABEL,
+                    without("doubtful") + LABEL,
                 )
             ],
             r"positions of doubtful boxes \(targets\.doubtful\) get a gradient of the class loss",
@@ -302,11 +310,11 @@ BROKEN: dict[str, list[tuple[list[tuple[str, str]], str]]] = {
             r"each step waits for the device: line \d+ \(float\(…\)\)\. Keep",
         ),
         (
-            [(SUPERVISE, SUPERVISE + "        torch.nonzero(matches.valid)\n")],
+            [(LABEL, LABEL + "        torch.nonzero(matches.valid)\n")],
             r"each step waits for the device: .*nonzero",
         ),
         (
-            [(SUPERVISE, SUPERVISE + "        outputs.logits.index_put((matches.positive,), outputs.boxes.sum())\n")],
+            [(LABEL, LABEL + "        outputs.logits.index_put((matches.positive,), outputs.boxes.sum())\n")],
             r"each step waits for the device: a mask as an index",
         ),
     ],

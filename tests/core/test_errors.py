@@ -31,7 +31,7 @@ ALSO = {
     "OSError": {"cli/command.py"},
     "self.error": {"training/checkpoint.py"},
     "not_finite": {"training/loop.py"},
-    "NotImplementedError": {"detectors/base.py", "methods/base/method.py"},
+    "NotImplementedError": {"detectors/masked_loss.py", "methods/base/method.py"},
 }
 # Files whose ValueErrors pydantic, the command line or the file itself turns into sentences.
 CONVERTED = {"data/augment.py", "data/masks.py", "data/scenarios/protocol.py", "data/scenarios/subsets.py",

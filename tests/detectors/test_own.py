@@ -225,7 +225,10 @@ NEW = "from ciod.detectors.base import Detector\n\n\nclass Mine(Detector):\n"
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        (NEW + "    def forward(self, images):\n        pass\n", r"Mine of mine\.py lacks match, loss, trunk \(docs/"),
+        (
+            NEW + "    def forward(self, images):\n        pass\n",
+            r"Mine of mine\.py lacks match, losses, trunk \(docs/",
+        ),
         (OWN + "    traits = ['dense']\n", r"Mine of mine\.py: traits = \['dense'\]; write for example frozenset"),
         (OWN + "    traits = frozenset({'dens'})\n", r"there is no trait 'dens'; did you mean 'dense'"),
         (OWN + "    variants = {'a/b': 1}\n", r"variants = \{'a/b': 1\}; write names without"),

@@ -53,9 +53,9 @@ WRONG = {
     "def loss(self, *a, **k):\n    return 3.0": r"Mine\.loss \(mine\.py, line 5\) returned float; return \{",
     "def loss(self, *a, **k):\n    return None": r"Mine\.loss \(mine\.py, line 5\) returned None; return \{",
     PLAIN + "return sum(losses.values())": r"loss .* returned Tensor; return \{",
-    PLAIN + "return {n: float(v) for n, v in losses.items()}": r"returned a float: 'cls' is no scalar tensor; take",
+    PLAIN + "return {n: float(v) for n, v in losses.items()}": r"returned a float: 'cls' is not a scalar tensor; take",
     PLAIN
-    + "return {n: v[None] for n, v in losses.items()}": r"returned a tensor of shape \[1\]: 'cls' is no scalar tensor",
+    + "return {n: v[None] for n, v in losses.items()}": r"returned a tensor of shape \[1\]: 'cls' is not a scalar",
     PLAIN
     + "return {n: v.detach() for n, v in losses.items()}": r"loss .* returned no loss with a gradient: they are deta",
     "def forward(self, x):\n    raise IndexError": r"^IndexError$",

@@ -17,6 +17,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from ciod.core import losses as L
 from ciod.core.types import Detections, Matches, Outputs, Targets
 from ciod.detectors.base import Detector
 from ciod.detectors.dense import flatten
@@ -190,17 +191,11 @@ class MMDet(Detector):
         """By the head's own assigner; see ``mmdet_heads.match``."""
         return heads.match(self.head, outputs, targets)
 
-    def loss(
-        self,
-        outputs: Outputs,
-        targets: Targets,
-        matches: Matches,
-        *,
-        counted: Tensor | None = None,
-        channels: Tensor | None = None,
+    def losses(
+        self, outputs: Outputs, targets: Targets, matches: Matches, supervision: L.Supervision
     ) -> dict[str, Tensor]:
         """The head's losses under ciod's names: cls, box and, where it has them, obj, centerness, iou, dfl, coarse."""
-        return heads.losses(self.head, self.recipe, outputs, targets, matches, counted, channels)
+        return heads.losses(self.head, self.recipe, outputs, targets, matches, supervision)
 
     def trunk(self) -> list[nn.Module]:
         return [getattr(self.model, part) for part in ("backbone", "neck") if hasattr(self.model, part)]

@@ -250,11 +250,9 @@ def losses(
     outputs: Outputs,
     targets: Targets,
     matches: Matches,
-    counted: Tensor | None,
-    channels: Tensor | None,
+    supervision: L.Supervision,
 ) -> dict[str, Tensor]:
     """The head's losses with ciod's masks; without any they are MMDetection's."""
-    supervision = L.supervise(outputs, targets, matches, counted, channels)
     at, which = matches.position, matches.target
     labels, wanted = targets.labels.gather(1, which), bx.gather_rows(targets.boxes, which)
     taken = bx.marked(at, supervision.counted, matches.positive.shape[1])

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ciod.core import losses as L
 from ciod.core.errors import CiodError
 from ciod.core.types import Matches, Outputs, Targets
 from ciod.detectors.assigners.sim_ota import sim_ota
@@ -241,17 +242,11 @@ class OnnxDetector(Detector):
 
     # Training -----------------------------------------------------------------------------------------------------
 
-    def loss(
-        self,
-        outputs: Outputs,
-        targets: Targets,
-        matches: Matches,
-        *,
-        counted: Tensor | None = None,
-        channels: Tensor | None = None,
+    def losses(
+        self, outputs: Outputs, targets: Targets, matches: Matches, supervision: L.Supervision
     ) -> dict[str, Tensor]:
-        """YOLOX's losses. See ``Detector.loss``."""
-        return loss_of(outputs, targets, matches, self.box_weight, counted=counted, channels=channels)
+        """YOLOX's losses."""
+        return loss_of(outputs, targets, matches, supervision, self.box_weight)
 
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
         """SimOTA on the newest branch, because nothing else is trained."""

@@ -81,21 +81,14 @@ class QueryDetector(Detector):
         """The boxes as they are trained."""
         return outputs if self.bounded else replace(outputs, boxes=matching.inside(outputs))
 
-    def loss(
-        self,
-        outputs: Outputs,
-        targets: Targets,
-        matches: Matches,
-        *,
-        counted: Tensor | None = None,
-        channels: Tensor | None = None,
+    def losses(
+        self, outputs: Outputs, targets: Targets, matches: Matches, supervision: L.Supervision
     ) -> dict[str, Tensor]:
         """cls (varifocal loss) over all queries except those whose match is not counted; box (5 × L1 of shares of the
         image) and giou (2 × (1 - GIoU)) over counted matches. Each is summed over the sets of queries and divided by
         the number of counted boxes."""
         outputs = self._within(outputs)
         assert outputs.frame is not None
-        supervision = L.supervise(outputs, targets, matches, counted, channels)
         sets = outputs.logits.shape[1] // (outputs.answers or outputs.logits.shape[1])
         n = self.groups_in(sets) * L.normaliser(supervision.counted.sum().float() / sets)
         label = targets.labels.gather(1, matches.target)

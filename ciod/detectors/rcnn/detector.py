@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ciod.core import boxes as bx
+from ciod.core import losses as L
 from ciod.core.types import Matches, Outputs, Targets
 from ciod.detectors.base import Detector, Input
 from ciod.detectors.rcnn import losses, sampling
@@ -121,14 +122,8 @@ class FasterRCNN(Detector):
         position, ok = bx.compact(positive, best, limit=positive.shape[1])
         return Matches(position, target.gather(1, position), best.gather(1, position).clamp(min=0), ok, positive)
 
-    def loss(
-        self,
-        outputs: Outputs,
-        targets: Targets,
-        matches: Matches,
-        *,
-        counted: Tensor | None = None,
-        channels: Tensor | None = None,
+    def losses(
+        self, outputs: Outputs, targets: Targets, matches: Matches, supervision: L.Supervision
     ) -> dict[str, Tensor]:
         """cls (cross-entropy) and box (smooth L1) of 512 regions of each image, a quarter of them matched, among the
         proposals and the boxes themselves; obj (BCE) and rpn_box (smooth L1) of 256 anchors, half of them matched.
@@ -137,7 +132,7 @@ class FasterRCNN(Detector):
         region without a match, the probability of background or any such class is trained."""
         assert isinstance(outputs, RoIOutputs)
         real = self._boxes_as_regions(outputs, targets)
-        second = losses.second_stage(outputs, real, targets, matches, counted, channels)
+        second = losses.second_stage(outputs, real, targets, matches, supervision)
         return second | losses.first_stage(outputs, targets)
 
     def _boxes_as_regions(self, outputs: RoIOutputs, targets: Targets) -> losses.Regions:

@@ -49,21 +49,18 @@ def second_stage(
     real: Regions,
     targets: Targets,
     matches: Matches,
-    counted: Tensor | None,
-    channels: Tensor | None,
+    supervision: L.Supervision,
 ) -> dict[str, Tensor]:
     """cls and box over a sample of proposals and of the targets' boxes.
 
     Args:
         real: the second stage on the boxes of the targets, [B, N].
-        counted, channels: see ``Detector.loss``.
     """
-    supervision = L.supervise(outputs, targets, matches, counted, channels)
     taken = bx.marked(matches.position, supervision.counted, matches.positive.shape[1])
     label = _at_positions(targets.labels.gather(1, matches.target), matches)
     which = _at_positions(matches.target, matches)
     in_loss = in_class_loss(matches, supervision) & outputs.real
-    own = targets.valid & _counts(targets, matches, supervision.counted, chosen=counted is not None)
+    own = targets.valid & _counts(targets, matches, supervision.counted, chosen=supervision.chosen)
     positive = torch.cat([taken & in_loss, own], 1)
     negative = torch.cat([in_loss & ~taken, torch.zeros_like(own)], 1)
     random = sampling.draws(outputs.keys, positive.shape[1], 2)
