@@ -70,7 +70,7 @@ def gather(
         plain, given, more = split(list(overrides))
         problems += more + [f"'{w}' is not a setting; write key=value, for example epochs=30." for w in plain]
     merged, more = table.settings(content, given)
-    if merged.get("method.name", "auto" if table is TABLE else None) == "auto":
+    if merged.get("method.name") == "auto":
         merged["method.name"] = _auto_method(merged)
     its, wrong = _detector_defaults(merged)
     theirs, also = _method_defaults(merged)
@@ -111,6 +111,7 @@ def load(
         ConfigError: every problem at once. Nothing of the data has been read except, at most, its class names.
     """
     merged, more = gather(path, overrides)
+    merged.setdefault("method.name", _auto_method(merged))
     problems = [*problems, *more]
     tree = nest(merged)
     protocol, trouble = _protocol(tree)
@@ -167,7 +168,7 @@ def _auto_method(flat: dict[str, Any]) -> str:
 def _method_defaults(flat: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Defaults for the run from a method, and their problems."""
     try:
-        method = methods.find(str(flat.get("method.name", methods.DEFAULT)))
+        method = methods.find(str(flat.get("method.name") or _auto_method(flat)))
     except CiodError:
         return {}, []  # checks.method reports it
     return _of_user(method) if is_users(method) else (method.run_defaults, [])
