@@ -44,8 +44,9 @@ class MethodChecks:
         self.users = is_users(type(method))
         self.names: tuple[str, ...] | None = None  # of the losses; None before the first step
         self.warnings: list[str] = []
-        if overrides(type(method.detector), "grow"):
-            self._grown(f"{where(type(method.detector), 'grow')}", "super().grow(names)")
+        detector = getattr(method, "_detector", None)  # a method that was not attached has none, which is reported below
+        if detector is not None and overrides(type(detector), "grow"):
+            self._grown(where(type(detector), "grow"), "super().grow(names)")
         if self.users:
             self._before()
 

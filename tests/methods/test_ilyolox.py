@@ -410,7 +410,7 @@ def test_batch_statistics_of_the_teacher_are_a_control_of_their_own():
 
 
 def test_batch_statistics_need_an_exact_teacher(detector):
-    words = ["data=shapes", "split=6+4", "method.teacher_norm=batch"]
+    words = ["data=shapes", "split=6+4", "method=ilyolox", "method.teacher_norm=batch"]
     with pytest.raises(ConfigError, match=r"need train\.teacher=exact, not folded"):
         config.load(None, words)
     assert config.load(None, [*words, "teacher=exact"]).train.teacher == "exact"
