@@ -44,7 +44,7 @@ class MethodChecks:
         self.users = is_users(type(method))
         self.names: tuple[str, ...] | None = None  # of the losses; None before the first step
         self.warnings: list[str] = []
-        detector = getattr(method, "_detector", None)  # a method that was not attached has none, which is reported below
+        detector = getattr(method, "_detector", None)  # none if it was not attached, which is reported below
         if detector is not None and overrides(type(detector), "grow"):
             self._grown(where(type(detector), "grow"), "super().grow(names)")
         if self.users:
