@@ -52,5 +52,7 @@ class MaskedLoss(ABC):
         return outputs, matches, channels
 
 
-def _unused(self: object, *args: object) -> dict[str, Tensor]:
+def _unused(
+    self: MaskedLoss, outputs: Outputs, targets: Targets, matches: Matches, supervision: Supervision
+) -> dict[str, Tensor]:
     raise NotImplementedError(f"{type(self).__name__} has a loss of its own.")
