@@ -52,7 +52,10 @@ def push(
     if path.suffix.lower() == ".safetensors" and is_file(path):
         name = str(weights.read_metadata(path)["detector"]["name"])
         if detectors.is_own(name):
-            raise CiodError(f"push: {path} works only with the file of {name}, which ciod does not upload.")
+            raise CiodError(
+                f"push: {path} works only with the file of {name}, which ciod does not upload. Give both files to the "
+                "users of the model yourself."
+            )
     detector = weights.load(path)
     package, endpoint = hub.package(), os.environ.get("HF_ENDPOINT")
     found = read_results(_run_of(path) if results is None else results)

@@ -338,7 +338,10 @@ class _Rows:
             raw = read_bytes(path, LABELS)
             text = raw.decode(encoding_of(raw), errors="replace")
         except Unreadable as error:
-            self.problems.add("unreadable box file, its picture counts as one without boxes", f"{path} ({error})")
+            self.problems.add(
+                "unreadable box file, its picture counts as one without boxes (repair the file, or remove both)",
+                f"{path} ({error})",
+            )
             return
         for n, line in enumerate(text.splitlines(), 1):
             if words := line.split():

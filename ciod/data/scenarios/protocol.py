@@ -148,8 +148,8 @@ class Protocol(BaseModel):
             )
         if self.open_world:
             sentences.append(
-                "Open world: objects of later tasks are unknown. U-Recall is the share of them on which a detection of "
-                "any known class stands that stands on no known object; there is no class for unknown objects."
+                "Open world: objects of later tasks are unknown. U-Recall is the share of them that the model detects "
+                "as some known class; detections on known objects do not count. There is no class for unknown objects."
             )
         return [*sentences, METRIC_SENTENCES[self.metric]]
 

@@ -147,7 +147,10 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CiodError(f"{path} is not a readable model file ({e}).{lfs_hint(path) or COPY}") from e
     stored = meta.pop("sha256", None)
     if meta["format"] > 1 and stored != checksum(meta, state):
-        raise CiodError(f"{path} is damaged: its content does not match its checksum. Use a copy, if there is one.")
+        raise CiodError(
+            f"{path} is damaged: its content does not match its checksum. Use a copy of it; without one, train or "
+            "download it again."
+        )
     return meta, state
 
 

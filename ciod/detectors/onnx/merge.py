@@ -243,6 +243,7 @@ def _difference(detector: OnnxDetector, data: bytes, images: np.ndarray) -> floa
     limit = TOLERANCE if exact else HALF_TOLERANCE
     if not largest <= limit:  # written so that NaN is refused too
         raise CiodError(
-            f"The merged graph disagrees with the branch by {largest:.2g}; {limit:g} is allowed. No model was written."
+            f"The merged graph disagrees with the branch by {largest:.2g}; {limit:g} is allowed. No model was written. "
+            "Export the detector in float32 if it is in another precision; else report it as a fault of ciod."
         )
     return largest

@@ -70,7 +70,8 @@ class QueryDetector(Detector):
             CiodError: the detector does not have that trait.
         """
         raise CiodError(
-            f"{self.settings['name']} takes no queries of another detector: query_kd and sikd cannot use it."
+            f"{self.settings['name']} takes no queries of another detector: query_kd and sikd cannot use it. "
+            "Choose another method or detector."
         )
 
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
