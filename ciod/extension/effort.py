@@ -15,6 +15,7 @@ from ciod.core.plural import counted
 from ciod.data.loader import batches
 from ciod.detectors import HF
 from ciod.detectors.branched import has_branches
+from ciod.detectors.staged_branches import StagedBranches
 from ciod.runs.choices import is_set, open_keys, value_of
 from ciod.runs.start import per_task
 from ciod.training import checkpoint, effort
@@ -116,7 +117,9 @@ def branch_widths(train: Index, detector: Detector) -> tuple[int, int, int] | No
         return None
     assert has_branches(detector)
     width = detector.width
-    return 0, 11 * width // 32, 5 * width // 8
+    if isinstance(detector, StagedBranches):  # with a second stage, and together below 2 % of a small network
+        return 0, 11 * width // 32, 5 * width // 8
+    return 0, 7 * width // 16, 3 * width // 4
 
 
 def measure(detector: Detector, method: Method, loader: DataLoader, world: World, steps: int = 3) -> float:

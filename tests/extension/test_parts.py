@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -171,6 +174,8 @@ def test_a_branch_is_put_where_the_objects_are():
     assert effort.branch_widths(large, detector) is None
     large.boxes[:] = [0, 0, 64, 64]
     assert effort.branch_widths(large, detector) == (0, 11, 20)
+    other: Any = SimpleNamespace(traits={"branches"}, width=32, input=detector.input)
+    assert effort.branch_widths(large, other) == (0, 14, 24), "without a second stage it may be wider"
 
 
 def test_cost_counts_convolutions():
