@@ -42,8 +42,8 @@ class MaskedLoss(ABC):
     def losses(
         self, outputs: Outputs, targets: Targets, matches: Matches, supervision: Supervision
     ) -> dict[str, Tensor]:
-        """The losses, multiplied with masks: those of the arguments of ``loss``, and of what is not known in
-        ``targets`` (unlabelled classes, doubtful boxes, images without labels)."""
+        """The losses, multiplied with masks, which come from the arguments of ``loss`` and from incomplete targets
+        (unlabelled classes, doubtful boxes, images without labels)."""
 
     def in_loss(
         self, outputs: Outputs, matches: Matches, channels: Tensor | None

@@ -47,9 +47,9 @@ def lightest() -> dict[str, str]:
     """Family → its variant with the fewest parameters."""
     found, losses = {}, set()
     for family in detectors.families():
-        if family.loss in losses or (family.extra and detectors.lacking(next(iter(family.variants)))):
+        if family.losses in losses or (family.extra and detectors.lacking(next(iter(family.variants)))):
             continue  # another backbone under the same head; or its packages are absent
-        losses.add(family.loss)
+        losses.add(family.losses)
         sizes = {}
         for name in family.variants:
             with torch.device("meta"):
