@@ -1,5 +1,5 @@
-"""What a detector of the user returns: a wrong type is told with the function, file and line, where it would end in an
-error somewhere in ciod."""
+"""What a detector of the user returns: a wrong type is reported with function, file and line. Otherwise it would end in
+an error somewhere in ciod."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers, lists and switches that a command cannot use: told before anything is trained, in every command."""
+"""Numbers, lists and switches that a command cannot use: reported before anything is trained, in every command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mistakes in a detector file of the user's own: told with class, function, file and line, in the first step."""
+"""Mistakes in a detector file of the user: reported with class, function, file and line, in the first step."""
 
 from __future__ import annotations
 
