@@ -14,7 +14,7 @@ from ciod.core.types import Matches, Outputs, Targets
 from ciod.detectors.assigners.sim_ota import sim_ota
 from ciod.detectors.layers import branch as br
 from ciod.detectors.layers.maps_branch import Channels, MapsBranch
-from ciod.detectors.layers.refiner import BoxRefiner
+from ciod.detectors.layers.refiner import Refiner
 from ciod.detectors.staged_branches import STRIDES, StagedBranches
 from ciod.detectors.yolox import YOLOX, assemble, loss_of
 
@@ -106,7 +106,8 @@ class MapsBranches(StagedBranches):
         self, outputs: Outputs, targets: Targets, matches: Matches, supervision: L.Supervision
     ) -> dict[str, Tensor]:
         """YOLOX's losses on the newest branch. See ``Detector.losses``."""
-        return loss_of(outputs, targets, matches, supervision, YOLOX.box_weight, self.branches[-1].refiner)
+        refiner = self.branches[-1].refiner
+        return loss_of(outputs, targets, matches, supervision, YOLOX.box_weight, refiner, self.channel_of[-1])
 
     @torch.no_grad()
     def observe(self, images: Tensor) -> None:
@@ -131,7 +132,7 @@ class MapsBranches(StagedBranches):
     # Classes ------------------------------------------------------------------------------------------------------
 
     def make_branch(
-        self, columns: Sequence[int], new: int, inner: Sequence[int], refiner: BoxRefiner | None
+        self, columns: Sequence[int], new: int, inner: Sequence[int], refiner: Refiner | None
     ) -> MapsBranch:
         towers = (self.width, self.width)
         levels = [Channels(s, c, self.width, towers) for s, c in zip(STRIDES, self.backbone.channels, strict=True)]

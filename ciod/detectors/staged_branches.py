@@ -14,7 +14,7 @@ from ciod.detectors.layers import branch as br
 from ciod.detectors.layers.class_layers import ClassRows
 from ciod.detectors.layers.maps_branch import MapsBranch
 from ciod.detectors.layers.modules import Layers
-from ciod.detectors.layers.refiner import HIDDEN, BoxRefiner
+from ciod.detectors.layers.refiner import HIDDEN, Refiner
 from ciod.detectors.parted import Parted
 from ciod.detectors.staged import StagedDetector
 
@@ -36,13 +36,13 @@ class StagedBranches(StagedDetector, Parted):
 
     @abstractmethod
     def make_branch(
-        self, columns: Sequence[int], new: int, inner: Sequence[int], refiner: BoxRefiner | None
+        self, columns: Sequence[int], new: int, inner: Sequence[int], refiner: Refiner | None
     ) -> br.Branch | MapsBranch:
         """A branch of ``columns``, the last ``new`` of which only it has; ``inner``: see ``add_branch``."""
 
     def corrected(self, i: int, part: Outputs, early: Tensor) -> Outputs:
-        """The positions of branch ``i``. In eval mode its boxes are corrected; in train mode they are not, but those of
-        the newest branch get what the correction is learnt from.
+        """The positions of branch ``i``. In eval mode its second stage corrects them; in train mode it does not, but those
+        of the newest branch get what it learns from.
 
         Args:
             early: [B, F, h, w], the backbone's map of the lowest stride.
@@ -66,6 +66,7 @@ class StagedBranches(StagedDetector, Parted):
         taught: Sequence[str] = (),
         inner: Sequence[int] | None = None,
         refine: bool | int = True,
+        rescore: bool = True,
     ) -> br.Branch | MapsBranch:
         """Adds classes as a separate branch: all existing outputs stay bit-identical.
 
@@ -73,7 +74,9 @@ class StagedBranches(StagedDetector, Parted):
             names: new classes.
             taught: known classes that the branch also predicts; NMS merges its boxes with the others.
             inner: channels of its bottleneck per level, 0 for none; None: ``branch.default_widths``.
-            refine: whether a second stage corrects its boxes (``refiner.BoxRefiner``); a number: its hidden units.
+            refine: whether there is a second stage, which corrects its boxes (``refiner.Refiner``); a number: its
+                hidden units.
+            rescore: whether the second stage corrects the scores of its classes too, if there are several.
 
         Raises:
             CiodError: a new name is already known, a taught one is not, or there are no classes.
@@ -82,10 +85,13 @@ class StagedBranches(StagedDetector, Parted):
         columns = br.columns_of(self.class_names, names, taught)
         inner = list(inner if inner is not None else br.default_widths(self.width))
         hidden = HIDDEN if refine is True else int(refine)
-        refiner = BoxRefiner(self.backbone.channels[0], STRIDES[0], hidden) if hidden else None
+        rescore = rescore and hidden > 0 and len(columns) > 1
+        blocks = br.row_blocks(len(columns), len(names)) if rescore else ()
+        refiner = Refiner(self.backbone.channels[0], STRIDES[0], hidden, blocks) if hidden else None
         added = self.make_branch(columns, len(names), inner, refiner)
         step = {"branch": len(names), "taught": [*taught], "inner": inner}
-        self._append(added, names, step | ({"refine": hidden} if hidden else {}))
+        step |= {"refine": hidden} if hidden else {}
+        self._append(added, names, step | ({"rescore": True} if rescore else {}))
         return added
 
     def add_children(self, parent: str, names: Sequence[str], *, inner: Sequence[int] | None = None) -> br.ChildBranch:
@@ -119,6 +125,9 @@ class StagedBranches(StagedDetector, Parted):
         for b, branch in enumerate(self.branches):
             for i, level in enumerate(branch.levels):
                 for rows in level.cls.rows(f"branches.{b}.levels.{i}.cls"):
+                    yield ClassRows(rows.name, rows.tensor, branch.columns[rows.first])
+            if branch.refiner is not None:
+                for rows in branch.refiner.cls.rows(f"branches.{b}.refiner.cls"):
                     yield ClassRows(rows.name, rows.tensor, branch.columns[rows.first])
 
     def _select(self, kept: list[int]) -> None:

@@ -24,7 +24,7 @@ from ciod.detectors.layers.blocks import conv
 from ciod.detectors.layers.class_layers import ClassConv, start_rare
 from ciod.detectors.layers.modules import Layers
 from ciod.detectors.layers.necks import PAFPN
-from ciod.detectors.layers.refiner import BoxRefiner
+from ciod.detectors.layers.refiner import Refiner
 from ciod.detectors.staged_branches import STRIDES, StagedBranches
 
 # name: (deepen, widen, depthwise) on CSPDarknet, or the depth of a ResNet
@@ -128,10 +128,15 @@ def loss_of(
     matches: Matches,
     supervision: L.Supervision,
     box_weight: float,
-    refiner: BoxRefiner | None = None,
+    refiner: Refiner | None = None,
+    channel_of: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The losses of ``YOLOX.loss``, for any positions that predict as YOLOX does; with ``refiner``, of the newest
-    branch, that of its corrections too."""
+    branch, that of its corrections too.
+
+    Args:
+        channel_of: [C] int64, the class row of the refiner; needed with it.
+    """
     n = L.count(supervision.counted)
     logits = gather_rows(outputs.logits, matches.position)
     label = targets.labels.gather(1, matches.target)
@@ -151,8 +156,13 @@ def loss_of(
         "obj": obj.sum() / L.count(supervision.matched),
     }
     if refiner is not None and outputs.near is not None:
+        assert channel_of is not None
         newest = matches.position >= outputs.logits.shape[1] - sum(outputs.levels[-len(STRIDES) :])
-        losses["refine"] = refiner.loss(outputs.near, *boxes, matches.position, supervision.counted & newest)
+        taught = supervision.at_matches
+        if taught is not None:  # its own classes, in the order of their rows
+            taught = taught.expand_as(logits).index_select(2, channel_of.argsort()[: sum(refiner.cls.sizes)])
+        counted, row = supervision.counted & newest, channel_of[label]
+        losses["refine"] = refiner.loss(outputs.near, *boxes, matches.position, counted, row, taught)
     return losses
 
 
@@ -251,13 +261,13 @@ class YOLOX(StagedBranches):
         """cls (IoU-aware BCE), box (5 × (1 - IoU²)) over counted matches; obj (BCE) over all positions.
 
         cls and box are divided by the number of counted matches, obj by the number of all matches
-        (except doubtful ones). refine: see ``BoxRefiner.loss``.
+        (except doubtful ones). refine: see ``Refiner.loss``.
         """
         refiner = self.branches[-1].refiner if len(self.branches) else None
-        return loss_of(outputs, targets, matches, supervision, self.box_weight, refiner)
+        return loss_of(outputs, targets, matches, supervision, self.box_weight, refiner, self.channel_of[-1])
 
     def make_branch(
-        self, columns: Sequence[int], new: int, inner: Sequence[int], refiner: BoxRefiner | None
+        self, columns: Sequence[int], new: int, inner: Sequence[int], refiner: Refiner | None
     ) -> br.Branch:
         return br.Branch(self.backbone.channels, self.width, columns, new, inner, list(self.head.reg), refiner)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ciod.detectors.layers.blocks import ConvBN, DepthwiseConv
 from ciod.detectors.layers.branch import Branch, BranchLevel
 from ciod.detectors.layers.modules import Layers, bias_of
-from ciod.detectors.layers.refiner import AROUND, SIDE, STEP, WIDTH, BoxRefiner, chosen, moved
+from ciod.detectors.layers.refiner import AROUND, SIDE, STEP, WIDTH, Refiner, chosen, log_factor, moved
 from ciod.detectors.layers.sampling import samples
 
 Rows = tuple[Tensor, Tensor]  # weights [outputs, inputs, height, width] and biases [outputs] of a convolution
@@ -102,7 +102,7 @@ class MergedLevel(nn.Module):
 class MergedRefiners(nn.Module):
     """The second stages of n branches, which read the same map."""
 
-    def __init__(self, refiners: Sequence[BoxRefiner]):
+    def __init__(self, refiners: Sequence[Refiner]):
         super().__init__()
         self.stride = refiners[0].stride
         self.read = _conv(_beside([_folded(r.read) for r in refiners]))
@@ -110,28 +110,59 @@ class MergedRefiners(nn.Module):
         hidden = [r.hidden.weight.unflatten(1, (SIDE * SIDE, WIDTH)).transpose(1, 2).flatten(1).T for r in refiners]
         self.hidden = _stacked(hidden, [bias_of(r.hidden) for r in refiners])
         self.change = _stacked([r.change.weight.T for r in refiners], [bias_of(r.change) for r in refiners])
+        rows = [_class_rows(r) for r in refiners]
+        self.cls = _stacked([w.T for w, _ in rows], [bias for _, bias in rows], SILENT)
+        self.scored = any(r.cls.sizes for r in refiners)
 
-    def forward(self, early: Tensor, boxes: Tensor, best: Tensor) -> Tensor:
-        """Boxes [B, n, P, 4], with those of the best positions of each branch corrected; ``best``: [B, n, P] their
-        best scores, ``early``: [B, F, h, w]. See ``BoxRefiner.best``."""
-        n, (height, width) = boxes.shape[1], early.shape[2:]
+    def forward(self, early: Tensor, boxes: Sequence[Tensor], scores: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Boxes and scores of each branch, with its best positions corrected. See ``Refiner.answer``.
+
+        Args:
+            early: [B, F, h, w].
+            boxes: [B, P, 4] of each branch.
+            scores: [B, k, P] of each branch, which has k classes.
+        """
+        n, (height, width) = len(boxes), early.shape[2:]
         near = nn.functional.silu(self.read(early)).reshape(-1, WIDTH, height, width)
-        place, share = chosen(best)
-        before = boxes.gather(2, place)
+        place, share = chosen(torch.stack([s.amax(1) for s in scores], 1))
+        together, of_boxes = torch.stack(list(boxes), 1), torch.stack([place] * 4, -1)
+        before = together.gather(2, of_boxes)
         x = samples(near, before.reshape(-1, before.shape[2], 4), self.stride, SIDE, AROUND)
         x = x.reshape(-1, n, before.shape[2], WIDTH * SIDE * SIDE)
-        hidden = nn.functional.silu(x @ self.hidden[0] + self.hidden[1])
-        change = hidden @ self.change[0] + self.change[1]
-        return boxes.scatter(2, place, before + share * (moved(before, STEP * change) - before))
+        x = nn.functional.silu(x @ self.hidden[0] + self.hidden[1])
+        after = moved(before, STEP * (x @ self.change[0] + self.change[1]))
+        found = together.scatter(2, of_boxes, before + share * (after - before)).unbind(1)
+        if not self.scored:
+            return list(zip(found, scores, strict=True))
+        factor = log_factor(x @ self.cls[0] + self.cls[1], share).exp().transpose(2, 3)  # [B, n, most classes, k]
+        lower = []
+        for i, s in enumerate(scores):
+            classes = s.shape[1]
+            at = torch.stack([place[:, i]] * classes, 1)
+            lower.append(s.scatter(2, at, s.gather(2, at) * factor[:, i, :classes]))
+        return list(zip(found, lower, strict=True))
+
+
+SILENT = 30.0  # logit of classes that a second stage does not judge: their factor is 1
+
+
+def _class_rows(refiner: Refiner) -> tuple[Tensor, Tensor]:
+    """Weights [k, hidden] and biases [k] of the class rows; without any, of one that says nothing."""
+    if not refiner.cls.sizes:
+        bias = bias_of(refiner.hidden)
+        return bias.new_zeros(1, len(bias)), bias.new_full((1,), SILENT)
+    blocks = [b for b in refiner.cls.blocks if isinstance(b, nn.Linear)]
+    return torch.cat([b.weight for b in blocks]), torch.cat([bias_of(b) for b in blocks])
 
 
 @torch.no_grad()
-def _stacked(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> nn.ParameterList:
+def _stacked(weights: Sequence[Tensor], biases: Sequence[Tensor], rest: float = 0.0) -> nn.ParameterList:
     """Linear layers of n branches, [inputs, outputs] and [outputs] each, as weights [n, inputs, outputs] and biases
-    [n, 1, outputs]. Smaller layers are filled up with zeros: of such a unit nothing arrives in the next layer."""
+    [n, 1, outputs]. Smaller layers are filled up with zeros, their biases with ``rest``: of a unit that is 0 nothing
+    arrives in the next layer."""
     inputs, outputs = (max(w.shape[i] for w in weights) for i in (0, 1))
     wide = weights[0].new_zeros(len(weights), inputs, outputs)
-    shift = biases[0].new_zeros(len(weights), 1, outputs)
+    shift = biases[0].new_full((len(weights), 1, outputs), rest)
     for n, (w, bias) in enumerate(zip(weights, biases, strict=True)):
         wide[n, : w.shape[0], : w.shape[1]] = w
         shift[n, 0, : len(bias)] = bias

@@ -91,9 +91,9 @@ class Parts(nn.Module):
             found |= dict(zip(group, _split(cls, reg, columns), strict=True))
         if self.refiners is not None:
             chosen = [found[i] for i in self.corrected]
-            boxes, best = torch.stack([p.boxes for p in chosen], 1), torch.stack([p.scores.amax(1) for p in chosen], 1)
-            better = self.refiners(maps[0], boxes, best).unbind(1)
-            found |= {i: replace(found[i], boxes=b) for i, b in zip(self.corrected, better, strict=True)}
+            better = self.refiners(maps[0], [p.boxes for p in chosen], [p.scores for p in chosen])
+            for i, (boxes, scores) in zip(self.corrected, better, strict=True):
+                found[i] = replace(found[i], boxes=boxes, scores=scores)
         branches = _weighed(detector, [found[i] for i in range(len(found))], maps)
         return [_with_class(Part(own.boxes, own.scores().transpose(1, 2), detector.parts[0])), *branches]
 

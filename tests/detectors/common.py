@@ -56,3 +56,12 @@ def bn_eval(detector: Detector) -> Detector:
         if isinstance(m, nn.BatchNorm2d):
             m.eval()
     return detector
+
+
+def silent(detector):
+    """Its second stages give every class a probability of 1: which positions are the best then changes no score."""
+    with torch.no_grad():
+        for branch in detector.branches:
+            for block in branch.refiner.cls.blocks:
+                block.bias.fill_(40.0)
+    return detector

@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from ciod.core import boxes as bx
-from ciod.core.types import Targets
+from ciod.core.types import Outputs, Targets
 from ciod.detectors.files import weights
 from ciod.detectors.layers import refiner as rf
-from ciod.detectors.layers.refiner import BoxRefiner, moved
+from ciod.detectors.layers.refiner import Refiner, moved
 from ciod.detectors.layers.sampling import samples
 from ciod.exporters.onnx_file import export
 from tests.detectors.common import make, pictures
@@ -93,17 +93,19 @@ def test_only_the_best_positions_of_a_branch_are_corrected(monkeypatch):
 
 
 def test_corrections_fade_out_towards_the_last_score():
-    refiner = BoxRefiner(4, 8)
+    refiner = Refiner(4, 8)
     nn.init.ones_(refiner.change.bias)
     boxes = torch.tensor([[[0.0, 0, 10, 10]] * 3])
-    found = refiner.best(torch.zeros(1, rf.WIDTH, 4, 4), boxes, torch.tensor([[0.5, 0.525, 0.9]]))
+    logits = torch.tensor([[0.5, 0.525, 0.9]]).logit()[..., None]
+    given = Outputs(logits, boxes, torch.zeros(3, 2), torch.ones(3))
+    found = refiner.answer(given, torch.zeros(1, 4, 4, 4)).boxes
     whole = moved(boxes[0, 0], torch.full((4,), rf.STEP))
     for box, share in zip(found[0], (0, 0.5, 1), strict=True):
         torch.testing.assert_close(box, boxes[0, 0] + share * (whole - boxes[0, 0]))
 
 
 def test_the_loss_by_hand():
-    refiner = BoxRefiner(4, 8)
+    refiner = Refiner(4, 8)
     boxes = torch.tensor([[[0.0, 0, 10, 10], [5, 5, 9, 9]]])
     targets = torch.tensor([[[0.0, 0, 20, 10], [0, 0, 1, 1]]])
     position = torch.tensor([[3, 70]])
@@ -113,14 +115,53 @@ def test_the_loss_by_hand():
     apart = 10 / 20 + ((other - targets[0, 0]).abs() / torch.tensor([20.0, 10, 20, 10])).sum()
     overlap = 0.5 + bx.iou(other, targets[0, 0])
     expected = rf.WEIGHT * (apart + 2 - overlap) / 2
-    torch.testing.assert_close(refiner.loss(near, boxes, targets, position, counted), expected, rtol=1e-5, atol=1e-6)
-    none = refiner.loss(near, boxes, targets, position, torch.zeros_like(counted))
+    row = torch.zeros_like(position)
+    found = refiner.loss(near, boxes, targets, position, counted, row)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    none = refiner.loss(near, boxes, targets, position, torch.zeros_like(counted), row)
     assert none.item() == 0
+
+
+def test_the_loss_of_classes_by_hand():
+    refiner = Refiner(4, 8, blocks=[1, 2])
+    with torch.no_grad():
+        for block, bias in zip(refiner.cls.blocks, ([0.3], [-1.2, 0.7]), strict=True):
+            block.weight.zero_()
+            block.bias.copy_(torch.tensor(bias))
+    box = torch.tensor([[[0.0, 0, 10, 10]]])
+    position, row, counted = torch.tensor([[3]]), torch.tensor([[2]]), torch.tensor([[True]])
+    near = torch.zeros(1, rf.WIDTH, 4, 4)
+    plain = Refiner(4, 8).loss(near, box, box, position, counted, row)
+    wrong = [math.log1p(math.exp(x)) for x in (0.3, -1.2, -0.7)]
+    found = refiner.loss(near, box, box, position, counted, row) - plain
+    assert found.item() == pytest.approx(rf.WEIGHT * sum(wrong), rel=1e-5)
+    taught = torch.tensor([[[0.0, 1, 1]]])
+    found = refiner.loss(near, box, box, position, counted, row, taught) - plain
+    assert found.item() == pytest.approx(rf.WEIGHT * sum(wrong[1:]), rel=1e-5), "masked classes teach nothing"
+
+
+def test_scores_of_classes_are_multiplied_by_what_the_second_stage_says():
+    refiner = Refiner(4, 8, blocks=[2])
+    with torch.no_grad():
+        refiner.cls.blocks[0].weight.zero_()
+        refiner.cls.blocks[0].bias.copy_(torch.tensor([0.2, 0.8]).logit())
+    first = torch.tensor([[[0.9, 0.3], [0.1, 0.2], [0.05, 0.04]]])
+    given = Outputs(first.logit(), torch.rand(1, 3, 4), torch.zeros(3, 2), torch.ones(3))
+    found = refiner.answer(given, torch.zeros(1, 4, 4, 4)).logits.sigmoid()
+    torch.testing.assert_close(found[0, :2], first[0, :2] * torch.tensor([0.2, 0.8]))
+    torch.testing.assert_close(found[0, 2], first[0, 2], msg="the last of the best fades out")
+
+
+def test_a_sure_logit_stays_finite():
+    sure = torch.tensor([80.0, 15.0, -200.0])
+    assert torch.equal(rf.lowered(sure, torch.zeros(3)), sure)
+    found = rf.lowered(sure, torch.full((3,), -1e-20))
+    assert found.isfinite().all() and (found[:2] > 14).all() and found[2] == -200
 
 
 def test_it_learns_where_edges_are():
     torch.manual_seed(0)
-    refiner = BoxRefiner(2, 4)
+    refiner = Refiner(2, 4)
     optimizer = torch.optim.AdamW(refiner.parameters(), 0.01)
     corner = torch.randint(3, 9, (16, 1, 2)) * 4
     truth = torch.cat([corner, corner + torch.randint(4, 8, (16, 1, 2)) * 4], 2).float()
@@ -131,19 +172,19 @@ def test_it_learns_where_edges_are():
     shifts = torch.randn(16, 1, 4) * torch.tensor([0.12, 0.12, 0.15, 0.15])
     wrong, position = moved(truth, shifts), torch.arange(16)[:, None]
     for _ in range(60):
-        loss = refiner.loss(refiner.read(early), wrong, truth, position, torch.ones(16, 1, dtype=torch.bool))
+        loss = refiner.loss(refiner.read(early), wrong, truth, position, torch.ones(16, 1, dtype=torch.bool), position)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        found = refiner.eval()(refiner.read(early), wrong)
+        found, _ = refiner.eval()(refiner.read(early), wrong)
     assert bx.iou(found, truth).mean() > bx.iou(wrong, truth).mean() + 0.1
 
 
 @pytest.mark.parametrize("name", ["yolox-nano", "gfl-pico"])
 def test_only_the_refiner_learns_from_its_loss(name):
     detector = make(name)
-    detector.add_branch(["dog"])
+    detector.add_branch(["dog", "eel"])
     detector.train()
     awake(detector).train()
     outputs = detector.newest(detector(pictures()))
@@ -152,6 +193,7 @@ def test_only_the_refiner_learns_from_its_loss(name):
     losses["refine"].backward()
     touched = {n for n, p in detector.named_parameters() if p.grad is not None and p.grad.any()}
     assert touched and all(".refiner." in n or n.startswith(("backbone.", "neck.")) for n in touched)
+    assert any(".refiner.cls." in n for n in touched)
     detector.eval()
     assert detector(pictures()).near is None, "in eval mode boxes are corrected, and nothing is learnt"
 
@@ -160,18 +202,35 @@ def test_files_keep_it_and_files_without_it_still_read(tmp_path):
     detector = make()
     detector.add_branch(["dog"], refine=False)
     detector.add_branch(["eel"])
+    detector.add_branch(["fox", "gnu"], taught=["bee"])
+    detector.add_branch(["hen", "ibis"], rescore=False)
     x = pictures()
     torch.manual_seed(5)
-    for p in detector.branches[1].refiner.parameters():
-        nn.init.normal_(p, std=0.3)
+    for branch in list(detector.branches)[1:]:
+        for p in branch.refiner.parameters():
+            nn.init.normal_(p, std=0.3)
     with torch.no_grad():
         expected = detector.eval()(x)
     weights.save_model(tmp_path / "model.safetensors", detector)
     read = weights.load(tmp_path / "model.safetensors").eval()
     assert read.branches[0].refiner is None and read.branches[1].refiner is not None
-    assert [step.get("refine") for step in read.growth] == [None, None, rf.HIDDEN]
+    assert [step.get("refine") for step in read.growth] == [None, None, *[rf.HIDDEN] * 3]
+    assert [step.get("rescore", False) for step in read.growth] == [False, False, False, True, False]
+    assert [branch.refiner.cls.sizes for branch in list(read.branches)[1:]] == [[], [1, 2], []]
     with torch.no_grad():
-        assert torch.equal(read(x).boxes, expected.boxes)
+        found = read(x)
+    assert torch.equal(found.boxes, expected.boxes) and torch.equal(found.logits, expected.logits)
+
+
+def test_classes_that_are_dropped_leave_the_others_as_they_were():
+    detector = make()
+    detector.add_branch(["dog", "eel", "fox"], taught=["bee"])
+    refiner = awake(detector).branches[0].refiner
+    near, boxes = torch.randn(1, rf.WIDTH, 9, 9), torch.tensor([[[3.0, 9, 40, 50]]])
+    before = refiner(near, boxes)[1]
+    detector.select([n for n in detector.class_names if n not in ("bee", "eel")])
+    assert refiner.cls.sizes == [2]
+    torch.testing.assert_close(refiner(near, boxes)[1], before[..., [1, 3]])
 
 
 def test_a_file_that_only_says_that_there_is_a_second_stage(tmp_path):

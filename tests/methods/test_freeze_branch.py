@@ -17,7 +17,8 @@ def test_steps_change_only_the_branch():
     detector = detectors.build(("ant", "bee"), name="yolox-pico", size=64)
     method = FreezeBranch()
     method.grow(detector, ["cow"], ["bee"])
-    assert detector.growth[-1] == {"branch": 1, "taught": ["bee"], "inner": [4, 12, 20], "refine": 16}
+    step = {"branch": 1, "taught": ["bee"], "inner": [4, 12, 20], "refine": 16, "rescore": True}
+    assert detector.growth[-1] == step
     method.attach(detector, detector, None)
     method.begin_task(fixed.task(("ant", "bee"), ("cow",)))
     before = {k: v.clone() for k, v in detector.state_dict().items()}

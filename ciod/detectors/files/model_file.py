@@ -46,6 +46,8 @@ class Growth(BaseModel):
     """The known class of which the classes of the branch are kinds."""
     refine: bool | Annotated[int, Field(ge=1, le=4096)] = False
     """Hidden units of the second stage that corrects the boxes of the branch; true: ``refiner.FIRST_HIDDEN``."""
+    rescore: bool = False
+    """Whether the second stage corrects the scores of the classes too."""
 
 
 class Metadata(BaseModel):

@@ -277,7 +277,8 @@ def regrow(detector: Detector, names: Sequence[str], growth: Sequence[dict[str, 
         elif isinstance(detector, StagedBranches) and "branch" in step:
             refine = step.get("refine", False)
             hidden = FIRST_HIDDEN if refine is True else refine
-            detector.add_branch(arriving, taught=step["taught"], inner=step["inner"], refine=hidden)
+            more = {"refine": hidden, "rescore": step.get("rescore", False)}
+            detector.add_branch(arriving, taught=step["taught"], inner=step["inner"], **more)
         elif "branch" in step:
             assert has_branches(detector)
             detector.add_branch(arriving, taught=step["taught"], inner=step["inner"])

@@ -18,7 +18,7 @@ from ciod.core.types import Matches, Outputs, Targets
 from ciod.detectors.layers.blocks import conv
 from ciod.detectors.layers.class_layers import ClassConv, start_rare
 from ciod.detectors.layers.modules import Layers, bias_of
-from ciod.detectors.layers.refiner import BoxRefiner
+from ciod.detectors.layers.refiner import Refiner
 
 OFF = -30.0  # logit of a class that a position cannot have: probability 1e-13, far below every threshold
 
@@ -109,12 +109,18 @@ def default_widths(width: int) -> tuple[int, int, int]:
     return max(4, width // 10), max(8, 3 * width // 8), max(12, 5 * width // 8)
 
 
+def row_blocks(classes: int, new: int) -> list[int]:
+    """Sizes of the blocks of class rows of a branch of ``classes``, the last ``new`` of which are new: a block per taught
+    class, because they may not be adjacent, and one of the new ones."""
+    return [1] * (classes - new) + [new] * (new > 0)
+
+
 class Branch(nn.Module):
     """The head of the classes ``columns``, of which only the last ``new`` are new; one ``BranchLevel`` per level."""
 
     levels: Layers[BranchLevel]
-    refiner: BoxRefiner | None
-    """Corrects its boxes. None: of a model that was extended before there were such, or without boxes of its own."""
+    refiner: Refiner | None
+    """Its second stage. None: of a model that was extended before there were such, or without boxes of its own."""
 
     def __init__(
         self,
@@ -124,12 +130,12 @@ class Branch(nn.Module):
         new: int,
         inner: Sequence[int],
         boxes: Sequence[nn.Conv2d | None],
-        refiner: BoxRefiner | None = None,
+        refiner: Refiner | None = None,
     ):
         super().__init__()
         self.columns = list(columns)
         self.refiner = refiner
-        rows = [1] * (len(self.columns) - new) + [new] * (new > 0)  # per taught class: they may not be adjacent
+        rows = row_blocks(len(self.columns), new)
         self.levels = Layers()
         above = 0
         for t, n, b in zip(taps, inner, boxes, strict=True):
@@ -143,6 +149,8 @@ class Branch(nn.Module):
         self.columns = [place[self.columns[i]] for i in rows]
         for level in self.levels:
             level.cls.select(rows)
+        if self.refiner is not None:
+            self.refiner.cls.select(rows)
         return bool(rows)
 
     def forward(

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ciod.detectors.layers.blocks import conv
+from ciod.detectors.layers.branch import row_blocks
 from ciod.detectors.layers.class_layers import ClassConv, start_rare
 from ciod.detectors.layers.modules import Layers, bias_of
-from ciod.detectors.layers.refiner import BoxRefiner
+from ciod.detectors.layers.refiner import Refiner
 
 NARROWEST, WIDEST = 48, 96  # channels from which widths of the branch are derived
 USUAL_CELLS = 4.0  # side of a box in cells before training
@@ -145,11 +146,11 @@ class MapsBranch(nn.Module):
 
     Args:
         inner: channels of the bottleneck of each level.
-        refiner: corrects its boxes; None: nothing does.
+        refiner: its second stage; None: there is none.
     """
 
     levels: Layers[MapsLevel]
-    refiner: BoxRefiner | None
+    refiner: Refiner | None
 
     def __init__(
         self,
@@ -157,13 +158,13 @@ class MapsBranch(nn.Module):
         columns: Sequence[int],
         new: int,
         inner: Sequence[int],
-        refiner: BoxRefiner | None = None,
+        refiner: Refiner | None = None,
     ):
         super().__init__()
         self.columns = list(columns)
         self.refiner = refiner
         self.strides = tuple(v.stride for v in levels)
-        rows = [1] * (len(self.columns) - new) + [new] * (new > 0)
+        rows = row_blocks(len(self.columns), new)
         self.levels = Layers()
         above, before = 0, 0
         for maps, n in zip(levels, inner, strict=True):
@@ -178,6 +179,8 @@ class MapsBranch(nn.Module):
         self.columns = [place[self.columns[i]] for i in rows]
         for level in self.levels:
             level.cls.select(rows)
+        if self.refiner is not None:
+            self.refiner.cls.select(rows)
         return bool(rows)
 
     def forward(self, maps: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

@@ -1,12 +1,14 @@
-"""A second stage for the boxes of a branch: it reads the finest map in and around a box, and corrects the box.
+"""A second stage of a branch: it reads the finest map in and around a box, corrects the box, and judges its classes.
 
 A branch reads the maps of a trunk that never learnt its classes, so its boxes are less exact than those of a network
-that is trained as a whole. The edges of an object are still in the backbone's finest map. Reading it at detections
-only, as the second stage of Faster R-CNN does (Ren et al., NeurIPS 2015), costs 0.4 % of a small network.
+that is trained as a whole, and it takes similar classes for each other. The edges of an object and its small marks are
+still in the backbone's finest map. Reading it at detections only, as the second stage of Faster R-CNN does (Ren et al.,
+NeurIPS 2015), costs 0.4 % of a small network. What it is worth: docs/results/extend-cards6.md.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -16,6 +18,7 @@ from ciod.core import boxes as bx
 from ciod.core import losses as L
 from ciod.core.types import Outputs
 from ciod.detectors.layers.blocks import ConvBN
+from ciod.detectors.layers.class_layers import ClassLinear
 from ciod.detectors.layers.modules import bias_of
 from ciod.detectors.layers.sampling import samples
 
@@ -25,27 +28,34 @@ AROUND = 1.25  # of the box, so that its edges are inside
 HIDDEN = 16
 FIRST_HIDDEN = 32  # of models whose file only says that there is a second stage
 STEP = 0.1  # unit of the corrections, in sides of the box
-CANDIDATES = 100  # best positions of a branch in an image whose boxes are corrected
+CANDIDATES = 100  # best positions of a branch in an image that are corrected
 FADE = 0.1  # whole corrections for scores this share above that of the last of them
 MOVES, MOVED, GROWN = 64, 0.06, 0.08  # of boxes in training: kinds, and standard deviations in sides, and of log sides
 WEIGHT = 0.1  # of the loss: only the refiner learns from it, and its gradients should not dominate when all are clipped
+SUREST = -1e-7  # log of a probability, so that its logit is finite
 
 
-class BoxRefiner(nn.Module):
-    """Corrections of boxes. Before training they are 0.
+class Refiner(nn.Module):
+    """Corrections of boxes, which are 0 before training, and of the scores of several classes.
 
     Args:
         channels: those of the map.
         stride: pixels per cell of the map.
         hidden: units of its hidden layer.
+        blocks: sizes of the blocks of class rows; (): only boxes are corrected.
     """
 
-    def __init__(self, channels: int, stride: int, hidden: int = HIDDEN):
+    def __init__(self, channels: int, stride: int, hidden: int = HIDDEN, blocks: Sequence[int] = ()):
         super().__init__()
         self.stride = stride
         self.read = ConvBN(channels, WIDTH, 1)
         self.hidden = nn.Linear(WIDTH * SIDE * SIDE, hidden)
         self.change = nn.Linear(hidden, 4)
+        self.cls = ClassLinear(hidden, 0)
+        for rows in blocks:
+            self.cls.grow(rows)
+        for p in self.cls.parameters():
+            nn.init.zeros_(p)
         size = torch.tensor([MOVED, MOVED, GROWN, GROWN])
         moves = torch.randn(MOVES, 4, generator=torch.Generator().manual_seed(0)) * size
         self.register_buffer("moves", moves, persistent=False)
@@ -54,8 +64,9 @@ class BoxRefiner(nn.Module):
 
     moves: Tensor
 
-    def forward(self, near: Tensor, boxes: Tensor) -> Tensor:
-        """Corrected boxes. The given ones get no gradient.
+    def forward(self, near: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Corrected boxes [B, n, 4], and class logits [B, n, k], k 0 if only boxes are corrected. The given boxes get no
+        gradient.
 
         Args:
             near: [B, WIDTH, h, w], of ``read``.
@@ -64,48 +75,82 @@ class BoxRefiner(nn.Module):
         with torch.autocast(near.device.type, enabled=False):
             boxes = boxes.detach()
             x = samples(near.float(), boxes, self.stride, SIDE, AROUND)
-            x = x.permute(0, 2, 3, 1).reshape(*boxes.shape[:2], -1)
-            return moved(boxes, STEP * self.change(nn.functional.silu(self.hidden(x))))
-
-    def best(self, near: Tensor, boxes: Tensor, best: Tensor) -> Tensor:
-        """Boxes [B, P, 4] with those of the best positions corrected; ``best``: [B, P] their best scores.
-
-        The correction fades out towards the last of them. Else rounding would decide about whole corrections where
-        scores are nearly equal, and an exported graph would differ from the model.
-        """
-        place, share = chosen(best)
-        before = boxes.gather(1, place)
-        return boxes.scatter(1, place, before + share * (self(near, before) - before))
+            x = nn.functional.silu(self.hidden(x.permute(0, 2, 3, 1).reshape(*boxes.shape[:2], -1)))
+            return moved(boxes, STEP * self.change(x)), self.cls(x)
 
     def answer(self, outputs: Outputs, early: Tensor) -> Outputs:
-        """The positions of a branch with corrected boxes; ``early``: the map that ``read`` takes."""
-        return replace(outputs, boxes=self.best(self.read(early), outputs.boxes, outputs.scores().amax(2)))
+        """The positions of a branch, the best of them corrected; ``early``: the map that ``read`` takes.
 
-    def loss(self, near: Tensor, boxes: Tensor, targets: Tensor, position: Tensor, counted: Tensor) -> Tensor:
-        """``WEIGHT`` × the distance of the corrected box's edges from those of the object, in its sides, and 1 - IoU:
-        mean over counted boxes, and over the same ones moved a little. How a box is moved depends only on its position,
-        so that a resumed run and one on several processes see the same.
+        Corrections fade out towards the last of the best. Else rounding would decide about whole corrections where
+        scores are nearly equal, and an exported graph would differ from the model.
+        """
+        place, share = chosen(outputs.scores().amax(2))
+        of_boxes = torch.stack([place] * 4, -1)
+        before = outputs.boxes.gather(1, of_boxes)
+        boxes, says = self(self.read(early), before)
+        outputs = replace(outputs, boxes=outputs.boxes.scatter(1, of_boxes, before + share * (boxes - before)))
+        if not says.shape[2]:
+            return outputs
+        of_classes = place[..., None].expand_as(says)
+        lower = lowered(outputs.logits.gather(1, of_classes), log_factor(says, share))
+        return replace(outputs, logits=outputs.logits.scatter(1, of_classes, lower))
+
+    def loss(
+        self,
+        near: Tensor,
+        boxes: Tensor,
+        targets: Tensor,
+        position: Tensor,
+        counted: Tensor,
+        channel: Tensor,
+        taught: Tensor | None = None,
+    ) -> Tensor:
+        """``WEIGHT`` × the distance of the corrected box's edges from those of the object, in its sides, 1 - IoU, and
+        the binary cross-entropy of the classes: mean over counted boxes, and over the same ones moved a little. How a
+        box is moved depends only on its position, so that a resumed run and one on several processes see the same.
 
         Args:
             near: see ``forward``.
             boxes, targets: [B, K, 4].
             position: [B, K] int64 of the boxes.
             counted: [B, K] bool.
+            channel: [B, K] int64, the class row of the object.
+            taught: [B, K, k] weights of the classes; None: 1.
         """
         boxes = torch.cat([boxes, moved(boxes.detach(), self.moves[position % MOVES])], 1)
         targets, twice = torch.cat([targets, targets], 1), torch.cat([counted, counted], 1)
-        found = self(near, boxes)
+        found, says = self(near, boxes)
         side = (targets[..., 2:] - targets[..., :2]).clamp(min=1)
         apart = ((found - targets).abs() / torch.cat([side, side], -1)).sum(-1)
-        return WEIGHT * L.masked_sum(apart + 1 - bx.iou(found, targets), twice) / L.count(twice)
+        each = apart + 1 - bx.iou(found, targets)
+        if classes := says.shape[2]:
+            right = says.new_zeros(*says.shape[:2], classes + 1)
+            right = right.scatter(2, torch.cat([channel, channel], 1)[..., None], 1)[..., :classes]
+            wrong = L.bce(says, right)
+            if taught is not None:
+                wrong = wrong * torch.cat([taught, taught], 1)
+            each = each + wrong.sum(-1)
+        return WEIGHT * L.masked_sum(each, twice) / L.count(twice)
 
 
 def chosen(best: Tensor) -> tuple[Tensor, Tensor]:
-    """From scores [..., P] the k positions whose boxes are corrected, [..., k, 4] int64 as ``gather`` takes them, and
-    the share of each correction, [..., k, 1]."""
+    """From the best score of each position [..., P] the k positions that are corrected, [..., k] int64, and the share
+    of each correction, [..., k, 1]."""
     scores, place = best.topk(min(CANDIDATES, best.shape[-1]), -1)
     share = ((scores / scores[..., -1:].clamp(min=1e-30) - 1) / FADE).clamp(0, 1)
-    return torch.stack([place] * 4, -1), share[..., None]
+    return place, share[..., None]
+
+
+def log_factor(says: Tensor, share: Tensor) -> Tensor:
+    """Class logits of the second stage [..., k] → the logarithm of what the first stage's probability is multiplied
+    by; ``share``: [..., 1] of the correction."""
+    return share * nn.functional.logsigmoid(says)
+
+
+def lowered(logits: Tensor, log_factor: Tensor) -> Tensor:
+    """Logits of probabilities that are multiplied by ``exp(log_factor)``, at most 1."""
+    log = (nn.functional.logsigmoid(logits) + log_factor).clamp(max=SUREST)
+    return torch.where(log_factor < 0, log - torch.log1p(-log.exp()), logits)
 
 
 def moved(boxes: Tensor, change: Tensor) -> Tensor:

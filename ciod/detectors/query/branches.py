@@ -57,7 +57,7 @@ class QueryBranch(nn.Module):
     def __init__(self, head: nn.Module, columns: Sequence[int], new: int):
         super().__init__()
         self.columns, self.head = list(columns), head
-        rows = [1] * (len(self.columns) - new) + [new] * (new > 0)  # per taught class: they may not be adjacent
+        rows = br.row_blocks(len(self.columns), new)
         for name, layer in list(head.named_modules()):
             if isinstance(layer, ClassConv):
                 above, _, leaf = name.rpartition(".")
