@@ -42,6 +42,12 @@ class MapsBranches(StagedBranches):
             towers: as the method of that name returns them.
         """
 
+    def read_maps(
+        self, maps: Sequence[Tensor], features: Sequence[Tensor], towers: tuple[Sequence[Tensor], Sequence[Tensor]]
+    ) -> list[list[Tensor]]:
+        """What a branch reads at strides 8, 16 and 32: the backbone's map, the neck's, and those of both towers."""
+        return [list(level) for level in zip(maps, features, *towers, strict=False)]
+
     # Forward ------------------------------------------------------------------------------------------------------
 
     def respond(self, images: Tensor, maps: list[Tensor], features: list[Tensor]) -> Outputs:
@@ -49,7 +55,7 @@ class MapsBranches(StagedBranches):
         towers = self.towers(features)
         if not len(self.branches):
             return self.own(images, features, towers)
-        read = read_maps(maps, features, towers)
+        read = self.read_maps(maps, features, towers)
         if self.training:
             newest = len(self.branches) - 1
             return br.scatter_classes(self.of_branch(newest, read), self.channel_of[newest + 1])
@@ -65,12 +71,12 @@ class MapsBranches(StagedBranches):
         """Outputs of the detector itself and of each branch, with only their own classes, and the backbone's maps."""
         maps, features = self.extract(images)
         towers = self.towers(features)
-        read = read_maps(maps, features, towers)
+        read = self.read_maps(maps, features, towers)
         branches = [self.of_branch(i, read) for i in range(len(self.branches))]
         return [self.own(images, features, towers), *branches], maps
 
     def of_branch(self, i: int, read: Sequence[Sequence[Tensor]]) -> Outputs:
-        """Outputs of a branch, with only its own classes, of the maps of ``read_maps``."""
+        """Outputs of a branch, with only its own classes, from ``read_maps``."""
         branch = self.branches[i]
         assert isinstance(branch, MapsBranch)
         return self.corrected(i, assemble(*branch(read), strides=branch.strides), read[0][0])
@@ -121,7 +127,8 @@ class MapsBranches(StagedBranches):
         sums: list[list[list[Tensor]]] = []
         for chunk in images.split(8):
             maps, features = self.extract(chunk.to(self.device))
-            sums.append([[_sums(m) for m in level] for level in read_maps(maps, features, self.towers(features))])
+            read = self.read_maps(maps, features, self.towers(features))
+            sums.append([[_sums(m) for m in level] for level in read])
         for level, of_level in zip(branch.levels, zip(*sums, strict=True), strict=True):
             for standard, of_map in zip(level.standards, zip(*of_level, strict=True), strict=True):
                 total, squares, count = torch.stack(of_map).sum(0)
@@ -137,13 +144,6 @@ class MapsBranches(StagedBranches):
         towers = (self.width, self.width)
         levels = [Channels(s, c, self.width, towers) for s, c in zip(STRIDES, self.backbone.channels, strict=True)]
         return MapsBranch(levels, columns, new, inner, refiner)
-
-
-def read_maps(
-    maps: Sequence[Tensor], features: Sequence[Tensor], towers: tuple[Sequence[Tensor], Sequence[Tensor]]
-) -> list[list[Tensor]]:
-    """What a branch reads at strides 8, 16 and 32: the backbone's map, the neck's, and those of both towers."""
-    return [list(level) for level in zip(maps, features, *towers, strict=False)]
 
 
 def _sums(m: Tensor) -> Tensor:

@@ -87,7 +87,8 @@ class StagedBranches(StagedDetector, Parted):
         hidden = HIDDEN if refine is True else int(refine)
         rescore = rescore and hidden > 0 and len(columns) > 1
         blocks = br.row_blocks(len(columns), len(names)) if rescore else ()
-        refiner = Refiner(self.backbone.channels[0], STRIDES[0], hidden, blocks) if hidden else None
+        channels, strides = self.judged_maps()
+        refiner = Refiner(channels[0], strides[0], hidden, blocks) if hidden else None
         added = self.make_branch(columns, len(names), inner, refiner)
         step = {"branch": len(names), "taught": [*taught], "inner": inner}
         step |= {"refine": hidden} if hidden else {}

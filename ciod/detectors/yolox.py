@@ -266,9 +266,7 @@ class YOLOX(StagedBranches):
         refiner = self.branches[-1].refiner if len(self.branches) else None
         return loss_of(outputs, targets, matches, supervision, self.box_weight, refiner, self.channel_of[-1])
 
-    def make_branch(
-        self, columns: Sequence[int], new: int, inner: Sequence[int], refiner: Refiner | None
-    ) -> br.Branch:
+    def make_branch(self, columns: Sequence[int], new: int, inner: Sequence[int], refiner: Refiner | None) -> br.Branch:
         return br.Branch(self.backbone.channels, self.width, columns, new, inner, list(self.head.reg), refiner)
 
     def make_children(self, columns: Sequence[int], inner: Sequence[int], parent: int) -> br.ChildBranch:

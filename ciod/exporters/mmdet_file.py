@@ -112,6 +112,10 @@ def model_config(detector: Detector) -> dict[str, Any]:
     from ciod.detectors.staged_branches import StagedBranches
     from ciod.detectors.yolox import YOLOX
 
+    if isinstance(detector, StagedBranches) and len(detector.branches):
+        raise CiodError(
+            "A detector with branches (freeze_branch) cannot be exported to MMDetection, which has no branches."
+        )
     if detector.settings["name"].startswith("mmdet:"):
         model = json.loads(detector.settings["config"])
         model.pop("input", None)
@@ -119,10 +123,6 @@ def model_config(detector: Detector) -> dict[str, Any]:
         return model
     if type(detector) not in (YOLOX, GFL):
         raise CiodError(f"{detector.settings['name']} cannot be exported to MMDetection; only yolox-… and gfl-… can.")
-    if isinstance(detector, StagedBranches) and len(detector.branches):
-        raise CiodError(
-            "A detector with branches (freeze_branch) cannot be exported to MMDetection, which has no branches."
-        )
     input_spec = detector.input
     order = slice(None, None, -1 if input_spec.bgr else 1)
     model: dict[str, Any] = {

@@ -140,7 +140,7 @@ def test_the_loss_of_classes_by_hand():
     assert found.item() == pytest.approx(rf.WEIGHT * sum(wrong[1:]), rel=1e-5), "masked classes teach nothing"
 
 
-def test_scores_of_classes_are_multiplied_by_what_the_second_stage_says():
+def test_scores_of_classes_are_multiplied_by_the_root_of_what_the_second_stage_says():
     refiner = Refiner(4, 8, blocks=[2])
     with torch.no_grad():
         refiner.cls.blocks[0].weight.zero_()
@@ -148,7 +148,7 @@ def test_scores_of_classes_are_multiplied_by_what_the_second_stage_says():
     first = torch.tensor([[[0.9, 0.3], [0.1, 0.2], [0.05, 0.04]]])
     given = Outputs(first.logit(), torch.rand(1, 3, 4), torch.zeros(3, 2), torch.ones(3))
     found = refiner.answer(given, torch.zeros(1, 4, 4, 4)).logits.sigmoid()
-    torch.testing.assert_close(found[0, :2], first[0, :2] * torch.tensor([0.2, 0.8]))
+    torch.testing.assert_close(found[0, :2], first[0, :2] * torch.tensor([0.2, 0.8]).sqrt())
     torch.testing.assert_close(found[0, 2], first[0, 2], msg="the last of the best fades out")
 
 

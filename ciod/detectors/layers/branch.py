@@ -246,7 +246,7 @@ def scatter_classes(outputs: Outputs, row: Tensor) -> Outputs:
 def append(parts: Sequence[Outputs]) -> Outputs:
     """Positions of all parts in order; features and towers are those of the first.
 
-    What only the first part has at its positions (distributions, anchors, deltas) is left out.
+    What only the first part has at its positions (distributions, anchors, deltas, first boxes) is left out.
     """
 
     def cat(name: str, dim: int) -> Tensor:
@@ -265,6 +265,7 @@ def append(parts: Sequence[Outputs]) -> Outputs:
         distribution=None,
         anchors=None,
         deltas=None,
+        coarse=None,
     )
 
 

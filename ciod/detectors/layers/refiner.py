@@ -28,6 +28,7 @@ AROUND = 1.25  # of the box, so that its edges are inside
 HIDDEN = 16
 FIRST_HIDDEN = 32  # of models whose file only says that there is a second stage
 STEP = 0.1  # unit of the corrections, in sides of the box
+SAY = 0.5  # the power of what the second stage says of a class: 1 is worse where it has learnt from few images
 CANDIDATES = 100  # best positions of a branch in an image that are corrected
 FADE = 0.1  # whole corrections for scores this share above that of the last of them
 MOVES, MOVED, GROWN = 64, 0.06, 0.08  # of boxes in training: kinds, and standard deviations in sides, and of log sides
@@ -144,7 +145,7 @@ def chosen(best: Tensor) -> tuple[Tensor, Tensor]:
 def log_factor(says: Tensor, share: Tensor) -> Tensor:
     """Class logits of the second stage [..., k] → the logarithm of what the first stage's probability is multiplied
     by; ``share``: [..., 1] of the correction."""
-    return share * nn.functional.logsigmoid(says)
+    return SAY * share * nn.functional.logsigmoid(says)
 
 
 def lowered(logits: Tensor, log_factor: Tensor) -> Tensor:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from ciod.core import losses as L
 from ciod.core.types import Detections, Matches, Outputs, Targets
-from ciod.detectors.base import Detector
 from ciod.detectors.dense import flatten
 from ciod.detectors.gfl import integral
 from ciod.detectors.mmdet import build, heads
 from ciod.detectors.mmdet import config as configs
+from ciod.detectors.mmdet.branches import MMDetBranches, first_part
 
 Maps = Sequence[Tensor]
 
@@ -41,10 +41,10 @@ def traits_of(name: str) -> frozenset[str]:
 
 def _traits(model: dict[str, Any], recipe: heads.Recipe) -> frozenset[str]:
     bins = model["bbox_head"]["type"] == "GFLHead"
-    return recipe.traits | ({"box_distribution"} if bins else frozenset())
+    return recipe.traits | {"branches"} | ({"box_distribution"} if bins else frozenset())
 
 
-class MMDet(Detector):
+class MMDet(MMDetBranches):
     """See the module. ``settings`` are the keyword arguments of ``build``; they hold the config, so that a model file
     is enough.
 
@@ -87,6 +87,7 @@ class MMDet(Detector):
             build.put(
                 self.model, place, build.growing(self.model.get_submodule(place), len(class_names), self.head, given)
             )
+        self.start_parts(int(self.head.in_channels))
         self._count()
         test = model.get("test_cfg") or {}
         self.nms_iou = float((test.get("nms") or {}).get("iou_threshold", 0.65))
@@ -116,12 +117,16 @@ class MMDet(Detector):
         return configs.pretrained(name.removeprefix(configs.PREFIX))
 
     def forward(self, images: Tensor) -> Outputs:
-        features = self.model.extract_feat(self.normalise(images))
+        if len(self.branches):
+            return super().forward(images)
+        return self.own(images, list(self.model.extract_feat(self.normalise(images))), ([], []))
+
+    def own(self, images: Tensor, features: list[Tensor], towers: tuple[list[Tensor], list[Tensor]]) -> Outputs:
         # In eval mode two heads return other values (FCOS pixels, VFNet no first boxes); this does not change the mode
         # of their layers.
         mode, self.head.training = self.head.training, True
         try:
-            maps = self.head(features)
+            maps = self.head(tuple(features))
         finally:
             self.head.training = mode
         return self.assemble(*maps, features=features)
@@ -188,13 +193,18 @@ class MMDet(Detector):
         return points, anchors, strides, levels
 
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
-        """By the head's own assigner; see ``mmdet_heads.match``."""
+        """By the head's own assigner; see ``mmdet_heads.match``. With branches: ``match_branch``."""
+        if len(self.branches):
+            return self.match_branch(outputs, targets)
         return heads.match(self.head, outputs, targets)
 
     def losses(
         self, outputs: Outputs, targets: Targets, matches: Matches, supervision: L.Supervision
     ) -> dict[str, Tensor]:
-        """The head's losses under ciod's names: cls, box and, where it has them, obj, centerness, iou, dfl, coarse."""
+        """The head's losses under ciod's names: cls, box and, where it has them, obj, centerness, iou, dfl, coarse. With
+        branches: ``losses_of_branch``."""
+        if len(self.branches):
+            return self.losses_of_branch(outputs, targets, matches, supervision)
         return heads.losses(self.head, self.recipe, outputs, targets, matches, supervision)
 
     def trunk(self) -> list[nn.Module]:
@@ -206,11 +216,11 @@ class MMDet(Detector):
 
     def _select(self, kept: list[int]) -> None:
         super()._select(kept)
-        self._count(len(kept))
+        self._count()
 
-    def _count(self, classes: int | None = None) -> None:
+    def _count(self) -> None:
         """Sets the head's own number of classes."""
-        self.head.num_classes = self.head.cls_out_channels = self.num_classes if classes is None else classes
+        self.head.num_classes = self.head.cls_out_channels = len(self.parts[0])
 
     @torch.no_grad()
     def decode(
@@ -225,16 +235,30 @@ class MMDet(Detector):
     ) -> list[Detections]:
         """As in MMDetection: except for YOLOX, a position has several labels, whatever ``multi_label`` is, and the
         config's ``nms_pre`` best of each level enter NMS. Boxes are first clipped to the batch image (except TOOD's).
-        PAA's boxes are averaged with those they suppress."""
+        PAA's boxes are averaged with those they suppress. Branches are decoded as ``Detector.decode`` does."""
+        given: dict[str, Any] = {
+            "score_threshold": score_threshold,
+            "nms_iou": nms_iou,
+            "max_detections": max_detections,
+            "classes": classes,
+        }
         if not self.recipe.several:
-            return super().decode(
-                outputs,
-                score_threshold=score_threshold,
-                nms_iou=nms_iou,
-                max_detections=max_detections,
-                classes=classes,
-                multi_label=multi_label,
-            )
+            return super().decode(outputs, multi_label=multi_label, **given)
+        if outputs.parts:
+            own = self._decode(first_part(outputs), **given)
+            return self.decode_with_branches(outputs, own, multi_label=True, **given)
+        return self._decode(outputs, **given)
+
+    def _decode(
+        self,
+        outputs: Outputs,
+        *,
+        score_threshold: float | None,
+        nms_iou: float | None,
+        max_detections: int,
+        classes: Tensor | None,
+    ) -> list[Detections]:
+        """``decode`` in MMDetection's way, without branches."""
         floor = self.score_threshold if score_threshold is None else score_threshold
         limit = self.nms_iou if nms_iou is None else nms_iou
         probability, scores = outputs.logits.sigmoid(), outputs.scores()
