@@ -26,7 +26,9 @@ class StagedBranches(StagedDetector, Parted):
 
     branches: Layers[br.Branch | MapsBranch]  # type: ignore[assignment]
 
-    def make_children(self, columns: Sequence[int], inner: Sequence[int], parent: int) -> br.ChildBranch:
+    def make_children(
+        self, columns: Sequence[int], inner: Sequence[int], parent: int, refiner: Refiner | None
+    ) -> br.ChildBranch:
         """A branch of ``columns``, kinds of the class ``parent``; for detectors with the trait ``children``.
 
         Raises:
@@ -41,8 +43,8 @@ class StagedBranches(StagedDetector, Parted):
         """A branch of ``columns``, the last ``new`` of which only it has; ``inner``: see ``add_branch``."""
 
     def corrected(self, i: int, part: Outputs, early: Tensor) -> Outputs:
-        """The positions of branch ``i``. In eval mode its second stage corrects them; in train mode it does not, but those
-        of the newest branch get what it learns from.
+        """The positions of branch ``i``. In eval mode its second stage corrects them; in train mode it does not, but
+        those of the newest branch get what it learns from.
 
         Args:
             early: [B, F, h, w], the backbone's map of the lowest stride.
@@ -86,23 +88,28 @@ class StagedBranches(StagedDetector, Parted):
         inner = list(inner if inner is not None else br.default_widths(self.width))
         hidden = HIDDEN if refine is True else int(refine)
         rescore = rescore and hidden > 0 and len(columns) > 1
-        blocks = br.row_blocks(len(columns), len(names)) if rescore else ()
-        channels, strides = self.judged_maps()
-        refiner = Refiner(channels[0], strides[0], hidden, blocks) if hidden else None
+        refiner = self._second_stage(hidden, br.row_blocks(len(columns), len(names)) if rescore else ())
         added = self.make_branch(columns, len(names), inner, refiner)
         step = {"branch": len(names), "taught": [*taught], "inner": inner}
         step |= {"refine": hidden} if hidden else {}
         self._append(added, names, step | ({"rescore": True} if rescore else {}))
         return added
 
-    def add_children(self, parent: str, names: Sequence[str], *, inner: Sequence[int] | None = None) -> br.ChildBranch:
+    def _second_stage(self, hidden: int, blocks: Sequence[int], *, boxes: bool = True) -> Refiner | None:
+        """See ``Refiner``; None without hidden units."""
+        channels, strides = self.judged_maps()
+        return Refiner(channels[0], strides[0], hidden, blocks, boxes=boxes) if hidden else None
+
+    def add_children(
+        self, parent: str, names: Sequence[str], *, inner: Sequence[int] | None = None, refine: bool | int = True
+    ) -> br.ChildBranch:
         """Adds kinds of a class as a branch: they are found where the class is, in its boxes, and all existing outputs
         stay bit-identical.
 
         Args:
             parent: a known class. Where several parts predict it, its first part counts.
             names: new classes.
-            inner: see ``add_branch``.
+            inner, refine: see ``add_branch``.
 
         Raises:
             CiodError: a new name is already known, the parent is not, or there are no names.
@@ -112,8 +119,11 @@ class StagedBranches(StagedDetector, Parted):
             raise CiodError(f"Children need names and a known class as their parent; got {[*names]} and {parent!r}.")
         inner = list(inner if inner is not None else br.default_widths(self.width))
         columns = list(range(self.num_classes, self.num_classes + len(names)))
-        added = self.make_children(columns, inner, self.class_names.index(parent))
-        self._append(added, names, {"branch": len(names), "taught": [], "inner": inner, "parent": parent})
+        hidden = HIDDEN if refine is True else int(refine)
+        refiner = self._second_stage(hidden, [len(names)], boxes=False)
+        added = self.make_children(columns, inner, self.class_names.index(parent), refiner)
+        step = {"branch": len(names), "taught": [], "inner": inner, "parent": parent}
+        self._append(added, names, step | ({"refine": hidden, "rescore": True} if hidden else {}))
         return added
 
     def newest(self, outputs: Outputs) -> Outputs:

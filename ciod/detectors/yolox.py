@@ -242,7 +242,8 @@ class YOLOX(StagedBranches):
             if isinstance(b, br.ChildBranch):
                 of = next(n for n, columns in enumerate(self.parts) if b.parent in columns)
                 logits = flatten(b.names(maps, features, towers[0]))
-                parts.append(br.under(parts[of], self.parts[of].index(b.parent), logits))
+                found = br.under(parts[of], self.parts[of].index(b.parent), logits)
+                parts.append(self.corrected(i, found, maps[0]))
             else:
                 parts.append(self.corrected(i, assemble(*b(maps, features, *towers)), maps[0]))
         return parts
@@ -269,5 +270,7 @@ class YOLOX(StagedBranches):
     def make_branch(self, columns: Sequence[int], new: int, inner: Sequence[int], refiner: Refiner | None) -> br.Branch:
         return br.Branch(self.backbone.channels, self.width, columns, new, inner, list(self.head.reg), refiner)
 
-    def make_children(self, columns: Sequence[int], inner: Sequence[int], parent: int) -> br.ChildBranch:
-        return br.ChildBranch(self.backbone.channels, self.width, columns, inner, parent=parent)
+    def make_children(
+        self, columns: Sequence[int], inner: Sequence[int], parent: int, refiner: Refiner | None
+    ) -> br.ChildBranch:
+        return br.ChildBranch(self.backbone.channels, self.width, columns, inner, parent=parent, refiner=refiner)

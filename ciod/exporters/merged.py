@@ -109,7 +109,8 @@ class MergedRefiners(nn.Module):
         # Samples come channel by channel here, and point by point to the layer.
         hidden = [r.hidden.weight.unflatten(1, (SIDE * SIDE, WIDTH)).transpose(1, 2).flatten(1).T for r in refiners]
         self.hidden = _stacked(hidden, [bias_of(r.hidden) for r in refiners])
-        self.change = _stacked([r.change.weight.T for r in refiners], [bias_of(r.change) for r in refiners])
+        change = [r.change for r in refiners if r.change is not None]
+        self.change = _stacked([c.weight.T for c in change], [bias_of(c) for c in change])
         rows = [_class_rows(r) for r in refiners]
         self.cls = _stacked([w.T for w, _ in rows], [bias for _, bias in rows], SILENT)
         self.scored = any(r.cls.sizes for r in refiners)

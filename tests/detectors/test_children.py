@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from ciod.detectors.layers.branch import OFF, ChildBranch
 from ciod.exporters import onnx_file
 from ciod.methods.base.split_class import SplitClass
 from tests import fixed
+from tests.detectors.common import silent
 from tests.detectors.test_branch import POSITIONS, SIZE, make, pictures
 
 
@@ -32,7 +34,7 @@ def with_kinds() -> Any:
                 level.reg.weight.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(6))
             for block in level.cls.blocks:
                 block.weight.data.normal_(0, 0.5, generator=torch.Generator().manual_seed(5))
-    return detector.eval()
+    return silent(detector.eval())
 
 
 @torch.no_grad()
@@ -52,6 +54,21 @@ def test_kinds_have_the_boxes_of_their_parent_and_a_share_of_its_score():
         others = [c for c in range(7) if c not in kinds]
         assert (after.logits[:, part * POSITIONS : (part + 1) * POSITIONS, others] == OFF).all()
     assert detector.parents == {"dog": "bee", "eel": "bee", "gnu": "fox"}
+
+
+@torch.no_grad()
+def test_the_second_stage_of_kinds_corrects_scores_and_no_boxes():
+    x, detector = pictures(), with_kinds()
+    before = detector(x)
+    detector.branches[0].refiner.cls.blocks[0].bias.data[:] = torch.tensor([-1.0, 0.5])
+    after = detector(x)
+    assert torch.equal(after.boxes, before.boxes)
+    share = (after.scores() / before.scores())[:, POSITIONS : 2 * POSITIONS, 3:5]
+    best = before.scores()[:, POSITIONS : 2 * POSITIONS].amax(2).argmax(1)
+    wanted = torch.tensor([-1.0, 0.5]).sigmoid().sqrt()
+    for b in range(2):
+        torch.testing.assert_close(share[b, best[b]], wanted, rtol=1e-4, atol=1e-5)
+    assert torch.equal(after.logits[:, :POSITIONS], before.logits[:, :POSITIONS])
 
 
 @torch.no_grad()
@@ -117,7 +134,9 @@ def test_the_arbiter_takes_an_object_of_a_kind_for_one_of_its_parent_too():
 
 @pytest.mark.parametrize("nms", [False, True])
 def test_onnx_has_the_same_kinds(tmp_path, nms):
-    made = onnx_file.export(with_kinds(), tmp_path / "m.onnx", nms=nms)
+    detector = with_kinds()
+    detector.branches[0].refiner.cls.blocks[0].bias.data[:] = torch.tensor([-1.0, 0.5])
+    made = onnx_file.export(detector, tmp_path / "m.onnx", nms=nms)
     assert made.score_difference < 1e-4 and bool(made.detections) == nms
 
 
@@ -142,9 +161,13 @@ def test_training_teaches_names_only():
                 logits = outputs.logits[b, position, 2:].detach()
                 total += float(torch.nn.functional.binary_cross_entropy_with_logits(logits, wanted, reduction="sum"))
                 count += 1
-    assert losses.keys() == {"cls"} and count > 2
+    assert losses.keys() == {"cls", "refine"} and count > 2
     assert float(losses["cls"].detach()) == pytest.approx(total / count, rel=1e-5)
-    losses["cls"].backward()
+    assert float(losses["refine"].detach()) == pytest.approx(0.1 * 2 * math.log(2), rel=1e-5), "nothing is said yet"
+    torch.stack(list(losses.values())).sum().backward()
+    assert detector.branches[0].refiner.change is None
+    bias = detector.branches[0].refiner.cls.blocks[0].bias.grad
+    assert bias is not None and (bias > -0.05).all(), "the object with the parent's name is of no kind"
     moved = {n.split(".")[0] for n, p in detector.named_parameters() if p.grad is not None}
     assert moved == {"branches"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,9 +22,10 @@ from tests.data.writers import sample_index
 from tests.mmdet import common
 
 
-def branched(head: str):
+def branched(head: str) -> Any:
     """Two branches with scores as of trained ones; the first knows an old class too."""
-    detector = common.make(head).eval()
+    build: Any = common.make
+    detector = build(head).eval()
     for names, taught in ((["dog", "eel"], ["bee"]), (["fox"], [])):
         detector.add_branch(names, taught=taught).eval()
         detector.observe(common.pictures(4, seed=5))
@@ -140,7 +142,7 @@ def test_what_auto_chooses_and_that_it_cannot_go_back(tmp_path):
     )
     detector.add_branch(["dog"])
     assert method_for(detector)[0] == "freeze_branch"
-    with pytest.raises(CiodError, match="A detector with branches .* cannot be exported to MMDetection"):
+    with pytest.raises(CiodError, match=r"A detector with branches .* cannot be exported to MMDetection"):
         mmdet_file.export(detector, tmp_path)
     with pytest.raises(CiodError, match="has branches already, so classes can be added only on a further branch"):
         detector.grow(["eel"])
@@ -150,5 +152,5 @@ def test_a_backbone_without_the_maps(monkeypatch):
     detector = common.make("retinanet")
     detector.model.backbone.out_indices = (0, 1, 2)
     monkeypatch.setattr(detector.model, "neck", torch.nn.Identity())
-    with pytest.raises(CiodError, match="has none of 32. Use another method, such as method=pseudo_label"):
+    with pytest.raises(CiodError, match=r"has none of 32\. Use another method, such as method=pseudo_label"):
         detector.add_branch(["dog"])

@@ -273,7 +273,8 @@ def regrow(detector: Detector, names: Sequence[str], growth: Sequence[dict[str, 
         first += size
         if "parent" in step:
             assert isinstance(detector, StagedBranches)
-            detector.add_children(step["parent"], arriving, inner=step["inner"])
+            refine = step.get("refine", False)
+            detector.add_children(step["parent"], arriving, inner=step["inner"], refine=refine)
         elif isinstance(detector, StagedBranches) and "branch" in step:
             refine = step.get("refine", False)
             hidden = FIRST_HIDDEN if refine is True else refine

@@ -110,8 +110,8 @@ def default_widths(width: int) -> tuple[int, int, int]:
 
 
 def row_blocks(classes: int, new: int) -> list[int]:
-    """Sizes of the blocks of class rows of a branch of ``classes``, the last ``new`` of which are new: a block per taught
-    class, because they may not be adjacent, and one of the new ones."""
+    """Sizes of the blocks of class rows of a branch of ``classes``, the last ``new`` of which are new: a block per
+    taught class, because they may not be adjacent, and one of the new ones."""
     return [1] * (classes - new) + [new] * (new > 0)
 
 
@@ -173,10 +173,20 @@ class ChildBranch(Branch):
 
     Args:
         parent: class number of the parent.
+        refiner: its second stage, which corrects no boxes; None: of a model that was extended before there were such.
     """
 
-    def __init__(self, taps: Sequence[int], width: int, columns: Sequence[int], inner: Sequence[int], *, parent: int):
-        super().__init__(taps, width, columns, len(columns), inner, [None] * len(inner))
+    def __init__(
+        self,
+        taps: Sequence[int],
+        width: int,
+        columns: Sequence[int],
+        inner: Sequence[int],
+        *,
+        parent: int,
+        refiner: Refiner | None = None,
+    ):
+        super().__init__(taps, width, columns, len(columns), inner, [None] * len(inner), refiner)
         self.parent = parent
 
     def names(self, taps: Sequence[Tensor], neck: Sequence[Tensor], cls: Sequence[Tensor]) -> list[Tensor]:

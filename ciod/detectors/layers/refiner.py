@@ -44,14 +44,19 @@ class Refiner(nn.Module):
         stride: pixels per cell of the map.
         hidden: units of its hidden layer.
         blocks: sizes of the blocks of class rows; (): only boxes are corrected.
+        boxes: False: boxes stay as they are.
     """
 
-    def __init__(self, channels: int, stride: int, hidden: int = HIDDEN, blocks: Sequence[int] = ()):
+    change: nn.Linear | None
+
+    def __init__(
+        self, channels: int, stride: int, hidden: int = HIDDEN, blocks: Sequence[int] = (), *, boxes: bool = True
+    ):
         super().__init__()
         self.stride = stride
         self.read = ConvBN(channels, WIDTH, 1)
         self.hidden = nn.Linear(WIDTH * SIDE * SIDE, hidden)
-        self.change = nn.Linear(hidden, 4)
+        self.change = nn.Linear(hidden, 4) if boxes else None
         self.cls = ClassLinear(hidden, 0)
         for rows in blocks:
             self.cls.grow(rows)
@@ -60,14 +65,15 @@ class Refiner(nn.Module):
         size = torch.tensor([MOVED, MOVED, GROWN, GROWN])
         moves = torch.randn(MOVES, 4, generator=torch.Generator().manual_seed(0)) * size
         self.register_buffer("moves", moves, persistent=False)
-        nn.init.zeros_(self.change.weight)
-        nn.init.zeros_(bias_of(self.change))
+        if self.change is not None:
+            nn.init.zeros_(self.change.weight)
+            nn.init.zeros_(bias_of(self.change))
 
     moves: Tensor
 
     def forward(self, near: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Corrected boxes [B, n, 4], and class logits [B, n, k], k 0 if only boxes are corrected. The given boxes get no
-        gradient.
+        """Corrected boxes [B, n, 4], and class logits [B, n, k], k 0 if only boxes are corrected. The given boxes get
+        no gradient.
 
         Args:
             near: [B, WIDTH, h, w], of ``read``.
@@ -77,7 +83,7 @@ class Refiner(nn.Module):
             boxes = boxes.detach()
             x = samples(near.float(), boxes, self.stride, SIDE, AROUND)
             x = nn.functional.silu(self.hidden(x.permute(0, 2, 3, 1).reshape(*boxes.shape[:2], -1)))
-            return moved(boxes, STEP * self.change(x)), self.cls(x)
+            return boxes if self.change is None else moved(boxes, STEP * self.change(x)), self.cls(x)
 
     def answer(self, outputs: Outputs, early: Tensor) -> Outputs:
         """The positions of a branch, the best of them corrected; ``early``: the map that ``read`` takes.
@@ -89,7 +95,8 @@ class Refiner(nn.Module):
         of_boxes = torch.stack([place] * 4, -1)
         before = outputs.boxes.gather(1, of_boxes)
         boxes, says = self(self.read(early), before)
-        outputs = replace(outputs, boxes=outputs.boxes.scatter(1, of_boxes, before + share * (boxes - before)))
+        if self.change is not None:
+            outputs = replace(outputs, boxes=outputs.boxes.scatter(1, of_boxes, before + share * (boxes - before)))
         if not says.shape[2]:
             return outputs
         of_classes = place[..., None].expand_as(says)
@@ -115,15 +122,17 @@ class Refiner(nn.Module):
             boxes, targets: [B, K, 4].
             position: [B, K] int64 of the boxes.
             counted: [B, K] bool.
-            channel: [B, K] int64, the class row of the object.
+            channel: [B, K] int64, the class row of the object; k: it has none.
             taught: [B, K, k] weights of the classes; None: 1.
         """
         boxes = torch.cat([boxes, moved(boxes.detach(), self.moves[position % MOVES])], 1)
         targets, twice = torch.cat([targets, targets], 1), torch.cat([counted, counted], 1)
         found, says = self(near, boxes)
-        side = (targets[..., 2:] - targets[..., :2]).clamp(min=1)
-        apart = ((found - targets).abs() / torch.cat([side, side], -1)).sum(-1)
-        each = apart + 1 - bx.iou(found, targets)
+        each = torch.zeros_like(found[..., 0])
+        if self.change is not None:
+            side = (targets[..., 2:] - targets[..., :2]).clamp(min=1)
+            apart = ((found - targets).abs() / torch.cat([side, side], -1)).sum(-1)
+            each = apart + 1 - bx.iou(found, targets)
         if classes := says.shape[2]:
             right = says.new_zeros(*says.shape[:2], classes + 1)
             right = right.scatter(2, torch.cat([channel, channel], 1)[..., None], 1)[..., :classes]

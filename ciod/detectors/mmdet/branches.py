@@ -32,7 +32,8 @@ class Taps:
 
 
 class MMDetBranches(MapsBranches):
-    """The branches of ``MMDet``. The heads have no common place for their towers, so a branch has small ones of its own.
+    """The branches of ``MMDet``. The heads have no common place for their towers, so a branch has small ones of its
+    own.
 
     Attributes:
         model: MMDetection's.
@@ -72,8 +73,8 @@ class MMDetBranches(MapsBranches):
         early, late = ({PROBE // m.shape[-1]: i for i, m in enumerate(found)} for found in (maps, features))
         if lacking := [s for s in STRIDES if s not in early]:
             raise CiodError(
-                f"{self.settings['name']}: a branch reads maps of strides 8, 16 and 32, and the backbone of this config "
-                f"has none of {', '.join(map(str, lacking))}. Use another method, such as method=pseudo_label."
+                f"{self.settings['name']}: a branch reads maps of strides 8, 16 and 32, and the backbone of this "
+                f"config has none of {', '.join(map(str, lacking))}. Use another method, such as method=pseudo_label."
             )
         channels = tuple(
             Channels(s, maps[early[s]].shape[1], features[late[s]].shape[1] if s in late else 0) for s in STRIDES
@@ -151,8 +152,8 @@ def _joined(a: Detections, b: Detections, twice: Sequence[int], limit: float) ->
     kept = np.ones(len(scores), bool)
     if len(both := np.flatnonzero(np.isin(labels, twice))):
         kept[both] = False
-        rows = (torch.from_numpy(x[both]) for x in (boxes, scores, labels))
-        kept[both[suppress(*rows, limit).numpy()]] = True
+        found, sure, named = (torch.from_numpy(x[both]) for x in (boxes, scores, labels))
+        kept[both[suppress(found, sure, named, limit).numpy()]] = True
     order = np.argsort(-scores, kind="stable")
     order = order[kept[order]]
     return Detections(boxes[order], scores[order], labels[order], a.class_names)

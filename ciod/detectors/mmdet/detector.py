@@ -201,8 +201,8 @@ class MMDet(MMDetBranches):
     def losses(
         self, outputs: Outputs, targets: Targets, matches: Matches, supervision: L.Supervision
     ) -> dict[str, Tensor]:
-        """The head's losses under ciod's names: cls, box and, where it has them, obj, centerness, iou, dfl, coarse. With
-        branches: ``losses_of_branch``."""
+        """The head's losses under ciod's names: cls, box and, where it has them, obj, centerness, iou, dfl, coarse.
+        With branches: ``losses_of_branch``."""
         if len(self.branches):
             return self.losses_of_branch(outputs, targets, matches, supervision)
         return heads.losses(self.head, self.recipe, outputs, targets, matches, supervision)

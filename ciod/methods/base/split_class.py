@@ -13,6 +13,7 @@ from ciod.core.boxes import gather_rows
 from ciod.core.errors import CiodError
 from ciod.core.types import Batch
 from ciod.detectors.base import Detector
+from ciod.detectors.layers.refiner import Refiner
 from ciod.detectors.staged_branches import StagedBranches
 from ciod.methods.freeze_branch import FreezeBranch
 
@@ -49,7 +50,8 @@ class SplitClass(FreezeBranch):
         detector.add_children(self.parent, names, inner=self.inner)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """``cls``: binary cross-entropy of the kinds at matched positions, divided by their number."""
+        """``cls``: binary cross-entropy of the kinds at matched positions, divided by their number; ``refine``: that of
+        the second stage."""
         if not len(self._branched.branches):
             return super().loss(batch)
         outputs = self._branched.newest(self.student(batch.images))
@@ -60,4 +62,10 @@ class SplitClass(FreezeBranch):
         kinds = torch.arange(first, last + 1, device=label.device)
         logits = gather_rows(outputs.logits[..., first : last + 1], matches.position)
         each = L.bce(logits, (label[..., None] == kinds).float()).sum(2)
-        return {"cls": L.masked_sum(each, supervision.counted) / L.count(supervision.counted)}
+        losses = {"cls": L.masked_sum(each, supervision.counted) / L.count(supervision.counted)}
+        refiner = self._branched.branches[-1].refiner
+        if outputs.near is not None and isinstance(refiner, Refiner):
+            row = torch.where((label >= first) & (label <= last), label - first, len(kinds))
+            boxes = gather_rows(outputs.boxes, matches.position), gather_rows(batch.targets.boxes, matches.target)
+            losses["refine"] = refiner.loss(outputs.near, *boxes, matches.position, supervision.counted, row)
+        return losses
