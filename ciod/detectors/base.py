@@ -93,6 +93,7 @@ class Detector(nn.Module, MaskedLoss):
         self.score_threshold, self.nms_iou = 0.001, 0.65
         self.arbiter: Arbiter | None = None  # weighs branches against each other, if there are any
         self.one_label = True  # ``decode`` can give a position only its best class
+        self.lacks_in_onnx = ""  # operators of the network that ONNX does not have
         self.register_buffer("mean", torch.tensor(input_spec.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(input_spec.std).view(3, 1, 1), persistent=False)
 

@@ -223,6 +223,11 @@ def _check(
             f"dynamic_size: the graph of {detector.settings['name']} holds the places of its {what} for one size; "
             "leave dynamic_size out, and choose with size=."
         )
+    if detector.lacks_in_onnx:
+        problems.append(
+            f"onnx: {detector.settings['name']} has {detector.lacks_in_onnx}, which ONNX does not have; it runs "
+            "in PyTorch only."
+        )
     if nms and not detector.one_label:
         problems.append(
             f"nms: {detector.settings['name']} can give a position several labels, which the graph does not support; "

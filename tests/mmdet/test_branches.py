@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -9,12 +11,17 @@ import numpy as np
 import pytest
 import torch
 
+import ciod
+from ciod import detectors
 from ciod.config.settings import Train
 from ciod.core.errors import CiodError
 from ciod.core.types import Detections
+from ciod.data.shapes.scenes import write_shapes
 from ciod.detectors.files import weights
-from ciod.exporters import mmdet_file
+from ciod.exporters import mmdet_file, onnx_file
 from ciod.extension.auto import method_for
+from ciod.extension.run import extend
+from ciod.extension.settings import load as load_extension
 from ciod.methods.freeze_branch import FreezeBranch
 from ciod.training import optim
 from tests import fixed
@@ -97,7 +104,8 @@ def test_steps_train_the_newest_branch_alone(head, tmp_path):
     with torch.no_grad():
         old = detector.eval()(common.pictures())
     method.begin_task(task)
-    assert not torch.equal(scale := detector.branches[0].levels[0].standards[0].scale, torch.ones_like(scale))
+    scale = detector.branches[0].levels[0].standards[0].scale
+    assert not torch.equal(scale, torch.ones_like(scale)), "it reads standardised maps"
     before = {k: v.clone() for k, v in detector.state_dict().items()}
     optimizer = optim.optimizer(detector, Train(), 0.01)
     for m in detector.train().modules():
@@ -154,3 +162,27 @@ def test_a_backbone_without_the_maps(monkeypatch):
     monkeypatch.setattr(detector.model, "neck", torch.nn.Identity())
     with pytest.raises(CiodError, match=r"has none of 32\. Use another method, such as method=pseudo_label"):
         detector.add_branch(["dog"])
+
+
+@pytest.mark.parametrize("head", ["yolox", "retinanet"])
+def test_the_command_extends_twice_and_exports(head, tmp_path):
+    """``ciod extend … method=freeze_branch``, then again by ``auto``, and the file as ONNX."""
+    data = write_shapes(tmp_path / "shapes", train=12, val=4)
+    config = tmp_path / f"small_{head}.py"
+    model = {k: v for k, v in common.config(head).items() if k != "input"}
+    config.write_text(f"model = {model!r}")
+    torch.manual_seed(0)
+    base = detectors.build(("circle", "square"), name=f"mmdet:{config}", size=96)
+    weights.save_model(tmp_path / "base.safetensors", base)
+    words = {"data": str(data), "epochs": 1, "batch": 4, "size": 96}
+    first = {"model": str(tmp_path / "base.safetensors"), "method": "freeze_branch", "out": str(tmp_path / "one")}
+    one = extend(load_extension(words | first))
+    two = extend(load_extension(words | {"model": str(one / "model.safetensors"), "out": str(tmp_path / "two")}))
+    for folder in (one, two):
+        unchanged = json.loads((folder / "results.json").read_text())["extension"]["unchanged"]
+        assert unchanged["identical"] == unchanged["images"] > 0
+    found = ciod.load(two / "model.safetensors")
+    assert found.parts[0] == [0, 1] and len(found.branches) == 2, "auto takes a branch where there is one"
+    if importlib.util.find_spec("onnxruntime"):
+        made = onnx_file.export(found.frozen(), tmp_path / "m.onnx", nms=head == "yolox")
+        assert made.score_difference is not None and made.score_difference < 1e-4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ciod.core.errors import CiodError
+from ciod.core.errors import CiodError, ConfigError
 from tests.detectors import test_contract as contract
 from tests.mmdet import common
 
@@ -35,6 +35,7 @@ def small(monkeypatch):
         return common.make(name, names, size=contract.SIZE, seed=seed)
 
     monkeypatch.setattr(contract, "make", make)
+    monkeypatch.setattr(contract, "regions", lambda name: False)
     monkeypatch.setattr("tests.detectors.common.make", make)
 
 
@@ -99,6 +100,22 @@ def test_suppression_in_the_graph_is_for_one_label_a_position(tmp_path):
         CiodError, match="can give a position several labels, which the graph does not support; leave nms out"
     ):
         export(common.make("gfl", size=64), tmp_path / "x.onnx", nms=True)
+
+
+@pytest.mark.parametrize("name", common.HEADS)
+def test_an_onnx_file_of_any_batch_is_the_model(name, tmp_path):
+    from ciod.exporters.onnx_file import export
+
+    pytest.importorskip("onnxruntime", reason="onnxruntime is absent: pip install 'ciod[onnx]'")
+    detector = common.make(name, size=96).eval()
+    if name in ("vfnet", "tood"):
+        with pytest.raises(
+            ConfigError, match="has deformable convolutions, which ONNX does not have; it runs in PyTorch"
+        ):
+            export(detector, tmp_path / "x.onnx")
+        return
+    found = export(detector, tmp_path / "x.onnx")  # compared for one, two and three images
+    assert found.verified and found.score_difference < 1e-5
 
 
 def test_classes_are_selected_and_renamed_with_anchors():

@@ -43,11 +43,11 @@ class MMDetBranches(MapsBranches):
     _taps: Taps | None = None
 
     @property
-    def backbone(self) -> Any:  # type: ignore[override]
+    def backbone(self) -> Any:
         return self.model.backbone
 
     @property
-    def neck(self) -> Any:  # type: ignore[override]
+    def neck(self) -> Any:
         return getattr(self.model, "neck", None) or nn.Identity()
 
     @property

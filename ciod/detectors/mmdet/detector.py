@@ -83,6 +83,9 @@ class MMDet(MMDetBranches):
         self.traits = _traits(model, self.recipe)  # type: ignore[misc]  # per instance, because heads differ
         self.model = build.network(model, max(1, len(class_names)), given)
         heads.check_head(self.head, self.recipe, given)
+        deformable = any("DeformConv" in type(m).__name__ for m in self.model.modules())
+        if deformable or type(self.head).__name__ == "TOODHead":
+            self.lacks_in_onnx = "deformable convolutions"
         for place in build.class_layers(model, given):
             build.put(
                 self.model, place, build.growing(self.model.get_submodule(place), len(class_names), self.head, given)
@@ -319,7 +322,8 @@ def _boxes(values: Tensor, anchors: int, width: int = 0) -> Tensor:
 
 def _decode(head: Any, priors: Tensor, raw: Tensor) -> Tensor:
     """Decodes the head's outputs [B, P, 4] with its box coder, for points [P, 2] or anchors [P, 4]."""
-    flat = priors.expand(len(raw), -1, -1).reshape(-1, priors.shape[1])
+    # Added, not expanded: a traced graph must have the size of any batch.
+    flat = (priors + raw[..., :1].detach() * 0).flatten(0, 1)
     return head.bbox_coder.decode(flat, raw.reshape(-1, 4)).view_as(raw)
 
 
