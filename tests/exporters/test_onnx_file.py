@@ -216,6 +216,16 @@ def test_nms_of_a_detector_with_several_labels_a_position(pico, tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
+def test_a_network_with_operators_that_onnx_lacks(tmp_path):
+    detector = settled()
+    detector.lacks_in_onnx = "deformable convolutions"
+    with pytest.raises(
+        ConfigError, match="yolox-pico has deformable convolutions, which ONNX does not have; it runs in"
+    ):
+        export(detector, tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
+
+
 def test_without_the_packages(pico, tmp_path, monkeypatch):
     real = builtins.__import__
     absent: set[str] = set()

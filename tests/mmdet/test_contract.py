@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ciod import detectors
 from ciod.core.errors import CiodError, ConfigError
 from tests.detectors import test_contract as contract
 from tests.mmdet import common
@@ -35,7 +36,8 @@ def small(monkeypatch):
         return common.make(name, names, size=contract.SIZE, seed=seed)
 
     monkeypatch.setattr(contract, "make", make)
-    monkeypatch.setattr(contract, "regions", lambda name: False)
+    traits = detectors.traits
+    monkeypatch.setattr(detectors, "traits", lambda name: make(name).traits if name in common.CONFIGS else traits(name))
     monkeypatch.setattr("tests.detectors.common.make", make)
 
 
@@ -151,7 +153,6 @@ def test_what_a_head_lacks_is_reported(change, message):
 
 
 def test_names_of_configs():
-    from ciod import detectors
     from ciod.detectors.mmdet import config as mmdet_config
 
     found = mmdet_config.locate("gfl/gfl_r50_fpn_1x_coco.py")
@@ -160,7 +161,7 @@ def test_names_of_configs():
         mmdet_config.locate("gfl_r50_fpn_1x_coc")
     with pytest.raises(CiodError, match="two-stage detectors and DETRs of MMDetection are not supported"):
         detectors.traits("mmdet:faster-rcnn_r50_fpn_1x_coco")
-    assert detectors.traits("mmdet:gfl_r50_fpn_1x_coco") == {"dense", "features", "box_distribution"}
+    assert detectors.traits("mmdet:gfl_r50_fpn_1x_coco") == {"dense", "features", "box_distribution", "branches"}
     assert detectors.default_backbone("mmdet:gfl_r50_fpn_1x_coco") == "imagenet"
     assert detectors.default_backbone("mmdet:yolox_s_8xb8-300e_coco") is None
 

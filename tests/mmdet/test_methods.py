@@ -12,8 +12,8 @@ from tests import fixed
 from tests.methods.test_contract import NEW, OLD, SIZE, step
 from tests.mmdet import common
 
-NEEDS_BRANCHES = {"freeze_branch"}
-LEARNERS = [n for n in methods.available() if n not in NEEDS_BRANCHES and "rois" not in methods.find(n).needs]
+TRAITS = {"dense", "features"}  # of every head
+LEARNERS = [n for n in methods.available() if methods.find(n)().requires() <= TRAITS]
 
 
 @pytest.mark.parametrize("head", common.HEADS)
