@@ -19,14 +19,19 @@ COLUMNS = ("class", "AP", "AP50", "found", "false alarms per picture", "suggeste
 
 def rows(results: Results) -> list[dict[str, str]]:
     """One row per class that was learnt, new ones first: class, what it was (``new``, or AP50 before), and the values
-    of ``COLUMNS``."""
+    of ``COLUMNS``, all on the new photographs (``ap`` has classes that were taught further on old ones, if there are).
+    """
     found = results["extension"]
     new = list(results["tasks"][-1].get("new_classes") or [])
     taught = [n for n in (found.get("names") or {}).get("taught") or [] if n not in new]
     alarms, tables = found.get("false_alarms") or {}, results.get("ap") or {}
     seen = {row["class"]: f"{row['found']} of {row['objects']}" for row in found.get("confusion") or []}
 
+    further = {row["class"]: row["new"] for row in found.get("further") or []}
+
     def ap(metric: str, task: int, name: str) -> str:
+        if name in further:
+            return percent(further[name][metric][task])
         table = tables.get(metric) or []
         return percent((table[task] or {}).get(name)) if -len(table) <= task < len(table) else NONE
 

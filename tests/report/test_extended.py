@@ -52,3 +52,13 @@ def test_classes_without_a_number_and_none_at_all():
     assert "There is no AP50 for the new class." in extended.verdict(found)
     found["tasks"][-1]["new_classes"] = []
     assert "No class is new." in extended.verdict(found)
+
+
+def test_a_class_that_was_taught_further_is_listed_with_the_new_photographs():
+    """With old data the table of all classes has its AP on the old photographs."""
+    values = {"new": {"AP": [0.2, 0.5], "AP50": [0.3, 0.7]}, "old": {"AP": [0.4, 0.41], "AP50": [0.6, 0.61]}}
+    found = extension(names={"taught": ["class 0"]}, further=[{"class": "class 0", **values}])
+    row = extended.rows(found)[-1]
+    assert (row["class"], row["what"], row["AP"], row["AP50"]) == ("class 0", "known, AP50 before 30.0", "50.0", "70.0")
+    del found["extension"]["further"]  # files of before
+    assert extended.rows(found)[-1]["AP50"] == f"{100 * found['ap']['AP50'][-1]['class 0']:.1f}"
