@@ -158,11 +158,11 @@ def loss_of(
     if refiner is not None and outputs.near is not None:
         assert channel_of is not None
         newest = matches.position >= outputs.logits.shape[1] - sum(outputs.levels[-len(STRIDES) :])
-        taught = supervision.at_matches
-        if taught is not None:  # its own classes, in the order of their rows
-            taught = taught.expand_as(logits).index_select(2, channel_of.argsort()[: sum(refiner.cls.sizes)])
+        weights = supervision.at_matches
+        if weights is not None:  # of its own classes, in the order of their rows
+            weights = weights.expand_as(logits).index_select(2, channel_of.argsort()[: sum(refiner.cls.sizes)])
         counted, row = supervision.counted & newest, channel_of[label]
-        losses["refine"] = refiner.loss(outputs.near, *boxes, matches.position, counted, row, taught)
+        losses["refine"] = refiner.loss(outputs.near, *boxes, matches.position, counted, row, weights)
     return losses
 
 

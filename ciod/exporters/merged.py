@@ -112,7 +112,7 @@ class MergedRefiners(nn.Module):
         change = [r.change for r in refiners if r.change is not None]
         self.change = _stacked([c.weight.T for c in change], [bias_of(c) for c in change])
         rows = [_class_rows(r) for r in refiners]
-        self.cls = _stacked([w.T for w, _ in rows], [bias for _, bias in rows], SILENT)
+        self.cls = _stacked([w.T for w, _ in rows], [bias for _, bias in rows], CERTAIN)
         self.scored = any(r.cls.sizes for r in refiners)
 
     def forward(self, early: Tensor, boxes: Sequence[Tensor], scores: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -144,14 +144,14 @@ class MergedRefiners(nn.Module):
         return list(zip(found, lower, strict=True))
 
 
-SILENT = 30.0  # logit of classes that a second stage does not judge: their factor is 1
+CERTAIN = 30.0  # logit of classes that a second stage does not judge: their factor is 1
 
 
 def _class_rows(refiner: Refiner) -> tuple[Tensor, Tensor]:
-    """Weights [k, hidden] and biases [k] of the class rows; without any, of one that says nothing."""
+    """Weights [k, hidden] and biases [k] of the class rows; without any, of one class whose factor is 1."""
     if not refiner.cls.sizes:
         bias = bias_of(refiner.hidden)
-        return bias.new_zeros(1, len(bias)), bias.new_full((1,), SILENT)
+        return bias.new_zeros(1, len(bias)), bias.new_full((1,), CERTAIN)
     blocks = [b for b in refiner.cls.blocks if isinstance(b, nn.Linear)]
     return torch.cat([b.weight for b in blocks]), torch.cat([bias_of(b) for b in blocks])
 

@@ -21,7 +21,7 @@ from ciod.methods.freeze_branch import FreezeBranch
 from ciod.training import optim
 from tests import fixed
 from tests.data.writers import sample_index
-from tests.detectors.common import silent
+from tests.detectors.common import confident, silent
 from tests.inference.networks import pictures
 
 SIZE, BRANCH = 64, 84
@@ -56,14 +56,7 @@ def branched(name: str, size: int = SIZE) -> MapsBranches:
     for names, taught in ((["dog", "eel"], ["bee"]), (["fox"], [])):
         lively(detector.add_branch(names, taught=taught).eval())
         detector.observe(pictures(8, seed=5))
-    with torch.no_grad():
-        for branch in detector.branches:
-            for level in branch.levels:
-                level.obj.bias.fill_(1.0)
-                for rows in level.cls.blocks:
-                    rows.weight.normal_(std=0.3)
-                    rows.bias.fill_(0.5)
-    return detector
+    return confident(detector)
 
 
 @torch.no_grad()

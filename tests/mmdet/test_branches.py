@@ -26,6 +26,7 @@ from ciod.methods.freeze_branch import FreezeBranch
 from ciod.training import optim
 from tests import fixed
 from tests.data.writers import sample_index
+from tests.detectors.common import confident
 from tests.mmdet import common
 
 
@@ -36,14 +37,7 @@ def branched(head: str) -> Any:
     for names, taught in ((["dog", "eel"], ["bee"]), (["fox"], [])):
         detector.add_branch(names, taught=taught).eval()
         detector.observe(common.pictures(4, seed=5))
-    with torch.no_grad():
-        for branch in detector.branches:
-            for level in branch.levels:
-                level.obj.bias.fill_(1.0)
-                for rows in level.cls.blocks:
-                    rows.weight.normal_(std=0.3)
-                    rows.bias.fill_(0.5)
-    return detector
+    return confident(detector)
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ AROUND = 1.25  # of the box, so that its edges are inside
 HIDDEN = 16
 FIRST_HIDDEN = 32  # of models whose file only says that there is a second stage
 STEP = 0.1  # unit of the corrections, in sides of the box
-SAY = 0.5  # the power of what the second stage says of a class: 1 is worse where it has learnt from few images
+CLASS_POWER = 0.5  # of the probability by which a class score is multiplied; 1 is worse where few images taught it
 CANDIDATES = 100  # best positions of a branch in an image that are corrected
 FADE = 0.1  # whole corrections for scores this share above that of the last of them
 MOVES, MOVED, GROWN = 64, 0.06, 0.08  # of boxes in training: kinds, and standard deviations in sides, and of log sides
@@ -94,14 +94,14 @@ class Refiner(nn.Module):
         place, share = chosen(outputs.scores().amax(2))
         of_boxes = torch.stack([place] * 4, -1)
         before = outputs.boxes.gather(1, of_boxes)
-        boxes, says = self(self.read(early), before)
+        boxes, class_logits = self(self.read(early), before)
         if self.change is not None:
             outputs = replace(outputs, boxes=outputs.boxes.scatter(1, of_boxes, before + share * (boxes - before)))
-        if not says.shape[2]:
+        if not class_logits.shape[2]:
             return outputs
-        of_classes = place[..., None].expand_as(says)
-        lower = lowered(outputs.logits.gather(1, of_classes), log_factor(says, share))
-        return replace(outputs, logits=outputs.logits.scatter(1, of_classes, lower))
+        of_classes = place[..., None].expand_as(class_logits)
+        logits = lowered(outputs.logits.gather(1, of_classes), log_factor(class_logits, share))
+        return replace(outputs, logits=outputs.logits.scatter(1, of_classes, logits))
 
     def loss(
         self,
@@ -111,7 +111,7 @@ class Refiner(nn.Module):
         position: Tensor,
         counted: Tensor,
         channel: Tensor,
-        taught: Tensor | None = None,
+        class_weights: Tensor | None = None,
     ) -> Tensor:
         """``WEIGHT`` × the distance of the corrected box's edges from those of the object, in its sides, 1 - IoU, and
         the binary cross-entropy of the classes: mean over counted boxes, and over the same ones moved a little. How a
@@ -123,22 +123,22 @@ class Refiner(nn.Module):
             position: [B, K] int64 of the boxes.
             counted: [B, K] bool.
             channel: [B, K] int64, the class row of the object; k: it has none.
-            taught: [B, K, k] weights of the classes; None: 1.
+            class_weights: [B, K, k] weights of the classes; None: 1.
         """
         boxes = torch.cat([boxes, moved(boxes.detach(), self.moves[position % MOVES])], 1)
         targets, twice = torch.cat([targets, targets], 1), torch.cat([counted, counted], 1)
-        found, says = self(near, boxes)
+        found, class_logits = self(near, boxes)
         each = torch.zeros_like(found[..., 0])
         if self.change is not None:
             side = (targets[..., 2:] - targets[..., :2]).clamp(min=1)
             apart = ((found - targets).abs() / torch.cat([side, side], -1)).sum(-1)
             each = apart + 1 - bx.iou(found, targets)
-        if classes := says.shape[2]:
-            right = says.new_zeros(*says.shape[:2], classes + 1)
+        if classes := class_logits.shape[2]:
+            right = class_logits.new_zeros(*class_logits.shape[:2], classes + 1)
             right = right.scatter(2, torch.cat([channel, channel], 1)[..., None], 1)[..., :classes]
-            wrong = L.bce(says, right)
-            if taught is not None:
-                wrong = wrong * torch.cat([taught, taught], 1)
+            wrong = L.bce(class_logits, right)
+            if class_weights is not None:
+                wrong = wrong * torch.cat([class_weights, class_weights], 1)
             each = each + wrong.sum(-1)
         return WEIGHT * L.masked_sum(each, twice) / L.count(twice)
 
@@ -151,10 +151,10 @@ def chosen(best: Tensor) -> tuple[Tensor, Tensor]:
     return place, share[..., None]
 
 
-def log_factor(says: Tensor, share: Tensor) -> Tensor:
+def log_factor(class_logits: Tensor, share: Tensor) -> Tensor:
     """Class logits of the second stage [..., k] → the logarithm of what the first stage's probability is multiplied
     by; ``share``: [..., 1] of the correction."""
-    return SAY * share * nn.functional.logsigmoid(says)
+    return CLASS_POWER * share * nn.functional.logsigmoid(class_logits)
 
 
 def lowered(logits: Tensor, log_factor: Tensor) -> Tensor:
