@@ -29,10 +29,6 @@ class MapsBranches(StagedBranches):
     branches_only = True
 
     @abstractmethod
-    def towers(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """What the class layers and the box layers of the head take, per level."""
-
-    @abstractmethod
     def own(self, images: Tensor, features: list[Tensor], towers: tuple[list[Tensor], list[Tensor]]) -> Outputs:
         """The positions of the detector itself.
 
@@ -41,12 +37,6 @@ class MapsBranches(StagedBranches):
             features: the neck's maps.
             towers: as the method of that name returns them.
         """
-
-    def read_maps(
-        self, maps: Sequence[Tensor], features: Sequence[Tensor], towers: tuple[Sequence[Tensor], Sequence[Tensor]]
-    ) -> list[list[Tensor]]:
-        """What a branch reads at strides 8, 16 and 32: the backbone's map, the neck's, and those of both towers."""
-        return [list(level) for level in zip(maps, features, *towers, strict=False)]
 
     # Forward ------------------------------------------------------------------------------------------------------
 
@@ -57,8 +47,7 @@ class MapsBranches(StagedBranches):
             return self.own(images, features, towers)
         read = self.read_maps(maps, features, towers)
         if self.training:
-            newest = len(self.branches) - 1
-            return br.scatter_classes(self.of_branch(newest, read), self.channel_of[newest + 1])
+            return self.of_newest(read)
         own = self.own(images, features, towers)
         if own.objectness is None:  # 1 to the last bit of a float32: the scores stay those of before
             own = replace(own, objectness=own.boxes.new_full(own.boxes.shape[:2], -br.OFF))
@@ -76,7 +65,6 @@ class MapsBranches(StagedBranches):
         return [self.own(images, features, towers), *branches], maps
 
     def of_branch(self, i: int, read: Sequence[Sequence[Tensor]]) -> Outputs:
-        """Outputs of a branch, with only its own classes, from ``read_maps``."""
         branch = self.branches[i]
         assert isinstance(branch, MapsBranch)
         return self.corrected(i, assemble(*branch(read), strides=branch.strides), read[0][0])

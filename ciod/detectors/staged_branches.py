@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from ciod.core.errors import CiodError
@@ -15,16 +16,66 @@ from ciod.detectors.layers.class_layers import ClassRows
 from ciod.detectors.layers.maps_branch import MapsBranch
 from ciod.detectors.layers.modules import Layers
 from ciod.detectors.layers.refiner import HIDDEN, Refiner
+from ciod.detectors.packing import Packs, Shape
 from ciod.detectors.parted import Parted
 from ciod.detectors.staged import StagedDetector
 
 STRIDES = (8, 16, 32)  # of the maps that a branch reads
 
 
-class StagedBranches(StagedDetector, Parted):
-    """Branches of a staged detector. Subclasses implement ``make_branch``."""
+class StagedBranches(StagedDetector, Parted, Packs):
+    """Branches of a staged detector. Subclasses implement ``make_branch``, ``towers`` and ``of_branch``."""
 
     branches: Layers[br.Branch | MapsBranch]  # type: ignore[assignment]
+    _shapes: tuple[int, list[list[Shape]]] = (0, [])  # size of the images, and shapes of the maps of each level
+
+    @abstractmethod
+    def towers(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """What the class layers and the box layers of the head take, per level."""
+
+    @abstractmethod
+    def of_branch(self, i: int, read: Sequence[Sequence[Tensor]]) -> Outputs:
+        """Outputs of a branch, with only its own classes, from ``read_maps``."""
+
+    def read_maps(
+        self, maps: Sequence[Tensor], features: Sequence[Tensor], towers: tuple[Sequence[Tensor], Sequence[Tensor]]
+    ) -> list[list[Tensor]]:
+        """What a branch reads at strides 8, 16 and 32: the backbone's map, the neck's, and those of both towers."""
+        return [list(level) for level in zip(maps, features, *towers, strict=False)]
+
+    # Training from kept maps --------------------------------------------------------------------------------------
+
+    def forward(self, images: Tensor) -> Outputs:
+        """As ``StagedDetector.forward``; of rows of ``packed`` the positions of the newest branch alone."""
+        if images.ndim != 2:
+            return super().forward(images)
+        maps = iter(self.unpacked(images))
+        return self.of_newest([[next(maps) for _ in level] for level in self._level_shapes()])
+
+    def of_newest(self, read: Sequence[Sequence[Tensor]]) -> Outputs:
+        """Outputs of the branch added last, with the channels of all classes."""
+        newest = len(self.branches) - 1
+        return br.scatter_classes(self.of_branch(newest, read), self.channel_of[newest + 1])
+
+    def branch_maps(self, images: Tensor) -> list[Tensor]:
+        maps, features = self.extract(images)
+        return [m for level in self.read_maps(maps, features, self.towers(features)) for m in level]
+
+    def map_shapes(self) -> list[Shape]:
+        return [shape for level in self._level_shapes() for shape in level]
+
+    @torch.no_grad()
+    def _level_shapes(self) -> list[list[Shape]]:
+        size = self.input.size
+        if self._shapes[0] != size:
+            modes = [(m, m.training) for m in self.modules()]
+            self.eval()  # so that no statistics change
+            maps, features = self.extract(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.device))
+            read = self.read_maps(maps, features, self.towers(features))
+            for module, mode in modes:
+                module.training = mode
+            self._shapes = size, [[(m.shape[2], m.shape[3], m.shape[1]) for m in level] for level in read]
+        return self._shapes[1]
 
     def make_children(
         self, columns: Sequence[int], inner: Sequence[int], parent: int, refiner: Refiner | None

@@ -214,6 +214,9 @@ class YOLOX(StagedBranches):
         parts = self.with_branches(base, maps, features, towers)
         return br.append([br.scatter_classes(p, row) for p, row in zip(parts, self.channel_of, strict=True)])
 
+    def towers(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        return self.head.towers(features)
+
     def answer_at(self, level: int, cls: Tensor, box: Tensor) -> tuple[Tensor, Tensor | None]:
         """See ``HeadInputs``."""
         return self.head.cls[level](cls).flatten(2).transpose(1, 2), self.head.obj[level](box).flatten(1)
@@ -245,8 +248,12 @@ class YOLOX(StagedBranches):
                 found = br.under(parts[of], self.parts[of].index(b.parent), logits)
                 parts.append(self.corrected(i, found, maps[0]))
             else:
-                parts.append(self.corrected(i, assemble(*b(maps, features, *towers)), maps[0]))
+                parts.append(self.of_branch(i, self.read_maps(maps, features, towers)))
         return parts
+
+    def of_branch(self, i: int, read: Sequence[Sequence[Tensor]]) -> Outputs:
+        maps, features, *towers = zip(*read, strict=True)
+        return self.corrected(i, assemble(*self.branches[i](maps, features, *towers)), maps[0])
 
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
         """SimOTA; with branches, separately per part, with the targets of its own classes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ from ciod.config.load import data_folder
 from ciod.core.errors import CiodError, ConfigError, DataError
 from ciod.core.files import atomic_write
 from ciod.core.plural import counted
-from ciod.data import views
 from ciod.data.augment import put
 from ciod.data.index import Index
 from ciod.data.scenarios.scenario import Task
@@ -26,13 +25,10 @@ from ciod.detectors.onnx import merge, mirror, suppressed
 from ciod.detectors.onnx.detector import OnnxDetector
 from ciod.detectors.onnx.merge import Verified
 from ciod.detectors.onnx.recognise import prepared
-from ciod.detectors.onnx.session import on_gpu
 from ciod.extension.settings import Extend
 
 if TYPE_CHECKING:
-    from ciod.core.distributed import World
-    from ciod.extension.effort import Plan
-    from ciod.extension.measure import Measure
+    pass
 
 OBSERVED = 48  # pictures on which the maps are measured
 COMPARED = 60  # pictures on which old outputs are compared, at least 50 where there are so many
@@ -84,39 +80,6 @@ def check(detector: Detector, method: str, s: Extend) -> None:
         )
     for setting in asked:
         suppressed.check(detector, setting)
-
-
-def with_views(plan: Plan, s: Extend, detector: Detector, measured: Measure, world: World) -> Plan:
-    """The plan, and for an ONNX detector of how many views per image the maps are kept.
-
-    Raises:
-        ConfigError: ``views=`` for another model, or where maps cannot be kept.
-    """
-    if not isinstance(detector, OnnxDetector):
-        if s.views is not None:
-            raise ConfigError([f"views: this is a setting of ONNX files, and {s.model} is none."])
-        return plan
-    images = len(measured.task.train) + sum(map(len, measured.negatives.train))
-    each = max(1, 2 * detector.packed_width * images)
-    fitting = views.room() // each
-    fixed = s.augment.multiscale is None and world.size == 1
-    if s.views and not fixed:
-        raise ConfigError(
-            [
-                "views: feature maps are kept for images of one size and one process; leave out views=, or "
-                "augment.multiscale= and torchrun."
-            ]
-        )
-    quick = on_gpu(detector.device)  # then a new view costs little
-    kept = s.views if s.views is not None else min(views.KEPT, fitting) if fixed and not quick else 0
-    if (kept < 2 and s.views is None) or not kept or plan.epochs <= kept:
-        return plan
-    count = views.Schedule(kept).computed(plan.epochs)
-    line = (
-        f"maps of {kept} views per image are kept in the temporary folder ({kept * each / 1e9:.1f} GB); {count} views "
-        f"per image are computed for {counted(plan.epochs, 'epoch')}"
-    )
-    return replace(plan, views=kept, why=[*plan.why, line])
 
 
 def prepare(detector: Detector, task: Task) -> list[str]:

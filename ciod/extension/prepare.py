@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ciod import methods
 from ciod.core.errors import CiodError
 from ciod.detectors.parted import Parted
-from ciod.extension import auto, data, effort, known, measure, mixing, names, onnx_model
+from ciod.extension import auto, data, effort, kept_views, known, measure, mixing, names, onnx_model
 from ciod.methods.base.interim import TakesInterim
 from ciod.methods.base.split_class import SplitClass
 from ciod.training import effort as training_effort
@@ -68,7 +68,7 @@ def plan(
     beside = partial(mixing.beside, measured, method[1])
     learnt = len(measured.names.learnt)
     chosen = effort.choose(s, measured.task.train, learnt, detector, method[0], world, whole, beside)
-    return onnx_model.with_views(chosen, s, detector, measured, world)
+    return kept_views.planned(chosen, s, detector, method, measured, world)
 
 
 def resumed(plan: effort.Plan, settings: Extend) -> effort.Plan:

@@ -55,8 +55,8 @@ class Extend(Section):
     outputs: Literal["separate", "joined"] = "separate"
     """For an ONNX file: ``joined`` also writes ``out/joined.onnx``, whose one output is as YOLOv8's files have it."""
     views: Annotated[int, Field(ge=0, le=1000)] | None = None
-    """For an ONNX file: number of augmented views per image whose maps are kept in the temporary folder, so that they
-    are computed once and used several times; 0: every epoch has new views. None: depends on the free space."""
+    """For a branch: number of augmented views per image whose maps are kept in the temporary folder, so that they are
+    computed once and used several times; 0: every epoch has new views. None: depends on the free space."""
     keep: list[str] | None = None
     """Only these old classes stay."""
     drop: list[str] = Field(default_factory=list)

@@ -14,6 +14,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ciod.core.errors import CiodError
 from ciod.detectors.base import FOLDED
+from ciod.detectors.onnx.detector import OnnxDetector
+from ciod.detectors.packing import Packs
 from ciod.detectors.prefix import Prefix
 from ciod.detectors.staged import parts
 from ciod.detectors.teacher import SideStream, Teacher
@@ -98,6 +100,19 @@ def make_teacher(detector: Detector, settings: Train, *, student: Detector | Non
         chunks=settings.accumulate,
         stream=SideStream(frozen.device) if beside else None,
     )
+
+
+def packer(detector: Detector, settings: Train) -> Packs:
+    """What computes the maps that are kept of ``detector``, whose trunk is frozen: itself if it is an ONNX file; else a
+    copy in eval mode with folded normalisation, unless ``settings.teacher`` is ``exact``."""
+    if isinstance(detector, OnnxDetector):
+        return detector
+    copy = detector.frozen()
+    if settings.teacher != "exact":
+        copy = fold(copy)
+    lay_out(copy, settings)
+    assert isinstance(copy, Packs)
+    return copy
 
 
 def frozen_parts(detector: Detector) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -207,8 +207,8 @@ def _loader(i: TaskInputs) -> DataLoader:
     )
     if not i.views:
         return loader
-    frozen: Any = i.detector
-    return ViewLoader(loader, Schedule(i.views), frozen.packed, frozen.packed_width)
+    packer = speed.packer(i.detector, i.train)
+    return ViewLoader(loader, Schedule(i.views), packer.packed, packer.packed_width)
 
 
 def _fit(

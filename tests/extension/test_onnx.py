@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +12,13 @@ from typer.testing import CliRunner
 import ciod
 from ciod import detectors
 from ciod.cli import app
-from ciod.core.distributed import World
 from ciod.core.errors import CiodError, ConfigError
 from ciod.core.types import Detections
 from ciod.data import formats
 from ciod.detectors.files import weights
 from ciod.detectors.onnx import file, mirror
 from ciod.detectors.onnx.detector import OnnxDetector
-from ciod.extension import effort, onnx_model, settings
+from ciod.extension import onnx_model, settings
 from ciod.extension.run import extend
 from ciod.training.hooks import Hooks
 from tests.data.writers import sample_index, write_coco
@@ -158,34 +155,6 @@ def test_maps_of_views_are_kept_and_a_resumed_extension_ends_the_same(place, tmp
     for a, b in zip(outputs(whole / "model.onnx", images), outputs(tmp_path / "part" / "model.onnx", images)):
         for x, y in zip(a, b, strict=True):
             np.testing.assert_array_equal(x, y)
-
-
-def test_views_fit_into_the_free_space_and_the_settings(place, tmp_path, monkeypatch):
-    plan = effort.Plan(epochs=20, batch=2, lr=0.1, size=SIZE, why=[])
-    detector = ciod.load(place / "m.onnx", input="0..1,rgb", classes=OLD)
-    words = {"model": "m.onnx", "data": str(place / "folder"), "out": str(tmp_path / "out")}
-
-    task = SimpleNamespace(train=range(6))
-    measured: Any = SimpleNamespace(task=task, negatives=SimpleNamespace(train=[range(4)]))
-
-    def kept(processes=1, **more) -> int:
-        chosen, world = settings.load({**words, **more}), World(size=processes)
-        return onnx_model.with_views(plan, chosen, detector, measured, world).views
-
-    each = 2 * 10 * int(detector.packed_width)
-    monkeypatch.setattr(onnx_model.views, "room", lambda: 4 * each)
-    assert kept() == 4 and kept(views=0) == 0 and kept(views=9) == 9
-    assert kept(multiscale=[0.5, 1.5]) == 0 and kept(processes=2) == 0
-    with pytest.raises(
-        ConfigError, match="views: feature maps are kept for images of one size and one process; leave out views="
-    ):
-        kept(processes=2, views=4)
-    monkeypatch.setattr(onnx_model.views, "room", lambda: 2 * each - 1)
-    assert kept() == 0
-    model = detectors.build(OLD, name="yolox-pico", size=64)
-    chosen = settings.load({**words, "views": 3})
-    with pytest.raises(ConfigError, match=r"views: this is a setting of ONNX files, and m\.onnx is none"):
-        onnx_model.with_views(plan, chosen, model, measured, World())
 
 
 def test_an_onnx_file_is_not_exported(place, tmp_path):

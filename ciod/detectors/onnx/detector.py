@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,10 +27,10 @@ from ciod.detectors.onnx.pictures import NO_CLASS
 from ciod.detectors.onnx.recognise import Asked, Recognised
 from ciod.detectors.onnx.session import Runner, on_gpu
 from ciod.detectors.onnx.written import Opened
+from ciod.detectors.packing import Packs, Shape
 from ciod.detectors.yolox import YOLOX, assemble, loss_of
 
 STRIDES = (8, 16, 32)
-LARGEST_HALF = 65504.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def load(path: Path, asked: Asked | None = None, *, arbiter: bool = True) -> Onn
     return detector
 
 
-class OnnxDetector(Detector):
+class OnnxDetector(Detector, Packs):
     """See the module. Images go through onnxruntime; only branches are weights of PyTorch.
 
     Attributes:
@@ -170,24 +169,10 @@ class OnnxDetector(Detector):
         layout = torch.channels_last
         return [torch.from_numpy(a).to(self.device, memory_format=layout) for a in arrays]
 
-    def packed(self, images: Tensor) -> Tensor:
-        """[B, ``packed_width``] float16 on the CPU: the maps of each image in one row, which ``forward`` accepts
-        instead of the image in train mode."""
-        rows = [m.permute(0, 2, 3, 1).flatten(1).clamp(-LARGEST_HALF, LARGEST_HALF).half() for m in self.maps(images)]
-        return torch.cat(rows, 1).cpu()
+    def branch_maps(self, images: Tensor) -> list[Tensor]:
+        return self.maps(images)
 
-    @property
-    def packed_width(self) -> int:
-        return sum(math.prod(shape) for shape in self._shapes())
-
-    def unpacked(self, rows: Tensor) -> list[Tensor]:
-        """The maps in rows from ``packed``."""
-        shapes = self._shapes()
-        parts = rows.split([math.prod(shape) for shape in shapes], 1)
-        return [p.float().unflatten(1, shape).permute(0, 3, 1, 2) for p, shape in zip(parts, shapes, strict=True)]
-
-    def _shapes(self) -> list[tuple[int, int, int]]:
-        """Height, width and channels of each map that is read."""
+    def map_shapes(self) -> list[Shape]:
         runner = self.source.runner
         sides = [-(-self.input.size // runner.strides[t.name]) for t in runner.taps]
         return [(side, side, t.channels) for side, t in zip(sides, runner.taps, strict=True)]

@@ -1,0 +1,50 @@
+"""The maps that a branch reads, one row of half precision per image, so that a frozen trunk is computed once."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+LARGEST_HALF = 65504.0
+
+Shape = tuple[int, int, int]  # height, width and channels of a map
+
+
+class Packs:
+    """A detector whose newest branch can be trained from rows of ``packed``: in train mode ``forward`` takes them in
+    place of images."""
+
+    @abstractmethod
+    def branch_maps(self, images: Tensor) -> list[Tensor]:
+        """The maps that branches read, [B, F, h, w] each, for images as in ``forward``; nothing else is computed."""
+
+    @abstractmethod
+    def map_shapes(self) -> Sequence[Shape]:
+        """Those of ``branch_maps`` for images of the detector's own size."""
+
+    @torch.no_grad()
+    def packed(self, images: Tensor) -> Tensor:
+        """[B, ``packed_width``] float16 on the CPU: the maps of each image in one row.
+
+        Every image is computed by itself. In a batch its maps would depend on the others by rounding, and a resumed run
+        has other batches of images whose maps it lacks.
+        """
+        return torch.cat([self._row(image) for image in images.split(1)])
+
+    def _row(self, image: Tensor) -> Tensor:
+        maps = [m.permute(0, 2, 3, 1).flatten(1) for m in self.branch_maps(image)]
+        return torch.cat([m.clamp(-LARGEST_HALF, LARGEST_HALF).half() for m in maps], 1).cpu()
+
+    @property
+    def packed_width(self) -> int:
+        return sum(math.prod(shape) for shape in self.map_shapes())
+
+    def unpacked(self, rows: Tensor) -> list[Tensor]:
+        """The maps in rows from ``packed``."""
+        shapes = self.map_shapes()
+        parts = rows.split([math.prod(shape) for shape in shapes], 1)
+        return [p.float().unflatten(1, shape).permute(0, 3, 1, 2) for p, shape in zip(parts, shapes, strict=True)]

@@ -1,0 +1,71 @@
+"""Whether the maps of a frozen detector are kept for several epochs, and of how many views of each image."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ciod.core.errors import ConfigError
+from ciod.core.plural import counted
+from ciod.data import views
+from ciod.detectors.base import Detector
+from ciod.detectors.onnx.detector import OnnxDetector
+from ciod.detectors.onnx.session import on_gpu
+from ciod.detectors.packing import Packs
+from ciod.extension.settings import Extend
+from ciod.methods.base.method import Method
+from ciod.methods.freeze_branch import FreezeBranch
+
+if TYPE_CHECKING:
+    from ciod.core.distributed import World
+    from ciod.extension.effort import Plan
+    from ciod.extension.measure import Measure
+
+
+def planned(
+    plan: Plan, s: Extend, detector: Detector, method: tuple[str, Method], measured: Measure, world: World
+) -> Plan:
+    """The plan, and of how many views per image the maps are kept, if the method trains a branch alone.
+
+    Args:
+        method: its name and itself.
+
+    Raises:
+        ConfigError: ``views=`` for another method or detector, or where maps cannot be kept.
+    """
+    name, made = method
+    if not isinstance(detector, Packs) or not isinstance(made, FreezeBranch) or not made.keeps_maps:
+        if s.views is not None:
+            raise ConfigError(
+                [
+                    f"views: {name} computes the maps of a {detector.settings['name']} again in every step; leave it "
+                    "out, or use method=freeze_branch with a detector that is dense."
+                ]
+            )
+        return plan
+    images = len(measured.task.train) + sum(map(len, measured.negatives.train))
+    each = max(1, 2 * detector.packed_width * images)
+    fixed = s.augment.multiscale is None and world.size == 1
+    if s.views and not fixed:
+        raise ConfigError(
+            [
+                "views: feature maps are kept for images of one size and one process; leave out views=, or "
+                "augment.multiscale= and torchrun."
+            ]
+        )
+    kept = s.views if s.views is not None else min(views.KEPT, views.room() // each) if fixed else 0
+    if s.views is None and (kept < 2 or _quick(detector)):
+        return plan
+    if not kept or plan.epochs <= kept:
+        return plan
+    count = views.Schedule(kept).computed(plan.epochs)
+    line = (
+        f"maps of {kept} views per image are kept in the temporary folder ({kept * each / 1e9:.1f} GB); {count} views "
+        f"per image are computed for {counted(plan.epochs, 'epoch')}"
+    )
+    return replace(plan, views=kept, why=[*plan.why, line])
+
+
+def _quick(detector: Detector) -> bool:
+    """Whether a new view costs little: on a GPU."""
+    return on_gpu(detector.device) if isinstance(detector, OnnxDetector) else detector.device.type != "cpu"
