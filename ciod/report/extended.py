@@ -100,17 +100,20 @@ def verdict(results: Results) -> str:
         first = f"{subject} {percent(value, ' %')} AP50."
     if subset(results):
         first = f"Smoke test with a subset of the images ({subset(results)}). {first}"
-    sentences = [first, unchanged(results), _old(results, counted(old, "old class"))]
+    sentences = [first, unchanged(results), _old(results, old)]
     return " ".join(s for s in sentences if s)
 
 
-def _old(results: Results, which: str) -> str:
-    same = agreement(results)
+def _old(results: Results, classes: int) -> str:
+    same, which = agreement(results), counted(classes, "old class")
     if same is not None:
         return f"Old and new model agree on {percent(same, ' %')} of the objects of the {which} that they find."
     kept, (before, after) = retention(results), before_after(results)
     if kept is None or before is None:
-        return f"How well the {which} {'is' if which.startswith('1 ') else 'are'} kept was not measured."
+        return f"How well the {which} {'is' if classes == 1 else 'are'} kept was not measured."
+    rows = ((results.get("extension") or {}).get("retention") or {}).get("rows") or []
+    if 0 < len(rows) < classes:  # the others have no AP
+        which = f"{len(rows)} of {which} that the old data show"
     return f"The {which} keep {percent(kept, ' %')} of their AP50 ({percent(before)} → {percent(after)})."
 
 

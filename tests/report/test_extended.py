@@ -43,6 +43,12 @@ def test_the_new_and_the_old_classes():
     )
 
 
+def test_old_classes_that_the_old_data_do_not_show_are_not_counted():
+    row = {"class": "class 0", "before": 0.5, "after": 0.4, "kept": 0.8}
+    found = extension(retention={"kind": "AP", "value": 0.8, "rows": [row], "images": 4})
+    assert "The 1 of 3 old classes that the old data show keep " in extended.verdict(found)
+
+
 def test_classes_without_a_number_and_none_at_all():
     found = fake.results((3, 1), nulls=("class 3",))
     found["extension"] = extension()["extension"]
