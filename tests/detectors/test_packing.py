@@ -29,7 +29,8 @@ def branched(name: str) -> StagedBranches:
     detector.add_branch(["fox"], taught=["bee"])
     detector.requires_grad_(False)
     detector.branches[-1].requires_grad_(True)
-    return bn_eval(confident(detector).train())
+    bn_eval(confident(detector).train())
+    return detector
 
 
 @pytest.mark.parametrize("name", LIGHT)
