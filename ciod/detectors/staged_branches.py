@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from ciod.detectors.layers import branch as br
 from ciod.detectors.layers.class_layers import ClassRows
 from ciod.detectors.layers.maps_branch import MapsBranch
 from ciod.detectors.layers.modules import Layers
-from ciod.detectors.layers.refiner import HIDDEN, Refiner
+from ciod.detectors.layers.refiner import HIDDEN, Refiner, corrected
 from ciod.detectors.packing import Packs, Shape
 from ciod.detectors.parted import Parted
 from ciod.detectors.staged import StagedDetector
@@ -100,13 +99,8 @@ class StagedBranches(StagedDetector, Parted, Packs):
         Args:
             early: [B, F, h, w], the backbone's map of the lowest stride.
         """
-        refiner = self.branches[i].refiner
-        if refiner is None:
-            return part
-        if not self.training:
-            return refiner.answer(part, early)
         newest = i == len(self.branches) - 1
-        return replace(part, near=refiner.read(early)) if newest else part
+        return corrected(self.branches[i].refiner, part, early, training=self.training, learns=newest)
 
     def judged_maps(self) -> tuple[Sequence[int], Sequence[int]]:
         """Those of the backbone."""

@@ -15,6 +15,7 @@ from ciod.core.plural import counted
 from ciod.data.loader import batches
 from ciod.detectors import HF
 from ciod.detectors.branched import has_branches
+from ciod.detectors.onnx.detector import OnnxDetector
 from ciod.detectors.staged_branches import StagedBranches
 from ciod.runs.choices import is_set, open_keys, value_of
 from ciod.runs.start import per_task
@@ -117,7 +118,9 @@ def branch_widths(train: Index, detector: Detector) -> tuple[int, int, int] | No
         return None
     assert has_branches(detector)
     width = detector.width
-    if isinstance(detector, StagedBranches):  # with a second stage, and together below 2 % of a small network
+    if isinstance(
+        detector, (StagedBranches, OnnxDetector)
+    ):  # with a second stage, together below 2 % of a small network
         return 0, 11 * width // 32, 5 * width // 8
     return 0, 7 * width // 16, 3 * width // 4
 

@@ -73,13 +73,12 @@ def test_before_training_a_branch_has_the_boxes_of_its_layers():
     assert torch.equal(a.logits, b.logits)
 
 
-def test_only_the_best_positions_of_a_branch_are_corrected(monkeypatch):
-    monkeypatch.setattr(rf, "CANDIDATES", 5)
+def test_only_the_best_positions_of_a_branch_are_corrected():
     detector = make()
     x = pictures()
     with torch.no_grad():
         base = detector.eval()(x)
-    detector.add_branch(["dog"])
+    detector.add_branch(["dog"]).refiner.candidates = 5
     with torch.no_grad():
         before = detector.eval()(x)
         after = awake(detector)(x)

@@ -108,7 +108,10 @@ def test_views_fit_into_the_free_space_and_the_settings(place, monkeypatch, file
     monkeypatch.setattr(kept_views.views, "room", lambda: 4 * each)
     assert planned(place, detector, method) == 4
     assert planned(place, detector, method, views=0) == 0 and planned(place, detector, method, views=9) == 9
-    assert planned(place, detector, method, multiscale=[0.5, 1.5]) == 0 and planned(place, detector, method, processes=2) == 0
+    assert (
+        planned(place, detector, method, multiscale=[0.5, 1.5]) == 0
+        and planned(place, detector, method, processes=2) == 0
+    )
     match = "views: feature maps are kept for images of one size and one process; leave out views="
     with pytest.raises(ConfigError, match=match):
         planned(place, detector, method, processes=2, views=4)

@@ -45,17 +45,27 @@ class Refiner(nn.Module):
         hidden: units of its hidden layer.
         blocks: sizes of the blocks of class rows; (): only boxes are corrected.
         boxes: False: boxes stay as they are.
+        side: points per side of a box.
+        candidates: best positions in an image that are corrected.
     """
 
     change: nn.Linear | None
 
     def __init__(
-        self, channels: int, stride: int, hidden: int = HIDDEN, blocks: Sequence[int] = (), *, boxes: bool = True
+        self,
+        channels: int,
+        stride: int,
+        hidden: int = HIDDEN,
+        blocks: Sequence[int] = (),
+        *,
+        boxes: bool = True,
+        side: int = SIDE,
+        candidates: int = CANDIDATES,
     ):
         super().__init__()
-        self.stride = stride
+        self.stride, self.side, self.candidates = stride, side, candidates
         self.read = ConvBN(channels, WIDTH, 1)
-        self.hidden = nn.Linear(WIDTH * SIDE * SIDE, hidden)
+        self.hidden = nn.Linear(WIDTH * side * side, hidden)
         self.change = nn.Linear(hidden, 4) if boxes else None
         self.cls = ClassLinear(hidden, 0)
         for rows in blocks:
@@ -81,7 +91,7 @@ class Refiner(nn.Module):
         """
         with torch.autocast(near.device.type, enabled=False):
             boxes = boxes.detach()
-            x = samples(near.float(), boxes, self.stride, SIDE, AROUND)
+            x = samples(near.float(), boxes, self.stride, self.side, AROUND)
             x = nn.functional.silu(self.hidden(x.permute(0, 2, 3, 1).reshape(*boxes.shape[:2], -1)))
             return boxes if self.change is None else moved(boxes, STEP * self.change(x)), self.cls(x)
 
@@ -91,7 +101,7 @@ class Refiner(nn.Module):
         Corrections fade out towards the last of the best. Else rounding would decide about whole corrections where
         scores are nearly equal, and an exported graph would differ from the model.
         """
-        place, share = chosen(outputs.scores().amax(2))
+        place, share = chosen(outputs.scores().amax(2), self.candidates)
         of_boxes = torch.stack([place] * 4, -1)
         before = outputs.boxes.gather(1, of_boxes)
         boxes, class_logits = self(self.read(early), before)
@@ -143,10 +153,25 @@ class Refiner(nn.Module):
         return WEIGHT * L.masked_sum(each, twice) / L.count(twice)
 
 
-def chosen(best: Tensor) -> tuple[Tensor, Tensor]:
+def corrected(refiner: Refiner | None, part: Outputs, early: Tensor, *, training: bool, learns: bool = True) -> Outputs:
+    """The positions of a branch with a second stage. It corrects them, but not in train mode: there they get what it
+    learns from.
+
+    Args:
+        early: [B, F, h, w], the map that ``Refiner.read`` takes.
+        learns: False: in train mode it is not trained.
+    """
+    if refiner is None:
+        return part
+    if not training:
+        return refiner.answer(part, early)
+    return replace(part, near=refiner.read(early)) if learns else part
+
+
+def chosen(best: Tensor, candidates: int = CANDIDATES) -> tuple[Tensor, Tensor]:
     """From the best score of each position [..., P] the k positions that are corrected, [..., k] int64, and the share
     of each correction, [..., k, 1]."""
-    scores, place = best.topk(min(CANDIDATES, best.shape[-1]), -1)
+    scores, place = best.topk(min(candidates, best.shape[-1]), -1)
     share = ((scores / scores[..., -1:].clamp(min=1e-30) - 1) / FADE).clamp(0, 1)
     return place, share[..., None]
 

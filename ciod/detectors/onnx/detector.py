@@ -21,7 +21,8 @@ from ciod.detectors.layers.arbiter import Arbiter
 from ciod.detectors.layers.class_layers import ClassConv, ClassRows
 from ciod.detectors.layers.maps_branch import Channels, MapsBranch, width_of
 from ciod.detectors.layers.modules import Layers
-from ciod.detectors.onnx import arbiter_text, graph, recognise, written
+from ciod.detectors.layers.refiner import Refiner, corrected
+from ciod.detectors.onnx import arbiter_text, graph, recognise, second_stage, written
 from ciod.detectors.onnx.layout import Arrays
 from ciod.detectors.onnx.pictures import NO_CLASS
 from ciod.detectors.onnx.recognise import Asked, Recognised
@@ -31,6 +32,10 @@ from ciod.detectors.packing import Packs, Shape
 from ciod.detectors.yolox import YOLOX, assemble, loss_of
 
 STRIDES = (8, 16, 32)
+POINTS, CORRECTED = (
+    5,
+    50,
+)  # of the second stage: fewer than in a model of ciod, so that a run takes a tenth longer at most
 
 
 @dataclass(frozen=True)
@@ -181,6 +186,7 @@ class OnnxDetector(Detector, Packs):
         """Outputs of a branch in training, from the maps that it reads."""
         branch = self.branches[i]
         made = assemble(*branch([[maps[t] for t in level] for level in self.order]), strides=branch.strides)
+        made = corrected(branch.refiner, made, maps[self.order[0][0]], training=self.training)
         return br.scatter_classes(made, self.channel_of[len(self.parts) - len(self.branches) + i])
 
     def _base(self, pictures: Sequence[Arrays]) -> Outputs:
@@ -230,8 +236,9 @@ class OnnxDetector(Detector, Packs):
     def losses(
         self, outputs: Outputs, targets: Targets, matches: Matches, supervision: L.Supervision
     ) -> dict[str, Tensor]:
-        """YOLOX's losses."""
-        return loss_of(outputs, targets, matches, supervision, self.box_weight)
+        """YOLOX's losses, and that of the second stage of the newest branch."""
+        refiner = self.branches[-1].refiner if len(self.branches) else None
+        return loss_of(outputs, targets, matches, supervision, self.box_weight, refiner, self.channel_of[-1])
 
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
         """SimOTA on the newest branch, because nothing else is trained."""
@@ -292,7 +299,9 @@ class OnnxDetector(Detector, Packs):
         self._check_new(names)
         columns = br.columns_of(self.class_names, names, taught)
         widths: dict[int, int] = dict(zip(STRIDES, inner if inner is not None else br.default_widths(self.width)))
-        added = MapsBranch(self.channels, columns, len(names), [widths[v.stride] for v in self.channels])
+        rows = br.row_blocks(len(columns), len(names)) if len(columns) > 1 else ()
+        inner_widths = [widths[v.stride] for v in self.channels]
+        added = MapsBranch(self.channels, columns, len(names), inner_widths, self._second_stage(rows))
         if self.statistics is None:
             noise = torch.from_numpy(255 * graph.probe(self.source.opened.base, self.input.size, 2))
             self.observe(noise)
@@ -310,6 +319,17 @@ class OnnxDetector(Detector, Packs):
         )
         self._index_parts()
         return added
+
+    def _second_stage(self, rows: Sequence[int]) -> Refiner | None:
+        """That of a new branch; None: the graph is too old for its operators.
+
+        Args:
+            rows: sizes of the blocks of class rows.
+        """
+        if self.source.opened.whole.opset < second_stage.OLDEST:
+            return None
+        finest = self.channels[0]
+        return Refiner(finest.taken[0], finest.stride, blocks=rows, side=POINTS, candidates=CORRECTED)
 
     def class_modules(self) -> dict[str, ClassConv]:
         """Empty: the classes of a branch are fixed."""

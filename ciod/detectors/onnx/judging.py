@@ -12,6 +12,7 @@ from ciod.detectors.layers import arbiter as a
 from ciod.detectors.onnx import file as f
 from ciod.detectors.onnx.nodes import Nodes
 from ciod.detectors.onnx.old_nodes import Names, columns
+from ciod.detectors.onnx.second_stage import largest
 
 if TYPE_CHECKING:
     from ciod.detectors.onnx.detector import OnnxDetector
@@ -31,7 +32,7 @@ def weigh(nodes: Nodes, detector: OnnxDetector, every: Sequence[Names], maps: Se
     most = min(max(a.LEAST, a.CANDIDATES // len(branches)), detector.positions)
     places, boxes = [], []
     for near, scores in branches:
-        best = nodes.add("Reshape", _largest(nodes, scores), nodes.const([0, -1], np.int64))
+        best = nodes.add("Reshape", largest(nodes, scores), nodes.const([0, -1], np.int64))
         _, place = nodes.two("TopK", best, nodes.const([most], np.int64), axis=1)
         places.append(nodes.add("Reshape", place, nodes.const([0, -1, 1], np.int64)))
         four = nodes.add("Concat", *[places[-1]] * 4, axis=2)
@@ -47,17 +48,12 @@ def weigh(nodes: Nodes, detector: OnnxDetector, every: Sequence[Names], maps: Se
         mine = range(k * most, (k + 1) * most)
         share = nodes.add("MatMul", columns(nodes, probability, mine, axis=1), nodes.const(own[:, None].numpy()))
         near_known = columns(nodes, columns(nodes, known, mine, axis=1), torch.nonzero(own)[:, 0].tolist())
-        right = nodes.add("Mul", share, _largest(nodes, near_known))  # [n, most, 1]
+        right = nodes.add("Mul", share, largest(nodes, near_known))  # [n, most, 1]
         mean = nodes.add("MatMul", nodes.const(np.full((1, most), 1 / most)), right)  # [n, 1, 1]
         rest = nodes.add("Add", nodes.add("Mul", columns(nodes, scores, (0,)), nodes.const(0)), mean)
         factor = nodes.add("ScatterElements", rest, places[k], right, axis=1)
         found.append((near, nodes.add("Mul", scores, factor)))
     return found
-
-
-def _largest(nodes: Nodes, x: str) -> str:
-    """[n, m, k] → [n, m, 1]."""
-    return nodes.add("GatherElements", x, nodes.add("ArgMax", x, axis=2, keepdims=1), axis=2)
 
 
 def _judge(nodes: Nodes, arbiter: a.Arbiter, boxes: str, maps: Sequence[str]) -> tuple[str, str]:

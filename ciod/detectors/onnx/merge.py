@@ -16,7 +16,7 @@ from ciod.core.errors import CiodError
 from ciod.core.files import atomic_write
 from ciod.detectors.base import Input
 from ciod.detectors.layers.maps_branch import MapsBranch
-from ciod.detectors.onnx import arbiter_text, judging, suppressed, taps, written
+from ciod.detectors.onnx import arbiter_text, judging, second_stage, suppressed, taps, written
 from ciod.detectors.onnx import file as f
 from ciod.detectors.onnx import nodes as n
 from ciod.detectors.onnx.detector import OnnxDetector
@@ -64,6 +64,9 @@ def merged(detector: OnnxDetector, *, nms: bool = False) -> bytes:
         nodes = n.Nodes(f"ciod{number + i}/", initializers=whole.content.ir_version >= 4)
         maps = [[_map(nodes, t, kinds) for t in level.taps] for level in detector.source.found.levels]
         boxes, scores = n.branch(nodes, module, maps, whole.picture.side)
+        if module.refiner is not None:
+            given = {"classes": len(module.columns), "positions": detector.positions, "opset": whole.opset}
+            boxes, scores = second_stage.corrected(nodes, module.refiner, maps[0][0], (boxes, scores), **given)
         batch: Any = (whole.picture.batch or 1) if whole.picture.single else (whole.picture.batch or "n")
         nodes.output(boxes, [batch, None, 4])
         nodes.output(scores, [batch, None, len(module.columns)])

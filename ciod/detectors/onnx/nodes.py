@@ -94,7 +94,8 @@ class Nodes:
         )
 
 
-def _array(tensor: Any) -> np.ndarray:
+def array(tensor: Any) -> np.ndarray:
+    """Weights for ``Nodes.const``, in float64 for what is computed with them before."""
     return tensor.detach().cpu().double().numpy()
 
 
@@ -113,8 +114,8 @@ def layer(nodes: Nodes, x: str, module: nn.Module, standard: Standard | None = N
         return layer(nodes, x, module.point)
     assert isinstance(module, ConvBN)
     conv, norm = module.conv, module.bn
-    factor = _array(norm.weight) / np.sqrt(_array(norm.running_var) + norm.eps)
-    weight, bias = _array(conv.weight), -_array(norm.running_mean) * factor + _array(norm.bias)
+    factor = array(norm.weight) / np.sqrt(array(norm.running_var) + norm.eps)
+    weight, bias = array(conv.weight), -array(norm.running_mean) * factor + array(norm.bias)
     if standard is not None:
         weight, more = _standardised(weight, standard, depthwise=conv.groups > 1, shifted=shifted)
         bias = bias + more * factor
@@ -126,7 +127,7 @@ def _standardised(
     weight: np.ndarray, standard: Standard, *, depthwise: bool = False, shifted: bool = True
 ) -> tuple[np.ndarray, Any]:
     """Weights for plain maps from weights for standardised ones, and what is added to the bias."""
-    scale, shift = _array(standard.scale)[:, None, None], _array(standard.shift)
+    scale, shift = array(standard.scale)[:, None, None], array(standard.shift)
     ready = weight * (scale[:, None] if depthwise else scale)
     return ready, weight[:, :, 0, 0] @ shift if shifted else 0.0
 
@@ -134,8 +135,8 @@ def _standardised(
 def _predictions(nodes: Nodes, level: MapsLevel, maps: Sequence[str], inner: str | None) -> str:
     """[n, 5 + C, h, w]: box, objectness and classes, as a sum over their terms."""
     layers = [level.reg, level.obj, *level.cls.blocks]
-    weight = np.concatenate([_array(m.weight) for m in layers])
-    total = np.concatenate([_array(m.bias) for m in layers])
+    weight = np.concatenate([array(m.weight) for m in layers])
+    total = np.concatenate([array(m.bias) for m in layers])
     parts: list[tuple[str, np.ndarray]] = []
     first = 0
     if level.tower is None:
@@ -184,7 +185,8 @@ def _level(
 
 
 def branch(nodes: Nodes, module: MapsBranch, maps: Sequence[Sequence[str]], size: int | None) -> tuple[str, str]:
-    """A branch: the names of boxes [n, P, 4] xyxy in pixels of the input, and scores [n, P, C] in 0..1.
+    """A branch without its second stage: the names of boxes [n, P, 4] xyxy in pixels of the input, and scores
+    [n, P, C] in 0..1, which are those of the outputs if there is no second stage.
 
     Args:
         maps: names of [n, C, h, w] float32 per level, in the order of ``Channels.taken``.
@@ -209,10 +211,10 @@ def branch(nodes: Nodes, module: MapsBranch, maps: Sequence[Sequence[str]], size
     log = nodes.add("Min", columns(2, 3), nodes.const(LARGEST_LOG))
     half = nodes.add("Mul", nodes.add("Mul", nodes.add("Exp", log), step), nodes.const(0.5))
     ends = nodes.add("Sub", centre, half), nodes.add("Add", centre, half)
-    boxes = nodes.add("Concat", *ends, axis=2, output=f"{nodes.prefix}boxes")
+    boxes = nodes.add("Concat", *ends, axis=2, output=None if module.refiner else f"{nodes.prefix}boxes")
     classes = nodes.add("Sigmoid", columns(*range(5, 5 + len(module.columns))))
-    scores = nodes.add("Mul", classes, nodes.add("Sigmoid", columns(4)), output=f"{nodes.prefix}scores")
-    return boxes, scores
+    name = None if module.refiner else f"{nodes.prefix}scores"
+    return boxes, nodes.add("Mul", classes, nodes.add("Sigmoid", columns(4)), output=name)
 
 
 def _cells(nodes: Nodes, size: int, strides: Sequence[int]) -> tuple[str, str]:

@@ -1,0 +1,120 @@
+"""The second stage of a branch as nodes of an ONNX graph."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ciod.detectors.layers import refiner as r
+from ciod.detectors.layers.refiner import Refiner
+from ciod.detectors.onnx import file as f
+from ciod.detectors.onnx.nodes import Nodes, array, layer
+from ciod.detectors.onnx.old_nodes import Names, columns
+
+OLDEST = 11  # opset: TopK by a number, GatherElements, ScatterElements
+ALIGNED = 16  # opset from which RoiAlign must be told how it counts coordinates
+
+
+def corrected(
+    nodes: Nodes, refiner: Refiner, early: str, found: Names, *, classes: int, positions: int, opset: int
+) -> Names:
+    """Boxes and scores of a branch, the best of them corrected; as ``Refiner.answer``.
+
+    Args:
+        early: name of the map that the second stage reads, [n, F, h, w].
+        found: boxes [n, P, 4] and scores [n, P, C] before.
+        classes: C.
+        positions: P, or at least how many there always are.
+        opset: of the graph.
+    """
+    boxes, scores = found
+    count = min(refiner.candidates, positions)
+    best = nodes.add("Reshape", largest(nodes, scores), nodes.const([0, -1], np.int64))
+    top, place = nodes.two("TopK", best, nodes.const([count], np.int64), axis=1)
+    last = nodes.add("Max", nodes.add("Gather", top, nodes.const([count - 1], np.int64), axis=1), nodes.const(1e-30))
+    above = nodes.add("Sub", nodes.add("Div", top, last), nodes.const(1))
+    share = _within(nodes, nodes.add("Mul", above, nodes.const(1 / r.FADE)), 0, 1)
+    share = nodes.add("Reshape", share, nodes.const([0, -1, 1], np.int64))
+    place = nodes.add("Reshape", place, nodes.const([0, -1, 1], np.int64))
+    of_boxes = nodes.add("Expand", place, nodes.const([1, 1, 4], np.int64))
+    before = nodes.add("GatherElements", boxes, of_boxes, axis=1)
+    x = _samples(nodes, refiner, layer(nodes, early, refiner.read), before, top, opset)
+    change, class_logits = _answers(nodes, refiner, x, count)
+    name = f"{nodes.prefix}boxes", f"{nodes.prefix}scores"
+    if change is None:
+        boxes = nodes.add("Identity", boxes, output=name[0])
+    else:
+        moved = nodes.add("Sub", _moved(nodes, before, change), before)
+        after = nodes.add("Add", before, nodes.add("Mul", share, moved))
+        boxes = nodes.add("ScatterElements", boxes, of_boxes, after, axis=1, output=name[0])
+    if class_logits is None:
+        return boxes, nodes.add("Identity", scores, output=name[1])
+    power = nodes.add("Mul", share, nodes.const(r.CLASS_POWER))
+    factor = nodes.add("Pow", nodes.add("Sigmoid", class_logits), power)
+    of_classes = nodes.add("Expand", place, nodes.const([1, 1, classes], np.int64))
+    lower = nodes.add("Mul", nodes.add("GatherElements", scores, of_classes, axis=1), factor)
+    return boxes, nodes.add("ScatterElements", scores, of_classes, lower, axis=1, output=name[1])
+
+
+def largest(nodes: Nodes, x: str) -> str:
+    """[n, m, k] → [n, m, 1]."""
+    return nodes.add("GatherElements", x, nodes.add("ArgMax", x, axis=2, keepdims=1), axis=2)
+
+
+def _within(nodes: Nodes, x: str, low: float, high: float) -> str:
+    return nodes.add("Min", nodes.add("Max", x, nodes.const(low)), nodes.const(high))
+
+
+def _samples(nodes: Nodes, refiner: Refiner, near: str, boxes: str, top: str, opset: int) -> str:
+    """[n · k, WIDTH, side, side]: the map at points in and around boxes [n, k, 4], as ``layers.sampling.samples``.
+
+    Args:
+        top: any [n, k].
+    """
+    first, second = columns(nodes, boxes, (0, 1)), columns(nodes, boxes, (2, 3))
+    centre = nodes.add("Mul", nodes.add("Add", first, second), nodes.const(0.5))
+    centre = nodes.add("Sub", centre, nodes.const(refiner.stride / 2))
+    side = nodes.add("Mul", nodes.add("Sub", second, first), nodes.const(r.AROUND))
+    half = nodes.add("Mul", nodes.add("Max", side, nodes.const(refiner.stride)), nodes.const(0.5))
+    rois = nodes.add("Concat", nodes.add("Sub", centre, half), nodes.add("Add", centre, half), axis=2)
+    rois = nodes.add("Reshape", rois, nodes.const([-1, 4], np.int64))
+    one = f.require("onnx").numpy_helper.from_array(np.ones(1, np.float32))
+    ones = nodes.add("ConstantOfShape", nodes.add("Shape", top), value=one)
+    number = nodes.add("Gather", nodes.add("NonZero", ones), nodes.const([0], np.int64), axis=0)
+    image = nodes.add("Reshape", number, nodes.const([-1], np.int64))  # [n · k]
+    more = {"coordinate_transformation_mode": "output_half_pixel"} if opset >= ALIGNED else {}
+    size = {"output_height": refiner.side, "output_width": refiner.side}
+    scale = {"sampling_ratio": 1, "spatial_scale": 1 / refiner.stride, "mode": "avg"}
+    return nodes.add("RoiAlign", near, rois, image, **size, **scale, **more)
+
+
+def _answers(nodes: Nodes, refiner: Refiner, x: str, count: int) -> tuple[str | None, str | None]:
+    """Changes of boxes [n, count, 4] and class logits [n, count, C] from samples; None: there are none."""
+    points = refiner.side * refiner.side
+    weight = array(refiner.hidden.weight)  # its columns are point by point; the samples are channel by channel
+    weight = weight.reshape(len(weight), points, r.WIDTH).transpose(0, 2, 1).reshape(len(weight), -1)
+    rows = nodes.add("Reshape", x, nodes.const([-1, points * r.WIDTH], np.int64))
+    rows = nodes.add("MatMul", rows, nodes.const(weight.T))
+    rows = nodes.silu(nodes.add("Add", rows, nodes.const(array(refiner.hidden.bias))))
+    layers = [m for m in refiner.cls.blocks if hasattr(m, "weight")]
+    own = [array(m.weight) for m in layers], [array(m.bias) for m in layers]
+    if refiner.change is not None:
+        own[0].insert(0, r.STEP * array(refiner.change.weight))
+        own[1].insert(0, r.STEP * array(refiner.change.bias))
+    total = sum(len(bias) for bias in own[1])
+    rows = nodes.add("MatMul", rows, nodes.const(np.concatenate(own[0]).T))
+    rows = nodes.add("Add", rows, nodes.const(np.concatenate(own[1])))
+    rows = nodes.add("Reshape", rows, nodes.const([-1, count, total], np.int64))
+    first = 0 if refiner.change is None else 4
+    change = columns(nodes, rows, range(4)) if first else None
+    return change, columns(nodes, rows, range(first, total)) if layers else None
+
+
+def _moved(nodes: Nodes, boxes: str, change: str) -> str:
+    """As ``refiner.moved``."""
+    first, second = columns(nodes, boxes, (0, 1)), columns(nodes, boxes, (2, 3))
+    side = nodes.add("Sub", second, first)
+    centre = nodes.add("Mul", nodes.add("Add", first, second), nodes.const(0.5))
+    centre = nodes.add("Add", centre, nodes.add("Mul", columns(nodes, change, (0, 1)), side))
+    grown = nodes.add("Exp", _within(nodes, columns(nodes, change, (2, 3)), -1, 1))
+    half = nodes.add("Mul", nodes.add("Mul", side, grown), nodes.const(0.5))
+    return nodes.add("Concat", nodes.add("Sub", centre, half), nodes.add("Add", centre, half), axis=2)
