@@ -251,6 +251,13 @@ class YOLOX(StagedBranches):
                 parts.append(self.of_branch(i, self.read_maps(maps, features, towers)))
         return parts
 
+    def of_newest(self, read: Sequence[Sequence[Tensor]]) -> Outputs:
+        if not isinstance(self.branches[-1], br.ChildBranch):
+            return super().of_newest(read)
+        maps, features, cls, reg = zip(*read, strict=True)  # another part has the boxes of its parent
+        parts = self.with_branches(assemble(*self.head.layers(cls, reg)), maps, features, (cls, reg))
+        return br.scatter_classes(parts[-1], self.channel_of[-1])
+
     def of_branch(self, i: int, read: Sequence[Sequence[Tensor]]) -> Outputs:
         maps, features, *towers = zip(*read, strict=True)
         return self.corrected(i, assemble(*self.branches[i](maps, features, *towers)), maps[0])

@@ -34,7 +34,7 @@ def planned(
         ConfigError: ``views=`` for another method or detector, or where maps cannot be kept.
     """
     name, made = method
-    if not isinstance(detector, Packs) or not isinstance(made, FreezeBranch) or not made.keeps_maps:
+    if not isinstance(detector, Packs) or not isinstance(made, FreezeBranch):
         if s.views is not None:
             raise ConfigError(
                 [

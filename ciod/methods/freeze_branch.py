@@ -25,8 +25,6 @@ class FreezeBranch(Method):
     needs: ClassVar[frozenset[str]] = frozenset({"branches"})
     uses_teacher: ClassVar[bool] = False
     learns_background: ClassVar[bool] = True
-    keeps_maps: ClassVar[bool] = True
-    """Whether the detector can be trained from maps of its frozen trunk that were computed once (``Packs``)."""
 
     inner: tuple[Width, Width, Width] | None = None
     """Channels of the branch's bottleneck at strides 8, 16 and 32; 0: no bottleneck. None: 1/10, 3/8 and 5/8

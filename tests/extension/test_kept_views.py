@@ -18,7 +18,6 @@ from ciod.detectors.files import weights
 from ciod.detectors.staged_branches import StagedBranches
 from ciod.extension import effort, kept_views, settings
 from ciod.extension.run import extend
-from ciod.methods.base.split_class import SplitClass
 from ciod.methods.finetune import Finetune
 from ciod.methods.freeze_branch import FreezeBranch
 from ciod.training.progress import Reporter
@@ -121,8 +120,17 @@ def test_views_fit_into_the_free_space_and_the_settings(place, monkeypatch, file
 
 def test_methods_that_train_more_than_a_branch_compute_the_maps_in_every_step(place):
     detector = detectors.build(OLD, name="yolox-pico", size=64)
-    split: Any = SplitClass.model_validate({"parent": "dog"})
-    for name, method in (("finetune", Finetune()), ("split_class", split)):
-        assert planned(place, detector, method, name=name) == 0
-        with pytest.raises(ConfigError, match=f"views: {name} computes the maps of a yolox-pico again in every step"):
-            planned(place, detector, method, name=name, views=3)
+    assert planned(place, detector, Finetune(), name="finetune") == 0
+    with pytest.raises(ConfigError, match="views: finetune computes the maps of a yolox-pico again in every step"):
+        planned(place, detector, Finetune(), name="finetune", views=3)
+
+
+def test_kinds_of_a_class_learn_from_kept_maps(place, tmp_path, images):
+    """Their boxes are those of the parent, which the kept maps give too."""
+    given = {"epochs": 3, "augment.photometric": 0, "augment.scale": [1, 1], "augment.flip": 0}
+    given["split"] = {"dog": ["collie", "poodle"]}
+    write_coco(sample_index(tmp_path / "raw", images=6, names=("collie", "poodle")), tmp_path / "kinds")
+    given["data"] = str(tmp_path / "kinds")
+    plain, kept = (losses(go(place, tmp_path / str(n), views=n, **given)) for n in (0, 1))
+    assert images and len(plain) == len(kept) > 6
+    assert kept[:4] == pytest.approx(plain[:4], rel=0.02)

@@ -28,7 +28,6 @@ class SplitClass(FreezeBranch):
 
     needs: ClassVar[frozenset[str]] = frozenset({"dense", "branches", "children"})
     learns_background: ClassVar[bool] = False  # kinds are found where their parent is, and nowhere else
-    keeps_maps: ClassVar[bool] = False  # it needs the boxes of the parent, which another part predicts
 
     parent: str
     """The known class."""
