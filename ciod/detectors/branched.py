@@ -22,6 +22,9 @@ class Branched(Detector):
         parts: classes of each part of the outputs: the detector itself, then each branch.
     """
 
+    second_stage: bool = False
+    """Whether a new branch gets a second stage."""
+
     branches: Layers[nn.Module]
     width: int
     parts: list[list[int]]

@@ -20,7 +20,8 @@ class Packs:
 
     @abstractmethod
     def branch_maps(self, images: Tensor) -> list[Tensor]:
-        """The maps that branches read, [B, F, h, w] each, for images as in ``forward``; nothing else is computed."""
+        """The maps that branches read, [B, F, h, w] each on the detector's device, for images as in ``forward`` on any
+        device; nothing else is computed."""
 
     @abstractmethod
     def map_shapes(self) -> Sequence[Shape]:
@@ -30,13 +31,18 @@ class Packs:
     def packed(self, images: Tensor) -> Tensor:
         """[B, ``packed_width``] float16 on the CPU: the maps of each image in one row.
 
-        Every image is computed by itself. In a batch its maps would depend on the others by rounding, and a resumed run
-        has other batches of images whose maps it lacks.
+        Images are computed ``at_once`` at a time. Rounding would make a row depend on the number of images beside it,
+        and a resumed run packs other images together.
         """
-        return torch.cat([self._row(image) for image in images.split(1)])
+        return torch.cat([self._rows(part) for part in images.split(self.at_once)])
 
-    def _row(self, image: Tensor) -> Tensor:
-        maps = [m.permute(0, 2, 3, 1).flatten(1) for m in self.branch_maps(image)]
+    @property
+    def at_once(self) -> int:
+        """How many images ``packed`` computes together."""
+        return 1
+
+    def _rows(self, images: Tensor) -> Tensor:
+        maps = [m.permute(0, 2, 3, 1).flatten(1) for m in self.branch_maps(images)]
         return torch.cat([m.clamp(-LARGEST_HALF, LARGEST_HALF).half() for m in maps], 1).cpu()
 
     @property

@@ -26,6 +26,7 @@ class StagedBranches(StagedDetector, Parted, Packs):
     """Branches of a staged detector. Subclasses implement ``make_branch``, ``towers`` and ``of_branch``."""
 
     branches: Layers[br.Branch | MapsBranch]  # type: ignore[assignment]
+    second_stage = True
     _shapes: tuple[int, list[list[Shape]]] = (0, [])  # size of the images, and shapes of the maps of each level
 
     @abstractmethod
@@ -57,7 +58,7 @@ class StagedBranches(StagedDetector, Parted, Packs):
         return br.scatter_classes(self.of_branch(newest, read), self.channel_of[newest + 1])
 
     def branch_maps(self, images: Tensor) -> list[Tensor]:
-        maps, features = self.extract(images)
+        maps, features = self.extract(images.to(self.device))
         return [m for level in self.read_maps(maps, features, self.towers(features)) for m in level]
 
     def map_shapes(self) -> list[Shape]:

@@ -38,7 +38,7 @@ def plan(settings: Extend) -> tuple[dict[str, Any], list[str]]:
     name, method = prepare.choose_method(s, detector, parent=names.parent)
     train, test = measured.task.train, measured.task.test
     chosen = prepare.plan(detector, (name, method), measured, whole=read.folder.whole)
-    chosen = prepare.resumed(effort.Plan(**saved["plan"]), s) if saved else chosen
+    chosen = prepare.resumed(effort.Plan(**saved["plan"]), s, world) if saved else chosen
     own_images = max(1, chosen.batch - mixing.beside(measured, method, chosen.batch))
     steps = chosen.epochs * -(-len(train) // own_images)
     by_auto = " (chosen by auto)" if s.method.get("name", "auto") == "auto" and names.parent is None else ""

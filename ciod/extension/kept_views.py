@@ -1,4 +1,4 @@
-"""Whether the maps of a frozen detector are kept for several epochs, and of how many views of each image."""
+"""For how many views of each image the maps of a frozen detector are kept, so that epochs can use them again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def planned(
     plan: Plan, s: Extend, detector: Detector, method: tuple[str, Method], measured: Measure, world: World
 ) -> Plan:
-    """The plan, and of how many views per image the maps are kept, if the method trains a branch alone.
+    """The plan, and for how many views per image maps are kept, if the method trains a branch alone.
 
     Args:
         method: its name and itself.
@@ -35,17 +35,17 @@ def planned(
     """
     name, made = method
     if not isinstance(detector, Packs) or not isinstance(made, FreezeBranch):
-        if s.views is not None:
+        if s.views:
             raise ConfigError(
                 [
-                    f"views: {name} computes the maps of a {detector.settings['name']} again in every step; leave it "
-                    "out, or use method=freeze_branch with a detector that is dense."
+                    "views: maps are kept only for a branch (method=freeze_branch) of a dense detector, not for "
+                    f"{name} on a {detector.settings['name']}; leave it out."
                 ]
             )
         return plan
     images = len(measured.task.train) + sum(map(len, measured.negatives.train))
     each = max(1, 2 * detector.packed_width * images)
-    fixed = s.augment.multiscale is None and world.size == 1
+    fixed = possible(s, world)
     if s.views and not fixed:
         raise ConfigError(
             [
@@ -64,6 +64,11 @@ def planned(
         f"per image are computed for {counted(plan.epochs, 'epoch')}"
     )
     return replace(plan, views=kept, why=[*plan.why, line])
+
+
+def possible(s: Extend, world: World) -> bool:
+    """Whether maps can be kept: images have one size, and there is one process."""
+    return s.augment.multiscale is None and world.size == 1
 
 
 def _quick(detector: Detector) -> bool:

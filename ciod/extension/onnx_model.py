@@ -6,7 +6,7 @@ import statistics
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +26,6 @@ from ciod.detectors.onnx.detector import OnnxDetector
 from ciod.detectors.onnx.merge import Verified
 from ciod.detectors.onnx.recognise import prepared
 from ciod.extension.settings import Extend
-
-if TYPE_CHECKING:
-    pass
 
 OBSERVED = 48  # pictures on which the maps are measured
 COMPARED = 60  # pictures on which old outputs are compared, at least 50 where there are so many

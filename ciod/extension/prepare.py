@@ -71,14 +71,17 @@ def plan(
     return kept_views.planned(chosen, s, detector, method, measured, world)
 
 
-def resumed(plan: effort.Plan, settings: Extend) -> effort.Plan:
+def resumed(plan: effort.Plan, settings: Extend, world: World) -> effort.Plan:
     """The plan of an earlier process, which is kept because it was made for its machine, with what is set by hand now
-    (``allow=settings``)."""
-    given = {k: v for k in ("epochs", "batch", "lr") if (v := getattr(settings, k)) not in (None, getattr(plan, k))}
-    if not given:
-        return plan
-    given_values = ", ".join(f"{k}={v:g}" for k, v in given.items())
-    return replace(plan, **given, why=[*plan.why, f"resumed with {given_values}{training_effort.BY_HAND}"])
+    (``allow=settings``). No maps are kept where that is not possible now."""
+    keys = ("epochs", "batch", "lr", "views")
+    given = {k: v for k in keys if (v := getattr(settings, k)) not in (None, getattr(plan, k))}
+    if given:
+        given_values = ", ".join(f"{k}={v:g}" for k, v in given.items())
+        plan = replace(plan, **given, why=[*plan.why, f"resumed with {given_values}{training_effort.BY_HAND}"])
+    if plan.views and not kept_views.possible(settings, world):
+        plan = replace(plan, views=0)
+    return plan
 
 
 def check_room(out: Path, detector: Detector) -> None:

@@ -215,7 +215,7 @@ class Extension:
     def _plan(self, detector: Detector) -> None:
         """A resumed extension keeps its plan: it is made for a machine, and this may be another."""
         if self.saved:
-            self.plan = prepare.resumed(effort.Plan(**self.saved["plan"]), self.settings)
+            self.plan = prepare.resumed(effort.Plan(**self.saved["plan"]), self.settings, self.world)
         else:
             method = (self.method_name, self.method)
             self.plan = prepare.plan(detector, method, self.measured, whole=self.folder.whole)

@@ -85,3 +85,19 @@ def test_shapes_are_those_of_the_size_and_looking_changes_no_statistics():
     shapes = detector.map_shapes()
     assert [s[:2] for s in shapes] == 4 * [(8, 8)] + 4 * [(4, 4)] + 4 * [(2, 2)]
     assert detector.training and all(torch.equal(v, before[k]) for k, v in detector.state_dict().items())
+
+
+def test_images_are_packed_on_the_device_of_the_detector(monkeypatch):
+    """A loader gives images on the CPU."""
+
+    class Seen(Exception):
+        pass
+
+    def extract(detector, images):
+        raise Seen(images.device.type)
+
+    monkeypatch.setattr(StagedBranches, "extract", extract)
+    detector = branched("yolox-pico")
+    for device in ("cpu", "meta"):
+        with pytest.raises(Seen, match=device):
+            detector.to(device).packed(pictures())

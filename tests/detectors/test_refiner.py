@@ -16,7 +16,7 @@ from ciod.detectors.layers import refiner as rf
 from ciod.detectors.layers.refiner import Refiner, moved
 from ciod.detectors.layers.sampling import samples
 from ciod.exporters.onnx_file import export
-from tests.detectors.common import make, pictures
+from tests.detectors.common import confident, make, pictures
 
 
 def awake(detector):
@@ -80,7 +80,7 @@ def test_only_the_best_positions_of_a_branch_are_corrected():
         base = detector.eval()(x)
     detector.add_branch(["dog"]).refiner.candidates = 5
     with torch.no_grad():
-        before = detector.eval()(x)
+        before = confident(detector).eval()(x)
         after = awake(detector)(x)
     own = base.boxes.shape[1]
     assert torch.equal(after.boxes[:, :own], base.boxes), "old boxes stay bit-identical"
@@ -95,7 +95,8 @@ def test_corrections_fade_out_towards_the_last_score():
     refiner = Refiner(4, 8)
     nn.init.ones_(refiner.change.bias)
     boxes = torch.tensor([[[0.0, 0, 10, 10]] * 3])
-    logits = torch.tensor([[0.5, 0.525, 0.9]]).logit()[..., None]
+    half = 0.5 * (0.5 * rf.FADE + rf.FLOOR)
+    logits = torch.tensor([[0.5, 0.5 + half, 0.9]]).logit()[..., None]
     given = Outputs(logits, boxes, torch.zeros(3, 2), torch.ones(3))
     found = refiner.answer(given, torch.zeros(1, 4, 4, 4)).boxes
     whole = moved(boxes[0, 0], torch.full((4,), rf.STEP))

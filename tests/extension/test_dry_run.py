@@ -71,7 +71,7 @@ def test_what_the_extension_refuses_is_refused_all_at_once(place):
     assert len(wrong.value.problems) == 3
     with pytest.raises(ConfigError, match="drop"):
         text(place, drop=["cow"])
-    with pytest.raises(ConfigError, match="views: finetune computes the maps of a yolox-pico again in every step"):
+    with pytest.raises(ConfigError, match="of a dense detector, not for finetune on a yolox-pico"):
         text(place, method="finetune", views=3)
     (place / "full").mkdir()
     (place / "full" / "model.safetensors").touch()

@@ -16,7 +16,7 @@ from ciod.core.distributed import World
 from ciod.core.errors import ConfigError
 from ciod.detectors.files import weights
 from ciod.detectors.staged_branches import StagedBranches
-from ciod.extension import effort, kept_views, settings
+from ciod.extension import effort, kept_views, prepare, settings
 from ciod.extension.run import extend
 from ciod.methods.finetune import Finetune
 from ciod.methods.freeze_branch import FreezeBranch
@@ -74,7 +74,7 @@ def test_a_resumed_extension_ends_the_same(place, tmp_path, images):
 
 @pytest.mark.parametrize("name", ["yolox-pico", "gfl-pico"])
 def test_a_branch_learns_the_same_from_kept_maps(place, tmp_path, images, name):
-    """With at least as many views as epochs every view is new, and only rounding to half precision differs."""
+    """Without augmentation all views of an image are the same, so only rounding to half precision differs."""
     given = {"epochs": 3, "augment.photometric": 0, "augment.scale": [1, 1], "augment.flip": 0}
     plain, kept = (losses(go(place, tmp_path / str(n), name, views=n, **given)) for n in (0, 1))
     assert len(plain) == len(kept) > 6 and plain != kept
@@ -121,8 +121,20 @@ def test_views_fit_into_the_free_space_and_the_settings(place, monkeypatch, file
 def test_methods_that_train_more_than_a_branch_compute_the_maps_in_every_step(place):
     detector = detectors.build(OLD, name="yolox-pico", size=64)
     assert planned(place, detector, Finetune(), name="finetune") == 0
-    with pytest.raises(ConfigError, match="views: finetune computes the maps of a yolox-pico again in every step"):
+    assert planned(place, detector, Finetune(), name="finetune", views=0) == 0
+    with pytest.raises(ConfigError, match="of a dense detector, not for finetune on a yolox-pico; leave it out"):
         planned(place, detector, Finetune(), name="finetune", views=3)
+
+
+def test_a_resumed_plan_keeps_maps_only_where_that_is_possible_now(place):
+    plan = effort.Plan(epochs=20, batch=2, lr=0.1, size=SIZE, why=["as planned"], views=6)
+
+    def views(processes=1, **more) -> int:
+        chosen = settings.load({"model": "m.onnx", "data": str(place / "folder"), "out": "out", **more})
+        return prepare.resumed(plan, chosen, World(size=processes)).views
+
+    assert views() == 6 and views(views=0) == 0 and views(views=3) == 3
+    assert views(processes=2) == 0 and views(multiscale=[0.5, 1.5]) == 0
 
 
 def test_kinds_of_a_class_learn_from_kept_maps(place, tmp_path, images):

@@ -30,7 +30,8 @@ FIRST_HIDDEN = 32  # of models whose file only says that there is a second stage
 STEP = 0.1  # unit of the corrections, in sides of the box
 CLASS_POWER = 0.5  # of the probability by which a class score is multiplied; 1 is worse where few images taught it
 CANDIDATES = 100  # best positions of a branch in an image that are corrected
-FADE = 0.1  # whole corrections for scores this share above that of the last of them
+FADE = 0.1  # whole corrections for scores this share above that of the last of them,
+FLOOR = 1e-3  # and this much more: far below it rounding would decide
 MOVES, MOVED, GROWN = 64, 0.06, 0.08  # of boxes in training: kinds, and standard deviations in sides, and of log sides
 WEIGHT = 0.1  # of the loss: only the refiner learns from it, and its gradients should not dominate when all are clipped
 SUREST = -1e-7  # log of a probability, so that its logit is finite
@@ -154,12 +155,12 @@ class Refiner(nn.Module):
 
 
 def corrected(refiner: Refiner | None, part: Outputs, early: Tensor, *, training: bool, learns: bool = True) -> Outputs:
-    """The positions of a branch with a second stage. It corrects them, but not in train mode: there they get what it
-    learns from.
+    """The positions of a branch. Its second stage, if it has one, corrects them in eval mode. In train mode it does
+    not; the outputs then carry the map from which it learns.
 
     Args:
         early: [B, F, h, w], the map that ``Refiner.read`` takes.
-        learns: False: in train mode it is not trained.
+        learns: whether it is trained; in train mode only.
     """
     if refiner is None:
         return part
@@ -172,7 +173,8 @@ def chosen(best: Tensor, candidates: int = CANDIDATES) -> tuple[Tensor, Tensor]:
     """From the best score of each position [..., P] the k positions that are corrected, [..., k] int64, and the share
     of each correction, [..., k, 1]."""
     scores, place = best.topk(min(candidates, best.shape[-1]), -1)
-    share = ((scores / scores[..., -1:].clamp(min=1e-30) - 1) / FADE).clamp(0, 1)
+    last = scores[..., -1:]
+    share = ((scores - last) / (FADE * last + FLOOR)).clamp(0, 1)
     return place, share[..., None]
 
 

@@ -32,10 +32,8 @@ from ciod.detectors.packing import Packs, Shape
 from ciod.detectors.yolox import YOLOX, assemble, loss_of
 
 STRIDES = (8, 16, 32)
-POINTS, CORRECTED = (
-    5,
-    50,
-)  # of the second stage: fewer than in a model of ciod, so that a run takes a tenth longer at most
+POINTS = 5  # per side of a box, for the second stage: fewer than in a model of ciod, because each operator adds time
+CORRECTED = 50  # positions that it corrects
 
 
 @dataclass(frozen=True)
@@ -175,7 +173,12 @@ class OnnxDetector(Detector, Packs):
         return [torch.from_numpy(a).to(self.device, memory_format=layout) for a in arrays]
 
     def branch_maps(self, images: Tensor) -> list[Tensor]:
-        return self.maps(images)
+        return self.maps(images.to(self.device))
+
+    @property
+    def at_once(self) -> int:
+        """As many as the graph takes."""
+        return self.source.opened.whole.picture.batch or 1
 
     def map_shapes(self) -> list[Shape]:
         runner = self.source.runner
@@ -320,13 +323,18 @@ class OnnxDetector(Detector, Packs):
         self._index_parts()
         return added
 
+    @property
+    def second_stage(self) -> bool:
+        """Whether a new branch gets a second stage, whose operators older graphs do not have."""
+        return self.source.opened.whole.opset >= second_stage.OLDEST
+
     def _second_stage(self, rows: Sequence[int]) -> Refiner | None:
         """That of a new branch; None: the graph is too old for its operators.
 
         Args:
             rows: sizes of the blocks of class rows.
         """
-        if self.source.opened.whole.opset < second_stage.OLDEST:
+        if not self.second_stage:
             return None
         finest = self.channels[0]
         return Refiner(finest.taken[0], finest.stride, blocks=rows, side=POINTS, candidates=CORRECTED)
@@ -339,6 +347,9 @@ class OnnxDetector(Detector, Packs):
         for b, branch in enumerate(self.branches):
             for i, level in enumerate(branch.levels):
                 for rows in level.cls.rows(f"branches.{b}.levels.{i}.cls"):
+                    yield ClassRows(rows.name, rows.tensor, branch.columns[rows.first])
+            if branch.refiner is not None:
+                for rows in branch.refiner.cls.rows(f"branches.{b}.refiner.cls"):
                     yield ClassRows(rows.name, rows.tensor, branch.columns[rows.first])
 
     def _select(self, kept: list[int]) -> None:

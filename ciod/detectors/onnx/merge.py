@@ -65,8 +65,15 @@ def merged(detector: OnnxDetector, *, nms: bool = False) -> bytes:
         maps = [[_map(nodes, t, kinds) for t in level.taps] for level in detector.source.found.levels]
         boxes, scores = n.branch(nodes, module, maps, whole.picture.side)
         if module.refiner is not None:
-            given = {"classes": len(module.columns), "positions": detector.positions, "opset": whole.opset}
-            boxes, scores = second_stage.corrected(nodes, module.refiner, maps[0][0], (boxes, scores), **given)
+            boxes, scores = second_stage.corrected(
+                nodes,
+                module.refiner,
+                maps[0][0],
+                (boxes, scores),
+                classes=len(module.columns),
+                positions=None if whole.picture.side is None else detector.positions,
+                opset=whole.opset,
+            )
         batch: Any = (whole.picture.batch or 1) if whole.picture.single else (whole.picture.batch or "n")
         nodes.output(boxes, [batch, None, 4])
         nodes.output(scores, [batch, None, len(module.columns)])

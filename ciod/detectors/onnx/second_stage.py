@@ -15,7 +15,7 @@ ALIGNED = 16  # opset from which RoiAlign must be told how it counts coordinates
 
 
 def corrected(
-    nodes: Nodes, refiner: Refiner, early: str, found: Names, *, classes: int, positions: int, opset: int
+    nodes: Nodes, refiner: Refiner, early: str, found: Names, *, classes: int, positions: int | None, opset: int
 ) -> Names:
     """Boxes and scores of a branch, the best of them corrected; as ``Refiner.answer``.
 
@@ -23,22 +23,26 @@ def corrected(
         early: name of the map that the second stage reads, [n, F, h, w].
         found: boxes [n, P, 4] and scores [n, P, C] before.
         classes: C.
-        positions: P, or at least how many there always are.
+        positions: P; None: it depends on the image, and the graph counts them.
         opset: of the graph.
     """
     boxes, scores = found
-    count = min(refiner.candidates, positions)
     best = nodes.add("Reshape", largest(nodes, scores), nodes.const([0, -1], np.int64))
-    top, place = nodes.two("TopK", best, nodes.const([count], np.int64), axis=1)
-    last = nodes.add("Max", nodes.add("Gather", top, nodes.const([count - 1], np.int64), axis=1), nodes.const(1e-30))
-    above = nodes.add("Sub", nodes.add("Div", top, last), nodes.const(1))
-    share = _within(nodes, nodes.add("Mul", above, nodes.const(1 / r.FADE)), 0, 1)
+    if positions is None:
+        count, at = _fewest(nodes, best, refiner.candidates)
+    else:
+        least = min(refiner.candidates, positions)
+        count, at = nodes.const([least], np.int64), nodes.const([least - 1], np.int64)
+    top, place = nodes.two("TopK", best, count, axis=1)
+    last = nodes.add("Gather", top, at, axis=1)
+    span = nodes.add("Add", nodes.add("Mul", last, nodes.const(r.FADE)), nodes.const(r.FLOOR))
+    share = _within(nodes, nodes.add("Div", nodes.add("Sub", top, last), span), 0, 1)
     share = nodes.add("Reshape", share, nodes.const([0, -1, 1], np.int64))
     place = nodes.add("Reshape", place, nodes.const([0, -1, 1], np.int64))
     of_boxes = nodes.add("Expand", place, nodes.const([1, 1, 4], np.int64))
     before = nodes.add("GatherElements", boxes, of_boxes, axis=1)
     x = _samples(nodes, refiner, layer(nodes, early, refiner.read), before, top, opset)
-    change, class_logits = _answers(nodes, refiner, x, count)
+    change, class_logits = _answers(nodes, refiner, x, top)
     name = f"{nodes.prefix}boxes", f"{nodes.prefix}scores"
     if change is None:
         boxes = nodes.add("Identity", boxes, output=name[0])
@@ -58,6 +62,14 @@ def corrected(
 def largest(nodes: Nodes, x: str) -> str:
     """[n, m, k] → [n, m, 1]."""
     return nodes.add("GatherElements", x, nodes.add("ArgMax", x, axis=2, keepdims=1), axis=2)
+
+
+def _fewest(nodes: Nodes, best: str, most: int) -> tuple[str, str]:
+    """``most``, or how many columns [n, P] has if they are fewer; and one less."""
+    columns_of = nodes.add("Gather", nodes.add("Shape", best), nodes.const([1], np.int64), axis=0)
+    least = nodes.add("Min", nodes.to_float(columns_of), nodes.const([most]))  # of whole numbers only from opset 12 on
+    count = nodes.add("Cast", least, to=f.require("onnx").TensorProto.INT64)
+    return count, nodes.add("Sub", count, nodes.const([1], np.int64))
 
 
 def _within(nodes: Nodes, x: str, low: float, high: float) -> str:
@@ -87,8 +99,12 @@ def _samples(nodes: Nodes, refiner: Refiner, near: str, boxes: str, top: str, op
     return nodes.add("RoiAlign", near, rois, image, **size, **scale, **more)
 
 
-def _answers(nodes: Nodes, refiner: Refiner, x: str, count: int) -> tuple[str | None, str | None]:
-    """Changes of boxes [n, count, 4] and class logits [n, count, C] from samples; None: there are none."""
+def _answers(nodes: Nodes, refiner: Refiner, x: str, top: str) -> tuple[str | None, str | None]:
+    """Changes of boxes [n, k, 4] and class logits [n, k, C] from samples; None: there are none.
+
+    Args:
+        top: any [n, k].
+    """
     points = refiner.side * refiner.side
     weight = array(refiner.hidden.weight)  # its columns are point by point; the samples are channel by channel
     weight = weight.reshape(len(weight), points, r.WIDTH).transpose(0, 2, 1).reshape(len(weight), -1)
@@ -103,7 +119,8 @@ def _answers(nodes: Nodes, refiner: Refiner, x: str, count: int) -> tuple[str | 
     total = sum(len(bias) for bias in own[1])
     rows = nodes.add("MatMul", rows, nodes.const(np.concatenate(own[0]).T))
     rows = nodes.add("Add", rows, nodes.const(np.concatenate(own[1])))
-    rows = nodes.add("Reshape", rows, nodes.const([-1, count, total], np.int64))
+    shape = nodes.add("Concat", nodes.add("Shape", top), nodes.const([total], np.int64), axis=0)
+    rows = nodes.add("Reshape", rows, shape)
     first = 0 if refiner.change is None else 4
     change = columns(nodes, rows, range(4)) if first else None
     return change, columns(nodes, rows, range(first, total)) if layers else None

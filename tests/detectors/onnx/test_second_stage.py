@@ -53,6 +53,34 @@ def test_the_graph_corrects_the_same_positions_in_the_same_way(tmp_path, opset, 
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("objectness", [-6.0, -9.0, -12.0])
+@pytest.mark.parametrize("spread", [0.3, 1.0])
+def test_rounding_does_not_decide_where_nothing_is_found(tmp_path, objectness, spread):
+    """Scores of background are so small that two programs round them differently."""
+    path = small().save(tmp_path / "m.onnx")
+    for seed in range(4):
+        detector = lively(trained(load(path, ASKED), ("eel", "fox")))
+        torch.manual_seed(seed)
+        change = detector.branches[-1].refiner.change
+        change.weight.mul_(0.3)
+        change.bias.mul_(0.3)
+        for level in detector.branches[-1].levels:
+            level.obj.weight.normal_(std=spread)
+            level.obj.bias.fill_(objectness)
+        merge.verify(detector, merge.merged(detector), images(detector, 4).numpy())
+
+
+@torch.no_grad()
+def test_a_graph_of_a_fixed_batch_packs_a_whole_batch_at_once(tmp_path):
+    detector, runs = load(small(batch=4).save(tmp_path / "m.onnx"), ASKED), []
+    maps = detector.source.runner.maps
+    detector.source.runner.maps = lambda ready: runs.append(len(ready)) or maps(ready)
+    x = images(detector, 6)
+    rows = detector.packed(x)
+    assert runs == [4, 2] and torch.equal(rows[4:], detector.packed(x[4:]))
+
+
+@torch.no_grad()
 def test_images_of_a_batch_are_corrected_each_by_themselves(tmp_path):
     path = small(batch="n").save(tmp_path / "m.onnx")
     detector = lively(trained(load(path, ASKED), ("eel", "fox")))
@@ -69,7 +97,7 @@ def test_a_graph_for_any_size_corrects_at_every_size(tmp_path):
     path = small(side="s", batch="n").save(tmp_path / "m.onnx")
     detector = lively(trained(load(path, ASKED), ("eel", "fox")))
     session = file.start(path, merge.merged(detector))
-    for side in (SIZE, 2 * SIZE):
+    for side in (32, SIZE, 2 * SIZE):  # the smallest has 21 positions, fewer than can be corrected
         x = np.random.default_rng(0).random((2, 3, side, side), np.float32)
         boxes, scores = session.run(["ciod1/boxes", "ciod1/scores"], {"x": x})
         assert boxes.shape[1] == scores.shape[1] == sum((side // s) ** 2 for s in (8, 16, 32))
