@@ -31,12 +31,15 @@ MOST = 8 << 30  # bytes of a file
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which view an image has in which epoch: ``kept`` views in turn, ``rounds`` times each, then the next ones."""
+    """Which view an image has in which epoch: ``kept`` views in turn, ``rounds`` times each, then the next ones. With
+    ``kept`` 0 none is kept, and each epoch has new ones."""
 
     kept: int
     rounds: int = ROUNDS
 
     def view(self, epoch: int) -> int:
+        if not self.kept:
+            return epoch
         return self.kept * (epoch // self.kept // self.rounds) + epoch % self.kept
 
     def computed(self, epochs: int) -> int:
@@ -130,14 +133,14 @@ class ViewLoader(DataLoader):
         self.order = ViewOrder(order, schedule)
         super().__init__(data, batch_sampler=self.order, collate_fn=loader.collate_fn)
         self.schedule, self.make, self.images, self.processes = schedule, make, len(data), loader.num_workers
-        self.store = Store(schedule.kept * self.images, width)
+        self.store = Store(schedule.kept * self.images, width) if schedule.kept else None
         self.held: dict[int, tuple[Item, Sample]] = {}  # row of the store → its view, and the sample without its image
 
     def _row(self, item: Item) -> int:
         return item[0] % self.schedule.kept * self.images + item[1]
 
     def _has(self, item: Item) -> bool:
-        held = self.held.get(self._row(item))
+        held = self.held.get(self._row(item)) if self.store else None
         return held is not None and held[0] == item
 
     def __iter__(self) -> Iterator[Any]:
@@ -170,7 +173,7 @@ class ViewLoader(DataLoader):
     def _kept(self, items: list[Item], images: Tensor, samples: list[Sample]) -> Iterator[tuple[Item, Sample]]:
         """The samples with what was made of their images, after it was written."""
         for item, sample, values in zip(items, samples, self.make(images), strict=True):
-            if self.store.put(self._row(item), values):
+            if self.store and self.store.put(self._row(item), values):
                 self.held[self._row(item)] = item, sample
             yield item, {**sample, "image": values}
 
@@ -178,10 +181,10 @@ class ViewLoader(DataLoader):
         samples = []
         for item in items:
             if item not in made:
-                if not self._has(item):  # an earlier batch had it, but the disk was too full to keep it
+                if not self._has(item):  # an earlier batch had it, but it was not kept, or the disk was too full
                     images, own = _parted([self.dataset[item]])  # type: ignore[index]
                     made |= dict(self._kept([item], images, own))
-                else:
+                elif self.store:
                     row = self._row(item)
                     made[item] = {**self.held[row][1], "image": self.store.get(row)}
             samples.append(made[item])

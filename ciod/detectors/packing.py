@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +13,15 @@ from torch import Tensor
 LARGEST_HALF = 65504.0
 
 Shape = tuple[int, int, int]  # height, width and channels of a map
+
+
+class Packer(Protocol):
+    """What computes the maps of images. See ``Packs``."""
+
+    @property
+    def packed_width(self) -> int: ...
+
+    def packed(self, images: Tensor) -> Tensor: ...
 
 
 class Packs:
@@ -34,14 +44,15 @@ class Packs:
         Images are computed ``at_once`` at a time. Rounding would make a row depend on the number of images beside it,
         and a resumed run packs other images together.
         """
-        return torch.cat([self._rows(part) for part in images.split(self.at_once)])
+        return torch.cat([self.rows(part) for part in images.split(self.at_once)])
 
     @property
     def at_once(self) -> int:
         """How many images ``packed`` computes together."""
         return 1
 
-    def _rows(self, images: Tensor) -> Tensor:
+    def rows(self, images: Tensor) -> Tensor:
+        """As ``packed``, of images that are computed together."""
         maps = [m.permute(0, 2, 3, 1).flatten(1) for m in self.branch_maps(images)]
         return torch.cat([m.clamp(-LARGEST_HALF, LARGEST_HALF).half() for m in maps], 1).cpu()
 

@@ -11,13 +11,15 @@ from ciod.data import views
 from ciod.detectors.base import Detector
 from ciod.detectors.onnx.detector import OnnxDetector
 from ciod.detectors.onnx.session import on_gpu
-from ciod.detectors.packing import Packs
+from ciod.detectors.packing import Packer, Packs
 from ciod.extension.settings import Extend
+from ciod.inference import maps
 from ciod.methods.base.method import Method
 from ciod.methods.freeze_branch import FreezeBranch
 
 if TYPE_CHECKING:
     from ciod.core.distributed import World
+    from ciod.data.scenarios.scenario import Task
     from ciod.extension.effort import Plan
     from ciod.extension.measure import Measure
 
@@ -64,6 +66,18 @@ def planned(
         f"per image are computed for {counted(plan.epochs, 'epoch')}"
     )
     return replace(plan, views=kept, why=[*plan.why, line])
+
+
+def packer(plan: Plan, s: Extend, detector: Detector, method: Method, task: Task, world: World) -> Packer | None:
+    """What computes the maps of the frozen detector; None: the detector, from images in every step."""
+    if not isinstance(detector, Packs) or not isinstance(method, FreezeBranch) or not possible(s, world):
+        return None
+    if isinstance(detector, OnnxDetector):
+        return detector if plan.views else None
+    if detector.device.type != "cpu" and not plan.views:
+        return None
+    images = views.Schedule(plan.views).computed(plan.epochs) * len(task.train)
+    return maps.packer(detector, s.train, images)
 
 
 def possible(s: Extend, world: World) -> bool:

@@ -55,9 +55,9 @@ class Extend(Section):
     outputs: Literal["separate", "joined"] = "separate"
     """For an ONNX file: ``joined`` also writes ``out/joined.onnx``, whose one output is as YOLOv8's files have it."""
     views: Annotated[int, Field(ge=0, le=1000)] | None = None
-    """For a branch of a dense detector: number of augmented views per image whose maps are kept in the temporary folder,
-    so that they are computed once and used several times; 0: every epoch has new views. None: six, or as many as the
-    free space allows; 0 on a GPU, with several processes and with ``multiscale``."""
+    """For a branch of a dense detector: number of augmented views per image whose maps are kept in the temporary
+    folder, so that they are computed once and used several times; 0: every epoch has new views. None: six, or as many
+    as the free space allows; 0 on a GPU, with several processes and with ``multiscale``."""
     keep: list[str] | None = None
     """Only these old classes stay."""
     drop: list[str] = Field(default_factory=list)

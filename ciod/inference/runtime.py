@@ -139,8 +139,8 @@ class Run:
         return [torch.from_numpy(x) for x in self.session.run(None, {"images": picture})]
 
 
-def started(graph: Graph, sample: Tensor, name: str) -> Any:
-    """A session of ONNX Runtime for the graph, with as many threads as PyTorch has.
+def started(graph: nn.Module, sample: Tensor, name: str) -> Any:
+    """A session of ONNX Runtime for the graph, whose input is ``images``, with as many threads as PyTorch has.
 
     Raises:
         CiodError: the network cannot be written as ONNX, or there is no room for it.

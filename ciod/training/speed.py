@@ -14,7 +14,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ciod.core.errors import CiodError
 from ciod.detectors.base import FOLDED
-from ciod.detectors.onnx.detector import OnnxDetector
 from ciod.detectors.packing import Packs
 from ciod.detectors.prefix import Prefix
 from ciod.detectors.staged import parts
@@ -103,10 +102,8 @@ def make_teacher(detector: Detector, settings: Train, *, student: Detector | Non
 
 
 def packer(detector: Detector, settings: Train) -> Packs:
-    """What computes the maps that are kept of ``detector``, whose trunk is frozen: itself if it is an ONNX file; else a
-    copy in eval mode with folded normalisation, unless ``settings.teacher`` is ``exact``."""
-    if isinstance(detector, OnnxDetector):
-        return detector
+    """A copy of ``detector``, whose trunk is frozen, that computes its maps: in eval mode, with folded normalisation
+    unless ``settings.teacher`` is ``exact``."""
     copy = detector.frozen()
     if settings.teacher != "exact":
         copy = fold(copy)

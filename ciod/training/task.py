@@ -17,6 +17,7 @@ from ciod.data.image_cache import presize_hint
 from ciod.data.loader import train_loader
 from ciod.data.views import Schedule, ViewLoader
 from ciod.detectors.files import transfer
+from ciod.detectors.packing import Packer
 from ciod.training import checkpoint, keep, speed, watch
 from ciod.training.hooks import Hooks
 from ciod.training.loop import Fit, FitResult
@@ -72,8 +73,10 @@ class TaskInputs:
     lr: float
     seed: int
     workers: int
+    packer: Packer | None = None
+    """What computes the maps that the detector takes in place of images; None: it takes images."""
     views: int = 0
-    """Views per image whose maps are kept, for a detector that packs them; 0: images are augmented in every epoch."""
+    """With a packer: views per image whose maps are kept; 0: every epoch has new views."""
 
     score: keep.Score | None = None
     """With ``train.best``: the score by which an epoch is chosen."""
@@ -205,10 +208,9 @@ def _loader(i: TaskInputs) -> DataLoader:
         cache=cache,
         presize=presize,
     )
-    if not i.views:
+    if i.packer is None:
         return loader
-    packer = speed.packer(i.detector, i.train)
-    return ViewLoader(loader, Schedule(i.views), packer.packed, packer.packed_width)
+    return ViewLoader(loader, Schedule(i.views), i.packer.packed, i.packer.packed_width)
 
 
 def _fit(

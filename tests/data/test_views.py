@@ -87,6 +87,17 @@ def test_each_view_is_made_once(index, workers):
         assert made.count == 5 * Schedule(2, 3).computed(epoch + 1)
 
 
+def test_without_kept_views_every_epoch_has_new_ones(index, temporary):
+    assert [Schedule(0).view(e) for e in range(3)] == [0, 1, 2] and Schedule(0).computed(9) == 9
+    made = Made()
+    loader = ViewLoader(plain(index), Schedule(0), made, WIDTH)
+    for epoch in range(3):
+        assert_epoch(loader, epoch)
+        assert made.count == 6 * (epoch + 1)  # one of five is in two batches
+    assert_epoch(loader, 1, skip=1)
+    assert loader.store is None and not loader.held
+
+
 def test_views_differ(index):
     loader = ViewLoader(plain(index), Schedule(2, 2), Made(), WIDTH)
     seen = []
