@@ -55,9 +55,7 @@ def planned(
                 "augment.multiscale= and torchrun."
             ]
         )
-    kept = s.views if s.views is not None else min(views.KEPT, views.room() // each) if fixed else 0
-    if s.views is None and (kept < 2 or _quick(detector)):
-        return plan
+    kept = s.views if s.views is not None else _fitting(detector, each) if fixed else 0
     if not kept or plan.epochs <= kept:
         return plan
     count = views.Schedule(kept).computed(plan.epochs)
@@ -85,6 +83,14 @@ def possible(s: Extend, world: World) -> bool:
     return s.augment.multiscale is None and world.size == 1
 
 
-def _quick(detector: Detector) -> bool:
-    """Whether a new view costs little: on a GPU."""
-    return on_gpu(detector.device) if isinstance(detector, OnnxDetector) else detector.device.type != "cpu"
+def _fitting(detector: Detector, each: int) -> int:
+    """The default: for an ONNX file, whose network may be large, as many as there is room for; 0 on a GPU, where a new
+    view costs little, and for a detector of ciod, which learns more from new views.
+
+    Args:
+        each: bytes of one view of all images.
+    """
+    if not isinstance(detector, OnnxDetector) or on_gpu(detector.device):
+        return 0
+    fitting = min(views.KEPT, views.room() // each)
+    return fitting if fitting > 1 else 0

@@ -56,8 +56,8 @@ class Extend(Section):
     """For an ONNX file: ``joined`` also writes ``out/joined.onnx``, whose one output is as YOLOv8's files have it."""
     views: Annotated[int, Field(ge=0, le=1000)] | None = None
     """For a branch of a dense detector: number of augmented views per image whose maps are kept in the temporary
-    folder, so that they are computed once and used several times; 0: every epoch has new views. None: six, or as many
-    as the free space allows; 0 on a GPU, with several processes and with ``multiscale``."""
+    folder, so that they are computed once and used four times; 0: every epoch has new views, which takes longer and
+    teaches more. None: 0, and for an ONNX file on a CPU six, or as many as the free space allows."""
     keep: list[str] | None = None
     """Only these old classes stay."""
     drop: list[str] = Field(default_factory=list)

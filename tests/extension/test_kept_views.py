@@ -116,7 +116,7 @@ def test_views_fit_into_the_free_space_and_the_settings(place, monkeypatch, file
     detector, method = ciod.load(place / file, **given), FreezeBranch()
     each = 2 * 10 * int(detector.packed_width)
     monkeypatch.setattr(kept_views.views, "room", lambda: 4 * each)
-    assert planned(place, detector, method) == 4
+    assert planned(place, detector, method) == (4 if file == "m.onnx" else 0)
     assert planned(place, detector, method, views=0) == 0 and planned(place, detector, method, views=9) == 9
     assert (
         planned(place, detector, method, multiscale=[0.5, 1.5]) == 0
