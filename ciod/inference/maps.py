@@ -24,7 +24,7 @@ def packer(detector: Packs, settings: Train, images: int) -> Packer:
 
     Args:
         detector: not trained except for its newest branch.
-        images: how many will be computed in all. For many, on a CPU, ONNX Runtime runs the copy if it is installed and
+        images: how many will be computed in total. For many, on a CPU, ONNX Runtime runs the copy if it is installed and
             can, unless ``settings.teacher`` is ``exact``.
     """
     assert isinstance(detector, Detector)

@@ -54,8 +54,8 @@ def test_the_graph_corrects_the_same_positions_in_the_same_way(tmp_path, opset, 
 
 @torch.no_grad()
 @pytest.mark.parametrize("objectness", [-6.0, -9.0, -12.0])
-@pytest.mark.parametrize("spread", [0.3, 1.0])
-def test_rounding_does_not_decide_where_nothing_is_found(tmp_path, objectness, spread):
+@pytest.mark.parametrize("weight_std", [0.3, 1.0])
+def test_rounding_does_not_decide_where_nothing_is_found(tmp_path, objectness, weight_std):
     """Scores of background are so small that two programs round them differently."""
     path = small().save(tmp_path / "m.onnx")
     for seed in range(4):
@@ -65,7 +65,7 @@ def test_rounding_does_not_decide_where_nothing_is_found(tmp_path, objectness, s
         change.weight.mul_(0.3)
         change.bias.mul_(0.3)
         for level in detector.branches[-1].levels:
-            level.obj.weight.normal_(std=spread)
+            level.obj.weight.normal_(std=weight_std)
             level.obj.bias.fill_(objectness)
         merge.verify(detector, merge.merged(detector), images(detector, 4).numpy())
 
