@@ -24,8 +24,8 @@ def packer(detector: Packs, settings: Train, images: int) -> Packer:
 
     Args:
         detector: not trained except for its newest branch.
-        images: how many will be computed in total. For many, on a CPU, ONNX Runtime runs the copy if it is installed and
-            can, unless ``settings.teacher`` is ``exact``.
+        images: how many will be computed in total. For many, on a CPU, ONNX Runtime runs the copy if it is installed
+            and can, unless ``settings.teacher`` is ``exact``.
     """
     assert isinstance(detector, Detector)
     if images >= MANY and detector.device.type == "cpu" and settings.teacher != "exact" and available():
