@@ -44,12 +44,9 @@ def corrected(
     x = _samples(nodes, refiner, layer(nodes, early, refiner.read), before, top, opset)
     change, class_logits = _answers(nodes, refiner, x, top)
     name = f"{nodes.prefix}boxes", f"{nodes.prefix}scores"
-    if change is None:
-        boxes = nodes.add("Identity", boxes, output=name[0])
-    else:
-        moved = nodes.add("Sub", _moved(nodes, before, change), before)
-        after = nodes.add("Add", before, nodes.add("Mul", share, moved))
-        boxes = nodes.add("ScatterElements", boxes, of_boxes, after, axis=1, output=name[0])
+    moved = nodes.add("Sub", _moved(nodes, before, change), before)
+    after = nodes.add("Add", before, nodes.add("Mul", share, moved))
+    boxes = nodes.add("ScatterElements", boxes, of_boxes, after, axis=1, output=name[0])
     if class_logits is None:
         return boxes, nodes.add("Identity", scores, output=name[1])
     power = nodes.add("Mul", share, nodes.const(r.CLASS_POWER))
@@ -99,8 +96,8 @@ def _samples(nodes: Nodes, refiner: Refiner, near: str, boxes: str, top: str, op
     return nodes.add("RoiAlign", near, rois, image, **size, **scale, **more)
 
 
-def _answers(nodes: Nodes, refiner: Refiner, x: str, top: str) -> tuple[str | None, str | None]:
-    """Changes of boxes [n, k, 4] and class logits [n, k, C] from samples; None: there are none.
+def _answers(nodes: Nodes, refiner: Refiner, x: str, top: str) -> tuple[str, str | None]:
+    """Changes of boxes [n, k, 4] from samples, and class logits [n, k, C]; None: only boxes are corrected.
 
     Args:
         top: any [n, k].
@@ -111,19 +108,16 @@ def _answers(nodes: Nodes, refiner: Refiner, x: str, top: str) -> tuple[str | No
     rows = nodes.add("Reshape", x, nodes.const([-1, points * r.WIDTH], np.int64))
     rows = nodes.add("MatMul", rows, nodes.const(weight.T))
     rows = nodes.silu(nodes.add("Add", rows, nodes.const(array(refiner.hidden.bias))))
-    layers = [m for m in refiner.cls.blocks if hasattr(m, "weight")]
-    own = [array(m.weight) for m in layers], [array(m.bias) for m in layers]
-    if refiner.change is not None:
-        own[0].insert(0, r.STEP * array(refiner.change.weight))
-        own[1].insert(0, r.STEP * array(refiner.change.bias))
-    total = sum(len(bias) for bias in own[1])
-    rows = nodes.add("MatMul", rows, nodes.const(np.concatenate(own[0]).T))
-    rows = nodes.add("Add", rows, nodes.const(np.concatenate(own[1])))
+    assert refiner.change is not None
+    classes = [m for m in refiner.cls.blocks if hasattr(m, "weight")]
+    weights = [r.STEP * array(refiner.change.weight), *(array(m.weight) for m in classes)]
+    biases = [r.STEP * array(refiner.change.bias), *(array(m.bias) for m in classes)]
+    total = sum(map(len, biases))
+    rows = nodes.add("MatMul", rows, nodes.const(np.concatenate(weights).T))
+    rows = nodes.add("Add", rows, nodes.const(np.concatenate(biases)))
     shape = nodes.add("Concat", nodes.add("Shape", top), nodes.const([total], np.int64), axis=0)
     rows = nodes.add("Reshape", rows, shape)
-    first = 0 if refiner.change is None else 4
-    change = columns(nodes, rows, range(4)) if first else None
-    return change, columns(nodes, rows, range(first, total)) if layers else None
+    return columns(nodes, rows, range(4)), columns(nodes, rows, range(4, total)) if classes else None
 
 
 def _moved(nodes: Nodes, boxes: str, change: str) -> str:

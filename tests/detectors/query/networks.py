@@ -19,7 +19,7 @@ def trained(name: str = "rtdetr-pico", names=NAMES) -> QueryDetector:
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
     with torch.no_grad():
-        detector(pictures(6 if "box_distribution" in detector.traits else 2))  # fewer: rounding would grow
+        detector(pictures(6))  # fewer: rounding would grow
     for rows in detector.class_layers():
         nn.init.normal_(rows.tensor, std=0.5)
     assert isinstance(detector, QueryDetector)
