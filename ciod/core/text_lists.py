@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -163,3 +164,25 @@ def written_mapping(pairs: Mapping[str, str]) -> str:
 def word(key: str, text: str) -> str:
     """``key=text`` to paste into a shell."""
     return f"{key}={shlex.quote(text)}"
+
+
+def alike(a: str, b: str) -> bool:
+    """Whether two names differ in case, spaces, punctuation, width of the letters (ｃａｔ) or plural only.
+
+    >>> alike("Traffic-Lights", "traffic light"), alike("buses", "bus"), alike("glass", "gas")
+    (True, True, False)
+    """
+    return bool(_forms(a) & _forms(b))
+
+
+def _forms(name: str) -> set[str]:
+    """The bare word, and what it may be the plural of."""
+    word = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold())
+    forms = {word}
+    if len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
+        forms.add(word[:-1])
+        if word.endswith("ies"):
+            forms.add(word[:-3] + "y")
+        elif word.endswith("es"):
+            forms.add(word[:-2])
+    return forms

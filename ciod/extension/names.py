@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING
 from ciod.core.errors import ConfigError
 from ciod.core.files import nfc
 from ciod.core.plural import counted, few
-from ciod.core.text_lists import near_name, word, written_list, written_mapping
+from ciod.core.text_lists import alike, near_name, word, written_list, written_mapping
 from ciod.data.text_files import same_names
 
 if TYPE_CHECKING:
@@ -179,28 +177,6 @@ def _question(similar: Mapping[str, str], rename: Mapping[str, str], new: Sequen
         f"Classes of the folder and of the model have nearly the same names: {shown}. If they are the same, write "
         f"{same}; if they are other classes, {other}; or divide them among the two."
     )
-
-
-def alike(a: str, b: str) -> bool:
-    """Whether two names differ in case, spaces, punctuation, width of the letters (ｃａｔ) or plural only.
-
-    >>> alike("Traffic-Lights", "traffic light"), alike("buses", "bus"), alike("glass", "gas")
-    (True, True, False)
-    """
-    return bool(_forms(a) & _forms(b))
-
-
-def _forms(name: str) -> set[str]:
-    """The bare word, and what it may be the plural of."""
-    word = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold())
-    forms = {word}
-    if len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
-        forms.add(word[:-1])
-        if word.endswith("ies"):
-            forms.add(word[:-3] + "y")
-        elif word.endswith("es"):
-            forms.add(word[:-2])
-    return forms
 
 
 def _unknown(

@@ -172,9 +172,10 @@ def _grow(i: TaskInputs) -> None:
         i.detector.to(i.world.device)
         if i.train.sync_norm and i.world.size > 1:
             synchronise(i.detector)  # its new layers
-    taken = () if i.donor is None else transfer.take_class_rows(i.detector, i.donor)
+    taken = {} if i.donor is None else transfer.take_class_rows(i.detector, i.donor)
     if taken:
-        i.reporter.say(f"weights: class rows taken by name: {', '.join(taken)}")
+        named = [n if n == theirs else f"{n} ({theirs})" for n, theirs in taken.items()]
+        i.reporter.say(f"weights: class rows taken by name: {', '.join(named)}")
 
 
 def _seed(i: TaskInputs) -> None:

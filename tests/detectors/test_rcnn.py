@@ -187,7 +187,7 @@ def test_a_fresh_detector_takes_what_fits_and_rows_by_name(tmp_path):
     other = make("fasterrcnn-pico", names=("cow", "dog"), seed=2)
     taken = files.load_fitting(other, tmp_path / "m.safetensors")
     assert set(taken.left) == {"head.cls", "head.box"} and taken.taken["rpn"] == 6
-    assert take_class_rows(other, donor) == ("cow",)
+    assert take_class_rows(other, donor) == {"cow": "cow"}
     assert torch.equal(other.head.cls.background.weight, donor.head.cls.background.weight)
     assert torch.equal(other.head.cls.blocks[0].weight[0], donor.head.cls.blocks[0].weight[2])
     assert torch.equal(other.head.box.blocks[0].weight[0], donor.head.box.blocks[0].weight[2])

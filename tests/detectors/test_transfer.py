@@ -49,18 +49,30 @@ def test_class_rows_are_taken_by_name(name):
     other = make(name, names=("x", "dog"), seed=2)
     other.grow(["ant"])
     before = [r.clone() for r in rows_of(other, "x")]
-    assert transfer.take_class_rows(other, donor) == ("dog", "ant")
+    assert transfer.take_class_rows(other, donor) == {"dog": "dog", "ant": "ant"}
     for known in ("dog", "ant"):
         pairs = list(zip(rows_of(other, known), rows_of(donor, known), strict=True))
         assert pairs and all(torch.equal(a, b) for a, b in pairs)
     assert all(torch.equal(a, b) for a, b in zip(rows_of(other, "x"), before, strict=True))
 
 
+def test_a_name_that_is_only_written_otherwise_takes_its_rows():
+    donor = lively(make("yolox-pico", names=("potted plant", "tv", "bus", "Bus", "dog", "dogs"), seed=1))
+    other = make("yolox-pico", names=("pottedplant", "TV", "BUS", "dog", "Dog", "sofa"), seed=2)
+    taken = transfer.take_class_rows(other, donor)
+    # two donors for BUS; dog is its own, and dogs are then the only ones that Dog can be
+    assert taken == {"pottedplant": "potted plant", "TV": "tv", "dog": "dog", "Dog": "dogs"}
+    for own, theirs in taken.items():
+        assert all(torch.equal(a, b) for a, b in zip(rows_of(other, own), rows_of(donor, theirs), strict=True))
+    assert transfer.same_classes(("Cat", "cats"), ("cat",)) == {}  # which of the two, nobody knows
+    assert transfer.same_classes(("0", "1"), ("\0" + "0", "\0" + "1")) == {}
+
+
 def test_a_start_from_the_same_classes_is_the_same_detector():
     donor = lively(make("yolox-pico", names=DONOR, seed=1)).eval()
     other = make("yolox-pico", names=tuple(reversed(DONOR)), seed=2).eval()
     transfer.start_from(other, donor, "donor")
-    assert transfer.take_class_rows(other, donor) == ("cat", "bee", "ant")
+    assert transfer.take_class_rows(other, donor) == {"cat": "cat", "bee": "bee", "ant": "ant"}
     with torch.no_grad():
         assert torch.equal(donor(pictures()).logits.flip(2), other(pictures()).logits)
 
@@ -77,7 +89,7 @@ def test_another_family_gives_its_trunk_and_no_class():
     donor, other = lively(make("yolox-nano", names=DONOR, seed=1)), make("gfl-nano", names=("ant",), seed=2)
     taken = transfer.start_from(other, donor, "donor")
     assert set(taken.taken) == {"backbone", "neck"}
-    assert transfer.take_class_rows(other, donor) == ()
+    assert transfer.take_class_rows(other, donor) == {}
 
 
 def test_a_class_on_a_branch_has_no_row_to_take():
@@ -85,13 +97,13 @@ def test_a_class_on_a_branch_has_no_row_to_take():
     donor.add_branch(["dog"])
     other = make("yolox-nano", names=("dog", "ant"), seed=2)
     assert not any(k.startswith("branches") for k in transfer.start_from(other, donor, "donor").taken)
-    assert transfer.take_class_rows(other, donor) == ("ant",)
+    assert transfer.take_class_rows(other, donor) == {"ant": "ant"}
 
 
 def test_rows_of_another_width_are_left():
     donor, other = make("yolox-nano", names=DONOR), make("yolox-tiny", names=("ant",))
     before = [r.clone() for r in rows_of(other, "ant")]
-    assert transfer.take_class_rows(other, donor) == ()
+    assert transfer.take_class_rows(other, donor) == {}
     assert all(torch.equal(a, b) for a, b in zip(rows_of(other, "ant"), before, strict=True))
     with pytest.raises(CiodError, match=r"is a yolox-nano, but detector\.name is yolox-tiny: their backbones differ"):
         transfer.start_from(other, donor, "donor")
@@ -102,7 +114,7 @@ def test_the_official_checkpoint_knows_its_classes(request):
     donor = weights.donor(path)
     other = build(("zebra", "king", "cat"), name="yolox-nano", size=64).eval()
     taken = weights.load_fitting(other, path)
-    assert transfer.take_class_rows(other, donor) == ("zebra", "cat")
+    assert transfer.take_class_rows(other, donor) == {"zebra": "zebra", "cat": "cat"}
     assert set(taken.taken) == {
         "backbone", "neck", "head.cls_tower", "head.reg_tower", "head.reg", "head.obj"
     }  # fmt: skip
@@ -132,7 +144,7 @@ def test_a_checkpoint_of_torchvision_starts_another_class_count(tmp_path):
     other = build(("king", "zebra"), name="retinanet-r50", size=64, frozen=True)
     taken = weights.load_fitting(other, donor)
     assert set(taken.left) == {"head.classification_head"} and taken.left["head.classification_head"] == 2
-    assert transfer.take_class_rows(other, donor) == ("zebra",)
+    assert transfer.take_class_rows(other, donor) == {"zebra": "zebra"}
     torch.save(torchvision_state(5), tmp_path / "own.pth")  # without class names
     assert transfer.take_class_rows(build(("0", "1"), name="retinanet-r50", size=64, frozen=True),
-                                    weights.donor(tmp_path / "own.pth")) == ()  # fmt: skip
+                                    weights.donor(tmp_path / "own.pth")) == {}  # fmt: skip

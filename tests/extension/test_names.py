@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ciod.core.errors import ConfigError
-from ciod.extension.names import alike, match
+from ciod.core.text_lists import alike
+from ciod.extension.names import match
 
 MODEL = ("person", "chair", "traffic light", "bus")
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ciod.core.errors import CiodError
+from ciod.core.text_lists import alike
 from ciod.detectors.base import Detector
 
 
@@ -92,16 +93,19 @@ def start_from(detector: Detector, donor: Detector, source: str | Path, *, trunk
 
 
 @torch.no_grad()
-def take_class_rows(detector: Detector, donor: Detector) -> tuple[str, ...]:
-    """Copies the rows of classes that both have by name, in every class layer, if the layers have equal widths.
+def take_class_rows(detector: Detector, donor: Detector) -> dict[str, str]:
+    """Copies the rows of classes that both have, in every class layer, if the layers have equal widths.
 
-    A class that the donor has on a branch has no row of the same layer and is not taken.
+    Classes meet by name; a name that the donor lacks takes the rows of the only one that differs in case, spacing or
+    plural: ``pottedplant`` those of ``potted plant``. A class that the donor has on a branch has no row of the same
+    layer and is not taken.
 
     Returns:
-        Names of the classes taken, in the detector's order.
+        Name of each class that was taken, in the detector's order → its name in the donor.
     """
     if type(donor) is not type(detector):
-        return ()
+        return {}
+    known = same_classes(detector.class_names, donor.class_names)
     theirs: dict[tuple[str, str, str], Tensor] = {}
     for rows in donor.class_layers():
         for i, row in enumerate(rows.tensor):
@@ -110,17 +114,27 @@ def take_class_rows(detector: Detector, donor: Detector) -> tuple[str, ...]:
     for rows in detector.class_layers():
         for i, row in enumerate(rows.tensor):
             name = detector.class_names[rows.first + i]
-            other = theirs.get((*_layer(rows.name), name))
+            other = theirs.get((*_layer(rows.name), known[name])) if name in known else None
             fits = other is not None and other.shape == row.shape
             found.setdefault(name, []).append((row, other if fits else None))
-    taken = []
+    taken = {}
     for name, pairs in found.items():
         fitting = [(row, other) for row, other in pairs if other is not None]
         if len(fitting) == len(pairs):  # a class is taken on all levels or not at all
             for row, other in fitting:
                 row.copy_(other)
-            taken.append(name)
-    return tuple(taken)
+            taken[name] = known[name]
+    return taken
+
+
+def same_classes(names: Sequence[str], donor: Sequence[str]) -> dict[str, str]:
+    """Each of ``names`` that the donor knows → the donor's name: the same, or the only one that is merely written
+    otherwise and that no other of ``names`` has."""
+    free = [d for d in donor if d not in names and not d.startswith("\0")]  # names that are only numbers
+    near = {n: [d for d in free if alike(n, d)] for n in names}
+    wanted = Counter(d for n in names if n not in donor for d in near[n])
+    found = {n: n if n in donor else near[n][0] for n in names if n in donor or len(near[n]) == 1}
+    return {n: d for n, d in found.items() if n == d or wanted[d] == 1}
 
 
 def _layer(name: str) -> tuple[str, str]:
