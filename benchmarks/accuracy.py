@@ -89,7 +89,8 @@ def settings_of(args: argparse.Namespace, out: str) -> Run:
     settings = config.load(None, words)
     scenario = Scenario(settings.protocol, *open_data(settings))
     process_group = World(device=pick_device(settings.device))
-    return choices.complete(settings, scenario, process_group, choices.start_of(settings))[0]
+    start = choices.start_of(settings, scenario.task(0).taught_classes)
+    return choices.complete(settings, scenario, process_group, start)[0]
 
 
 def serve(side: str, args: argparse.Namespace) -> None:

@@ -215,8 +215,8 @@ class _Builder:
     out: Path
     cache: Path
     command: str
-    start: Start | None = None
-    """The parts that are pretrained when the runs start; None: not known yet."""
+    starts: dict[tuple[str, ...], Start] = field(default_factory=dict)
+    """Classes of a first task → the parts that are pretrained when its runs start."""
     why: list[str] = field(default_factory=list)
     materials: dict[str, _Material] = field(default_factory=dict)
     scenarios: dict[str, Scenario] = field(default_factory=dict)
@@ -307,9 +307,10 @@ class _Builder:
             run = choices.with_values(run, choices.defaults_in(theirs["settings"], choices.open_keys(run)))
         if not choices.open_keys(run):
             return run
-        self.start = self.start or choices.start_of(run)
         scenario = self._scenario(run, block)
-        run, lines = choices.complete(run, scenario, World(device=pick_device(run.device)), self.start)
+        classes = scenario.task(0).taught_classes
+        start = self.starts[classes] = self.starts.get(classes) or choices.start_of(run, classes)
+        run, lines = choices.complete(run, scenario, World(device=pick_device(run.device)), start)
         self.why = self.why or lines
         return run
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from ciod import detectors, methods
 from ciod.config.settings import Augment, Run, Train
 from ciod.core.files import is_file
-from ciod.detectors.files import weights
+from ciod.detectors.files import transfer, weights
 from ciod.runs import environment
 from ciod.runs.start import beside, epochs_of, per_task
 from ciod.training import effort
@@ -110,10 +110,11 @@ def compared(settings: Run, state: Mapping[str, Any]) -> tuple[dict[str, Any], d
     return mine, theirs
 
 
-def start_of(settings: Run, donor: Detector | None = None) -> Start:
+def start_of(settings: Run, classes: Sequence[str], donor: Detector | None = None) -> Start:
     """What is trained already when a run starts.
 
     Args:
+        classes: those of the first task.
         donor: the model of ``detector.weights``; None: the file is inspected if it can be read quickly.
     """
     d = settings.detector
@@ -128,7 +129,10 @@ def start_of(settings: Run, donor: Detector | None = None) -> Start:
         return "detector"
     if donor is None and is_file(d.weights):
         donor = weights.donor(Path(d.weights))
-    return "detector" if donor is None or type(donor) is detectors.find(d.name) else "trunk"
+    if donor is not None and type(donor) is not detectors.find(d.name):
+        return "trunk"
+    known = () if donor is None else transfer.same_classes(classes, donor.class_names)
+    return "known" if 2 * len(known) > len(classes) else "detector"
 
 
 def complete(

@@ -54,7 +54,8 @@ def chosen(settings: Run) -> tuple[Run, list[Step], list[str]]:
         scenario, lines = Scenario(settings.protocol, *open_data(settings)), []
         if choices.open_keys(settings):
             world = World(device=pick_device(settings.device))
-            settings, lines = choices.complete(settings, scenario, world, choices.start_of(settings))
+            start = choices.start_of(settings, scenario.task(0).taught_classes)
+            settings, lines = choices.complete(settings, scenario, world, start)
         return settings, [_counted(settings, scenario, i) for i in range(len(scenario))], lines
     unknown = choices.open_keys(settings)
     names = known_classes("shapes" if folder == "shapes" else settings.protocol.data)

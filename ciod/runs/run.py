@@ -142,7 +142,7 @@ class Runner:
 
     def _choose(self, beginning: resume.Beginning) -> list[str]:
         """Completes the settings, and then takes over another run's first task where they say so; returns notes."""
-        kind = choices.start_of(beginning.settings, self.donor)
+        kind = choices.start_of(beginning.settings, self.scenario.task(0).taught_classes, self.donor)
         complete, self.chosen = choices.complete(
             beginning.settings,
             self.scenario,

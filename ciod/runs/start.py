@@ -16,7 +16,7 @@ from ciod.core.plural import counted
 from ciod.data import formats
 from ciod.data.index import Index
 from ciod.data.scenarios import folds
-from ciod.detectors.files import weights
+from ciod.detectors.files import transfer, weights
 from ciod.memory import rehearsal
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def start(settings: Run, scenario: Scenario, reporter: Reporter) -> tuple[Detect
     taken = weights.load_fitting(detector, other or path, trunk_only=d.weights_from == "trunk", source=path)
     donor = None if d.weights_from == "trunk" else other
     reporter.say(taken.sentence(str(path)))
-    known = [n for n in scenario.classes if donor is not None and n in donor.class_names]
+    known = () if donor is None else transfer.same_classes(scenario.classes, donor.class_names)
     about = (
         f"which already knows {', '.join(known)}: these classes are not new to it"
         if known

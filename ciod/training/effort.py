@@ -19,23 +19,28 @@ from ciod.core.distributed import World
 from ciod.core.plural import counted
 from ciod.data.augment import Augment
 
-Start = Literal["detector", "trunk", "backbone", "nothing"]
-"""The pretrained parts: everything except the class layer; backbone and neck; the backbone; nothing."""
+Start = Literal["known", "detector", "trunk", "backbone", "nothing"]
+"""The pretrained parts: everything, for most of the first task's classes the class layer too; everything except the
+class layer; backbone and neck; the backbone; nothing."""
 
 # Images in which each class should be seen, over all epochs, and the minimum and maximum of images in total.
 SEEN = {"quick": (400, 1_500, 12_000), "normal": (1_500, 6_000, 60_000), "thorough": (6_000, 24_000, 300_000)}
 EPOCHS = {"quick": (3, 40), "normal": (8, 120), "thorough": (20, 300)}
 # How much more a task needs if less is trained already.
-LONGER = {"detector": 1, "trunk": 2, "backbone": 2, "nothing": 3}
+LONGER = {"known": 1, "detector": 1, "trunk": 2, "backbone": 2, "nothing": 3}
 BATCH = {"cpu": 8, "cuda": 16}
-# A branch starts from nothing; a network that knows other classes must not lose them.
-LR_BRANCH, LR_LATER = 1e-2, 1e-3
-LR = {"detector": 3e-3, "trunk": 4e-3, "backbone": 2e-3, "nothing": 2e-3}
+# A branch starts from nothing; a network that knows other classes must not lose them: the rate of later tasks, and of
+# those of a run that began with a whole detector.
+LR_BRANCH, LR_LATER, LR_LATER_WHOLE = 1e-2, 1e-3, 6e-4
+LR = {"known": 4e-4, "detector": 1e-3, "trunk": 4e-3, "backbone": 2e-3, "nothing": 2e-3}
 # The decoder of a query detector is trained from nothing by one object per query (docs/query-detectors.md).
-LR_QUERY = {"detector": 5e-4, "trunk": 1e-3, "backbone": 1e-3, "nothing": 1e-3}
+LR_QUERY = {"known": 5e-4, "detector": 5e-4, "trunk": 1e-3, "backbone": 1e-3, "nothing": 1e-3}
 LR_CHECKPOINT = 1e-4  # of a whole query detector that others trained; their recipes have it for batches of 16
+# Whole detectors: the rates above hold for this number of steps. Longer training takes smaller ones, which leave more
+# of what the detector knows; at least this part of the rate.
+LR_STEPS, LR_LEAST = 300, 0.25
 LR_SGD = 0.01  # for batches of 16, in proportion to the batch
-TRUNK = {"detector": 1.0, "trunk": 0.1, "backbone": 1.0, "nothing": 1.0}
+TRUNK = {"known": 1.0, "detector": 1.0, "trunk": 0.1, "backbone": 1.0, "nothing": 1.0}
 FROZEN_BELOW = 5_000  # below this number of steps an ImageNet backbone is better left unchanged
 EMA = (0.998, 0.9998)
 
@@ -107,7 +112,7 @@ def choose(facts: Facts, given: Mapping[str, Any], shared: Mapping[str, Any] | N
     batch = _given(given, "train.batch") or fixed.get("train.batch") or _batch(facts)
     epochs = _given(given, "train.epochs") or _epochs(facts, batch.value, given.get("train.steps"))
     steps = epochs.value * facts.per_epoch(batch.value)
-    lr = _given(given, "train.lr") or _lr(facts, batch.value if "train.batch" in given else None)
+    lr = _given(given, "train.lr") or _lr(facts, steps, batch.value if "train.batch" in given else None)
     found = {"train.epochs": epochs, "train.batch": batch, "train.lr": lr}
     for key, choice in {**_trunk(facts, steps, given), "train.ema": _ema(steps), **_augment()}.items():
         found[key] = _given(given, key) or fixed.get(key) or choice
@@ -182,6 +187,7 @@ def _epochs(facts: Facts, batch: int, steps: int | None) -> Choice:
 
 
 ABOUT = {
+    "known": "most of the classes are known and everything is trained already",
     "detector": "everything except the class layer is trained already",
     "trunk": "the head is new",
     "backbone": "neck and head are new",
@@ -189,23 +195,28 @@ ABOUT = {
 }
 
 
-def _lr(facts: Facts, batch: int | None) -> Choice:
+def _lr(facts: Facts, steps: int, batch: int | None) -> Choice:
     """``batch``: the batch if it was set by hand."""
     standard = BATCH["cuda" if facts.device == "cuda" else "cpu"]
     if facts.sgd:
         return Choice(LR_SGD * (batch or standard) / 16, ", for SGD, in proportion to the batch")
-    if facts.checkpoint and (facts.later or facts.start == "detector"):
+    whole = facts.start in ("known", "detector")
+    if facts.checkpoint and (facts.later or whole):
         base, why = LR_CHECKPOINT, ", for a checkpoint of transformers, as in the recipes of its authors"
     elif facts.branch and facts.query:
         base, why = LR_QUERY["trunk"], ", for a branch with queries, whose decoder starts as a copy"
     elif facts.branch:
         base, why = LR_BRANCH, ", for a branch, which starts from nothing"
     elif facts.later:
-        base, why = LR_QUERY["detector"] if facts.query else LR_LATER, ", for a network that must keep what it knows"
+        base = LR_QUERY["detector"] if facts.query else LR_LATER_WHOLE if whole else LR_LATER
+        why = ", for a network that must keep what it knows"
     elif facts.query:
         base, why = LR_QUERY[facts.start], f", for a detector with queries, as {ABOUT[facts.start]}"
     else:
         base, why = LR[facts.start], f", as {ABOUT[facts.start]}"
+    if whole and not (facts.branch or facts.query or facts.checkpoint):
+        base *= max(LR_LEAST, min(1.0, math.sqrt(LR_STEPS / steps)))
+        base, why = float(f"{base:.2g}"), f"{why}; for {counted(steps, 'step')}"
     if batch is None or batch == standard:
         return Choice(base, why)
     return Choice(float(f"{base * math.sqrt(batch / standard):.2g}"), f"{why}; for a batch of {batch}")
@@ -216,6 +227,7 @@ def _trunk(facts: Facts, steps: int, given: Mapping[str, Any]) -> Choices:
         return {"train.trunk_lr": Choice(1.0, ", as the head: the network was trained as a whole")}
     scale = TRUNK[facts.start]
     why = {
+        "known": ", as the head: both are trained",
         "detector": ", as the head: both are trained",
         "trunk": ", as it is trained and the head is new",
         "backbone": ", as the head: the neck is new",

@@ -42,7 +42,8 @@ def go(data: Path, out: Path, *words: str, hooks=(), until=None) -> str:
 def complete(data: Path, *words: str, **facts) -> tuple[config.Run, list[str]]:
     settings = load(data, *words)
     scenario = Scenario(settings.protocol, *open_data(settings))
-    return choices.complete(settings, scenario, World(), choices.start_of(settings), **facts)
+    start = choices.start_of(settings, scenario.task(0).taught_classes)
+    return choices.complete(settings, scenario, World(), start, **facts)
 
 
 # Chosen ---------------------------------------------------------------------------------------------------------------
@@ -102,18 +103,20 @@ def test_steps_of_every_task(data):
 
 
 def test_the_start_of_a_run(data, tmp_path):
-    def of(*words: str) -> str:
-        return choices.start_of(load(data, *words))
+    def of(*words: str, classes: tuple[str, ...] = ("a", "b")) -> str:
+        return choices.start_of(load(data, *words), classes)
 
     assert of() == of("detector=yolox-r50", "backbone_weights=random") == "nothing"
     assert of("detector=yolox-r50") == "backbone"
-    weights.save_model(tmp_path / "m.safetensors", detectors.build(("a",), name="yolox-nano", size=64))
+    weights.save_model(tmp_path / "m.safetensors", detectors.build(("cat", "hot dog"), name="yolox-nano", size=64))
     start = f"weights={tmp_path / 'm.safetensors'}"
     assert of("detector=yolox-nano", start) == "detector"
+    assert of("detector=yolox-nano", start, classes=("cow", "cat")) == "detector"  # half of them are not most
+    assert of("detector=yolox-nano", start, classes=("cow", "Hot-dogs", "cat")) == "known"
     assert of("detector=yolox-nano", start, "weights_from=trunk") == of("detector=gfl-nano", start) == "trunk"
     absent: list[str] = []  # a plan needs no weights
     plan = config.load(None, [*WORDS, f"data={data}", f"weights={tmp_path / 'no.pth'}"], absent=absent)
-    assert choices.start_of(plan) == "detector"
+    assert choices.start_of(plan, ("a",)) == "detector"
 
 
 def test_a_dial_that_is_misspelt(data):

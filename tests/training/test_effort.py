@@ -25,23 +25,25 @@ def reasons(facts: Facts = FACTS, **given) -> str:
     ("what", "wanted"),
     [
         # facts that differ from FACTS → epochs, batch, lr, trunk_lr, backbone_lr
-        ({}, (30, 8, 3e-3, 1.0, None)),
-        ({"effort": "quick"}, (8, 8, 3e-3, 1.0, None)),
-        ({"effort": "thorough"}, (122, 8, 3e-3, 1.0, None)),
-        ({"images": 3452, "classes": 20}, (9, 8, 3e-3, 1.0, None)),
-        ({"images": 100_000, "classes": 80}, (8, 8, 3e-3, 1.0, None)),  # the most views, and the least epochs
-        ({"images": 40, "classes": 1}, (120, 8, 3e-3, 1.0, None)),  # the most epochs
-        ({"images": 12}, (120, 3, 3e-3, 1.0, None)),  # a quarter of the images
-        ({"images": 1}, (120, 2, 3e-3, 1.0, None)),
+        ({}, (30, 8, 5.2e-4, 1.0, None)),
+        ({"effort": "quick"}, (8, 8, 1e-3, 1.0, None)),
+        ({"effort": "thorough"}, (122, 8, 2.6e-4, 1.0, None)),
+        ({"images": 3452, "classes": 20}, (9, 8, 2.8e-4, 1.0, None)),
+        ({"images": 100_000, "classes": 80}, (8, 8, 2.5e-4, 1.0, None)),  # the most views, and the least epochs
+        ({"images": 40, "classes": 1}, (120, 8, 7.1e-4, 1.0, None)),  # the most epochs
+        ({"images": 12}, (120, 3, 7.9e-4, 1.0, None)),  # a quarter of the images
+        ({"images": 1}, (120, 2, 1e-3, 1.0, None)),
+        ({"start": "known"}, (30, 8, 2.1e-4, 1.0, None)),
         ({"start": "trunk"}, (61, 8, 4e-3, 0.1, None)),
         ({"start": "backbone"}, (61, 8, 2e-3, 1.0, 0.0)),
         ({"start": "backbone", "images": 3000, "classes": 20}, (20, 8, 2e-3, 1.0, 0.1)),
         ({"start": "nothing"}, (91, 8, 2e-3, 1.0, None)),
         ({"start": "trunk", "later": True}, (30, 8, 1e-3, 1.0, None)),  # by then the head is trained, too
+        ({"later": True}, (30, 8, 3.1e-4, 1.0, None)),
         ({"later": True, "branch": True}, (91, 8, 1e-2, 1.0, None)),
-        ({"device": "cuda"}, (30, 16, 3e-3, 1.0, None)),
-        ({"device": "cuda", "processes": 3}, (30, 18, 3e-3, 1.0, None)),
-        ({"parts": 10}, (30, 10, 3e-3, 1.0, None)),
+        ({"device": "cuda"}, (30, 16, 7.3e-4, 1.0, None)),
+        ({"device": "cuda", "processes": 3}, (30, 18, 7.7e-4, 1.0, None)),
+        ({"parts": 10}, (30, 10, 5.8e-4, 1.0, None)),
         ({"sgd": True}, (30, 8, 5e-3, 1.0, None)),
         ({"query": True}, (30, 8, 5e-4, 1.0, None)),
         ({"query": True, "start": "trunk"}, (61, 8, 1e-3, 0.1, None)),
@@ -61,7 +63,7 @@ def test_less_that_is_trained_is_trained_longer(start):
     whole, found = values(), values(replace(FACTS, start=start))
     assert found["train.epochs"] == pytest.approx(effort.LONGER[start] * whole["train.epochs"], abs=2)
     line = sentences(replace(FACTS, start=start), choose(replace(FACTS, start=start), {}))[0]
-    assert ("times as many" in line) == (start != "detector")
+    assert ("times as many" in line) == (start not in ("known", "detector"))
 
 
 def test_the_decay_of_the_average_follows_from_the_steps():
@@ -71,10 +73,22 @@ def test_the_decay_of_the_average_follows_from_the_steps():
 
 
 def test_a_batch_by_hand_brings_its_learning_rate():
-    assert values(given={"train.batch": 8})["train.lr"] == 3e-3
-    assert values(given={"train.batch": 32})["train.lr"] == 6e-3  # the square root, as for Adam
+    assert values(given={"train.batch": 8})["train.lr"] == 5.2e-4
+    trunk = replace(FACTS, start="trunk")
+    assert values(trunk, given={"train.batch": 32})["train.lr"] == 8e-3  # the square root, as for Adam
+    assert values(given={"train.batch": 32})["train.lr"] == 2e-3  # and a fourth of the steps, which bring a rate, too
     assert values(replace(FACTS, sgd=True), {"train.batch": 64})["train.lr"] == 0.04
     assert "for a batch of 32" in reasons(batch=32)
+
+
+def test_longer_training_of_a_whole_detector_takes_smaller_steps():
+    def rate(steps: int, **facts: Any) -> float:
+        return values(replace(FACTS, images=8, **facts), {"train.steps": steps})["train.lr"]
+
+    assert [rate(n) for n in (1, 300, 1200, 4800, 48_000)] == [1e-3, 1e-3, 5e-4, 2.5e-4, 2.5e-4]
+    assert [rate(n, start="known") for n in (300, 1200, 48_000)] == [4e-4, 2e-4, 1e-4]
+    assert [rate(n, later=True) for n in (300, 1200, 48_000)] == [6e-4, 3e-4, 1.5e-4]
+    assert rate(48_000, start="trunk") == effort.LR["trunk"] and rate(48_000, sgd=True) == 0.005
 
 
 def test_settings_set_by_hand_are_kept():
@@ -110,7 +124,7 @@ def test_every_choice_has_its_reason():
     for part in (
         "effort=normal: 1,110 steps (30 epochs of 296 images), so that 6 classes are learnt from 8,880 views",
         "batch 8, for 2 CPU cores",
-        "learning rate 0.003, as everything except the class layer is trained already",
+        "learning rate 0.00052, as everything except the class layer is trained already; for 1,110 steps",
         "trunk: 1 of the learning rate, as the head: both are trained",
         "averaged weights: decay 0.998, for 1,110 steps",
         "augmentation: flip 0.5, photometric 0.5, scale 0.7 to 1.3, mosaic 0",
