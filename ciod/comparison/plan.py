@@ -307,8 +307,7 @@ class _Builder:
             run = choices.with_values(run, choices.defaults_in(theirs["settings"], choices.open_keys(run)))
         if not choices.open_keys(run):
             return run
-        scenario = self._scenario(run, block)
-        classes = scenario.task(0).taught_classes
+        classes = (scenario := self._scenario(run, block)).task(0).taught_classes
         start = self.starts[classes] = self.starts.get(classes) or choices.start_of(run, classes)
         run, lines = choices.complete(run, scenario, World(device=pick_device(run.device)), start)
         self.why = self.why or lines

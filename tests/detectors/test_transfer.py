@@ -64,7 +64,7 @@ def test_a_name_that_is_only_written_otherwise_takes_its_rows():
     assert taken == {"pottedplant": "potted plant", "TV": "tv", "dog": "dog", "Dog": "dogs"}
     for own, theirs in taken.items():
         assert all(torch.equal(a, b) for a, b in zip(rows_of(other, own), rows_of(donor, theirs), strict=True))
-    assert transfer.same_classes(("Cat", "cats"), ("cat",)) == {}  # which of the two, nobody knows
+    assert transfer.same_classes(("Cat", "cats"), ("cat",)) == {}  # either of the two could be meant
     assert transfer.same_classes(("0", "1"), ("\0" + "0", "\0" + "1")) == {}
 
 
