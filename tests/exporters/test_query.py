@@ -23,7 +23,7 @@ def test_a_file_gives_the_answers_of_the_model(name, tmp_path):
     detector.grow(["dog"])
     with torch.no_grad():
         for rows in detector.class_layers():
-            rows.tensor.mul_(0.5)  # logits of up to 30 would multiply the rounding of the features
+            rows.tensor.mul_(0.5)  # larger rows multiply the rounding of the features
     done = export(detector, tmp_path / "a.onnx", opset=17)
     assert done.verified and done.opset == 17 and done.score_difference < 1e-4 and done.box_difference < 1e-2
     session = onnxruntime.InferenceSession(str(done.path), providers=["CPUExecutionProvider"])
