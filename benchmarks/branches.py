@@ -51,7 +51,7 @@ def extended(args: Any) -> YOLOX:
     arbiter.add(x, row)
     nothing = torch.randn(4 * args.branches, arbiter.features, generator=random)
     arbiter.add_nothing(nothing, torch.full((len(nothing),), 50.0))
-    arbiter.fit(x, row)
+    arbiter.fit(x, row, torch.arange(len(row)) * 4 // len(row))
     return found.eval()
 
 

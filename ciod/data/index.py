@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -52,6 +53,11 @@ def count(problems: Problems, kind: str, rows: Iterable[int], where: Callable[[i
         problems.add(kind, where(row))
     if len(rows) > problems.limit:
         problems.counts[kind] += len(rows) - problems.limit
+
+
+def natural(text: str) -> tuple[tuple[bool, int, str], ...]:
+    """A key to sort by: numbers by value, so that ``a9`` comes before ``a10``."""
+    return tuple((t.isdecimal(), int(t) if t.isdecimal() else 0, t) for t in re.findall(r"\d+|\D+", text))
 
 
 @dataclass
@@ -110,9 +116,19 @@ class Index:
     def of_image(self, i: int) -> slice:
         return slice(int(self.starts[i]), int(self.starts[i + 1]))
 
+    def by_name(self) -> np.ndarray:
+        """[I] rows of the images, in the order of their file names: neighbours are often frames of one film."""
+        return np.array(sorted(range(len(self)), key=lambda i: (natural(self.files[i].name), i)), dtype=np.int64)
+
     def select(self, images: np.ndarray | None = None, boxes: np.ndarray | None = None) -> Index:
-        """A smaller Index: ``images`` rows to keep ([k] ascending row numbers), ``boxes`` [A] bool to keep."""
+        """A smaller Index: ``images`` rows to keep ([k] ascending row numbers), ``boxes`` [A] bool to keep.
+
+        Raises:
+            ValueError: rows that do not ascend; the boxes would go to other images.
+        """
         rows = np.arange(len(self)) if images is None else np.asarray(images, dtype=np.int64)
+        if (np.diff(rows) <= 0).any():
+            raise ValueError("the rows to keep must ascend; sort them, each once")
         place = np.full(len(self), -1, dtype=np.int64)
         place[rows] = np.arange(len(rows))
         keep = place[self.image] >= 0

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from ciod.core.boxes import gather_rows, pairwise_iou
 from ciod.core.types import Batch, Outputs, Targets
+from ciod.data.augment import Augment, TrainTransform
 from ciod.data.index import Index
-from ciod.data.loader import batches, eval_loader
+from ciod.data.loader import Order, batches, eval_loader, train_loader
 from ciod.detectors.base import Detector
 from ciod.detectors.branched import Branched
+from ciod.detectors.layers.arbiter import Arbiter
 from ciod.detectors.maps_branches import MapsBranches
 
 OBSERVED = 32  # pictures on which maps are measured
@@ -25,6 +27,8 @@ CLAIMED = 10  # boxes per picture that a branch, or the detector under it, takes
 BRANCH, OWN = 0.05, 0.3  # their minimum scores
 APART = 0.2  # IoU with all objects below which a box shows none
 PROTOTYPES = 4  # of boxes without an object, per extension
+VIEWS, ENOUGH = 4, 1200  # views of each picture with objects: at least 2, and no more than these if they make that many
+FOLDS = 4  # of the objects of a class, to judge each by statistics without its fold
 
 
 @torch.no_grad()
@@ -38,7 +42,7 @@ def standardise(detector: Branched, pictures: Index) -> None:
     training = detector.training
     detector.eval()
     chosen = pictures.select(np.unique(np.linspace(0, len(pictures) - 1, OBSERVED).astype(int)))
-    found = [batch.images for batch in _batches(chosen, detector, 8, 0, 0)]
+    found = [batch.images for batch in _batches(chosen, detector, 8, 0)]
     detector.observe(torch.cat(found))
     detector.train(training)
 
@@ -67,36 +71,85 @@ def gather(
     detector.eval()
     arbiter.on = False
     random = torch.Generator().manual_seed(seed)
-    objects: list[Tensor] = []
-    rows: list[Tensor] = []
+    learnt, without = _some(learnt, seed), [_some(index, seed) for index in without]
+    objects: list[_Objects] = []
     nothing: list[Tensor] = []
-    columns = torch.tensor(detector.parts[-1], device=detector.device)
     for index in (learnt, *without):
-        for found in _batches(index, detector, batch, workers, seed):
-            targets = found.targets.to(detector.device)
+        for found in _batches(index, detector, batch, workers):
             outputs = detector(found.images.to(detector.device, non_blocking=True))
-            image, place = torch.nonzero(targets.valid & torch.isin(targets.labels, columns), as_tuple=True)
             if index is learnt:
-                objects.append(arbiter.pool(outputs.maps, targets.boxes[image, place], image))
-                rows.append(targets.labels[image, place])
+                objects.append(_pooled(detector, arbiter, outputs, found))
+            targets = found.targets.to(detector.device)
             boxes, real = _apart(_candidates(outputs, found, random), targets, index is learnt)
             image, place = torch.nonzero(real, as_tuple=True)
             nothing.append(arbiter.pool(outputs.maps, boxes[image, place], image))
-    x, row, empty = torch.cat(objects), torch.cat(rows), torch.cat(nothing)
-    arbiter.add(x, row)
+    views = max(2, min(VIEWS, ENOUGH // max(1, len(learnt))))
+    for found in _views(learnt, detector, batch, workers, seed, views - 1):
+        outputs = detector(found.images.to(detector.device, non_blocking=True))
+        objects.append(_pooled(detector, arbiter, outputs, found))
+    x, row, image = (torch.cat(v) for v in zip(*objects, strict=True))
+    arbiter.add(x, row, 1 / views)
+    order = torch.from_numpy(np.argsort(learnt.by_name())).to(image.device)
+    arbiter.fit(x, row, _folds(row, order[image]), 1 / views)
+    empty = torch.cat(nothing)
     if len(empty):
         arbiter.add_nothing(*_prototypes(empty, arbiter.covariance().diagonal().float(), random))
-    arbiter.fit(x, row)
     arbiter.on = on
     detector.train(training)
 
 
-def _batches(index: Index, detector: Detector, batch: int, workers: int, seed: int) -> Iterator[Batch]:
-    if len(index) > MOST:
-        index = index.select(np.sort(np.random.default_rng([seed, 13]).permutation(len(index))[:MOST]))
+_Objects = tuple[Tensor, Tensor, Tensor]  # features, class and picture of each object
+
+
+def _pooled(detector: Branched, arbiter: Arbiter, outputs: Outputs, batch: Batch) -> _Objects:
+    """The objects of the newest branch in a batch."""
+    targets = batch.targets.to(detector.device)
+    columns = torch.tensor(detector.parts[-1], device=detector.device)
+    image, place = torch.nonzero(targets.valid & torch.isin(targets.labels, columns), as_tuple=True)
+    x = arbiter.pool(outputs.maps, targets.boxes[image, place], image)
+    assert batch.index is not None
+    return x, targets.labels[image, place], batch.index.to(image.device)[image]
+
+
+def _folds(row: Tensor, place: Tensor) -> Tensor:
+    """[n] folds of objects: of each class, its pictures in order, cut into ``FOLDS`` runs, because neighbours resemble
+    each other. -1 where all objects of a class are in one picture.
+
+    Args:
+        row: [n] their classes.
+        place: [n] places of their pictures in the order of file names.
+    """
+    pairs, of = torch.stack([row, place]).unique(dim=1, return_inverse=True)  # sorted by class, then by place
+    first = torch.searchsorted(pairs[0].contiguous(), pairs[0].contiguous())
+    n = torch.bincount(pairs[0])[pairs[0]]
+    fold = (torch.arange(len(n), device=n.device) - first) * FOLDS // n
+    return torch.where(n > 1, fold, -1)[of]
+
+
+def _some(index: Index, seed: int) -> Index:
+    if len(index) <= MOST:
+        return index
+    return index.select(np.sort(np.random.default_rng([seed, 13]).permutation(len(index))[:MOST]))
+
+
+def _batches(index: Index, detector: Detector, batch: int, workers: int) -> Iterator[Batch]:
     size, fill, place = detector.input.size, detector.input.fill, detector.input.place
     pin = detector.device.type == "cuda"
     return batches(eval_loader(index, size, fill, batch=batch, workers=workers, pin=pin, place=place))
+
+
+def _views(index: Index, detector: Detector, batch: int, workers: int, seed: int, number: int) -> Iterator[Batch]:
+    """``number`` views of each picture, with zoom, place and colours as in training. They are not mirrored: a mirrored
+    object may be another."""
+    transform = TrainTransform(Augment(flip=0), detector.input.size, detector.input.fill, detector.input.place)
+    pin, batch = detector.device.type == "cuda", min(batch, max(1, len(index)))
+    if not len(index):
+        return
+    loader = train_loader(index, transform, batch=batch, seed=seed, task=0, workers=workers, pin=pin, cache="off")
+    order = loader.batch_sampler
+    assert isinstance(order, Order)
+    for order.epoch in range(number):
+        yield from batches(loader)
 
 
 def _candidates(outputs: Outputs, batch: Batch, random: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -152,3 +152,17 @@ def test_names_are_merged_in_order_of_appearance(root, tmp_path):
 
 def test_public_names():
     assert all(hasattr(formats, name) for name in formats.__all__)
+
+
+def test_rows_that_do_not_ascend_would_mix_up_boxes(tmp_path):
+    images = sample_index(tmp_path, images=4)
+    assert [f.name for f in images.select(np.array([1, 3])).files] == [images.files[i].name for i in (1, 3)]
+    for rows in ([3, 1], [1, 1]):
+        with pytest.raises(ValueError, match="rows to keep must ascend"):
+            images.select(np.array(rows))
+
+
+def test_neighbours_by_name_are_those_by_number(tmp_path):
+    images = sample_index(tmp_path, images=3)
+    images.files = [tmp_path / n for n in ("a10.png", "a9.png", "A2.png")]
+    assert images.by_name().tolist() == [2, 1, 0]

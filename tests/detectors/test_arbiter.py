@@ -61,28 +61,77 @@ def test_statistics_of_two_extensions_are_those_of_both_at_once():
         assert torch.allclose(getattr(made, name), getattr(once, name), rtol=1e-4, atol=1e-4), name
 
 
-def test_an_object_left_out_is_judged_as_if_it_had_never_been_added():
+def test_views_of_an_object_weigh_as_much_as_the_object():
     x, row = objects(2, (12, 15, 10))
+    once = arbiter_of(x, row, 3)
+    thrice = Arbiter((2, 4), (8, 16), 3)
+    thrice.add(x.repeat(3, 1), row.repeat(3), 1 / 3)
+    for name in ("count", "mean", "scatter", "weight"):
+        assert torch.allclose(getattr(thrice, name), getattr(once, name), rtol=1e-4, atol=1e-4), name
+
+
+def test_objects_taken_out_leave_the_statistics_of_the_others():
+    x, row = objects(2, (12, 15, 10))
+    out = torch.arange(len(x)) % 4 == 0
     made = arbiter_of(x, row, 3)
-    got = made.left_out(x, row)
-    for i in (0, 13, 30):
-        others = torch.arange(len(x)) != i
-        alone = arbiter_of(x[others], row[others], 3).discriminants(x[i : i + 1])[0].double()
-        # the diagonal that the covariance is shrunk to stays, so nearly
-        assert torch.allclose(got[i] - got[i].mean(), alone - alone.mean(), rtol=0.05, atol=0.3)
-        exact = MultivariateNormal(torch.zeros(6).double(), arbiter_of(x[others], row[others], 3).covariance())
-        apart = x[i].double() - x[others & (row == row[i])].double().mean(0)
-        squared = apart @ torch.linalg.solve(exact.covariance_matrix, apart)
-        assert torch.allclose(-2 * got[i, row[i]], squared, rtol=0.1)
-    made.fit(x, row)
-    assert made.temperature[1] == len(x) and 0.9 < made.degree < 20
+    made.add(x[out], row[out], -1)
+    others = arbiter_of(x[~out], row[~out], 3)
+    for name in ("count", "mean", "scatter", "weight", "bias"):
+        assert torch.allclose(getattr(made, name), getattr(others, name), rtol=1e-3, atol=1e-3), name
+
+
+def test_each_fold_is_judged_by_statistics_without_it():
+    x, row = objects(2, (12, 15, 10))
+    fold = torch.arange(len(x)) % 3
+    made = arbiter_of(x, row, 3)
+    made.fit(x, row, fold)
+    degrees = torch.logspace(0, 7, 36, 2.0).double()
+    truth, logs = torch.zeros(36).double(), []
+    for f in range(3):
+        out = fold == f
+        others = arbiter_of(x[~out], row[~out], 3)
+        log = (others.discriminants(x[out]).double()[None] / degrees[:, None, None]).log_softmax(-1)
+        truth += log[:, torch.arange(int(out.sum())), row[out]].sum(1)
+        logs.append(others.distances(x[out] @ others.projection)[torch.arange(int(out.sum())), row[out]])
+    assert made.degree == pytest.approx(float(degrees[truth.argmax()]), rel=1e-5) and 0.9 < made.degree < 20
+    assert made.distance.tolist() == pytest.approx(
+        [float(torch.cat(logs).sum()), float(torch.cat(logs).square().sum()), len(x)], rel=1e-4
+    )
+
+
+def test_an_object_that_is_alone_is_judged_with_itself():
+    x, row = objects(2, (1, 15))
+    made = arbiter_of(x, row, 2)
+    made.fit(x, row, torch.cat([torch.tensor([-1]), torch.arange(15) % 3]))
+    assert made.temperature[1] == made.distance[2] == 16 and made.distance.isfinite().all()
+
+
+def test_folds_are_runs_of_neighbouring_pictures_of_each_class():
+    row = torch.tensor([1, 0, 0, 0, 0, 0, 2, 2, 0])
+    place = torch.tensor([5, 9, 7, 3, 3, 1, 4, 4, 5])
+    #        class 1: one picture; class 0: pictures 1, 3, 5, 7, 9; class 2: one picture, two objects
+    assert statistics._folds(row, place).tolist() == [-1, 3, 2, 0, 0, 0, -1, -1, 1]
+
+
+def test_frames_of_one_film_do_not_make_the_arbiter_sure():
+    """Objects of a class come in runs of nearly equal ones; folds of neighbours see how far runs are apart."""
+    g = torch.Generator().manual_seed(0)
+    runs, row = objects(4, (8, 8, 8))
+    x = runs.repeat_interleave(10, 0) + 0.01 * torch.randn(len(runs) * 10, 6, generator=g)
+    row = row.repeat_interleave(10)
+    place = torch.arange(len(x))
+    of_runs, of_frames = arbiter_of(x, row, 3), arbiter_of(x, row, 3)
+    of_runs.fit(x, row, statistics._folds(row, place))
+    of_frames.fit(x, row, place % 4)
+    assert of_runs.degree > 1.2 * of_frames.degree
+    assert of_runs.limit()[0] > of_frames.limit()[0]
 
 
 def test_what_is_far_from_every_learnt_object_is_not_known():
     x, row = objects(6, (60, 60))
     made = arbiter_of(x, row, 2)
     assert (made.known(torch.tensor([9.0])) == 1).all()  # nothing was fitted
-    made.fit(x, row)
+    made.fit(x, row, torch.arange(len(x)) % 4)
     new, label = objects(6, (200, 200))
     inside = made.known(made.distances(new @ made.projection))
     assert inside[torch.arange(400), label].quantile(0.05) > 0.8
@@ -253,7 +302,7 @@ def test_branches_with_bottlenecks_at_other_levels_are_exported(tmp_path, nms):
     row = torch.arange(3, made.num_classes).repeat(20)
     x = torch.randn(len(row), arbiter.features)
     arbiter.add(x, row)
-    arbiter.fit(x, row)
+    arbiter.fit(x, row, torch.arange(len(x)) * 4 // len(x))
     settings = {"nms": True, "score_threshold": 0.01, "max_detections": 60} if nms else {}
     done = export(made, tmp_path / "m.onnx", size=128, dynamic_size=True, **settings)
     assert done.verified and done.score_difference < 1e-4 and (not nms or done.detections > 50)

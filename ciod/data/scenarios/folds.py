@@ -16,7 +16,7 @@ import numpy as np
 
 from ciod.core.errors import CiodError
 from ciod.core.plural import counted
-from ciod.data.index import Index, Problems
+from ciod.data.index import Index, Problems, natural
 
 if TYPE_CHECKING:
     from ciod.data.scenarios.protocol import Protocol
@@ -70,11 +70,6 @@ def group_names(files: Sequence[Path], pattern: str | None) -> list[str]:
             f"({', '.join(missed[:3])}{', …' if missed[3:] else ''}); every image needs a group."
         )
     return ["\0".join(m.groups("")) if m.groups() else m[0] for m in found if m]
-
-
-def natural(text: str) -> tuple[tuple[bool, int, str], ...]:
-    """A key to sort by: numbers by value, so that ``a9`` comes before ``a10``."""
-    return tuple((t.isdecimal(), int(t) if t.isdecimal() else 0, t) for t in re.findall(r"\d+|\D+", text))
 
 
 def cut(pooled: Index, protocol: Protocol) -> tuple[Index, Index]:

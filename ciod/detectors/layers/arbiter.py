@@ -12,6 +12,7 @@ The stored statistics are sums: counts, means and one scatter matrix, no picture
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -97,18 +98,21 @@ class Arbiter(nn.Module):
         return x.new_zeros(len(x), self.features).index_add(1, self.column, x * self.sign)
 
     @torch.no_grad()
-    def add(self, x: Tensor, row: Tensor) -> None:
-        """Adds objects: ``x`` [n, features] of classes ``row`` [n]. The result does not depend on order or portions."""
+    def add(self, x: Tensor, row: Tensor, weight: float = 1.0) -> None:
+        """Adds objects: ``x`` [n, features] of classes ``row`` [n]. The result does not depend on order or portions.
+
+        Args:
+            weight: of each of them; with v views of every object 1 / v. Negative: they are taken out again.
+        """
         x, rows = x.double(), len(self.count)
-        n = torch.bincount(row, minlength=rows).double()
-        mean = x.new_zeros(rows, self.features).index_add(0, row, x) / n.clamp(min=1)[:, None]
+        seen = torch.bincount(row, minlength=rows).double()
+        mean = x.new_zeros(rows, self.features).index_add(0, row, x) / seen.clamp(min=1)[:, None]
         apart = x - mean[row]
-        before = self.count.double()
-        total = (before + n).clamp(min=1)
+        before, n = self.count.double(), weight * seen
+        total = (before + n).clamp(min=1e-6)
         step = mean - self.mean.double()
         # Chan, Golub and LeVeque's formula: two sets of observations as one, without cancellation.
-        between = step * (before * n / total).sqrt()[:, None]
-        scatter = apart.T @ apart + between.T @ between
+        scatter = weight * apart.T @ apart + (step * (before * n / total)[:, None]).T @ step
         first, second = torch.triu_indices(self.features, self.features, device=x.device)
         self.scatter.copy_(self.scatter.double() + scatter[first, second])
         self.mean.copy_(self.mean.double() + step * (n / total)[:, None])
@@ -216,56 +220,33 @@ class Arbiter(nn.Module):
         return torch.sigmoid((limit - logarithms) * slope)
 
     @torch.no_grad()
-    def fit(self, x: Tensor, row: Tensor) -> None:
-        """Adds the temperature under which the true classes of objects that were added are most probable, and their
-        distances, each judged by statistics without it (leave one out)."""
-        value, degrees = self.left_out(x, row), torch.logspace(0, 7, 36, 2.0, device=x.device)
-        place = torch.searchsorted(self.rows, row)
-        if len(row):
-            each = torch.arange(len(row), device=x.device)
-            inside = self._squared(x, row)
-            grown = (-2 * value[each, place] / inside.clamp(min=1e-9)).clamp(min=1).log()
-            log = self.distances(x @ self.projection)[each, place].double() + grown
-            self.distance += torch.stack([log.sum(), log.square().sum(), log.new_tensor(float(len(row)))])
-        log = (value[None] / degrees[:, None, None].double() + self.prior.double()).log_softmax(-1)
-        truth = log[:, torch.arange(len(row), device=x.device), place].mean(1)
-        if len(row):
-            best = degrees[truth.argmax()].log()
-            self.temperature += torch.stack([best * len(row), best.new_tensor(float(len(row)))])
+    def fit(self, x: Tensor, row: Tensor, fold: Tensor, weight: float = 1.0) -> None:
+        """Adds the temperature under which the true classes of objects that were added are most probable among all
+        classes, and their distances, each judged by statistics without the objects of its fold.
 
-    def _squared(self, x: Tensor, row: Tensor) -> Tensor:
-        """[n] float64: squared Mahalanobis distances from the object's class, with the object itself in the
-        statistics."""
-        apart = x.double() - self.mean[row].double()
-        return (torch.linalg.solve(self.covariance(), apart.T).T * apart).sum(1)
-
-    @torch.no_grad()
-    def left_out(self, x: Tensor, row: Tensor) -> Tensor:
-        """[n, rows] float64: minus half the squared distances, by statistics without the object itself. They are
-        ``discriminants`` up to a constant per object.
-
-        The mean of its class and the covariance are changed by rank one (Sherman and Morrison); the diagonal that the
-        covariance is shrunk to stays.
+        Args:
+            x, row, weight: as they were added.
+            fold: [n] int64; no fold has all objects of a class. Objects of -1 are judged by all statistics, themselves
+                included.
         """
-        x, mean = x.double(), self.mean[self.rows].double()
-        inverse = torch.linalg.inv(self.covariance())
-        place = torch.searchsorted(self.rows, row)
-        n = self.count[row].double()
-        apart = x - mean[place]
-        # Without the only object of a class nothing is left; it is judged with itself.
-        ratio = torch.where(n > 1, n / (n - 1).clamp(min=1), 1.0)
-        own = self.count[: self.classes]
-        freedom = float((own.sum() - (own > 0).sum()).clamp(min=2)) - 1
-        ratio_of_scatter = (1 - SHRINK) * ratio / freedom
-        near = apart @ inverse
-        size = (near * apart).sum(1)
-        lessen = ratio_of_scatter / (1 - ratio_of_scatter * size).clamp(min=1e-3)
-        at = x @ inverse
-        squared = (at * x).sum(1)[:, None] - 2 * at @ mean.T + ((mean @ inverse) * mean).sum(1)
-        cross = (near * x).sum(1)[:, None] - near @ mean.T
-        distance = squared + lessen[:, None] * cross**2
-        distance[torch.arange(len(x)), place] = ratio**2 * (size + lessen * size**2)
-        return -distance / 2
+        degrees = torch.logspace(0, 7, 36, 2.0, dtype=torch.double, device=x.device)
+        truth, logs = degrees.new_zeros(36), []
+        for f in fold.unique().tolist():
+            out = fold == f
+            others = self
+            if f >= 0:
+                others = copy.deepcopy(self)
+                others.add(x[out], row[out], -weight)
+            at, place = torch.arange(int(out.sum()), device=x.device), torch.searchsorted(others.rows, row[out])
+            value = others.discriminants(x[out])[:, others.rows < self.classes].double()
+            log = (value[None] / degrees[:, None, None]).log_softmax(-1)
+            truth += log[:, at, place].sum(1)
+            logs.append(others.distances(x[out] @ others.projection)[at, place].double())
+        if logs:
+            log, n = torch.cat(logs), weight * len(row)
+            best = degrees[truth.argmax()].log()
+            self.temperature += torch.stack([best * n, best.new_tensor(n)])
+            self.distance += torch.stack([weight * log.sum(), weight * log.square().sum(), log.new_tensor(n)])
 
     # Prediction ---------------------------------------------------------------------------------------------------
 
