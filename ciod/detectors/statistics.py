@@ -59,6 +59,9 @@ def gather(
 ) -> None:
     """Adds the statistics of the newest branch's classes to the detector's arbiter, which is created if needed.
 
+    Objects are read in two to four views of their pictures: with one, the covariance is too small, and the arbiter too
+    sure on new pictures (docs/results/extend-again.md).
+
     Args:
         detector: with a trained branch. Nothing is done if it has no arbiter.
         learnt: the pictures the branch was trained on, labelled in the order of the detector's classes.
