@@ -39,7 +39,8 @@ CONVERTED = {"data/augment.py", "data/masks.py", "data/scenarios/protocol.py", "
              "detectors/files/model_file.py", "detectors/onnx/written.py"}  # fmt: skip
 # Where a contract of the code is a ValueError. Each is in the docstring of what raises it.
 CONTRACTS = {"core/types.py", "data/formats/__init__.py", "data/index.py", "evaluation/ap.py",
-             "evaluation/continual.py", "evaluation/lvis.py", "evaluation/open_world.py", "evaluation/voc.py", "report/draw.py"}  # fmt: skip
+             "evaluation/continual.py", "evaluation/lvis.py", "evaluation/open_world.py", "evaluation/voc.py",
+             "report/draw.py"}  # fmt: skip
 
 
 def strange(source: str, file: str) -> list[str]:
