@@ -48,10 +48,9 @@ def extended(args: Any) -> YOLOX:
     row = torch.arange(known, found.num_classes).repeat(60)
     x = torch.randn(found.num_classes, arbiter.features, generator=random)[row]
     x = x + torch.randn(x.shape, generator=random)
-    arbiter.add(x, row)
     nothing = torch.randn(4 * args.branches, arbiter.features, generator=random)
     arbiter.add_nothing(nothing, torch.full((len(nothing),), 50.0))
-    arbiter.fit(x, row, torch.arange(len(row)) * 4 // len(row))
+    arbiter.learn(x, row, torch.arange(len(row)) * 4 // len(row))
     return found.eval()
 
 

@@ -91,9 +91,8 @@ def gather(
         outputs = detector(found.images.to(detector.device, non_blocking=True))
         objects.append(_pooled(detector, arbiter, outputs, found))
     x, row, image = (torch.cat(v) for v in zip(*objects, strict=True))
-    arbiter.add(x, row, 1 / views)
     order = torch.from_numpy(np.argsort(learnt.by_name())).to(image.device)
-    arbiter.fit(x, row, _folds(row, order[image]), 1 / views)
+    arbiter.learn(x, row, _folds(row, order[image]), 1 / views)
     empty = torch.cat(nothing)
     if len(empty):
         arbiter.add_nothing(*_prototypes(empty, arbiter.covariance().diagonal().float(), random))

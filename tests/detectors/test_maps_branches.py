@@ -199,7 +199,6 @@ def test_an_exported_graph_is_the_model_with_its_arbiter(name, tmp_path):
     arbiter = detector.add_arbiter()
     row = torch.tensor([1, 3, 4, 5]).repeat(20)
     x = torch.randn(len(row), arbiter.features)
-    arbiter.add(x, row)
-    arbiter.fit(x, row, torch.arange(len(x)) * 4 // len(x))
+    arbiter.learn(x, row, torch.arange(len(x)) * 4 // len(x))
     done = export(detector, tmp_path / "m.onnx", nms=True, score_threshold=0.001, max_detections=12)
     assert done.verified and done.score_difference < 1e-4 and done.detections > 4 * 12, "raw outputs are compared, too"

@@ -109,8 +109,7 @@ def test_an_arbiter_weighs_the_branches_as_before():
     # Statistics of a few small pictures would make it a steep function of the maps, and show how processors round.
     features = torch.randn(detector.num_classes, arbiter.features, generator=draws)[row]
     features = features + torch.randn(features.shape, generator=draws)
-    arbiter.add(features, row)
-    arbiter.fit(features, row, torch.arange(len(row)) * 4 // len(row))
+    arbiter.learn(features, row, torch.arange(len(row)) * 4 // len(row))
     copy = q.quick(detector, "onnx")
     outputs, wanted = copy(x), detector(x)
     weighed = detector.scores(wanted)

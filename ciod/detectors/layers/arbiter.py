@@ -102,7 +102,7 @@ class Arbiter(nn.Module):
         """Adds objects: ``x`` [n, features] of classes ``row`` [n]. The result does not depend on order or portions.
 
         Args:
-            weight: of each of them; with v views of every object 1 / v. Negative: they are taken out again.
+            weight: of each of them; with v views of every object 1 / v.
         """
         x, rows = x.double(), len(self.count)
         seen = torch.bincount(row, minlength=rows).double()
@@ -220,12 +220,12 @@ class Arbiter(nn.Module):
         return torch.sigmoid((limit - logarithms) * slope)
 
     @torch.no_grad()
-    def fit(self, x: Tensor, row: Tensor, fold: Tensor, weight: float = 1.0) -> None:
-        """Adds the temperature under which the true classes of objects that were added are most probable among all
-        classes, and their distances, each judged by statistics without the objects of its fold.
+    def learn(self, x: Tensor, row: Tensor, fold: Tensor, weight: float = 1.0) -> None:
+        """Adds objects, the temperature under which their true classes are most probable among all classes, and their
+        distances, each judged by statistics without the objects of its fold.
 
         Args:
-            x, row, weight: as they were added.
+            x, row, weight: see ``add``.
             fold: [n] int64; no fold has all objects of a class. Objects of -1 are judged by all statistics, themselves
                 included.
         """
@@ -233,15 +233,14 @@ class Arbiter(nn.Module):
         truth, logs = degrees.new_zeros(36), []
         for f in fold.unique().tolist():
             out = fold == f
-            others = self
-            if f >= 0:
-                others = copy.deepcopy(self)
-                others.add(x[out], row[out], -weight)
+            others, added = copy.deepcopy(self), ~out if f >= 0 else torch.ones_like(out)
+            others.add(x[added], row[added], weight)
             at, place = torch.arange(int(out.sum()), device=x.device), torch.searchsorted(others.rows, row[out])
             value = others.discriminants(x[out])[:, others.rows < self.classes].double()
             log = (value[None] / degrees[:, None, None]).log_softmax(-1)
             truth += log[:, at, place].sum(1)
             logs.append(others.distances(x[out] @ others.projection)[at, place].double())
+        self.add(x, row, weight)
         if logs:
             log, n = torch.cat(logs), weight * len(row)
             best = degrees[truth.argmax()].log()
